@@ -1,0 +1,285 @@
+"""Cross-entropy of a linear head without ever holding the logits.
+
+`labels` pick positions out of `hidden`; only those positions meet the head, a chunk of tokens at a time, and the gradient
+with respect to hidden states and head is computed in the same pass, so that of the [tokens, V] matrix one chunk
+exists at a time and nothing of it is kept for the backward pass. With logits l = W h, s = logsumexp(l) and y the label,
+the loss of one position is
+
+    (1 - eps) (s - l_y) + eps (s - mean(l)) + z s^2
+
+that is, `transformers.trainer_pt_utils.LabelSmoother` and the z-loss of PaLM, but summed, not averaged, over positions: the
+caller divides by the target tokens of the whole optimizer step. What is not needed is not computed: mean(l) is
+`h . mean(W)`, and the softmax is never normalised, since a factor on rows commutes with both products that follow.
+
+Not here: soft labels, class weights, a bias of the head. The gradient is computed once; there is no second derivative.
+
+Letters: B batch, T target tokens, H d_model, V vocabulary, C tokens in a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from t5peft.backbone import t5_of
+from t5peft.batches import IGNORED_LABEL
+
+# Elements of one chunk of logits. Smaller chunks stream the head's weights through the cache more often than they save.
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+MIN_CHUNK_TOKENS = 64
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients in one pass; `wanted` says which of hidden and weight get one."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        label_smoothing: float,
+        z_loss: float,
+        chunk_tokens: int,
+        wanted: tuple[bool, bool],
+    ) -> Tensor:
+        """hidden [C.., H], weight [V, H], labels [C..] -> []; every label counts."""
+        sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        loss = torch.zeros((), dtype=sums, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+        grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
+        mean_weight = weight.mean(0, dtype=sums) if label_smoothing else None
+        for start in range(0, len(labels), chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            loss += _chunk(
+                hidden[rows],
+                weight,
+                labels[rows],
+                label_smoothing,
+                z_loss,
+                mean_weight,
+                None if grad_hidden is None else grad_hidden[rows],
+                grad_weight,
+            )
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        ctx.grads = (grad_hidden, grad_weight)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = (None if grad is None else grad * grad_output for grad in ctx.grads)
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    mean_weight: Tensor | None,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+) -> Tensor:
+    """Loss [] of one chunk, hidden [C, H]; its gradient is written to grad_hidden [C, H], added to grad_weight [V, H]."""
+    sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    scores = _logits(hidden, weight, sums)
+    label_score = scores.gather(1, labels[:, None]).squeeze(1)
+    highest = scores.amax(1, keepdim=True)
+    scores = scores.sub_(highest).exp_()
+    total = scores.sum(1)
+    log_total = total.log() + highest.squeeze(1)
+
+    loss = log_total - (1 - label_smoothing) * label_score
+    slope = 1 + 2 * z_loss * log_total  # d loss / d log_total
+    if mean_weight is not None:
+        loss = loss - label_smoothing * (hidden.to(sums) @ mean_weight)
+    if z_loss:
+        loss = loss + z_loss * log_total.square()
+
+    row_scale = (slope / total)[:, None]
+    scores = scores.to(weight.dtype)
+    if grad_hidden is not None:
+        grad = (scores @ weight).to(sums) * row_scale
+        grad -= (1 - label_smoothing) * weight[labels].to(sums)
+        if mean_weight is not None:
+            grad -= label_smoothing * mean_weight
+        grad_hidden.copy_(grad)
+    if grad_weight is not None:
+        rows = hidden.to(sums)
+        grad_weight += (scores.t() @ (rows * row_scale).to(weight.dtype)).to(sums)
+        grad_weight.index_add_(0, labels, rows, alpha=label_smoothing - 1)
+        if label_smoothing:
+            grad_weight -= rows.sum(0) * (label_smoothing / len(weight))
+    return loss.sum()
+
+
+def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """hidden [C, H] and weight [V, H] to logits [C, V]; on CUDA half precision is summed straight into fp32."""
+    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(hidden, weight.t(), out_dtype=dtype)
+    return (hidden @ weight.t()).to(dtype)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Cross-entropy of the head `weight` on `hidden`, summed over the positions whose label is not -100.
+
+    Args:
+        hidden: [.., H], scaled as the head gets it.
+        weight: [V, H], of the same dtype, or any under autocast. Frozen: no gradient is computed for it.
+        labels: [..], int64; -100 does not count.
+        label_smoothing: share of the target probability spread evenly over the vocabulary, 0 <= it < 1.
+        z_loss: factor of the squared logsumexp.
+        chunk_tokens: tokens whose logits exist at once; None takes as many as fit a fixed number of bytes.
+
+    Returns:
+        [] in fp32 (fp64 for fp64 inputs). Without a counted label it is 0, and so are the gradients.
+
+    Raises:
+        ValueError: shapes that do not fit, labels outside the vocabulary, a smoothing outside [0, 1), a negative z_loss.
+    """
+    _check(hidden, weight, labels, label_smoothing, z_loss, chunk_tokens)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if chunk_tokens is None:
+        chunk_tokens = max(MIN_CHUNK_TOKENS, CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cuda"]) // len(weight))
+    counted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
+    hidden = hidden.flatten(0, -2)
+    if len(counted) < len(hidden):
+        hidden = hidden.index_select(0, counted)
+    wanted = (torch.is_grad_enabled() and hidden.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(
+            hidden, weight, labels.flatten()[counted], label_smoothing, z_loss, chunk_tokens, wanted
+        )
+
+
+def _check(
+    hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, z_loss: float, chunk_tokens: int | None
+) -> None:
+    """Raise one ValueError that names every problem."""
+    problems = []
+    if hidden.shape[:-1] != labels.shape or weight.ndim != 2 or hidden.shape[-1] != weight.shape[-1]:
+        problems.append(
+            f"hidden {list(hidden.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)} came;"
+            " expected [.., H], [V, H] and [..]."
+        )
+    elif labels.numel() and (labels.max() >= len(weight) or ((labels < 0) & (labels != IGNORED_LABEL)).any()):
+        problems.append(
+            f"labels reach from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(weight) - 1}, or"
+            f" {IGNORED_LABEL} where a position does not count. Do tokenizer and model belong together?"
+        )
+    if not 0 <= label_smoothing < 1:
+        problems.append(f"label_smoothing is {label_smoothing}; expected at least 0 and less than 1.")
+    if z_loss < 0:
+        problems.append(f"z_loss is {z_loss}; expected at least 0.")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        problems.append(f"chunk_tokens is {chunk_tokens}; expected at least 1, or None.")
+    if problems:
+        raise ValueError("linear_cross_entropy: " + " ".join(problems))
+
+
+class _PassThrough(nn.Module):
+    """In place of the head: hands its input on."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class _LossHead(nn.Module):
+    """In place of the head: decoder states [B, T, H] to the summed loss [], inside the model's own forward pass.
+
+    Inside, because what DistributedDataParallel and FSDP do around a forward pass (gather weights, find the outputs
+    from which gradients flow) then covers the head too.
+    """
+
+    def __init__(self, head: nn.Linear, labels: Tensor, label_smoothing: float, z_loss: float) -> None:
+        super().__init__()
+        self.head = head
+        self.labels = labels
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return linear_cross_entropy(
+            hidden, self.head.weight, self.labels, label_smoothing=self.label_smoothing, z_loss=self.z_loss
+        )
+
+
+@contextmanager
+def _head_replaced(t5: nn.Module, replacement: nn.Module) -> Iterator[None]:
+    head = t5.lm_head
+    t5.lm_head = replacement
+    try:
+        yield
+    finally:
+        t5.lm_head = head
+
+
+@contextmanager
+def with_hidden_states(t5: nn.Module) -> Iterator[None]:
+    """Inside the block `t5(...).logits` is what lm_head would have got, [B, T, H], scaled; no logits are made.
+
+    Whatever lm_head is, it is left out: for a head that is itself adapted, that leaves out the adapter (see `target_loss`).
+    """
+    with _head_replaced(t5, _PassThrough()):
+        yield
+
+
+def is_plain_head(head: nn.Module) -> bool:
+    """Whether `head(x)` is `x @ head.weight.T` and nothing else: no tuner layer around it, no bias, no hooks."""
+    return type(head) is nn.Linear and head.bias is None and not head._forward_hooks and not head._forward_pre_hooks
+
+
+def target_loss(
+    model: nn.Module, batch: Mapping[str, Any], *, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Tensor, int]:
+    """Summed loss [] over the target tokens of `batch`, and their number; one call of `model`.
+
+    Args:
+        model: a T5ForConditionalGeneration, alone or inside PeftModel, DistributedDataParallel and the like.
+        batch: what `t5peft.batches.collate` or `pack` returns; without decoder_input_ids, labels are shifted here.
+        label_smoothing, z_loss: as in `linear_cross_entropy`.
+
+    The logits are left out where the head is a plain linear layer; a head that is itself adapted (LoRA on lm_head, a head
+    in modules_to_save) is called as it is, and its logits exist.
+    """
+    t5 = t5_of(model)
+    inputs = dict(batch)
+    labels = inputs.pop("labels")
+    if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
+        inputs["decoder_input_ids"] = t5.prepare_decoder_input_ids_from_labels(labels)
+    target_tokens = int((labels != IGNORED_LABEL).sum())
+    if is_plain_head(t5.lm_head):
+        with _head_replaced(t5, _LossHead(t5.lm_head, labels, label_smoothing, z_loss)):
+            return model(**inputs, use_cache=False).logits, target_tokens
+    logits = model(**inputs, use_cache=False).logits
+    return logits_loss(logits, labels, label_smoothing=label_smoothing, z_loss=z_loss), target_tokens
+
+
+def logits_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+    """The same summed loss from logits [.., V] that exist already, for labels [..]."""
+    counted = labels != IGNORED_LABEL
+    scores = logits[counted]
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    log_total = scores.logsumexp(-1)
+    label_score = scores.gather(-1, labels[counted][:, None]).squeeze(-1)
+    loss = log_total - (1 - label_smoothing) * label_score - label_smoothing * scores.mean(-1)
+    return (loss + z_loss * log_total.square()).sum()
