@@ -1,0 +1,44 @@
+"""Parameter-efficient tuning of T5: LoRA, prefix tuning, prompt tuning, 8-bit QLoRA and IA3, beside full fine-tuning.
+
+    from t5peft import load_backbone, lora_wrap
+
+    model, tokenizer = load_backbone("mini")
+    model = lora_wrap(model)
+
+Names are imported when they are first used, so that ``import t5peft`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load_backbone": "t5peft.backbone",
+    "METHODS": "t5peft.methods",
+    "full_wrap": "t5peft.methods",
+    "ia3_wrap": "t5peft.methods",
+    "lora_wrap": "t5peft.methods",
+    "prefix_wrap": "t5peft.methods",
+    "prompt_wrap": "t5peft.methods",
+    "qlora_wrap": "t5peft.methods",
+    "Task": "t5peft.tasks",
+    "T5PeftTrainer": "t5peft.training",
+    "T5PeftTrainingArguments": "t5peft.training",
+    "load_adapter": "t5peft.checkpoint",
+    "save_adapter": "t5peft.checkpoint",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 't5peft' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

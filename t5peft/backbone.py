@@ -1,0 +1,156 @@
+"""Load a T5 and its tokenizer: the embedded one, a checkpoint of the hub, or a local folder.
+
+Covers T5, T5 v1.1, Flan-T5, mT5, umT5, ByT5 and CodeT5, which share one architecture:
+
+* T5 v1.0 has a relu feed-forward and one table for input and output embeddings, and scales the output by ``d_model ** -0.5``;
+* v1.1 and what descends from it (Flan-T5, mT5, umT5, ByT5) have a gated feed-forward and an output head of their own.
+
+transformers 5 marks every T5 config as tied, so a later ``resize_token_embeddings``, ``tie_weights`` or ``load_state_dict``
+would overwrite the head of a v1.1 checkpoint with its embeddings without a word. :func:`load_backbone` records in the config
+what the weights are.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+logger = logging.getLogger("t5peft")
+
+FAMILIES = ("t5", "mt5", "umt5")
+MINI = Path(__file__).parent / "mini"
+
+Quantization = Literal["int8", "nf4"]
+Variant = Literal["v1.0", "v1.1"]
+
+
+def load_backbone(
+    name: str | Path = "mini",
+    *,
+    quantize: Quantization | None = None,
+    dtype: torch.dtype | None = None,
+    num_labels: int | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a T5 and its tokenizer.
+
+    Args:
+        name: ``"mini"`` (the embedded backbone), a hub name such as ``"google/flan-t5-base"``, or a local folder.
+        quantize: ``"int8"`` (LLM.int8) or ``"nf4"`` (4 bit with double quantisation), both of bitsandbytes.
+        dtype: of the weights that are not quantised; None: float32, or bfloat16 for a quantised backbone on a machine
+            that computes in bfloat16.
+        num_labels: load ``T5ForSequenceClassification`` with a new head of so many classes.
+
+    Raises:
+        ValueError: for float16, an unknown ``quantize``, or a checkpoint that is no T5.
+        FileNotFoundError: where nothing is found under ``name``, locally or on the hub.
+    """
+    if dtype == torch.float16:
+        raise ValueError(
+            "Got dtype=torch.float16, in which the feed-forward activations of T5 overflow to inf and NaN; "
+            "expected torch.bfloat16 (same size, wider range) or torch.float32."
+        )
+    if quantize not in (None, "int8", "nf4"):
+        raise ValueError(f"Got quantize={quantize!r}; expected None, 'int8' or 'nf4'.")
+    path = str(MINI if str(name) == "mini" else name)
+    config = _found(AutoConfig, path)
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}.")
+    if quantize is not None and dtype is None and computes_bfloat16():
+        dtype = torch.bfloat16
+    options: dict[str, Any] = {"dtype": dtype or torch.float32}
+    if quantize is not None:
+        options["quantization_config"] = _quantization(quantize, options["dtype"])
+    if num_labels is not None:
+        options["num_labels"] = num_labels
+    auto_class = AutoModelForSeq2SeqLM if num_labels is None else AutoModelForSequenceClassification
+    model = _found(auto_class, path, **options)
+    if quantize is not None:
+        _undo_upcast(model, options["dtype"])
+    record_tying(model)
+    return model.eval(), _found(AutoTokenizer, path)
+
+
+def t5_of(model: nn.Module) -> PreTrainedModel:
+    """The T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself."""
+    while not isinstance(model, PreTrainedModel):
+        inner = next(
+            (part for name in ("module", "_orig_mod", "base_model", "model") if (part := getattr(model, name, None))),
+            None,
+        )
+        if inner is None or inner is model:
+            raise ValueError(f"Expected a T5, plain or wrapped, but got {type(model).__name__}.")
+        model = inner
+    return model
+
+
+def variant_of(config: Any) -> Variant:
+    """``"v1.0"`` for the relu models of 2019 and CodeT5, ``"v1.1"`` for the gated ones."""
+    return "v1.1" if config.is_gated_act else "v1.0"
+
+
+def has_untied_head(model: PreTrainedModel) -> bool:
+    """Whether ``model`` has an output head with weights of its own."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight.data_ptr() != embeddings.weight.data_ptr()
+
+
+def record_tying(model: PreTrainedModel) -> None:
+    """Write into the config of ``model`` that its head is untied, if so: from then on nothing ties it again."""
+    if has_untied_head(model):
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys.pop("lm_head.weight", None)
+        logger.info("The output head has weights of its own; it is kept apart from the embeddings.")
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine multiplies matrices in bfloat16 by hardware; in software it is some fifty times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
+
+
+def _quantization(quantize: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    # bitsandbytes leaves out lm_head by itself only where no list is given; a new head must not be quantised either.
+    kept = ["lm_head", "classification_head", "wo"]
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def _undo_upcast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Bring ``wo``, which transformers puts into float32 for float16's sake, back to ``dtype``."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.to(dtype)
+
+
+def _found(auto_class: Any, path: str, **options: Any) -> Any:
+    """``auto_class.from_pretrained`` with one clear error where there is nothing to load."""
+    try:
+        return auto_class.from_pretrained(path, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"No T5 could be loaded from {path!r}: it is no local folder with a config.json, weights and tokenizer, and "
+            f"the hub did not answer with one ({type(error).__name__}: {str(error).splitlines()[0]}). Expected 'mini' (the "
+            "embedded backbone, which needs no network), a local folder, or, with a network, a hub name such as "
+            "'google/flan-t5-base'."
+        ) from error

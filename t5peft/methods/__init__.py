@@ -1,0 +1,53 @@
+"""The tuning methods: one file each, and one table of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from t5peft.backbone import Quantization
+from t5peft.methods.full import full_wrap
+from t5peft.methods.ia3 import ia3_wrap
+from t5peft.methods.lora import lora_wrap
+from t5peft.methods.prefix import prefix_wrap
+from t5peft.methods.prompt import prompt_wrap
+from t5peft.methods.qlora import qlora_wrap
+
+
+@dataclass(frozen=True)
+class Method:
+    """A tuning method: how a model is wrapped, how its backbone is loaded, and where to start the learning rate."""
+
+    wrap: Callable[..., PreTrainedModel]
+    learning_rate: float
+    """For AdamW without weight decay; the comment in the table names its source."""
+    quantize: Quantization | None = None
+
+
+METHODS: dict[str, Method] = {
+    # Raffel et al. 2020 tune with Adafactor at 1e-3; for Adam 1e-4 is about the same (text-to-text-transfer-transformer #230).
+    "full": Method(full_wrap, 1e-4),
+    # Between Ladder Side-Tuning's 3e-4 (rank 32) and T-Few's 3e-3 (rank 4), for T5 both.
+    "lora": Method(lora_wrap, 1e-3),
+    # T-Few's prefix tuning of T0.
+    "prefix": Method(prefix_wrap, 1e-2),
+    # Lester et al. 2021.
+    "prompt": Method(prompt_wrap, 3e-1),
+    # Dettmers et al. 2023 tune T5 as LoRA is tuned.
+    "qlora": Method(qlora_wrap, 1e-3, "int8"),
+    # T-Few.
+    "ia3": Method(ia3_wrap, 3e-3),
+}
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "full_wrap",
+    "ia3_wrap",
+    "lora_wrap",
+    "prefix_wrap",
+    "prompt_wrap",
+    "qlora_wrap",
+]

@@ -1,0 +1,15 @@
+"""Full fine-tuning: every weight is trained. The reference of every table."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from t5peft.methods.wrapping import check_plain
+
+
+def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
+    """Make every weight of ``model`` trainable, in place. Raises ValueError for a wrapped or a quantised model."""
+    check_plain(model)
+    if getattr(model, "is_quantized", False):
+        raise ValueError("Quantised weights cannot be trained; load the backbone without quantize for full fine-tuning.")
+    return model.requires_grad_(True)

@@ -1,0 +1,87 @@
+"""LoRA (Hu et al. 2022, https://openreview.net/forum?id=nZeVKeeFYf9) on T5, by peft.
+
+A frozen linear map W gets a trained product of rank R beside it: ``W x + scale * B (A x)``, with A random and B zero, so that
+wrapping changes nothing. ``scale`` is ``alpha / R``, or ``alpha / sqrt(R)`` when rank-stabilised (Kalajdzievski 2023). DoRA
+(Liu et al. 2024) trains the norm of each row of W as well.
+
+peft's LoRA is right on T5 and is used as it is; here targets are checked, and a new head is always trained and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from t5peft.methods.wrapping import check_plain, wrap
+
+ATTENTION = ("q", "k", "v", "o")
+
+
+def linear_maps(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of every linear map of attention and feed-forward of ``model``; never of the embeddings or a head."""
+    return (*ATTENTION, *(("wi_0", "wi_1", "wo") if model.config.is_gated_act else ("wi", "wo")))
+
+
+def lora_wrap(
+    model: PreTrainedModel,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] | Literal["all-linear"] = ("q", "v"),
+    dora: bool = False,
+    rank_stabilised: bool = False,
+) -> PeftModel:
+    """Wrap ``model`` for LoRA, in place.
+
+    Args:
+        model: a T5.
+        rank: R.
+        alpha: numerator of the scale; None: twice the rank.
+        dropout: probability that an input of A is dropped in training.
+        targets: names of linear maps, query and value as in the paper by default; ``"all-linear"``: every linear map of
+            attention and feed-forward.
+        dora: weight-decomposed LoRA.
+        rank_stabilised: scale by ``alpha / sqrt(R)``.
+
+    Raises:
+        ValueError: for a wrapped model, a rank below one, or targets that match nothing, in whole or in part.
+    """
+    check_plain(model)
+    if rank < 1:
+        raise ValueError(f"Got rank={rank}; expected a whole number of at least 1.")
+    names = linear_maps(model) if targets == "all-linear" else tuple(targets)
+    check_targets(model, names)
+    return wrap(
+        model,
+        LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank if alpha is None else alpha,
+            lora_dropout=dropout,
+            target_modules=list(names),
+            use_dora=dora,
+            use_rslora=rank_stabilised,
+        ),
+    )
+
+
+def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    """Raise ValueError unless each of ``targets`` names linear maps of ``model`` that an adapter can change alone."""
+    if isinstance(targets, str) or not targets:
+        raise ValueError(f"Got targets={targets!r}; expected a list of names, or 'all-linear'.")
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if missing:
+        raise ValueError(
+            f"The targets {missing} match no linear map of this model; expected names among {list(linear_maps(model))}, or "
+            "'all-linear'."
+        )
+    if "lm_head" in targets and model.config.tie_word_embeddings:
+        raise ValueError(
+            "The output head of this model is its table of embeddings: an adapter on lm_head would change the embeddings "
+            f"as well when merged. Leave it out of the targets {list(targets)}."
+        )

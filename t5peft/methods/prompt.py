@@ -1,0 +1,242 @@
+"""Prompt tuning (Lester et al. 2021, https://aclanthology.org/2021.emnlp-main.243) for T5, as published.
+
+P trained vectors stand before the embedded source text, in the encoder alone:
+
+    encoder([prompt; embed(input_ids)])
+
+The decoder sees the encoder's states of prompt and text. The prompt takes part in the relative positions, directly before the first
+token that is not padding, so left and right padding give the same result.
+
+Two tuner layers do it: one around the encoder stack, which puts the prompt in and lengthens the mask, and one around the decoder
+stack, which lengthens the mask of the cross-attention likewise. Nothing of the model is patched, so ``generate``,
+``disable_adapter`` and classification heads need no special case.
+
+Letters: B batch, S source tokens, P prompt length, H d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import PeftType
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from t5peft.methods.registration import register
+from t5peft.methods.wrapping import check_plain, wrap
+
+Initialiser = Callable[[Tensor, int], Tensor]
+"""From the embedding table [V, H] and a length P to a first prompt [P, H]."""
+
+
+def from_random(std: float = 0.5) -> Initialiser:
+    """Uniform in [-std, std], as in section 3.2 of the paper."""
+    return lambda embeddings, length: torch.empty(length, embeddings.shape[1]).uniform_(-std, std)
+
+
+def from_vocabulary(most_common: int = 5000) -> Initialiser:
+    """Embeddings of random tokens among the ``most_common``, which stand first in a T5 vocabulary."""
+
+    def sample(embeddings: Tensor, length: int) -> Tensor:
+        return embeddings[torch.randint(min(most_common, embeddings.shape[0]), (length,), device=embeddings.device)]
+
+    return sample
+
+
+def from_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Initialiser:
+    """Embeddings of the tokens of ``text``, repeated up to the length, without its ``</s>``."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if not ids:
+        raise ValueError(f"The text {text!r} has no tokens to start a prompt from.")
+    return lambda embeddings, length: embeddings[[ids[i % len(ids)] for i in range(length)]]
+
+
+def from_class_labels(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Initialiser:
+    """One row a target word (the mean of its tokens' embeddings), filled up from the vocabulary; best in the paper."""
+    ids = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
+    if not ids or not all(ids):
+        raise ValueError(f"Got the words {list(words)}; expected at least one, and none that is empty.")
+
+    def initialise(embeddings: Tensor, length: int) -> Tensor:
+        rows = torch.stack([embeddings[tokens].mean(0) for tokens in ids])[:length]
+        return torch.cat([rows, from_vocabulary()(embeddings, length - len(rows))])
+
+    return initialise
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    """Length P of the prompt."""
+
+    length: int = 20
+    modules_to_save: list[str] | None = None
+    target_modules: str | None = None
+    exclude_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Name the two stacks for peft."""
+        super().__post_init__()
+        self.peft_type = PeftType("T5_PROMPT")
+        self.target_modules = r"(.*\.)?(encoder|decoder)"
+
+
+class _StackLayer(nn.Module, BaseTunerLayer):
+    """A T5 stack in a tuner layer; what is asked of it and is not here, the stack answers."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lengths: dict[str, int] = {}
+
+    other_param_names = ("lengths",)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def active(self) -> list[str]:
+        """Names of the prompts that stand before the text now."""
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.lengths]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raise ValueError: a prompt is no change of a weight."""
+        raise ValueError("A prompt cannot be merged into the weights of T5; it is served as the adapter that it is.")
+
+
+class PromptEncoder(_StackLayer):
+    """The encoder stack with the active prompts before its text."""
+
+    adapter_layer_names = ("t5prompt",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.t5prompt = nn.ParameterDict()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Encode input_ids [B, S] (or inputs_embeds [B, S, H]) after the prompt: states [B, P + S, H]."""
+        names = self.active()
+        if not names:
+            return self.base_layer(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            )
+        if kwargs.get("encoder_block_mask") is not None:
+            raise ValueError("A packed row has one prompt for several examples; prompt tuning takes one example a row.")
+        if inputs_embeds is None:
+            inputs_embeds = self.base_layer.embed_tokens(input_ids)
+        prompt = torch.cat([self.t5prompt[name] for name in names]).to(inputs_embeds.dtype)
+        rows = prompt.expand(len(inputs_embeds), -1, -1)
+        lengthened = torch.cat([rows, inputs_embeds], dim=1)
+        if attention_mask is not None:
+            order = prompt_order(attention_mask, len(prompt))
+            lengthened = lengthened.take_along_dim(order[..., None], dim=1)
+            attention_mask = lengthen(attention_mask, len(prompt))
+        return self.base_layer(attention_mask=attention_mask, inputs_embeds=lengthened, **kwargs)
+
+
+class PromptDecoder(_StackLayer):
+    """The decoder stack with the mask of its cross-attention lengthened to what the encoder returned."""
+
+    def forward(self, *args: Any, encoder_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """Decode with encoder_attention_mask [B, S] lengthened by the prompt to [B, P + S]."""
+        length = sum(self.lengths[name] for name in self.active())
+        if length and encoder_attention_mask is not None:
+            encoder_attention_mask = lengthen(encoder_attention_mask, length)
+        return self.base_layer(*args, encoder_attention_mask=encoder_attention_mask, **kwargs)
+
+
+class PromptTuner(BaseTuner):
+    """Puts the two tuner layers around the stacks."""
+
+    prefix = "t5prompt"
+    tuner_layer_cls = _StackLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        return peft_config
+
+    def _create_and_replace(
+        self,
+        peft_config: PromptConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        if isinstance(target, _StackLayer):
+            layer = target
+        else:
+            layer = PromptDecoder(target) if target.is_decoder else PromptEncoder(target)
+            setattr(parent, target_name, layer)
+        layer.lengths[adapter_name] = peft_config.length
+        if isinstance(layer, PromptEncoder):
+            embeddings = layer.base_layer.embed_tokens.weight
+            layer.t5prompt[adapter_name] = nn.Parameter(
+                torch.zeros(peft_config.length, embeddings.shape[1], device=embeddings.device)
+            )
+
+
+def prompt_order(attention_mask: Tensor, length: int) -> Tensor:
+    """Where each position of [padding; prompt; text] comes from in [prompt; padding; text].
+
+    Shapes: attention_mask [B, S] -> [B, P + S]. With right padding that is the identity.
+    """
+    source_length = attention_mask.shape[1]
+    padding = attention_mask.to(torch.bool).to(torch.uint8).argmax(dim=1, keepdim=True)
+    position = torch.arange(length + source_length, device=attention_mask.device).expand(len(attention_mask), -1)
+    moved = torch.where(position < padding, position + length, position - padding)
+    return torch.where(position < padding + length, moved, position)
+
+
+def lengthen(attention_mask: Tensor, length: int) -> Tensor:
+    """The mask [B, P + S] of a text with mask [B, S] and a prompt before its first token."""
+    prompt = attention_mask.new_ones(len(attention_mask), length)
+    return torch.cat([prompt, attention_mask], dim=1).take_along_dim(prompt_order(attention_mask, length), dim=1)
+
+
+def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initialiser | None = None) -> PeftModel:
+    """Wrap ``model`` for prompt tuning, in place.
+
+    Args:
+        model: a T5 of any geometry, with or without a classification head.
+        length: P, the number of trained vectors.
+        initialise: :func:`from_random`, :func:`from_vocabulary` (the default), :func:`from_text`,
+            :func:`from_class_labels`, or a function of your own from embeddings [V, H] and P to [P, H].
+
+    Raises:
+        ValueError: for a wrapped model, a length below one, or an initialiser that returns another shape.
+    """
+    check_plain(model)
+    if length < 1:
+        raise ValueError(f"Got length={length}; expected a whole number of at least 1.")
+    embeddings = model.get_input_embeddings().weight.detach()
+    first = (initialise or from_vocabulary())(embeddings, length)
+    if first.shape != (length, embeddings.shape[1]):
+        raise ValueError(
+            f"The initialiser returned a prompt of shape {tuple(first.shape)}; expected [P, H] = "
+            f"{(length, embeddings.shape[1])}."
+        )
+    wrapped = wrap(model, PromptConfig(length=length))
+    with torch.no_grad():
+        for module in wrapped.modules():
+            if isinstance(module, PromptEncoder):
+                module.t5prompt[wrapped.active_adapter].copy_(first)
+    return wrapped
+
+
+register("t5_prompt", PromptConfig, PromptTuner)

@@ -1,0 +1,58 @@
+"""QLoRA (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314) on T5: LoRA beside frozen weights of 8 or 4 bits.
+
+8 bits are LLM.int8 (Dettmers et al. 2022), 4 bits are nf4 with double quantisation, both by bitsandbytes. LoRA stands at every
+linear map, as in the paper.
+
+Differs from peft's ``prepare_model_for_kbit_training``, which puts everything that is not quantised into float32: here ``wo``, the
+embeddings and the head stay in the dtype that :func:`~t5peft.load_backbone` chose, and the adapter is in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from t5peft.methods.lora import lora_wrap
+from t5peft.methods.wrapping import check_plain
+
+
+def qlora_wrap(
+    model: PreTrainedModel,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] | Literal["all-linear"] = "all-linear",
+) -> PeftModel:
+    """Wrap a quantised ``model`` for LoRA, in place.
+
+    Args:
+        model: a T5 from ``load_backbone(name, quantize="int8")`` or ``"nf4"``.
+        rank: R.
+        alpha: numerator of the scale; None: twice the rank.
+        dropout: probability that an input of A is dropped in training.
+        targets: names of linear maps, or all of attention and feed-forward.
+
+    Raises:
+        ValueError: for a model that is not quantised, and as :func:`~t5peft.lora_wrap` does.
+    """
+    check_plain(model)
+    if not getattr(model, "is_quantized", False):
+        raise ValueError(
+            "qlora_wrap expects a quantised model, but this one is not: load it by load_backbone(name, quantize='int8') or "
+            "'nf4', or call lora_wrap."
+        )
+    _silence_casts()
+    return lora_wrap(model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+
+
+def _silence_casts() -> None:
+    """Drop the note on casting that bitsandbytes writes at every matrix product."""
+    message = "MatMul8bitLt: inputs will be cast"
+    warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: message not in record.getMessage())

@@ -1,0 +1,59 @@
+"""What every ``*_wrap`` does: check the model, hand it to peft, keep its head trainable."""
+
+from __future__ import annotations
+
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from t5peft.backbone import FAMILIES
+
+# The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
+_HEADS: dict[str, tuple[str, TaskType]] = {
+    "ForConditionalGeneration": ("", TaskType.SEQ_2_SEQ_LM),
+    "ForSequenceClassification": ("classification_head", TaskType.SEQ_CLS),
+    "ForTokenClassification": ("classifier", TaskType.TOKEN_CLS),
+    "ForQuestionAnswering": ("qa_outputs", TaskType.QUESTION_ANS),
+    "EncoderModel": ("", TaskType.FEATURE_EXTRACTION),
+}
+
+
+def check_plain(model: nn.Module) -> PreTrainedModel:
+    """Return ``model`` if it is a plain T5.
+
+    Raises ValueError for a model that is wrapped already, or is no T5.
+    """
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            f"The model is already wrapped with the adapter(s) {sorted(model.peft_config)}. A wrap expects a plain T5: "
+            "call model.unload() or load_backbone() first, or model.add_adapter(name, config) for a second adapter."
+        )
+    if not isinstance(model, PreTrainedModel) or model.config.model_type not in FAMILIES:
+        raise ValueError(
+            f"A wrap expects a T5 of transformers (model type {', '.join(FAMILIES)}), but got {type(model).__name__}"
+            f"{f' of type {model.config.model_type!r}' if isinstance(model, PreTrainedModel) else ''}. "
+            "load_backbone(name) returns one."
+        )
+    return model
+
+
+def head_of(model: PreTrainedModel) -> str | None:
+    """Name of the freshly initialised head of ``model``, which every method must train and save, or None."""
+    return _kind(model)[0] or None
+
+
+def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """Wrap ``model`` in place by ``config``: task type and trained head are filled in, the backbone is frozen."""
+    head, config.task_type = _kind(model)
+    if head:
+        config.modules_to_save = sorted({*(config.modules_to_save or []), head})
+    # A freshly loaded model is in evaluation mode; peft keeps whatever mode it finds.
+    return get_peft_model(model, config)
+
+
+def _kind(model: PreTrainedModel) -> tuple[str, TaskType]:
+    name = type(model).__name__
+    for suffix, kind in _HEADS.items():
+        if name.endswith(suffix):
+            return kind
+    raise ValueError(f"No adapter task is known for {name}; expected a class that ends in {', '.join(_HEADS)}.")
