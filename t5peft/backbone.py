@@ -79,7 +79,7 @@ def load_backbone(
     model = _found(auto_class, path, **options)
     if quantize is not None:
         _undo_upcast(model, options["dtype"])
-    record_tying(model)
+    correct_config(model)
     return model.eval(), _found(AutoTokenizer, path)
 
 
@@ -107,12 +107,18 @@ def has_untied_head(model: PreTrainedModel) -> bool:
     return head is not None and head.weight.data_ptr() != embeddings.weight.data_ptr()
 
 
-def record_tying(model: PreTrainedModel) -> None:
-    """Write into the config of ``model`` that its head is untied, if so: from then on nothing ties it again."""
-    if has_untied_head(model):
+def correct_config(model: PreTrainedModel) -> None:
+    """Make the config of ``model`` say what its weights are, in place.
+
+    An untied head is marked as such: from then on nothing ties it again. A decoder that is not as deep as the encoder gets
+    its depth where ``generate`` looks for it when it makes a cache.
+    """
+    if has_untied_head(model) and model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
         model.all_tied_weights_keys.pop("lm_head.weight", None)
         logger.info("The output head has weights of its own; it is kept apart from the embeddings.")
+    if model.config.num_decoder_layers != model.config.num_layers:
+        model.config.decoder_layers = model.config.num_decoder_layers
 
 
 def computes_bfloat16() -> bool:

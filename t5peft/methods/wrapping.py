@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from t5peft.backbone import FAMILIES
+from t5peft.backbone import FAMILIES, correct_config
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
@@ -45,10 +47,13 @@ def head_of(model: PreTrainedModel) -> str | None:
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Wrap ``model`` in place by ``config``: task type and trained head are filled in, the backbone is frozen."""
     head, config.task_type = _kind(model)
+    correct_config(model)
     if head:
         config.modules_to_save = sorted({*(config.modules_to_save or []), head})
-    # A freshly loaded model is in evaluation mode; peft keeps whatever mode it finds.
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft reads a property that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _kind(model: PreTrainedModel) -> tuple[str, TaskType]:
