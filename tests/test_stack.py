@@ -1,0 +1,505 @@
+"""What the plain stack gets wrong on T5, and that ours gets it right.
+
+Each test asserts the right behaviour. `both_stacks` runs it on the plain stack, where it must fail in the named way
+(a strict expected failure: if a later release mends the fault, the test says so), and on ours, where it must pass.
+Where the two cannot be asked in the same words, a pair of tests stands side by side.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
+from stacks import PLAIN, PROMPT_LENGTH, Stack, both_stacks, one_step, plain_fault, relative_difference
+from tiny import (
+    EOS,
+    tiny_batch,
+    tiny_classifier,
+    tiny_classifier_batch,
+    tiny_records,
+    tiny_t5,
+    tiny_tokenizer,
+)
+from torch import Tensor
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
+)
+
+DidNotRaise = pytest.fail.Exception
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).logits
+
+
+@torch.no_grad()
+def encoder_of(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).encoder_last_hidden_state
+
+
+def save_backbone(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+# D1: loss and gradients are scaled wrongly
+
+
+@both_stacks()
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_d1_loss_and_gradient_do_not_depend_on_accumulation(stack: Stack, method: str, tmp_path: Path) -> None:
+    results = []
+    for accumulation, batch_size in ((1, 4), (4, 1)):
+        torch.manual_seed(0)
+        model = tiny_t5() if method == "full" else stack.lora(tiny_t5())
+        trainer = stack.trainer(
+            model,
+            tmp_path,
+            tiny_records(4),
+            gradient_accumulation_steps=accumulation,
+            per_device_train_batch_size=batch_size,
+            max_steps=1,
+        )
+        results.append(one_step(trainer))
+    (loss, gradient), (loss_in_parts, gradient_in_parts) = results
+    assert loss_in_parts == pytest.approx(loss, rel=1e-5)  # the log rounds
+    assert relative_difference(gradient_in_parts, gradient) < 1e-6
+
+
+@both_stacks()
+def test_d1_the_evaluation_loss_is_the_mean_over_target_tokens(stack: Stack, tmp_path: Path) -> None:
+    model, records = tiny_t5(), tiny_records(7)
+    total, count = 0.0, 0
+    for record in records:
+        source, target = torch.tensor([record["input_ids"]]), torch.tensor([record["labels"]])
+        decoder_input_ids = reference.shift_right(target, model.config)
+        scores = reference.logits(model.state_dict(), model.config, source, torch.ones_like(source), decoder_input_ids)
+        summed, tokens = reference.summed_cross_entropy(scores, target)
+        total, count = total + float(summed), count + tokens
+    trainer = stack.trainer(model, tmp_path, records, per_device_eval_batch_size=3)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / count, rel=1e-6)
+
+
+@plain_fault(ValueError)
+def test_d1_label_smoothing_needs_no_hint_for_the_collator_plain(tmp_path: Path) -> None:
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], max_steps=1, label_smoothing_factor=0.1, disable_tqdm=True
+    )
+    collator = DataCollatorForSeq2Seq(tiny_tokenizer())
+    Seq2SeqTrainer(model=tiny_t5(), args=arguments, train_dataset=tiny_records(), data_collator=collator).train()
+
+
+@both_stacks(AttributeError)
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_d1_label_smoothing_works_with_every_method(stack: Stack, method: str, tmp_path: Path) -> None:
+    model = getattr(stack, method)(tiny_t5())
+    trainer = stack.trainer(model, tmp_path, tiny_records(), label_smoothing_factor=0.1, max_steps=1)
+    loss, gradient = one_step(trainer)
+    assert loss > 0
+    assert all(tensor.abs().max() > 0 for tensor in gradient.values())
+
+
+# D2: peft's prefix tuning is not prefix tuning on T5
+
+
+@both_stacks()
+def test_d2_the_encoder_gets_a_prefix(stack: Stack) -> None:
+    model, batch = tiny_t5(), tiny_batch()
+    before = encoder_of(model, batch)
+    assert (encoder_of(stack.prefix(model).eval(), batch) - before).abs().max() > 1e-3
+
+
+@both_stacks()
+def test_d2_cross_attention_gets_a_prefix(stack: Stack) -> None:
+    model = tiny_t5()
+    states, memory = torch.randn(2, 3, 32), torch.randn(2, 4, 32)
+
+    def attend(t5: PreTrainedModel) -> Tensor:
+        with torch.no_grad():
+            return t5.decoder.block[0].layer[1].EncDecAttention(states, key_value_states=memory)[0]
+
+    before = attend(model)
+    assert (attend(stack.prefix(model).eval().get_base_model()) - before).abs().max() > 1e-3
+
+
+@both_stacks()
+def test_d2_every_parameter_of_the_prefix_gets_a_gradient(stack: Stack) -> None:
+    model = stack.prefix(tiny_t5())
+    model(**tiny_batch()).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            blocks = parameter.grad.reshape(-1, 32).abs().amax(dim=-1)
+            assert bool((blocks > 0).all()), name
+
+
+@both_stacks((RuntimeError, IndexError))
+def test_d2_any_geometry_takes_a_prefix(stack: Stack) -> None:
+    model = stack.prefix(tiny_t5("wide"))
+    model(**tiny_batch()).loss.backward()
+
+
+@both_stacks(IndexError)
+def test_d2_a_decoder_deeper_than_the_encoder_takes_a_prefix(stack: Stack) -> None:
+    model = stack.prefix(tiny_t5("v1.1", num_decoder_layers=3))
+    model(**tiny_batch()).loss.backward()
+
+
+@both_stacks((RuntimeError, ValueError))
+def test_d2_a_prefix_trains_with_gradient_checkpointing(stack: Stack) -> None:
+    model = stack.prefix(tiny_t5())
+    model.train()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model(**tiny_batch()).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@both_stacks()
+def test_d2_a_projected_prefix_can_be_loaded_to_train_on(stack: Stack, tmp_path: Path) -> None:
+    """The network that makes the prefix is in the file, so that training can go on from it."""
+    model = stack.prefix(tiny_t5(), projection=True)
+    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.save_pretrained(tmp_path)
+    from safetensors.torch import load_file
+
+    saved = sum(tensor.numel() for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
+    trained = sum(parameter.numel() for name, parameter in model.named_parameters() if name in expected)
+    assert saved >= trained
+
+
+@both_stacks()
+def test_d2_generation_without_a_cache_keeps_the_prefix(stack: Stack) -> None:
+    model, inputs = big_prefix(stack), inputs_of(tiny_batch())
+    cached = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    uncached = model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=False)
+    assert cached.tolist() == uncached.tolist()
+
+
+@both_stacks((RuntimeError, ValueError, AttributeError, TypeError, IndexError))
+def test_d2_generation_with_a_static_cache_keeps_the_prefix(stack: Stack) -> None:
+    model, inputs = big_prefix(stack), inputs_of(tiny_batch())
+    dynamic = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    static = model.generate(**inputs, max_new_tokens=8, do_sample=False, cache_implementation="static")
+    assert dynamic.tolist() == static.tolist()
+
+
+def big_prefix(stack: Stack) -> PeftModel:
+    """A prefix so large that leaving it out changes the tokens."""
+    torch.manual_seed(1)
+    model = stack.prefix(tiny_t5()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=3.0)
+    return model
+
+
+@plain_fault(IndexError)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_d2_a_decoder_deeper_than_the_encoder_generates_with_a_cache_plain(cache: str) -> None:
+    inputs = inputs_of(tiny_batch())
+    tiny_t5("wide").generate(**inputs, max_new_tokens=4, do_sample=False, cache_implementation=cache)
+
+
+# D3: a classification head is frozen and not saved
+
+
+@both_stacks()
+def test_d3_the_head_of_a_classifier_is_trained(stack: Stack) -> None:
+    model = stack.lora(tiny_classifier())
+    head = [p for name, p in model.named_parameters() if "classification_head" in name and p.requires_grad]
+    assert head
+    model(**tiny_classifier_batch()).loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in head)
+
+
+@both_stacks()
+def test_d3_the_trained_head_of_a_classifier_is_saved(stack: Stack, tmp_path: Path) -> None:
+    model, batch = stack.lora(tiny_classifier()).eval(), tiny_classifier_batch()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "classification_head" in name:
+                parameter.mul_(-1.5)
+    expected = logits_of(model, batch)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_classifier(), tmp_path).eval()
+    torch.testing.assert_close(logits_of(loaded, batch), expected, rtol=0, atol=0)
+
+
+@both_stacks(NotImplementedError)
+def test_d3_a_classifier_takes_a_prompt(stack: Stack) -> None:
+    model = stack.prompt(tiny_classifier())
+    model(**tiny_classifier_batch()).loss.backward()
+
+
+@both_stacks(RuntimeError)
+def test_d3_a_classifier_takes_a_prefix(stack: Stack) -> None:
+    model = stack.prefix(tiny_classifier())
+    model(**tiny_classifier_batch()).loss.backward()
+
+
+@plain_fault(ValueError)
+def test_d3_a_batch_may_hold_unequal_numbers_of_end_tokens_plain() -> None:
+    batch = tiny_classifier_batch()
+    batch["input_ids"][0, 0] = EOS
+    logits_of(tiny_classifier(), batch)
+
+
+@plain_fault()
+def test_d3_an_end_token_in_the_text_of_a_user_is_text_plain() -> None:
+    assert tiny_tokenizer()("a</s>b").input_ids.count(EOS) == 1
+
+
+@plain_fault()
+def test_d3_a_classifier_does_not_mind_the_side_of_the_padding_plain() -> None:
+    model, right, left = tiny_classifier(), tiny_batch(extra_pads=2), tiny_batch(side="left", extra_pads=2)
+    torch.testing.assert_close(logits_of(model, inputs_of(left)), logits_of(model, inputs_of(right)), rtol=0, atol=1e-5)
+
+
+@plain_fault()
+def test_d3_the_head_of_a_classifier_is_not_quantised_plain(tmp_path: Path) -> None:
+    folder = save_backbone(tiny_classifier(), tmp_path)
+    model = T5ForSequenceClassification.from_pretrained(
+        folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    )
+    assert model.classification_head.dense.weight.dtype != torch.int8
+
+
+# D4: prompt tuning
+
+
+@both_stacks()
+def test_d4_a_prompt_has_as_many_rows_as_asked_for(stack: Stack, tmp_path: Path) -> None:
+    model = stack.prompt(tiny_t5())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trained == PROMPT_LENGTH * 32
+
+
+@both_stacks()
+def test_d4_a_prompt_does_not_mind_the_side_of_the_padding(stack: Stack) -> None:
+    model = stack.prompt(tiny_t5()).eval()
+    right, left = tiny_batch(extra_pads=2), tiny_batch(side="left", extra_pads=2)
+    torch.testing.assert_close(logits_of(model, left), logits_of(model, right), rtol=0, atol=1e-5)
+
+
+@both_stacks()
+def test_d4_generation_with_the_adapter_disabled_is_that_of_the_base(stack: Stack) -> None:
+    base, inputs = tiny_t5(), inputs_of(tiny_batch())
+    expected = base.generate(**inputs, max_new_tokens=8, do_sample=False)
+    model = stack.prompt(base).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=10.0)
+    with model.disable_adapter():
+        got = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert got.tolist() == expected.tolist()
+
+
+@both_stacks()
+def test_d4_generation_leaves_the_base_model_as_it_was(stack: Stack) -> None:
+    base = tiny_t5()
+    before = set(vars(base))
+    model = stack.prompt(base).eval()
+    model.generate(**inputs_of(tiny_batch()), max_new_tokens=3, do_sample=False)
+    patched = {name for name in set(vars(base)) - before if callable(getattr(base, name))}
+    assert patched == set()
+
+
+@plain_fault()
+def test_d4_a_prompt_made_from_text_has_no_end_token_plain(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    base = tiny_t5()
+    config = PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_virtual_tokens=5,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text="abc",
+        tokenizer_name_or_path=str(tmp_path),
+    )
+    rows = get_peft_model(base, config).prompt_encoder["default"].embedding.weight
+    assert not bool((rows == base.shared.weight[EOS]).all(dim=-1).any())
+
+
+# D5: reload for further training
+
+
+@both_stacks(ValueError)
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_d5_an_adapter_can_be_loaded_to_train_on(stack: Stack, method: str, tmp_path: Path) -> None:
+    getattr(stack, method)(tiny_t5()).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(tiny_t5(), tmp_path, is_trainable=True)
+    model(**tiny_batch()).loss.backward()
+    assert any(p.grad is not None and bool(p.grad.abs().max() > 0) for p in model.parameters())
+
+
+# D6: untied heads
+
+
+@both_stacks()
+@pytest.mark.parametrize("action", ["tie_weights", "resize_token_embeddings", "post_init", "load_state_dict"])
+def test_d6_an_untied_head_stays_untied(stack: Stack, action: str, tmp_path: Path) -> None:
+    model = stack.load(save_backbone(tiny_t5("v1.1"), tmp_path)).eval()
+    batch = tiny_batch()
+    expected = logits_of(model, batch)
+    if action == "tie_weights":
+        model.tie_weights()
+    elif action == "resize_token_embeddings":
+        model.resize_token_embeddings(model.config.vocab_size)
+    elif action == "post_init":
+        model.post_init()
+    else:
+        fresh = T5ForConditionalGeneration(copy.deepcopy(model.config))
+        fresh.load_state_dict(model.state_dict())
+        model = fresh.eval()
+    torch.testing.assert_close(logits_of(model, batch), expected, rtol=0, atol=1e-6)
+
+
+@plain_fault()
+def test_d6_a_saved_config_says_that_the_head_is_untied_plain(tmp_path: Path) -> None:
+    tiny_t5("v1.1").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@plain_fault()
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings:UserWarning")
+def test_d6_lora_on_a_tied_head_merges_to_what_it_was_plain() -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, target_modules=["lm_head"], init_lora_weights=False)
+    model, batch = get_peft_model(tiny_t5(), config).eval(), tiny_batch()
+    expected = logits_of(model, batch)
+    torch.testing.assert_close(logits_of(model.merge_and_unload(), batch), expected, rtol=0, atol=1e-4)
+
+
+@plain_fault()
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings:UserWarning")
+def test_d6_saving_the_embeddings_trains_them_plain() -> None:
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, target_modules=["q"], modules_to_save=["shared"])
+    model = get_peft_model(tiny_t5(), config)
+    model(**tiny_batch()).loss.backward()
+    copies = [p for name, p in model.named_parameters() if "shared" in name and p.requires_grad]
+    assert copies
+    assert all(parameter.grad is not None for parameter in copies)
+
+
+# D9: NaN and bad batches
+
+
+@both_stacks(DidNotRaise)
+def test_d9_a_loss_that_is_not_a_number_stops_the_run(stack: Stack, tmp_path: Path) -> None:
+    model = tiny_t5()
+    with torch.no_grad():
+        model.decoder.block[0].layer[2].DenseReluDense.wo.weight[0, 0] = torch.nan
+    with pytest.raises(RuntimeError, match=r"(?i)nan"):
+        stack.trainer(model, tmp_path, tiny_records(), max_steps=2).train()
+
+
+@both_stacks(DidNotRaise)
+def test_d9_targets_that_are_all_padding_are_an_error(stack: Stack, tmp_path: Path) -> None:
+    records = [{"input_ids": [5, 6, EOS], "labels": [-100, -100]}] * 4
+    with pytest.raises((ValueError, RuntimeError), match=r"(?i)target|label"):
+        stack.trainer(tiny_t5(), tmp_path, records, max_steps=1).train()
+
+
+@plain_fault(RuntimeError)
+def test_d9_an_empty_batch_is_told_as_such_plain() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        tiny_t5()(input_ids=torch.zeros(0, 4, dtype=torch.long), labels=torch.zeros(0, 3, dtype=torch.long))
+
+
+@plain_fault(DidNotRaise)
+def test_d9_a_misspelt_argument_of_forward_is_an_error_plain() -> None:
+    batch = tiny_batch()
+    with pytest.raises((TypeError, ValueError)):
+        tiny_t5()(input_ids=batch["input_ids"], labels=batch["labels"], atention_mask=batch["attention_mask"])
+
+
+@plain_fault(OverflowError)
+def test_d9_labels_with_ignored_positions_can_be_decoded_plain() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})), pad_token="a")
+    tokenizer.batch_decode(torch.tensor([[0, -100]]))
+
+
+@both_stacks(ValueError)
+def test_d9_records_without_labels_can_be_predicted(stack: Stack, tmp_path: Path) -> None:
+    records = [{"input_ids": record["input_ids"]} for record in tiny_records(4)]
+    trainer = stack.trainer(tiny_t5(), tmp_path, records, predict_with_generate=True, generation_max_length=5)
+    assert len(trainer.predict(records).predictions) == 4
+
+
+# D10: 8 and 4 bit
+
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+
+def quantizable_t5(geometry: Geometry = "v1.1") -> T5ForConditionalGeneration:
+    """A T5 whose rows are long enough for the blocks of 4-bit quantisation."""
+    return tiny_t5(geometry, d_model=64, d_kv=16, d_ff=128)
+
+
+@needs_bitsandbytes
+@plain_fault()
+def test_d10_preparing_for_training_keeps_the_dtype_of_what_is_not_quantised_plain(tmp_path: Path) -> None:
+    folder = save_backbone(quantizable_t5().to(torch.bfloat16), tmp_path)
+    model = prepare_model_for_kbit_training(PLAIN.load(folder, quantize="nf4"))
+    assert model.shared.weight.dtype == torch.bfloat16
+
+
+@needs_bitsandbytes
+@plain_fault(AttributeError)
+def test_d10_modules_can_be_kept_out_of_quantisation_plain(tmp_path: Path) -> None:
+    folder = save_backbone(quantizable_t5("v1.0"), tmp_path)
+    quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["wo"])
+    model = T5ForConditionalGeneration.from_pretrained(folder, quantization_config=quantization)
+    logits_of(model, tiny_batch())
+
+
+@needs_bitsandbytes
+@plain_fault()
+def test_d10_a_forward_writes_no_line_to_the_log_plain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = PLAIN.load(save_backbone(quantizable_t5(), tmp_path), quantize="int8").eval()
+    with caplog.at_level(logging.WARNING):
+        logits_of(model, tiny_batch())
+    assert caplog.records == []
+
+
+@needs_bitsandbytes
+@plain_fault()
+@pytest.mark.filterwarnings("ignore:Merge lora module to:UserWarning", "ignore:Input and output embeddings:UserWarning")
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_d10_merging_keeps_the_effect_of_the_adapter_plain(quantize: str, tmp_path: Path) -> None:
+    folder, batch = save_backbone(quantizable_t5(), tmp_path), tiny_batch()
+    without = logits_of(PLAIN.load(folder, quantize=quantize).eval(), batch)
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, target_modules=["q", "v"], init_lora_weights=False)
+    model = get_peft_model(PLAIN.load(folder, quantize=quantize), config).eval()
+    with torch.no_grad():  # as large as after a short training
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.1)
+    effect = logits_of(model, batch) - without
+    merged_effect = logits_of(model.merge_and_unload(), batch) - without
+    assert (merged_effect - effect).norm() < 0.01 * effect.norm()
