@@ -1,0 +1,48 @@
+"""Scores of short answers: exact match and token F1 after SQuAD's normalisation (Rajpurkar et al. 2016).
+
+Normalisation: lower case, no ASCII punctuation, no English articles, single spaces. With several accepted answers the
+best one counts. Where prediction or answer is empty after it, token F1 is 1 if both are and else 0 (as in SQuAD 2.0).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from t5peft.evaluation.classification import References, accepted_answers
+
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise_answer(text: str) -> str:
+    """The text as SQuAD's scores see it."""
+    text = text.lower().translate(_WITHOUT_PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Share of predictions that equal an accepted answer after normalisation."""
+    return {"exact_match": _mean_of_best(lambda a, b: float(a == b), predictions, references)}
+
+
+def token_f1(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Mean over examples of the F1 of words shared with the best accepted answer."""
+    return {"token_f1": _mean_of_best(_shared_words_f1, predictions, references)}
+
+
+def _shared_words_f1(prediction: str, answer: str) -> float:
+    predicted, accepted = prediction.split(), answer.split()
+    if not predicted or not accepted:
+        return float(predicted == accepted)
+    shared = sum((Counter(predicted) & Counter(accepted)).values())
+    return 2 * shared / (len(predicted) + len(accepted))
+
+
+def _mean_of_best(score: Callable[[str, str], float], predictions: Sequence[str], references: References) -> float:
+    best = [
+        max(score(normalise_answer(prediction), normalise_answer(answer)) for answer in answers)
+        for prediction, answers in zip(predictions, accepted_answers(references), strict=True)
+    ]
+    return sum(best) / len(best)

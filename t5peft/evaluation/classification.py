@@ -1,0 +1,165 @@
+"""Scores of label predictions: accuracy, F1, Matthews correlation, the report per class and its picture.
+
+Written with numpy; equal to scikit-learn's functions of the same names (tests/test_metrics.py). Labels are compared as
+strings. The classes of a score are those of the references together with whatever was predicted, so an answer
+outside the target words counts as a class of its own with no reference: it lowers recall and macro F1 and stays visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+References = Sequence[str] | Sequence[Sequence[str]]
+
+
+def accepted_answers(references: References) -> list[list[str]]:
+    """One list of accepted answers an example, whether it came with one answer or several."""
+    return [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+
+
+def single_labels(references: References) -> list[str]:
+    """The one label of each example.
+
+    Raises:
+        ValueError: an example has several labels or none.
+    """
+    answers = accepted_answers(references)
+    wrong = [i for i, labels in enumerate(answers) if len(labels) != 1]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(answers)} examples have not exactly one label, the first is example {wrong[0]}: "
+            f"{answers[wrong[0]]!r}; this score needs one label an example, accuracy takes several"
+        )
+    return [labels[0] for labels in answers]
+
+
+def accuracy(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Share of predictions that equal one of their references."""
+    right = [
+        prediction in answers for prediction, answers in zip(predictions, accepted_answers(references), strict=True)
+    ]
+    return {"accuracy": float(np.mean(right))}
+
+
+def confusion_matrix(
+    predictions: Sequence[str], references: References, labels: Sequence[str] = ()
+) -> tuple[list[str], np.ndarray]:
+    """Counts [C, C] with a row per reference label and a column per predicted one.
+
+    `labels` come first and in their order; labels that occur beside them follow, sorted.
+    """
+    truths = single_labels(references)
+    names = [*labels, *sorted({*truths, *predictions} - set(labels))]
+    index = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    for truth, prediction in zip(truths, predictions, strict=True):
+        counts[index[truth], index[prediction]] += 1
+    return names, counts
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Precision, recall, F1 [C each, fractions] and number of references per class; `str()` makes the table."""
+
+    labels: list[str]
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray
+    accuracy: float
+
+    def macro(self) -> tuple[float, float, float]:
+        """Precision, recall and F1, each the plain mean over classes."""
+        return float(self.precision.mean()), float(self.recall.mean()), float(self.f1.mean())
+
+    def weighted(self) -> tuple[float, float, float]:
+        """Precision, recall and F1, each the mean over classes weighted by their number of references."""
+        weights = self.support / self.support.sum()
+        return float(self.precision @ weights), float(self.recall @ weights), float(self.f1 @ weights)
+
+    def __str__(self) -> str:
+        total = int(self.support.sum())
+        rows = [
+            (label, f"{self.precision[i]:.4f}", f"{self.recall[i]:.4f}", f"{self.f1[i]:.4f}", str(int(self.support[i])))
+            for i, label in enumerate(self.labels)
+        ]
+        rows.append(("accuracy", "", "", f"{self.accuracy:.4f}", str(total)))
+        for name, values in (("macro mean", self.macro()), ("weighted mean", self.weighted())):
+            rows.append((name, *(f"{value:.4f}" for value in values), str(total)))
+        width = max(len(row[0]) for row in rows)
+        header = f"{'':{width}}  {'precision':>9}  {'recall':>9}  {'F1':>9}  {'count':>9}"
+        return "\n".join(
+            [header, *(f"{name:{width}}" + "".join(f"  {cell:>9}" for cell in cells) for name, *cells in rows)]
+        )
+
+
+def classification_report(
+    predictions: Sequence[str], references: References, labels: Sequence[str] = ()
+) -> ClassificationReport:
+    """Precision, recall and F1 per class; a class never predicted has precision 0, one never referenced recall 0."""
+    names, counts = confusion_matrix(predictions, references, labels)
+    hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    return ClassificationReport(
+        labels=names,
+        precision=hits / np.maximum(predicted, 1),
+        recall=hits / np.maximum(support, 1),
+        f1=2 * hits / np.maximum(support + predicted, 1),
+        support=support,
+        accuracy=float(hits.sum() / counts.sum()),
+    )
+
+
+def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """F1 as macro, micro and weighted mean over classes, and per class under `f1/LABEL`."""
+    report = classification_report(predictions, references)
+    per_class = {f"f1/{label}": float(value) for label, value in zip(report.labels, report.f1, strict=True)}
+    # With one label an example every false positive is another class's false negative: micro F1 is accuracy.
+    return {
+        "f1_macro": report.macro()[2],
+        "f1_micro": report.accuracy,
+        "f1_weighted": report.weighted()[2],
+        **per_class,
+    }
+
+
+def matthews(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Matthews correlation, -1 to 1, for any number of classes (Gorodkin 2004); 0 where one side is constant."""
+    _, counts = confusion_matrix(predictions, references)
+    total, truths, predicted = float(counts.sum()), counts.sum(axis=1).astype(float), counts.sum(axis=0).astype(float)
+    covariance = np.trace(counts) * total - truths @ predicted
+    spread = (total**2 - truths @ truths) * (total**2 - predicted @ predicted)
+    return {"matthews": float(covariance / np.sqrt(spread)) if spread > 0 else 0.0}
+
+
+def confusion_picture(
+    predictions: Sequence[str], references: References, path: str | Path, labels: Sequence[str] = ()
+) -> Path:
+    """Draws the confusion matrix into `path` (.png, .svg or .pdf): counts, coloured by share of the reference class.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError('a picture needs matplotlib: pip install "t5peft[plots]"') from error
+    names, counts = confusion_matrix(predictions, references, labels)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side_inches = 2.0 + 0.6 * len(names)
+    figure = Figure(figsize=(side_inches + 1, side_inches), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("reference")
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    figure.colorbar(image, ax=axes, label="share of the reference class")
+    figure.savefig(path, dpi=150)
+    return Path(path)

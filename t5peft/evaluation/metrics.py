@@ -1,0 +1,121 @@
+"""The table of metrics and the one function that computes them.
+
+Each metric is also an `evaluate` module in `modules/`, a file that `evaluate.load` takes by its path, without a network:
+
+    import evaluate
+    from t5peft.evaluation import METRICS
+
+    rouge = evaluate.load(str(METRICS["rouge"].module))
+
+`compute` calls the function itself, which spares evaluate's import and its files in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t5peft.evaluation.answers import exact_match, token_f1
+from t5peft.evaluation.calibration import perplexity
+from t5peft.evaluation.classification import References, accuracy, f1, matthews
+from t5peft.evaluation.gleu import gleu, google_bleu
+from t5peft.evaluation.overlap import bleu, chrf, rouge
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One entry of METRICS.
+
+    Attributes:
+        name: the key in METRICS.
+        function: (predictions, references) -> scores; with `needs_sources` also the sources.
+        lead: the key of the score that tables show.
+        highest: what the lead score of a perfect model is.
+        needs_sources: whether the texts that the predictions were made from are needed.
+        greater_is_better: False for perplexity alone.
+    """
+
+    name: str
+    function: Callable[..., dict[str, float]]
+    lead: str
+    highest: float = 1.0
+    needs_sources: bool = False
+    greater_is_better: bool = True
+
+    @property
+    def module(self) -> Path:
+        """The file for `evaluate.load`."""
+        return Path(__file__).parent / "modules" / f"{self.name}.py"
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", accuracy, lead="accuracy"),
+        Metric("f1", f1, lead="f1_macro"),
+        Metric("matthews", matthews, lead="matthews"),
+        Metric("exact_match", exact_match, lead="exact_match"),
+        Metric("token_f1", token_f1, lead="token_f1"),
+        Metric("rouge", rouge, lead="rougeL"),
+        Metric("bleu", bleu, lead="bleu", highest=100.0),
+        Metric("chrf", chrf, lead="chrf", highest=100.0),
+        Metric("gleu", gleu, lead="gleu", needs_sources=True),
+        Metric("google_bleu", google_bleu, lead="google_bleu"),
+        Metric("perplexity", perplexity, lead="perplexity", greater_is_better=False),
+    )
+}
+
+
+def compute(
+    name: str,
+    predictions: Sequence[Any],
+    references: References | Sequence[int],
+    *,
+    sources: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """The scores of one metric.
+
+    Args:
+        name: a key of METRICS.
+        predictions: one text (or label) an example. For perplexity: summed negative log-likelihoods.
+        references: one text an example, or a list of accepted texts an example. For perplexity: numbers of target tokens.
+        sources: what the predictions were made from; only gleu needs it.
+
+    Returns:
+        Fractions, but BLEU and chrF from 0 to 100, Matthews from -1 to 1, and perplexity from 1.
+
+    Raises:
+        ValueError: an unknown name, no examples, unequal numbers of them, an example without a reference, gleu without
+            sources.
+    """
+    if name not in METRICS:
+        raise ValueError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+    metric = METRICS[name]
+    problems = _problems(metric, predictions, references, sources)
+    if problems:
+        raise ValueError(f"metric {name!r}: " + "; ".join(problems))
+    if metric.needs_sources:
+        return metric.function(predictions, references, sources)
+    return metric.function(predictions, references)
+
+
+def _problems(
+    metric: Metric, predictions: Sequence[Any], references: Sequence[Any], sources: Sequence[str] | None
+) -> list[str]:
+    problems = []
+    if len(predictions) == 0:
+        problems.append("no predictions came, at least one is expected")
+    if len(predictions) != len(references):
+        problems.append(
+            f"{len(predictions)} predictions came with {len(references)} references, equal numbers are expected"
+        )
+    without = [i for i, reference in enumerate(references) if reference is None or reference == []]
+    if without:
+        problems.append(f"{len(without)} examples have no reference, the first is example {without[0]}; leave them out")
+    if metric.needs_sources and sources is None:
+        problems.append("it compares with the uncorrected texts, pass them as sources=")
+    elif metric.needs_sources and sources is not None and len(sources) != len(predictions):
+        problems.append(f"{len(predictions)} predictions came with {len(sources)} sources, equal numbers are expected")
+    return problems

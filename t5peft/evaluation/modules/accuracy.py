@@ -1,0 +1,15 @@
+"""`accuracy` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.classification.accuracy`."""
+
+import evaluate
+
+from t5peft.evaluation import carried
+
+
+class Accuracy(evaluate.Metric):
+    """Loaded by `evaluate.load(path)`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return carried.info("accuracy")
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return carried.scores("accuracy", predictions, references)

@@ -1,0 +1,15 @@
+"""`bleu` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.overlap.bleu`."""
+
+import evaluate
+
+from t5peft.evaluation import carried
+
+
+class Bleu(evaluate.Metric):
+    """Loaded by `evaluate.load(path)`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return carried.info("bleu")
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return carried.scores("bleu", predictions, references)

@@ -1,0 +1,15 @@
+"""`chrf` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.overlap.chrf`."""
+
+import evaluate
+
+from t5peft.evaluation import carried
+
+
+class Chrf(evaluate.Metric):
+    """Loaded by `evaluate.load(path)`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return carried.info("chrf")
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return carried.scores("chrf", predictions, references)

@@ -1,0 +1,15 @@
+"""`perplexity` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.calibration.perplexity`."""
+
+import evaluate
+
+from t5peft.evaluation import carried
+
+
+class Perplexity(evaluate.Metric):
+    """Loaded by `evaluate.load(path)`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return carried.info("perplexity")
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return carried.scores("perplexity", predictions, references)

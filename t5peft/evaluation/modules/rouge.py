@@ -1,0 +1,15 @@
+"""`rouge` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.overlap.rouge`."""
+
+import evaluate
+
+from t5peft.evaluation import carried
+
+
+class Rouge(evaluate.Metric):
+    """Loaded by `evaluate.load(path)`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return carried.info("rouge")
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return carried.scores("rouge", predictions, references)

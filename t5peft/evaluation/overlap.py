@@ -1,0 +1,54 @@
+"""Scores by overlap with references, through their reference libraries: ROUGE (rouge-score), BLEU and chrF (sacrebleu)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from t5peft.evaluation.classification import References, accepted_answers
+
+_ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def rouge(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Mean F-measures of ROUGE-1, -2, -L and -Lsum as fractions, with Porter stemming (Lin 2004).
+
+    With several references the best one counts, for each type by itself. ROUGE-Lsum wants one sentence a line: a text
+    without line breaks is broken after `.`, `!` and `?` that a space follows. (The `evaluate` hub module neither stems nor
+    breaks, so that its Lsum equals its L on such texts.)
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(_ROUGE_TYPES), use_stemmer=True)
+    totals = dict.fromkeys(_ROUGE_TYPES, 0.0)
+    for prediction, answers in zip(predictions, accepted_answers(references), strict=True):
+        best = scorer.score_multi([one_sentence_a_line(answer) for answer in answers], one_sentence_a_line(prediction))
+        for kind in _ROUGE_TYPES:
+            totals[kind] += best[kind].fmeasure
+    return {kind: float(total / len(predictions)) for kind, total in totals.items()}
+
+
+def one_sentence_a_line(text: str) -> str:
+    """The text with a line break after each sentence, or as it came where it already has line breaks."""
+    return text if "\n" in text.strip() else re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
+
+
+def bleu(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Corpus BLEU, 0 to 100, as sacrebleu computes it by default (13a tokens, exponential smoothing; Post 2018)."""
+    from sacrebleu.metrics import BLEU
+
+    return {"bleu": float(BLEU().corpus_score(list(predictions), reference_streams(references)).score)}
+
+
+def chrf(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Corpus chrF2, 0 to 100, as sacrebleu computes it by default (character 6-grams; Popovic 2015)."""
+    from sacrebleu.metrics import CHRF
+
+    return {"chrf": float(CHRF().corpus_score(list(predictions), reference_streams(references)).score)}
+
+
+def reference_streams(references: References) -> list[list[str | None]]:
+    """References as sacrebleu wants them: one list per reference number, None where an example has fewer."""
+    answers = accepted_answers(references)
+    most = max(len(accepted) for accepted in answers)
+    return [[accepted[i] if i < len(accepted) else None for accepted in answers] for i in range(most)]

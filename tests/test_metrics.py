@@ -1,0 +1,299 @@
+"""Every metric against its reference library, on outputs as varied as those of a real model, empty ones included."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t5peft.evaluation import (
+    METRICS,
+    classification_report,
+    compute,
+    confusion_matrix,
+    confusion_picture,
+)
+
+WORDS = "the a cat dog sat on mat quickly, brown fox jumped over lazy river. Was it? Yes! running runs 3,000 U.S. it's".split()
+
+
+def sentences(count: int, seed: int, longest: int = 25) -> list[str]:
+    """Sentences of 0 to `longest` words; the first two are empty."""
+    draw = random.Random(seed)
+    return ["", "", *(" ".join(draw.choices(WORDS, k=draw.randint(0, longest))) for _ in range(count - 2))]
+
+
+def spoilt(texts: list[str], seed: int) -> list[str]:
+    """The texts with words lost, doubled and swapped, so that every overlap between none and all occurs."""
+    draw = random.Random(seed)
+    changed = []
+    for text in texts:
+        words = [word for word in text.split() for _ in range(draw.choice((0, 1, 1, 1, 2)))]
+        if len(words) > 2 and draw.random() < 0.5:
+            i = draw.randrange(len(words) - 1)
+            words[i], words[i + 1] = words[i + 1], words[i]
+        changed.append(" ".join(words))
+    return changed
+
+
+REFERENCES = sentences(60, seed=1)
+SECOND_REFERENCES = spoilt(REFERENCES, seed=2)
+PREDICTIONS = spoilt(REFERENCES, seed=3)
+PREDICTIONS[5] = ""
+BOTH = [list(pair) for pair in zip(REFERENCES, SECOND_REFERENCES, strict=True)]
+UNEVEN = [pair if i % 3 else pair[:1] for i, pair in enumerate(BOTH)]
+
+
+def label_sets() -> list[tuple[list[str], list[str]]]:
+    draw = random.Random(0)
+    binary = ["0", "1"]
+    several = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
+    return [
+        (draw.choices(binary, k=50), draw.choices(binary, [9, 1], k=50)),
+        (draw.choices([*several, "nonsense", ""], k=300), draw.choices(several, k=300)),
+        (["HUM"] * 40, draw.choices(several, k=40)),
+        (several, several),
+        (["a"] * 7, ["a"] * 7),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")  # scikit-learn's, on the set of one label
+@pytest.mark.parametrize(("predictions", "references"), label_sets())
+def test_label_scores_equal_those_of_scikit_learn(predictions, references):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    ours = compute("f1", predictions, references)
+    assert compute("accuracy", predictions, references)["accuracy"] == sklearn.accuracy_score(references, predictions)
+    for average in ("macro", "micro", "weighted"):
+        assert ours[f"f1_{average}"] == pytest.approx(
+            sklearn.f1_score(references, predictions, average=average), abs=1e-12
+        )
+    labels = sorted({*references, *predictions})
+    per_class = sklearn.f1_score(references, predictions, average=None, labels=labels)
+    assert [ours[f"f1/{label}"] for label in labels] == pytest.approx(per_class.tolist(), abs=1e-12)
+    expected = float(sklearn.matthews_corrcoef(references, predictions))
+    assert compute("matthews", predictions, references)["matthews"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")  # scikit-learn's, on the set of one label
+@pytest.mark.parametrize(("predictions", "references"), label_sets())
+def test_the_report_and_the_confusion_matrix_equal_those_of_scikit_learn(predictions, references):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    labels, counts = confusion_matrix(predictions, references)
+    assert np.array_equal(counts, sklearn.confusion_matrix(references, predictions, labels=labels))
+    report = classification_report(predictions, references)
+    expected = sklearn.classification_report(references, predictions, output_dict=True, zero_division=0)
+    for i, label in enumerate(report.labels):
+        row = [report.precision[i], report.recall[i], report.f1[i], report.support[i]]
+        assert row == pytest.approx(list(expected[label].values()), abs=1e-12)
+    assert list(report.macro()) == pytest.approx(list(expected["macro avg"].values())[:3], abs=1e-12)
+    assert list(report.weighted()) == pytest.approx(list(expected["weighted avg"].values())[:3], abs=1e-12)
+
+
+def test_the_report_prints_a_table_with_the_given_classes_first():
+    report = classification_report(["neg", "pos", "odd"], ["neg", "neg", "pos"], labels=["pos", "neg"])
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["precision", "recall", "F1", "count"]
+    assert lines[1].split() == ["pos", "0.0000", "0.0000", "0.0000", "1"]
+    assert lines[2].split() == ["neg", "1.0000", "0.5000", "0.6667", "2"]
+    assert lines[3].split() == ["odd", "0.0000", "0.0000", "0.0000", "0"]
+    assert lines[4].split() == ["accuracy", "0.3333", "3"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_confusion_picture_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = confusion_picture(["neg", "pos", "odd"], ["neg", "neg", "pos"], tmp_path / "confusion.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 5000
+
+
+def test_a_label_score_refuses_several_labels_for_one_example():
+    with pytest.raises(
+        ValueError, match=r"1 of 2 examples have not exactly one label, the first is example 1: \['b', 'c'\]"
+    ):
+        compute("f1", ["a", "b"], [["a"], ["b", "c"]])
+
+
+def test_accuracy_takes_any_of_several_accepted_labels():
+    assert compute("accuracy", ["a", "b", "x"], [["a"], ["b", "c"], ["c"]]) == {"accuracy": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "exact", "f1"),
+    [
+        ("The  Eiffel Tower!", ["eiffel tower"], 1.0, 1.0),
+        ("in Paris, France", ["Paris", "London"], 0.0, 0.5),
+        ("a an the", [""], 1.0, 1.0),
+        ("", ["Paris"], 0.0, 0.0),
+        ("Paris", [""], 0.0, 0.0),
+        ("the cat the cat", ["cat"], 0.0, 2 / 3),
+        ("theatre and another", ["theatre another"], 0.0, 0.8),
+        ("don't", ["dont"], 1.0, 1.0),
+        ("x y", ["x y z", "y x"], 0.0, 1.0),
+    ],
+)
+def test_answers_are_compared_after_the_normalisation_of_squad(prediction, references, exact, f1):
+    assert compute("exact_match", [prediction], [references])["exact_match"] == exact
+    assert compute("token_f1", [prediction], [references])["token_f1"] == pytest.approx(f1)
+
+
+def lines_of(text: str) -> str:
+    """One sentence a line, by hand: after each word that ends a sentence."""
+    return "".join(word + ("\n" if word[-1] in ".!?" else " ") for word in text.split()).strip()
+
+
+@pytest.mark.parametrize("references", [[[one] for one in REFERENCES], BOTH, UNEVEN])
+def test_rouge_equals_rouge_score(references):
+    from rouge_score import rouge_scorer
+
+    kinds = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
+    totals = dict.fromkeys(kinds, 0.0)
+    for prediction, accepted in zip(PREDICTIONS, references, strict=True):
+        for kind in kinds:
+            scores = [scorer.score(lines_of(answer), lines_of(prediction))[kind] for answer in accepted]
+            totals[kind] += max(score.fmeasure for score in scores)
+    ours = compute("rouge", PREDICTIONS, references)
+    assert ours == pytest.approx({kind: total / len(PREDICTIONS) for kind, total in totals.items()}, abs=1e-12)
+    assert ours["rougeLsum"] != pytest.approx(ours["rougeL"], abs=1e-3)
+
+
+def test_rouge_keeps_line_breaks_that_are_there():
+    # With both sentences on one line each, order between lines does not count.
+    swapped = compute("rouge", ["b c\nd e f"], ["d e f\nb c"])
+    assert swapped["rougeLsum"] == 1.0
+    assert swapped["rougeL"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("references", [REFERENCES, BOTH, UNEVEN])
+def test_bleu_and_chrf_equal_sacrebleu(references):
+    import sacrebleu
+
+    lists = [[one] if isinstance(one, str) else one for one in references]
+    streams = [[one[i] if i < len(one) else None for one in lists] for i in range(max(map(len, lists)))]
+    assert compute("bleu", PREDICTIONS, references)["bleu"] == sacrebleu.corpus_bleu(PREDICTIONS, streams).score
+    assert compute("chrf", PREDICTIONS, references)["chrf"] == sacrebleu.corpus_chrf(PREDICTIONS, streams).score
+
+
+@pytest.mark.parametrize("references", [REFERENCES, BOTH, UNEVEN])
+def test_google_bleu_equals_gleu_of_nltk(references):
+    gleu_score = pytest.importorskip("nltk.translate.gleu_score")
+    lists = [[one.split()] if isinstance(one, str) else [text.split() for text in one] for one in references]
+    expected = gleu_score.corpus_gleu(lists, [prediction.split() for prediction in PREDICTIONS])
+    assert compute("google_bleu", PREDICTIONS, references)["google_bleu"] == pytest.approx(expected, abs=1e-12)
+    for prediction, reference, split in list(zip(PREDICTIONS, references, lists, strict=True))[:20]:
+        expected = gleu_score.sentence_gleu(split, prediction.split())
+        assert compute("google_bleu", [prediction], [reference])["google_bleu"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_gleu_of_one_sentence_is_the_formula_by_hand():
+    source = "she go to the sea every days"
+    reference = "she goes to the sea every day"
+    hypothesis = "she goes to the sea every days"
+    # 1-grams: 6 shared, "days" is left as it was: 5 of 7. 2-grams: 5 shared, "every days" left: 4 of 6. 3-grams: 4 shared,
+    # "sea every days" left: 3 of 5. 4-grams: 3 shared, "the sea every days" left: 2 of 4.
+    expected = (5 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25
+    assert compute("gleu", [hypothesis], [reference], sources=[source])["gleu"] == pytest.approx(expected, abs=1e-12)
+    # Without a source that says otherwise it is BLEU without smoothing; shorter than the reference costs exp(1 - r / c).
+    expected = math.exp(1 - 7 / 6) * 1.0
+    short = "she goes to the sea every"
+    assert compute("gleu", [short], [reference], sources=[reference])["gleu"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_gleu_rewards_the_correction_and_not_the_copy():
+    sources = ["he go home by the bus every morning", "i likes to read book in the evening"]
+    references = [["he goes home by bus every morning"], ["I like to read books in the evening"]]
+    right = compute("gleu", [one[0] for one in references], references, sources=sources)["gleu"]
+    copied = compute("gleu", sources, references, sources=sources)["gleu"]
+    assert right == pytest.approx(1.0)
+    assert copied < 0.2
+    assert compute("gleu", ["", ""], references, sources=sources)["gleu"] == 0.0
+
+
+DATA = Path(os.environ.get("T5PEFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.mark.parametrize(("split", "published"), [("dev", 38.21), ("test", 40.54)])
+def test_gleu_of_uncorrected_jfleg_is_the_published_figure(split, published):
+    folder = DATA / "jfleg"
+    if not folder.exists():
+        pytest.skip(f"no JFLEG in {folder}; set T5PEFT_DATA")
+    sources = (folder / f"{split}.src").read_text(encoding="utf-8").splitlines()
+    columns = [(folder / f"{split}.ref{i}").read_text(encoding="utf-8").splitlines() for i in range(4)]
+    score = compute("gleu", sources, [list(row) for row in zip(*columns, strict=True)], sources=sources)["gleu"]
+    assert round(100 * score, 2) == published
+
+
+def test_perplexity_is_taken_over_tokens_and_not_over_examples():
+    nats, tokens = [2 * math.log(3), 6 * math.log(5)], [2, 6]
+    assert compute("perplexity", nats, tokens)["perplexity"] == pytest.approx((3**2 * 5**6) ** (1 / 8))
+    with pytest.raises(ValueError, match="perplexity needs target tokens, 0 came"):
+        compute("perplexity", [0.0], [0])
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "perplexity"])
+def test_every_metric_is_at_its_best_on_its_own_references(name):
+    texts = [text for text in REFERENCES if len(text.split()) > 4]
+    scores = compute(name, texts, texts, sources=texts)
+    assert scores[METRICS[name].lead] == pytest.approx(METRICS[name].highest)
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in ("perplexity", "f1", "matthews")])
+def test_empty_predictions_score_nothing(name):
+    texts = [text for text in REFERENCES if text]
+    assert compute(name, [""] * len(texts), texts, sources=texts)[METRICS[name].lead] == 0.0
+
+
+def test_compute_says_everything_that_is_wrong_at_once():
+    with pytest.raises(ValueError, match="there is no metric 'blue'; there are accuracy, f1"):
+        compute("blue", ["a"], ["a"])
+    with pytest.raises(ValueError) as caught:
+        compute("gleu", ["a", "b"], [["a"], [], ["c"]])
+    text = str(caught.value)
+    assert "2 predictions came with 3 references" in text
+    assert "1 examples have no reference, the first is example 1" in text
+    assert "pass them as sources=" in text
+    with pytest.raises(ValueError, match="no predictions came"):
+        compute("rouge", [], [])
+
+
+LOAD_EVERY_MODULE = """
+import json, sys
+import evaluate
+from t5peft.evaluation import METRICS, compute
+p, r, s = ["a cat sat on mats", "dog", ""], ["a cat sat on mats", "a dog", "x"], ["a cats sat on mats", "dog", "y"]
+for name, metric in METRICS.items():
+    module = evaluate.load(str(metric.module))
+    if name == "perplexity":
+        assert module.compute(predictions=[1.0, 2.0], references=[3, 4]) == compute(name, [1.0, 2.0], [3, 4])
+        continue
+    more = {"sources": s} if metric.needs_sources else {}
+    assert module.compute(predictions=p, references=r, **more) == compute(name, p, r, **more), name
+    several = [[one, one] if name not in ("f1", "matthews") else [one] for one in r]
+    assert module.compute(predictions=p, references=several, **more) == compute(name, p, several, **more), name
+print(len(METRICS))
+"""
+
+
+def test_every_module_loads_by_its_path_without_a_network_and_leaves_the_package_as_it_was(tmp_path):
+    package = Path(METRICS["rouge"].module).parents[1]
+    before = sorted(path for path in package.rglob("*") if "__pycache__" not in path.parts)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = str(package.parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_EVERY_MODULE],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(len(METRICS))
+    assert before == sorted(path for path in package.rglob("*") if "__pycache__" not in path.parts)
