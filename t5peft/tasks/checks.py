@@ -1,0 +1,73 @@
+"""What can be wrong with a task's records, each problem as one sentence: what came, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .fitting import Fitted
+from .template import Template, as_text, some_rows
+
+
+def raise_all(name: str, problems: Sequence[str]) -> None:
+    """Raise one error for all problems, if there are any.
+
+    Raises:
+        ValueError: there is a problem.
+    """
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(problems))
+        raise ValueError(f"task {name!r}:\n{listed}")
+
+
+def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) -> list[str]:
+    """Columns that the template names and records do not have, or that hold no text."""
+    problems = [] if records else ["there are no records; the file or the split is empty"]
+    for column in template.columns:
+        absent = [i for i, record in enumerate(records) if column not in record]
+        if absent:
+            there = ", ".join(map(repr, records[absent[0]])) or "none"
+            problems.append(
+                f"the template {template.text!r} names the column {column!r}, which is not in {some_rows(absent)}; "
+                f"the columns there are: {there}. Change the template or rename the column"
+            )
+        untextual = [i for i, record in enumerate(records) if column in record and as_text(record[column]) is None]
+        if untextual:
+            kind = type(records[untextual[0]][column]).__name__
+            problems.append(
+                f"the column {column!r} holds {kind} in {some_rows(untextual)}; text or a number was expected: "
+                "make it text, or leave those records out"
+            )
+    return problems
+
+
+def unknown_labels(records: Sequence[Mapping[str, Any]], column: str, labels: Sequence[str]) -> list[str]:
+    """Labels of records that have no target word."""
+    unknown: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        label = as_text(record.get(column))
+        if label is not None and label not in labels:
+            unknown.setdefault(label, []).append(i)
+    return [
+        f"the label {label!r} in {some_rows(rows)} has no target word; the labels are: "
+        f"{', '.join(map(repr, labels))}. Add it to target_words, or leave those records out"
+        for label, rows in unknown.items()
+    ]
+
+
+def unusable(fitted: Fitted, template: Template, side: str, max_tokens: int) -> list[str]:
+    """Sources or targets that say nothing, or whose template would have to be truncated."""
+    problems = []
+    if fitted.crowded_out:
+        problems.append(
+            f"the template {template.text!r} fills max_{side}_length={max_tokens} tokens and leaves no room for its "
+            f"columns in {some_rows(fitted.crowded_out)}: it would be truncated. Raise max_{side}_length, or "
+            "shorten the template"
+        )
+    if fitted.empty:
+        consequence = ", so its labels would be nothing but padding" if side == "target" else ""
+        problems.append(
+            f"the {side} is empty in {some_rows(fitted.empty)} (columns: {', '.join(template.columns)})"
+            f"{consequence}; leave those records out"
+        )
+    return problems
