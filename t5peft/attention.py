@@ -52,7 +52,9 @@ def attend(
     bias = position_bias
     if attention_mask is not None:
         bias = attention_mask if bias is None else bias + attention_mask
-    block_mask = cross_block_mask if _is_cross(module) else decoder_block_mask if module.is_causal else encoder_block_mask
+    block_mask = (
+        cross_block_mask if _is_cross(module) else decoder_block_mask if module.is_causal else encoder_block_mask
+    )
     if block_mask is not None:
         hidden = torch.finfo(query.dtype).min
         blocked = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(~block_mask, hidden)

@@ -11,5 +11,7 @@ def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
     """Make every weight of ``model`` trainable, in place. Raises ValueError for a wrapped or a quantised model."""
     check_plain(model)
     if getattr(model, "is_quantized", False):
-        raise ValueError("Quantised weights cannot be trained; load the backbone without quantize for full fine-tuning.")
+        raise ValueError(
+            "Quantised weights cannot be trained; load the backbone without quantize for full fine-tuning."
+        )
     return model.requires_grad_(True)

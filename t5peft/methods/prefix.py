@@ -133,9 +133,7 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
                 f"needs model.set_attn_implementation({NAME!r})."
             )
         keys, values = zip(*(self.t5prefix[name]() for name in names), strict=True)
-        prefix = tuple(
-            torch.cat(parts, dim=1).expand(hidden_states.shape[0], -1, -1, -1) for parts in (keys, values)
-        )
+        prefix = tuple(torch.cat(parts, dim=1).expand(hidden_states.shape[0], -1, -1, -1) for parts in (keys, values))
         return self.base_layer(hidden_states, *args, prefix=prefix, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -218,7 +216,9 @@ def prefix_wrap(
     if unknown or not sites:
         raise ValueError(f"Got the sites {list(sites)}; expected one or more of {', '.join(SITES)}.")
     if length < 1 or (reparametrise is not None and reparametrise < 1):
-        raise ValueError(f"Got length={length} and reparametrise={reparametrise}; expected whole numbers of at least 1.")
+        raise ValueError(
+            f"Got length={length} and reparametrise={reparametrise}; expected whole numbers of at least 1."
+        )
     wrapped = wrap(model, PrefixConfig(length=length, sites=list(sites), reparametrise=reparametrise))
     if reparametrise is None:
         _start_from_activations(wrapped, _ids(model, length, initial_ids))
@@ -237,9 +237,11 @@ def collapse(model: PeftModel) -> PeftModel:
                 plain = Prefix(*key.shape).to(key.device)
                 plain.key.copy_(key)
                 plain.value.copy_(value)
-                layer.t5prefix[name] = plain.requires_grad_(prefix.projection.weight.requires_grad) if isinstance(
-                    prefix, ReparametrisedPrefix
-                ) else prefix
+                layer.t5prefix[name] = (
+                    plain.requires_grad_(prefix.projection.weight.requires_grad)
+                    if isinstance(prefix, ReparametrisedPrefix)
+                    else prefix
+                )
     for config in model.peft_config.values():
         config.reparametrise = None
     return model

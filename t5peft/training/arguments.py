@@ -1,0 +1,65 @@
+"""Training arguments: those of Seq2SeqTrainingArguments, with defaults that suit T5, and five of our own."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+
+@dataclass
+class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
+    """Arguments of :class:`~t5peft.T5PeftTrainer`.
+
+    ``per_device_train_batch_size * gradient_accumulation_steps`` examples make one optimizer step on one device; how they
+    are cut into micro-batches is a matter of memory and speed alone and does not change the gradient.
+
+    Raises:
+        ValueError: for ``fp16``, in which T5 overflows.
+    """
+
+    tokens_per_micro_batch: int | None = None
+    """Padded source and target tokens of one micro-batch at most; None: chosen from the memory there is."""
+    cut_by_length: bool = True
+    """Whether an optimizer step is cut into micro-batches of similar lengths; False: one padded batch, as it comes."""
+    pack: bool | None = None
+    """Whether several examples share a row; None: where it saves padding."""
+    fast_kernels: bool = True
+    """Whether dropout and LoRA run on kernels of our own, equal in result and cheaper."""
+    z_loss: float = 0.0
+    """Factor of the squared log of the softmax's denominator, added to the loss; T5X pretrains with 1e-4."""
+
+    def __post_init__(self) -> None:
+        """Fill in defaults, and refuse what does not work on T5."""
+        super().__post_init__()
+        _settle(self)
+
+
+def as_t5peft_arguments(args: TrainingArguments | None) -> T5PeftTrainingArguments:
+    """``args`` as our own, so that a plain ``Seq2SeqTrainingArguments`` works too; never changed in place.
+
+    Raises ValueError for ``fp16``.
+    """
+    if args is None:
+        return T5PeftTrainingArguments()
+    converted = object.__new__(T5PeftTrainingArguments)
+    converted.__dict__.update({field.name: field.default for field in fields(T5PeftTrainingArguments)})
+    converted.__dict__.update(copy.copy(args.__dict__))
+    _settle(converted)
+    return converted
+
+
+def _settle(args: T5PeftTrainingArguments) -> None:
+    if args.fp16 or args.fp16_full_eval:
+        raise ValueError(
+            "Got fp16, in which the feed-forward activations of T5 overflow to inf and NaN; expected bf16=True where the "
+            "device computes in bfloat16, or float32."
+        )
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
+    if not torch.cuda.is_available():
+        args.dataloader_pin_memory = False
+    # Several devices in one process would be torch's DataParallel; several processes are what `accelerate launch` is for.
+    args._n_gpu = min(args.n_gpu, 1)

@@ -1,0 +1,74 @@
+"""Features as users have them, to features without padding, and to batches for a model with a head.
+
+A feature has ``input_ids`` and ``labels``: lists, arrays or tensors; padded or not; ``labels`` a list of token ids for
+text-to-text models and one class for a classification head.
+
+Letters: B batch, S source tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t5peft.batches import IGNORED_LABEL
+
+
+def unpadded(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """``feature`` with lists for tensors and arrays, and without the padding that some tokenising code adds."""
+    plain = {name: _plain(value) for name, value in feature.items()}
+    mask = plain.pop("attention_mask", None)
+    if mask is not None:
+        plain["input_ids"] = [token for token, kept in zip(plain["input_ids"], mask, strict=True) if kept]
+    labels = plain.get("labels")
+    if isinstance(labels, list):
+        end = len(labels)
+        while end and labels[end - 1] == IGNORED_LABEL:
+            end -= 1
+        plain["labels"] = labels[:end]
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def check_features(features: Sequence[Mapping[str, Any]]) -> None:
+    """Raise one ValueError for all of ``features`` that cannot be trained on."""
+    problems = []
+    if any("input_ids" not in feature or "labels" not in feature for feature in features):
+        columns = sorted({name for feature in features for name in feature})
+        problems.append(
+            f"the columns are {columns}; expected `input_ids` and `labels` (Task.tokenize makes them from records)"
+        )
+    else:
+        for name, what in (("input_ids", "sources of no tokens"), ("labels", "targets that are all padding")):
+            empty = [i for i, feature in enumerate(features) if isinstance(feature[name], list) and not feature[name]]
+            if empty:
+                problems.append(f"{len(empty)} of {len(features)} examples have {what}; leave them out of the data")
+    if problems:
+        raise ValueError(f"This batch cannot be trained on: {'; '.join(problems)}.")
+
+
+def collate_for_head(
+    features: Sequence[Mapping[str, Any]], *, pad_token_id: int, eos_token_id: int
+) -> dict[str, Tensor]:
+    """One padded batch for ``T5ForSequenceClassification``: input_ids [B, S], attention_mask [B, S], labels [B].
+
+    The model takes the state at the last ``</s>`` and needs the same number of them in each example, so each example gets
+    exactly one, at its end.
+    """
+    sources = [
+        [*(token for token in feature["input_ids"] if token != eos_token_id), eos_token_id] for feature in features
+    ]
+    longest = max(map(len, sources))
+    batch = {
+        "input_ids": torch.tensor([source + [pad_token_id] * (longest - len(source)) for source in sources]),
+        "attention_mask": torch.tensor([[1] * len(source) + [0] * (longest - len(source)) for source in sources]),
+    }
+    if all("labels" in feature for feature in features):
+        batch["labels"] = torch.tensor([feature["labels"] for feature in features])
+    return batch

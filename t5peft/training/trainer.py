@@ -1,0 +1,345 @@
+"""A Trainer for T5 whose loss and gradient do not depend on how a step is cut.
+
+The loss of one optimizer step is the sum of the cross-entropy over its target tokens, divided by their number over all
+devices. Because it is a sum, the examples of a step may be cut by length into micro-batches, or packed, without changing the
+gradient: that is where most of the speed comes from. Evaluation is a sum over target tokens too, and so exact for every
+batch size and number of processes.
+
+Against transformers' Trainer: ``gradient_accumulation_steps`` batches are taken as one step of so many examples; the loss of T5, a
+mean that the Trainer takes for a sum, is not used; the head never makes logits over the whole vocabulary at once.
+
+Letters: B batch, T target tokens, G generated tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType, gather_object
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
+
+from t5peft.backbone import t5_of
+from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
+from t5peft.loss import target_loss
+from t5peft.methods.wrapping import head_of
+from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
+from t5peft.training.features import check_features, collate_for_head, unpadded
+from t5peft.training.progress import LinePrinter, LineProgress, Throughput
+
+# Padded tokens of one micro-batch where nothing is known of the memory: fills the cores, and stays small.
+DEFAULT_TOKENS = 4096
+Batch = dict[str, Any]
+
+
+def keep_features(features: list[Mapping[str, Any]]) -> Batch:
+    """The collator of :class:`T5PeftTrainer`: a batch stays a list of features until it is cut."""
+    return {"features": [unpadded(feature) for feature in features]}
+
+
+class T5PeftTrainer(Seq2SeqTrainer):
+    """Drop-in for ``Seq2SeqTrainer`` that trains a T5, plain (full fine-tuning) or wrapped.
+
+    Args:
+        model: a T5, or what a ``*_wrap`` made of it.
+        args: :class:`T5PeftTrainingArguments`, or plain ``Seq2SeqTrainingArguments``.
+        train_dataset, eval_dataset: records with ``input_ids`` and ``labels``; padding and other columns are ignored.
+        processing_class: the tokenizer; saved with checkpoints.
+        data_collator: needed by no method; one that returns tensors is used as it is, without cutting by length.
+        compute_metrics: from ``EvalPrediction`` to a dictionary. With ``predict_with_generate`` it gets token ids
+            without -100, [B, G] and [B, T], padded with the padding token.
+
+    Raises:
+        ValueError: for fp16, an empty data set, sources without tokens, targets that are all padding.
+        FloatingPointError: when the loss is no longer a number; training stops there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Batch] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if hasattr(dataset, "__len__") and len(dataset) == 0:
+                raise ValueError(f"{name} is empty; expected at least one record with `input_ids` and `labels`.")
+        args = as_t5peft_arguments(args)
+        if data_collator is None and args.deepspeed is None:
+            # One step is one set of examples, whatever batches it comes in.
+            args.per_device_train_batch_size *= args.gradient_accumulation_steps
+            args.gradient_accumulation_steps = 1
+        self.throughput = Throughput()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or keep_features,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
+            if self.pop_callback(plain) is not None:
+                self.add_callback(lines)
+
+    # --- training ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward of one batch, cut into micro-batches; returns the loss [] per target token of the step."""
+        model.train()
+        batches = self.micro_batches(inputs)
+        total = torch.zeros((), device=self.args.device)
+        for index, batch in enumerate(batches):
+            # Gradients are exchanged between processes once a step, however many micro-batches each process has.
+            last = index == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if not torch.isfinite(total):
+            raise FloatingPointError(self._why_not_finite(float(total)))
+        return total
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Summed loss of ``inputs`` over ``num_items_in_batch`` (None: the items of ``inputs``), times the processes.
+
+        The factor undoes the mean over processes that is taken of gradients. ``return_outputs`` gives no logits, as none exist.
+        """
+        batch = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss, items = self.summed_loss(model, batch)
+        count = items if num_items_in_batch is None else num_items_in_batch
+        scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss = loss * scale / count
+        return (loss, {}) if return_outputs else loss
+
+    def summed_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Loss [] summed over the target tokens (or the examples, for a head) of ``batch``, and their number."""
+        smoothing = self.args.label_smoothing_factor
+        if not self._has_class_head:
+            return target_loss(model, batch, label_smoothing=smoothing, z_loss=self.args.z_loss)
+        labels = batch["labels"]
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum"), len(labels)
+
+    def micro_batches(self, inputs: Batch) -> list[Batch]:
+        """The micro-batches of a batch; a batch of tensors, from a collator of the user's, is one."""
+        if "features" not in inputs:
+            return [inputs]
+        features = inputs["features"]
+        check_features(features)
+        if self.args.cut_by_length and not self.is_deepspeed_enabled:
+            cuts = cut_by_tokens(
+                [{**f, "labels": f["labels"] if isinstance(f["labels"], list) else [0]} for f in features],
+                self.args.tokens_per_micro_batch or DEFAULT_TOKENS,
+            )
+        else:
+            cuts = [list(range(len(features)))]
+        batches = [self._collate([features[i] for i in cut]) for cut in cuts]
+        for cut, batch in zip(cuts, batches, strict=True):
+            tokens = sum(len(features[i]["input_ids"]) + _length(features[i]["labels"]) for i in cut)
+            self.throughput.add(tokens, batch["input_ids"].numel() + batch["labels"].numel())
+        return batches
+
+    def _collate(self, features: Sequence[Mapping[str, Any]]) -> Batch:
+        config = t5_of(self.model).config
+        if self._has_class_head:
+            return collate_for_head(features, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id)
+        return collate(features, pad_token_id=config.pad_token_id, decoder_start_token_id=config.decoder_start_token_id)
+
+    @property
+    def _has_class_head(self) -> bool:
+        return head_of(t5_of(self.model)) is not None
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+        """Target tokens (or examples, for a head) of one step, over all processes."""
+        count = sum(_items(batch) for batch in batch_samples)
+        items = torch.tensor(float(count), device=device)
+        items = self.accelerator.reduce(items, reduction="sum") if self.accelerator.num_processes > 1 else items
+        if items == 0:
+            raise ValueError(
+                "The targets of a whole step are all padding (-100); expected at least one target token. Look at the "
+                "`labels` of the data."
+            )
+        return items
+
+    def _why_not_finite(self, loss: float) -> str:
+        broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        where = (
+            f"these weights were no numbers before the step: {broken[:5]}"
+            if broken
+            else f"all weights were finite, so the step itself overflowed (learning rate {self._get_learning_rate():.2e})"
+        )
+        return (
+            f"The loss is {loss} at step {self.state.global_step + 1}; {where}. Training stops, the last checkpoint is kept. "
+            "Lower the learning rate, clip gradients (max_grad_norm), or look for broken weights in what was loaded."
+        )
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Operations of one step by the usual six a parameter and token."""
+        features = inputs.get("features")
+        if features is None:
+            return super().floating_point_ops(inputs)
+        return (
+            6 * sum(len(f["input_ids"]) for f in features) * t5_of(self.model).num_parameters(exclude_embeddings=True)
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with tokens per second, share of padding and peak memory beside the loss."""
+        if "loss" in logs:
+            logs.update(self.throughput.read())
+        super().log(logs, start_time)
+
+    # --- evaluation ----------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss per target token, and generated tokens or class scores where metrics ask for them; exact on every split."""
+        dataset = dataloader.dataset
+        model = self.accelerator.unwrap_model(self.model) if not self.is_fsdp_enabled else self.model_wrapped
+        model.to(self.args.device)
+        was_training = model.training
+        model.eval()
+        outputs_wanted = not (self.args.prediction_loss_only or prediction_loss_only) and (
+            self._has_class_head or self.args.predict_with_generate
+        )
+        limit = self._generation_limit(dataset) if outputs_wanted and not self._has_class_head else {}
+        loss_sum, items, rows = 0.0, 0, []
+        for indices, batch in self._eval_batches(dataset, dataloader):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                if "labels" in batch:
+                    loss, count = self.summed_loss(model, batch)
+                    loss_sum += float(loss)
+                    items += count
+                if outputs_wanted:
+                    rows += zip(indices, self._outputs(model, batch, limit), strict=True)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(was_training)
+        self.throughput.restart()
+        return self._summarise(dataset, loss_sum, items, rows, metric_key_prefix, limit)
+
+    def _eval_batches(self, dataset: Any, dataloader: DataLoader) -> Iterator[tuple[list[int], Batch]]:
+        """Batches of this process, longest first, with the indices of their rows in ``dataset``."""
+        raw = [unpadded(dataset[i]) for i in range(len(dataset))]
+        per_batch = max(1, self.args.per_device_eval_batch_size)
+        order = sorted(range(len(raw)), key=lambda i: len(raw[i]["input_ids"]), reverse=True)
+        cuts = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
+        for cut in cuts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            if self.data_collator is keep_features:
+                batch = (
+                    self._without_labels(raw, cut)
+                    if "labels" not in raw[cut[0]]
+                    else self._collate([raw[i] for i in cut])
+                )
+            else:
+                batch = self.data_collator([dataset[i] for i in cut])
+            yield cut, self._prepare_inputs(batch)
+
+    def _without_labels(self, raw: list[dict[str, Any]], cut: list[int]) -> Batch:
+        batch = self._collate([{**raw[i], "labels": 0 if self._has_class_head else [0]} for i in cut])
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def _outputs(self, model: nn.Module, batch: Batch, limit: dict[str, Any]) -> list[np.ndarray]:
+        """Class scores, or generated tokens without padding, a row an example."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if self._has_class_head:
+            return list(model(**inputs).logits.float().cpu().numpy())
+        tokens = t5_of(model).generate(**inputs, **limit)[:, 1:]
+        pad, end = t5_of(model).config.pad_token_id, t5_of(model).config.eos_token_id
+        return [_until_end(row, pad, end) for row in tokens.cpu().numpy()]
+
+    def _generation_limit(self, dataset: Any) -> dict[str, Any]:
+        """Arguments of generate: given ones, else as many new tokens as the longest target of the data has."""
+        given = {name: value for name, value in getattr(self, "_gen_kwargs", {}).items() if value is not None}
+        if "max_new_tokens" in given or "max_length" in given:
+            return given
+        for data in (dataset, self.train_dataset):
+            if data is not None and hasattr(data, "__len__") and "labels" in data[0]:
+                return {**given, "max_new_tokens": max(_length(unpadded(row)["labels"]) for row in data)}
+        return {**given, "max_new_tokens": 64}
+
+    def _summarise(
+        self,
+        dataset: Any,
+        loss_sum: float,
+        items: int,
+        rows: list[tuple[int, np.ndarray]],
+        prefix: str,
+        limit: dict[str, Any],
+    ) -> EvalLoopOutput:
+        """Gather the processes' parts, compute the metrics."""
+        if self.accelerator.num_processes > 1:
+            parts = gather_object([(loss_sum, items, rows)])
+            loss_sum, items = sum(part[0] for part in parts), sum(part[1] for part in parts)
+            rows = [row for part in parts for row in part[2]]
+        rows.sort(key=lambda row: row[0])
+        metrics: dict[str, Any] = {f"{prefix}_loss": loss_sum / items} if items else {}
+        pad = t5_of(self.model).config.pad_token_id
+        predictions = _stack([row for _, row in rows], pad) if rows else None
+        labels = self._labels(dataset, pad)
+        if predictions is not None and not self._has_class_head and "max_new_tokens" in limit:
+            end = t5_of(self.model).config.eos_token_id
+            metrics[f"{prefix}_cut_share"] = float(np.mean([row[-1:].tolist() != [end] for _, row in rows]))
+        if self.compute_metrics is not None and predictions is not None and labels is not None:
+            computed = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+            metrics.update({k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in computed.items()})
+        return EvalLoopOutput(predictions, labels, denumpify_detensorize(metrics), len(dataset))
+
+    def _labels(self, dataset: Any, pad: int) -> np.ndarray | None:
+        if "labels" not in dataset[0]:
+            return None
+        labels = [unpadded(dataset[i])["labels"] for i in range(len(dataset))]
+        if self._has_class_head:
+            return np.array(labels)
+        return _stack([np.array(row) for row in labels], pad)
+
+
+def _items(batch: Batch) -> int:
+    labels = [f["labels"] for f in batch["features"]] if "features" in batch else batch["labels"].tolist()
+    return sum(1 if not isinstance(row, list) else sum(token != IGNORED_LABEL for token in row) for row in labels)
+
+
+def _length(labels: Any) -> int:
+    return len(labels) if isinstance(labels, list) else 1
+
+
+def _until_end(row: np.ndarray, pad: int, end: int) -> np.ndarray:
+    """Generated tokens up to and with the end token; what was cut has none."""
+    ends = np.flatnonzero(row == end)
+    return row[: ends[0] + 1] if len(ends) else row[: max(np.flatnonzero(row != pad), default=-1) + 1]
+
+
+def _stack(rows: list[np.ndarray], pad: int) -> np.ndarray:
+    """Rows of any length to one array, filled on the right."""
+    longest = max(len(row) for row in rows)
+    stacked = np.full((len(rows), longest), pad, dtype=rows[0].dtype)
+    for row, values in zip(stacked, rows, strict=True):
+        row[: len(values)] = values
+    return stacked
