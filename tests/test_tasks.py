@@ -347,20 +347,20 @@ def test_a_folder_is_read_by_split(tmp_path: Path) -> None:
 
 
 def test_aligned_files_become_columns(tmp_path: Path) -> None:
-    (tmp_path / "en.gz").write_bytes(gzip.compress("a\x0cb\nc\n".encode()))
+    (tmp_path / "en.gz").write_bytes(gzip.compress(b"a\x0cb\nc\n"))
     (tmp_path / "de.txt").write_text("x\n\n")
     both = {"english": tmp_path / "en.gz", "german": tmp_path / "de.txt"}
     assert load_aligned(both) == [{"english": "a\x0cb", "german": "x"}, {"english": "c", "german": ""}]
     (tmp_path / "de.txt").write_text("x\n")
-    with pytest.raises(ValueError, match="must have as many lines each: .*en.gz has 2, .*de.txt has 1"):
+    with pytest.raises(ValueError, match=r"must have as many lines each: .*en.gz has 2, .*de.txt has 1"):
         load_aligned(both)
 
 
 def test_a_missing_file_is_told_with_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "train.csv")
-    with pytest.raises(FileNotFoundError, match="no such file: .*trian.csv; .* has train.csv"):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*trian.csv; .* has train.csv"):
         load_records(tmp_path / "trian.csv")
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere either"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere either"):
         load_records(tmp_path / "nowhere" / "a.csv")
 
 
@@ -381,13 +381,13 @@ def test_all_broken_lines_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 2 has 1 cells, expected 2\n  - line 4 has 3 cells, expected 2"):
         load_records(tmp_path / "a.csv")
     (tmp_path / "a.jsonl").write_text('{"x": 1}\n{x}\n[1]\n')
-    with pytest.raises(ValueError, match="line 2 is not JSON .*\n  - line 3 holds list, expected an object"):
+    with pytest.raises(ValueError, match=r"line 2 is not JSON .*\n  - line 3 holds list, expected an object"):
         load_records(tmp_path / "a.jsonl")
 
 
 def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("x\né\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="is not utf-8 .* often encoding='latin-1'"):
+    with pytest.raises(ValueError, match=r"is not utf-8 .* often encoding='latin-1'"):
         load_records(tmp_path / "a.csv")
     assert load_records(tmp_path / "a.csv", encoding="latin-1") == [{"x": "é"}]
     (tmp_path / "a.csv.gz").write_bytes(b"no archive")
@@ -397,10 +397,10 @@ def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> Non
 
 def test_an_unknown_ending_is_told_with_those_known(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_text("x")
-    with pytest.raises(ValueError, match="no ending that says what it is; expected .csv, .tsv"):
+    with pytest.raises(ValueError, match=r"no ending that says what it is; expected .csv, .tsv"):
         load_records(tmp_path / "a.xlsx")
 
 
 def test_a_hub_data_set_without_a_network_names_local_files() -> None:
-    with pytest.raises(RuntimeError, match="'nyu-mll/glue' is no file here.* Without a network give a local file"):
+    with pytest.raises(RuntimeError, match=r"'nyu-mll/glue' is no file here.* Without a network give a local file"):
         load_records("nyu-mll/glue", "train", config="sst2")
