@@ -1,0 +1,651 @@
+"""The laws that every tuning method obeys, on T5s of three geometries, with padding in every batch.
+
+A method that is added to the table is tested without being named here; where a law depends on what a method promises,
+the sets below say so, and an unknown method fails the first test until it is placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from tiny import (
+    GEOMETRIES,
+    Geometry,
+    tiny_batch,
+    tiny_classifier,
+    tiny_classifier_batch,
+    tiny_t5,
+    tiny_tokenizer,
+)
+from torch import Tensor, nn
+from transformers import PreTrainedModel, T5ForConditionalGeneration
+
+from t5peft import METHODS, load_backbone
+from t5peft.backbone import correct_config, t5_of
+from t5peft.methods.prefix import PrefixLayer, collapse
+from t5peft.methods.prompt import PromptEncoder
+
+TOLERANCE = 1e-5
+
+UNWRAPPED = {"full"}  # no adapter: the model itself is trained
+SAME_AT_FIRST = {"full", "lora", "qlora", "ia3"}
+OTHER_AT_FIRST = {"prefix", "prompt"}
+MERGES = {"lora", "ia3"}
+NEVER_MERGES = {"prefix", "prompt"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with options, small enough for a tiny T5."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method}{'-' * bool(self.variant)}{self.variant}"
+
+
+_SMALL: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4},
+    "qlora": {"rank": 4},
+    "prefix": {"length": 3},
+    "prompt": {"length": 3},
+}
+CASES = [
+    *(Case(name, _SMALL.get(name, {})) for name in METHODS),
+    Case("lora", {"rank": 3, "targets": "all-linear", "rank_stabilised": True}, "all-linear"),
+    Case("lora", {"rank": 2, "targets": ["q", "wo"], "dora": True}, "dora"),
+    Case("prefix", {"length": 3, "reparametrise": 7}, "reparametrised"),
+    Case("prefix", {"length": 2, "sites": ["encoder"]}, "encoder"),
+    Case("prefix", {"length": 2, "sites": ["decoder"]}, "decoder"),
+    Case("prefix", {"length": 2, "sites": ["cross"]}, "cross"),
+]
+ADAPTERS = [case for case in CASES if case.method not in UNWRAPPED]
+BY_HAND = [case for case in CASES if case.variant != "dora" and METHODS[case.method].quantize is None]
+
+all_geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
+all_cases = pytest.mark.parametrize("case", CASES, ids=str)
+all_adapters = pytest.mark.parametrize("case", ADAPTERS, ids=str)
+
+MakeBase = Callable[[], PreTrainedModel]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with the tiny T5s, for backbones that have to be loaded to be quantised."""
+    found = {}
+    for geometry in GEOMETRIES:
+        found[geometry] = tmp_path_factory.mktemp(geometry.replace(".", "_"))
+        tiny_t5(geometry).save_pretrained(found[geometry])
+        tiny_tokenizer().save_pretrained(found[geometry])
+    return found
+
+
+@pytest.fixture
+def make_base(case: Case, geometry: Geometry, folders: dict[str, Path]) -> MakeBase:
+    """Makes the backbone of `case` afresh, the same each time; in float32, also where the machine would do bfloat16."""
+    if METHODS[case.method].quantize is None:
+        return partial(ready_t5, geometry)
+    if find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    load = partial(load_backbone, folders[geometry], quantize=METHODS[case.method].quantize, dtype=torch.float32)
+    return lambda: load()[0]
+
+
+def ready_t5(geometry: Geometry) -> T5ForConditionalGeneration:
+    """A tiny T5 as `load_backbone` would hand it out: its config says what its weights are."""
+    model = tiny_t5(geometry)
+    correct_config(model)
+    return model
+
+
+def wrap(case: Case, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
+    torch.manual_seed(1)
+    return METHODS[case.method].wrap(base, **case.options).eval()
+
+
+@torch.no_grad()
+def stir(model: nn.Module, seed: int = 2) -> nn.Module:
+    """Moves every trained tensor off its start, so that nothing is hidden by a zero or a one."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in trained(model).values():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).logits
+
+
+def gradients_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    parameters = trained(model)
+    gradients = torch.autograd.grad(model(**batch).loss, list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def assert_same(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
+    """Each tensor's difference, measured against that tensor's own size."""
+    assert got.keys() == expected.keys()
+    for name in expected:
+        assert expected[name].norm() > 0, f"{name} has no gradient"
+        assert (got[name] - expected[name]).norm() <= tolerance * expected[name].norm(), name
+
+
+def by_hand(model: nn.Module) -> reference.Adapters:
+    """What stands on the base model, read from the wrapped one; the tensors stay parts of its graph."""
+    lora, output_scales, input_scales, prefixes, prompt = {}, {}, {}, {}, None
+    for full_name, module in model.named_modules():
+        name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
+        if isinstance(module, LoraLayer):
+            lora[name] = reference.LowRank(
+                module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"]
+            )
+        elif isinstance(module, IA3Layer):
+            scales = input_scales if module.is_feedforward else output_scales
+            scales[name] = module.ia3_l["default"].flatten()
+        elif isinstance(module, PrefixLayer):
+            prefixes[name] = reference.KeysValues(*module.t5prefix["default"]())
+        elif isinstance(module, PromptEncoder):
+            prompt = module.t5prompt["default"]
+    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt)
+
+
+def state_of(case: Case, geometry: Geometry, model: nn.Module) -> dict[str, Tensor]:
+    """The base weights, made afresh; for full fine-tuning the trained ones."""
+    if case.method in UNWRAPPED:
+        return dict(model.named_parameters())
+    return dict(tiny_t5(geometry).named_parameters())
+
+
+# What wrapping does
+
+
+def test_every_method_is_placed_in_this_file() -> None:
+    assert set(METHODS) == SAME_AT_FIRST | OTHER_AT_FIRST
+
+
+@all_geometries
+@all_cases
+def test_wrapping_changes_nothing_where_the_method_says_so(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
+    batch = tiny_batch()
+    expected = logits_of(make_base(), batch)
+    got = logits_of(wrap(case, make_base()), batch)
+    if case.method in SAME_AT_FIRST:
+        # DoRA divides by the norm it multiplies with
+        assert_same(got, expected, TOLERANCE if case.variant == "dora" else 0.0)
+    else:
+        assert (got - expected).abs().max() > 1e-3
+
+
+@all_geometries
+@all_cases
+def test_every_trained_tensor_matters(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
+    model, batch = stir(wrap(case, make_base())), tiny_batch()
+    before = logits_of(model, batch)
+    for name, parameter in trained(model).items():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+        assert (logits_of(model, batch) - before).abs().max() > 1e-5, name
+        with torch.no_grad():
+            parameter.copy_(kept)
+
+
+@all_geometries
+@all_cases
+def test_one_step_moves_every_adapter_tensor_and_no_bit_of_the_base(
+    case: Case, geometry: Geometry, make_base: MakeBase
+) -> None:
+    model = stir(wrap(case, make_base())).train()
+    names = set(trained(model))
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+    optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
+    model(**tiny_batch()).loss.backward()
+    optimizer.step()
+    after = tensors_of(model)
+    assert names <= before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == names
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, and what a quantised weight keeps beside it."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, parameter in model.named_parameters():
+        for part in ("CB", "SCB"):
+            if isinstance(value := getattr(parameter, part, None), Tensor):
+                tensors[f"{name}.{part}"] = value
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+# Against the reference by hand, and against peft
+
+
+@all_geometries
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("case", BY_HAND, ids=str)
+def test_logits_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry, side: str) -> None:
+    model, batch = stir(wrap(case, ready_t5(geometry))), tiny_batch(side=side, extra_pads=2)
+    config = t5_of(model).config
+    with torch.no_grad():
+        expected = reference.logits(
+            state_of(case, geometry, model),
+            config,
+            batch["input_ids"],
+            batch["attention_mask"],
+            reference.shift_right(batch["labels"], config),
+            by_hand(model),
+        )
+    assert_same(logits_of(model, batch), expected)
+
+
+@all_geometries
+@pytest.mark.parametrize("case", BY_HAND, ids=str)
+def test_gradients_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry) -> None:
+    model, batch = stir(wrap(case, ready_t5(geometry))), tiny_batch()
+    parameters, config = trained(model), t5_of(model).config
+    scores = reference.logits(
+        state_of(case, geometry, model),
+        config,
+        batch["input_ids"],
+        batch["attention_mask"],
+        reference.shift_right(batch["labels"], config),
+        by_hand(model),
+    )
+    total, count = reference.summed_cross_entropy(scores, batch["labels"])
+    expected = torch.autograd.grad(total / count, list(parameters.values()))
+    assert_same_gradients(gradients_of(model, batch), dict(zip(parameters, expected, strict=True)))
+
+
+@all_geometries
+def test_quantised_logits_are_those_of_the_reference_on_the_weights_taken_back(
+    geometry: Geometry, folders: dict[str, Path]
+) -> None:
+    """In training bitsandbytes multiplies by the weights taken back from 8 bits, so they can be compared exactly."""
+    pytest.importorskip("bitsandbytes")
+    base = load_backbone(folders[geometry], quantize="int8", dtype=torch.float32)[0]
+    state = {name: tensor.detach().clone() for name, tensor in base.named_parameters()}
+    for name, parameter in base.named_parameters():
+        if parameter.dtype == torch.int8:
+            state[name] = parameter.CB.float() * parameter.SCB[:, None] / 127
+    assert any(parameter.dtype == torch.int8 for parameter in base.parameters())
+    model, batch = stir(METHODS["qlora"].wrap(base, rank=4)).train(), tiny_batch()
+    expected = reference.logits(
+        state,
+        base.config,
+        batch["input_ids"],
+        batch["attention_mask"],
+        reference.shift_right(batch["labels"], base.config),
+        by_hand(model),
+    )
+    assert_same(model(**batch).logits, expected, 1e-4)
+
+
+@all_geometries
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_is_that_of_peft(geometry: Geometry, dora: bool) -> None:
+    ours = stir(wrap(Case("lora", {"rank": 4, "dora": dora}), ready_t5(geometry)))
+    config = LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=4, lora_alpha=8, target_modules=["q", "v"], use_dora=dora)
+    theirs = get_peft_model(tiny_t5(geometry), config).eval()
+    assert trained(theirs).keys() == trained(ours).keys()
+    theirs.load_state_dict(ours.state_dict())
+    assert_same(logits_of(ours, tiny_batch()), logits_of(theirs, tiny_batch()), 0.0)
+
+
+@all_geometries
+def test_ia3_is_that_of_peft(geometry: Geometry) -> None:
+    ours = stir(wrap(Case("ia3"), ready_t5(geometry)))
+    config = IA3Config(task_type=TaskType.SEQ_2_SEQ_LM, target_modules=["k", "v", "wo"], feedforward_modules=["wo"])
+    theirs = get_peft_model(tiny_t5(geometry), config).eval()
+    assert trained(theirs).keys() == trained(ours).keys()
+    theirs.load_state_dict(ours.state_dict())
+    assert_same(logits_of(ours, tiny_batch()), logits_of(theirs, tiny_batch()), 0.0)
+
+
+@all_geometries
+def test_prompt_tuning_is_that_of_peft_with_padding_on_the_right(geometry: Geometry) -> None:
+    ours, batch = stir(wrap(Case("prompt", {"length": 3}), ready_t5(geometry))), tiny_batch()
+    config = PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=3, num_transformer_submodules=1)
+    theirs = get_peft_model(tiny_t5(geometry), config).eval()
+    with torch.no_grad():
+        theirs.prompt_encoder["default"].embedding.weight.copy_(by_hand(ours).prompt)
+    assert_same(logits_of(ours, batch), logits_of(theirs, batch))
+
+
+# Padding
+
+
+@all_geometries
+@all_cases
+def test_padding_on_either_side_and_more_of_it_changes_nothing(
+    case: Case, geometry: Geometry, make_base: MakeBase
+) -> None:
+    if METHODS[case.method].quantize is not None:
+        pytest.skip("LLM.int8 rounds activations by rows and outlier columns of the batch")
+    model = stir(wrap(case, make_base()))
+    expected = logits_of(model, tiny_batch())
+    for batch in (tiny_batch(side="left"), tiny_batch(extra_pads=5), tiny_batch(side="left", extra_pads=5)):
+        assert_same(logits_of(model, batch), expected)
+
+
+# Saving and loading
+
+
+@all_geometries
+@all_adapters
+def test_saving_and_loading_is_exact_and_the_file_holds_the_adapter_alone(
+    case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
+) -> None:
+    model, batch = stir(wrap(case, make_base())), tiny_batch()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path).eval()
+    assert_same(logits_of(loaded, batch), logits_of(model, batch), 0.0)
+    assert not trained(loaded)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert sorted(tuple(tensor.shape) for tensor in saved.values()) == sorted(
+        tuple(parameter.shape) for parameter in trained(model).values()
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+    }
+
+
+@all_geometries
+@all_adapters
+def test_a_loaded_adapter_goes_on_as_if_it_had_never_been_saved(
+    case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
+) -> None:
+    model, batch = stir(wrap(case, make_base())), tiny_batch()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path, is_trainable=True)
+    expected = gradients_of(model.train(), batch)
+    assert_same_gradients(gradients_of(loaded.train(), batch), expected, 0.0)
+
+
+# Merging
+
+
+@all_geometries
+@pytest.mark.parametrize("case", [case for case in ADAPTERS if case.method in MERGES], ids=str)
+def test_merged_equals_unmerged_and_is_a_plain_t5(case: Case, geometry: Geometry) -> None:
+    model, batch = stir(wrap(case, ready_t5(geometry))), tiny_batch()
+    expected = logits_of(model, batch)
+    merged = model.merge_and_unload()
+    assert_same(logits_of(merged, batch), expected)
+    assert type(merged) is T5ForConditionalGeneration
+    assert merged.state_dict().keys() == tiny_t5(geometry).state_dict().keys()
+
+
+@all_geometries
+@pytest.mark.parametrize("case", [case for case in ADAPTERS if case.method in NEVER_MERGES], ids=str)
+def test_what_cannot_be_merged_says_so(case: Case, geometry: Geometry) -> None:
+    with pytest.raises(ValueError, match="cannot be merged"):
+        wrap(case, ready_t5(geometry)).merge_and_unload()
+
+
+@all_geometries
+def test_a_collapsed_prefix_equals_the_reparametrised_one_and_is_smaller(geometry: Geometry, tmp_path: Path) -> None:
+    model, batch = stir(wrap(Case("prefix", {"length": 3, "reparametrise": 7}), ready_t5(geometry))), tiny_batch()
+    expected, inner = logits_of(model, batch), t5_of(model).config
+    collapse(model)
+    assert_same(logits_of(model, batch), expected, 0.0)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    attentions = inner.num_layers + 2 * inner.num_decoder_layers
+    assert sum(map(Tensor.numel, saved.values())) == attentions * 2 * 3 * inner.num_heads * inner.d_kv
+    loaded = PeftModel.from_pretrained(ready_t5(geometry), tmp_path).eval()
+    assert_same(logits_of(loaded, batch), expected, 0.0)
+
+
+# Generation
+
+
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
+BEAMS = {"max_new_tokens": 8, "do_sample": False, "num_beams": 3}
+exact_only = [case for case in CASES if METHODS[case.method].quantize is None]
+
+
+@all_geometries
+@pytest.mark.parametrize("search", [GREEDY, BEAMS], ids=["greedy", "beams"])
+@pytest.mark.parametrize("case", exact_only, ids=str)
+def test_generation_with_any_cache_equals_generation_without(
+    case: Case, geometry: Geometry, search: dict[str, Any]
+) -> None:
+    model, inputs = stir(wrap(case, ready_t5(geometry))), inputs_of(tiny_batch())
+    expected = model.generate(**inputs, **search, use_cache=False).tolist()
+    assert model.generate(**inputs, **search).tolist() == expected
+    assert model.generate(**inputs, **search, cache_implementation="static").tolist() == expected
+
+
+@all_geometries
+@pytest.mark.parametrize("case", BY_HAND, ids=str)
+def test_greedy_generation_is_that_of_the_reference_by_hand(case: Case, geometry: Geometry) -> None:
+    model, batch = stir(wrap(case, ready_t5(geometry))), tiny_batch()
+    with torch.no_grad():
+        expected = reference.generate_greedily(
+            state_of(case, geometry, model),
+            t5_of(model).config,
+            batch["input_ids"],
+            batch["attention_mask"],
+            GREEDY["max_new_tokens"],
+            by_hand(model),
+        )
+    assert model.generate(**inputs_of(batch), **GREEDY).tolist() == expected.tolist()
+
+
+@all_geometries
+@all_cases
+def test_generation_follows_the_training_path(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
+    """Each generated token is the most likely one when the tokens before it are forced on the decoder."""
+    model, inputs = stir(wrap(case, make_base())), inputs_of(tiny_batch())
+    # not quantised: to 1e-4, as the order of sums differs between the two; quantised: activations are rounded by rows
+    generated = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
+    forced = logits_of(model, inputs | {"decoder_input_ids": generated.sequences[:, :-1]})
+    stepwise = torch.stack(generated.logits, dim=1)
+    ended = (generated.sequences[:, :-1] == 1).cumsum(dim=1).bool()
+    assert_same(stepwise[~ended], forced[~ended], 1e-4 if METHODS[case.method].quantize is None else 0.2)
+    assert stepwise.argmax(-1)[~ended].tolist() == generated.sequences[:, 1:][~ended].tolist()
+
+
+# Gradient checkpointing
+
+
+@all_geometries
+@all_cases
+def test_gradient_checkpointing_changes_nothing(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
+    model, batch = stir(wrap(case, make_base())).train(), tiny_batch()
+    expected_loss, expected = model(**batch).loss.item(), gradients_of(model, batch)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert t5_of(model).is_gradient_checkpointing
+    assert model(**batch).loss.item() == pytest.approx(expected_loss, rel=1e-6)
+    assert_same_gradients(gradients_of(model, batch), expected, 1e-6)
+
+
+# Without the adapter, and with several
+
+
+@all_geometries
+@all_adapters
+def test_a_disabled_adapter_leaves_the_base_exactly(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
+    base, batch = make_base(), tiny_batch()
+    model = stir(wrap(case, make_base()))
+    with model.disable_adapter():
+        # prefix tuning changes the function that computes attention, for an equal one
+        assert_same(logits_of(model, batch), logits_of(base, batch), 1e-5 if case.method == "prefix" else 0.0)
+        for search in (GREEDY, BEAMS):
+            got = model.generate(**inputs_of(batch), **search)
+            assert got.tolist() == base.generate(**inputs_of(batch), **search).tolist()
+    assert (logits_of(model, batch) - logits_of(base, batch)).abs().max() > 1e-3
+
+
+@all_geometries
+@all_adapters
+def test_unloading_gives_the_base_back_exactly(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
+    expected, batch = logits_of(make_base(), tiny_batch()), tiny_batch()
+    unloaded = stir(wrap(case, make_base())).unload()
+    assert isinstance(unloaded, T5ForConditionalGeneration)
+    assert unloaded.state_dict().keys() == make_base().state_dict().keys()
+    assert_same(logits_of(unloaded, batch), expected, 1e-5 if case.method == "prefix" else 0.0)
+
+
+@all_geometries
+@all_adapters
+def test_several_adapters_live_side_by_side(
+    case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
+) -> None:
+    batch = tiny_batch()
+    first, second = (stir(wrap(case, make_base()), seed) for seed in (5, 6))
+    second.save_pretrained(tmp_path)
+    expected_first, expected_second = logits_of(first, batch), logits_of(second, batch)
+    assert (expected_first - expected_second).abs().max() > 1e-3
+    first.load_adapter(str(tmp_path), "other")
+    assert_same(logits_of(first, batch), expected_first, 0.0)
+    first.set_adapter("other")
+    assert_same(logits_of(first.eval(), batch), expected_second, 0.0)
+    first.set_adapter("default")
+    assert_same(logits_of(first, batch), expected_first, 0.0)
+    first.delete_adapter("other")
+    assert_same(logits_of(first, batch), expected_first, 0.0)
+
+
+@all_geometries
+@all_adapters
+def test_an_added_adapter_is_new_and_the_first_stays(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
+    model, batch = stir(wrap(case, make_base())), tiny_batch()
+    expected = logits_of(model, batch)
+    model.add_adapter("other", model.peft_config["default"])
+    model.set_adapter("other")
+    names = set(trained(model))
+    assert names
+    assert all(".other" in name for name in names)
+    model(**batch).loss.backward()
+    model.set_adapter("default")
+    assert_same(logits_of(model.eval(), batch), expected, 0.0)
+
+
+# A head
+
+
+heads = [case for case in ADAPTERS if METHODS[case.method].quantize is None]
+
+
+@all_geometries
+@pytest.mark.parametrize("case", heads, ids=str)
+def test_a_classifier_is_that_of_the_reference_and_its_head_is_trained_and_saved(
+    case: Case, geometry: Geometry, tmp_path: Path
+) -> None:
+    model, batch = stir(wrap(case, tiny_classifier(geometry))), tiny_classifier_batch()
+    head = {name: tensor for name, tensor in trained(model).items() if "classification_head" in name}
+    assert len(head) == 4
+    state = dict(tiny_classifier(geometry).named_parameters())
+    for name, tensor in head.items():
+        state[name[name.index("classification_head") :].replace("modules_to_save.default.", "")] = tensor.detach()
+    got = logits_of(model, batch)
+    if case.variant != "dora":
+        with torch.no_grad():
+            expected = reference.class_logits(
+                state, t5_of(model).config, batch["input_ids"], batch["attention_mask"], by_hand(model)
+            )
+        assert_same(got, expected)
+    assert all(gradient.abs().max() > 0 for gradient in gradients_of(model, batch).values())
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_classifier(geometry), tmp_path).eval()
+    assert_same(logits_of(loaded, batch), got, 0.0)
+
+
+# Errors
+
+
+@all_adapters
+def test_a_model_that_is_wrapped_already_is_an_error(case: Case) -> None:
+    base = tiny_t5()
+    wrapped = METHODS["lora"].wrap(base)
+    with pytest.raises(ValueError, match=r"already wrapped .*'default'.* expects a plain T5.* unload"):
+        METHODS[case.method].wrap(wrapped, **case.options)
+
+
+@all_cases
+def test_a_model_that_is_no_t5_is_an_error(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"expects a T5 .* but got Linear.* load_backbone"):
+        METHODS[case.method].wrap(nn.Linear(2, 2), **case.options)
+
+
+@all_adapters
+def test_the_inside_of_a_wrapped_model_is_an_error_too(case: Case) -> None:
+    """`lora_wrap(model)` changes its argument in place; wrapping that argument again must not stack two adapters."""
+    base = tiny_t5()
+    METHODS["lora"].wrap(base)
+    with pytest.raises(ValueError, match="already wrapped"):
+        METHODS[case.method].wrap(base, **case.options)
+
+
+def test_targets_that_match_nothing_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\['nonexistent'\] match no linear map .*'q', 'k', 'v', 'o', 'wi', 'wo'"):
+        METHODS["lora"].wrap(tiny_t5(), targets=["q", "nonexistent"])
+
+
+def test_a_tied_head_is_no_target() -> None:
+    with pytest.raises(ValueError, match="table of embeddings"):
+        METHODS["lora"].wrap(tiny_t5(), targets=["q", "lm_head"])
+    wrapped = METHODS["lora"].wrap(ready_t5("v1.1"), targets=["q", "lm_head"])
+    assert any("lm_head" in name for name in trained(wrapped))
+
+
+def test_a_quantised_model_is_needed_for_qlora_and_refused_by_full() -> None:
+    with pytest.raises(ValueError, match=r"expects a quantised model.*lora_wrap"):
+        METHODS["qlora"].wrap(tiny_t5())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "text"),
+    [
+        ("lora", {"rank": 0}, "rank=0"),
+        ("lora", {"targets": "q"}, "a list of names"),
+        ("lora", {"targets": []}, "a list of names"),
+        ("prefix", {"length": 0}, "length=0"),
+        ("prefix", {"sites": ["encoder", "middle"]}, "middle"),
+        ("prefix", {"sites": []}, "one or more of encoder, decoder, cross"),
+        ("prefix", {"reparametrise": 0}, "reparametrise=0"),
+        ("prefix", {"initial_ids": []}, "initial_ids is empty"),
+        ("prompt", {"length": 0}, "length=0"),
+        ("prompt", {"initialise": lambda table, length: table[: length + 1]}, r"expected \[P, H\]"),
+    ],
+)
+def test_options_out_of_range_are_told(method: str, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        METHODS[method].wrap(tiny_t5(), **options)
