@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from .files import load_aligned, load_records
+from .registry import embedded_task, load_task, real_task, task_names
+from .splits import hold_out
 from .task import Encoded, Task
 
-__all__ = ["Encoded", "Task", "load_aligned", "load_records"]
+__all__ = [
+    "Encoded",
+    "Task",
+    "embedded_task",
+    "hold_out",
+    "load_aligned",
+    "load_records",
+    "load_task",
+    "real_task",
+    "task_names",
+]

@@ -15,12 +15,12 @@ import json
 import lzma
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 from datasets import load_dataset
 
-Records = list[dict[str, Any]]
+from .splits import Records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
@@ -247,4 +247,5 @@ def _from_hub(name: str, config: str | None, split: str | None) -> Records:
             f"{name!r} is no file here, and as a data set of the hub it could not be read: {error}. Without a network "
             f"give a local file ({', '.join(KINDS)}) or a task of the package, whose data it holds"
         ) from error
-    return dataset.to_list()
+    # columns of columns become "translation.de", which a template can name
+    return dataset.flatten().to_list()
