@@ -14,25 +14,34 @@ Letters: B batch, T target tokens, G generated tokens.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    EvalPrediction,
+    denumpify_detensorize,
+    rotate_checkpoints,
+)
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
+from t5peft.checkpoint import SEAL, newest_complete, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.wrapping import head_of
-from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
+from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.features import check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 
@@ -210,6 +219,54 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if "loss" in logs:
             logs.update(self.throughput.read())
         super().log(logs, start_time)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; ``resume_from_checkpoint=True`` goes on from the newest checkpoint that is complete.
+
+        Raises:
+            ValueError: nothing to resume from, or a checkpoint that was damaged.
+        """
+        if resume_from_checkpoint is True:
+            newest = newest_complete(self.args.output_dir)
+            if newest is None:
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+            resume_from_checkpoint = str(newest)
+        elif resume_from_checkpoint and (problems := verify(Path(resume_from_checkpoint))):
+            raise ValueError(f"The checkpoint {resume_from_checkpoint} cannot be resumed from: {'; '.join(problems)}.")
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / SEAL).unlink(missing_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(folder, self.model)
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save the adapter alone; peft by itself would look on the hub whether the embeddings were resized."""
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            self.model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            torch.save(self.args, Path(folder) / TRAINING_ARGS_NAME)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------
 

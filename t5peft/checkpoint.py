@@ -1,0 +1,259 @@
+"""Adapters and checkpoints on disk: complete or not there, and of the backbone that they say.
+
+An adapter's folder is peft's (``adapter_config.json``, ``adapter_model.safetensors``) with one file more, ``t5peft.json``, which
+is written last: the hash of every file, and a fingerprint of the backbone. A folder without it was not finished; a folder whose
+files do not match it was damaged. Loading checks both, and that the adapter's tensors are those of the model, all of them, and
+numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import t5peft.methods  # noqa: F401  (registers our tuners with peft)
+from t5peft.backbone import MINI, Quantization, load_backbone, t5_of
+
+logger = logging.getLogger("t5peft")
+
+SEAL = "t5peft.json"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A hash that tells one backbone from another, the same for float32, bfloat16 and quantised copies of it.
+
+    Taken of the geometry and of weights that are never quantised or adapted: embeddings and final norms, in bfloat16.
+    """
+    t5 = t5_of(model)
+    config = t5.config
+    digest = hashlib.sha256()
+    geometry = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
+    digest.update(json.dumps([str(getattr(config, name)) for name in geometry]).encode())
+    embeddings = t5.get_input_embeddings().weight.detach()
+    digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
+    for name, parameter in t5.named_parameters():
+        if "final_layer_norm" in name:
+            digest.update(_bytes(parameter.detach()))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+    """Save the active adapter of ``model`` to ``folder``: whole, or not at all.
+
+    Raises:
+        ValueError: for a model without an adapter, or an adapter that holds NaN or infinity.
+    """
+    folder = Path(folder)
+    if not isinstance(model, PeftModel):
+        raise ValueError(
+            f"Got a {type(model).__name__} without an adapter; a fully tuned model is saved by model.save_pretrained(folder)."
+        )
+    broken = _not_finite(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if broken:
+        raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.save_pretrained(str(staging), save_embedding_layers=False, selected_adapters=[model.active_adapter])
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(staging))
+        seal(staging, model)
+        _replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def load_adapter(
+    folder: str | Path,
+    *,
+    model: PreTrainedModel | None = None,
+    trainable: bool = False,
+    quantize: Quantization | None = None,
+) -> tuple[PeftModel, PreTrainedTokenizerBase | None]:
+    """Load an adapter beside its backbone.
+
+    Args:
+        folder: what :func:`save_adapter`, the Trainer or peft itself saved.
+        model: the backbone; None: loaded under the name that the adapter's config holds.
+        trainable: whether to train on.
+        quantize: how to load the backbone.
+
+    Returns:
+        The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
+
+    Raises:
+        FileNotFoundError: no adapter in ``folder``.
+        ValueError: the adapter is damaged, or of another backbone; all problems at once.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS}, as save_adapter writes them."
+        )
+    config = json.loads((folder / CONFIG).read_text())
+    problems = verify(folder)
+    tokenizer = None
+    if model is None and not problems:
+        model, tokenizer = load_backbone(base_of(folder), quantize=quantize, num_labels=_labels(folder, config))
+    if model is not None:
+        sealed = _seal_of(folder).get("backbone")
+        if sealed not in (None, fingerprint(model)):
+            problems.append(
+                f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) than "
+                f"the given one ({fingerprint(model)}, {model.name_or_path!r})"
+            )
+    _raise(folder, problems)
+    assert model is not None
+    with warnings.catch_warnings():
+        # Missing keys are an error below, not a warning.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        # peft reads a property that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        except RuntimeError as error:
+            raise ValueError(f"The adapter in {folder} does not fit this model: {error}") from error
+    _raise(folder, _wrong_keys(wrapped, folder))
+    return wrapped, tokenizer
+
+
+def base_of(folder: str | Path) -> str:
+    """Name of the backbone that the adapter in ``folder`` belongs to, as :func:`~t5peft.load_backbone` takes it."""
+    name = json.loads((Path(folder) / CONFIG).read_text()).get("base_model_name_or_path") or ""
+    return "mini" if Path(name).parts[-2:] == MINI.parts[-2:] else name
+
+
+def seal(folder: Path, model: PreTrainedModel) -> None:
+    """Write :data:`SEAL` into ``folder``, after all else is on disk."""
+    hashes = {str(path.relative_to(folder)): _hash(path) for path in _files(folder)}
+    for path in _files(folder):
+        _sync(path)
+    content = {"backbone": fingerprint(model), "files": hashes}
+    temporary = folder / f".{SEAL}"
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+    _sync(temporary)
+    temporary.replace(folder / SEAL)
+    _sync(folder)
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with the files in ``folder``, in words; nothing for one that is whole, or was never sealed."""
+    problems = []
+    for name, expected in _seal_of(folder).get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif _hash(path) != expected:
+            problems.append(f"{name} was changed or damaged since it was saved")
+    weights = folder / WEIGHTS
+    if not problems and weights.is_file():
+        try:
+            broken = _not_finite(load_file(weights))
+        except Exception as error:  # safetensors has one class for all of its errors, without a base of its own
+            return [f"{WEIGHTS} cannot be read ({error})"]
+        if broken:
+            problems.append(f"these tensors hold NaN or infinity: {broken[:5]}")
+    return problems
+
+
+def newest_complete(run_folder: str | Path) -> Path | None:
+    """The latest ``checkpoint-N`` in ``run_folder`` that is sealed and undamaged, or None; says which ones it passes over."""
+    folders = [path for path in Path(run_folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        problems = verify(folder) if (folder / SEAL).is_file() else ["saving it was not finished"]
+        if not problems:
+            return folder
+        logger.warning("Passing over %s: %s.", folder, "; ".join(problems))
+    return None
+
+
+def _labels(folder: Path, config: dict[str, Any]) -> int | None:
+    """Number of classes of the head that the adapter brings, or None."""
+    if config.get("task_type") != "SEQ_CLS":
+        return None
+    weights = load_file(folder / WEIGHTS)
+    return next(len(tensor) for name, tensor in weights.items() if name.endswith("classification_head.out_proj.weight"))
+
+
+def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
+    saved = set(load_file(folder / WEIGHTS))
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    problems = []
+    if missing := sorted(expected - saved):
+        problems.append(
+            f"{len(missing)} of {len(expected)} tensors of the model are missing from it, such as {missing[0]}"
+        )
+    if foreign := sorted(saved - expected):
+        problems.append(f"{len(foreign)} of its {len(saved)} tensors have no place in the model, such as {foreign[0]}")
+    return problems
+
+
+def _raise(folder: Path, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(
+            f"The adapter in {folder} is not loaded: {'; '.join(problems)}. Load it beside the backbone that it was trained "
+            "on, from a folder as it was saved."
+        )
+
+
+def _seal_of(folder: Path) -> dict[str, Any]:
+    path = folder / SEAL
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+
+
+def _replace(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder``; the old one goes only when the new one stands."""
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        folder.replace(old / folder.name)
+        staging.replace(folder)
+        shutil.rmtree(old)
+    else:
+        staging.replace(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
