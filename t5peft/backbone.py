@@ -13,6 +13,7 @@ what the weights are.
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,7 @@ def load_backbone(
     model = _found(auto_class, path, **options)
     if quantize is not None:
         _undo_upcast(model, options["dtype"])
+        _silence_casts()
     correct_config(model)
     return model.eval(), _found(AutoTokenizer, path)
 
@@ -147,6 +149,13 @@ def _undo_upcast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.to(dtype)
+
+
+def _silence_casts() -> None:
+    """Drop the note on casting that bitsandbytes writes at every matrix product in 8 bits."""
+    message = "MatMul8bitLt: inputs will be cast"
+    warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: message not in record.getMessage())
 
 
 def _found(auto_class: Any, path: str, **options: Any) -> Any:

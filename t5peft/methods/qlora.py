@@ -9,8 +9,6 @@ embeddings and the head stay in the dtype that :func:`~t5peft.load_backbone` cho
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -47,12 +45,4 @@ def qlora_wrap(
             "qlora_wrap expects a quantised model, but this one is not: load it by load_backbone(name, quantize='int8') or "
             "'nf4', or call lora_wrap."
         )
-    _silence_casts()
     return lora_wrap(model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
-
-
-def _silence_casts() -> None:
-    """Drop the note on casting that bitsandbytes writes at every matrix product."""
-    message = "MatMul8bitLt: inputs will be cast"
-    warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: message not in record.getMessage())
