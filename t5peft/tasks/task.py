@@ -173,6 +173,11 @@ class Task:
         return words | {one_line(text): label for label, text in zip(self.labels, self.candidates, strict=True)}
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a record that the source is made of."""
+        return tuple(self._template.columns)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The labels in the order of ``target_words``; none where the target is free."""
         return tuple(self.target_words or ())
@@ -187,6 +192,11 @@ class Task:
         """The source of one record as the template renders it; neither cut nor looked through for special tokens."""
         checks.raise_all(self.name, checks.missing_columns([record], self._template))
         return self._template.render(_values(record, self._template))
+
+    def content(self, record: Record) -> str:
+        """What the record brings to its source, without the template's words: what GLEU compares an answer with."""
+        checks.raise_all(self.name, checks.missing_columns([record], self._template))
+        return " ".join(_values(record, self._template).values())
 
     def target_text(self, record: Record) -> str:
         """The target of one record: the label's words, or the target template over the columns.
@@ -267,6 +277,20 @@ class Task:
                     self.name, len(fitted.escaped), len(fitted.texts), side,
                 )  # fmt: skip
         return encoded.dataset()
+
+    def tokenize_for_head(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Columns ``input_ids`` [S] and ``labels``, the label's place in ``labels``: for a trained classification head.
+
+        Raises:
+            ValueError: the task has no target words, or what ``encode`` says.
+        """
+        if self.target_words is None:
+            checks.raise_all(self.name, ["it has no target words; a classification head needs labels to choose from"])
+        records = list(records)
+        places = {label: place for place, label in enumerate(self.labels)}
+        column = self._target.columns[0]
+        dataset = self.tokenize(records, tokenizer).remove_columns("labels")
+        return dataset.add_column("labels", [places[as_text(record[column]) or ""] for record in records])
 
     def collisions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Problems with target words that a model could not tell apart or could not say within the limit."""

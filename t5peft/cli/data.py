@@ -1,0 +1,88 @@
+"""The arguments that say which task and which records; shared by the commands that read data."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from t5peft.tasks import FAMILIES, Task, family_task, hold_out, load_records, load_task
+
+Splits = dict[str, list[dict[str, Any]]]
+TASK_FILE = "task.yaml"
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, splits: Sequence[str] = ("train", "validation", "test")) -> None:
+    """Add ``--task``, one file an entry of ``splits``, and what maps columns to a template."""
+    parser.add_argument(
+        "--task",
+        required=True,
+        help=f"a task of the package (support_intent, sst2, ...), a YAML file, or, with --{splits[0]}, a family: "
+        f"{', '.join(FAMILIES)}",
+    )
+    for split in splits:
+        parser.add_argument(f"--{split}", metavar="FILE", help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or hub name")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="ROLE=COLUMN", help="which column plays a role, e.g. text=review"
+    )
+    parser.add_argument("--template", help="the source over the columns, e.g. 'review: {review}'")
+    parser.add_argument(
+        "--target-word", action="append", default=[], metavar="LABEL=WORD", help="what T5 says for a label, e.g. 1=positive"
+    )
+
+
+def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
+    """The task and its records by split; validation is held out from train where no file is given for it.
+
+    Raises:
+        ValueError, FileNotFoundError: as the loaders of :mod:`t5peft.tasks` say.
+    """
+    given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
+    splits: Splits = {split: load_records(path) for split, path in given.items()}
+    if args.task in FAMILIES:
+        if not splits:
+            raise ValueError(f"The family {args.task!r} needs records: give files by --train, --validation, --test.")
+        task = family_task(
+            args.task,
+            next(iter(splits.values())),
+            columns=_pairs(args.column, "--column"),
+            target_words=_pairs(args.target_word, "--target-word") or None,
+            template=args.template,
+        )
+    elif splits:
+        task = Task.from_yaml(args.task)
+    else:
+        task, splits = load_task(args.task)
+    if "train" in splits and "validation" not in splits:
+        splits["train"], splits["validation"] = hold_out(splits["train"], task.source)
+    return task, splits
+
+
+def save_task(task: Task, folder: str | Path) -> None:
+    """Write ``task`` beside the adapter that was tuned on it."""
+    fields = {name: value for name, value in asdict(task).items() if value is not None}
+    fields["metrics"] = list(task.metrics)
+    (Path(folder) / TASK_FILE).write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+
+
+def load_saved_task(folder: str | Path) -> Task:
+    """The task of an adapter's folder.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+    """
+    path = Path(folder) / TASK_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {TASK_FILE}, which `t5peft train` writes beside an adapter; give --task.")
+    return Task.from_yaml(path)
+
+
+def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    wrong = [text for text in texts if "=" not in text]
+    if wrong:
+        raise ValueError(f"{option} got {wrong}; expected NAME=VALUE.")
+    return dict(text.split("=", 1) for text in texts)  # type: ignore[misc]

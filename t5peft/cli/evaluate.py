@@ -1,0 +1,61 @@
+"""Score a tuned adapter (or a fully tuned model) on a file or on its own task's test records."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from t5peft.backbone import load_backbone
+from t5peft.checkpoint import CONFIG, load_adapter
+from t5peft.cli.data import load_saved_task
+from t5peft.evaluation import evaluate_task
+from t5peft.tasks import Task, load_records, load_task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``t5peft evaluate``."""
+    add_model_arguments(parser)
+    parser.add_argument("--data", metavar="FILE", help="records with their targets; the named task's test records by default")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a tuned model and its task."""
+    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or a whole model")
+    parser.add_argument("--task", help="a task of the package or a YAML file; the one saved with the model by default")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every score of the task."""
+    task = read_task(args)
+    records = load_records(args.data) if args.data else _test_records(task)
+    model, tokenizer = load_tuned(args.model)
+    scores = evaluate_task(model, tokenizer, task, records)
+    print(f"{task.name}, {len(records)} records")
+    for name, value in scores.items():
+        print(f"{name:>28}  {value:.4f}")
+    return 0
+
+
+def read_task(args: argparse.Namespace) -> Task:
+    """The task that was asked for, or the one saved with the model."""
+    return Task.from_yaml(args.task) if args.task else load_saved_task(args.model)
+
+
+def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter beside its backbone, or a whole model, and the tokenizer."""
+    if not (Path(folder) / CONFIG).is_file():
+        return load_backbone(folder)
+    model, tokenizer = load_adapter(folder)
+    assert tokenizer is not None
+    return model, tokenizer
+
+
+def _test_records(task: Task) -> list[dict[str, Any]]:
+    try:
+        splits = load_task(task.name)[1]
+    except FileNotFoundError as error:
+        raise ValueError(f"The task {task.name!r} brings no records of its own; give --data FILE.") from error
+    return splits["test"]

@@ -1,0 +1,64 @@
+"""Write a tuned model's answers to the records of a file, a JSON line a record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
+from t5peft.evaluation import predict, rank
+from t5peft.tasks import Task, load_records
+
+Record = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``t5peft predict``."""
+    add_model_arguments(parser)
+    parser.add_argument("--data", metavar="FILE", help="records with the columns of the task's template")
+    parser.add_argument("--text", action="append", default=[], help="a text instead of a file, for a template of one column")
+    parser.add_argument("--output", metavar="FILE", help="a JSON Lines file; the screen by default")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer every record; nothing is written until all are answered."""
+    task = read_task(args)
+    records = load_records(args.data) if args.data else _records(task, args.text)
+    model, tokenizer = load_tuned(args.model)
+    lines = [json.dumps(record, ensure_ascii=False) for record in answered(model, tokenizer, task, records)]
+    text = "".join(f"{line}\n" for line in lines)
+    if args.output:
+        Path(args.output).write_text(text, encoding="utf-8")
+        print(f"{len(lines)} answers in {args.output}")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def answered(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, records: list[Record]
+) -> Iterator[Record]:
+    """``records`` with an ``answer``; a task with target words adds the ``probability`` of each label."""
+    sources = task.sources(records, tokenizer)
+    if task.target_words is None:
+        texts = predict(model, tokenizer, sources, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
+        for record, text in zip(records, texts, strict=True):
+            yield {**record, "answer": task.read(text)}
+        return
+    ranking = rank(model, tokenizer, sources, task.candidates)
+    for record, row in zip(records, ranking.probabilities, strict=True):
+        shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
+        yield {**record, "answer": max(shares, key=lambda label: shares[label]), "probability": shares}
+
+
+def _records(task: Task, texts: list[str]) -> list[Record]:
+    columns = task.columns
+    if not texts or len(columns) != 1:
+        raise ValueError(f"Expected --data FILE with the columns {list(columns)}, or --text for a template of one column.")
+    return [{columns[0]: text} for text in texts]
