@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
-import lzma
 import os
 from pathlib import Path
 
@@ -13,7 +10,11 @@ import pytest
 from datasets import Dataset
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
-from t5peft.tasks import Task, load_aligned, load_records
+from t5peft.tasks import (
+    FAMILIES,
+    Task,
+    family_task,
+)
 from t5peft.tasks.fitting import special_ids, without_special_tokens
 from t5peft.tasks.template import Template
 
@@ -293,114 +294,52 @@ def test_a_task_that_is_neither_file_nor_name_lists_the_names() -> None:
         Task.from_yaml("nothing")
 
 
-# Files
+# Families over a user's columns
 
-ROWS = [{"text": 'a "b", c', "label": "0"}, {"text": "d\u2028e", "label": "1"}]
-
-
-def write(path: Path) -> Path:
-    kind = path.name.split(".")[1]
-    if kind == "csv":
-        content = 'text,label\n"a ""b"", c",0\nd\u2028e,1\n'
-    elif kind == "tsv":
-        content = 'text\tlabel\na "b", c\t0\nd\u2028e\t1\n'
-    elif kind == "jsonl":
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
-    else:
-        content = json.dumps({"data": ROWS})
-    data = content.encode()
-    path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data))
-    return path
+EXAMPLES = {
+    "classification": ({"text": "a", "label": "x"}, "classify: a", "x"),
+    "sentence_pairs": ({"premise": "a", "hypothesis": "b", "label": "x"}, "sentence1: a sentence2: b", "x"),
+    "summarisation": ({"dialogue": "a", "summary": "b"}, "summarize: a", "b"),
+    "question_answering": ({"passage": "a", "question": "b", "answer": "c"}, "question: b context: a", "c"),
+    "translation": ({"en": "a", "fr": "b"}, "translate English to French: a", "b"),
+    "dialogue": ({"message": "a", "reply": "b"}, "reply: a", "b"),
+    "data_to_text": ({"mr": "a", "ref": "b"}, "describe: a", "b"),
+    "correction": ({"source": "a", "text": "b", "corrected": "c"}, "correct: b", "c"),
+    "generation": ({"instruction": "a", "output": "b"}, "a", "b"),
+    "recommendation": ({"history": "a", "item": "x"}, "recommend next: a", "x"),
+}
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.csv.gz", "a.jsonl.xz"])
-def test_every_kind_of_file_gives_the_same_records(name: str, tmp_path: Path) -> None:
-    assert load_records(write(tmp_path / name)) == ROWS
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_finds_common_columns(family: str) -> None:
+    record, source, target = EXAMPLES[family]
+    records = [record, record | {"label": "y", "item": "y"}] if FAMILIES[family].has_labels else [record]
+    task = family_task(family, records)
+    assert task.source(record) == source
+    assert task.target_text(record) == target
 
 
-def test_parquet_gives_the_same_records(tmp_path: Path) -> None:
-    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
-    assert load_records(tmp_path / "a.parquet") == ROWS
+def test_a_family_takes_named_columns_words_and_a_template() -> None:
+    records = [{"review": "a", "stars": 5}, {"review": "b", "stars": 1}]
+    task = family_task(
+        "classification",
+        records,
+        columns={"text": "review", "label": "stars"},
+        target_words={"1": "bad", "5": "good"},
+        template="review: {review}",
+    )
+    assert (task.source(records[0]), task.target_text(records[0])) == ("review: a", "good")
 
 
-def test_windows_line_ends_and_a_byte_order_mark_leave_no_trace(tmp_path: Path) -> None:
-    for name, separator in (("a.csv", b","), ("a.tsv", b"\t")):
-        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + separator.join([b"x", b"y"]) + b"\r\n1" + separator + b"2\r\n")
-        assert load_records(tmp_path / name) == [{"x": "1", "y": "2"}]
+def test_a_family_says_all_that_it_cannot_find() -> None:
+    with pytest.raises(ValueError, match="no role 'txt'; its roles are text, label") as error:
+        family_task("classification", [{"a": "x", "b": "y"}], columns={"txt": "a", "label": "c"})
+    for part in ("no column 'c' for the role 'label'", "no column for the role 'text'", "are: 'a', 'b'"):
+        assert part in text_of(error)
+    with pytest.raises(ValueError, match="no family 'poetry'; there are classification"):
+        family_task("poetry", [{"a": "x"}])
 
 
-def test_a_table_without_a_header_takes_names(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text("x\t1\ny\t0\n")
-    assert load_records(tmp_path / "a.tsv", header=["text", "label"])[0] == {"text": "x", "label": "1"}
-
-
-def test_a_spreadsheets_tsv_is_read_with_its_quotation_marks(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text('text\tlabel\n"two\nlines"\t1\n')
-    assert load_records(tmp_path / "a.tsv", quoted=True) == [{"text": "two\nlines", "label": "1"}]
-
-
-def test_a_folder_is_read_by_split(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv")
-    assert load_records(tmp_path, "train") == ROWS
-    with pytest.raises(FileNotFoundError, match="no file of split 'test'; it has train"):
-        load_records(tmp_path, "test")
-
-
-def test_aligned_files_become_columns(tmp_path: Path) -> None:
-    (tmp_path / "en.gz").write_bytes(gzip.compress(b"a\x0cb\nc\n"))
-    (tmp_path / "de.txt").write_text("x\n\n")
-    both = {"english": tmp_path / "en.gz", "german": tmp_path / "de.txt"}
-    assert load_aligned(both) == [{"english": "a\x0cb", "german": "x"}, {"english": "c", "german": ""}]
-    (tmp_path / "de.txt").write_text("x\n")
-    with pytest.raises(ValueError, match=r"must have as many lines each: .*en.gz has 2, .*de.txt has 1"):
-        load_aligned(both)
-
-
-def test_a_missing_file_is_told_with_what_is_there(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv")
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*trian.csv; .* has train.csv"):
-        load_records(tmp_path / "trian.csv")
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere either"):
-        load_records(tmp_path / "nowhere" / "a.csv")
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.csv", ""), ("a.csv", "text,label\n"), ("a.jsonl", "\n")])
-def test_an_empty_file_is_told(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=r"is empty: it has no (bytes|records)"):
-        load_records(tmp_path / name)
-
-
-def test_a_missing_column_is_told_with_those_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no columns 'sentence', 'gold'; it has 'text', 'label'"):
-        load_records(write(tmp_path / "a.csv"), required=["sentence", "label", "gold"])
-
-
-def test_all_broken_lines_are_told_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x,y\n1\n2,3\n4,5,6\n")
-    with pytest.raises(ValueError, match="line 2 has 1 cells, expected 2\n  - line 4 has 3 cells, expected 2"):
-        load_records(tmp_path / "a.csv")
-    (tmp_path / "a.jsonl").write_text('{"x": 1}\n{x}\n[1]\n')
-    with pytest.raises(ValueError, match=r"line 2 is not JSON .*\n  - line 3 holds list, expected an object"):
-        load_records(tmp_path / "a.jsonl")
-
-
-def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes("x\né\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"is not utf-8 .* often encoding='latin-1'"):
-        load_records(tmp_path / "a.csv")
-    assert load_records(tmp_path / "a.csv", encoding="latin-1") == [{"x": "é"}]
-    (tmp_path / "a.csv.gz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="cannot be unpacked"):
-        load_records(tmp_path / "a.csv.gz")
-
-
-def test_an_unknown_ending_is_told_with_those_known(tmp_path: Path) -> None:
-    (tmp_path / "a.xlsx").write_text("x")
-    with pytest.raises(ValueError, match=r"no ending that says what it is; expected .csv, .tsv"):
-        load_records(tmp_path / "a.xlsx")
-
-
-def test_a_hub_data_set_without_a_network_names_local_files() -> None:
-    with pytest.raises(RuntimeError, match=r"'nyu-mll/glue' is no file here.* Without a network give a local file"):
-        load_records("nyu-mll/glue", "train", config="sst2")
+def test_a_column_with_hundreds_of_values_is_no_label() -> None:
+    with pytest.raises(ValueError, match="'label' has 201 different values, more than 200: is it a label"):
+        family_task("classification", [{"text": "a", "label": str(i)} for i in range(201)])

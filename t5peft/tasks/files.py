@@ -49,9 +49,8 @@ def load_records(
         required: columns that must be there.
 
     Raises:
-        FileNotFoundError: the path is a file's, and there is none.
+        FileNotFoundError: there is no such file, or the hub cannot be reached or has no such data set.
         ValueError: the file is empty, of no known kind, broken (all bad lines at once), or lacks a required column.
-        RuntimeError: the hub cannot be reached or has no such data set.
     """
     path = Path(path_or_name)
     if path.is_dir():
@@ -243,7 +242,7 @@ def _from_hub(name: str, config: str | None, split: str | None) -> Records:
     try:
         dataset = load_dataset(name, config, split=split or "train")
     except (OSError, ValueError, RuntimeError) as error:
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"{name!r} is no file here, and as a data set of the hub it could not be read: {error}. Without a network "
             f"give a local file ({', '.join(KINDS)}) or a task of the package, whose data it holds"
         ) from error

@@ -25,9 +25,8 @@ def load_task(path_or_name: str | Path) -> tuple[Task, Splits]:
     """A task and its records by split; validation is held out from train where the definition names none.
 
     Raises:
-        FileNotFoundError: no such definition, or its files are not there.
+        FileNotFoundError: no such definition, or its data are not there, or on the hub, which cannot be reached.
         ValueError: the definition is wrong, or says nothing of data.
-        RuntimeError: its data are on the hub, which cannot be reached.
     """
     definition = read_definition(path_or_name)
     task = Task.from_yaml(path_or_name)

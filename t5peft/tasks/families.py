@@ -1,0 +1,207 @@
+"""Tasks for a user's own file: a family gives the template, the columns of the file are found or named.
+
+    family_task("classification", records, columns={"text": "review", "label": "stars"})
+
+Where T5 was pretrained on a prefix for the family, the template has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .task import Task
+from .template import Template, as_text
+
+MOST_LABELS = 200
+LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian", "es": "Spanish", "it": "Italian"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the tasks of a kind share.
+
+    Args:
+        source: the template, over roles instead of columns.
+        roles: names that columns commonly have, for each role; the last role is the target's.
+        metrics: names in METRICS.
+        max_source_length: tokens.
+        max_target_length: tokens.
+        has_labels: whether the target is one of few words.
+        num_beams: beams when answers are generated.
+    """
+
+    source: str
+    roles: Mapping[str, tuple[str, ...]]
+    metrics: tuple[str, ...]
+    max_source_length: int = 512
+    max_target_length: int = 128
+    has_labels: bool = False
+    num_beams: int = 1
+
+
+TEXT = ("text", "sentence", "message", "headline", "question", "review", "comment", "content", "body", "title")
+LABEL = ("label", "intent", "sentiment", "class", "category", "target")
+DOCUMENT = ("document", "article", "dialogue", "dialog", "body", "text", "passage")
+FAMILIES: dict[str, Family] = {
+    "classification": Family(
+        "classify: {text}", {"text": TEXT, "label": LABEL}, ("accuracy", "f1"), 256, 16, has_labels=True
+    ),
+    "sentence_pairs": Family(
+        "sentence1: {first} sentence2: {second}",
+        {
+            "first": ("sentence1", "premise", "question1", "text1", "first"),
+            "second": ("sentence2", "hypothesis", "question2", "text2", "second"),
+            "label": LABEL,
+        },
+        ("accuracy", "f1"),
+        max_target_length=16,
+        has_labels=True,
+    ),
+    "summarisation": Family(
+        "summarize: {document}",
+        {"document": DOCUMENT, "summary": ("summary", "highlights", "subject", "title", "target")},
+        ("rouge",),
+        num_beams=4,
+    ),
+    "question_answering": Family(
+        "question: {question} context: {context}",
+        {
+            "question": ("question", "query"),
+            "context": ("context", "passage", "paragraph", "document"),
+            "answer": ("answer", "target"),
+        },
+        ("exact_match", "token_f1"),
+        max_target_length=32,
+    ),
+    "translation": Family(
+        "translate {from} to {to}: {source}",
+        {"source": ("source", "english", "en"), "target": ("target", "german", "de", "french", "fr")},
+        ("bleu", "chrf"),
+        256,
+        256,
+        num_beams=4,
+    ),
+    "dialogue": Family(
+        "reply: {message}",
+        {"message": ("message", "dialogue", "dialog", "history", "prompt", "text"), "reply": ("reply", "response")},
+        ("rouge", "bleu"),
+    ),
+    "data_to_text": Family(
+        "describe: {data}",
+        {"data": ("data", "mr", "table", "triples", "input"), "text": ("text", "ref", "reference", "target")},
+        ("bleu", "rouge", "chrf"),
+        256,
+        num_beams=4,
+    ),
+    "correction": Family(
+        "correct: {text}",
+        {"text": ("text", "source", "input", "original"), "corrected": ("corrected", "correction", "target")},
+        ("gleu", "exact_match"),
+        256,
+        256,
+    ),
+    "generation": Family(
+        "{prompt}",
+        {
+            "prompt": ("prompt", "instruction", "input", "source", "text"),
+            "completion": ("completion", "output", "response", "target"),
+        },
+        ("rouge", "exact_match"),
+    ),
+    "recommendation": Family(
+        "recommend next: {history}",
+        {"history": ("history", "items", "query", "text"), "item": ("item", "next", "choice", "target")},
+        ("accuracy",),
+        max_target_length=48,
+        has_labels=True,
+    ),
+}
+"""By the name that the command line uses. Recommendation and retrieval score every item of the catalogue as a label."""
+
+
+def family_task(
+    family: str,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    name: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    target_words: Mapping[str, str] | None = None,
+    template: str | None = None,
+) -> Task:
+    """A task of a family for records of the user's.
+
+    Args:
+        family: a key of ``FAMILIES``.
+        records: the training records; labels are read from them.
+        name: of the task; the family's if not given.
+        columns: role to column, such as ``{"text": "review"}``; the others are found by their common names.
+        target_words: label to word, where the family has labels; each label is its own word if not given.
+        template: over the columns, instead of the family's.
+
+    Raises:
+        ValueError: no such family or role, a role whose column is neither named nor found, or too many labels: all at
+            once.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
+    kind = FAMILIES[family]
+    found = _find_columns(family, kind, records, dict(columns or {}))
+    target_column = list(found.values())[-1]
+    words = dict(target_words) if target_words else None
+    if kind.has_labels and words is None:
+        words = {label: label for label in _labels(records, target_column)}
+    return Task(
+        name=name or family,
+        template=template or _template(family, kind, found),
+        target=f"{{{target_column}}}",
+        target_words=words,
+        metrics=kind.metrics,
+        max_source_length=kind.max_source_length,
+        max_target_length=kind.max_target_length,
+        num_beams=kind.num_beams,
+        references="references" if not words and "references" in records[0] else None,
+    )
+
+
+def _find_columns(
+    family: str, kind: Family, records: Sequence[Mapping[str, Any]], named: dict[str, str]
+) -> dict[str, str]:
+    if not records:
+        raise ValueError(f"family {family!r}: there are no records to read columns from; the file is empty")
+    there = list(records[0])
+    problems = [
+        f"it has no role {role!r}; its roles are {', '.join(kind.roles)}" for role in set(named) - {*kind.roles}
+    ]
+    problems += [f"no column {column!r} for the role {role!r}" for role, column in named.items() if column not in there]
+    found: dict[str, str] = {}
+    for role, common in kind.roles.items():
+        free = [column for column in common if column in there and column not in (*named.values(), *found.values())]
+        if role in named:
+            found[role] = named[role]
+        elif free:
+            found[role] = free[0]
+        else:
+            problems.append(f"no column for the role {role!r}; say which, as columns={{{role!r}: ...}}")
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"family {family!r}:\n{listed}\nThe columns there are: {', '.join(map(repr, there))}.")
+    return found
+
+
+def _template(family: str, kind: Family, found: Mapping[str, str]) -> str:
+    fields = {role: f"{{{column}}}" for role, column in found.items()}
+    if family == "translation":
+        fields["from"], fields["to"] = (LANGUAGES.get(found[role], found[role].capitalize()) for role in kind.roles)
+    return Template.parse(kind.source).render(fields)
+
+
+def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    labels = sorted({label for record in records if (label := as_text(record.get(column))) is not None})
+    if len(labels) > MOST_LABELS:
+        raise ValueError(
+            f"the column {column!r} has {len(labels)} different values, more than {MOST_LABELS}: is it a label? If so, "
+            "give target_words; else choose the column of labels"
+        )
+    return labels
