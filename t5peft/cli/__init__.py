@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from transformers.utils.logging import disable_progress_bar
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),
     "evaluate": ("t5peft.cli.evaluate", "score a tuned adapter on a file or a named task"),
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"t5peft: {name!r} is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    disable_progress_bar()
     module_name, text = COMMANDS[name]
     module = import_module(module_name)
     parser = argparse.ArgumentParser(prog=f"t5peft {name}", description=module.__doc__ or text)
