@@ -54,7 +54,7 @@ def lora_wrap(
     check_plain(model)
     if rank < 1:
         raise ValueError(f"Got rank={rank}; expected a whole number of at least 1.")
-    names = linear_maps(model) if targets == "all-linear" else tuple(targets)
+    names = linear_maps(model) if targets == "all-linear" else targets
     check_targets(model, names)
     return wrap(
         model,

@@ -181,6 +181,15 @@ class PrefixTuner(BaseTuner):
         if layer is not target:
             setattr(parent, target_name, layer)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Called to unload; peft's own hands over the weight of one linear map, which an attention is not.
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # peft's own finds the name one level deep; the parts of a reparametrisation lie deeper.
+        return key.replace(f".{cls.prefix}.{adapter_name}.", f".{cls.prefix}.", 1)
+
 
 def site_of(attention: nn.Module) -> Site:
     """The site of an attention of T5."""

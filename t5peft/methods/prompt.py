@@ -190,6 +190,10 @@ class PromptTuner(BaseTuner):
                 torch.zeros(peft_config.length, embeddings.shape[1], device=embeddings.device)
             )
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Called to unload; peft's own hands over the weight of one linear map, which a stack is not.
+        setattr(parent, child_name, new_module)
+
 
 def prompt_order(attention_mask: Tensor, length: int) -> Tensor:
     """Where each position of [padding; prompt; text] comes from in [prompt; padding; text].

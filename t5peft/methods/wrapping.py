@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -25,7 +26,8 @@ def check_plain(model: nn.Module) -> PreTrainedModel:
 
     Raises ValueError for a model that is wrapped already, or is no T5.
     """
-    if isinstance(model, PeftModel):
+    # A wrap changes its argument in place: the model inside of a PeftModel is wrapped as well.
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError(
             f"The model is already wrapped with the adapter(s) {sorted(model.peft_config)}. A wrap expects a plain T5: "
             "call model.unload() or load_backbone() first, or model.add_adapter(name, config) for a second adapter."
