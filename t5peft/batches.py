@@ -111,6 +111,38 @@ def cut_by_tokens(
     return cuts[::-1]
 
 
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def lay_in_row(
+    features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int
+) -> dict[str, Tensor]:
+    """Features end to end in one row without any padding, for the "t5peft" attention function, which reads the lengths.
+
+    Returns:
+        input_ids [1, S], decoder_input_ids [1, T], labels [1, T], int64, with S and T summed over the examples;
+        source_lengths and target_lengths [E] of the E examples; attention_mask and decoder_attention_mask
+        [1, 1, 1, 1], zero: with them T5 makes no mask of its own, which would have S x S entries.
+
+    Raises:
+        ValueError: as `collate`.
+    """
+    _check_features(features)
+    sources = [feature["input_ids"] for feature in features]
+    targets = [feature["labels"] for feature in features]
+    starts = [(decoder_start_token_id, *target[:-1]) for target in targets]
+    decoder_input_ids = torch.tensor([[token for row in starts for token in row]])
+    return {
+        "input_ids": torch.tensor([[token for source in sources for token in source]]),
+        "attention_mask": torch.zeros(1, 1, 1, 1),
+        "decoder_input_ids": decoder_input_ids.masked_fill_(decoder_input_ids == IGNORED_LABEL, pad_token_id),
+        "decoder_attention_mask": torch.zeros(1, 1, 1, 1),
+        "labels": torch.tensor([[token for target in targets for token in target]]),
+        "source_lengths": torch.tensor([len(source) for source in sources]),
+        "target_lengths": torch.tensor([len(target) for target in targets]),
+    }
+
+
 # --- packing -----------------------------------------------------------------------------------------------------------
 
 
