@@ -10,13 +10,20 @@ Names are imported when they are first used, so that ``import t5peft`` costs nex
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
+# As soon as peft imports it, bitsandbytes asks for a package that speeds up 4 bits on some processors and is not needed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "kernels-community" not in record.getMessage()
+)
+
 _HOMES = {
     "load_backbone": "t5peft.backbone",
+    "merge": "t5peft.deploy",
     "METHODS": "t5peft.methods",
     "full_wrap": "t5peft.methods",
     "ia3_wrap": "t5peft.methods",
@@ -31,7 +38,7 @@ _HOMES = {
     "save_adapter": "t5peft.checkpoint",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -155,15 +155,7 @@ def _silence_casts() -> None:
     """Drop the note on casting that bitsandbytes writes at every matrix product in 8 bits."""
     message = "MatMul8bitLt: inputs will be cast"
     warnings.filterwarnings("ignore", message=message)
-    _drop_log_lines("bitsandbytes.autograd._functions", message)
-
-
-def _drop_log_lines(name: str, text: str) -> None:
-    logging.getLogger(name).addFilter(lambda record: text not in record.getMessage())
-
-
-# bitsandbytes asks for one more package as soon as peft imports it, for 4 bits on some processors; its own code does it too.
-_drop_log_lines("bitsandbytes.backends.cpu.ops", "kernels-community")
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: message not in record.getMessage())
 
 
 def _found(auto_class: Any, path: str, **options: Any) -> Any:

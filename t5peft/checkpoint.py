@@ -145,12 +145,25 @@ def base_of(folder: str | Path) -> str:
     return "mini" if Path(name).parts[-2:] == MINI.parts[-2:] else name
 
 
+def quantization_of(folder: str | Path) -> Quantization | None:
+    """How the backbone was quantised that the adapter in ``folder`` was trained beside."""
+    return _seal_of(Path(folder)).get("quantized")
+
+
+def quantization_of_model(model: PreTrainedModel) -> Quantization | None:
+    """How ``model`` is quantised."""
+    t5 = t5_of(model)
+    if not getattr(t5, "is_quantized", False):
+        return None
+    return "int8" if t5.config.quantization_config.load_in_8bit else "nf4"
+
+
 def seal(folder: Path, model: PreTrainedModel) -> None:
     """Write :data:`SEAL` into ``folder``, after all else is on disk."""
     hashes = {str(path.relative_to(folder)): _hash(path) for path in _files(folder)}
     for path in _files(folder):
         _sync(path)
-    content = {"backbone": fingerprint(model), "files": hashes}
+    content = {"backbone": fingerprint(model), "quantized": quantization_of_model(model), "files": hashes}
     temporary = folder / f".{SEAL}"
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
     _sync(temporary)

@@ -16,7 +16,9 @@ Splits = dict[str, list[dict[str, Any]]]
 TASK_FILE = "task.yaml"
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, splits: Sequence[str] = ("train", "validation", "test")) -> None:
+def add_data_arguments(
+    parser: argparse.ArgumentParser, splits: Sequence[str] = ("train", "validation", "test")
+) -> None:
     """Add ``--task``, one file an entry of ``splits``, and what maps columns to a template."""
     parser.add_argument(
         "--task",
@@ -25,13 +27,23 @@ def add_data_arguments(parser: argparse.ArgumentParser, splits: Sequence[str] = 
         f"{', '.join(FAMILIES)}",
     )
     for split in splits:
-        parser.add_argument(f"--{split}", metavar="FILE", help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or hub name")
+        parser.add_argument(
+            f"--{split}", metavar="FILE", help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or hub name"
+        )
     parser.add_argument(
-        "--column", action="append", default=[], metavar="ROLE=COLUMN", help="which column plays a role, e.g. text=review"
+        "--column",
+        action="append",
+        default=[],
+        metavar="ROLE=COLUMN",
+        help="which column plays a role, e.g. text=review",
     )
     parser.add_argument("--template", help="the source over the columns, e.g. 'review: {review}'")
     parser.add_argument(
-        "--target-word", action="append", default=[], metavar="LABEL=WORD", help="what T5 says for a label, e.g. 1=positive"
+        "--target-word",
+        action="append",
+        default=[],
+        metavar="LABEL=WORD",
+        help="what T5 says for a label, e.g. 1=positive",
     )
 
 
@@ -77,7 +89,9 @@ def load_saved_task(folder: str | Path) -> Task:
     """
     path = Path(folder) / TASK_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {TASK_FILE}, which `t5peft train` writes beside an adapter; give --task.")
+        raise FileNotFoundError(
+            f"{folder} has no {TASK_FILE}, which `t5peft train` writes beside an adapter; give --task."
+        )
     return Task.from_yaml(path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import load_backbone
-from t5peft.checkpoint import CONFIG, load_adapter
+from t5peft.checkpoint import CONFIG, load_adapter, quantization_of
 from t5peft.cli.data import load_saved_task
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Task, load_records, load_task
@@ -18,7 +18,9 @@ from t5peft.tasks import Task, load_records, load_task
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft evaluate``."""
     add_model_arguments(parser)
-    parser.add_argument("--data", metavar="FILE", help="records with their targets; the named task's test records by default")
+    parser.add_argument(
+        "--data", metavar="FILE", help="records with their targets; the named task's test records by default"
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,7 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """An adapter beside its backbone, or a whole model, and the tokenizer."""
     if not (Path(folder) / CONFIG).is_file():
         return load_backbone(folder)
-    model, tokenizer = load_adapter(folder)
+    model, tokenizer = load_adapter(folder, quantize=quantization_of(folder))
     assert tokenizer is not None
     return model, tokenizer
 

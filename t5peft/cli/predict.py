@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft predict``."""
     add_model_arguments(parser)
     parser.add_argument("--data", metavar="FILE", help="records with the columns of the task's template")
-    parser.add_argument("--text", action="append", default=[], help="a text instead of a file, for a template of one column")
+    parser.add_argument(
+        "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
+    )
     parser.add_argument("--output", metavar="FILE", help="a JSON Lines file; the screen by default")
 
 
@@ -60,5 +62,7 @@ def answered(
 def _records(task: Task, texts: list[str]) -> list[Record]:
     columns = task.columns
     if not texts or len(columns) != 1:
-        raise ValueError(f"Expected --data FILE with the columns {list(columns)}, or --text for a template of one column.")
+        raise ValueError(
+            f"Expected --data FILE with the columns {list(columns)}, or --text for a template of one column."
+        )
     return [{columns[0]: text} for text in texts]

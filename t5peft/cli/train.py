@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     trainer = _trainer(args, model, tokenizer, task, splits)
     trainer.train(resume_from_checkpoint=args.resume)
     scores = {
-        split: evaluate_task(model, tokenizer, task, splits[split]) for split in ("validation", "test") if split in splits
+        split: evaluate_task(model, tokenizer, task, splits[split])
+        for split in ("validation", "test")
+        if split in splits
     }
     folder = Path(args.output)
     if args.method == "full":
@@ -91,7 +93,12 @@ def _trainer(
     steps_per_epoch = max(1, -(-len(train) // args.batch_size))
     steps = args.steps or max(1, round(args.epochs * steps_per_epoch))
     every = max(1, steps // max(1, args.evaluations))
-    schedule: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
+    schedule: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+    }
     arguments = T5PeftTrainingArguments(
         output_dir=args.output,
         max_steps=steps,
