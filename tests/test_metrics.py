@@ -20,7 +20,8 @@ from t5peft.evaluation import (
     confusion_picture,
 )
 
-WORDS = "the a cat dog sat on mat quickly, brown fox jumped over lazy river. Was it? Yes! running runs 3,000 U.S. it's".split()
+TEXT = "the a cat dog sat on mat quickly, brown fox jumped over lazy river. Was it? Yes! running runs 3,000 U.S. it's"
+WORDS = TEXT.split()
 
 
 def sentences(count: int, seed: int, longest: int = 25) -> list[str]:
@@ -196,12 +197,12 @@ def test_gleu_of_one_sentence_is_the_formula_by_hand():
     source = "she go to the sea every days"
     reference = "she goes to the sea every day"
     hypothesis = "she goes to the sea every days"
-    # 1-grams: 6 shared, "days" is left as it was: 5 of 7. 2-grams: 5 shared, "every days" left: 4 of 6. 3-grams: 4 shared,
-    # "sea every days" left: 3 of 5. 4-grams: 3 shared, "the sea every days" left: 2 of 4.
+    # 1-grams: 6 shared, "days" is left as it was: 5 of 7. 2-grams: 5 shared, "every days" left: 4 of 6.
+    # 3-grams: 4 shared, "sea every days" left: 3 of 5. 4-grams: 3 shared, "the sea every days" left: 2 of 4.
     expected = (5 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25
     assert compute("gleu", [hypothesis], [reference], sources=[source])["gleu"] == pytest.approx(expected, abs=1e-12)
-    # Without a source that says otherwise it is BLEU without smoothing; shorter than the reference costs exp(1 - r / c).
-    expected = math.exp(1 - 7 / 6) * 1.0
+    # Where the source is right already nothing is taken off; one word too few costs exp(1 - r / c).
+    expected = math.exp(1 - 7 / 6)
     short = "she goes to the sea every"
     assert compute("gleu", [short], [reference], sources=[reference])["gleu"] == pytest.approx(expected, abs=1e-12)
 

@@ -7,4 +7,29 @@ from t5peft.evaluation.classification import (
     confusion_matrix,
     confusion_picture,
 )
+from t5peft.evaluation.inference import evaluating, merged
 from t5peft.evaluation.metrics import METRICS, Metric, compute
+from t5peft.evaluation.prediction import Predictions, predict
+from t5peft.evaluation.ranking import Ranking, classify, rank
+from t5peft.evaluation.scores import evaluate_task, loss_and_perplexity
+
+__all__ = [
+    "METRICS",
+    "ClassificationReport",
+    "Metric",
+    "Predictions",
+    "Ranking",
+    "classification_report",
+    "classify",
+    "compute",
+    "confusion_matrix",
+    "confusion_picture",
+    "evaluate_task",
+    "evaluating",
+    "expected_calibration_error",
+    "fit_temperature",
+    "loss_and_perplexity",
+    "merged",
+    "predict",
+    "rank",
+]

@@ -21,7 +21,7 @@ def perplexity(negative_log_likelihoods: Sequence[float], tokens: Sequence[int])
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Sequence[int] | Tensor, *, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equally wide bins of confidence, weighted by size (Guo et al. 2017).
+    """Mean gap between confidence and accuracy over equal bins of confidence, weighted by their size (Guo et al. 2017).
 
     Args:
         probabilities: [N, C]; the confidence of an example is its largest.
@@ -71,8 +71,8 @@ def _slope_in_inverse_temperature(scores: Tensor, labels: Tensor, inverse_temper
 def _check_labels(scores: Tensor, labels: Tensor) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
         raise ValueError(
-            f"scores of shape {list(scores.shape)} came with labels of shape {list(labels.shape)}; expected [N, C] and [N] "
-            "with at least one example"
+            f"scores of shape {list(scores.shape)} came with labels of shape {list(labels.shape)}; expected [N, C] and "
+            "[N] with at least one example"
         )
     outside = (labels < 0) | (labels >= scores.shape[1])
     if outside.any():

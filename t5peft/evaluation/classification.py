@@ -1,8 +1,8 @@
 """Scores of label predictions: accuracy, F1, Matthews correlation, the report per class and its picture.
 
 Written with numpy; equal to scikit-learn's functions of the same names (tests/test_metrics.py). Labels are compared as
-strings. The classes of a score are those of the references together with whatever was predicted, so an answer
-outside the target words counts as a class of its own with no reference: it lowers recall and macro F1 and stays visible.
+strings. The classes of a score are those of the references together with whatever was predicted, so an answer outside
+the target words counts as a class of its own without references: it lowers recall and macro F1 and stays visible.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ClassificationReport:
 
     def __str__(self) -> str:
         total = int(self.support.sum())
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (label, f"{self.precision[i]:.4f}", f"{self.recall[i]:.4f}", f"{self.f1[i]:.4f}", str(int(self.support[i])))
             for i, label in enumerate(self.labels)
         ]

@@ -2,20 +2,22 @@
 
 `gleu` is GLEU for grammatical error correction (Napoles et al. 2015, "Ground Truth for Grammatical Error Correction
 Metrics", in the form without tuning of 2016, arXiv:1605.02592). It needs the uncorrected sources, and it is what
-JFLEG's tables print (times 100). For n = 1..4, over the sentences of a corpus,
+JFLEG's tables print (times 100). Over the sentences of a corpus, for n = 1..4,
 
-    p_n = sum max(0, |H & R| - |H & (S without R)|) / sum |H|,      GLEU = min(1, exp(1 - r / c)) (p_1 p_2 p_3 p_4)^(1/4)
+    p_n  = sum max(0, |H & R| - |H & (S without R)|) / sum |H|
+    GLEU = min(1, exp(1 - r / c)) (p_1 p_2 p_3 p_4)^(1/4)
 
-with the n-grams of hypothesis H, reference R and source S as multisets, `S without R` those n-grams of the source
-that do not occur in the reference at all, and c and r the numbers of words in hypotheses and references. With several
-references the score is the mean over 500 draws of one reference a sentence, the same draws every time. The paper's formula counts how often an
-n-gram occurs in S beyond R; the authors' script, which printed every published figure, takes whole n-grams, and so do we.
+with the n-grams of hypothesis H, reference R and source S as multisets, `S without R` those n-grams of the source that
+do not occur in the reference at all, and c and r the numbers of words in hypotheses and references. With several
+references the score is the mean over 500 draws of one reference a sentence, the same draws every time. The paper's
+formula counts how often an n-gram occurs in S beyond R; the authors' script, which printed every published figure,
+takes whole n-grams, and so do we.
 
-`google_bleu` is the GLEU of Google's translation system (Wu et al. 2016, arXiv:1609.08144), which knows no sources: shared
-n-grams over the larger of the two n-gram counts, summed over the corpus with the best reference of each sentence. nltk
-calls it `corpus_gleu`.
+`google_bleu` is the GLEU of Google's translation system (Wu et al. 2016, arXiv:1609.08144), which knows no sources:
+shared n-grams over the larger of the two n-gram counts, summed over the corpus with the best reference of each
+sentence. nltk calls it `corpus_gleu`.
 
-Both are fractions of words split at spaces: tokenise first where punctuation is attached to words.
+Both are fractions over words split at spaces: tokenise first where punctuation is attached to words.
 """
 
 from __future__ import annotations
@@ -44,9 +46,7 @@ def gleu(predictions: Sequence[str], references: References, sources: Sequence[s
     first_rows, every_row = np.cumsum(counts) - counts, np.concatenate(statistics)
     scores = []
     for draw in range(_DRAWS):
-        generator = random.Random(
-            101 * draw
-        )  # the draws of the authors' script, so that its figures are met to the digit
+        generator = random.Random(101 * draw)  # the authors' draws, so that their figures are met
         drawn = np.array([int(generator.random() * count) for count in counts])
         scores.append(_gleu_of(every_row[first_rows + drawn].sum(axis=0)))
     return {"gleu": float(np.mean(scores))}

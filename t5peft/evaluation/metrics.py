@@ -1,6 +1,6 @@
 """The table of metrics and the one function that computes them.
 
-Each metric is also an `evaluate` module in `modules/`, a file that `evaluate.load` takes by its path, without a network:
+Each metric is also an `evaluate` module in `modules/`: a file that `evaluate.load` takes by its path, offline too.
 
     import evaluate
     from t5peft.evaluation import METRICS
@@ -80,7 +80,8 @@ def compute(
     Args:
         name: a key of METRICS.
         predictions: one text (or label) an example. For perplexity: summed negative log-likelihoods.
-        references: one text an example, or a list of accepted texts an example. For perplexity: numbers of target tokens.
+        references: one text an example, or a list of accepted texts an example. For perplexity: numbers of target
+            tokens.
         sources: what the predictions were made from; only gleu needs it.
 
     Returns:

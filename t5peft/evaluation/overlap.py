@@ -1,4 +1,4 @@
-"""Scores by overlap with references, through their reference libraries: ROUGE (rouge-score), BLEU and chrF (sacrebleu)."""
+"""Scores by overlap with references, through their own libraries: ROUGE (rouge-score), BLEU and chrF (sacrebleu)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def rouge(predictions: Sequence[str], references: References) -> dict[str, float
     """Mean F-measures of ROUGE-1, -2, -L and -Lsum as fractions, with Porter stemming (Lin 2004).
 
     With several references the best one counts, for each type by itself. ROUGE-Lsum wants one sentence a line: a text
-    without line breaks is broken after `.`, `!` and `?` that a space follows. (The `evaluate` hub module neither stems nor
-    breaks, so that its Lsum equals its L on such texts.)
+    without line breaks is broken after `.`, `!` and `?` that a space follows. (The hub's `rouge` for `evaluate` neither
+    stems nor breaks, so that its Lsum equals its L on such texts.)
     """
     from rouge_score.rouge_scorer import RougeScorer
 

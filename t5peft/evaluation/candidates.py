@@ -1,0 +1,113 @@
+"""Many candidate targets as one decoder input, so that the decoder runs once over all of them.
+
+A `CandidateTree` has one position for every distinct beginning of a candidate; a position sees the positions of its own
+beginning. Where the decoder's position bias belongs to its first layer and weights are float32, candidates share
+beginnings, the start token first; the mask then also carries the difference between the bias of the true distance and
+that of the distance in the row. Else each candidate is a block of its own, in which distances are true anyway.
+
+Letters: B sources, C candidates, T positions of the tree, E edges, L tokens of the longest candidate, N heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.mt5.modeling_mt5 import MT5Attention
+from transformers.models.t5.modeling_t5 import T5Attention
+
+Edge = tuple[int, int]
+"""A position and the token that comes next."""
+
+MOST_POSITIONS = 256  # of one tree; the mask grows with the square
+
+
+@dataclass
+class CandidateTree:
+    """Positions, one for each beginning of a candidate, and edges from a position to a token that comes next.
+
+    Attributes:
+        start_token: what every beginning begins with.
+        shared: whether candidates share positions.
+        tokens: decoder input at each position [T].
+        parents: the position before each [T], -1 at a start token.
+        edges: all of them [E].
+        paths: the edges of each candidate, by its column in the result.
+    """
+
+    start_token: int
+    shared: bool
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    edges: set[Edge] = field(default_factory=set)
+    paths: dict[int, list[Edge]] = field(default_factory=dict)
+    _position_after: dict[Edge, int] = field(default_factory=dict)
+
+    def add(self, column: int, candidate: Sequence[int]) -> None:
+        """Add the candidate whose log-probability goes to `column`."""
+        position = 0 if self.shared and self.tokens else self._new_position(self.start_token, -1)
+        path = []
+        for i, token in enumerate(candidate):
+            edge = (position, token)
+            path.append(edge)
+            if i + 1 < len(candidate):
+                if edge not in self._position_after:
+                    self._position_after[edge] = self._new_position(token, position)
+                position = self._position_after[edge]
+        self.edges.update(path)
+        self.paths[column] = path
+
+    def _new_position(self, token: int, parent: int) -> int:
+        self.tokens.append(token)
+        self.parents.append(parent)
+        return len(self.tokens) - 1
+
+    def visible(self, positions: int) -> tuple[Tensor, Tensor]:
+        """visible [T, T], true where a position (rows) sees another, and depth [T]; T is `positions`, padding at the end."""
+        sees = torch.eye(positions, dtype=torch.bool)
+        depth = torch.zeros(positions, dtype=torch.long)
+        for position, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees[position] |= sees[parent]
+                depth[position] = depth[parent] + 1
+        return sees, depth
+
+
+def trees(candidates: Sequence[Sequence[int]], start_token: int, shared: bool) -> list[CandidateTree]:
+    """The candidates in trees of at most MOST_POSITIONS positions, unless one candidate alone has more."""
+    order = sorted(range(len(candidates)), key=lambda column: list(candidates[column]))
+    made: list[CandidateTree] = []
+    for column in order:
+        candidate = candidates[column]
+        if not made or len(made[-1].tokens) + len(candidate) > MOST_POSITIONS:
+            made.append(CandidateTree(start_token, shared))
+        made[-1].add(column, candidate)
+    return made
+
+
+def can_share(t5: PreTrainedModel) -> bool:
+    """Whether the decoder has one position bias for all layers, and exact enough weights to correct it by the mask."""
+    return t5.dtype == torch.float32 and len(_biased_attentions(t5)) == 1
+
+
+def _biased_attentions(t5: PreTrainedModel) -> list[T5Attention | MT5Attention]:
+    attentions = (module for module in t5.decoder.modules() if isinstance(module, T5Attention | MT5Attention))
+    return [attention for attention in attentions if attention.has_relative_attention_bias]
+
+
+def decoder_mask(tree: CandidateTree, positions: int, t5: PreTrainedModel) -> Tensor:
+    """Additive mask [1, N or 1, T, T] of a tree padded to T = `positions`."""
+    sees, depth = (part.to(t5.device) for part in tree.visible(positions))
+    blocked = torch.zeros(positions, positions, dtype=t5.dtype, device=t5.device)
+    blocked = blocked.masked_fill_(~sees, torch.finfo(t5.dtype).min)[None, None]
+    if not tree.shared:
+        return blocked
+    attention = _biased_attentions(t5)[0]
+    by_distance = attention.compute_bias(positions, positions, device=t5.device)[0, :, :, 0]  # [N, T], 0 to T - 1 back
+    index = torch.arange(positions, device=t5.device)
+    in_row = by_distance[:, (index[:, None] - index).clamp(min=0)]
+    in_truth = by_distance[:, (depth[:, None] - depth).clamp(min=0)]
+    return blocked + torch.where(sees, in_truth - in_row, 0.0)[None]

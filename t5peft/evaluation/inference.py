@@ -1,0 +1,124 @@
+"""What prediction and ranking share: evaluation mode with merged weights, token ids of sources, batches by tokens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from t5peft.backbone import t5_of
+from t5peft.tasks.fitting import encode
+
+Sources = Sequence[str] | Sequence[Sequence[int]]
+"""Texts, or token ids that end in `</s>`, as `Task.tokenize` makes them."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
+    """The T5 inside `model` in evaluation mode, without gradients, with merged weights; after the block all is as before.
+
+    Every module gets its own training flag back, and every weight its own bits.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), merged(model):
+            yield t5_of(model)
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Inside the block LoRA and IA3 are part of the weights that they change, so that a forward pass costs nothing more.
+
+    Only float32 weights are merged: in bfloat16 or quantised ones the sum would lose part of the adapter. The weights
+    are put back, not computed back.
+    """
+    kept: list[tuple[BaseTunerLayer, nn.Linear, Tensor]] = []
+    tied = {id(parameter) for parameter in _embedding_tables(model)}
+    try:
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer | IA3Layer) and _can_merge(layer, tied):
+                base = layer.get_base_layer()
+                kept.append((layer, base, base.weight.data))
+                layer.merge(safe_merge=True)  # "safe" makes a new tensor, so what was kept is not written to
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
+            for layer, base, weight in kept:
+                if layer.merged:
+                    layer.unmerge()
+                base.weight.data = weight
+
+
+def _can_merge(layer: BaseTunerLayer, tied: set[int]) -> bool:
+    """Whether an active, unmerged adapter sits on a plain float32 linear map that no other module shares."""
+    base = layer.get_base_layer()
+    if type(base) is not nn.Linear or base.bias is not None or layer.disable_adapters or layer.merged:
+        return False
+    return base.weight.dtype == torch.float32 and type(base.weight.data) is Tensor and id(base.weight) not in tied
+
+
+def _embedding_tables(model: nn.Module) -> Iterator[Tensor]:
+    return (module.weight for module in model.modules() if isinstance(module, nn.Embedding))
+
+
+def source_ids(
+    sources: Sources, tokenizer: PreTrainedTokenizerBase, max_source_length: int | None = None
+) -> list[list[int]]:
+    """Token ids of each source, ending in `</s>`, at most `max_source_length` of them.
+
+    Raises:
+        ValueError: one text came where a list of texts is expected, or a length below 2.
+    """
+    if isinstance(sources, str):
+        raise ValueError(f"one text came as sources, {sources[:60]!r}; a list of texts is expected: write [text]")
+    if max_source_length is not None and max_source_length < 2:
+        raise ValueError(f"max_source_length is {max_source_length}; at least 2 are needed, a token and </s>")
+    if all(isinstance(source, str) for source in sources):
+        ids = encode(cast(Sequence[str], sources), tokenizer)
+    else:
+        ids = [list(source) for source in cast(Sequence[Sequence[int]], sources)]
+    if max_source_length is None:
+        return ids
+    return [one if len(one) <= max_source_length else [*one[: max_source_length - 1], one[-1]] for one in ids]
+
+
+def length_batches(
+    lengths: Sequence[int], tokens_per_batch: int, more_per_row: int = 0, copies: int = 1
+) -> list[list[int]]:
+    """Indices by length, longest first, cut so that rows x copies x (longest + more_per_row) stays in the budget.
+
+    A row that alone is over the budget is a batch of its own.
+
+    Raises:
+        ValueError: a budget below 1.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch is {tokens_per_batch}; expected at least 1")
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    batches = []
+    while order:
+        rows = max(1, tokens_per_batch // (copies * (lengths[order[0]] + more_per_row)))
+        batches.append(order[:rows])
+        order = order[rows:]
+    return batches
+
+
+def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """input_ids [B, S] and attention_mask [B, S], padded on the right."""
+    longest = max(len(row) for row in rows)
+    input_ids = torch.tensor([[*row, *[pad_token_id] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return input_ids, (torch.arange(longest, device=device) < lengths[:, None]).long()

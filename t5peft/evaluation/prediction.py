@@ -1,0 +1,97 @@
+"""Generated answers for many sources: sorted by length, in batches by tokens, with a cache, in the order that they came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+
+
+class Predictions(list[str]):
+    """One text a source; `cut_share` is the share of them that ended at `max_new_tokens` and not by themselves."""
+
+    def __init__(self, texts: Iterable[str], cut_share: float) -> None:
+        super().__init__(texts)
+        self.cut_share = cut_share
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sources,
+    *,
+    max_new_tokens: int,
+    num_beams: int = 1,
+    tokens_per_batch: int = 8192,
+    max_source_length: int | None = None,
+    progress: bool = False,
+) -> Predictions:
+    """Generate an answer for each source.
+
+    Args:
+        model: a T5 with a language model head, plain or wrapped. It may be in training mode; it is so again afterwards.
+        sources: texts, or token ids as `Task.tokenize` makes them.
+        max_new_tokens: the longest answer, with `</s>`.
+        num_beams: 1 is greedy search. Other settings are those of the model's generation config, never sampling.
+        tokens_per_batch: rows x beams x (longest source + max_new_tokens) of one batch; one long source alone may exceed
+            it.
+        max_source_length: cut sources to so many tokens, with `</s>`.
+        progress: show a bar.
+
+    Returns:
+        The texts in the order of the sources, without special tokens, and the share that was cut.
+
+    Raises:
+        ValueError: a model without a language model head, or numbers below 1.
+    """
+    if max_new_tokens < 1 or num_beams < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens} and num_beams {num_beams}; expected at least 1 of each")
+    ids = source_ids(sources, tokenizer, max_source_length)
+    batches = length_batches([len(one) for one in ids], tokens_per_batch, max_new_tokens, num_beams)
+    texts, cut = [""] * len(ids), 0
+    with evaluating(model) as t5:
+        _check_generates(t5)
+        for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
+            generated = _generate(model, t5, [ids[i] for i in batch], max_new_tokens, num_beams)
+            cut += _unfinished(generated, t5)
+            for i, text in zip(batch, tokenizer.batch_decode(generated, skip_special_tokens=True), strict=True):
+                texts[i] = text
+    return Predictions(texts, cut / len(ids) if ids else 0.0)
+
+
+def _check_generates(t5: PreTrainedModel) -> None:
+    if not t5.can_generate():
+        raise ValueError(f"{type(t5).__name__} has no language model head and generates nothing; use classify")
+
+
+def _generate(
+    model: nn.Module, t5: PreTrainedModel, rows: list[list[int]], max_new_tokens: int, num_beams: int
+) -> Tensor:
+    """Generated ids [B, up to 1 + max_new_tokens], the start token first."""
+    input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
+    # peft's own prompt learning lives in PeftModel.generate; every other adapter lives inside the T5, where calling generate
+    # leaves nothing patched.
+    own = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    generator: Any = model if own else t5
+    return generator.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        use_cache=True,
+        return_dict_in_generate=False,
+    )
+
+
+def _unfinished(generated: Tensor, t5: PreTrainedModel) -> int:
+    """Rows of generated [B, T] without an end token."""
+    end = torch.as_tensor(t5.generation_config.eos_token_id, device=generated.device)
+    return int((~torch.isin(generated[:, 1:], end).any(dim=1)).sum())

@@ -1,0 +1,109 @@
+"""A whole task at once: predictions of a model for records, and the scores that the task names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from t5peft.backbone import t5_of
+from t5peft.batches import collate
+from t5peft.evaluation.calibration import expected_calibration_error
+from t5peft.evaluation.inference import evaluating, length_batches
+from t5peft.evaluation.metrics import METRICS, compute
+from t5peft.evaluation.prediction import predict
+from t5peft.evaluation.ranking import Ranking, classify, rank
+from t5peft.loss import target_loss
+from t5peft.tasks.task import Task
+
+
+def evaluate_task(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    records: Iterable[Mapping[str, Any]],
+    *,
+    tokens_per_batch: int = 8192,
+) -> dict[str, float]:
+    """The scores of `task.metrics` on records.
+
+    A task with target words is scored by ranking them, or by the head of a `T5ForSequenceClassification`, whose label ids
+    are the target words in their order; any other by generation. gleu gets the sources with the instruction, whose n-grams
+    count only where an answer repeats it.
+
+    Returns:
+        Every score of every metric, and beside them `expected_calibration_error` for target words, `cut_share` for
+        generated answers, and `loss` with perplexity.
+
+    Raises:
+        ValueError: no records, an unknown metric, or what `Task.tokenize` says of them.
+    """
+    records = list(records)
+    unknown = [name for name in task.metrics if name not in METRICS]
+    if unknown:
+        raise ValueError(
+            f"task {task.name!r} names metrics that there are not: {unknown}; there are {', '.join(METRICS)}"
+        )
+    features = task.tokenize(records, tokenizer).to_list()
+    sources = [feature["input_ids"] for feature in features]
+    scores: dict[str, float] = {}
+    if task.target_words is not None:
+        ranking = _rank_targets(model, tokenizer, task, sources, tokens_per_batch)
+        predictions = [task.labels[i] for i in ranking.best]
+        right = [task.labels.index(task.read(task.target_text(record))) for record in records]
+        scores["expected_calibration_error"] = expected_calibration_error(ranking.probabilities, right)
+    else:
+        answers = predict(
+            model,
+            tokenizer,
+            sources,
+            max_new_tokens=task.max_target_length,
+            num_beams=task.num_beams,
+            tokens_per_batch=tokens_per_batch,
+        )
+        predictions = [task.read(text) for text in answers]
+        scores["cut_share"] = answers.cut_share
+    references = [task.answers(record) for record in records]
+    texts = [task.source(record) for record in records]
+    for name in task.metrics:
+        if name == "perplexity":
+            scores |= loss_and_perplexity(model, features, tokens_per_batch=tokens_per_batch)
+        else:
+            scores |= compute(name, predictions, references, sources=texts)
+    return scores
+
+
+def _rank_targets(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, sources: list[list[int]], tokens_per_batch: int
+) -> Ranking:
+    t5 = t5_of(model)
+    if t5.can_generate():
+        return rank(model, tokenizer, sources, task.candidates, tokens_per_batch=tokens_per_batch)
+    if t5.config.num_labels != len(task.labels):
+        raise ValueError(
+            f"the head of the model has {t5.config.num_labels} classes, task {task.name!r} has {len(task.labels)} target "
+            f"words; load the backbone with num_labels={len(task.labels)}"
+        )
+    return classify(model, tokenizer, sources, tokens_per_batch=tokens_per_batch)
+
+
+def loss_and_perplexity(
+    model: nn.Module, features: Sequence[Mapping[str, Any]], *, tokens_per_batch: int = 8192
+) -> dict[str, float]:
+    """Mean loss over all target tokens [nats], whatever the batches, and its exponential.
+
+    Args:
+        features: `input_ids` and `labels`, lists of ids without padding.
+    """
+    total, tokens = 0.0, 0
+    with evaluating(model) as t5:
+        lengths = [len(feature["input_ids"]) + len(feature["labels"]) for feature in features]
+        ids = {"pad_token_id": t5.config.pad_token_id, "decoder_start_token_id": t5.config.decoder_start_token_id}
+        for batch in length_batches(lengths, tokens_per_batch):
+            inputs = collate([features[i] for i in batch], **ids)
+            loss, count = target_loss(model, {name: tensor.to(t5.device) for name, tensor in inputs.items()})
+            total, tokens = total + float(loss), tokens + count
+    return {"loss": total / tokens, "perplexity": math.exp(total / tokens)}
