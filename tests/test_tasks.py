@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
+from vocabulary import small_tokenizer
 
 from t5peft.tasks import (
     FAMILIES,
@@ -34,15 +35,17 @@ SUMMARY = Task("summary", "summarize: {text} end", "{title}", max_source_length=
 
 @pytest.fixture(scope="module")
 def mini() -> PreTrainedTokenizerBase:
-    return T5Tokenizer.from_pretrained(REPOSITORY / "t5peft" / "mini")
+    return AutoTokenizer.from_pretrained(REPOSITORY / "t5peft" / "mini")
 
 
-@pytest.fixture(scope="module", params=["mini", "t5", "byt5"])
+@pytest.fixture(scope="module", params=["mini", "small", "t5", "byt5"])
 def tokenizer(request: pytest.FixtureRequest, mini: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if request.param == "mini":
         return mini
     if request.param == "byt5":
         return ByT5Tokenizer()
+    if request.param == "small":
+        return small_tokenizer()
     if not REAL.is_dir():
         pytest.skip("no real data: set T5PEFT_DATA to their folder")
     return T5Tokenizer.from_pretrained(REAL / "t5_vocab")
@@ -211,10 +214,10 @@ def test_a_label_outside_the_target_words_names_its_rows_and_the_labels(mini: Pr
         SENTIMENT.target_text(records[1])
 
 
-def test_target_words_that_collide_after_tokenisation_are_refused(mini: PreTrainedTokenizerBase) -> None:
+def test_target_words_that_collide_after_tokenisation_are_refused() -> None:
     task = Task("emoji", "{text}", "{label}", {"sad": "\U0001f641", "glad": "\U0001f642"})
     with pytest.raises(ValueError, match="the target words of labels 'sad', 'glad' are the same tokens"):
-        task.tokenize([{"text": "a", "label": "sad"}], mini)
+        task.tokenize([{"text": "a", "label": "sad"}], small_tokenizer())
 
 
 def test_a_template_that_would_be_truncated_is_refused(mini: PreTrainedTokenizerBase) -> None:

@@ -63,7 +63,8 @@ def fit(template: Template, rows: Sequence[Row], tokenizer: PreTrainedTokenizerB
     escaped = _escape(template, rows, texts, ids, bare, tokenizer)
     too_long = [i for i, tokens in enumerate(ids) if len(tokens) > max_tokens]
     crowded_out = _cut(template, rows, texts, ids, too_long, tokenizer, max_tokens)
-    empty = [i for i, tokens in enumerate(ids) if tokens == bare and i not in crowded_out]
+    blank = {i for i, row in enumerate(rows) if not any(value.strip() for value in row.values())}
+    empty = [i for i, tokens in enumerate(ids) if (i in blank or tokens == bare) and i not in crowded_out]
     return Fitted(texts, ids, too_long, escaped, empty, sorted(crowded_out))
 
 

@@ -175,7 +175,7 @@ class Task:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of a record that the source is made of."""
-        return tuple(self._template.columns)
+        return self._template.columns
 
     @property
     def labels(self) -> tuple[str, ...]:
