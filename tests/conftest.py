@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # before anything imports transformers: tests need no network, and a hub call would only hang
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from tiny import GEOMETRIES, Geometry, tiny_t5, tiny_tokenizer
 from transformers.utils import logging as transformers_logging
 
 
@@ -19,3 +21,14 @@ def same_conditions_for_every_test() -> None:
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Geometry, Path]:
+    """Folders with the tiny T5s and their tokenizer, for backbones that have to be loaded."""
+    found: dict[Geometry, Path] = {}
+    for geometry in GEOMETRIES:
+        found[geometry] = tmp_path_factory.mktemp(geometry.replace(".", "_"))
+        tiny_t5(geometry).save_pretrained(found[geometry])
+        tiny_tokenizer().save_pretrained(found[geometry])
+    return found

@@ -7,7 +7,6 @@ the sets below say so, and an unknown method fails the first test until it is pl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import reference
 import torch
+from cases import ADAPTERS, BY_HAND, CASES, FORMS, Case, base_of, by_hand, ready_t5, state_of, stir, trained, wrap
 from peft import (
     IA3Config,
     LoraConfig,
@@ -24,8 +24,6 @@ from peft import (
     TaskType,
     get_peft_model,
 )
-from peft.tuners.ia3 import IA3Layer
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from tiny import (
     GEOMETRIES,
@@ -34,107 +32,37 @@ from tiny import (
     tiny_classifier,
     tiny_classifier_batch,
     tiny_t5,
-    tiny_tokenizer,
 )
 from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone
-from t5peft.backbone import correct_config, t5_of
-from t5peft.methods.prefix import PrefixLayer, collapse
-from t5peft.methods.prompt import PromptEncoder
+from t5peft.backbone import t5_of
+from t5peft.methods.prefix import collapse
 
 TOLERANCE = 1e-5
 
-UNWRAPPED = {"full"}  # no adapter: the model itself is trained
 SAME_AT_FIRST = {"full", "lora", "qlora", "ia3"}
 OTHER_AT_FIRST = {"prefix", "prompt"}
 MERGES = {"lora", "ia3"}
 NEVER_MERGES = {"prefix", "prompt"}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A method with options, small enough for a tiny T5."""
-
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.method}{'-' * bool(self.variant)}{self.variant}"
-
-
-_SMALL: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 4},
-    "qlora": {"rank": 4},
-    "prefix": {"length": 3},
-    "prompt": {"length": 3},
-}
-CASES = [
-    *(Case(name, _SMALL.get(name, {})) for name in METHODS),
-    Case("lora", {"rank": 3, "targets": "all-linear", "rank_stabilised": True}, "all-linear"),
-    Case("lora", {"rank": 2, "targets": ["q", "wo"], "dora": True}, "dora"),
-    Case("prefix", {"length": 3, "reparametrise": 7}, "reparametrised"),
-    Case("prefix", {"length": 2, "sites": ["encoder"]}, "encoder"),
-    Case("prefix", {"length": 2, "sites": ["decoder"]}, "decoder"),
-    Case("prefix", {"length": 2, "sites": ["cross"]}, "cross"),
-]
-ADAPTERS = [case for case in CASES if case.method not in UNWRAPPED]
-BY_HAND = [case for case in CASES if case.variant != "dora" and METHODS[case.method].quantize is None]
-
 all_geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 all_adapters = pytest.mark.parametrize("case", ADAPTERS, ids=str)
+cases_of_each_form = pytest.mark.parametrize("case", [case for case in CASES if case.variant in FORMS], ids=str)
+adapters_of_each_form = pytest.mark.parametrize("case", [case for case in ADAPTERS if case.variant in FORMS], ids=str)
 
 MakeBase = Callable[[], PreTrainedModel]
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with the tiny T5s, for backbones that have to be loaded to be quantised."""
-    found = {}
-    for geometry in GEOMETRIES:
-        found[geometry] = tmp_path_factory.mktemp(geometry.replace(".", "_"))
-        tiny_t5(geometry).save_pretrained(found[geometry])
-        tiny_tokenizer().save_pretrained(found[geometry])
-    return found
-
-
 @pytest.fixture
-def make_base(case: Case, geometry: Geometry, folders: dict[str, Path]) -> MakeBase:
-    """Makes the backbone of `case` afresh, the same each time; in float32, also where the machine would do bfloat16."""
-    if METHODS[case.method].quantize is None:
-        return partial(ready_t5, geometry)
-    if find_spec("bitsandbytes") is None:
+def make_base(case: Case, geometry: Geometry, folders: dict[Geometry, Path]) -> MakeBase:
+    """Makes the backbone of `case` afresh, the same each time."""
+    if METHODS[case.method].quantize is not None and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
-    load = partial(load_backbone, folders[geometry], quantize=METHODS[case.method].quantize, dtype=torch.float32)
-    return lambda: load()[0]
-
-
-def ready_t5(geometry: Geometry) -> T5ForConditionalGeneration:
-    """A tiny T5 as `load_backbone` would hand it out: its config says what its weights are."""
-    model = tiny_t5(geometry)
-    correct_config(model)
-    return model
-
-
-def wrap(case: Case, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
-    torch.manual_seed(1)
-    return METHODS[case.method].wrap(base, **case.options).eval()
-
-
-@torch.no_grad()
-def stir(model: nn.Module, seed: int = 2) -> nn.Module:
-    """Moves every trained tensor off its start, so that nothing is hidden by a zero or a one."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in trained(model).values():
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return partial(base_of, case, geometry, folders[geometry])
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -164,32 +92,6 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor], t
         assert (got[name] - expected[name]).norm() <= tolerance * expected[name].norm(), name
 
 
-def by_hand(model: nn.Module) -> reference.Adapters:
-    """What stands on the base model, read from the wrapped one; the tensors stay parts of its graph."""
-    lora, output_scales, input_scales, prefixes, prompt = {}, {}, {}, {}, None
-    for full_name, module in model.named_modules():
-        name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
-        if isinstance(module, LoraLayer):
-            lora[name] = reference.LowRank(
-                module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"]
-            )
-        elif isinstance(module, IA3Layer):
-            scales = input_scales if module.is_feedforward else output_scales
-            scales[name] = module.ia3_l["default"].flatten()
-        elif isinstance(module, PrefixLayer):
-            prefixes[name] = reference.KeysValues(*module.t5prefix["default"]())
-        elif isinstance(module, PromptEncoder):
-            prompt = module.t5prompt["default"]
-    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt)
-
-
-def state_of(case: Case, geometry: Geometry, model: nn.Module) -> dict[str, Tensor]:
-    """The base weights, made afresh; for full fine-tuning the trained ones."""
-    if case.method in UNWRAPPED:
-        return dict(model.named_parameters())
-    return dict(tiny_t5(geometry).named_parameters())
-
-
 # What wrapping does
 
 
@@ -212,25 +114,12 @@ def test_wrapping_changes_nothing_where_the_method_says_so(case: Case, geometry:
 
 @all_geometries
 @all_cases
-def test_every_trained_tensor_matters(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
-    model, batch = stir(wrap(case, make_base())), tiny_batch()
-    before = logits_of(model, batch)
-    for name, parameter in trained(model).items():
-        kept = parameter.detach().clone()
-        with torch.no_grad():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-        assert (logits_of(model, batch) - before).abs().max() > 1e-5, name
-        with torch.no_grad():
-            parameter.copy_(kept)
-
-
-@all_geometries
-@all_cases
 def test_one_step_moves_every_adapter_tensor_and_no_bit_of_the_base(
     case: Case, geometry: Geometry, make_base: MakeBase
 ) -> None:
     model = stir(wrap(case, make_base())).train()
     names = set(trained(model))
+    model(**tiny_batch())  # at its first forward bitsandbytes moves its scales
     before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     optimizer = torch.optim.AdamW(trained(model).values(), lr=1e-2)
     model(**tiny_batch()).loss.backward()
@@ -242,12 +131,11 @@ def test_one_step_moves_every_adapter_tensor_and_no_bit_of_the_base(
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, and what a quantised weight keeps beside it."""
+    """Every parameter and buffer, and the scales of quantised weights, which bitsandbytes keeps elsewhere."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, parameter in model.named_parameters():
-        for part in ("CB", "SCB"):
-            if isinstance(value := getattr(parameter, part, None), Tensor):
-                tensors[f"{name}.{part}"] = value
+    for name, module in model.named_modules():
+        if isinstance(scales := getattr(getattr(module, "state", None), "SCB", None), Tensor):
+            tensors[f"{name}.SCB"] = scales
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -435,9 +323,9 @@ def test_a_collapsed_prefix_equals_the_reparametrised_one_and_is_smaller(geometr
 # Generation
 
 
-GREEDY = {"max_new_tokens": 8, "do_sample": False}
-BEAMS = {"max_new_tokens": 8, "do_sample": False, "num_beams": 3}
-exact_only = [case for case in CASES if METHODS[case.method].quantize is None]
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+BEAMS = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
+exact_only = [case for case in CASES if METHODS[case.method].quantize is None and case.variant in FORMS]
 
 
 @all_geometries
@@ -469,7 +357,7 @@ def test_greedy_generation_is_that_of_the_reference_by_hand(case: Case, geometry
 
 
 @all_geometries
-@all_cases
+@cases_of_each_form
 def test_generation_follows_the_training_path(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     """Each generated token is the most likely one when the tokens before it are forced on the decoder."""
     model, inputs = stir(wrap(case, make_base())), inputs_of(tiny_batch())
@@ -489,18 +377,21 @@ def test_generation_follows_the_training_path(case: Case, geometry: Geometry, ma
 @all_cases
 def test_gradient_checkpointing_changes_nothing(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     model, batch = stir(wrap(case, make_base())).train(), tiny_batch()
+    if METHODS[case.method].quantize is None:
+        model = model.double()  # gradients are summed in another order: what differs must be rounding
     expected_loss, expected = model(**batch).loss.item(), gradients_of(model, batch)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert t5_of(model).is_gradient_checkpointing
     assert model(**batch).loss.item() == pytest.approx(expected_loss, rel=1e-6)
-    assert_same_gradients(gradients_of(model, batch), expected, 1e-6)
+    tolerance = 1e-6 if METHODS[case.method].quantize is not None else 1e-7
+    assert_same_gradients(gradients_of(model, batch), expected, tolerance)
 
 
 # Without the adapter, and with several
 
 
 @all_geometries
-@all_adapters
+@adapters_of_each_form
 def test_a_disabled_adapter_leaves_the_base_exactly(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     base, batch = make_base(), tiny_batch()
     model = stir(wrap(case, make_base()))
@@ -514,7 +405,7 @@ def test_a_disabled_adapter_leaves_the_base_exactly(case: Case, geometry: Geomet
 
 
 @all_geometries
-@all_adapters
+@adapters_of_each_form
 def test_unloading_gives_the_base_back_exactly(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     expected, batch = logits_of(make_base(), tiny_batch()), tiny_batch()
     unloaded = stir(wrap(case, make_base())).unload()
@@ -524,7 +415,7 @@ def test_unloading_gives_the_base_back_exactly(case: Case, geometry: Geometry, m
 
 
 @all_geometries
-@all_adapters
+@adapters_of_each_form
 def test_several_adapters_live_side_by_side(
     case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
 ) -> None:
@@ -544,7 +435,7 @@ def test_several_adapters_live_side_by_side(
 
 
 @all_geometries
-@all_adapters
+@adapters_of_each_form
 def test_an_added_adapter_is_new_and_the_first_stays(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     model, batch = stir(wrap(case, make_base())), tiny_batch()
     expected = logits_of(model, batch)
@@ -595,7 +486,7 @@ def test_a_classifier_is_that_of_the_reference_and_its_head_is_trained_and_saved
 def test_a_model_that_is_wrapped_already_is_an_error(case: Case) -> None:
     base = tiny_t5()
     wrapped = METHODS["lora"].wrap(base)
-    with pytest.raises(ValueError, match=r"already wrapped .*'default'.* expects a plain T5.* unload"):
+    with pytest.raises(ValueError, match=r"already wrapped .*'default'.* expects a plain T5.*unload"):
         METHODS[case.method].wrap(wrapped, **case.options)
 
 

@@ -1,0 +1,118 @@
+"""Every tuning method with options small enough for a tiny T5, and how a test wraps, moves and reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import reference
+import torch
+from peft import PeftModel
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
+from tiny import Geometry, tiny_t5
+from torch import Tensor, nn
+from transformers import PreTrainedModel, T5ForConditionalGeneration
+
+from t5peft import METHODS, load_backbone
+from t5peft.backbone import correct_config
+from t5peft.methods.prefix import PrefixLayer
+from t5peft.methods.prompt import PromptEncoder
+
+UNWRAPPED = {"full"}  # no adapter: the model itself is trained
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with options, small enough for a tiny T5."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method}{'-' * bool(self.variant)}{self.variant}"
+
+
+_SMALL: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4},
+    "qlora": {"rank": 4},
+    "prefix": {"length": 3},
+    "prompt": {"length": 3},
+}
+CASES = [
+    *(Case(name, _SMALL.get(name, {})) for name in METHODS),
+    Case("lora", {"rank": 3, "targets": "all-linear", "rank_stabilised": True}, "all-linear"),
+    Case("lora", {"rank": 2, "targets": ["q", "wo"], "dora": True}, "dora"),
+    Case("prefix", {"length": 3, "reparametrise": 7}, "reparametrised"),
+    Case("prefix", {"length": 2, "sites": ["encoder"]}, "encoder"),
+    Case("prefix", {"length": 2, "sites": ["decoder"]}, "decoder"),
+    Case("prefix", {"length": 2, "sites": ["cross"]}, "cross"),
+]
+ADAPTERS = [case for case in CASES if case.method not in UNWRAPPED]
+# every form of computing, once; single sites and DoRA are told apart by formulas, files and gradients alone
+FORMS = {"", "all-linear", "reparametrised"}
+BY_HAND = [case for case in CASES if case.variant != "dora" and METHODS[case.method].quantize is None]
+
+
+def ready_t5(geometry: Geometry) -> T5ForConditionalGeneration:
+    """A tiny T5 as `load_backbone` would hand it out: its config says what its weights are."""
+    model = tiny_t5(geometry)
+    correct_config(model)
+    return model
+
+
+def base_of(case: Case, geometry: Geometry, folder: Path) -> PreTrainedModel:
+    """The backbone of `case`, always with the same weights; `folder` holds them for those that have to be loaded.
+
+    In float32 also where it is quantised and the machine would take bfloat16, so that tests see no more rounding.
+    """
+    quantize = METHODS[case.method].quantize
+    if quantize is None:
+        return ready_t5(geometry)
+    return load_backbone(folder, quantize=quantize, dtype=torch.float32)[0]
+
+
+def wrap(case: Case, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
+    torch.manual_seed(1)
+    return METHODS[case.method].wrap(base, **case.options).eval()
+
+
+@torch.no_grad()
+def stir(model: nn.Module, seed: int = 2) -> nn.Module:
+    """Moves every trained tensor off its start, so that nothing is hidden by a zero or a one."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in trained(model).values():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def by_hand(model: nn.Module) -> reference.Adapters:
+    """What stands on the base model, read from the wrapped one; the tensors stay parts of its graph."""
+    lora, output_scales, input_scales, prefixes, prompt = {}, {}, {}, {}, None
+    for full_name, module in model.named_modules():
+        name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
+        if isinstance(module, LoraLayer):
+            lora[name] = reference.LowRank(
+                module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"]
+            )
+        elif isinstance(module, IA3Layer):
+            scales = input_scales if module.is_feedforward else output_scales
+            scales[name] = module.ia3_l["default"].flatten()
+        elif isinstance(module, PrefixLayer):
+            prefixes[name] = reference.KeysValues(*module.t5prefix["default"]())
+        elif isinstance(module, PromptEncoder):
+            prompt = module.t5prompt["default"]
+    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt)
+
+
+def state_of(case: Case, geometry: Geometry, model: nn.Module) -> dict[str, Tensor]:
+    """The base weights, made afresh; for full fine-tuning the trained ones."""
+    if case.method in UNWRAPPED:
+        return dict(model.named_parameters())
+    return dict(tiny_t5(geometry).named_parameters())
