@@ -86,16 +86,19 @@ def load_backbone(
 
 
 def t5_of(model: nn.Module) -> PreTrainedModel:
-    """The T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself."""
-    while not isinstance(model, PreTrainedModel):
-        inner = next(
-            (part for name in ("module", "_orig_mod", "base_model", "model") if (part := getattr(model, name, None))),
-            None,
-        )
-        if inner is None or inner is model:
+    """The T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself.
+
+    Raises ValueError where there is none.
+    """
+    inner = model
+    while not isinstance(inner, PreTrainedModel):
+        # Read from what the module itself holds: peft's modules answer for attributes of the model inside of them too.
+        parts = inner.__dict__.get("_modules", {})
+        name = next((name for name in ("module", "_orig_mod", "base_model", "model") if name in parts), None)
+        if name is None:
             raise ValueError(f"Expected a T5, plain or wrapped, but got {type(model).__name__}.")
-        model = inner
-    return model
+        inner = parts[name]
+    return inner
 
 
 def variant_of(config: Any) -> Variant:

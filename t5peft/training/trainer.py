@@ -157,7 +157,6 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if "features" not in inputs:
             return [inputs]
         features = inputs["features"]
-        check_features(features)
         if self.args.cut_by_length and not self.is_deepspeed_enabled:
             cuts = cut_by_tokens(
                 [{**f, "labels": f["labels"] if isinstance(f["labels"], list) else [0]} for f in features],
@@ -183,6 +182,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         """Target tokens (or examples, for a head) of one step, over all processes."""
+        for batch in batch_samples:
+            check_features(batch.get("features", []))
         count = sum(_items(batch) for batch in batch_samples)
         items = torch.tensor(float(count), device=device)
         items = self.accelerator.reduce(items, reduction="sum") if self.accelerator.num_processes > 1 else items

@@ -1,0 +1,111 @@
+"""Loading: every checkpoint shape from a local folder, clear errors, a head that stays its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_batch, tiny_t5, tiny_tokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+)
+
+from t5peft import load_backbone, lora_wrap, prefix_wrap, prompt_wrap
+from t5peft.backbone import MINI, has_untied_head, t5_of, variant_of
+
+
+@pytest.fixture
+def untied(tmp_path: Path) -> Path:
+    tiny_t5("v1.1").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_an_untied_head_survives_all_that_would_tie_it(untied: Path) -> None:
+    expected = tiny_t5("v1.1").lm_head.weight
+    model, _ = load_backbone(untied)
+    assert has_untied_head(model)
+    model.tie_weights()
+    model.resize_token_embeddings(model.config.vocab_size)
+    model.post_init()
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    assert torch.equal(model.lm_head.weight[: len(expected)], expected)
+    model.save_pretrained(untied)
+    again, _ = load_backbone(untied)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert again.config.tie_word_embeddings is False
+    assert variant_of(again.config) == "v1.1"
+
+
+def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
+    tiny_t5().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, tokenizer = load_backbone(tmp_path)
+    assert not has_untied_head(model)
+    assert variant_of(model.config) == "v1.0"
+    assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [(MT5Config, MT5ForConditionalGeneration), (UMT5Config, UMT5ForConditionalGeneration)]
+)
+@pytest.mark.parametrize("wrap", [lora_wrap, prefix_wrap, prompt_wrap])
+def test_mt5_and_umt5_load_and_take_every_kind_of_adapter(config: type, kind: type, wrap: type, tmp_path: Path) -> None:
+    shape = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    kind(config(**shape)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(MINI).save_pretrained(tmp_path)
+    model, _ = load_backbone(tmp_path)
+    wrapped = wrap(model)
+    loss = wrapped(**tiny_batch()).loss
+    loss.backward()
+    assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
+    assert t5_of(wrapped) is model
+
+
+def test_float16_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"overflow to inf and NaN; expected torch\.bfloat16"):
+        load_backbone("mini", dtype=torch.float16)
+
+
+def test_an_unknown_quantisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="Got quantize='int4'; expected None, 'int8' or 'nf4'"):
+        load_backbone("mini", quantize="int4")  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_nowhere_names_the_embedded_backbone_and_local_folders() -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"No T5 could be loaded from 'google/flan-t5-base'.*'mini' .*a local folder"
+    ):
+        load_backbone("google/flan-t5-base")
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a .bert. checkpoint"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.skipif(not (MINI / "model.safetensors").is_file(), reason="the embedded backbone is not in this tree")
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_a_quantised_backbone_keeps_head_embeddings_and_wo_as_they_were(quantize: str) -> None:
+    plain, _ = load_backbone("mini")
+    model, _ = load_backbone("mini", quantize=quantize, dtype=torch.float32, num_labels=3)  # type: ignore[arg-type]
+    kinds = {
+        type(module).__name__
+        for name, module in model.named_modules()
+        if name.endswith((".q", ".k", ".v", ".o", ".wi"))
+    }
+    assert kinds == {"Linear8bitLt" if quantize == "int8" else "Linear4bit"}
+    for name, module in model.named_modules():
+        if name.endswith(".wo") or "classification_head." in name:
+            assert not name.endswith(".wo") or torch.equal(
+                module.weight, plain.get_submodule(name.removeprefix("transformer.")).weight
+            )
+            assert type(module).__name__ in ("Linear", "Dropout")

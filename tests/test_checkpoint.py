@@ -1,0 +1,180 @@
+"""Adapters on disk: whole or not there, and of the backbone that they say (D7, D8)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny import tiny_batch, tiny_records, tiny_t5
+
+from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
+from t5peft.checkpoint import SEAL, WEIGHTS, fingerprint, newest_complete, seal
+
+ADAPTERS = [name for name, method in METHODS.items() if name != "full" and method.quantize is None]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = lora_wrap(tiny_t5())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    return save_adapter(model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapter_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
+    model = METHODS[method].wrap(tiny_t5())
+    folder = save_adapter(model, tmp_path / "adapter")
+    loaded, _ = load_adapter(folder, model=tiny_t5(), trainable=True)
+    batch = tiny_batch()
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [
+        n for n, p in model.named_parameters() if p.requires_grad
+    ]
+
+
+def test_saving_again_replaces_the_old_adapter_and_leaves_nothing_behind(saved: Path) -> None:
+    before = load_file(saved / WEIGHTS)
+    save_adapter(lora_wrap(tiny_t5()), saved)
+    after = load_file(saved / WEIGHTS)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def put_nan(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    next(iter(weights.values()))[0] = float("nan")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    seal(folder, tiny_t5())
+
+
+def scale_alpha(folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * 1000}))
+
+
+def drop_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    seal(folder, tiny_t5())
+
+
+def rename_every_tensor(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    save_file(
+        {f"foreign.{name}": value for name, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
+    )
+    seal(folder, tiny_t5())
+
+
+def lose_the_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_bit, "adapter_model.safetensors was changed or damaged since it was saved"),
+        (put_nan, "these tensors hold NaN or infinity"),
+        (scale_alpha, "adapter_config.json was changed or damaged since it was saved"),
+        (
+            drop_a_tensor,
+            r"1 of \d+ tensors of the model are missing from it",
+        ),
+        (rename_every_tensor, "have no place in the model"),
+        (lose_the_weights, "adapter_model.safetensors is missing"),
+    ],
+)
+def test_a_damaged_adapter_is_not_loaded(damage: Callable[[Path], None], message: str, saved: Path) -> None:
+    damage(saved)
+    with pytest.raises(ValueError, match=message):
+        load_adapter(saved, model=tiny_t5())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: tiny_t5(seed=1),
+        lambda: tiny_t5("v1.1"),
+        lambda: tiny_t5(num_layers=3),
+        lambda: tiny_t5(num_layers=1),
+    ],
+    ids=["other weights of the same shape", "v1.1", "deeper", "shallower"],
+)
+def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], torch.nn.Module], saved: Path) -> None:
+    with pytest.raises(ValueError, match="it was trained on another backbone"):
+        load_adapter(saved, model=other())
+
+
+def test_the_fingerprint_is_the_same_in_bfloat16() -> None:
+    assert fingerprint(tiny_t5()) == fingerprint(tiny_t5().to(torch.bfloat16))
+
+
+def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        save_adapter(model, tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_an_adapter_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter: expected adapter_config.json"):
+        load_adapter(tmp_path)
+
+
+def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    loaded, _ = load_adapter(tmp_path, model=tiny_t5())
+    assert isinstance(loaded, PeftModel)
+
+
+def train(folder: Path, **changes: object) -> T5PeftTrainer:
+    args = T5PeftTrainingArguments(
+        str(folder), max_steps=6, per_device_train_batch_size=2, save_strategy="steps", save_steps=2, disable_tqdm=True,
+        report_to="none", use_cpu=True, save_total_limit=2, logging_steps=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda f: (f / SEAL).unlink(), flip_a_bit, lose_the_weights, lambda f: (f / "optimizer.pt").unlink()]
+)
+def test_resuming_passes_over_a_checkpoint_that_is_not_whole(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    trainer = train(tmp_path)
+    trainer.train()
+    whole = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    damage(tmp_path / "checkpoint-6")
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
+    resumed = train(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert [entry["loss"] for entry in resumed.state.log_history if "loss" in entry] == whole
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
+    train(tmp_path).train()
+    flip_a_bit(tmp_path / "checkpoint-6")
+    with pytest.raises(ValueError, match=r"cannot be resumed from: adapter_model\.safetensors was changed or damaged"):
+        train(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_resuming_from_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="There is no complete checkpoint in"):
+        train(tmp_path).train(resume_from_checkpoint=True)

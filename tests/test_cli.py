@@ -1,0 +1,113 @@
+"""The commands, on a user's file and on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import tiny_t5, tiny_tokenizer
+
+from t5peft.cli import COMMANDS, main
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> str:
+    folder = tmp_path / "backbone"
+    tiny_t5().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    path = tmp_path / "reviews.csv"
+    rows = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(24)]
+    path.write_text("\n".join(["review,stars", *rows]))
+    return str(path)
+
+
+def train(backbone: str, table: str, output: Path, *more: str) -> int:
+    return main(
+        ["train", "--task", "classification", "--train", table, "--column", "text=review", "--column", "label=stars",
+         "--target-word", "0=bad", "--target-word", "1=good", "--backbone", backbone, "--output", str(output),
+         "--steps", "2", "--batch-size", "4", *more]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "full"])
+def test_train_evaluate_predict_from_a_csv_file(
+    method: str, backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(backbone, table, tmp_path / "out", "--method", method) == 0
+    folder = str(tmp_path / "out" / ("" if method == "full" else "adapter"))
+    assert "validation: " in capsys.readouterr().out
+
+    assert main(["evaluate", folder, "--data", table]) == 0
+    printed = capsys.readouterr().out
+    assert "classification, 24 records" in printed
+    assert "accuracy" in printed
+
+    output = tmp_path / "answers.jsonl"
+    assert main(["predict", folder, "--data", table, "--output", str(output)]) == 0
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(answers) == 24
+    assert {answer["answer"] for answer in answers} <= {"0", "1"}
+    assert all(sum(answer["probability"].values()) == pytest.approx(1, abs=1e-3) for answer in answers)
+
+
+def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(backbone, table, tmp_path / "out", "--learning-rate", "0.01")
+    adapter, merged = str(tmp_path / "out" / "adapter"), str(tmp_path / "merged")
+    assert main(["merge", adapter, "--output", merged]) == 0
+    assert "to the unmerged adapter" in capsys.readouterr().out
+    answers = []
+    for folder in (adapter, merged):
+        main(["predict", folder, "--text", "a good film"])
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+
+
+def test_a_prefix_is_not_merged_and_the_error_says_why(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(backbone, table, tmp_path / "out", "--method", "prefix")
+    assert main(["merge", str(tmp_path / "out" / "adapter"), "--output", str(tmp_path / "merged")]) == 2
+    assert "no change of a weight and cannot be merged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune"], "'tune' is no command; expected one of train, evaluate"),
+        (["train", "--task", "classification", "--train", "no.csv", "--output", "x"], "no.csv"),
+        (["train", "--task", "classification", "--output", "x"], "needs records: give files by --train"),
+        (["evaluate", "nowhere"], "nowhere has no task.yaml"),
+    ],
+)
+def test_wrong_input_ends_in_one_line_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_an_option_that_a_method_does_not_have_is_an_error(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(backbone, table, tmp_path / "out", "--method", "ia3", "--rank", "4") == 2
+    assert "'ia3' takes no such option" in capsys.readouterr().err
+
+
+def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0

@@ -1,0 +1,230 @@
+"""What T5PeftTrainer promises beside the splits (tests/test_splits.py) and the stack's faults (tests/test_stack.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
+from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments
+
+from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
+from t5peft.training.progress import format_logs
+
+TUNED = [name for name, method in METHODS.items() if method.quantize is None]
+
+
+def arguments(folder: Path, **changes: Any) -> T5PeftTrainingArguments:
+    settings: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "seed": 1}
+    settings |= {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    return T5PeftTrainingArguments(**(settings | changes))
+
+
+@pytest.mark.parametrize("method", TUNED)
+def test_best_checkpoint_and_early_stopping_work_with_every_method(method: str, tmp_path: Path) -> None:
+    records = tiny_records(8)
+    args = arguments(
+        tmp_path,
+        max_steps=12,
+        learning_rate=1e-2 if method != "full" else 1e-3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        label_smoothing_factor=0.1,
+        save_total_limit=2,
+    )
+    model = METHODS[method].wrap(tiny_t5())
+    trainer = T5PeftTrainer(
+        model, args, train_dataset=records, eval_dataset=records[:5], callbacks=[EarlyStoppingCallback(2)]
+    )
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == min(losses)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", TUNED)
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
+    records = tiny_records(8)
+    weights = []
+    for stop_at in (4, 2):
+        folder = tmp_path / f"stop-{stop_at}"
+        settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "max_steps": -1}
+        first = T5PeftTrainer(
+            METHODS[method].wrap(seeded(tiny_t5)), arguments(folder, **settings), train_dataset=records
+        )
+        first.train()
+        if stop_at == 2:
+            for path in (folder / "checkpoint-4").iterdir():
+                path.unlink()
+            first = T5PeftTrainer(
+                METHODS[method].wrap(seeded(tiny_t5)), arguments(folder, **settings), train_dataset=records
+            )
+            first.train(resume_from_checkpoint=True)
+        weights.append({name: p.detach().clone() for name, p in first.model.named_parameters() if p.requires_grad})
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def seeded(make: Any) -> Any:
+    torch.manual_seed(5)
+    return make()
+
+
+def test_features_padded_by_the_users_own_tokenising_give_the_same_step(tmp_path: Path) -> None:
+    records = tiny_records(4)
+    padded = [
+        {
+            "input_ids": record["input_ids"] + [PAD] * (20 - len(record["input_ids"])),
+            "attention_mask": [1] * len(record["input_ids"]) + [0] * (20 - len(record["input_ids"])),
+            "labels": torch.tensor(record["labels"] + [-100] * (20 - len(record["labels"]))),
+        }
+        for record in records
+    ]
+    losses = []
+    for data in (records, padded):
+        trainer = T5PeftTrainer(
+            lora_wrap(seeded(tiny_t5)), arguments(tmp_path, max_steps=2, logging_steps=1), train_dataset=data
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1]
+
+
+def test_a_plain_seq2seq_argument_object_is_taken_and_not_changed(tmp_path: Path) -> None:
+    args = Seq2SeqTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1, save_strategy="no",
+        disable_tqdm=True, report_to="none", use_cpu=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = T5PeftTrainer(full_wrap(tiny_t5()), args, train_dataset=tiny_records(4))
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
+    assert trainer.args.per_device_train_batch_size == 4
+
+
+def test_fp16_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="overflow to inf and NaN; expected bf16=True"):
+        arguments(tmp_path, fp16=True)
+
+
+def test_training_stops_at_the_first_loss_that_is_no_number(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    name, parameter = next((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    with torch.no_grad():
+        parameter[0, 0] = float("nan")
+    trainer = T5PeftTrainer(model, arguments(tmp_path), train_dataset=tiny_records(8))
+    with pytest.raises(FloatingPointError, match=f"The loss is nan at step 1; .*{name}"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "train_dataset is empty; expected at least one record"),
+        ([{"input_ids": [3, EOS], "labels": [-100, -100]}], "targets that are all padding"),
+        ([{"input_ids": [], "labels": [3, EOS]}], "sources of no tokens"),
+        ([{"input_ids": [3, EOS], "target": [3, EOS]}], "expected `input_ids` and `labels`"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_ends_in_one_clear_error(
+    records: list[dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path), train_dataset=records).train()
+
+
+def test_predictions_and_labels_hold_no_minus_100_and_come_in_the_order_of_the_data(tmp_path: Path) -> None:
+    records = tiny_records(7)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        seen.append((prediction.predictions, prediction.label_ids))
+        return {"rows": float(len(prediction.predictions))}
+
+    model = lora_wrap(tiny_t5())
+    args = arguments(tmp_path, predict_with_generate=True, per_device_eval_batch_size=3)
+    trainer = T5PeftTrainer(
+        model, args, eval_dataset=records, compute_metrics=metrics, processing_class=tiny_tokenizer()
+    )
+    scores = trainer.evaluate()
+    predictions, labels = seen[0]
+    assert scores["eval_rows"] == 7
+    assert (predictions >= 0).all()
+    assert [row[: len(r["labels"])].tolist() for row, r in zip(labels, records, strict=True)] == [
+        r["labels"] for r in records
+    ]
+    limit = max(len(record["labels"]) for record in records)
+    for row, record in zip(predictions, records, strict=True):
+        alone = model.generate(input_ids=torch.tensor([record["input_ids"]]), max_new_tokens=limit)[0, 1:].tolist()
+        assert [token for token in row.tolist() if token != PAD] == [token for token in alone if token != PAD]
+    assert tiny_tokenizer().batch_decode(labels)
+    ended = [EOS in row.tolist() for row in predictions]
+    assert scores["eval_cut_share"] == pytest.approx(1 - sum(ended) / 7)
+
+
+def test_prediction_works_without_labels(tmp_path: Path) -> None:
+    records = [{"input_ids": record["input_ids"]} for record in tiny_records(5)]
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path, predict_with_generate=True))
+    output = trainer.predict(records, max_new_tokens=6)
+    assert output.predictions.shape[0] == 5
+    assert output.label_ids is None
+
+
+def test_a_classification_head_is_trained_and_its_scores_reach_the_metrics(tmp_path: Path) -> None:
+    records = [{"input_ids": record["input_ids"], "labels": i % 3} for i, record in enumerate(tiny_records(9))]
+    model = lora_wrap(tiny_classifier())
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    trainer = T5PeftTrainer(
+        model,
+        arguments(tmp_path, max_steps=40, learning_rate=3e-2),
+        train_dataset=records,
+        eval_dataset=records,
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )
+    trainer.train()
+    assert any("classification_head" in name for name in before)
+    assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+    assert trainer.evaluate()["eval_accuracy"] > 0.8
+
+
+def test_eval_loss_is_the_mean_over_target_tokens_for_every_batch_size(tmp_path: Path) -> None:
+    records = tiny_records(7)
+    model = tiny_t5()
+    summed, tokens = 0.0, 0
+    with torch.no_grad():
+        for record in records:
+            labels = torch.tensor([record["labels"]])
+            loss = model(input_ids=torch.tensor([record["input_ids"]]), labels=labels).loss
+            summed, tokens = summed + float(loss) * labels.numel(), tokens + labels.numel()
+    for size in (1, 3, 7):
+        trainer = T5PeftTrainer(model, arguments(tmp_path, per_device_eval_batch_size=size), eval_dataset=records)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(summed / tokens, rel=1e-6)
+
+
+def test_a_log_is_one_line_with_its_units() -> None:
+    logs = {
+        "loss": 1.25, "learning_rate": 1e-3, "tokens_per_second": 1234.5, "padding_share": 0.25,
+        "peak_memory_bytes": 3 * 2**20, "epoch": 0.5,
+    }  # fmt: skip
+    line = format_logs(7, logs)
+    assert line == "step 7 | loss 1.2500 | lr 1.00e-03 | 1,234 tokens/s | 25% padding | epoch 0.50 | peak 3 MiB"
+
+
+def test_a_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
+    args = arguments(tmp_path, save_strategy="steps", save_steps=4)
+    T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
+    files = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    assert "adapter_model.safetensors" in files
+    assert "model.safetensors" not in files
