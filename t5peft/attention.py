@@ -9,10 +9,10 @@ get as many zero columns on the left, so every query sees the whole prefix and n
 *Packed rows* hold several examples: a block mask says which positions belong together. A distance within a block is that of
 the example alone, so T5 needs no position ids for it.
 
-*Rows of examples* hold several examples end to end too, but say so by their lengths: each example then attends to itself
+*Rows of examples* hold several examples end to end too, but say so by a layout: each example then attends to itself
 alone, and no score of two examples is computed. Where a whole step lies in one row, nothing at all is padded.
 
-Letters: B batch, Q queries, K keys, S source tokens, T target tokens, N heads, D d_kv, P prefix length, E examples in a row.
+Letters: B batch, Q queries, K keys, S source tokens, T target tokens, N heads, D d_kv, P prefix length.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from t5peft.kernels.attention import BiasByDistance, attend_row, attend_with_dropout, toeplitz
+from t5peft.kernels.rows import RowLayout
 
 NAME = "t5peft"
 
@@ -44,22 +45,20 @@ def attend(
     encoder_block_mask: Tensor | None = None,
     decoder_block_mask: Tensor | None = None,
     cross_block_mask: Tensor | None = None,
-    source_lengths: Tensor | None = None,
-    target_lengths: Tensor | None = None,
+    layout: RowLayout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with relative position bias, an optional prefix, and optional block masks or lengths.
+    """Attention with relative position bias, an optional prefix, and optional block masks or a layout.
 
     Shapes: query [B, N, Q, D]; key, value [B, N, K, D]; attention_mask [B, 1, Q or 1, K], additive; position_bias
     [1 or B, N, Q, K], or by distance, [1, N, 1, Q + K - 1]; prefix: keys and values, each [B, N, P, D]; encoder_block_mask [B, 1, S, S], decoder_block_mask
-    [B, 1, T, T], cross_block_mask [B, 1, T, S], boolean, true where a position may be seen; source_lengths and
-    target_lengths [E]: the one row holds examples of so many tokens, which see themselves alone.
+    [B, 1, T, T], cross_block_mask [B, 1, T, S], boolean, true where a position may be seen; layout: the one row
+    holds these examples, which see themselves alone.
 
     Returns the output [B, Q, N, D] and None, as this function never makes the attention weights.
     """
-    if source_lengths is not None and target_lengths is not None:
-        lengths = (source_lengths.tolist(), target_lengths.tolist())
-        return _attend_row(module, query, key, value, dropout, position_bias, prefix, *lengths), None
+    if layout is not None:
+        return _attend_row(module, query, key, value, dropout, position_bias, prefix, layout), None
     bias = position_bias
     if bias is not None and bias.shape[-2] != query.shape[2]:
         bias = toeplitz(bias, query.shape[2], key.shape[2])
@@ -94,15 +93,13 @@ def _attend_row(
     dropout: float,
     position_bias: Tensor | None,
     prefix: tuple[Tensor, Tensor] | None,
-    source_lengths: list[int],
-    target_lengths: list[int],
+    layout: RowLayout,
 ) -> Tensor:
     """Attention of each example in a row: query [1, N, Q, D], key and value [1, N, K, D] -> [1, Q, N, D]."""
-    query_lengths = target_lengths if module.is_decoder else source_lengths
-    key_lengths = target_lengths if module.is_causal else source_lengths
+    sides = (int(module.is_decoder), int(module.is_decoder and module.is_causal))
     if position_bias is None or _is_cross(module):
-        return attend_row(query, key, value, None, prefix, query_lengths, key_lengths, dropout)
-    longest, total = max(query_lengths), query.shape[2]
+        return attend_row(query, key, value, None, prefix, layout, sides, dropout)
+    longest, total = max(layout.target_lengths if module.is_decoder else layout.source_lengths), query.shape[2]
     if position_bias.shape[-2] == total:
         bias = position_bias[..., :longest, :longest]
     else:
@@ -110,7 +107,7 @@ def _attend_row(
     if module.is_causal:
         future = torch.ones(longest, longest, dtype=torch.bool, device=bias.device).triu_(1)
         bias = bias.masked_fill(future, -torch.inf)
-    return attend_row(query, key, value, bias, prefix, query_lengths, key_lengths, dropout)
+    return attend_row(query, key, value, bias, prefix, layout, sides, dropout)
 
 
 def _is_cross(module: nn.Module) -> bool:

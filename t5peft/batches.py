@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t5peft.kernels.rows import RowLayout
+
 Feature = Mapping[str, Any]
 
 IGNORED_LABEL = -100  # a position that the loss leaves out, as in torch and transformers
@@ -114,20 +116,21 @@ def cut_by_tokens(
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def lay_in_row(
-    features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int
-) -> dict[str, Tensor]:
-    """Features end to end in one row without any padding, for the "t5peft" attention function, which reads the lengths.
+def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Any]:
+    """Features end to end in one row without any padding, for the "t5peft" attention function, which reads the layout.
+
+    Shortest examples first, so that neighbours have similar lengths.
 
     Returns:
         input_ids [1, S], decoder_input_ids [1, T], labels [1, T], int64, with S and T summed over the examples;
-        source_lengths and target_lengths [E] of the E examples; attention_mask and decoder_attention_mask
-        [1, 1, 1, 1], zero: with them T5 makes no mask of its own, which would have S x S entries.
+        layout, where the examples lie; attention_mask and decoder_attention_mask [1, 1, 1, 1], zero: with them T5 makes no
+        masks of its own, which would have S x S entries.
 
     Raises:
         ValueError: as `collate`.
     """
     _check_features(features)
+    features = sorted(features, key=lambda feature: (len(feature["input_ids"]), len(feature["labels"])))
     sources = [feature["input_ids"] for feature in features]
     targets = [feature["labels"] for feature in features]
     starts = [(decoder_start_token_id, *target[:-1]) for target in targets]
@@ -138,8 +141,7 @@ def lay_in_row(
         "decoder_input_ids": decoder_input_ids.masked_fill_(decoder_input_ids == IGNORED_LABEL, pad_token_id),
         "decoder_attention_mask": torch.zeros(1, 1, 1, 1),
         "labels": torch.tensor([[token for target in targets for token in target]]),
-        "source_lengths": torch.tensor([len(source) for source in sources]),
-        "target_lengths": torch.tensor([len(target) for target in targets]),
+        "layout": RowLayout(tuple(map(len, sources)), tuple(map(len, targets))),
     }
 
 

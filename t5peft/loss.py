@@ -28,6 +28,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL
+from t5peft.kernels.linear import Linear
 
 # Elements of one chunk of logits. Smaller chunks stream the head's weights through the cache more often than they save.
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
@@ -245,7 +246,7 @@ def with_hidden_states(t5: nn.Module) -> Iterator[None]:
 
 def is_plain_head(head: nn.Module) -> bool:
     """Whether `head(x)` is `x @ head.weight.T` and nothing else: no tuner layer around it, no bias, no hooks."""
-    return type(head) is nn.Linear and head.bias is None and not head._forward_hooks and not head._forward_pre_hooks
+    return type(head) in (nn.Linear, Linear) and head.bias is None and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def target_loss(

@@ -13,7 +13,8 @@ Letters: B batch, N heads, D d_kv, P prefix length; Q queries and K keys of one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from t5peft.kernels.dropout import DropMask
+from t5peft.kernels.rows import RowLayout, Side
 
 Prefix = tuple[Tensor, Tensor]
 
@@ -45,15 +47,8 @@ def toeplitz(table: Tensor, queries: int, keys: int) -> Tensor:
     return table.unfold(-1, keys, 1).squeeze(-3).flip(-2)
 
 
-def _spans(lengths: Sequence[int]) -> Iterator[slice]:
-    start = 0
-    for length in lengths:
-        yield slice(start, start + length)
-        start += length
-
-
 class _RowAttention(torch.autograd.Function):
-    """Attention of each example in a row to itself, or to its source."""
+    """Attention of each example in a row to itself, or to its source, group by group."""
 
     @staticmethod
     def forward(
@@ -64,80 +59,135 @@ class _RowAttention(torch.autograd.Function):
         bias: Tensor | None,
         prefix_key: Tensor | None,
         prefix_value: Tensor | None,
-        query_lengths: Sequence[int],
-        key_lengths: Sequence[int],
+        blocks: Sequence[_Block],
         p: float,
     ) -> Tensor:
-        """query [N, Q.., D], key and value [N, K.., D], bias [N, >=Q, >=K], prefixes [N, P, D] -> [Q.., N, D]."""
+        """query [Q.., N, D], key and value [K.., N, D], bias [N, >=Q, >=K], prefixes [N, P, D] -> [Q.., N, D]."""
         prefix = 0 if prefix_key is None else prefix_key.shape[1]
-        output = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-        scores = sum(q * (prefix + k) for q, k in zip(query_lengths, key_lengths, strict=True)) * len(query)
-        mask = DropMask(scores, p) if p else None
-        examples, start = [], 0
-        for queries, keys in zip(_spans(query_lengths), _spans(key_lengths), strict=True):
-            probabilities = _probabilities(query[:, queries], _after(prefix_key, key[:, keys]), bias, prefix)
-            factors = None
+        output = torch.empty_like(query)
+        mask = DropMask(sum(block.scores(query.shape[1], prefix) for block in blocks), p) if p else None
+        kept, start = [], 0
+        for block in blocks:
+            keys = _after(prefix_key, block.keys_of(key))
+            scores = torch.matmul(block.queries_of(query), keys.transpose(-1, -2))
+            block.bias(scores, bias, prefix)
+            probabilities = torch.softmax(scores, -1)
+            dropped = probabilities
             if mask is not None:
-                factors = mask.factors(start, probabilities)
+                dropped = mask.factors(start, probabilities).mul_(probabilities)
                 start += probabilities.numel()
-            dropped = probabilities if factors is None else factors.mul_(probabilities)
-            output[queries].transpose(0, 1).copy_(torch.bmm(dropped, _after(prefix_value, value[:, keys])))
-            examples.append((queries, keys, probabilities))
-        ctx.save_for_backward(query, key, value, bias, prefix_key, prefix_value)
-        ctx.examples, ctx.mask, ctx.prefix = examples, mask, prefix
+            block.put_queries(output, torch.matmul(dropped, _after(prefix_value, block.keys_of(value))))
+            kept.append(probabilities)
+        ctx.save_for_backward(query, key, value, bias, prefix_key, prefix_value, *kept)
+        ctx.blocks, ctx.mask = blocks, mask
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, prefix_key, prefix_value = ctx.saved_tensors
-        grads = [
+        query, key, value, bias, prefix_key, prefix_value, *kept = ctx.saved_tensors
+        grad_query, grad_key, grad_value = (
+            torch.empty_like(tensor) if needed else None
+            for tensor, needed in zip((query, key, value), ctx.needs_input_grad, strict=False)
+        )
+        grad_bias, grad_prefix_key, grad_prefix_value = (
             torch.zeros_like(tensor) if needed else None
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
-        ]
-        grad_query, grad_key, grad_value, grad_bias, grad_prefix_key, grad_prefix_value = grads
-        start = 0
-        for queries, keys, probabilities in ctx.examples:
-            grad_output = grad[queries].transpose(0, 1)
+            for tensor, needed in zip((bias, prefix_key, prefix_value), ctx.needs_input_grad[3:], strict=False)
+        )
+        prefix, start = 0 if prefix_key is None else prefix_key.shape[1], 0
+        for block, probabilities in zip(ctx.blocks, kept, strict=True):
+            grad_output = block.queries_of(grad, padding_is_zero=True)
             factors = None if ctx.mask is None else ctx.mask.factors(start, probabilities)
             start += probabilities.numel()
-            if ctx.needs_input_grad[2] or ctx.needs_input_grad[5]:
-                dropped = probabilities if factors is None else probabilities * factors
-                _add(grad_prefix_value, grad_value, keys, torch.bmm(dropped.transpose(1, 2), grad_output), ctx.prefix)
-            grad_scores = torch.bmm(grad_output, _after(prefix_value, value[:, keys]).transpose(1, 2))
+            grad_scores = torch.matmul(grad_output, _after(prefix_value, block.keys_of(value)).transpose(-1, -2))
             if factors is not None:
                 grad_scores.mul_(factors)
             grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, probabilities.dtype)
             if grad_bias is not None:
-                own = grad_scores[:, :, ctx.prefix :]
-                grad_bias[:, : own.shape[1], : own.shape[2]] += own
+                own = grad_scores[..., prefix:]
+                grad_bias[:, : own.shape[-2], : own.shape[-1]] += own.sum(0) if own.ndim == 4 else own
             if grad_query is not None:
-                grad_query[:, queries] = torch.bmm(grad_scores, _after(prefix_key, key[:, keys]))
-            if ctx.needs_input_grad[1] or ctx.needs_input_grad[4]:
-                grad_keys = torch.bmm(grad_scores.transpose(1, 2), query[:, queries])
-                _add(grad_prefix_key, grad_key, keys, grad_keys, ctx.prefix)
-        return *grads, None, None, None
+                keys = _after(prefix_key, block.keys_of(key))
+                block.put_queries(grad_query, torch.matmul(grad_scores, keys))
+            if grad_key is not None or grad_prefix_key is not None:
+                grad_keys = torch.matmul(grad_scores.transpose(-1, -2), block.queries_of(query))
+                _hand_out(block, grad_keys, grad_key, grad_prefix_key)
+            if grad_value is not None or grad_prefix_value is not None:
+                dropped = probabilities if factors is None else factors.mul_(probabilities)
+                grad_values = torch.matmul(dropped.transpose(-1, -2), grad_output)
+                _hand_out(block, grad_values, grad_value, grad_prefix_value)
+        return grad_query, grad_key, grad_value, grad_bias, grad_prefix_key, grad_prefix_value, None, None
 
 
-def _probabilities(query: Tensor, key: Tensor, bias: Tensor | None, prefix: int) -> Tensor:
-    """Softmax of query [N, Q, D] over key [N, P + K, D], with bias on the keys after the prefix: [N, Q, P + K]."""
-    scores = torch.bmm(query, key.transpose(1, 2))
-    if bias is not None:
-        scores[:, :, prefix:].add_(bias[:, : scores.shape[1], : scores.shape[2] - prefix])
-    return torch.softmax(scores, -1)
+@dataclass(frozen=True)
+class _Block:
+    """One group's queries and keys, taken out of the row and put back.
+
+    A group of one example is a slice, [N, L, D]; a group of several a padded copy, [G, N, L, D].
+    """
+
+    layout: RowLayout
+    queries: Side
+    keys: Side
+
+    def scores(self, heads: int, prefix: int) -> int:
+        return len(self.keys.lengths) * heads * self.queries.longest * (prefix + self.keys.longest)
+
+    def queries_of(self, row: Tensor, padding_is_zero: bool = False) -> Tensor:
+        """row [Q.., N, D] to the group's queries."""
+        block = self._take(self.queries, row)
+        if padding_is_zero and self.queries.kept is not None:
+            block.mul_(self.queries.kept[:, None, :, None])
+        return block
+
+    def keys_of(self, row: Tensor) -> Tensor:
+        """row [K.., N, D] to the group's keys."""
+        return self._take(self.keys, row)
+
+    def put_queries(self, row: Tensor, block: Tensor) -> None:
+        self._put(self.queries, row, block)
+
+    def put_keys(self, row: Tensor, block: Tensor) -> None:
+        self._put(self.keys, row, block)
+
+    def bias(self, scores: Tensor, bias: Tensor | None, prefix: int) -> None:
+        """Add bias [N, >=Q, >=K] to scores [.., N, Q, P + K] after the prefix, in place; hide padded keys."""
+        own = scores[..., prefix:]
+        if bias is not None:
+            own.add_(bias[:, : own.shape[-2], : own.shape[-1]])
+        if self.keys.kept is not None:
+            hidden = torch.zeros(self.keys.kept.shape).masked_fill_(~self.keys.kept, -torch.inf)
+            own.add_(hidden[:, None, None])
+
+    def _take(self, side: Side, row: Tensor) -> Tensor:
+        if len(side.lengths) == 1:
+            return row[side.tokens].transpose(0, 1)
+        index, _ = self.layout.indices(side, row.shape[1])
+        block = row.reshape(-1, row.shape[2]).index_select(0, index)
+        return block.view(len(side.lengths), row.shape[1], side.longest, row.shape[2])
+
+    def _put(self, side: Side, row: Tensor, block: Tensor) -> None:
+        if len(side.lengths) == 1:
+            row[side.tokens] = block.transpose(0, 1)
+            return
+        _, index = self.layout.indices(side, row.shape[1])
+        torch.index_select(block.reshape(-1, row.shape[2]), 0, index, out=row[side.tokens].view(-1, row.shape[2]))
 
 
 def _after(prefix: Tensor | None, tokens: Tensor) -> Tensor:
-    """Prefix [N, P, D] and tokens [N, K, D] to [N, P + K, D]."""
-    return tokens if prefix is None else torch.cat([prefix, tokens], 1)
+    """Prefix [N, P, D] before tokens [.., N, K, D]: [.., N, P + K, D]."""
+    if prefix is None:
+        return tokens
+    return torch.cat([prefix.expand(*tokens.shape[:-2], -1, -1), tokens], -2)
 
 
-def _add(grad_prefix: Tensor | None, grad_tokens: Tensor | None, span: slice, grad: Tensor, prefix: int) -> None:
-    """Hand the gradient [N, P + K, D] of one example to prefix and tokens."""
+def _hand_out(block: _Block, grad: Tensor, grad_row: Tensor | None, grad_prefix: Tensor | None) -> None:
+    """Hand the gradient [.., N, P + K, D] of a group's keys or values to the row and the prefix."""
+    prefix = grad.shape[-2] - block.keys.longest
     if grad_prefix is not None:
-        grad_prefix += grad[:, :prefix]
-    if grad_tokens is not None:
-        grad_tokens[:, span] = grad[:, prefix:]
+        grad_prefix += grad[..., :prefix, :].sum(0) if grad.ndim == 4 else grad[:, :prefix]
+    if grad_row is not None:
+        block.put_keys(grad_row, grad[..., prefix:, :])
 
 
 def attend_row(
@@ -146,8 +196,8 @@ def attend_row(
     value: Tensor,
     bias: Tensor | None,
     prefix: Prefix | None,
-    query_lengths: Sequence[int],
-    key_lengths: Sequence[int],
+    layout: RowLayout,
+    sides: tuple[int, int],
     p: float,
 ) -> Tensor:
     """Attention within each example of one row.
@@ -156,17 +206,18 @@ def attend_row(
         query, key, value: [1, N, Q.., D] and [1, N, K.., D], examples end to end.
         bias: [1, N, longest Q, longest K], that of an example alone; None: none.
         prefix: keys and values [1, N, P, D] before those of every example.
-        query_lengths, key_lengths: tokens of each example, in the order of the row.
+        layout: the examples of the row.
+        sides: whether queries and keys are sources (0) or targets (1).
         p: probability of dropping a weight; 0 outside of training.
 
     Returns:
         [1, Q.., N, D].
     """
     prefix_key, prefix_value = (None, None) if prefix is None else (part[0].to(key.dtype) for part in prefix)
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    blocks = [_Block(layout, group[sides[0]], group[sides[1]]) for group in layout.groups]
     bias = None if bias is None else bias[0]
-    return _RowAttention.apply(
-        query[0], key[0], value[0], bias, prefix_key, prefix_value, query_lengths, key_lengths, p
-    ).unsqueeze(0)
+    return _RowAttention.apply(query, key, value, bias, prefix_key, prefix_value, blocks, p).unsqueeze(0)
 
 
 class _Attention(torch.autograd.Function):
