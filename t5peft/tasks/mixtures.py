@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -123,12 +124,10 @@ class Mixture:
             raise IndexError(f"draw {index}: draws are counted from 0")
         block, place = divmod(index, BLOCK)
         order = self._order("", block, BLOCK)
-        end = 0
-        for name, count in self.counts.items():
-            start, end = end, end + count
-            if order[place] < end:
-                break
-        before = int(np.count_nonzero((order[:place] >= start) & (order[:place] < end)))
+        ends = dict(zip(self.counts, accumulate(self.counts.values()), strict=True))
+        name = next(name for name, end in ends.items() if order[place] < end)
+        end, count = ends[name], self.counts[name]
+        before = int(np.count_nonzero((order[:place] >= end - count) & (order[:place] < end)))
         size = len(self.datasets[name])
         epoch, position = divmod(block * count + before, size)
         return name, int(self._order(name, epoch, size)[position])
