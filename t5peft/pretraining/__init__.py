@@ -1,0 +1,30 @@
+"""Pretraining: T5's span corruption, prefix language modelling, and tasks that plain text gives by itself."""
+
+from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, corruption_of, split_prefix
+from t5peft.pretraining.embeddings import pmi_embeddings
+from t5peft.pretraining.fresh import Shape, new_model
+from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
+from t5peft.pretraining.selfsupervised import SelfSupervised
+from t5peft.pretraining.tokenizer import save_tokenizer, train_tokenizer
+from t5peft.pretraining.tokens import TokenStore, open_store, shuffled_documents, store_of_files, write_store
+
+__all__ = [
+    "Corruption",
+    "PretrainConfig",
+    "Pretrainer",
+    "SelfSupervised",
+    "Shape",
+    "TokenStore",
+    "corrupt",
+    "corruption_for_source",
+    "corruption_of",
+    "new_model",
+    "open_store",
+    "pmi_embeddings",
+    "save_tokenizer",
+    "shuffled_documents",
+    "split_prefix",
+    "store_of_files",
+    "train_tokenizer",
+    "write_store",
+]

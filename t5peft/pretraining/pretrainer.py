@@ -1,0 +1,264 @@
+"""The pretraining loop: batches as a function of the step, so that a run that stops resumes with the same losses.
+
+One step sees `micro_batches` batches of span corruption (or prefix language modelling) and, where `task_rows` says so,
+as many examples of self-supervised tasks. Text and tasks count alike: each gives a mean over its target tokens.
+Weights are fp32; with `precision="bf16"` matrix products run in bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+
+from t5peft.loss import target_loss
+from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
+from t5peft.pretraining.optimizers import OptimizerName, make_optimizer, rate_factor
+from t5peft.pretraining.selfsupervised import SelfSupervised
+from t5peft.pretraining.tokenizer import sentinel_ids
+from t5peft.pretraining.tokens import TokenStore
+
+STATE_FILE = "state.pt"
+LOG_FILE = "log.jsonl"
+TASK_ROWS_AT_ONCE = 16  # sorted by length, so that little is padded
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What is learned from, how, and when to report.
+
+    Attributes:
+        source_tokens: S of every row, its `</s>` included.
+        rows: B, rows of a micro-batch.
+        micro_batches: span corruption batches of a step.
+        task_rows: examples of self-supervised tasks of a step; 0 for none.
+        objective: span corruption, or prefix language modelling ("LM adaptation").
+        learning_rate: None takes the optimizer's own.
+        warmup: steps of rising learning rate.
+        flat: step from which it falls with the inverse square root.
+        steps: the run's last step.
+        cooldown: so many last steps fall linearly to zero.
+        precision: of matrix products.
+    """
+
+    source_tokens: int = 512
+    rows: int = 16
+    micro_batches: int = 1
+    task_rows: int = 0
+    objective: Literal["spans", "prefix"] = "spans"
+    optimizer: OptimizerName = "adafactor"
+    learning_rate: float | None = None
+    warmup: int = 100
+    flat: int = 1000
+    steps: int = 1000
+    cooldown: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 200
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        counts = ("source_tokens", "rows", "micro_batches", "steps", "log_every", "eval_every", "save_every")
+        wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
+        wrong += [f"{name}={getattr(self, name)}" for name in ("task_rows", "cooldown") if getattr(self, name) < 0]
+        if wrong:
+            raise ValueError(f"PretrainConfig: {', '.join(wrong)} came; expected positive whole numbers.")
+
+
+class Pretrainer:
+    """Trains `model` in place on a token store; state, log and checks live in `directory`."""
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        store: TokenStore,
+        config: PretrainConfig,
+        directory: Path,
+        *,
+        held_out: TokenStore | None = None,
+        report: Callable[[dict[str, Any]], None] = lambda entry: None,
+    ) -> None:
+        self.model, self.tokenizer, self.store, self.config = model, tokenizer, store, config
+        self.directory, self.held_out, self.report = directory, held_out, report
+        self.device = next(model.parameters()).device
+        self.sentinels = np.array(sentinel_ids(tokenizer))
+        self.plan = _plan(config, len(self.sentinels))
+        self.tasks = SelfSupervised(store, tokenizer) if config.task_rows else None
+        self.optimizer = make_optimizer(model, config.optimizer, config.learning_rate)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.step = 0
+        self.tokens_seen = 0
+
+    def train(self, *, until: int | None = None, seconds: float | None = None) -> None:
+        """Train to step `until` (None: the last one), for at most `seconds`, and save the state."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        end = min(self.config.steps, until or self.config.steps)
+        started = time.perf_counter()
+        window_tokens, window_start, losses = 0, time.perf_counter(), []
+        while self.step < end and (seconds is None or time.perf_counter() - started < seconds):
+            loss, tokens = self._step()
+            losses.append(loss)
+            window_tokens += tokens
+            if self.step % self.config.log_every == 0:
+                elapsed = time.perf_counter() - window_start
+                self._log(loss=sum(losses) / len(losses), tokens_per_second=window_tokens / elapsed)
+                window_tokens, window_start, losses = 0, time.perf_counter(), []
+            if self.held_out is not None and self.step % self.config.eval_every == 0:
+                self._log(held_out_loss=self.held_out_loss())
+            if self.step % self.config.save_every == 0:
+                self.save_state()
+        self.save_state()
+
+    def _step(self) -> tuple[float, int]:
+        """One update; returns the mean loss of the text and the source and target tokens seen."""
+        self.model.train()
+        factor = self._rate_factor()
+        for parameters, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            parameters["lr"] = rate * factor
+        groups = self.groups(self.step)
+        means, seen = [], 0
+        for group in groups:
+            targets = sum(_targets(batch) for batch in group)
+            total = 0.0
+            for batch in group:
+                with self._autocast():
+                    loss, _ = target_loss(self.model, batch)
+                (loss / (targets * len(groups))).backward()
+                total += loss.item()
+                seen += int(batch["attention_mask"].sum())
+            means.append(total / targets)
+            seen += targets
+        main = means[0]
+        if not math.isfinite(main):
+            raise RuntimeError(f"the loss is {main} at step {self.step}; lower the learning rate and resume.")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.tokens_seen += seen
+        return main, seen
+
+    def _rate_factor(self) -> float:
+        config = self.config
+        return rate_factor(
+            self.step, warmup=config.warmup, flat=config.flat, steps=config.steps, cooldown=config.cooldown
+        )
+
+    def groups(self, step: int) -> list[list[Batch]]:
+        """The micro-batches of `step`, those of text and those of tasks; the same ones whenever they are asked for."""
+        config = self.config
+        text = []
+        for index in range(config.micro_batches):
+            generator = np.random.default_rng((config.seed, step, index))
+            first = (step * config.micro_batches + index) * config.rows
+            rows = self.store.rows(first, config.rows, self.plan.raw_tokens, config.seed)
+            text.append(self._tensors(*self._objective(rows, generator)))
+        if self.tasks is None:
+            return [text]
+        generator = np.random.default_rng((config.seed, step, config.micro_batches))
+        pairs = sorted((self.tasks.pair(generator) for _ in range(config.task_rows)), key=lambda pair: len(pair[0]))
+        cuts = [pairs[first : first + TASK_ROWS_AT_ONCE] for first in range(0, len(pairs), TASK_ROWS_AT_ONCE)]
+        return [text, [self._tensors(*(_padded(ids) for ids in zip(*cut, strict=True))) for cut in cuts]]
+
+    def _objective(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        eos = self.tokenizer.eos_token_id
+        if self.config.objective == "prefix":
+            return split_prefix(rows, eos, generator)
+        return corrupt(rows, self.plan, self.sentinels, eos, generator)
+
+    def _tensors(self, source: np.ndarray, target: np.ndarray) -> Batch:
+        inputs = torch.from_numpy(source).to(self.device)
+        labels = torch.from_numpy(target).to(self.device)
+        return {
+            "input_ids": inputs.clamp_min(0),
+            "attention_mask": (inputs >= 0).long(),
+            "labels": labels.masked_fill(labels < 0, -100),
+        }
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    @torch.no_grad()
+    def held_out_loss(self, *, rows: int = 256) -> float:
+        """Mean loss in nats over the target tokens of the same `rows` corrupted rows, whenever it is asked for."""
+        if self.held_out is None:
+            raise ValueError("no held-out text was given.")
+        self.model.eval()
+        total, count = 0.0, 0
+        for first in range(0, rows, self.config.rows):
+            generator = np.random.default_rng((1, first))
+            size = min(self.config.rows, rows - first)
+            batch = self._tensors(*self._objective(self.held_out.rows(first, size, self.plan.raw_tokens, 0), generator))
+            with self._autocast():
+                loss, tokens = target_loss(self.model, batch)
+            total, count = total + loss.item(), count + tokens
+        return total / count
+
+    def _log(self, **values: float) -> None:
+        entry = {"step": self.step, "tokens_seen": self.tokens_seen, **{k: round(v, 4) for k, v in values.items()}}
+        with (self.directory / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.report(entry)
+
+    def save_state(self) -> None:
+        """Write weights, optimizer and counters; a crash while writing leaves the state before it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        temporary = self.directory / (STATE_FILE + ".part")
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+        }
+        torch.save(state, temporary)
+        os.replace(temporary, self.directory / STATE_FILE)
+
+    def resume(self) -> bool:
+        """Continue from the state in `directory`; False where there is none.
+
+        Raises:
+            RuntimeError: the state belongs to another shape of model.
+        """
+        path = self.directory / STATE_FILE
+        if not path.is_file():
+            return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens_seen = state["step"], state["tokens_seen"]
+        return True
+
+
+def _plan(config: PretrainConfig, sentinels: int) -> Corruption:
+    plan = corruption_for_source(config.source_tokens)
+    if config.objective == "spans" and plan.spans > sentinels:
+        raise ValueError(
+            f"source_tokens={config.source_tokens} needs {plan.spans} sentinels, the tokenizer has {sentinels}."
+        )
+    return plan
+
+
+def _targets(batch: Batch) -> int:
+    return int((batch["labels"] >= 0).sum())
+
+
+def _padded(rows: tuple[list[int], ...]) -> np.ndarray:
+    """Rows of ids as [B, longest], with -1 where there is none."""
+    found = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    for row, ids in zip(found, rows, strict=True):
+        row[: len(ids)] = ids
+    return found

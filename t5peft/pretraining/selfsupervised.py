@@ -1,0 +1,248 @@
+"""Text-to-text tasks that plain text gives by itself, to mix with span corruption as T5 mixes supervised tasks.
+
+Span corruption alone teaches a small model to look at its source only after millions of tokens, because guessing
+frequent words comes first. These tasks cannot be answered without the source:
+
+    correct  a sentence with words dropped, swapped or replaced              -> the sentence
+    compose  some of its words in any order                                  -> the sentence
+    choose   a sentence with a gap, and four words                           -> the word
+    kind     a sentence with a gap                                           -> number, name or word
+    follows  a sentence and a claim: a part of it, or altered, or another's  -> true or false
+    order    two sentences that stand together                               -> right or wrong
+    title    the beginning of an article without its subject                 -> the subject
+
+Everything works on token ids; a sentence ends at a full stop, question or exclamation mark before a capital letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from t5peft.pretraining.tokens import TokenStore
+
+Ids = list[int]
+Pair = tuple[Ids, Ids]
+_ANSWERS = ("number", "name", "word", "true", "false", "right", "wrong")
+
+
+class Sentences:
+    """Sentences of a token store and the words in them.
+
+    Attributes:
+        ends: position after the last token of each sentence, over all documents.
+        documents: for each sentence the number of its document.
+    """
+
+    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, limit_tokens: int = 1 << 25) -> None:
+        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.tokens = store.tokens[:limit_tokens]
+        self.begins_word = np.array([piece.startswith("▁") for piece in pieces])
+        self.capital = np.array([piece[1:2].isupper() and piece[0] == "▁" for piece in pieces])
+        self.digit = np.array([piece.strip("▁").isdigit() for piece in pieces])
+        self.letters = np.array([sum(map(str.isalpha, piece)) for piece in pieces])
+        self.newline = tokenizer.get_vocab().get("\n", -1)
+        self.ends, self.documents = self._find(store, [piece in (".", "!", "?") for piece in pieces])
+
+    def _find(self, store: TokenStore, stops: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+        last = np.array(stops)[self.tokens]
+        next_one = np.roll(self.tokens, -1)
+        capital = self.capital | (np.arange(len(self.capital)) == self.newline)
+        boundary = last & capital[next_one]
+        offsets = store.offsets[store.offsets <= len(self.tokens)]
+        boundary[offsets[1:] - 1] = True
+        ends = np.flatnonzero(boundary) + 1
+        return ends, np.searchsorted(offsets, ends, side="left")
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> Ids:
+        """Sentence `index`, without the newlines that stand around it."""
+        begin = self.ends[index - 1] if index else 0
+        ids = self.tokens[begin : self.ends[index]]
+        return [int(i) for i in ids if i != self.newline]
+
+    def draw(self, generator: np.random.Generator, *, shortest: int = 8, longest: int = 40) -> int:
+        """Number of a random sentence of `shortest` to `longest` tokens.
+
+        Raises:
+            RuntimeError: none found in 1,000 draws.
+        """
+        for index in generator.integers(1, len(self), size=1000):
+            if shortest <= self.ends[index] - self.ends[index - 1] <= longest:
+                return int(index)
+        raise RuntimeError(f"no sentence of {shortest} to {longest} tokens in 1,000 draws; is the text prose?")
+
+    def words(self, ids: Ids) -> list[Ids]:
+        """The tokens grouped into words; punctuation stays with the word before it."""
+        found: list[Ids] = []
+        for token in ids:
+            if self.begins_word[token] or not found:
+                found.append([])
+            found[-1].append(token)
+        return found
+
+    def bare(self, word: Ids) -> Ids:
+        """The word without what is neither letter nor digit at its end."""
+        end = len(word)
+        while end > 1 and not (self.letters[word[end - 1]] or self.digit[word[end - 1]]):
+            end -= 1
+        return word[:end]
+
+    def is_content(self, word: Ids) -> bool:
+        """Names, numbers and words of five letters and more."""
+        return bool(self.capital[word[0]] or self.digit[word].any() or self.letters[word].sum() > 4)
+
+
+class SelfSupervised:
+    """Draws pairs of source and target, both ending in `</s>`, from the text of a token store."""
+
+    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.sentences = Sentences(store, tokenizer)
+        self.eos: int = tokenizer.eos_token_id
+        self.gap: int = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+        names = [*_ANSWERS, *TASKS, "options:", "claim:", ","]
+        self.text: dict[str, Ids] = {name: tokenizer(name, add_special_tokens=False).input_ids for name in names}
+        self.heading = {name: tokenizer(f"{name}:", add_special_tokens=False).input_ids for name in TASKS}
+        weights = np.array([weight for _, weight in TASKS.values()], dtype=float)
+        self._shares = weights / weights.sum()
+
+    def pair(self, generator: np.random.Generator) -> Pair:
+        """One example of a task drawn by the tasks' weights."""
+        name = list(TASKS)[generator.choice(len(TASKS), p=self._shares)]
+        source, target = TASKS[name][0](self, generator)
+        return [*self.heading[name], *source, self.eos], [*target, self.eos]
+
+
+def _sentence(tasks: SelfSupervised, generator: np.random.Generator, longest: int = 40) -> list[Ids]:
+    sentences = tasks.sentences
+    while True:
+        words = sentences.words(sentences[sentences.draw(generator, longest=longest)])
+        if len(words) >= 4:
+            return words
+
+
+def _joined(words: Sequence[Ids]) -> Ids:
+    return [token for word in words for token in word]
+
+
+def _altered(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
+    """The words with some dropped, some swapped with the next and some replaced by those of another sentence."""
+    others = _sentence(tasks, generator)
+    result: list[Ids] = []
+    held: Ids | None = None
+    for word in words:
+        roll = generator.random()
+        if roll < 0.06:
+            continue
+        if roll < 0.12:
+            word = others[int(generator.integers(len(others)))]
+        if held is not None:
+            result += [word, held]
+            held = None
+        elif roll > 0.92:
+            held = word
+        else:
+            result.append(word)
+    return result + ([held] if held is not None else [])
+
+
+def correct(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A damaged sentence and the sentence."""
+    words = _sentence(tasks, generator)
+    return _joined(_altered(words, tasks, generator)), _joined(words)
+
+
+def compose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """Content words in random order and the sentence."""
+    words = _sentence(tasks, generator, longest=28)
+    content = [tasks.sentences.bare(word) for word in words if tasks.sentences.is_content(word)]
+    order = generator.permutation(len(content))
+    return _joined([[*content[i], *tasks.text[","]] for i in order]), _joined(words)
+
+
+def _with_gap(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> tuple[Ids, Ids]:
+    """A sentence with one content word replaced by the first sentinel, and the word."""
+    places = [i for i, word in enumerate(words) if tasks.sentences.is_content(word)] or [len(words) - 1]
+    place = places[int(generator.integers(len(places)))]
+    answer = tasks.sentences.bare(words[place])
+    rest = words[place][len(answer) :]
+    return _joined([*words[:place], [tasks.gap, *rest], *words[place + 1 :]]), answer
+
+
+def choose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence with a gap and four words, one of them right."""
+    source, answer = _with_gap(_sentence(tasks, generator), tasks, generator)
+    options = [answer] + [_with_gap(_sentence(tasks, generator), tasks, generator)[1] for _ in range(3)]
+    listed = _joined([[*options[i], *tasks.text[","]] for i in generator.permutation(4)])
+    return [*source, *tasks.text["options:"], *listed], answer
+
+
+def kind(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence with a gap and what stands there: a number, a name, a word."""
+    words = _sentence(tasks, generator)
+    source, answer = _with_gap(words, tasks, generator)
+    if tasks.sentences.digit[answer].any():
+        return source, tasks.text["number"]
+    return source, tasks.text["name" if tasks.sentences.capital[answer[0]] else "word"]
+
+
+def follows(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence and a claim; true: words of it in their order; false: those with a strange word, or its neighbour's."""
+    sentences = tasks.sentences
+    index = sentences.draw(generator, shortest=16, longest=70)
+    words = sentences.words(sentences[index])
+    holds = generator.random() < 0.5
+    origin = words
+    if not holds and generator.random() < 0.5:
+        origin = sentences.words(sentences[index + 1]) or words
+    length = max(3, int(len(origin) * generator.uniform(0.3, 0.8)))
+    begin = int(generator.integers(max(1, len(origin) - length + 1)))
+    claim = [word for word in origin[begin : begin + length] if generator.random() > 0.15] or origin[:3]
+    if not holds and origin is words:
+        places = [i for i, word in enumerate(claim) if sentences.is_content(word)] or [0]
+        place = places[int(generator.integers(len(places)))]
+        claim[place] = _with_gap(_sentence(tasks, generator), tasks, generator)[1]
+    answer = tasks.text["true" if holds else "false"]
+    return [*_joined(words), *tasks.text["claim:"], *_joined(claim)[:60]], answer
+
+
+def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """Two sentences that stand together, in their order or not."""
+    sentences = tasks.sentences
+    index = sentences.draw(generator)
+    while sentences.documents[index] != sentences.documents[index + 1]:
+        index = sentences.draw(generator)
+    pair = [sentences[index][:48], sentences[index + 1][:48]]
+    right = generator.random() < 0.5
+    return _joined(pair if right else pair[::-1]), tasks.text["right" if right else "wrong"]
+
+
+def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """The beginning of a document without its first capitalised words, and those."""
+    sentences = tasks.sentences
+    while True:
+        index = int(generator.integers(1, len(sentences)))
+        first = int(np.searchsorted(sentences.documents, sentences.documents[index], side="left"))
+        words = sentences.words(sentences[first])
+        subject = 0
+        while subject < min(len(words), 6) and sentences.capital[words[subject][0]]:
+            subject += 1
+        if subject > 0 and subject + 3 < len(words):
+            answer = _joined(words[:subject])
+            following = sentences[first + 1] if first + 1 < len(sentences) else []
+            return [tasks.gap, *_joined(words[subject:]), *following][:72], answer[:24]
+
+
+TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], float]] = {
+    "correct": (correct, 3.0),
+    "compose": (compose, 2.0),
+    "choose": (choose, 2.0),
+    "kind": (kind, 1.0),
+    "follows": (follows, 3.0),
+    "order": (order, 1.0),
+    "title": (title, 1.0),
+}

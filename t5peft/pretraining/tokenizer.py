@@ -1,0 +1,123 @@
+"""A T5 vocabulary from the user's own text: sentencepiece's unigram model, written as a fast tokenizer.
+
+As in T5 (Raffel et al. 2020): pad 0, `</s>` 1, `<unk>` 2, sentinels `<extra_id_0>` ... at the end of the vocabulary in
+falling order, `</s>` after every text. Different from it: byte fallback, so that no text is unknown (a newline, braces and every printable
+ASCII character have a piece of their own); digits are single pieces; white space is kept, so that decoding gives the text
+back.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import Unigram
+from transformers import PreTrainedTokenizerFast
+
+_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+def sentences(documents: Iterable[Iterable[str]], *, share: float, seed: int) -> Iterator[str]:
+    """A random share of the paragraphs, cut into sentences of at most 1,000 characters."""
+    generator = random.Random(seed)
+    for document in documents:
+        for paragraph in document:
+            if generator.random() < share:
+                yield from (part[:1000] for part in re.split(r"(?<=[.!?]) ", paragraph) if part)
+
+
+def train_unigram(texts: Iterator[str], *, pieces: int, threads: int) -> list[tuple[str, float]]:
+    """Pieces and their log probabilities, sorted by id; the first are `<pad>`, `</s>`, `<unk>` and the 256 bytes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts,
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=pieces,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=0.9995,
+        required_chars=_PRINTABLE,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        user_defined_symbols=["\n"],
+        num_threads=threads,
+        minloglevel=1,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
+
+
+def build_tokenizer(pieces: list[tuple[str, float]], *, sentinels: int = 100) -> PreTrainedTokenizerFast:
+    """The fast tokenizer over `pieces`, with `sentinels` more ids at the end."""
+    names = [f"<extra_id_{i}>" for i in reversed(range(sentinels))]
+    tokenizer = Tokenizer(Unigram([*pieces, *((name, 0.0) for name in names)], unk_id=2, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace("\r\n", "\n")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in (*_SPECIAL, *reversed(names))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=list(reversed(names)),
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_tokenizer(
+    documents: Iterable[Iterable[str]],
+    *,
+    vocabulary: int = 8192,
+    sentinels: int = 100,
+    share: float = 0.1,
+    seed: int = 0,
+    threads: int = 2,
+) -> PreTrainedTokenizerFast:
+    """Train on a random `share` of the documents' paragraphs.
+
+    `vocabulary` counts pieces, bytes and sentinels; little text gives fewer.
+    """
+    texts = sentences(documents, share=share, seed=seed)
+    return build_tokenizer(train_unigram(texts, pieces=vocabulary - sentinels, threads=threads), sentinels=sentinels)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`."""
+    tokenizer.save_pretrained(str(directory))
+
+
+def sentinel_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of `<extra_id_0>`, `<extra_id_1>`, ... in this order, as many as the tokenizer has.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    found = {name: index for name, index in tokenizer.get_vocab().items() if re.fullmatch(r"<extra_id_\d+>", name)}
+    if not found:
+        raise ValueError("the tokenizer has no <extra_id_0>, <extra_id_1>, ...; span corruption needs a T5 tokenizer.")
+    return [found[name] for name in sorted(found, key=lambda name: int(name[len("<extra_id_") : -1]))]

@@ -1,0 +1,144 @@
+"""The text as one row of tokens on disk, memory-mapped, and batches drawn from it as a function of a counter.
+
+A token store is a folder with `tokens.u16` (or `.u32` for a vocabulary above 65,536), `offsets.npy` (where each document
+begins, and the end) and `store.json`. Documents are shuffled once, when they are written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from t5peft.pretraining.text import deduplicated, pieces_of_documents, read_documents
+
+_DOCUMENTS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Tokens [n] of all documents one after another; document i is tokens[offsets[i]:offsets[i + 1]]."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def rows(self, first: int, count: int, length: int, seed: int) -> np.ndarray:
+        """Rows [count, length], numbers `first` to `first + count` of an endless sequence.
+
+        The tokens are cut into rows of `length`; each pass over them takes the rows in a new random order, cut from a
+        new random offset. The result depends on the arguments alone, so a run resumes anywhere.
+
+        Raises:
+            ValueError: fewer tokens than two rows.
+        """
+        per_pass = len(self.tokens) // length - 1
+        if per_pass < 1:
+            raise ValueError(f"{len(self.tokens)} tokens came; rows of {length} need at least {2 * length}.")
+        found = np.empty((count, length), dtype=self.tokens.dtype)
+        for index in range(count):
+            epoch, place = divmod(first + index, per_pass)
+            offset, multiplier = self._pass(per_pass, length, seed, epoch)
+            start = offset + (place * multiplier) % per_pass * length
+            found[index] = self.tokens[start : start + length]
+        return found
+
+    @staticmethod
+    def _pass(rows: int, length: int, seed: int, epoch: int) -> tuple[int, int]:
+        """Offset of the first row and a step coprime to `rows`, which visits every row once in scattered order."""
+        generator = random.Random(f"{seed}/{epoch}")
+        multiplier = generator.randrange(1, rows + 1)
+        while math.gcd(multiplier, rows) != 1:
+            multiplier = generator.randrange(1, rows + 1)
+        return generator.randrange(length), multiplier
+
+
+def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Token ids of each document without `</s>`; paragraphs are separated by the token of a newline where there is one."""
+    separator = tokenizer.get_vocab().get("\n")
+    paragraphs = [paragraph for document in documents for paragraph in document]
+    encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False).input_ids)
+    found = []
+    for document in documents:
+        ids = list(next(encoded))
+        for _ in document[1:]:
+            if separator is not None:
+                ids.append(separator)
+            ids.extend(next(encoded))
+        found.append(ids)
+    return found
+
+
+def write_store(documents: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerFast, directory: Path) -> TokenStore:
+    """Tokenise `documents` into a new store and open it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype, name = _dtype_of(len(tokenizer))
+    offsets = [0]
+    waiting: list[Sequence[str]] = []
+    with (directory / name).open("wb") as file:
+
+        def flush() -> None:
+            for ids in encode_documents(waiting, tokenizer):
+                np.asarray(ids, dtype=dtype).tofile(file)
+                offsets.append(offsets[-1] + len(ids))
+            waiting.clear()
+
+        for document in documents:
+            waiting.append(document)
+            if len(waiting) == _DOCUMENTS_AT_ONCE:
+                flush()
+        flush()
+    np.save(directory / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+    (directory / "store.json").write_text(
+        json.dumps({"tokens": offsets[-1], "file": name, "vocabulary": fingerprint(tokenizer)}), encoding="utf-8"
+    )
+    return open_store(directory, tokenizer)
+
+
+def open_store(directory: Path, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
+    """The store in `directory`, memory-mapped.
+
+    Raises:
+        FileNotFoundError: there is none, or it was not finished.
+        ValueError: it was written with another vocabulary.
+    """
+    card_path = directory / "store.json"
+    if not card_path.is_file():
+        raise FileNotFoundError(f"{directory} holds no finished token store (no store.json); write it from the text.")
+    card = json.loads(card_path.read_text(encoding="utf-8"))
+    if card["vocabulary"] != fingerprint(tokenizer):
+        raise ValueError(f"{directory} was written with another vocabulary; remove it or take another folder.")
+    tokens = np.memmap(directory / card["file"], dtype=_dtype_of(len(tokenizer))[0], mode="r")
+    return TokenStore(tokens, np.load(directory / "offsets.npy"))
+
+
+def store_of_files(
+    paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerFast, directory: Path, *, seed: int = 0
+) -> TokenStore:
+    """The store in `directory`; written from the text files, deduplicated and shuffled, where it is not yet there."""
+    if (directory / "store.json").is_file():
+        return open_store(directory, tokenizer)
+    return write_store(shuffled_documents(paths, seed=seed), tokenizer, directory)
+
+
+def shuffled_documents(paths: Sequence[str | Path], *, seed: int = 0) -> list[list[str]]:
+    """Deduplicated documents of all files, books cut into chapters' length, in random order."""
+    documents = list(pieces_of_documents(deduplicated(read_documents(paths))))
+    random.Random(seed).shuffle(documents)
+    return documents
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of the vocabulary and its ids."""
+    pieces = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return blake2b(pieces.encode(), digest_size=8).hexdigest()
+
+
+def _dtype_of(vocabulary: int) -> tuple[type[np.unsignedinteger], str]:
+    return (np.uint16, "tokens.u16") if vocabulary <= 1 << 16 else (np.uint32, "tokens.u32")

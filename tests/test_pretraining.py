@@ -1,0 +1,462 @@
+"""Pretraining: the corruption by its invariants, the vocabulary, the token store, and a loop that resumes exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+
+import t5peft
+from t5peft.cli import main
+from t5peft.pretraining.corruption import corrupt, corruption_for_source, corruption_of, noise_mask, split_prefix
+from t5peft.pretraining.embeddings import cooccurrences, pmi_embeddings, positive_pmi
+from t5peft.pretraining.fresh import Shape, new_model, step_flops
+from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalised, rate_factor
+from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
+from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised
+from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
+from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
+from t5peft.pretraining.tokens import TokenStore, open_store, write_store
+
+MINI = Path(t5peft.__file__).parent / "mini"
+EOS = 1
+SENTINELS = np.arange(10_000, 10_100)
+TINY = Shape(d_model=32, d_ff=64, layers=2, heads=2, d_kv=16)
+_PLACES = ("river", "harbour", "castle", "market", "forest", "island", "village", "bridge", "garden", "mountain")
+_NAMES = ("Anna", "Bruno", "Clara", "David", "Elena", "Felix", "Greta", "Henry", "Irene", "Jonas")
+
+
+def _document(number: int) -> list[str]:
+    name, place, other = _NAMES[number % 10], _PLACES[number % 7], _PLACES[(number * 3 + 1) % 10]
+    return [
+        f"{name} Miller was born near the old {place} in {1900 + number} and walked to the {other} every morning.",
+        f"The {other} was built by {number + 2} workers from the {place}. It still stands there, and people like it. "
+        f"Nobody remembers why {name} left the quiet {place} so early.",
+    ]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[list[str]]:
+    return [_document(number) for number in range(120)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(documents: list[list[str]]) -> PreTrainedTokenizerFast:
+    return train_tokenizer(documents, vocabulary=620, sentinels=100, share=1.0, threads=1)
+
+
+@pytest.fixture(scope="module")
+def store(
+    documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> TokenStore:
+    return write_store(documents, tokenizer, tmp_path_factory.mktemp("store"))
+
+
+def _runs(mask: np.ndarray) -> int:
+    return int(mask[0]) + int((np.diff(mask.astype(int)) == 1).sum())
+
+
+# Span corruption
+
+
+@settings(deadline=None, max_examples=60)
+@given(length=st.integers(2, 400), rows=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
+def test_noise_has_the_published_share_and_number_of_spans(length: int, rows: int, seed: int) -> None:
+    plan = corruption_of(length)
+    mask = noise_mask(plan, rows, np.random.default_rng(seed))
+    assert plan.noise_tokens == min(max(round(length * 0.15), 1), length - 1)
+    for row in mask:
+        assert row.sum() == plan.noise_tokens
+        assert _runs(row) == plan.spans == min(max(round(plan.noise_tokens / 3), 1), length - plan.noise_tokens)
+        assert not row[0]
+        assert row[-1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(length=st.integers(2, 400), seed=st.integers(0, 2**32 - 1))
+def test_every_token_is_in_source_or_target_once_and_sentinels_stand_in_order(length: int, seed: int) -> None:
+    plan = corruption_of(length)
+    tokens = np.arange(100, 100 + length)[None]
+    source, target = corrupt(tokens, plan, SENTINELS, EOS, np.random.default_rng(seed))
+    assert source.shape == (1, plan.source_tokens)
+    assert target.shape == (1, plan.target_tokens)
+    for ids in (source[0], target[0]):
+        assert ids[-1] == EOS
+        assert EOS not in ids[:-1]
+        assert list(ids[ids >= SENTINELS[0]]) == list(SENTINELS[: plan.spans])
+    kept = [token for token in (*source[0], *target[0]) if 100 <= token < SENTINELS[0]]
+    assert sorted(kept) == list(tokens[0])
+    assert _restored(source[0], target[0]) == list(tokens[0])
+
+
+def _restored(source: np.ndarray, target: np.ndarray) -> list[int]:
+    """The row that a source and its target came from: each sentinel of the source gives way to its span."""
+    spans: dict[int, list[int]] = {}
+    for token in target[:-1]:
+        if token >= SENTINELS[0]:
+            spans[current := int(token)] = []
+        else:
+            spans[current].append(int(token))
+    return [i for token in source[:-1] for i in (spans[int(token)] if token >= SENTINELS[0] else [int(token)])]
+
+
+@pytest.mark.parametrize(("source_tokens", "raw_tokens"), [(512, 568), (256, 284), (128, 141)])
+def test_a_corrupted_source_has_exactly_the_asked_length(source_tokens: int, raw_tokens: int) -> None:
+    plan = corruption_for_source(source_tokens)
+    assert (plan.source_tokens, plan.raw_tokens) == (source_tokens, raw_tokens)
+
+
+def test_512_source_tokens_have_114_target_tokens_as_published() -> None:
+    assert corruption_for_source(512).target_tokens == 114
+
+
+def test_span_lengths_average_three_and_every_length_occurs() -> None:
+    plan = corruption_of(200)
+    mask = noise_mask(plan, 500, np.random.default_rng(0))
+    lengths = [len(run) for row in mask for run in re.findall("1+", "".join(map(str, row.astype(int))))]
+    assert np.mean(lengths) == pytest.approx(3.0, abs=1e-9)
+    assert set(range(1, 9)) <= set(lengths)
+
+
+def test_corruption_names_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        corruption_of(1)
+    with pytest.raises(ValueError, match=r"expected \[B, 50\]"):
+        corrupt(np.zeros((2, 40)), corruption_of(50), SENTINELS, EOS, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="take shorter rows"):
+        corrupt(np.zeros((1, 500)), corruption_of(500), SENTINELS[:3], EOS, np.random.default_rng(0))
+
+
+def test_a_prefix_and_its_continuation_make_the_row() -> None:
+    tokens = np.arange(10, 50).reshape(2, 20)
+    source, target = split_prefix(tokens, EOS, np.random.default_rng(3))
+    assert (source[:, -1] == EOS).all()
+    assert (target[:, -1] == EOS).all()
+    assert (np.concatenate([source[:, :-1], target[:, :-1]], axis=1) == tokens).all()
+
+
+# Text and vocabulary
+
+
+def test_text_is_read_plainly_from_xz_and_repeated_paragraphs_go(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt.xz"
+    path.write_bytes(
+        lzma.compress('“It’s  here”, said Anna of 1999.\nShort.\n\n"It\'s here", said Anna of 2001.\n'.encode())
+    )
+    read = list(read_documents([path]))
+    assert read == [['"It\'s here", said Anna of 1999.', "Short."], ['"It\'s here", said Anna of 2001.']]
+    assert list(deduplicated(read)) == [['"It\'s here", said Anna of 1999.']]
+    assert plain("a\u00a0b\u200b") == "a b"
+    with pytest.raises(FileNotFoundError, match="expected UTF-8 text"):
+        list(read_documents([tmp_path / "absent.txt"]))
+
+
+def test_long_documents_are_cut_between_paragraphs() -> None:
+    pieces = list(pieces_of_documents([["a" * 6, "b" * 6, "c" * 6]], max_characters=12))
+    assert pieces == [["a" * 6, "b" * 6], ["c" * 6]]
+
+
+@given(text=st.text(max_size=40).filter(lambda text: "\r" not in text and "<" not in text))
+@settings(deadline=None, max_examples=60)
+def test_nothing_is_unknown_and_decoding_gives_the_text_back(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    ids = tokenizer(text).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert ids[-1] == EOS
+    assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_special_ids_are_those_of_t5(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    assert sentinel_ids(tokenizer) == [len(tokenizer) - 1 - i for i in range(100)]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("{2024}\nx").input_ids)[-2:] != ["<unk>", "</s>"]
+    digits = [piece for piece in tokenizer.get_vocab() if re.search(r"\d\d", piece) and not re.search("[<>]", piece)]
+    assert digits == []
+
+
+# Token store
+
+
+def test_rows_of_a_pass_cover_the_text_once_and_depend_on_their_number_alone(store: TokenStore) -> None:
+    length = 16
+    per_pass = len(store.tokens) // length - 1
+    numbered = TokenStore(np.arange(len(store.tokens)), store.offsets)
+    rows = numbered.rows(0, per_pass, length, seed=5)
+    assert len(np.unique(rows)) == per_pass * length
+    assert (np.diff(rows, axis=1) == 1).all()
+    assert (numbered.rows(7, 3, length, seed=5) == rows[7:10]).all()
+    following = numbered.rows(per_pass, per_pass, length, seed=5)
+    assert len(np.unique(following)) == per_pass * length
+    assert not (following == rows).all()
+    with pytest.raises(ValueError, match="need at least"):
+        store.rows(0, 1, len(store.tokens), seed=0)
+
+
+def test_a_store_of_another_vocabulary_is_refused(
+    documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    write_store(documents[:3], tokenizer, tmp_path)
+    other = train_tokenizer(documents, vocabulary=620, sentinels=50, share=1.0, threads=1)
+    with pytest.raises(ValueError, match="another vocabulary"):
+        open_store(tmp_path, other)
+    with pytest.raises(FileNotFoundError, match="no finished token store"):
+        open_store(tmp_path / "empty", tokenizer)
+
+
+def test_the_store_holds_the_text(
+    documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, store: TokenStore
+) -> None:
+    third = store.tokens[store.offsets[2] : store.offsets[3]]
+    assert tokenizer.decode(third) == "\n ".join(documents[2])
+
+
+# Tasks that text gives
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_are_of_the_text_and_repeat_with_the_generator(
+    name: str, store: TokenStore, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tasks = SelfSupervised(store, tokenizer)
+    pairs = [TASKS[name][0](tasks, np.random.default_rng(seed)) for seed in range(20)]
+    assert pairs == [TASKS[name][0](tasks, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(source and target for source, target in pairs)
+    if name == "choose":
+        for source, target in pairs:
+            options = tokenizer.decode(source).split("options:")[1]
+            assert tokenizer.decode(target).strip() in options
+    if name in ("follows", "order", "kind"):
+        assert {tokenizer.decode(target) for _, target in pairs} > set()
+        assert len({tuple(target) for _, target in pairs}) >= 2
+
+
+# Embeddings
+
+
+def test_cooccurrences_and_pmi_are_those_by_hand() -> None:
+    counts = cooccurrences(np.array([0, 1, 2, 0]), 3, window=2, block=100)
+    assert counts.tolist() == [[0, 1 + 0.5, 0.5 + 1], [1.5, 0, 1], [1.5, 1, 0]]
+    word = counts.sum(1)
+    context = word**0.75 / (word**0.75).sum()
+    expected = max(0.0, float(np.log(counts[0, 1] / (word[0] * context[1]))))
+    assert float(positive_pmi(counts)[0, 1]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_tokens_in_the_same_company_get_similar_embeddings() -> None:
+    generator = np.random.default_rng(0)
+    first = np.array([[4, 6 + i % 2, 5] for i in generator.integers(0, 2, 300)]).reshape(-1)
+    second = np.array([[8, 10 + i % 2, 9] for i in generator.integers(0, 2, 300)]).reshape(-1)
+    table = pmi_embeddings(np.concatenate([first, second]), 40, 4, window=2)
+    similarity = torch.nn.functional.cosine_similarity
+    assert similarity(table[6], table[7], dim=0) > 0.9 > similarity(table[6], table[10], dim=0)
+    assert table[[4, 5, 6, 7, 8, 9, 10, 11]].std() == pytest.approx(1.0, abs=0.05)
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 16), (2, 16, 48), (1, 24, 24)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    values = torch.linalg.svdvals(
+        orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(1)), steps=8)
+    )
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_muon_turns_matrices_and_leaves_tables_to_adamw(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer, TINY)
+    optimizer = make_optimizer(model, "muon")
+    assert isinstance(optimizer, Muon)
+    sizes = [{tuple(p.shape) for p in group["params"]} for group in optimizer.param_groups]
+    assert sizes[1] == {(32, 32)}
+    assert (len(tokenizer), 32) in sizes[2]
+    assert (len(tokenizer), 32) not in sizes[0]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(input_ids=torch.tensor([[5, 6, 1]]), labels=torch.tensor([[7, 1]])).loss.backward()
+    optimizer.step()
+    assert all(not torch.equal(before[n], p) for n, p in model.named_parameters() if p.grad.abs().sum() > 0)
+
+
+def test_the_learning_rate_rises_stays_falls_and_cools_down() -> None:
+    def rate(step: int) -> float:
+        return rate_factor(step, warmup=10, flat=100, steps=1000, cooldown=200)
+
+    assert rate(0) == pytest.approx(0.1)
+    assert rate(9) == rate(100) == 1.0
+    assert rate(400) == pytest.approx(0.5)
+    assert rate(900) == pytest.approx(0.5 * (100 / 900) ** 0.5)
+    assert rate(1000) == 0
+
+
+# The loop
+
+
+def _pretrainer(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, directory: Path, **changes: object
+) -> Pretrainer:
+    options = {
+        "source_tokens": 32,
+        "rows": 4,
+        "task_rows": 4,
+        "steps": 12,
+        "warmup": 3,
+        "log_every": 1,
+        "eval_every": 6,
+    }
+    config = PretrainConfig(**{**options, **changes})  # type: ignore[arg-type]
+    return Pretrainer(new_model(tokenizer, TINY), tokenizer, store, config, directory, held_out=store)
+
+
+def _losses(directory: Path) -> list[float]:
+    entries = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor", "adamw"])
+def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(
+    optimizer: str, store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    whole = _pretrainer(store, tokenizer, tmp_path / "whole", optimizer=optimizer)
+    whole.train()
+    _pretrainer(store, tokenizer, tmp_path / "parts", optimizer=optimizer).train(until=5)
+    resumed = _pretrainer(store, tokenizer, tmp_path / "parts", optimizer=optimizer)
+    assert resumed.resume()
+    assert resumed.step == 3
+    resumed.train()
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
+    assert resumed.tokens_seen == whole.tokens_seen
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("objective", ["spans", "prefix"])
+def test_the_held_out_loss_falls(
+    objective: str, store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    run = _pretrainer(
+        store, tokenizer, tmp_path, objective=objective, optimizer="muon", steps=60, task_rows=0, log_every=60
+    )
+    before = run.held_out_loss(rows=32)
+    assert before == run.held_out_loss(rows=32)
+    run.train()
+    assert run.held_out_loss(rows=32) < before - 1.0
+
+
+def test_nothing_is_padded_and_labels_end_in_eos(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    run = _pretrainer(store, tokenizer, tmp_path)
+    text, tasks = run.groups(0)
+    assert text[0]["attention_mask"].all()
+    assert text[0]["input_ids"].shape == (4, 32)
+    for batch in (*text, *tasks):
+        last = (batch["labels"] != -100).sum(1) - 1
+        assert (batch["labels"].gather(1, last[:, None]) == EOS).all()
+        assert (batch["input_ids"] >= 0).all()
+
+
+def test_a_state_that_broke_off_while_writing_changes_nothing(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _pretrainer(store, tokenizer, tmp_path)
+    run.train(until=2)
+
+    def broken(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        run.train(until=4)
+    monkeypatch.undo()
+    again = _pretrainer(store, tokenizer, tmp_path)
+    assert again.resume()
+    assert again.step == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    run = _pretrainer(store, tokenizer, tmp_path)
+    run.model.shared.weight.data.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="lower the learning rate"):
+        run.train()
+
+
+def test_config_names_all_its_problems() -> None:
+    with pytest.raises(ValueError, match="rows=0.*cooldown=-1"):
+        PretrainConfig(rows=0, cooldown=-1)
+
+
+def test_step_flops_counts_every_matrix_once_for_the_tokens_that_meet_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer, TINY)
+    matrices = [p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "relative" not in n]
+    assert step_flops(model.config, source_tokens=7, target_tokens=7) == 6 * 7 * sum(matrices)
+
+
+# The command and the shipped files
+
+
+def test_the_command_makes_a_model_resumes_it_and_adapts_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join("\n".join(_document(number)) for number in range(80)), encoding="utf-8")
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("\n\n".join("\n".join(_document(number)) for number in range(80, 110)), encoding="utf-8")
+    shape = [
+        "--d-model",
+        "32",
+        "--d-ff",
+        "64",
+        "--layers",
+        "2",
+        "--heads",
+        "2",
+        "--d-kv",
+        "16",
+        "--vocabulary",
+        "600",
+        "--vocabulary-share",
+        "1",
+    ]
+    common = ["--source-tokens", "32", "--rows", "4", "--log-every", "1", "--eval-every", "2"]
+    first = ["pretrain", "--text", str(text), "--held-out", str(held_out), "--output", str(tmp_path / "run")]
+    assert main([*first, *shape, *common, "--task-rows", "2", "--steps", "2"]) == 0
+    assert main([*first, *shape, *common, "--task-rows", "2", "--steps", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "resumed at step 2" in out
+    assert "% of matmul speed" in out
+    assert "held-out loss" in out
+    again = [
+        "pretrain",
+        "--text",
+        str(text),
+        "--output",
+        str(tmp_path / "lm"),
+        "--backbone",
+        str(tmp_path / "run/model"),
+    ]
+    assert main([*again, *common, "--objective", "prefix", "--steps", "2"]) == 0
+    model = T5ForConditionalGeneration.from_pretrained(tmp_path / "lm" / "model")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "lm" / "model")) == model.config.vocab_size
+
+
+def test_the_shipped_files_are_those_of_the_card() -> None:
+    card = (MINI / "README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| `([0-9a-f]{64})` \|$", card, flags=re.MULTILINE))
+    assert set(listed) == {path.name for path in MINI.iterdir() if path.is_file()} - {"README.md"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((MINI / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_the_shipped_weights_are_small_enough() -> None:
+    assert (MINI / "model.safetensors").stat().st_size <= 24 * 2**20
