@@ -1,0 +1,71 @@
+"""The recommendation in words, computed from the rows: given your memory, time and disk, take this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from t5peft.benchmark.summary import Row, TaskTable
+from t5peft.benchmark.tables import bytes_text, seconds_text
+
+
+def advice(table: TaskTable) -> list[str]:
+    """Sentences for one task: what scores best, what is not clearly worse, and which of these costs least.
+
+    Only methods of this library are recommended, not peers. "Not clearly worse" means that the 95 % interval of the paired
+    difference to full fine-tuning does not lie below zero; where full fine-tuning did not finish, every method counts.
+    """
+    rows = [row for row in table.rows if row.test is not None and not row.method.startswith("peft-")]
+    if not rows:
+        return ["No run finished, so nothing can be recommended; the table gives the reasons."]
+    best = max(rows, key=lambda row: row.test.mean)  # type: ignore[union-attr]
+    sentences = [f"Highest on the test split: {best.label} with {_score(best)} {table.metric}."]
+    full = next((row for row in rows if row.method == "full"), None)
+    good = [row for row in rows if row is best or not (row.difference and row.difference.high < 0)]
+    adapters = [row for row in good if row.method != "full"]
+    if full is not None:
+        sentences.append(_compared(adapters, full))
+    if adapters:
+        sentences += _cheapest(adapters, full)
+    worse = [row for row in rows if row not in good]
+    if worse:
+        sentences.append(f"Clearly below full fine-tuning here: {', '.join(map(_with_difference, worse))}.")
+    if all(row.test.n == 1 for row in rows):  # type: ignore[union-attr]
+        sentences.append("There is one seed: the intervals hold the chance of the test examples, not that of training.")
+    return sentences
+
+
+def _compared(adapters: Sequence[Row], full: Row) -> str:
+    if not adapters:
+        return f"Every adapter is clearly below full fine-tuning ({_score(full)}): take full fine-tuning where it fits."
+    names = ", ".join(row.label for row in adapters)
+    return f"Not clearly worse than full fine-tuning ({_score(full)}): {names}."
+
+
+def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
+    """What to take when one thing is short; one sentence each."""
+    least_memory = min(adapters, key=lambda row: row.peak_bytes.mean)  # type: ignore[union-attr]
+    fastest = min(adapters, key=lambda row: row.step_seconds.mean)  # type: ignore[union-attr]
+    smallest = min(adapters, key=lambda row: row.stored_bytes or 0)
+    memory, seconds = least_memory.peak_bytes.mean, fastest.step_seconds.mean  # type: ignore[union-attr]
+    sentences = [
+        f"Short of memory: {least_memory.label}, {bytes_text(memory)} at the peak"
+        f"{_share(memory, full and full.peak_bytes and full.peak_bytes.mean)}.",
+        f"Short of time: {fastest.label}, {seconds_text(seconds)} a step"
+        f"{_share(seconds, full and full.step_seconds and full.step_seconds.mean)}.",
+        f"Many tasks on one backbone: {smallest.label}, {bytes_text(smallest.stored_bytes or 0)} a task"
+        f"{_share(smallest.stored_bytes or 0, full and full.stored_bytes)}.",
+    ]
+    return sentences
+
+
+def _share(value: float, of_full: float | None) -> str:
+    return f" ({value / of_full:.0%} of full fine-tuning)" if of_full else ""
+
+
+def _score(row: Row) -> str:
+    return row.test.text(1, row.factor) if row.test else "no score"
+
+
+def _with_difference(row: Row) -> str:
+    assert row.difference is not None  # a row is worse only by its difference
+    return f"{row.label} ({row.difference.mean * row.factor:+.1f})"

@@ -1,0 +1,65 @@
+"""A run's examples: the task and its splits, by name or from the user's files, and the fingerprint that identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from t5peft.backbone import MINI
+from t5peft.benchmark.suites import SuiteTask
+from t5peft.tasks import Task, hold_out, load_records, load_task
+
+Splits = dict[str, list[dict[str, Any]]]
+
+
+def data_of(task: SuiteTask) -> dict[str, Any]:
+    """What a `RunConfig` holds of the data: where it is, and the SHA-256 of its content with the task's definition."""
+    data: dict[str, Any] = {"task": task.name} if task.own is None else {"own": dict(task.own)}
+    definition, splits = _load(data)
+    content = json.dumps([asdict(definition), splits], sort_keys=True, ensure_ascii=False, default=str)
+    return data | {"fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16]}
+
+
+def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, Splits]:
+    """The task and at most `limits` records of each split.
+
+    Records are drawn, not cut off, and with a fixed number, so that every seed and method sees the same ones.
+    """
+    task, splits = _load(data)
+    for name, limit in limits.items():
+        if name in splits and len(splits[name]) > limit:
+            splits[name] = random.Random(0).sample(splits[name], limit)
+    return task, splits
+
+
+def _load(data: Mapping[str, Any]) -> tuple[Task, Splits]:
+    if "task" in data:
+        return load_task(data["task"])
+    fields = dict(data["own"])
+    files = fields.pop("files")
+    task = Task.from_mapping(fields)
+    splits = {split: load_records(path) for split, path in files.items()}
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = hold_out(splits["train"], task.source)
+    return task, splits
+
+
+def backbone_fingerprint(backbone: str) -> str:
+    """The SHA-256 of a local backbone's configuration and weights; for a hub name the commit in the cache, if any."""
+    folder = MINI if backbone == "mini" else Path(backbone).expanduser()
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(folder.glob("*")):
+            if path.suffix in (".json", ".safetensors", ".bin", ".model"):
+                digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
+    found = cached_file(backbone, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False,
+                        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)  # fmt: skip
+    return Path(found).parent.name if found else "unknown"

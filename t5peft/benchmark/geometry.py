@@ -1,0 +1,96 @@
+"""Shapes of the published T5 checkpoints, so that a plan needs neither weights nor a network.
+
+Taken from the `config.json` of each checkpoint on the hub; a test counts each one's weights and compares with the number its
+paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 2022, 2023; Wang et al. 2021, 2023).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5Config
+
+from t5peft.backbone import MINI
+
+# d_model, d_kv, d_ff, encoder layers, decoder layers, heads
+_V1_0 = {
+    "small": (512, 64, 2048, 6, 6, 8),
+    "base": (768, 64, 3072, 12, 12, 12),
+    "large": (1024, 64, 4096, 24, 24, 16),
+    "3b": (1024, 128, 16384, 24, 24, 32),
+    "11b": (1024, 128, 65536, 24, 24, 128),
+}
+_V1_1 = {
+    "small": (512, 64, 1024, 8, 8, 6),
+    "base": (768, 64, 2048, 12, 12, 12),
+    "large": (1024, 64, 2816, 24, 24, 16),
+    "xl": (2048, 64, 5120, 24, 24, 32),
+    "xxl": (4096, 64, 10240, 24, 24, 64),
+}
+_BYT5 = {
+    "small": (1472, 64, 3584, 12, 4, 6),
+    "base": (1536, 64, 3968, 18, 6, 12),
+    "large": (1536, 64, 3840, 36, 12, 16),
+    "xl": (2560, 64, 6720, 36, 12, 32),
+    "xxl": (4672, 64, 12352, 36, 12, 64),
+}
+_Shape = tuple[int, int, int, int, int, int]
+
+
+def _config(kind: type[PretrainedConfig], shape: _Shape, vocabulary: int, gated: bool) -> PretrainedConfig:
+    d_model, d_kv, d_ff, encoder, decoder, heads = shape
+    return kind(
+        d_model=d_model,
+        d_kv=d_kv,
+        d_ff=d_ff,
+        num_layers=encoder,
+        num_decoder_layers=decoder,
+        num_heads=heads,
+        vocab_size=vocabulary,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        decoder_start_token_id=0,
+    )
+
+
+def _families() -> list[tuple[str, type[PretrainedConfig], dict[str, _Shape], int, bool]]:
+    codet5 = {size: _V1_0[size] for size in ("small", "base", "large")}
+    umt5 = {size: _V1_1[size] for size in ("small", "base", "xl", "xxl")}
+    return [
+        ("t5-{}", T5Config, _V1_0, 32128, False),
+        ("google-t5/t5-{}", T5Config, _V1_0, 32128, False),
+        ("google/t5-v1_1-{}", T5Config, _V1_1, 32128, True),
+        ("google/flan-t5-{}", T5Config, _V1_1, 32128, True),
+        ("google/mt5-{}", MT5Config, _V1_1, 250112, True),
+        ("google/umt5-{}", UMT5Config, umt5, 256384, True),
+        ("google/byt5-{}", T5Config, _BYT5, 384, True),
+        ("Salesforce/codet5-{}", T5Config, codet5, 32100, False),
+    ]
+
+
+def known_checkpoints() -> dict[str, tuple[type[PretrainedConfig], _Shape, int, bool]]:
+    """Hub names of the checkpoints whose shape is known here."""
+    return {
+        pattern.format(size): (kind, shape, vocabulary, gated)
+        for pattern, kind, shapes, vocabulary, gated in _families()
+        for size, shape in shapes.items()
+    }
+
+
+def config_of(backbone: str) -> PretrainedConfig:
+    """The configuration of a backbone: "mini", a known checkpoint, a local folder, or whatever the hub answers with.
+
+    Raises:
+        FileNotFoundError: none of these.
+    """
+    known = known_checkpoints()
+    if backbone in known:
+        return _config(*known[backbone])
+    path: Any = MINI if backbone == "mini" else Path(backbone).expanduser()
+    try:
+        return AutoConfig.from_pretrained(path if path.is_dir() else backbone)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{backbone!r} is no local folder with a config.json, the hub did not answer, and its shape is not among those "
+            f"known here: {', '.join(sorted(known))}. Give one of these, 'mini', or a folder"
+        ) from error

@@ -1,0 +1,138 @@
+"""Memory of a run: of this process while it trains, above what the loaded libraries take.
+
+On the CPU it is the resident set, sampled by a thread, its peak taken from the kernel's own high-water mark where
+Linux lets a process reset it. On CUDA it is what torch's allocator holds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import torch
+
+SAMPLE_SECONDS = 0.02
+MMAP_THRESHOLD_BYTES = 1 << 20
+
+
+def return_freed_memory() -> bool:
+    """Makes glibc hand tensors of a mebibyte and more back to the system when they are freed; True where it took.
+
+    By default it raises that limit as tensors are freed, and keeps what it freed in holes: the resident set of a
+    T5-small step then exceeds its live tensors by 30 %, by chance more in one method than in another.
+    """
+    if platform.system() != "Linux":
+        return False
+    try:
+        return bool(ctypes.CDLL("libc.so.6").mallopt(-3, MMAP_THRESHOLD_BYTES))  # -3 is M_MMAP_THRESHOLD
+    except (OSError, AttributeError):  # a Linux without glibc
+        return False
+
+
+class MemoryMeter:
+    """Context manager: peak and mean bytes between its start and its end, absolute, less the spans that were paused."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.peak_bytes = 0
+        self.mean_bytes = 0
+        self._samples = 0
+        self._sum_bytes = 0
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._paused = False
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._kernel_peak = False
+
+    def now_bytes(self) -> int:
+        """Bytes held at this moment."""
+        if self.device == "cuda":
+            return torch.cuda.memory_allocated()
+        return self._process.memory_info().rss
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            if self._paused:
+                continue
+            held = self.now_bytes()
+            self._samples += 1
+            self._sum_bytes += held
+            self.peak_bytes = max(self.peak_bytes, held)
+
+    def __enter__(self) -> MemoryMeter:
+        self.peak_bytes = self.mean_bytes = self.now_bytes()
+        self.go_on()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pause()
+        self._stop.set()
+        self._thread.join()
+        if self._samples:
+            self.mean_bytes = self._sum_bytes // self._samples
+
+    def pause(self) -> None:
+        """Leaves out what comes now, as an evaluation."""
+        if self._paused:
+            return
+        self._paused = True
+        if self.device == "cuda":
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
+        elif self._kernel_peak:
+            self.peak_bytes = max(self.peak_bytes, _high_water_mark_bytes())
+
+    def go_on(self) -> None:
+        """Measures again."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._kernel_peak = _reset_high_water_mark()
+        self._paused = False
+
+
+def _reset_high_water_mark() -> bool:
+    """Sets the kernel's peak of this process to what it holds now; False where the system does not offer it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _high_water_mark_bytes() > 0
+    except OSError:
+        return False
+
+
+def _high_water_mark_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Stopwatch:
+    """Seconds since it was made, less the spans that were paused."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._paused_seconds = 0.0
+        self._pause_start: float | None = None
+
+    def pause(self) -> None:
+        """Stops counting until `go_on`."""
+        self._pause_start = time.perf_counter()
+
+    def go_on(self) -> None:
+        """Counts again."""
+        if self._pause_start is not None:
+            self._paused_seconds += time.perf_counter() - self._pause_start
+            self._pause_start = None
+
+    def seconds(self) -> float:
+        """Seconds counted so far."""
+        end = self._pause_start if self._pause_start is not None else time.perf_counter()
+        return end - self._start - self._paused_seconds

@@ -1,0 +1,282 @@
+"""One run: load, wrap, train, score; returns the record, whatever happens.
+
+The weights that are scored are those of the last step, for every method alike. Evaluations on the way are for the learning
+curve only, and their time and memory are left out of what is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback, set_seed
+
+from t5peft.backbone import load_backbone, t5_of
+from t5peft.benchmark.data import load_data
+from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory
+from t5peft.benchmark.peers import PEERS, plain_trainer
+from t5peft.benchmark.records import RunConfig
+from t5peft.benchmark.scoring import Split
+from t5peft.evaluation import merged
+from t5peft.methods import METHODS
+from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+
+Tell = Callable[[int, int], None]
+LATENCY_SOURCES = 5
+LATENCY_TOKENS = 16
+
+
+def run(config: RunConfig, tell: Tell) -> dict[str, Any]:
+    """The record of one run; out of memory, divergence and failure are outcomes with their reason."""
+    started = time.perf_counter()
+    return_freed_memory()
+    record: dict[str, Any] = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(config.device),
+    }
+    try:
+        record |= _Run(config, tell).result()
+        record["outcome"] = "finished"
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        record |= {"outcome": "out_of_memory", "reason": _first_line(error)}
+    except FloatingPointError as error:
+        record |= {"outcome": "diverged", "reason": _first_line(error)}
+    except Exception as error:  # a fault in one run must not end the suite: it becomes a row that says so
+        traceback.print_exc()
+        out_of_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        outcome = "out_of_memory" if out_of_memory else "failed"
+        record |= {"outcome": outcome, "reason": f"{type(error).__name__}: {_first_line(error)}"}
+    record.setdefault("seconds", {})["total"] = round(time.perf_counter() - started, 2)
+    return record
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+class _Counted(Dataset[dict[str, Any]]):
+    """Features that count the tokens they hand out, without padding."""
+
+    def __init__(self, features: list[dict[str, Any]]) -> None:
+        self.features = features
+        self.examples = 0
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        feature = self.features[index]
+        self.examples += 1
+        self.tokens += len(feature["input_ids"]) + len(feature["labels"])
+        return feature
+
+
+class _Watch(TrainerCallback):
+    """Times the steps, and scores validation at the points of the learning curve with clock and memory meter paused."""
+
+    def __init__(self, config: RunConfig, validation: Split, meter: MemoryMeter, tell: Tell) -> None:
+        self.config, self.validation, self.meter, self.tell = config, validation, meter, tell
+        points = max(1, config.evaluations)
+        self.points = {round(config.steps * k / points) for k in range(1, points + 1)}
+        self.clock = Stopwatch()
+        self.step_seconds: list[float] = []
+        self.curve: list[dict[str, float]] = []
+        self.losses: list[dict[str, float]] = []
+        self._step_start = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock, and scores the model as it was wrapped."""
+        self.clock = Stopwatch()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts a step."""
+        self._step_start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Ends a step; at a point of the curve scores validation."""
+        self.step_seconds.append(time.perf_counter() - self._step_start)
+        self.tell(state.global_step, self.config.steps)
+        if state.global_step in self.points:
+            self.clock.pause()
+            self.meter.pause()
+            self.score(model, state.global_step)
+            self.meter.go_on()
+            self.clock.go_on()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keeps the training loss."""
+        if logs and "loss" in logs:
+            self.losses.append({"step": state.global_step, "loss": round(float(logs["loss"]), 5)})
+
+    def score(self, model: nn.Module, step: int) -> None:
+        """Adds a point to the learning curve.
+
+        Raises:
+            FloatingPointError: the loss on validation is no number.
+        """
+        loss = self.validation.loss(model)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss on validation is {loss} after step {step}; lower the learning rate")
+        scores = self.validation.score(model).scores
+        point = {"step": step, "seconds": round(self.clock.seconds(), 3), "loss": round(loss, 5)}
+        self.curve.append(point | {name: round(value, 5) for name, value in scores.items()})
+
+
+class _Run:
+    def __init__(self, config: RunConfig, tell: Tell) -> None:
+        self.config, self.tell = config, tell
+        self.meter = MemoryMeter(config.device)
+        self.libraries_bytes = self.meter.now_bytes()
+
+    def result(self) -> dict[str, Any]:
+        """Everything a finished run knows."""
+        config = self.config
+        set_seed(config.seed)
+        task, splits = load_data(config.data, config.limits)
+        model, tokenizer = self._model()
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        train = _Counted(task.tokenize(splits["train"], tokenizer).to_list())
+        validation, test = (Split(task, splits[name], tokenizer) for name in ("validation", "test"))
+        watch = _Watch(config, validation, self.meter, self.tell)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trainer(model, train, tokenizer, folder, watch)
+            with self.meter:
+                trainer.train()
+            stored_bytes = _stored_bytes(model, Path(folder))
+        scored_start = time.perf_counter()
+        scored = test.score(model)
+        test_seconds = time.perf_counter() - scored_start
+        best = max(watch.curve, key=lambda point: (point[validation.lead], -point["step"]))
+        train_seconds = watch.clock.seconds() if watch.curve else 0.0
+        return {
+            "metric": validation.lead,
+            "scores": {"validation": _without_position(watch.curve[-1]), "test": scored.scores},
+            "validation_loss": watch.curve[-1]["loss"],
+            "test_score_by_example": scored.per_example,
+            "curve": watch.curve,
+            "train_losses": watch.losses,
+            "examples": {"train": len(train), "validation": len(validation.features), "test": len(test.features)},
+            "parameters": {
+                "trainable": sum(parameter.numel() for parameter in parameters),
+                "trainable_bytes": sum(parameter.nbytes for parameter in parameters),
+                "stored_bytes": stored_bytes,
+            },
+            "memory": {
+                "peak_bytes": self.meter.peak_bytes,
+                "mean_bytes": self.meter.mean_bytes,
+                "libraries_bytes": self.libraries_bytes,
+                "peak_above_libraries_bytes": self.meter.peak_bytes - self.libraries_bytes,
+                "mean_above_libraries_bytes": self.meter.mean_bytes - self.libraries_bytes,
+            },
+            "seconds": {
+                "train": round(train_seconds, 3),
+                "step_median": round(statistics.median(watch.step_seconds), 5),
+                "step_mean": round(statistics.fmean(watch.step_seconds), 5),
+                "to_best": best["seconds"],
+                "test_scoring": round(test_seconds, 3),
+            },
+            "tokens_per_second": round(_tokens_of(train, config) / sum(watch.step_seconds), 1),
+            "latency": _latency(model, tokenizer, test, config),
+        }
+
+    def _model(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        config = self.config
+        method = METHODS.get(config.method)
+        model, tokenizer = load_backbone(config.backbone, quantize=method.quantize if method else None)
+        wrap = method.wrap if method else PEERS[config.method]
+        return wrap(model, **config.method_options).to(config.device), tokenizer
+
+    def _trainer(
+        self, model: nn.Module, train: _Counted, tokenizer: PreTrainedTokenizerBase, folder: str, watch: _Watch
+    ) -> Seq2SeqTrainer:
+        config = self.config
+        arguments: dict[str, Any] = {
+            "output_dir": folder,
+            "max_steps": config.steps,
+            "per_device_train_batch_size": config.examples_per_step,
+            "learning_rate": config.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": max(1, config.steps // 20),
+            "logging_steps": max(1, config.steps // 20),
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": config.seed,
+            "dataloader_drop_last": len(train) >= config.examples_per_step,
+            "dataloader_pin_memory": config.device == "cuda",
+            "use_cpu": config.device == "cpu",
+        } | dict(config.training_options)
+        if config.method in PEERS:
+            return plain_trainer(model, arguments, train, tokenizer, callbacks=[watch])
+        return T5PeftTrainer(
+            model=model,
+            args=T5PeftTrainingArguments(**arguments),
+            train_dataset=train,
+            processing_class=tokenizer,
+            callbacks=[watch],
+        )
+
+
+def _without_position(point: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in point.items() if name not in ("step", "seconds", "loss")}
+
+
+def _tokens_of(train: _Counted, config: RunConfig) -> float:
+    """Tokens of all steps: the mean of what was handed out, as the loader reads one batch ahead."""
+    return train.tokens / max(1, train.examples) * config.steps * config.examples_per_step
+
+
+def _stored_bytes(model: nn.Module, folder: Path) -> int:
+    target = folder / "stored"
+    model.save_pretrained(target)  # type: ignore[operator]
+    return sum(path.stat().st_size for path in target.rglob("*.safetensors"))
+
+
+def _latency(model: nn.Module, tokenizer: PreTrainedTokenizerBase, test: Split, config: RunConfig) -> dict[str, Any]:
+    """Seconds for one example of exactly LATENCY_TOKENS new tokens, median, unmerged and merged."""
+    sources = [feature["input_ids"] for feature in test.features[:LATENCY_SOURCES]]
+    found: dict[str, Any] = {"new_tokens": LATENCY_TOKENS, "seconds": _generate_seconds(model, sources)}
+    if config.method == "qlora":
+        found["merged_seconds"] = None
+        found["merged_reason"] = "merged only into an unquantised backbone"
+    elif config.method in ("full", "prefix", "prompt", "peft-prefix", "peft-prompt"):
+        found["merged_seconds"] = None
+        found["merged_reason"] = "nothing to merge"
+    else:
+        found["merged_seconds"] = _generate_seconds(model, sources, merge=True)
+    return found
+
+
+def _generate_seconds(model: nn.Module, sources: list[list[int]], *, merge: bool = False) -> float:
+    t5 = t5_of(model)
+    own = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    model.eval()
+    seconds = []
+    with torch.no_grad(), merged(model) if merge else nullcontext():
+        for source in [sources[0], *sources]:  # the first warms up
+            inputs = torch.tensor([source], device=t5.device)
+            start = time.perf_counter()
+            (model if own else t5).generate(  # type: ignore[operator]
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=LATENCY_TOKENS,
+                min_new_tokens=LATENCY_TOKENS,
+                num_beams=1,
+                do_sample=False,
+            )
+            seconds.append(time.perf_counter() - start)
+    return round(statistics.median(seconds[1:]), 5)

@@ -1,0 +1,288 @@
+"""A training step without memory: shapes alone are computed, and the bytes that would live are counted.
+
+The model is built from its configuration on torch's "meta" device and then given torch's fake tensors, which know their
+device but hold no values; one forward and backward pass runs through the very code that trains (wrap, attention, loss,
+checkpointing), and a dispatch mode adds every new storage and subtracts every freed one. So nothing about the architecture
+or a method is known here twice, and a backbone of 11 billion weights takes as little memory as a small one.
+
+What it cannot see: scratch space inside a kernel, the allocator's rounding, the libraries themselves.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+
+from t5peft import attention
+from t5peft.backbone import Quantization, t5_of
+from t5peft.loss import CHUNK_ELEMENTS, target_loss
+
+_aten = torch.ops.aten
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make: alive now, and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def count(self, tensor: Tensor) -> None:
+        """Takes the storage of `tensor` into account until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.live_bytes += self._sizes[key]
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.live_bytes -= self._sizes.pop(key, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation; where its result depends on values, takes the largest batch: no padding."""
+        if func is _aten._local_scalar_dense.default:
+            return False if args[0].dtype == torch.bool else 0
+        if func is _aten.nonzero.default:
+            result = args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)
+        else:
+            result = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(result):
+            if isinstance(leaf, Tensor):
+                self.count(leaf)
+        return result
+
+
+class _QuantisedProduct(torch.autograd.Function):
+    """What bitsandbytes keeps and makes: the weight in full for the time of a product, its input where int8 keeps it."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, out_features: int, keeps_input: bool) -> Tensor:
+        """States [.., in] times the weight -> [.., out]."""
+        ctx.weight, ctx.shape, ctx.dtype = weight, (out_features, states.shape[-1]), states.dtype
+        ctx.states = states if keeps_input else None
+        return states @ weight.new_empty(ctx.shape, dtype=states.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad @ ctx.weight.new_empty(ctx.shape, dtype=ctx.dtype), None, None, None
+
+
+class _QuantisedLinear(nn.Linear):
+    """Stands for a linear map of bitsandbytes, with its bytes."""
+
+    def __init__(self, linear: nn.Linear, quantize: Quantization) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, dtype=torch.bfloat16)
+        self.keeps_input = quantize == "int8"
+        cells = linear.in_features * linear.out_features
+        # int8: a byte a weight and a float a row; nf4: half a byte, and a byte and a bit a block of 64
+        nbytes = cells + 4 * linear.out_features if self.keeps_input else cells // 2 + cells // 64 + cells // 64 // 64
+        self.weight = nn.Parameter(torch.empty(nbytes, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States [.., in] -> [.., out]."""
+        product: Tensor = _QuantisedProduct.apply(states, self.weight, self.out_features, self.keeps_input)
+        return product
+
+
+def _quantise(model: PreTrainedModel, quantize: Quantization) -> None:
+    kept = {"lm_head", "wo"}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and name not in kept:
+                setattr(parent, name, _QuantisedLinear(child, quantize))
+    model.is_quantized = True
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes of one optimizer step, by what holds them.
+
+    `gradients_bytes` and `optimizer_bytes` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
+    `activations_bytes` is what a forward pass keeps for its backward; `peak_bytes` is the most that lives at one moment of
+    the second and later steps, everything together.
+    """
+
+    weights_bytes: int
+    adapter_bytes: int
+    trainable_parameters: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    peak_bytes: int
+
+    @property
+    def transient_bytes(self) -> int:
+        """What the peak holds beyond weights, adapter, optimizer and activations: loss, gradients, one layer's work."""
+        held = self.weights_bytes + self.adapter_bytes + self.optimizer_bytes + self.activations_bytes
+        return max(0, self.peak_bytes - held)
+
+
+def simulate_step(
+    config: PretrainedConfig,
+    wrap: Callable[[PreTrainedModel], nn.Module],
+    *,
+    batch: int,
+    source_tokens: int,
+    target_tokens: int,
+    quantize: Quantization | None = None,
+    dtype: torch.dtype = torch.float32,
+    tied: bool | None = None,
+    checkpointing: bool = False,
+    accumulation: int = 1,
+    device: str = "cpu",
+) -> StepBytes:
+    """One step of `accumulation` micro-batches of `batch` rows [batch, source_tokens] -> [batch, target_tokens].
+
+    Args:
+        config: of a T5.
+        wrap: a method's wrap with its options.
+        batch: rows of a micro-batch.
+        source_tokens: S, padding included.
+        target_tokens: T, padding included.
+        quantize: as `load_backbone` takes it.
+        dtype: of the weights that are not quantised.
+        tied: whether the head is the embedding table; None: as the variant has it.
+        checkpointing: gradient checkpointing.
+        accumulation: micro-batches of a step; from the second on, gradients exist while activations are kept.
+        device: "cpu" or "cuda"; kernels differ in what they keep.
+    """
+    with torch.device("meta"):
+        model = _model(config, quantize, dtype, tied)
+        backbone = list(model.parameters())
+        weights_bytes = _bytes_of(backbone)
+        wrapped = wrap(model).train()
+        if checkpointing:
+            t5_of(wrapped).activation_checkpointing_enable({"use_reentrant": False})
+    fake = FakeTensorMode()
+    with fake:
+        _give_fakes(wrapped)
+        inputs = _batch(batch, source_tokens, target_tokens)
+    parameters = list(wrapped.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    meter = LiveBytes()
+    for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
+        meter.count(tensor)
+    with fake, _kernels_of(device), meter:
+        activations_bytes = _passes(wrapped, inputs, meter, accumulation)
+    optimizer_bytes = 2 * _bytes_of(trained)
+    return StepBytes(
+        weights_bytes=weights_bytes,
+        adapter_bytes=_bytes_of(parameters) - weights_bytes,
+        trainable_parameters=sum(parameter.numel() for parameter in trained),
+        gradients_bytes=_bytes_of(trained),
+        optimizer_bytes=optimizer_bytes,
+        activations_bytes=activations_bytes,
+        peak_bytes=meter.peak_bytes + optimizer_bytes,
+    )
+
+
+def _passes(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes, accumulation: int) -> int:
+    """Runs up to two micro-batches; returns the bytes that the first forward pass kept."""
+    before = meter.live_bytes
+    loss, _ = target_loss(model, inputs)
+    kept = meter.live_bytes - before
+    loss.backward()
+    if accumulation > 1:
+        loss, _ = target_loss(model, inputs)
+        loss.backward()
+    return kept
+
+
+def _model(
+    config: PretrainedConfig, quantize: Quantization | None, dtype: torch.dtype, tied: bool | None
+) -> PreTrainedModel:
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
+    untied = config.is_gated_act if tied is None else not tied
+    if untied:
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+        model.config.tie_word_embeddings = False
+    if quantize is not None:
+        _quantise(model, quantize)
+    return model
+
+
+def _give_fakes(model: nn.Module) -> None:
+    """Puts a fake tensor in the place of every meta one; tied ones stay tied."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if isinstance(tensor, nn.Parameter):
+                        made[id(tensor)] = nn.Parameter(made[id(tensor)], requires_grad=tensor.requires_grad)
+                table[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
+def _batch(batch: int, source_tokens: int, target_tokens: int) -> dict[str, Tensor]:
+    source = torch.ones(batch, source_tokens, dtype=torch.long)
+    target = torch.ones(batch, target_tokens, dtype=torch.long)
+    return {
+        "input_ids": source,
+        "attention_mask": source.clone(),
+        "decoder_input_ids": target,
+        "labels": target.clone(),
+    }
+
+
+def _bytes_of(parameters: list[nn.Parameter]) -> int:
+    return sum({id(parameter): parameter.nbytes for parameter in parameters}.values())
+
+
+def _memory_efficient_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """The kernel that CUDA takes for attention with a bias and dropout: it keeps no scores [B, N, T, S]."""
+    bias = attn_mask
+    if bias is not None:
+        bias = bias.expand(len(query), query.shape[1], query.shape[2], key.shape[2])
+    output: Tensor = _aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, dropout_p, is_causal, scale=scale
+    )[0]
+    return output
+
+
+@contextmanager
+def _kernels_of(device: str) -> Iterator[None]:
+    """Inside, fake CPU tensors are computed as on `device`: the size of a chunk of logits, and the attention's kernel.
+
+    Fake CUDA tensors would say both by themselves, but need a torch that is built with CUDA.
+    """
+    if device == "cpu":
+        yield
+        return
+    chunk = CHUNK_ELEMENTS["cpu"]
+    plain = nn.functional.scaled_dot_product_attention
+    CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS[device]
+    for module in (nn.functional, attention):
+        module.scaled_dot_product_attention = _memory_efficient_attention
+    try:
+        yield
+    finally:
+        CHUNK_ELEMENTS["cpu"] = chunk
+        for module in (nn.functional, attention):
+            module.scaled_dot_product_attention = plain

@@ -1,0 +1,268 @@
+"""From records to rows: one row a method and task, with every seed in it, best learning rate first.
+
+Rows are made from records alone, so a table can be printed where neither data nor backbone are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t5peft.benchmark.schedule import best_rate, validation_score
+from t5peft.benchmark.statistics import Difference, Spread, paired_bootstrap, spread
+from t5peft.benchmark.suites import method_label
+
+ORDER = ("full", "lora", "prefix", "prompt", "qlora", "ia3")
+"""Rows come in this order, the reference first; then other methods by name, and peers last."""
+PERCENT = {"accuracy", "f1_macro", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
+"""Scores that are fractions and stand in tables as hundredths."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One learning rate of a sweep: its validation score, or why there is none."""
+
+    learning_rate: float
+    score: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a task. Where no run finished, `reason` says why and the figures are None."""
+
+    task: str
+    metric: str
+    method: str
+    options: Mapping[str, Any]
+    learning_rate: float | None
+    sweep: tuple[SweepPoint, ...]
+    test: Spread | None
+    reason: str | None
+    difference: Difference | None
+    trainable: int | None
+    stored_bytes: int | None
+    peak_bytes: Spread | None
+    step_seconds: Spread | None
+    tokens_per_second: Spread | None
+    train_seconds: Spread | None
+    to_best_seconds: Spread | None
+    latency_seconds: Spread | None
+    merged_latency: Spread | str | None
+    curves: tuple[tuple[tuple[float, float], ...], ...]
+    failed: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The method with its options."""
+        return method_label(self.method, self.options)
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied by in tables."""
+        return 100.0 if self.metric in PERCENT else 1.0
+
+    @property
+    def grid_end_won(self) -> bool:
+        """Whether the best learning rate is an end of the grid, so that a better one may lie outside."""
+        rates = [point.learning_rate for point in self.sweep]
+        return len(rates) > 1 and self.learning_rate in (min(rates), max(rates))
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """The rows of one task, all made under the same conditions."""
+
+    task: str
+    metric: str
+    rows: tuple[Row, ...]
+    conditions: Mapping[str, Any]
+    left_out: int
+
+
+def summarise(records: Iterable[Record]) -> list[TaskTable]:
+    """One table a task, in the order in which the tasks were first run.
+
+    Records of the same task under other conditions (backbone, steps, data, device) than the newest are left out and counted.
+    """
+    by_task: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.get("started", "")):
+        by_task[record["config"]["task"]].append(record)
+    return [_table(task, found) for task, found in by_task.items()]
+
+
+_CONDITIONS = (
+    "backbone",
+    "backbone_fingerprint",
+    "data",
+    "steps",
+    "examples_per_step",
+    "device",
+    "limits",
+    "training_options",
+)
+
+
+def _conditions(record: Record) -> str:
+    return json.dumps({name: record["config"].get(name) for name in _CONDITIONS}, sort_keys=True)
+
+
+def _table(task: str, records: Sequence[Record]) -> TaskTable:
+    newest = _conditions(records[-1])
+    used = [record for record in records if _conditions(record) == newest]
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in used:
+        config = record["config"]
+        groups[config["method"], json.dumps(config["method_options"], sort_keys=True)].append(record)
+    metric = next((record["metric"] for record in used if "metric" in record), "score")
+    chosen = {key: _Chosen.of(group) for key, group in groups.items()}
+    reference = next((group.by_example for (method, _), group in chosen.items() if method == "full"), None)
+    rows = [group.row(task, metric, reference) for group in chosen.values()]
+    rows.sort(key=lambda row: (*_place(row.method), len(row.options), _numbers(row.options)))
+    conditions = {name: used[-1]["config"].get(name) for name in _CONDITIONS}
+    conditions["machine"] = used[-1].get("machine", {})
+    conditions["versions"] = used[-1].get("versions", {})
+    conditions["commits"] = sorted({str(record.get("commit")) for record in used})
+    conditions["examples"] = next((record["examples"] for record in used if "examples" in record), {})
+    conditions["seeds"] = sorted({record["config"]["seed"] for record in used})
+    return TaskTable(task, metric, tuple(rows), conditions, len(records) - len(used))
+
+
+def _place(method: str) -> tuple[int, int, str]:
+    peer = int(method.startswith("peft-"))
+    return peer, ORDER.index(method) if method in ORDER else len(ORDER), method
+
+
+def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Options in an order in which rank 4 comes before rank 16."""
+    return [
+        (name, float(value) if isinstance(value, int | float) else 0.0, str(value))
+        for name, value in sorted(options.items())
+    ]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The records of one method on one task, and those of them that stand for it: all seeds at the best rate."""
+
+    everything: Sequence[Record]
+    rate: float | None
+    sweep: tuple[SweepPoint, ...]
+    finished: Sequence[Record]
+    failed: Sequence[Record]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> _Chosen:
+        by_seed: dict[int, dict[float, Any]] = defaultdict(dict)
+        for record in records:
+            by_seed[record["config"]["seed"]][record["config"]["learning_rate"]] = record
+        tuned = max(by_seed.values(), key=len)
+        rate = best_rate(tuned)
+        sweep = tuple(
+            SweepPoint(value, validation_score(record), record.get("reason")) for value, record in sorted(tuned.items())
+        )
+        at_rate = [seeds[rate] for _, seeds in sorted(by_seed.items()) if rate in seeds] if rate is not None else []
+        finished = [record for record in at_rate if record["outcome"] == "finished"]
+        failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
+        return cls(records, rate, sweep, finished, failed)
+
+    @property
+    def by_example(self) -> dict[int, np.ndarray]:
+        """Test scores of each example by seed."""
+        return {record["config"]["seed"]: np.array(record["test_score_by_example"]) for record in self.finished}
+
+    def row(self, task: str, metric: str, reference: Mapping[int, np.ndarray] | None) -> Row:
+        first = self.everything[0]["config"]
+        figures = _figures(self.finished) if self.finished else dict.fromkeys(_FIGURES)
+        reasons = tuple(f"seed {record['config']['seed']}: {_why(record)}" for record in self.failed)
+        return Row(
+            task=task,
+            metric=metric,
+            method=first["method"],
+            options=first["method_options"],
+            learning_rate=self.rate,
+            sweep=self.sweep,
+            test=spread([record["scores"]["test"][metric] for record in self.finished]) if self.finished else None,
+            reason=None if self.finished else _why(self.failed[0]),
+            difference=self._difference(reference) if first["method"] != "full" else None,
+            curves=tuple(
+                tuple((point["step"], point[metric]) for point in record["curve"]) for record in self.finished
+            ),
+            failed=reasons if self.finished else (),
+            **figures,
+        )
+
+    def _difference(self, reference: Mapping[int, np.ndarray] | None) -> Difference | None:
+        """Over the seeds that both have, examples in pairs."""
+        ours = self.by_example
+        seeds = sorted(ours.keys() & (reference or {}).keys())
+        if not seeds or reference is None:
+            return None
+        mean_ours, mean_reference = (np.mean([scores[seed] for seed in seeds], axis=0) for scores in (ours, reference))
+        return paired_bootstrap(mean_ours, mean_reference)
+
+
+def _why(record: Record) -> str:
+    return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
+
+
+_FIGURES = (
+    "trainable", "stored_bytes", "peak_bytes", "step_seconds", "tokens_per_second", "train_seconds", "to_best_seconds",
+    "latency_seconds", "merged_latency",
+)  # fmt: skip
+
+
+def _figures(records: Sequence[Record]) -> dict[str, Any]:
+    def over(*path: str) -> Spread:
+        values = []
+        for record in records:
+            value: Any = record
+            for name in path:
+                value = value[name]
+            values.append(float(value))
+        return spread(values)
+
+    merged = records[0]["latency"]["merged_seconds"]
+    return {
+        "trainable": records[0]["parameters"]["trainable"],
+        "stored_bytes": records[0]["parameters"]["stored_bytes"],
+        "peak_bytes": over("memory", "peak_above_libraries_bytes"),
+        "step_seconds": over("seconds", "step_median"),
+        "tokens_per_second": over("tokens_per_second"),
+        "train_seconds": over("seconds", "train"),
+        "to_best_seconds": over("seconds", "to_best"),
+        "latency_seconds": over("latency", "seconds"),
+        "merged_latency": records[0]["latency"]["merged_reason"]
+        if merged is None
+        else over("latency", "merged_seconds"),
+    }
+
+
+def means_over_tasks(tables: Sequence[TaskTable]) -> dict[str, dict[str, tuple[float, int]]]:
+    """By metric, for metrics that several tasks share: the mean of each row label over the tasks that all rows finished.
+
+    Returns metric -> label -> (mean score, tasks); a label without a score on one of the tasks is left out.
+    """
+    found: dict[str, dict[str, tuple[float, int]]] = {}
+    for metric in dict.fromkeys(table.metric for table in tables):
+        of_metric = [table for table in tables if table.metric == metric]
+        if len(of_metric) < 2:
+            continue
+        labels = dict.fromkeys(row.label for table in of_metric for row in table.rows)
+        scores = {
+            label: [row.test.mean for table in of_metric for row in table.rows if row.label == label and row.test]
+            for label in labels
+        }
+        found[metric] = {
+            label: (sum(values) / len(values), len(values))
+            for label, values in scores.items()
+            if len(values) == len(of_metric)
+        }
+    return found

@@ -1,0 +1,182 @@
+"""Tables in Markdown and CSV, and the markers between which a README holds them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from t5peft.benchmark.statistics import Spread
+from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks
+
+
+def bytes_text(amount: float) -> str:
+    """`792 kB`, `149 MB`, `1.62 GB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if amount >= size:
+            value = amount / size
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{amount:.0f} B"
+
+
+def seconds_text(seconds: float) -> str:
+    """`12 ms`, `0.31 s`, `48 s`."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell as people read it, with the number that it is sorted by (None: goes last)."""
+
+    text: str
+    value: float | None = None
+    title: str = ""
+
+
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("method", "Tuning method; full fine-tuning is the reference."),
+    ("score", "Mean ± standard deviation over seeds (number of seeds), on the test split."),
+    (
+        "against full",
+        "Difference to full fine-tuning on the same test examples, 95 % interval of the paired bootstrap.",
+    ),
+    ("trained", "Trained parameters."),
+    ("file", "Bytes of the stored adapter, or of the whole model."),
+    ("peak memory", "Peak memory while training, above what the loaded libraries take."),
+    ("step", "Median seconds of an optimizer step."),
+    ("tokens/s", "Source and target tokens per second of training, padding not counted."),
+    ("to best", "Seconds of training until the best score on validation."),
+    ("answer", "Seconds to generate 16 tokens for one example; after merging in brackets."),
+    ("rate", "Learning rate, chosen on validation."),
+)
+
+
+def cells(row: Row) -> dict[str, Cell]:
+    """The cells of a row by column; a cell without a figure says why."""
+    found = {"method": Cell(row.label)}
+    rate = "none finished" if row.learning_rate is None else f"{row.learning_rate:g}"
+    found["rate"] = Cell(rate + (" (end of the grid)" if row.grid_end_won else ""), row.learning_rate)
+    if row.test is None:
+        gone = Cell(row.reason or "not run")
+        return {name: found.get(name, gone if name == "score" else Cell("–", title=gone.text)) for name, _ in COLUMNS}
+    return found | {
+        "score": Cell(row.test.text(1, row.factor), row.test.mean, "; ".join(row.failed)),
+        "against full": _difference(row),
+        "trained": Cell(f"{row.trainable:,}", row.trainable),
+        "file": Cell(bytes_text(row.stored_bytes or 0), row.stored_bytes),
+        "peak memory": _spread(row.peak_bytes, bytes_text),
+        "step": _spread(row.step_seconds, seconds_text),
+        "tokens/s": _spread(row.tokens_per_second, lambda value: f"{value:,.0f}"),
+        "to best": _spread(row.to_best_seconds, seconds_text),
+        "answer": _latency(row),
+    }
+
+
+def _difference(row: Row) -> Cell:
+    if row.method == "full":
+        return Cell("reference", 0.0)
+    if row.difference is None:
+        return Cell("no run of full", title="full fine-tuning has no finished run with the same seed")
+    mean, low, high = (value * row.factor for value in (row.difference.mean, row.difference.low, row.difference.high))
+    return Cell(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", row.difference.mean)
+
+
+def _spread(value: Spread | None, text: object) -> Cell:
+    assert value is not None  # figures come all together
+    return Cell(text(value.mean), value.mean)  # type: ignore[operator]
+
+
+def _latency(row: Row) -> Cell:
+    assert row.latency_seconds is not None
+    seconds = row.latency_seconds.mean
+    if isinstance(row.merged_latency, Spread):
+        return Cell(f"{seconds_text(seconds)} ({seconds_text(row.merged_latency.mean)})", seconds)
+    return Cell(seconds_text(seconds), seconds, row.merged_latency or "")
+
+
+def header(metric: str) -> list[str]:
+    """Column names, with the metric in the place of "score"."""
+    return [metric if name == "score" else name for name, _ in COLUMNS]
+
+
+def markdown(table: TaskTable) -> str:
+    """The table of one task, with the conditions under it."""
+    lines = [header(table.metric), ["---"] + ["---:"] * (len(COLUMNS) - 1)]
+    lines += [[cells(row)[name].text for name, _ in COLUMNS] for row in table.rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{table.task}**, {conditions_text(table)}\n\n{text}"
+
+
+def conditions_text(table: TaskTable) -> str:
+    """Backbone, budget and data in one line."""
+    conditions, machine = table.conditions, table.conditions["machine"]
+    examples = ", ".join(f"{count:,} {split}" for split, count in conditions["examples"].items())
+    seeds = len(conditions["seeds"])
+    return (
+        f"backbone {conditions['backbone']}, {conditions['steps']:,} steps of {conditions['examples_per_step']} examples "
+        f"({examples}), {seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
+        f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}"
+    )
+
+
+def means_markdown(tables: Sequence[TaskTable]) -> str:
+    """Means over the tasks that share a metric; empty where none is shared."""
+    parts = []
+    for metric, means in means_over_tasks(tables).items():
+        tasks = [table.task for table in tables if table.metric == metric]
+        factor = next(row.factor for table in tables if table.metric == metric for row in table.rows)
+        reference = means.get("full")
+        lines = [["method", f"mean {metric}", "against full"], ["---", "---:", "---:"]]
+        for label, (mean, _) in means.items():
+            against = f"{(mean - reference[0]) * factor:+.1f}" if reference else "no run of full"
+            lines.append([label, f"{mean * factor:.1f}", "reference" if label == "full" else against])
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"**Mean over {', '.join(tasks)}**\n\n{text}")
+    return "\n\n".join(parts)
+
+
+def csv_text(tables: Sequence[TaskTable]) -> str:
+    """Every row with plain numbers, one line a method and task."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["task", "metric", "method", "options", "mean", "deviation", "seeds", "difference_to_full", "low", "high",
+         "trainable_parameters", "stored_bytes", "peak_memory_above_libraries_bytes", "seconds_per_step",
+         "tokens_per_second", "seconds_to_best", "latency_seconds", "learning_rate", "reason"]
+    )  # fmt: skip
+    for row in (row for table in tables for row in table.rows):
+        test, difference = row.test, row.difference
+        writer.writerow(
+            [row.task, row.metric, row.method, " ".join(f"{k}={v}" for k, v in sorted(row.options.items())),
+             test and test.mean, test and test.deviation, test.n if test else 0,
+             difference and difference.mean, difference and difference.low, difference and difference.high,
+             row.trainable, row.stored_bytes, *(value and value.mean for value in (
+                 row.peak_bytes, row.step_seconds, row.tokens_per_second, row.to_best_seconds, row.latency_seconds)),
+             row.learning_rate, row.reason or "; ".join(row.failed)]
+        )  # fmt: skip
+    return file.getvalue()
+
+
+def fill_markers(path: Path, tables: Mapping[str, str]) -> list[str]:
+    """Puts each table between `<!-- table:NAME -->` and `<!-- /table -->` of a Markdown file; returns the names found.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has markers of tables that are not given.
+    """
+    text = path.read_text(encoding="utf-8")
+    names = re.findall(r"<!-- table:(\S+) -->", text)
+    unknown = [name for name in names if name not in tables]
+    if unknown:
+        raise ValueError(f"{path} has markers for {', '.join(unknown)}, tables there are: {', '.join(tables)}")
+    for name in names:
+        pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
+        table = tables[name]
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+    path.write_text(text, encoding="utf-8")
+    return names

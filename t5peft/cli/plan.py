@@ -1,0 +1,47 @@
+"""`t5peft plan`: what a run takes in memory, from the configuration alone."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from t5peft.benchmark.planner import Job, parse_bytes, plan_table
+from t5peft.methods import METHODS
+
+EPILOG = """
+Example: t5peft plan --backbone google/flan-t5-xl --method qlora --source 512 --target 64 --batch 16 --memory 24GB
+The plan counts tensors. On CUDA the driver's context takes some hundred MB more.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.epilog = EPILOG
+    parser.add_argument("--backbone", default="mini", help="mini, a published checkpoint, or a folder with config.json")
+    parser.add_argument("--method", default="lora", choices=list(METHODS))
+    parser.add_argument("--source", type=int, default=512, help="source tokens of a row")
+    parser.add_argument("--target", type=int, default=128, help="target tokens of a row")
+    parser.add_argument("--batch", type=int, default=16, help="examples of an optimizer step")
+    parser.add_argument("--micro-batch", type=int, help="rows at once; default: all of them")
+    parser.add_argument("--memory", type=parse_bytes, help="what there is, such as 24GB")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as load_backbone chooses")
+    parser.add_argument("--quantize", choices=["int8", "nf4"], help="for qlora; default int8")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the plan; 1 where it does not fit."""
+    job = Job(
+        backbone=args.backbone,
+        method=args.method,
+        source_tokens=args.source,
+        target_tokens=args.target,
+        batch=args.batch,
+        micro_batch=args.micro_batch or args.batch,
+        device=args.device,
+        quantize=args.quantize,
+        dtype=None if args.dtype is None else getattr(torch, args.dtype),
+    )
+    print(plan_table(job, args.memory))
+    return 0
