@@ -1,9 +1,9 @@
 """A T5 vocabulary from the user's own text: sentencepiece's unigram model, written as a fast tokenizer.
 
 As in T5 (Raffel et al. 2020): pad 0, `</s>` 1, `<unk>` 2, sentinels `<extra_id_0>` ... at the end of the vocabulary in
-falling order, `</s>` after every text. Different from it: byte fallback, so that no text is unknown (a newline, braces and every printable
-ASCII character have a piece of their own); digits are single pieces; white space is kept, so that decoding gives the text
-back.
+falling order, `</s>` after every text. Different from it: byte fallback, so that no text is unknown (a newline, braces
+and every printable ASCII character have a piece of their own); digits are single pieces; white space is kept, so that
+decoding gives the text back.
 """
 
 from __future__ import annotations
