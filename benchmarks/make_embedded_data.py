@@ -4,8 +4,8 @@
     python benchmarks/make_embedded_data.py --out DIR  # somewhere else, to compare
     python benchmarks/make_embedded_data.py --baselines  # print what simple rules reach on the shipped files
 
-The grammars are in `benchmarks/embedded_data`. The sets finance and support are not generated: their sentences were written by
-hand and the JSONL files are their source.
+The grammars are in `benchmarks/embedded_data`. The sets finance and support are not generated: their sentences were written one
+by one and the JSONL files are their source.
 """
 
 from __future__ import annotations
@@ -49,9 +49,13 @@ def print_baselines() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=DATA, help="folder that holds one folder a set (default: the package's)")
+    parser.add_argument(
+        "--out", type=Path, default=DATA, help="folder that holds one folder a set (default: the package's)"
+    )
     parser.add_argument("--only", choices=sorted(GENERATORS), nargs="+", help="sets to write (default: all)")
-    parser.add_argument("--baselines", action="store_true", help="write nothing; print baseline figures of the shipped files")
+    parser.add_argument(
+        "--baselines", action="store_true", help="write nothing; print baseline figures of the shipped files"
+    )
     arguments = parser.parse_args()
     if arguments.baselines:
         print_baselines()

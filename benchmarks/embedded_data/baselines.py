@@ -1,6 +1,6 @@
 """What simple rules reach on the test splits of the embedded data; the data cards quote these lines.
 
-    python benchmarks/make_embedded_data.py --baselines
+python benchmarks/make_embedded_data.py --baselines
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Rows = Sequence[dict]
 
 def finance(train: Rows, test: Rows) -> list[str]:
     labels = [row["sentiment"] for row in test]
-    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    )
     model.fit([row["headline"] for row in train], [row["sentiment"] for row in train])
     guesses = model.predict([row["headline"] for row in test])
     most_common = Counter(row["sentiment"] for row in train).most_common(1)[0][0]
@@ -37,7 +39,9 @@ def finance(train: Rows, test: Rows) -> list[str]:
 
 def restaurants(train: Rows, test: Rows) -> list[str]:
     nearest = _nearest(train, test, "mr", "text")
-    return [f"text of the most similar training representation: BLEU {_bleu(nearest, [row['references'] for row in test]):.1f}"]
+    return [
+        f"text of the most similar training representation: BLEU {_bleu(nearest, [row['references'] for row in test]):.1f}"
+    ]
 
 
 def correction(train: Rows, test: Rows) -> list[str]:
@@ -93,7 +97,9 @@ def _bleu(predictions: list[str], references: list[list[str]]) -> float:
 
 def _rouge(predictions: list[str], test: Rows) -> float:
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    scores = [scorer.score(row["subject"], guess)["rougeL"].fmeasure for row, guess in zip(test, predictions, strict=True)]
+    scores = [
+        scorer.score(row["subject"], guess)["rougeL"].fmeasure for row, guess in zip(test, predictions, strict=True)
+    ]
     return sum(scores) / len(scores)
 
 

@@ -15,22 +15,25 @@ COUNTS = {"train": 900, "validation": 100, "test": 150}
 TRAIN_PHRASINGS = 2
 NAMES = {
     "train": (
-        "The Old Mill|Casa Verano|The Copper Kettle|Lantern House|Blue Heron|The Salted Spoon|Juniper|The Hungry Otter|"
-        "Trattoria Bellini|Green Gate|The Iron Pan|Saffron Lane|Little Anchor|The Crooked Table|Maple and Rye|Bamboo Court|"
-        "The Velvet Fig|Harvest Moon|The Stone Oven|Rosa's Kitchen|The Painted Door|Olive Grove|The Tin Whistle|Amber Room|"
-        "The Wandering Goat|Basil and Bone|The Cider Press|Nine Chairs|The Quiet Lobster|Pepper Hill|Golden Noodle|The Larder|"
-        "Paper Crane|The Sunken Garden|Marigold|The Black Radish|Tamarind Tree|The Long Bench|Clover Cottage|The Two Pigeons|"
-        "Sugar Loaf|The Brass Lamp|Windmill Street Diner|The Lazy Pear|Fox and Fennel|The Blue Tile|Mount Olive|The Corner Plate"
+        "The Old Mill|Casa Verano|The Copper Kettle|Lantern House|Blue Heron|The Salted Spoon|Juniper|"
+        "The Hungry Otter|Trattoria Bellini|Green Gate|The Iron Pan|Saffron Lane|Little Anchor|The Crooked Table|"
+        "Maple and Rye|Bamboo Court|The Velvet Fig|Harvest Moon|The Stone Oven|Rosa's Kitchen|The Painted Door|"
+        "Olive Grove|The Tin Whistle|Amber Room|The Wandering Goat|Basil and Bone|The Cider Press|Nine Chairs|"
+        "The Quiet Lobster|Pepper Hill|Golden Noodle|The Larder|Paper Crane|The Sunken Garden|Marigold|"
+        "The Black Radish|Tamarind Tree|The Long Bench|Clover Cottage|The Two Pigeons|Sugar Loaf|The Brass Lamp|"
+        "Windmill Street Diner|The Lazy Pear|Fox and Fennel|The Blue Tile|Mount Olive|The Corner Plate"
     ),
-    "validation": "The Rusty Ladle|Silver Birch|The Jolly Baker|Fig and Thistle|Red Pagoda|The Cellar Door|Bay Leaf|The Plum Tree",
+    "validation": (
+        "The Rusty Ladle|Silver Birch|The Jolly Baker|Fig and Thistle|Red Pagoda|The Cellar Door|Bay Leaf|The Plum Tree"
+    ),
     "test": (
-        "The Wooden Spoon|Villa Aurora|The Merry Miller|Coral House|Poppy Street Corner|The Glass Onion|Cedar and Salt|"
-        "The Friendly Crab|Cardamom|The Raven's Nest|Lemon Yard|The Night Kitchen"
+        "The Wooden Spoon|Villa Aurora|The Merry Miller|Coral House|Poppy Street Corner|The Glass Onion|"
+        "Cedar and Salt|The Friendly Crab|Cardamom|The Raven's Nest|Lemon Yard|The Night Kitchen"
     ),
 }
 LANDMARKS = (
-    "the cathedral|the town hall|the old lighthouse|the main station|the botanical garden|the city museum|the opera house|"
-    "the fish market|the stone bridge|the concert hall|the public library|the football ground"
+    "the cathedral|the town hall|the old lighthouse|the main station|the botanical garden|the city museum|"
+    "the opera house|the fish market|the stone bridge|the concert hall|the public library|the football ground"
 )
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "kind": ("restaurant", "pub", "cafe", "bistro", "tavern", "diner"),
@@ -77,7 +80,19 @@ WHERE = {
     "riverside": "on the riverside",
     "northern suburbs": "in the northern suburbs",
 }
-JOINABLE = ("It has", "It serves", "It lies", "Guests", "Its", "Children", "Families", "Prices", "The food", "The kitchen", "You can")
+JOINABLE = (
+    "It has",
+    "It serves",
+    "It lies",
+    "Guests",
+    "Its",
+    "Children",
+    "Families",
+    "Prices",
+    "The food",
+    "The kitchen",
+    "You can",
+)
 NEAR = ("near {near}", "close to {near}", "not far from {near}")
 Place = dict[str, str]
 
@@ -94,7 +109,9 @@ def records() -> dict[str, list[dict]]:
             _row({"name": names[index % len(names)], **place}, rng, split) for index, place in enumerate(places)
         ]
     counts = {**COUNTS, "train": COUNTS["train"] // TRAIN_PHRASINGS}
-    rows = without_near_duplicates(candidates, counts, lambda row: (row["mr"], row["references"][0]), lambda row: row["mr"])
+    rows = without_near_duplicates(
+        candidates, counts, lambda row: (row["mr"], row["references"][0]), lambda row: row["mr"]
+    )
     rows["train"] = [{"mr": row["mr"], "text": text} for row in rows["train"] for text in row["references"]]
     return numbered("restaurants", rows)
 
@@ -103,7 +120,9 @@ def _combinations(rng: Random, count: int) -> list[Place]:
     """Distinct choices of three to seven attributes besides the name."""
     seen: dict[tuple, Place] = {}
     while len(seen) < count:
-        chosen = set(rng.sample(list(ATTRIBUTES), rng.choice((3, 4, 4, 5, 5, 6, 7)))) | {"food" if rng.random() < 0.8 else "kind"}
+        chosen = set(rng.sample(list(ATTRIBUTES), rng.choice((3, 4, 4, 5, 5, 6, 7)))) | {
+            "food" if rng.random() < 0.8 else "kind"
+        }
         place = {key: rng.choice(values) for key, values in ATTRIBUTES.items() if key in chosen}
         seen.setdefault(tuple(place.items()), place)
     return list(seen.values())
@@ -163,7 +182,9 @@ def _opening(place: Place, said: set[str], rng: Random) -> str:
     location = " ".join(where)
     phrase = ""
     if take("food", 0.5):
-        phrase = rng.choice((" that serves {0} food", " serving {0} food", " with {0} dishes", " for {0} food")).format(place["food"])
+        phrase = rng.choice((" that serves {0} food", " serving {0} food", " with {0} dishes", " for {0} food")).format(
+            place["food"]
+        )
     elif take("rating", 0.4):
         phrase = rng.choice((" rated {0}", " with a rating of {0}", " that guests rate {0}")).format(place["rating"])
     if noun + phrase == "a place":

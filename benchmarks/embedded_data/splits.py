@@ -22,6 +22,12 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / len(one | other) if one or other else 1.0
 
 
+def is_near_duplicate(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two token sets share so much; sets of very different size cannot, which saves most of the work."""
+    small, large = sorted((len(one), len(other)))
+    return small >= NEAR_DUPLICATE * large and jaccard(one, other) >= NEAR_DUPLICATE
+
+
 def without_near_duplicates(
     candidates: Mapping[str, Iterable[Row]],
     counts: Mapping[str, int],
@@ -49,15 +55,15 @@ def without_near_duplicates(
             if len(rows) == counts[split]:
                 break
             sets = tuple(token_set(text) for text in texts(row))
-            if key(row) in seen or any(
-                jaccard(a, b) >= NEAR_DUPLICATE for other in foreign for a, b in zip(sets, other, strict=True)
-            ):
+            if key(row) in seen or any(any(map(is_near_duplicate, sets, other)) for other in foreign):
                 continue
             seen.add(key(row))
             rows.append(row)
             own.append(sets)
         if len(rows) < counts[split]:
-            raise ValueError(f"{split} got {len(rows)} rows of {counts[split]} before the candidates ran out; widen the grammar")
+            raise ValueError(
+                f"{split} got {len(rows)} rows of {counts[split]} before the candidates ran out; widen the grammar"
+            )
         taken[split] = rows
         foreign += own
     return {split: taken[split] for split in SPLITS}

@@ -18,14 +18,19 @@ COUNTS = {"train": 500, "validation": 60, "test": 100}
 SCENARIOS = Path(__file__).with_name("subjects_scenarios.txt")
 DRAFTS_PER_SCENARIO = 40
 PEOPLE = (
-    "Anna|Ben|Carla|David|Elena|Frank|Gita|Henry|Irene|Jack|Karin|Liam|Maria|Nick|Olga|Paul|Rachel|Sam|Tina|Victor|Wendy|Yusuf|"
-    "Mr Lane|Mrs Ortega|Dr Finch|Ms Hart"
-).split("|")
-DAYS = "Monday|Tuesday|Wednesday|Thursday|Friday".split("|")
-NUMBERS = "two|three|four|five|six|seven|eight|nine".split("|")
+    "Anna|Ben|Carla|David|Elena|Frank|Gita|Henry|Irene|Jack|Karin|Liam|Maria|Nick|Olga|Paul|Rachel|Sam|Tina|Victor|"
+    "Wendy|Yusuf|Mr Lane|Mrs Ortega|Dr Finch|Ms Hart"
+)
+DAYS = "Monday|Tuesday|Wednesday|Thursday|Friday"
+NUMBERS = "two|three|four|five|six|seven|eight|nine"
 COMMON = {
-    "time": "eight o'clock|half past nine|ten o'clock|eleven|noon|two o'clock|half past three|five o'clock|six|seven in the evening",
-    "room": "the main hall|room 12|the library|the canteen|the conference room|the old chapel|room 305|the staff kitchen",
+    "time": (
+        "eight o'clock|half past nine|ten o'clock|eleven|noon|two o'clock|half past three|five o'clock|six|"
+        "seven in the evening"
+    ),
+    "room": (
+        "the main hall|room 12|the library|the canteen|the conference room|the old chapel|room 305|the staff kitchen"
+    ),
     "spot": "Hotel Linden|Cafe Mozart|the Golden Lion|the Riverside Inn|Villa Rosa",
     "place": "the market square|the bus station|12 Mill Lane|the park gate|the church|7 Station Road|the supermarket",
     "town": "Northbridge|Ashby|Weston|Milford|Harding|Easton|Kingsley",
@@ -105,7 +110,9 @@ def _draft(scenario: Scenario, rng: Random) -> dict:
 
 def _values(scenario: Scenario, rng: Random) -> dict[str, str]:
     """One value for each slot; two days, two numbers and four people of an e-mail differ."""
-    days, people, numbers = rng.sample(DAYS, 2), rng.sample(PEOPLE, 4), rng.sample(NUMBERS, 2)
+    days, people, numbers = (
+        rng.sample(words.split("|"), count) for words, count in ((DAYS, 2), (PEOPLE, 4), (NUMBERS, 2))
+    )
     values = {name: rng.choice(words.split("|")) for name, words in (COMMON | scenario.words).items()}
     values |= {"day": values.get("day", days[0]), "day2": days[1], "number": numbers[0], "number2": numbers[1]}
     values |= {"person": people[0], "person2": people[1], "person3": people[2], "person4": people[3]}
