@@ -275,7 +275,8 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
     if t5.config.is_encoder_decoder:
         batch["decoder_input_ids"] = batch["input_ids"]
     with model.disable_adapter(), _recorded(model, lambda layer, part, output: made.update({(layer, part): output})):
-        t5.eval()(**batch)
+        # Below a classification head, which wants an end token in every row.
+        t5.eval().base_model(**batch)
     t5.train(training)
     for layer in _layers(model):
         prefix = layer.t5prefix[model.active_adapter]
