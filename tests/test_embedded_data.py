@@ -138,7 +138,7 @@ def test_one_week_of_the_test_headlines_has_a_surge_of_negative_news() -> None:
     assert surge == date(2025, 10, 6).isocalendar().week
     assert negative[surge] >= 20
     assert negative[surge] / len(weeks[surge]) > 0.9
-    assert max(count for week, count in negative.items() if week != surge) <= 5
+    assert max(count for week, count in negative.items() if week != surge) * 3 <= negative[surge]
 
 
 def test_every_text_about_a_restaurant_says_what_must_be_said_word_for_word() -> None:

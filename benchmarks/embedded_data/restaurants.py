@@ -148,12 +148,17 @@ def _text(place: Place, rng: Random) -> str:
     clauses = [_sentence(place, key, pronouns[index % 2], rng) for index, key in enumerate(left)]
     while clauses:
         first = clauses.pop(0)
-        if clauses and first.startswith(JOINABLE) and clauses[0].startswith(JOINABLE) and rng.random() < 0.6:
+        if clauses and _join_well(first, clauses[0]) and rng.random() < 0.6:
             second = clauses.pop(0)
             sentences.append(f"{first[:-1]}, and {second[0].lower()}{second[1:]}")
         else:
             sentences.append(first)
     return " ".join(sentences)
+
+
+def _join_well(first: str, second: str) -> bool:
+    """Whether two sentences can be one; "it" in the second needs "it" in the first."""
+    return first.startswith(JOINABLE) and second.startswith(JOINABLE) and (first[:3] == "It " or second[:3] != "It ")
 
 
 def _opening(place: Place, said: set[str], rng: Random) -> str:
