@@ -41,7 +41,12 @@ def finished(made: RunConfig, accuracy: float, *, parameters: int, peak: int, se
     chance = np.random.default_rng(zlib.crc32(f"{made.method} {made.seed}".encode()))
     points = [round(made.steps * k / 4) for k in range(1, 5)]
     curve = [
-        {"step": step, "seconds": step * seconds, "loss": 1.2 - accuracy * k / 4, "accuracy": accuracy * (0.7 + 0.3 * k / 4)}
+        {
+            "step": step,
+            "seconds": step * seconds,
+            "loss": 1.2 - accuracy * k / 4,
+            "accuracy": accuracy * (0.7 + 0.3 * k / 4),
+        }
         for k, step in enumerate(points, start=1)
     ]
     right = np.zeros(200)
@@ -59,7 +64,11 @@ def finished(made: RunConfig, accuracy: float, *, parameters: int, peak: int, se
         "curve": curve,
         "train_losses": [{"step": step, "loss": 1.0} for step in points],
         "examples": {"train": 900, "validation": 100, "test": 200},
-        "parameters": {"trainable": parameters, "trainable_bytes": 4 * parameters, "stored_bytes": 4 * parameters + 4000},
+        "parameters": {
+            "trainable": parameters,
+            "trainable_bytes": 4 * parameters,
+            "stored_bytes": 4 * parameters + 4000,
+        },
         "memory": {
             "peak_bytes": (500 + peak) * 10**6,
             "mean_bytes": (480 + peak) * 10**6,
@@ -101,6 +110,8 @@ def write_suite(folder: Path, *, task: str = "intents", seeds: int = 3, drop: fl
         rank = made.method_options["rank"]
         write_record(folder, made, finished(made, score, parameters=12_288 * rank, peak=140 + rank, seconds=0.18))
     lost = config("peft-prompt", rate=0.3, task=task)
-    write_record(folder, lost, {"outcome": "diverged", "reason": "the loss is nan at step 12", "seconds": {"total": 4.0}})
+    write_record(
+        folder, lost, {"outcome": "diverged", "reason": "the loss is nan at step 12", "seconds": {"total": 4.0}}
+    )
     full = config("peft-lora", rate=0.3, task=task)
     write_record(folder, full, {"outcome": "out_of_memory", "reason": "the system killed the process (signal 9)"})

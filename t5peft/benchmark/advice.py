@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.benchmark.tables import bytes_text, seconds_text
@@ -43,23 +43,32 @@ def _compared(adapters: Sequence[Row], full: Row) -> str:
 
 def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
     """What to take when one thing is short; one sentence each."""
-    least_memory = min(adapters, key=lambda row: row.peak_bytes.mean)  # type: ignore[union-attr]
-    fastest = min(adapters, key=lambda row: row.step_seconds.mean)  # type: ignore[union-attr]
-    smallest = min(adapters, key=lambda row: row.stored_bytes or 0)
-    memory, seconds = least_memory.peak_bytes.mean, fastest.step_seconds.mean  # type: ignore[union-attr]
-    sentences = [
-        f"Short of memory: {least_memory.label}, {bytes_text(memory)} at the peak"
-        f"{_share(memory, full and full.peak_bytes and full.peak_bytes.mean)}.",
-        f"Short of time: {fastest.label}, {seconds_text(seconds)} a step"
-        f"{_share(seconds, full and full.step_seconds and full.step_seconds.mean)}.",
-        f"Many tasks on one backbone: {smallest.label}, {bytes_text(smallest.stored_bytes or 0)} a task"
-        f"{_share(smallest.stored_bytes or 0, full and full.stored_bytes)}.",
+    saving: list[tuple[str, Callable[[Row], float], Callable[[float], str], str]] = [
+        ("Short of memory", peak_bytes, bytes_text, "at the peak"),
+        ("Short of time", step_seconds, seconds_text, "a step"),
+        ("Many tasks on one backbone", file_bytes, bytes_text, "a task"),
     ]
+    sentences = []
+    for short, figure, text, of_what in saving:
+        least = min(adapters, key=figure)
+        share = f" ({figure(least) / figure(full):.0%} of full fine-tuning)" if full else ""
+        sentences.append(f"{short}: {least.label}, {text(figure(least))} {of_what}{share}.")
     return sentences
 
 
-def _share(value: float, of_full: float | None) -> str:
-    return f" ({value / of_full:.0%} of full fine-tuning)" if of_full else ""
+def peak_bytes(row: Row) -> float:
+    """Peak memory of a finished row."""
+    return row.peak_bytes.mean if row.peak_bytes else 0.0
+
+
+def step_seconds(row: Row) -> float:
+    """Seconds of a step of a finished row."""
+    return row.step_seconds.mean if row.step_seconds else 0.0
+
+
+def file_bytes(row: Row) -> float:
+    """Bytes that a finished row stores."""
+    return float(row.stored_bytes or 0)
 
 
 def _score(row: Row) -> str:

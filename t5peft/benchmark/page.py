@@ -74,11 +74,11 @@ def _section(table: TaskTable) -> Iterator[str]:
 
 
 def _rows_table(table: TaskTable) -> str:
-    rows = []
+    rows: list[list[tuple[str, float | None, str]]] = []
     for row in table.rows:
         found = cells(row)
         if row.test is None:
-            rows.append([(row.label, None), (row.reason, None)])
+            rows.append([(row.label, None, ""), (row.reason or "not run", None, "")])
             continue
         rows.append([(found[name].text, found[name].value, found[name].title) for name, _ in COLUMNS])
     titles = [title for _, title in COLUMNS]
@@ -135,7 +135,7 @@ def _score_text(row: Row) -> Callable[[float], str]:
 
 
 def _mean(value: Spread | None) -> float | None:
-    return value and value.mean
+    return None if value is None else value.mean
 
 
 def _costs(table: TaskTable) -> Iterator[str]:

@@ -46,9 +46,9 @@ class RunProcesses:
             os.environ[name] = str(threads)  # read by the libraries when the server imports them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context = multiprocessing.get_context(method)
+        self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            self._context.set_forkserver_preload(list(preload))  # type: ignore[attr-defined]
+            self._context.set_forkserver_preload(list(preload))
 
     def __call__(self, config: RunConfig) -> dict[str, Any]:
         """The record of one run; a process that dies gives a record too."""
@@ -60,12 +60,16 @@ class RunProcesses:
         process.start()
         sender.close()
         try:
-            record = self._receive(receiver)
+            with receiver:
+                record = self._receive(receiver)
             process.join()
         except BaseException:
             process.kill()
+            process.join()
             raise
-        return record if record is not None else _record_of_death(process.exitcode, self.log)
+        exit_code = process.exitcode
+        process.close()
+        return record if record is not None else _record_of_death(exit_code, self.log)
 
     def _receive(self, receiver: Connection) -> dict[str, Any] | None:
         while True:

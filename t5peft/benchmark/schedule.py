@@ -7,7 +7,7 @@ those that are recorded, and goes on with the first that is not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,21 +64,22 @@ class Plan:
         """Runs where no grid grows."""
         return len(self.rates) + len(self.seeds) - 1
 
-    def runs(self) -> Iterator[RunConfig]:
+    def runs(self) -> Generator[RunConfig, Record, None]:
         """The configurations one by one; expects the record of each by `send` before the next."""
         records: dict[float, Record] = {}
         rates = list(self.rates)
         for rate in self.rates:
             records[rate] = yield self._config(rate, self.seeds[0])
         for _ in range(GROWTHS):
-            rate = next_rate(rates, best_rate(records))
-            if rate is None:
+            further = next_rate(rates, best_rate(records))
+            if further is None:
                 break
-            records[rate] = yield self._config(rate, self.seeds[0])
-            rates = sorted([*rates, rate])
+            records[further] = yield self._config(further, self.seeds[0])
+            rates = sorted([*rates, further])
         best = best_rate(records)
-        for seed in self.seeds[1:] if best is not None else ():
-            yield self._config(best, seed)
+        if best is not None:
+            for seed in self.seeds[1:]:
+                yield self._config(best, seed)
 
     def _config(self, rate: float, seed: int) -> RunConfig:
         return replace(self.base, learning_rate=rate, seed=seed)

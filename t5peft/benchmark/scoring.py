@@ -45,8 +45,14 @@ class Split:
             predictions = [self.task.labels[i] for i in best]
             per_example = [float(p in r) for p, r in zip(predictions, self.references, strict=True)]
         else:
-            settings = {"max_new_tokens": self.task.max_target_length, "num_beams": self.task.num_beams}
-            predictions = [self.task.read(text) for text in predict(model, self.tokenizer, sources, **settings)]
+            answers = predict(
+                model,
+                self.tokenizer,
+                sources,
+                max_new_tokens=self.task.max_target_length,
+                num_beams=self.task.num_beams,
+            )
+            predictions = [self.task.read(text) for text in answers]
             per_example = self._lead_by_example(predictions)
         scores: dict[str, float] = {}
         for name in self.task.metrics:

@@ -277,12 +277,13 @@ def _kernels_of(device: str) -> Iterator[None]:
         return
     chunk = CHUNK_ELEMENTS["cpu"]
     plain = nn.functional.scaled_dot_product_attention
+    holders: list[Any] = [nn.functional, attention]
     CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS[device]
-    for module in (nn.functional, attention):
+    for module in holders:
         module.scaled_dot_product_attention = _memory_efficient_attention
     try:
         yield
     finally:
         CHUNK_ELEMENTS["cpu"] = chunk
-        for module in (nn.functional, attention):
+        for module in holders:
             module.scaled_dot_product_attention = plain

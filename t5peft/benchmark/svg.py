@@ -71,9 +71,9 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Round values within the range, about five."""
+        """Round values within the range, three to eight."""
         if not self.log or self.high / self.low < 8:
-            step = _round_step((self.high - self.low) / 5)
+            step = _round_step((self.high - self.low) / 7)
             first = math.ceil(self.low / step)
             return [i * step for i in range(max(first, 1) if self.log else first, math.floor(self.high / step) + 1)]
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -86,7 +86,7 @@ class Axis:
 
 def _round_step(step: float) -> float:
     power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * 0.999)
+    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step * 0.999)
 
 
 def scatter(points: Sequence[Point], x: Axis, y: Axis, *, title: str) -> str:

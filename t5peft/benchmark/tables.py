@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from t5peft.benchmark.statistics import Spread
@@ -86,9 +87,9 @@ def _difference(row: Row) -> Cell:
     return Cell(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", row.difference.mean)
 
 
-def _spread(value: Spread | None, text: object) -> Cell:
+def _spread(value: Spread | None, text: Callable[[float], str]) -> Cell:
     assert value is not None  # figures come all together
-    return Cell(text(value.mean), value.mean)  # type: ignore[operator]
+    return Cell(text(value.mean), value.mean)
 
 
 def _latency(row: Row) -> Cell:
@@ -177,6 +178,10 @@ def fill_markers(path: Path, tables: Mapping[str, str]) -> list[str]:
     for name in names:
         pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
         table = tables[name]
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        text = pattern.sub(partial(_between, table), text)
     path.write_text(text, encoding="utf-8")
     return names
+
+
+def _between(table: str, match: re.Match[str]) -> str:
+    return f"{match[1]}{table}\n{match[2]}"

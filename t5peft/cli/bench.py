@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of a run (default: all)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--report-only", action="store_true", help="write the report of the records there are")
-    own = parser.add_argument_group("your own files, in place of a suite's tasks")
-    own.add_argument("--task", choices=["classification", "generation"])
-    own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL or Parquet")
+    own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
+    own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
+    own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet")
     own.add_argument("--validation", metavar="FILE", help="default: a tenth of the training file")
     own.add_argument("--test", metavar="FILE")
-    own.add_argument("--source-column", nargs="+", metavar="COLUMN")
-    own.add_argument("--label-column", metavar="COLUMN", help="for classification: labels, which are the target words")
-    own.add_argument("--target-column", metavar="COLUMN", help="for generation: the target text")
+    own.add_argument("--source-column", nargs="+", metavar="COLUMN", help="default: found by common names")
+    own.add_argument("--label-column", "--target-column", metavar="COLUMN", help="default: found by common names")
     own.add_argument("--template", help='the source over the columns, such as "intent: {text}"')
-    own.add_argument("--metric", nargs="+", metavar="METRIC", help="default: accuracy f1, or rouge bleu")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,8 +74,7 @@ def suite_of(args: argparse.Namespace) -> Suite:
     Raises:
         ValueError: everything that is missing or contradicts itself, in one error.
     """
-    own = [args.train, args.validation, args.test, args.task, args.source_column, args.label_column, args.target_column]
-    if not any(own):
+    if args.task is None and not any((args.train, args.validation, args.test)):
         suite = load_suite(args.suite or "quick")
     else:
         suite = _own_suite(args)
@@ -87,45 +84,39 @@ def suite_of(args: argparse.Namespace) -> Suite:
 
 
 def _own_suite(args: argparse.Namespace) -> Suite:
-    classification = args.task == "classification"
-    target = args.label_column if classification else args.target_column
-    needed = {"--task": args.task, "--train": args.train, "--test": args.test, "--source-column": args.source_column}
-    needed["--label-column" if classification else "--target-column"] = target
-    missing = [name for name, value in needed.items() if not value]
-    problems = [f"{', '.join(missing)} missing: your own files need {', '.join(needed)}"] if missing else []
-    if args.suite:
-        problems.append("--suite came with files of your own; give one of them")
-    if problems:
-        raise ValueError("\n".join(problems))
+    """The methods of a suite on another task."""
+    task = SuiteTask(args.task) if args.train is None and args.test is None and args.task else _own_task(args)
+    suite = load_suite(args.suite or "quick")
+    methods = suite.methods if args.backbone in (None, suite.backbone) else _grids(suite.methods)
+    return replace(suite, name=Path(task.name).stem, about="", tasks=(task,), methods=methods)
+
+
+def _own_task(args: argparse.Namespace) -> SuiteTask:
+    from t5peft.tasks import FAMILIES, family_task, load_records
+
+    needed = {"--task": args.task in FAMILIES, "--train": args.train, "--test": args.test}
+    missing = [name for name, given in needed.items() if not given]
+    if missing:
+        raise ValueError(
+            f"files of your own need {', '.join(needed)}, and {', '.join(missing)} is missing or wrong; --task is one of the "
+            f"families {', '.join(FAMILIES)}, and {args.task!r} came"
+        )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
-    own: dict[str, Any] = {
-        "name": Path(args.train).resolve().parent.name if Path(args.train).stem == "train" else Path(args.train).stem,
-        "files": {split: path for split, path in files.items() if path},
-        "template": args.template or _template(args.source_column),
-        "target": f"{{{target}}}",
-        "metrics": args.metric or (["accuracy", "f1"] if classification else ["rouge", "bleu"]),
-    }
-    if classification:
-        own["target_words"] = _labels(own["files"], target)
-    quick = load_suite("quick")
-    methods = quick.methods if args.backbone in (None, "mini") else _grids(quick.methods)
-    return replace(
-        quick, name=own["name"], about="files of one's own", tasks=(SuiteTask(own["name"], own=own),), methods=methods
-    )
-
-
-def _template(columns: list[str]) -> str:
-    if len(columns) == 1:
-        return f"{{{columns[0]}}}"
-    return " ".join(f"{column}: {{{column}}}" for column in columns)
-
-
-def _labels(files: dict[str, str], column: str) -> dict[str, str]:
-    """Every label of the files as its own target word."""
-    from t5peft.tasks import load_records
-
-    found = {str(record[column]) for path in files.values() for record in load_records(path, required=[column])}
-    return {label: label for label in sorted(found)}
+    files = {split: path for split, path in files.items() if path}
+    records = [record for path in files.values() for record in load_records(path)]
+    *sources, target = FAMILIES[args.task].roles
+    if args.source_column and len(args.source_column) != len(sources):
+        raise ValueError(
+            f"--source-column got {args.source_column}; {args.task} needs a column for {', '.join(sources)}"
+        )
+    columns = dict(zip(sources, args.source_column or (), strict=False))
+    if args.label_column:
+        columns[target] = args.label_column
+    path = Path(args.train)
+    name = path.resolve().parent.name if path.stem.startswith("train") else path.stem
+    task = family_task(args.task, records, name=name, columns=columns, template=args.template)
+    fields = {field: value for field, value in asdict(task).items() if value is not None}
+    return SuiteTask(name, own=fields | {"metrics": list(task.metrics), "files": files})
 
 
 def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:

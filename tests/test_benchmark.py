@@ -1,0 +1,291 @@
+"""The benchmark's machinery: records, suites, the schedule of a sweep, and what happens when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic
+
+from t5peft.benchmark.records import RunConfig, find_record, load_records, write_record
+from t5peft.benchmark.schedule import Plan, Progress, best_rate, next_rate, run_suite
+from t5peft.benchmark.suites import load_suite, suite_from, suite_names
+
+TESTS = Path(__file__).parent
+
+
+def record_of(made: RunConfig, accuracy: float = 0.9) -> dict[str, Any]:
+    return synthetic.finished(made, accuracy, parameters=1000, peak=100, seconds=0.1)
+
+
+# --- records
+
+
+def test_a_record_is_found_by_what_was_asked_for_and_by_nothing_else(tmp_path: Path) -> None:
+    made = synthetic.config()
+    write_record(tmp_path, made, record_of(made))
+    assert find_record(tmp_path, synthetic.config())["metric"] == "accuracy"
+    for other in (
+        synthetic.config(rate=2e-3),
+        synthetic.config(seed=1),
+        synthetic.config(steps=301),
+        synthetic.config(backbone_fingerprint="other"),
+        synthetic.config(method_options={"rank": 4}),
+    ):
+        assert find_record(tmp_path, other) is None
+
+
+def test_a_record_is_never_edited(tmp_path: Path) -> None:
+    made = synthetic.config()
+    path = write_record(tmp_path, made, record_of(made, 0.9))
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="never edited: delete it to run this configuration again"):
+        write_record(tmp_path, made, record_of(made, 0.1))
+    assert path.read_bytes() == before
+
+
+def test_a_record_that_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
+    made = synthetic.config()
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_record(tmp_path, made, {"outcome": "finished", "score": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_outcome_needs_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'diverged' must give its reason"):
+        write_record(tmp_path, synthetic.config(), {"outcome": "diverged"})
+    with pytest.raises(ValueError, match="is 'fine', expected one of finished, out_of_memory, diverged, failed"):
+        write_record(tmp_path, synthetic.config(), {"outcome": "fine"})
+
+
+def test_files_that_are_no_records_are_named_all_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "b.json").write_text('{"outcome": "finished", "schema": 99}')
+    with pytest.raises(ValueError, match=r"(?s)a\.json is no run record.*b\.json has schema 99"):
+        load_records(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run `t5peft bench` first"):
+        load_records(tmp_path / "nowhere")
+
+
+# --- suites
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_gives_each_method_the_same_effort(name: str) -> None:
+    suite = load_suite(name)
+    ours = [entry for entry in suite.methods if not entry.options]
+    assert ours[0].method == "full"
+    assert len({len(entry.learning_rates) for entry in ours}) == 1
+
+
+def test_a_wrong_suite_is_refused_with_everything_that_is_wrong() -> None:
+    content = {
+        "tasks": ["a", {"steps": 3}],
+        "methods": [{"method": "lora", "learning_rates": [1e-2, 1e-3], "rank": 8}, {"method": "full"}],
+        "epochs": 3,
+    }
+    with pytest.raises(ValueError) as error:
+        suite_from("wrong", content)
+    for problem in (
+        "unknown field 'epochs'",
+        "field 'steps' is missing",
+        "task {'steps': 3}: expected a name",
+        "unknown field 'rank'",
+        "learning rates [0.01, 0.001] must be positive and rise",
+        "method {'method': 'full'}: expected a mapping with method and learning_rates",
+    ):
+        assert problem in str(error.value)
+
+
+def test_a_suite_that_is_nowhere_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'quik' is neither a suite \(.*quick.*\) nor a YAML file"):
+        load_suite("quik")
+
+
+def test_a_part_of_a_suite_by_names_that_it_has() -> None:
+    suite = load_suite("quick")
+    part = suite.narrowed(methods=["full", "lora"], seeds=[3, 4], backbone="other")
+    assert [entry.method for entry in part.methods] == ["full", "lora"]
+    assert (part.seeds, part.backbone) == ((3, 4), "other")
+    with pytest.raises(ValueError, match=r"(?s)no task 'x'.*no method 'y'"):
+        suite.narrowed(tasks=["x"], methods=["y"])
+
+
+# --- the sweep
+
+
+def sweep(best_at: float, rates: tuple[float, ...], seeds: tuple[int, ...] = (0,), **kwargs: Any) -> list[RunConfig]:
+    """Runs of a method whose score falls with the distance of the rate from `best_at`."""
+    asked: list[RunConfig] = []
+
+    def execute(made: RunConfig) -> dict[str, Any]:
+        asked.append(made)
+        ratio = max(made.learning_rate / best_at, best_at / made.learning_rate)
+        return record_of(made, round(0.9 / ratio, 4))
+
+    run_suite([Plan(synthetic.config(), rates, seeds)], kwargs["folder"], execute, say=lambda text: None)
+    return asked
+
+
+def test_the_rate_is_chosen_on_validation_and_every_seed_runs_at_it(tmp_path: Path) -> None:
+    asked = sweep(1e-3, (3e-4, 1e-3, 3e-3), (0, 1, 2), folder=tmp_path)
+    assert [(made.learning_rate, made.seed) for made in asked] == [
+        (3e-4, 0), (1e-3, 0), (3e-3, 0), (1e-3, 1), (1e-3, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("best_at", "tried"), [(1e-2, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]), (4e-4, [1e-3, 2e-3, 5e-4, 2.5e-4])]
+)
+def test_a_grid_whose_end_won_grows_until_it_does_not(tmp_path: Path, best_at: float, tried: list[float]) -> None:
+    asked = sweep(best_at, (1e-3, 2e-3), folder=tmp_path)
+    assert [made.learning_rate for made in asked] == pytest.approx(tried)
+
+
+def test_a_single_rate_is_fixed_and_does_not_grow(tmp_path: Path) -> None:
+    assert len(sweep(1.0, (1e-3,), (0, 1), folder=tmp_path)) == 2
+
+
+def test_equal_scores_are_told_apart_by_the_validation_loss() -> None:
+    low, high = (record_of(synthetic.config(rate=rate)) for rate in (1e-3, 1e-2))
+    assert best_rate({1e-3: low, 1e-2: high | {"validation_loss": 0.01}}) == 1e-2
+    assert best_rate({1e-3: low, 1e-2: high}) == 1e-3
+    assert best_rate({1e-3: {"outcome": "diverged", "reason": "nan"}}) is None
+    assert next_rate([1e-3, 1e-2], None) is None
+
+
+def test_a_method_that_never_finishes_runs_no_further_seeds(tmp_path: Path) -> None:
+    asked: list[RunConfig] = []
+
+    def execute(made: RunConfig) -> dict[str, Any]:
+        asked.append(made)
+        return {"outcome": "diverged", "reason": "the loss is nan"}
+
+    said: list[str] = []
+    plan = Plan(synthetic.config(), (1e-3, 1e-2), (0, 1, 2))
+    records = run_suite([plan], tmp_path, execute, say=said.append)
+    assert len(asked) == len(records) == 2
+    assert "diverged: the loss is nan" in said[0]
+
+
+def test_what_is_recorded_is_not_run_again(tmp_path: Path) -> None:
+    first = sweep(1e-3, (3e-4, 1e-3, 3e-3), (0, 1), folder=tmp_path)
+    assert len(first) == 4
+    assert sweep(1e-3, (3e-4, 1e-3, 3e-3), (0, 1), folder=tmp_path) == []
+
+
+def test_the_time_left_follows_from_the_runs_that_were_timed() -> None:
+    progress = Progress(runs=10, done=4)
+    assert progress.line() == "4/10 runs"
+    for seconds in (10.0, 30.0):
+        progress.timed(synthetic.config(), seconds)
+    assert progress.line() == "4/10 runs, about 2 min left"
+
+
+# --- one process a run
+
+
+SUITE_SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import synthetic
+from fake_worker import work
+from t5peft.benchmark.process import RunProcesses
+from t5peft.benchmark.schedule import Plan, run_suite
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    execute = RunProcesses(work, log=folder / "log.txt", threads=1)
+    plan = Plan(synthetic.config(), (1e-3, 2e-3, 4e-3), (0, 1, 2))
+    run_suite([plan], folder / "records", execute, say=lambda text: print(text, flush=True))
+"""
+
+
+def start_suite(folder: Path) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    script = folder / "suite.py"
+    script.write_text(SUITE_SCRIPT.format(tests=str(TESTS)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    command = [sys.executable, str(script), str(folder)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def records_of(folder: Path) -> dict[str, Any]:
+    return {path.name: json.loads(path.read_text()) for path in (folder / "records").glob("*.json")}
+
+
+def test_a_suite_that_is_killed_twice_ends_with_the_same_records(tmp_path: Path) -> None:
+    """Once in the middle of a run, once right after one; the third call finishes what is left."""
+    whole = start_suite(tmp_path / "whole")
+    output, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, output
+    expected = records_of(tmp_path / "whole")
+    assert len(expected) == 8  # three rates, three more as the upper end won each time, two more seeds
+
+    cut = tmp_path / "cut"
+    for kill_after in ("start of run 2", "record 3"):
+        suite = start_suite(cut)
+        wait_for(cut, kill_after)
+        suite.send_signal(signal.SIGKILL)
+        suite.communicate()
+        assert wait_until(lambda: not running_workers(cut)), "a run outlived the suite that asked for it"
+    found = records_of(cut)
+    assert 3 <= len(found) < len(expected)
+    last = start_suite(cut)
+    output, _ = last.communicate(timeout=120)
+    assert last.returncode == 0, output
+    assert records_of(cut) == expected
+    assert not list((cut / "records").glob(".*"))
+    starts = (cut / "starts").read_text().split()
+    assert len(set(starts)) == len(expected)
+    assert len(starts) - len(expected) in (1, 2), "only what was cut off is run again"
+
+
+def wait_for(folder: Path, moment: str) -> None:
+    what, number = moment.rsplit(" ", 1)
+    starts = folder / "starts"
+    if what == "record":
+        done = lambda: len(list((folder / "records").glob("*.json"))) >= int(number)  # noqa: E731
+    else:
+        done = lambda: starts.exists() and len(starts.read_text().split()) >= int(number)  # noqa: E731
+    assert wait_until(done), f"{moment} never came"
+
+
+def wait_until(done: Any, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if done():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def running_workers(folder: Path) -> list[int]:
+    """Processes of fake runs that are still at work."""
+    pids = [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome", "reason"),
+    [
+        ("killed", "out_of_memory", "the system killed the process (signal 9)"),
+        ("exits", "failed", "the process ended with exit code 7 and no record"),
+    ],
+)
+def test_a_run_that_dies_is_an_outcome_with_a_reason(tmp_path: Path, how: str, outcome: str, reason: str) -> None:
+    from fake_worker import WORKERS
+
+    from t5peft.benchmark.process import RunProcesses
+
+    record = RunProcesses(WORKERS[how], log=tmp_path / "log.txt", threads=1)(synthetic.config())
+    assert record["outcome"] == outcome
+    assert reason in record["reason"]

@@ -1,0 +1,302 @@
+"""The report: rows from records, tables, and the page in a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic
+
+from t5peft.benchmark.advice import advice
+from t5peft.benchmark.records import load_records, write_record
+from t5peft.benchmark.report import write_report
+from t5peft.benchmark.statistics import paired_bootstrap, spread
+from t5peft.benchmark.summary import TaskTable, means_over_tasks, summarise
+from t5peft.benchmark.svg import Axis, Point, scatter
+from t5peft.benchmark.tables import COLUMNS, bytes_text, cells, csv_text, fill_markers, markdown, seconds_text
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("suite")
+    synthetic.write_suite(made / "records")
+    synthetic.write_suite(made / "records", task="topics", drop=0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tables(folder: Path) -> list[TaskTable]:
+    return summarise(load_records(folder / "records"))
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Path:
+    _, paths = write_report(folder / "records", folder, title="Tuning T5", about="made up", command="t5peft bench")
+    return paths["page"]
+
+
+# --- statistics
+
+
+def test_a_spread_is_mean_and_sample_deviation() -> None:
+    found = spread([0.8, 0.9, 1.0])
+    assert (found.mean, found.n) == (pytest.approx(0.9), 3)
+    assert found.deviation == pytest.approx(np.std([0.8, 0.9, 1.0], ddof=1))
+    assert found.text(1, 100) == "90.0 ± 10.0 (3)"
+    assert spread([0.5]).text(1, 100) == "50.0 (1)"
+    with pytest.raises(ValueError, match="at least one finite value"):
+        spread([float("nan")])
+
+
+def test_the_interval_of_a_difference_covers_it_as_often_as_it_says() -> None:
+    """400 draws of 120 examples with a true difference of 5 points: 95 % of the intervals hold it, within chance."""
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        reference = (generator.random(120) < 0.8).astype(float)
+        ours = np.where(generator.random(120) < 0.1, (generator.random(120) < 0.3).astype(float), reference)
+        found = paired_bootstrap(ours, reference, resamples=400)
+        covered += found.low <= 0.1 * (0.3 - 0.8) <= found.high
+    assert 0.91 <= covered / 400 <= 0.98
+
+
+def test_equal_methods_do_not_differ_and_the_interval_repeats() -> None:
+    scores = np.array([0.0, 1.0, 1.0, 0.0])
+    found = paired_bootstrap(scores, scores)
+    assert (found.mean, found.low, found.high, found.clear) == (0, 0, 0, False)
+    other = paired_bootstrap(scores, 1 - scores)
+    assert other == paired_bootstrap(scores, 1 - scores)
+    with pytest.raises(ValueError, match="scores of the same examples"):
+        paired_bootstrap(scores, scores[:2])
+
+
+# --- rows
+
+
+def test_full_comes_first_peers_last_and_variants_behind_their_method(tables: list[TaskTable]) -> None:
+    assert [row.label for row in tables[0].rows] == [
+        "full", "lora", "lora (rank=4)", "lora (rank=64)", "prefix", "prompt", "qlora", "ia3", "peft-lora", "peft-prefix",
+        "peft-prompt",
+    ]  # fmt: skip
+
+
+def test_a_row_holds_every_seed_at_the_rate_that_won_on_validation(tables: list[TaskTable]) -> None:
+    lora = next(row for row in tables[0].rows if row.label == "lora")
+    assert lora.learning_rate == 3e-3
+    assert lora.test is not None
+    assert lora.test.n == 3
+    assert [point.learning_rate for point in lora.sweep] == [1e-3, 3e-3, 1e-2]
+    assert not lora.grid_end_won
+    assert lora.difference is not None
+    assert lora.difference.mean == pytest.approx(lora.test.mean - tables[0].rows[0].test.mean)  # type: ignore[union-attr]
+
+
+def test_no_cell_is_empty_and_what_did_not_finish_says_why(tables: list[TaskTable]) -> None:
+    for row in tables[0].rows:
+        for name, _ in COLUMNS:
+            cell = cells(row)[name]
+            assert cell.text
+            assert cell.text != "–" or cell.title
+    text = markdown(tables[0])
+    assert "| peft-prompt | diverged: the loss is nan at step 12 |" in text
+    assert "| peft-lora | out of memory: the system killed the process (signal 9) |" in text
+
+
+def test_records_made_under_other_conditions_are_left_out_and_counted(tmp_path: Path) -> None:
+    old, new = synthetic.config(steps=100), synthetic.config(seed=1)
+    for made in (old, new):
+        write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=1, seconds=1.0))
+    (table,) = summarise(load_records(tmp_path))
+    assert (table.left_out, table.conditions["steps"], table.conditions["seeds"]) == (1, 300, [1])
+
+
+def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTable]) -> None:
+    means = means_over_tasks(tables)["accuracy"]
+    assert means["full"] == (pytest.approx((0.905 + 0.805) / 2), 2)
+    assert "peft-lora" not in means
+
+
+def test_the_csv_has_a_line_a_row_with_plain_numbers(tables: list[TaskTable]) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(tables))))
+    assert len(rows) == sum(len(table.rows) for table in tables)
+    assert float(rows[0]["mean"]) == pytest.approx(0.905)
+    assert rows[0]["stored_bytes"] == "37604000"
+    assert {row["reason"] for row in rows if not row["mean"]} == {
+        "diverged: the loss is nan at step 12",
+        "out of memory: the system killed the process (signal 9)",
+    }
+
+
+def test_the_advice_names_what_is_not_clearly_worse_and_what_is_cheapest(tables: list[TaskTable]) -> None:
+    said = " ".join(advice(tables[0]))
+    assert "Not clearly worse than full fine-tuning (90.5 ± 0.5 (3)): lora, lora (rank=64), qlora." in said
+    assert "Short of memory: qlora, 128 MB at the peak (41% of full fine-tuning)." in said
+    assert "Clearly below full fine-tuning here: lora (rank=4) (-2.0), prefix" in said
+    assert "peft" not in said
+
+
+def test_the_advice_says_so_where_nothing_finished(tmp_path: Path) -> None:
+    write_record(tmp_path, synthetic.config(), {"outcome": "failed", "reason": "no data"})
+    (table,) = summarise(load_records(tmp_path))
+    assert advice(table) == ["No run finished, so nothing can be recommended; the table gives the reasons."]
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"), [(999, "999 B"), (792_576, "793 kB"), (1.616e9, "1.62 GB"), (1.5e7, "15 MB")]
+)
+def test_bytes_are_written_with_three_digits(amount: float, text: str) -> None:
+    assert bytes_text(amount) == text
+
+
+def test_seconds_are_written_with_their_unit() -> None:
+    assert [seconds_text(value) for value in (0.0123, 0.31, 48.2)] == ["12 ms", "0.31 s", "48 s"]
+
+
+def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table:quick -->\nold\n<!-- /table -->\nafter\n")
+    assert fill_markers(readme, {"quick": "| a\\1 |", "other": ""}) == ["quick"]
+    assert readme.read_text() == "before\n<!-- table:quick -->\n| a\\1 |\n<!-- /table -->\nafter\n"
+    readme.write_text("<!-- table:nowhere -->\n<!-- /table -->\n")
+    with pytest.raises(ValueError, match="markers for nowhere, tables there are: quick"):
+        fill_markers(readme, {"quick": ""})
+
+
+# --- plots
+
+
+@pytest.mark.parametrize(("low", "high"), [(5e3, 9e6), (128e6, 310e6), (50, 75), (0.01, 0.011)])
+def test_an_axis_has_several_round_ticks_within_its_range(low: float, high: float) -> None:
+    for log in (False, True):
+        axis = Axis.over("x", [low, high], text=str, log=log)
+        ticks = axis.ticks()
+        assert 3 <= len(ticks) <= 9
+        assert all(axis.low <= tick <= axis.high for tick in ticks)
+        assert all(tick == pytest.approx(float(f"{tick:.3g}")) for tick in ticks)
+
+
+def test_labels_of_points_in_one_place_do_not_cover_each_other() -> None:
+    points = [Point(1.0 + i / 1000, 0.9, f"method {i}", i) for i in range(9)]
+    x = Axis.over("x", [0.5, 2.0], text=str)
+    y = Axis.over("y", [0.5, 1.0], text=str)
+    svg = scatter(points, x, y, title="crowded")
+    boxes = []
+    for left, bottom, label in re.findall(r'<text x="([\d.]+)" y="([\d.]+)">(method \d)</text>', svg):
+        boxes.append((float(left), float(bottom) - 10, float(left) + 6 * len(label), float(bottom)))
+    assert len(boxes) == 9
+    for i, one in enumerate(boxes):
+        for other in boxes[:i]:
+            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+            assert apart
+
+
+# --- the page
+
+
+class Links(HTMLParser):
+    """Collects what a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if (
+                name in ("src", "data")
+                or (name == "href" and tag == "link")
+                or (name == "href" and "://" in (value or ""))
+            ):
+                self.loaded.append(f"{tag} {value}")
+
+
+def test_the_page_loads_nothing(page: Path) -> None:
+    links = Links()
+    links.feed(page.read_text())
+    assert links.loaded == []
+    assert page.stat().st_size < 300_000
+
+
+HARNESS = """<!doctype html><body><iframe id="page" src="report.html" style="border:0;width:%dpx;height:900px"></iframe>
+<pre id="result"></pre><script>
+const frame = document.getElementById("page");
+const errors = [];
+frame.addEventListener("load", () => {
+  const page = frame.contentDocument, view = frame.contentWindow;
+  view.addEventListener("error", (event) => errors.push(event.message));
+  const table = [...page.querySelectorAll("table")].find((t) => t.textContent.includes("peak memory"));
+  const column = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "peak memory");
+  const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+  const before = order();
+  const button = table.tHead.rows[0].cells[column].querySelector("button");
+  button.click(); const once = order(); button.click(); const twice = order();
+  const covered = [];
+  for (const svg of page.querySelectorAll("svg")) {
+    const boxes = [...svg.querySelectorAll("text")].map((t) => [t.textContent, t.getBoundingClientRect()]);
+    boxes.forEach(([a, p], i) => boxes.slice(0, i).forEach(([b, q]) => {
+      const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+      const high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+      if (wide > 1 && high > 3) covered.push([svg.getAttribute("aria-label"), a, b]);
+    }));
+    const frameBox = svg.getBoundingClientRect();
+    boxes.forEach(([a, p]) => { if (p.right > frameBox.right + 1 || p.left < frameBox.left - 1) covered.push(["outside", a]); });
+  }
+  document.getElementById("result").textContent = JSON.stringify({
+    errors, before, once, twice, covered,
+    sorted: table.tHead.rows[0].cells[column].getAttribute("aria-sort"),
+    plots: [...page.querySelectorAll("svg")].map((s) => s.querySelectorAll("circle,path[transform]").length),
+    font: Math.min(...[...page.querySelectorAll("svg")].map((s) => 12 * s.getBoundingClientRect().width / 420)),
+    overflow: page.documentElement.scrollWidth - view.innerWidth,
+  });
+});
+</script></body>"""
+
+
+def in_browser(page: Path, width: int) -> dict[str, Any]:
+    """What the page does at a width, and everything that the browser's console says."""
+    harness = page.parent / f"harness-{width}.html"
+    harness.write_text(HARNESS % width)
+    done = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+            "--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={page.parent / 'browser'}",
+            "--window-size=1400,1000", "--dump-dom", harness.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    match = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert match, done.stdout[-2000:]
+    return json.loads(match[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")) | {"console": console}
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1300, 360])
+def test_the_page_works_in_a_browser_at_desk_and_telephone_width(page: Path, width: int) -> None:
+    found = in_browser(page, width)
+    assert found["errors"] == found["console"] == []
+    assert found["sorted"] == "ascending"
+    assert found["once"][:2] == ["full", "lora (rank=64)"]
+    assert found["twice"][:2] == ["qlora", "lora (rank=4)"]
+    assert sorted(found["once"][-2:]) == sorted(found["twice"][-2:]) == ["peft-lora", "peft-prompt"]
+    assert len(found["plots"]) == 12
+    assert min(found["plots"]) >= 2
+    assert found["covered"] == []
+    assert found["font"] >= 9
+    assert found["overflow"] <= 0
