@@ -13,6 +13,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),
     "evaluate": ("t5peft.cli.evaluate", "score a tuned adapter on a file or a named task"),
     "predict": ("t5peft.cli.predict", "write a tuned adapter's answers to the records of a file"),
+    "search": ("t5peft.cli.search", "search for hyper-parameters, resumable"),
+    "retune": ("t5peft.cli.retune", "tune an adapter again on new data, and say what it forgot"),
     "merge": ("t5peft.cli.merge", "merge an adapter into its unquantised backbone"),
     "bench": ("t5peft.cli.bench", "compare methods with full fine-tuning: a table and a report"),
     "plan": ("t5peft.cli.plan", "what fits into the memory, from the config alone"),

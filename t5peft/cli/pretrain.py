@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +141,4 @@ def _model(
 def _held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> TokenStore | None:
     if args.held_out is None:
         return None
-    documents = list(read_documents([args.held_out]))
-    random.Random(0).shuffle(documents)
-    return write_store(documents, tokenizer, args.output / "held_out")
+    return write_store(list(read_documents([args.held_out])), tokenizer, args.output / "held_out")

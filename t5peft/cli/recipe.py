@@ -1,0 +1,55 @@
+"""The arguments that say how a model is tuned; shared by the commands that tune."""
+
+from __future__ import annotations
+
+import argparse
+
+from t5peft.methods import METHODS
+from t5peft.tuning import Recipe
+
+# Options of a wrap that the command line offers, by the name of the wrap's argument.
+WRAP_OPTIONS = ("rank", "alpha", "length", "reparametrise")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one argument a field of :class:`~t5peft.tuning.Recipe`, with its default."""
+    default = Recipe()
+    parser.add_argument(
+        "--backbone", default=default.backbone, help="mini, a hub name such as google/flan-t5-base, or a folder"
+    )
+    parser.add_argument("--method", choices=sorted(METHODS), default=default.method)
+    parser.add_argument("--learning-rate", type=float, help="the method's own by default")
+    parser.add_argument(
+        "--batch-size", type=int, default=default.batch_size, help="examples of one optimizer step on one device"
+    )
+    parser.add_argument("--epochs", type=float, default=default.epochs)
+    parser.add_argument("--steps", type=int, help="optimizer steps, instead of epochs")
+    parser.add_argument("--patience", type=int, help="stop after so many evaluations without a lower validation loss")
+    parser.add_argument(
+        "--evaluations", type=int, default=default.evaluations, help="evaluations and checkpoints in training"
+    )
+    parser.add_argument("--weight-decay", type=float, default=default.weight_decay)
+    parser.add_argument("--label-smoothing", type=float, default=default.label_smoothing)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    for option in WRAP_OPTIONS:
+        parser.add_argument(f"--{option}", type=int, help=f"{option} of the method, where it has one")
+
+
+def read_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that ``args`` say."""
+    return Recipe(
+        method=args.method,
+        backbone=args.backbone,
+        options={name: getattr(args, name) for name in WRAP_OPTIONS if getattr(args, name) is not None},
+        learning_rate=args.learning_rate,
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        steps=args.steps,
+        patience=args.patience,
+        evaluations=args.evaluations,
+        weight_decay=args.weight_decay,
+        label_smoothing=args.label_smoothing,
+        bf16=args.bf16,
+        seed=args.seed,
+    )

@@ -1,0 +1,140 @@
+"""Tune a saved adapter again on new data: with replay of the old, a report of what was forgotten, and no silent loss.
+
+Training on new records alone forgets old ones. A share of the old training records is mixed in (experience replay, Rolnick et
+al. 2019), and both test sets are scored before and after. The new version is saved beside the old one; it takes the old one's
+place only if it is not worse.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from t5peft.checkpoint import load_adapter, quantization_of, save_adapter
+from t5peft.evaluation import METRICS, evaluate_task
+from t5peft.tasks import Task, hold_out
+from t5peft.tuning import Recipe, Records, tune
+
+REPORT = "retuning.json"
+
+
+@dataclass(frozen=True)
+class Retuned:
+    """Scores of the task's leading metric before and after, on the old and the new test records."""
+
+    metric: str
+    old_before: float
+    old_after: float
+    new_before: float
+    new_after: float
+    folder: str
+
+    @property
+    def forgotten(self) -> float:
+        """By how much the old test records are worse; below zero where they are better."""
+        return self._sign * (self.old_before - self.old_after)
+
+    @property
+    def learned(self) -> float:
+        """By how much the new test records are better."""
+        return self._sign * (self.new_after - self.new_before)
+
+    @property
+    def _sign(self) -> int:
+        return 1 if METRICS[self.metric].greater_is_better else -1
+
+    def worse(self, tolerance: float = 0.0) -> list[str]:
+        """Why the new version should not replace the old one, in words; nothing if it should."""
+        reasons = []
+        if self.forgotten > tolerance:
+            reasons.append(f"{self.metric} on the old records went from {self.old_before:.4f} to {self.old_after:.4f}")
+        if self.learned < 0:
+            reasons.append(f"{self.metric} on the new records went from {self.new_before:.4f} to {self.new_after:.4f}")
+        return reasons
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric}: old records {self.old_before:.4f} -> {self.old_after:.4f}, "
+            f"new records {self.new_before:.4f} -> {self.new_after:.4f}"
+        )
+
+
+def retune(
+    adapter: str | Path,
+    task: Task,
+    new: Records,
+    old: Records,
+    *,
+    new_test: Records,
+    old_test: Records,
+    recipe: Recipe,
+    output: str | Path,
+    replay: float = 0.5,
+) -> Retuned:
+    """Tune the adapter again and save the new version to ``output``, with its report.
+
+    Args:
+        adapter: folder of the old version, which is only read.
+        task: the task; of both the new and the old records.
+        new: training records that came since.
+        old: training records of the old version, of which a part is replayed.
+        new_test: test records of the new kind.
+        old_test: test records of the old kind.
+        recipe: budget and learning rate; method and backbone are the adapter's own.
+        output: folder of the new version.
+        replay: old records replayed for each new one; 0: none.
+
+    Raises:
+        ValueError: an output that is the adapter itself, a negative replay, or what :func:`~t5peft.load_adapter` says.
+    """
+    if Path(output).resolve() == Path(adapter).resolve():
+        raise ValueError(
+            f"The output {output} is the adapter itself; give another folder, and replace it by `replace`."
+        )
+    if replay < 0:
+        raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
+    model, tokenizer = load_adapter(adapter, trainable=True, quantize=quantization_of(adapter))
+    assert tokenizer is not None
+    before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
+    replayed = random.Random(recipe.seed).sample(list(old), min(len(old), round(replay * len(new))))
+    train, validation = hold_out([*new, *replayed], task.source)
+    work = Path(output).with_name(f".{Path(output).name}-work")
+    try:
+        tune(task, {"train": train, "validation": validation}, recipe, work, model=(model, tokenizer))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
+    save_adapter(model, output)
+    report = Retuned(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
+    (Path(output) / REPORT).write_text(json.dumps(asdict(report), indent=1))
+    return report
+
+
+def replace(adapter: str | Path, report: Retuned, *, tolerance: float = 0.0) -> Path:
+    """Put the new version in the place of ``adapter``; the old one is kept as ``ADAPTER.old``.
+
+    Args:
+        adapter: folder of the old version.
+        report: what :func:`retune` returned.
+        tolerance: how much the old records may lose.
+
+    Raises:
+        ValueError: the new version is worse; nothing is changed.
+    """
+    if reasons := report.worse(tolerance):
+        raise ValueError(f"{adapter} is not replaced by {report.folder}: {'; '.join(reasons)}.")
+    adapter = Path(adapter)
+    kept = adapter.with_name(f"{adapter.name}.old")
+    shutil.rmtree(kept, ignore_errors=True)
+    adapter.rename(kept)
+    shutil.copytree(report.folder, adapter)
+    return adapter
+
+
+def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, records: Records) -> float:
+    return evaluate_task(model, tokenizer, task, records)[METRICS[task.metrics[0]].lead]

@@ -1,0 +1,141 @@
+"""One tuning run from a recipe: load, wrap, train, keep the best, score. What `t5peft train`, search and retuning share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from t5peft.backbone import load_backbone
+from t5peft.evaluation import evaluate_task
+from t5peft.methods import METHODS
+from t5peft.tasks import Task
+from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+
+Records = Sequence[Mapping[str, Any]]
+Splits = Mapping[str, Records]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is tuned."""
+
+    method: str = "lora"
+    backbone: str = "mini"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the method's wrap, such as ``rank`` or ``length``."""
+    learning_rate: float | None = None
+    """None: the method's own."""
+    batch_size: int = 16
+    """Examples of one optimizer step on one device."""
+    epochs: float = 3.0
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    evaluations: int = 5
+    """How often validation is scored, and the model saved, in training; the best is kept."""
+    patience: int | None = None
+    """Stop after so many evaluations without a lower validation loss."""
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    bf16: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model, and its scores by split and metric."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    scores: dict[str, dict[str, float]]
+
+
+def tune(
+    task: Task,
+    splits: Splits,
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Tuned:
+    """Tune by ``recipe`` on ``splits["train"]``, keep the lowest loss on validation, score validation and test.
+
+    Args:
+        task: the task of all splits.
+        splits: records of train, validation, and test if there are any.
+        recipe: how.
+        output: folder of the checkpoints.
+        model: a wrapped model to train on, and its tokenizer; None: a new one by the recipe.
+        resume: go on from the newest complete checkpoint in ``output``.
+        callbacks: beside early stopping.
+
+    Raises:
+        ValueError: no training or validation records, an unknown method, or an option that the method does not have.
+    """
+    missing = [split for split in ("train", "validation") if not splits.get(split)]
+    if missing:
+        raise ValueError(
+            f"The task {task.name!r} has no {' and no '.join(missing)} records; expected at least one of each."
+        )
+    set_seed(recipe.seed)
+    wrapped, tokenizer = new_model(recipe) if model is None else model
+    train, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
+    stopping = [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
+    T5PeftTrainer(
+        model=wrapped,
+        args=_arguments(recipe, len(train), output),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[*stopping, *callbacks],
+    ).train(resume_from_checkpoint=resume)
+    scores = {
+        split: evaluate_task(wrapped, tokenizer, task, splits[split])
+        for split in ("validation", "test")
+        if splits.get(split)
+    }
+    return Tuned(wrapped, tokenizer, scores)
+
+
+def new_model(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The recipe's backbone, wrapped, and its tokenizer.
+
+    Raises:
+        ValueError: an unknown method, or an option that it does not have.
+    """
+    if recipe.method not in METHODS:
+        raise ValueError(f"There is no method {recipe.method!r}; expected one of {', '.join(METHODS)}.")
+    method = METHODS[recipe.method]
+    model, tokenizer = load_backbone(recipe.backbone, quantize=method.quantize)
+    try:
+        return method.wrap(model, **recipe.options), tokenizer
+    except TypeError as error:
+        raise ValueError(f"The method {recipe.method!r} takes no such option: {error}") from error
+
+
+def _arguments(recipe: Recipe, examples: int, output: str | Path) -> T5PeftTrainingArguments:
+    steps = recipe.steps or max(1, round(recipe.epochs * max(1, -(-examples // recipe.batch_size))))
+    every = max(1, steps // max(1, recipe.evaluations))
+    return T5PeftTrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate or METHODS[recipe.method].learning_rate,
+        weight_decay=recipe.weight_decay,
+        label_smoothing_factor=recipe.label_smoothing,
+        bf16=recipe.bf16,
+        logging_steps=max(1, every // 4),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        seed=recipe.seed,
+    )

@@ -1,0 +1,124 @@
+"""Search for hyper-parameters, and tuning again: small runs on a tiny backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import tiny_t5, tiny_tokenizer
+
+from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
+from t5peft.cli import main
+from t5peft.retuning import Retuned, replace, retune
+from t5peft.tasks import Task
+from t5peft.tuning import Recipe, tune
+
+TASK = Task("film", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
+
+
+def records(count: int, start: int = 0) -> list[dict[str, str]]:
+    return [{"text": f"{'yes' if i % 2 else 'no'} {start + i}", "label": str(i % 2)} for i in range(count)]
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> str:
+    folder = tmp_path / "backbone"
+    tiny_t5().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def recipe(backbone: str) -> Recipe:
+    return Recipe(backbone=backbone, steps=2, batch_size=4, evaluations=2, learning_rate=1e-2)
+
+
+def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    splits = {"train": records(12), "validation": records(6, 100)}
+    first = search(TASK, splits, recipe(backbone), tmp_path / "study", trials=2)
+    again = search(TASK, splits, recipe(backbone), tmp_path / "study", trials=3)
+    assert (first.trials, again.trials) == (2, 3)
+    assert again.value >= first.value
+    done = search(TASK, splits, recipe(backbone), tmp_path / "study", trials=3)
+    assert (done.trials, done.recipe) == (3, again.recipe)
+    assert done.picture is None or done.picture.stat().st_size > 1000
+    command = done.command("film.yaml", "out")
+    assert f"--learning-rate {done.recipe.learning_rate:.3g}" in command
+    assert f"--rank {done.recipe.options['rank']}" in command
+    assert not list((tmp_path / "study").glob("trial-*"))
+
+
+def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    with pytest.raises(ValueError, match="Got trials=0; expected at least 1"):
+        search(TASK, {"train": records(4), "validation": records(4)}, recipe(backbone), tmp_path, trials=0)
+
+
+def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no train and no validation records"):
+        tune(TASK, {"test": records(4)}, recipe(backbone), tmp_path)
+
+
+def test_tuning_again_saves_a_new_version_with_both_scores_and_leaves_the_old_one(
+    backbone: str, tmp_path: Path
+) -> None:
+    old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    before = (old / "adapter_model.safetensors").read_bytes()
+    report = retune(
+        old, TASK, records(12, 200), records(12), new_test=records(6, 300), old_test=records(6, 400),
+        recipe=recipe(backbone), output=tmp_path / "v2",
+    )  # fmt: skip
+    assert (old / "adapter_model.safetensors").read_bytes() == before
+    load_adapter(tmp_path / "v2")
+    assert (tmp_path / "v2" / "retuning.json").is_file()
+    assert all(0 <= score <= 1 for score in (report.old_before, report.old_after, report.new_before, report.new_after))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone", "v1", "v2"]
+
+
+def test_a_worse_version_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    worse = Retuned(
+        "accuracy", old_before=0.9, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / "v2")
+    )
+    with pytest.raises(
+        ValueError, match=r"is not replaced by .*accuracy on the old records went from 0\.9000 to 0\.8000"
+    ):
+        replace(tmp_path / "v1", worse)
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+    assert worse.worse(tolerance=0.15) == []
+    assert worse.forgotten == pytest.approx(0.1)
+
+
+def test_a_better_version_takes_the_place_and_the_old_one_is_kept(tmp_path: Path) -> None:
+    for name in ("v1", "v2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    better = Retuned(
+        "accuracy", old_before=0.8, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / "v2")
+    )
+    replace(tmp_path / "v1", better)
+    assert (tmp_path / "v1" / "which").read_text() == "v2"
+    assert (tmp_path / "v1.old" / "which").read_text() == "v1"
+
+
+def test_the_output_of_tuning_again_may_not_be_the_adapter_itself(backbone: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is the adapter itself"):
+        retune(tmp_path, TASK, [], [], new_test=[], old_test=[], recipe=recipe(backbone), output=tmp_path)
+
+
+def test_the_commands_search_and_retune_run(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    table = tmp_path / "films.csv"
+    table.write_text("text,label\n" + "\n".join(f"{row['text']},{row['label']}" for row in records(24)))
+    common = ["--backbone", backbone, "--steps", "1", "--batch-size", "4", "--evaluations", "1"]
+    data = ["--task", "classification", "--train", str(table)]
+    assert main(["search", *data, *common, "--trials", "1", "--output", str(tmp_path / "study")]) == 0
+    assert "t5peft train --task classification" in capsys.readouterr().out
+    assert main(["train", *data, *common, "--output", str(tmp_path / "run")]) == 0
+    files = [f"--{name}={table}" for name in ("train", "test", "old-train", "old-test")]
+    assert main(["retune", str(tmp_path / "run" / "adapter"), *files, *common, "--output", str(tmp_path / "v2")]) == 0
+    assert "accuracy: old records" in capsys.readouterr().out
