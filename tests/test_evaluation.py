@@ -34,6 +34,7 @@ from t5peft.evaluation import (
     rank,
     ranking,
 )
+from t5peft.evaluation.inference import length_batches
 from t5peft.methods import METHODS, lora_wrap, qlora_wrap
 from t5peft.tasks.task import Task
 
@@ -158,17 +159,17 @@ def test_rank_gives_the_log_probabilities_of_teacher_forcing(make):
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_predict_gives_what_generate_gives_for_each_source_alone(make, num_beams):
     model = make()
-    alone = [generated_alone(model, source, 9, num_beams) for source in SOURCES]
-    for tokens_per_batch in (1, 60, 8192):
+    alone = [generated_alone(model, source, 7, num_beams) for source in SOURCES]
+    for tokens_per_batch in (60, 8192):
         found = predict(
-            model, TOKENIZER, SOURCES, max_new_tokens=9, num_beams=num_beams, tokens_per_batch=tokens_per_batch
+            model, TOKENIZER, SOURCES, max_new_tokens=7, num_beams=num_beams, tokens_per_batch=tokens_per_batch
         )
         assert list(found) == [text for text, _ in alone]
         assert found.cut_share == pytest.approx(sum(cut for _, cut in alone) / len(alone))
 
 
 def test_some_answers_end_and_some_are_cut_so_that_the_tests_of_predict_see_both():
-    assert 0 < predict(wide(), TOKENIZER, SOURCES, max_new_tokens=9).cut_share < 1
+    assert 0 < predict(wide(), TOKENIZER, SOURCES, max_new_tokens=7).cut_share < 1
     assert predict(wide(), TOKENIZER, SOURCES[:1], max_new_tokens=1).cut_share == 1.0
 
 
@@ -245,6 +246,18 @@ def test_sources_may_be_token_ids_and_are_cut_before_their_end():
     torch.testing.assert_close(found, rank(model, TOKENIZER, cut, WORDS).log_probabilities)
     expected = predict(model, TOKENIZER, cut, max_new_tokens=6)
     assert predict(model, TOKENIZER, SOURCES, max_new_tokens=6, max_source_length=8) == expected
+
+
+def test_batches_keep_to_the_budget_and_hold_every_source_once():
+    sources = [[1] * length for length in (3, 40, 7, 7, 100, 1, 9)]
+    batches = length_batches(sources, 60, more_per_row=5, passes=2, copies=2)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    for batch in batches:
+        assert len(batch) == 1 or 2 * len(batch) * (5 + max(len(sources[i]) for i in batch)) <= 60
+    # A pass costs something whatever its size: many passes are worth some padding, few are not.
+    alike = [[1] * length for length in (10, 20, 30, 40)]
+    assert len(length_batches(alike, 1000, more_per_row=1, passes=50)) == 1
+    assert len(length_batches(alike, 1000, more_per_row=1, passes=0)) == 4
 
 
 def test_nothing_comes_of_no_sources():

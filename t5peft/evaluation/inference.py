@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import t5_of
+from t5peft.batches import OVERHEAD_TOKENS, cut_by_tokens
 from t5peft.tasks.fitting import encode
 
 Sources = Sequence[str] | Sequence[Sequence[int]]
@@ -96,24 +97,24 @@ def source_ids(
 
 
 def length_batches(
-    lengths: Sequence[int], tokens_per_batch: int, more_per_row: int = 0, copies: int = 1
+    sources: Sequence[Sequence[int]], tokens_per_batch: int, *, more_per_row: int, passes: int, copies: int = 1
 ) -> list[list[int]]:
-    """Indices by length, longest first, cut so that rows x copies x (longest + more_per_row) stays in the budget.
+    """Indices of sources in batches of like lengths, longest first, with little padding.
 
-    A row that alone is over the budget is a batch of its own.
+    Args:
+        tokens_per_batch: most rows x copies x (longest source + more_per_row); a row alone may be over it.
+        more_per_row: tokens that every row has besides its source.
+        passes: forward passes that a batch takes, each of which costs something whatever its size.
+        copies: how often a row is computed, its beams.
 
     Raises:
         ValueError: a budget below 1.
     """
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}; expected at least 1")
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-    batches = []
-    while order:
-        rows = max(1, tokens_per_batch // (copies * (lengths[order[0]] + more_per_row)))
-        batches.append(order[:rows])
-        order = order[rows:]
-    return batches
+    features = [{"input_ids": source, "labels": range(more_per_row)} for source in sources]
+    budget = max(1, tokens_per_batch // copies)
+    return cut_by_tokens(features, budget, overhead_tokens=OVERHEAD_TOKENS * passes)
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,9 @@ def predict(
     if max_new_tokens < 1 or num_beams < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens} and num_beams {num_beams}; expected at least 1 of each")
     ids = source_ids(sources, tokenizer, max_source_length)
-    batches = length_batches([len(one) for one in ids], tokens_per_batch, max_new_tokens, num_beams)
+    batches = length_batches(
+        ids, tokens_per_batch, more_per_row=max_new_tokens, passes=1 + max_new_tokens, copies=num_beams
+    )
     texts, cut = [""] * len(ids), 0
     with evaluating(model) as t5:
         _check_generates(t5)

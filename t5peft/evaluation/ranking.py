@@ -89,7 +89,7 @@ def rank(
         widest = max((len(tree.tokens) for several in made.values() for tree in several), default=0)
         columns = max((len(candidate_ids) for candidate_ids in tokens.values()), default=0)
         scores = torch.full((len(ids), columns), -torch.inf)
-        for batch in length_batches([len(one) for one in ids], tokens_per_batch, widest):
+        for batch in length_batches(ids, tokens_per_batch, more_per_row=widest, passes=2):
             _score_batch(t5, [ids[i] for i in batch], [trees_of[i] for i in batch], scores, batch)
     if normalise_by_length:
         scores /= _token_counts(tokens, *scores.shape)
@@ -228,7 +228,7 @@ def classify(
                 f"{type(t5).__name__} has a language model head and no classes; use rank with target words"
             )
         scores = torch.empty(len(ids), t5.config.num_labels)
-        for batch in length_batches([len(one) for one in ids], tokens_per_batch):
+        for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=2):
             input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
             logits = t5(input_ids=input_ids, attention_mask=attention_mask).logits
             scores[batch] = logits.float().log_softmax(dim=-1).cpu()

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.backbone import t5_of
-from t5peft.batches import collate
+from t5peft.batches import collate, cut_by_tokens
 from t5peft.evaluation.calibration import expected_calibration_error
-from t5peft.evaluation.inference import evaluating, length_batches
+from t5peft.evaluation.inference import evaluating
 from t5peft.evaluation.metrics import METRICS, compute
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
@@ -100,9 +100,8 @@ def loss_and_perplexity(
     """
     total, tokens = 0.0, 0
     with evaluating(model) as t5:
-        lengths = [len(feature["input_ids"]) + len(feature["labels"]) for feature in features]
         ids = {"pad_token_id": t5.config.pad_token_id, "decoder_start_token_id": t5.config.decoder_start_token_id}
-        for batch in length_batches(lengths, tokens_per_batch):
+        for batch in cut_by_tokens(features, tokens_per_batch):
             inputs = collate([features[i] for i in batch], **ids)
             loss, count = target_loss(model, {name: tensor.to(t5.device) for name, tensor in inputs.items()})
             total, tokens = total + float(loss), tokens + count
