@@ -102,7 +102,7 @@ def retune(
     assert tokenizer is not None
     before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     replayed = random.Random(recipe.seed).sample(list(old), min(len(old), round(replay * len(new))))
-    train, validation = hold_out([*new, *replayed], task.source)
+    train, validation = hold_out([dict(record) for record in (*new, *replayed)], task.source)
     work = Path(output).with_name(f".{Path(output).name}-work")
     try:
         tune(task, {"train": train, "validation": validation}, recipe, work, model=(model, tokenizer))

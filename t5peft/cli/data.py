@@ -99,4 +99,4 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     wrong = [text for text in texts if "=" not in text]
     if wrong:
         raise ValueError(f"{option} got {wrong}; expected NAME=VALUE.")
-    return dict(text.split("=", 1) for text in texts)  # type: ignore[misc]
+    return dict(text.split("=", 1) for text in texts)

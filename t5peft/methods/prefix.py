@@ -115,6 +115,8 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
     """An attention of T5 that passes the active prefixes down to the attention function."""
 
     adapter_layer_names = ("t5prefix",)
+    base_layer: Any
+    t5prefix: Any
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()

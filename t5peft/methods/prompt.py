@@ -88,6 +88,8 @@ class PromptConfig(PeftConfig):
 class _StackLayer(nn.Module, BaseTunerLayer):
     """A T5 stack in a tuner layer; what is asked of it and is not here, the stack answers."""
 
+    base_layer: Any
+
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer

@@ -28,8 +28,9 @@ def check_plain(model: nn.Module) -> PreTrainedModel:
     """
     # A wrap changes its argument in place: the model inside of a PeftModel is wrapped as well.
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        adapters = sorted(getattr(model, "peft_config", {}))
         raise ValueError(
-            f"The model is already wrapped with the adapter(s) {sorted(model.peft_config)}. A wrap expects a plain T5: "
+            f"The model is already wrapped with the adapter(s) {adapters}. A wrap expects a plain T5: "
             "call model.unload() or load_backbone() first, or model.add_adapter(name, config) for a second adapter."
         )
     if not isinstance(model, PreTrainedModel) or model.config.model_type not in FAMILIES:
