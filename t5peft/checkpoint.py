@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
+from peft.utils import TrainableTokensWrapper, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +46,9 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     geometry = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
     digest.update(json.dumps([str(getattr(config, name)) for name in geometry]).encode())
-    embeddings = t5.get_input_embeddings().weight.detach()
+    table = t5.get_input_embeddings()
+    # an adapter that trains rows of tokens shows its own in the table's place
+    embeddings = (table.original_module if isinstance(table, TrainableTokensWrapper) else table).weight.detach()
     digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
     for name, parameter in t5.named_parameters():
         if "final_layer_norm" in name:
