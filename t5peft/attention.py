@@ -51,9 +51,9 @@ def attend(
     """Attention with relative position bias, an optional prefix, and optional block masks or a layout.
 
     Shapes: query [B, N, Q, D]; key, value [B, N, K, D]; attention_mask [B, 1, Q or 1, K], additive; position_bias
-    [1 or B, N, Q, K], or by distance, [1, N, 1, Q + K - 1]; prefix: keys and values, each [B, N, P, D]; encoder_block_mask [B, 1, S, S], decoder_block_mask
-    [B, 1, T, T], cross_block_mask [B, 1, T, S], boolean, true where a position may be seen; layout: the one row
-    holds these examples, which see themselves alone.
+    [1 or B, N, Q, K], or by distance, [1, N, 1, Q + K - 1]; prefix: keys and values, each [B, N, P, D];
+    encoder_block_mask [B, 1, S, S], decoder_block_mask [B, 1, T, T], cross_block_mask [B, 1, T, S], boolean, true where a
+    position may be seen; layout: the one row holds these examples, which see themselves alone.
 
     Returns the output [B, Q, N, D] and None, as this function never makes the attention weights.
     """

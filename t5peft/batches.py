@@ -88,8 +88,7 @@ def cut_by_tokens(
     Raises:
         ValueError: a budget below 1.
     """
-    if tokens_per_micro_batch < 1:
-        raise ValueError(f"tokens_per_micro_batch is {tokens_per_micro_batch}; expected at least 1.")
+    _check_budget(tokens_per_micro_batch)
     lengths = [(len(feature["input_ids"]), len(feature["labels"])) for feature in features]
     order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
     best_cost = [0.0] + [float("inf")] * len(order)
@@ -111,6 +110,38 @@ def cut_by_tokens(
         cuts.append(order[best_start[end] : end])
         end = best_start[end]
     return cuts[::-1]
+
+
+def cut_evenly(features: Sequence[Feature], tokens_per_micro_batch: int) -> list[list[int]]:
+    """Cut the examples of one optimizer step into few micro-batches of about equal size.
+
+    For rows, which have no padding: `tokens_per_micro_batch` counts real tokens, and an example that has more is alone.
+
+    Returns:
+        Indices of the features of each micro-batch.
+
+    Raises:
+        ValueError: a budget below 1.
+    """
+    _check_budget(tokens_per_micro_batch)
+    lengths = [len(feature["input_ids"]) + len(feature["labels"]) for feature in features]
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
+    count = -(-sum(lengths) // tokens_per_micro_batch)
+    while True:
+        cuts: list[list[int]] = [[] for _ in range(count)]
+        sizes = [0] * count
+        for index in order:
+            emptiest = sizes.index(min(sizes))
+            cuts[emptiest].append(index)
+            sizes[emptiest] += lengths[index]
+        if all(size <= tokens_per_micro_batch or len(cut) == 1 for size, cut in zip(sizes, cuts, strict=True)):
+            return [cut for cut in cuts if cut]
+        count += 1
+
+
+def _check_budget(tokens_per_micro_batch: int) -> None:
+    if tokens_per_micro_batch < 1:
+        raise ValueError(f"tokens_per_micro_batch is {tokens_per_micro_batch}; expected at least 1.")
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL
-from t5peft.kernels.linear import Linear
+from t5peft.kernels.linear import Linear, product
 
 # Elements of one chunk of logits. Smaller chunks stream the head's weights through the cache more often than they save.
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
@@ -108,7 +108,7 @@ def _chunk(
     row_scale = (slope / total)[:, None]
     scores = scores.to(weight.dtype)
     if grad_hidden is not None:
-        grad = (scores @ weight).to(sums) * row_scale
+        grad = product(scores, weight.t()).to(sums).mul_(row_scale)
         grad -= (1 - label_smoothing) * weight[labels].to(sums)
         if mean_weight is not None:
             grad -= label_smoothing * mean_weight
@@ -126,7 +126,7 @@ def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """hidden [C, H] and weight [V, H] to logits [C, V]; on CUDA half precision is summed straight into fp32."""
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(hidden, weight.t(), out_dtype=dtype)
-    return (hidden @ weight.t()).to(dtype)
+    return product(hidden, weight).to(dtype)
 
 
 def linear_cross_entropy(

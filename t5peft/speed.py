@@ -1,13 +1,17 @@
-"""Speed of training steps: which kernels a model runs on, and how many tokens a micro-batch has.
+"""Speed of training steps: the kernels a model runs on, and how a step's examples are laid out in micro-batches.
 
-Nothing here changes what is learned: results and gradients are those of the plain model, up to rounding.
+Nothing here changes what is learned: results and gradients are those of the plain model on padded batches, up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal
 
+import psutil
+import torch
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import nn
 from transformers.models.mt5.modeling_mt5 import MT5Attention, MT5LayerNorm
@@ -16,10 +20,17 @@ from transformers.models.umt5.modeling_umt5 import UMT5Attention, UMT5LayerNorm
 
 from t5peft.attention import use_attention
 from t5peft.backbone import t5_of
+from t5peft.batches import Feature, collate, cut_by_tokens, cut_evenly, lay_in_row
+from t5peft.batches import pack as pack_rows
 from t5peft.kernels.attention import BiasByDistance
 from t5peft.kernels.dropout import Dropout
 from t5peft.kernels.linear import Linear, LoraLinear
 from t5peft.kernels.norm import OneStepNorm
+from t5peft.methods.prompt import PromptEncoder
+
+logger = logging.getLogger("t5peft")
+
+Layout = Literal["padded", "rows", "packed"]
 
 
 def _with(mixin: type, base: type) -> type:
@@ -39,8 +50,8 @@ FASTER: dict[type, type] = {
 def kernels(model: nn.Module) -> Iterator[None]:
     """Inside the block, leaves and attentions of `model` are subclasses with the same parameters and cheaper passes.
 
-    Names, hooks and adapters stay what they are; no forward pass of T5's blocks is replaced; a module of another class stays
-    as it is. `model` may be wrapped (PeftModel, DistributedDataParallel).
+    Names, hooks and adapters stay what they are; no forward pass of T5's blocks is replaced; a module of another class
+    stays as it is. `model` may be wrapped (PeftModel, DistributedDataParallel).
     """
     t5 = t5_of(model)
     implementation = t5.config._attn_implementation
@@ -52,5 +63,93 @@ def kernels(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, plain in swapped:
-            module.__class__ = plain
+            if type(module) is FASTER[plain]:
+                module.__class__ = plain
         t5.set_attn_implementation(implementation)
+
+
+def takes_rows(model: nn.Module) -> bool:
+    """Whether steps of `model` run on rows of examples without padding.
+
+    They do on a CPU, on our kernels; not with a prompt, which stands before each example, and not on a GPU, where one padded
+    block of many examples keeps the device busier than many small ones.
+    """
+    parts = list(t5_of(model).modules())
+    prompted = any(isinstance(part, PromptEncoder) and part.active() for part in parts)
+    return t5_of(model).device.type == "cpu" and not prompted and any(isinstance(part, BiasByDistance) for part in parts)
+
+
+def layout_of(model: nn.Module, pack: bool | None) -> Layout:
+    """How micro-batches of `model` are laid out, by what the user asks for: packed or not, or None for what is best."""
+    if pack is not False and takes_rows(model):
+        return "rows"
+    return "packed" if pack else "padded"
+
+
+def micro_batches(
+    features: Sequence[Feature], tokens: int, *, layout: Layout, pad_token_id: int, decoder_start_token_id: int
+) -> list[tuple[list[int], dict[str, Any]]]:
+    """The micro-batches of one optimizer step, each with the indices of its features.
+
+    Args:
+        features: the examples of the step.
+        tokens: most source and target tokens of a micro-batch; an example that has more is alone.
+        layout: "padded", examples of similar length; "rows", end to end in one row without padding; "packed", several in a
+            row by block masks, for a GPU.
+        pad_token_id, decoder_start_token_id: of the model's config.
+    """
+    cut = cut_by_tokens if layout == "padded" else cut_evenly
+    lay_out = {"padded": collate, "rows": lay_in_row, "packed": pack_rows}[layout]
+    return [
+        (
+            chosen,
+            lay_out(
+                [features[i] for i in chosen], pad_token_id=pad_token_id, decoder_start_token_id=decoder_start_token_id
+            ),
+        )
+        for chosen in cut(features, tokens)
+    ]
+
+
+# Tokens of a micro-batch on a CPU: enough for full-speed matrix products, few enough that activations stay in the cache.
+CPU_TOKENS = 2048
+MIN_TOKENS = 64
+# Bytes that autograd keeps for one token in one layer, in units of d_model elements: norm, four or six maps of attention and
+# dropout, and the feed-forward's inner activations counted apart; measured high, as an out-of-memory costs a step.
+_KEPT_PER_LAYER = 20
+
+
+class TokenBudget:
+    """Most tokens, source and target, of one micro-batch: given, or from the memory there is; halved when that runs out."""
+
+    def __init__(self, model: nn.Module, tokens: int | None = None) -> None:
+        self.tokens = tokens or _tokens_for(model)
+
+    def halve_after(self, error: BaseException) -> bool:
+        """Whether `error` was an out-of-memory after which half the tokens may do; the step then starts again."""
+        if not ran_out_of_memory(error) or self.tokens <= MIN_TOKENS:
+            return False
+        self.tokens //= 2
+        logger.warning("Out of memory: from here on a micro-batch has at most %d tokens.", self.tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on a GPU or a CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _tokens_for(model: nn.Module) -> int:
+    """Tokens whose activations fit into half of the free memory; on a CPU no more than the cache is good for."""
+    config = t5_of(model).config
+    inner = _KEPT_PER_LAYER * config.d_model + 5 * config.d_ff
+    layers = config.num_layers + config.num_decoder_layers
+    bytes_per_token = layers * inner * torch.finfo(t5_of(model).dtype).bits // 8
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+        return max(MIN_TOKENS, free // 2 // bytes_per_token)
+    return max(MIN_TOKENS, min(CPU_TOKENS, psutil.virtual_memory().available // 2 // bytes_per_token))

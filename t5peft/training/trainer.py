@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,11 @@ from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
 from t5peft.checkpoint import SEAL, newest_complete, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.wrapping import head_of
+from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.features import check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 
-# Padded tokens of one micro-batch where nothing is known of the memory: fills the cores, and stays small.
-DEFAULT_TOKENS = 4096
 Batch = dict[str, Any]
 
 
@@ -109,9 +109,28 @@ class T5PeftTrainer(Seq2SeqTrainer):
     # --- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Forward and backward of one batch, cut into micro-batches; returns the loss [] per target token of the step."""
+        """Forward and backward of one batch, cut into micro-batches; returns the loss [] per target token of the step.
+
+        Where memory runs out, the step starts again with half the tokens a micro-batch.
+        """
         model.train()
-        batches = self.micro_batches(inputs)
+        while True:
+            try:
+                total = self._forward_backward(model, self.micro_batches(inputs), num_items_in_batch)
+                break
+            except (RuntimeError, MemoryError) as error:
+                # Another process would wait for gradients that never come.
+                alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
+                if not alone or not self.budget.halve_after(error):
+                    raise
+                model.zero_grad()
+        if not torch.isfinite(total):
+            raise FloatingPointError(self._why_not_finite(float(total)))
+        return total
+
+    def _forward_backward(
+        self, model: nn.Module, batches: list[Batch], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         total = torch.zeros((), device=self.args.device)
         for index, batch in enumerate(batches):
             # Gradients are exchanged between processes once a step, however many micro-batches each process has.
@@ -120,8 +139,6 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
             total += loss.detach()
-        if not torch.isfinite(total):
-            raise FloatingPointError(self._why_not_finite(float(total)))
         return total
 
     def compute_loss(
@@ -157,18 +174,32 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if "features" not in inputs:
             return [inputs]
         features = inputs["features"]
-        if self.args.cut_by_length and not self.is_deepspeed_enabled:
-            cuts = cut_by_tokens(
-                [{**f, "labels": f["labels"] if isinstance(f["labels"], list) else [0]} for f in features],
-                self.args.tokens_per_micro_batch or DEFAULT_TOKENS,
-            )
-        else:
-            cuts = [list(range(len(features)))]
-        batches = [self._collate([features[i] for i in cut]) for cut in cuts]
-        for cut, batch in zip(cuts, batches, strict=True):
+        batches = self._lay_out(features)
+        for cut, batch in batches:
             tokens = sum(len(features[i]["input_ids"]) + _length(features[i]["labels"]) for i in cut)
             self.throughput.add(tokens, batch["input_ids"].numel() + batch["labels"].numel())
-        return batches
+        return [batch for _, batch in batches]
+
+    def _lay_out(self, features: list[Batch]) -> list[tuple[list[int], Batch]]:
+        """Micro-batches with the indices of their features."""
+        if not self.args.cut_by_length or self.is_deepspeed_enabled:
+            return [(list(range(len(features))), self._collate(features))]
+        if self._has_class_head:
+            cuts = cut_by_tokens([{**feature, "labels": [0]} for feature in features], self.budget.tokens)
+            return [(cut, self._collate([features[i] for i in cut])) for cut in cuts]
+        config = t5_of(self.model).config
+        return micro_batches(
+            features,
+            self.budget.tokens,
+            layout=layout_of(self.model, self.args.pack),
+            pad_token_id=config.pad_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+        )
+
+    @cached_property
+    def budget(self) -> TokenBudget:
+        """Most tokens of a micro-batch."""
+        return TokenBudget(self.model, self.args.tokens_per_micro_batch)
 
     def _collate(self, features: Sequence[Mapping[str, Any]]) -> Batch:
         config = t5_of(self.model).config
@@ -236,7 +267,9 @@ class T5PeftTrainer(Seq2SeqTrainer):
             resume_from_checkpoint = str(newest)
         elif resume_from_checkpoint and (problems := verify(Path(resume_from_checkpoint))):
             raise ValueError(f"The checkpoint {resume_from_checkpoint} cannot be resumed from: {'; '.join(problems)}.")
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        fast = self.args.fast_kernels and not self.args.torch_compile
+        with kernels(self.model) if fast else contextlib.nullcontext():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
