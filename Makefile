@@ -10,10 +10,10 @@ demo: $(INSTALLED)
 	$(BIN)/t5peft bench --suite quick --output outputs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -23,7 +23,10 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 
 _HOMES = {
     "load_backbone": "t5peft.backbone",
+    "evaluate_task": "t5peft.evaluation",
     "merge": "t5peft.deploy",
+    "predict": "t5peft.evaluation",
+    "rank": "t5peft.evaluation",
     "METHODS": "t5peft.methods",
     "full_wrap": "t5peft.methods",
     "ia3_wrap": "t5peft.methods",
