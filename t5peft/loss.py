@@ -246,7 +246,12 @@ def with_hidden_states(t5: nn.Module) -> Iterator[None]:
 
 def is_plain_head(head: nn.Module) -> bool:
     """Whether `head(x)` is `x @ head.weight.T` and nothing else: no tuner layer around it, no bias, no hooks."""
-    return type(head) in (nn.Linear, Linear) and head.bias is None and not head._forward_hooks and not head._forward_pre_hooks
+    return (
+        type(head) in (nn.Linear, Linear)
+        and head.bias is None
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+    )
 
 
 def target_loss(

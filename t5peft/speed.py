@@ -76,7 +76,9 @@ def takes_rows(model: nn.Module) -> bool:
     """
     parts = list(t5_of(model).modules())
     prompted = any(isinstance(part, PromptEncoder) and part.active() for part in parts)
-    return t5_of(model).device.type == "cpu" and not prompted and any(isinstance(part, BiasByDistance) for part in parts)
+    return (
+        t5_of(model).device.type == "cpu" and not prompted and any(isinstance(part, BiasByDistance) for part in parts)
+    )
 
 
 def layout_of(model: nn.Module, pack: bool | None) -> Layout:

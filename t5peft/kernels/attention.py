@@ -64,7 +64,7 @@ class _RowAttention(torch.autograd.Function):
     ) -> Tensor:
         """query [Q.., N, D], key and value [K.., N, D], bias [N, >=Q, >=K], prefixes [N, P, D] -> [Q.., N, D]."""
         prefix = 0 if prefix_key is None else prefix_key.shape[1]
-        output = torch.empty_like(query)
+        output = query.new_empty(query.shape)
         mask = DropMask(sum(block.scores(query.shape[1], prefix) for block in blocks), p) if p else None
         kept, start = [], 0
         for block in blocks:
@@ -87,7 +87,7 @@ class _RowAttention(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, prefix_key, prefix_value, *kept = ctx.saved_tensors
         grad_query, grad_key, grad_value = (
-            torch.empty_like(tensor) if needed else None
+            tensor.new_empty(tensor.shape) if needed else None
             for tensor, needed in zip((query, key, value), ctx.needs_input_grad, strict=False)
         )
         grad_bias, grad_prefix_key, grad_prefix_value = (
