@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import hashlib
 from collections import Counter
 
 import pytest
@@ -77,10 +76,15 @@ def test_a_resumed_data_set_goes_on_where_the_first_stopped(mixture: Mixture) ->
     assert whole[1100] == mixture.datasets[name][row]
 
 
-def test_another_process_draws_the_same(mixture: Mixture) -> None:
-    code = "from t5peft.tasks.mixtures import shuffled; print(*shuffled(1000, '3/large/0')[:8])"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.split() == [str(row) for row in shuffled(1000, "3/large/0")[:8]]
+def test_an_order_follows_from_its_key_by_splitmix64_and_from_nothing_of_numpys() -> None:
+    state = int.from_bytes(hashlib.sha256(b"3/large/0").digest()[:8], "little")
+    keys = []
+    for _ in range(100):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        keys.append(mixed ^ (mixed >> 31))
+    assert shuffled(100, "3/large/0").tolist() == sorted(range(100), key=lambda i: keys[i])
 
 
 def test_orders_look_shuffled() -> None:

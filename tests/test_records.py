@@ -123,3 +123,27 @@ def test_a_hub_data_set_without_a_network_names_local_files() -> None:
         FileNotFoundError, match=r"'nyu-mll/glue' is no file here.* Without a network give a local file"
     ):
         load_records("nyu-mll/glue", "train", config="sst2")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_file"),
+    [("train.csv", True), ("data/train.jsonl.gz", True), ("./x", True), ("a/b/c", True), ("train.en", True),
+     ("imdb", False), ("nyu-mll/glue", False), ("org/name-v1.0", False)],
+)  # fmt: skip
+def test_names_of_files_and_of_the_hub_are_told_apart(
+    name: str, is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def load(path: str, config: str | None, split: str) -> Dataset:
+        asked.append(path)
+        return Dataset.from_list([{"text": "a"}])
+
+    monkeypatch.setattr("t5peft.tasks.files.load_dataset", load)
+    if is_file:
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            load_records(name)
+    else:
+        assert load_records(name) == [{"text": "a"}]
+    assert asked == ([] if is_file else [name])

@@ -127,6 +127,19 @@ def test_a_users_yaml_file_brings_its_own_files(tmp_path: Path) -> None:
     assert task.target_text(splits["test"][1]) == "yes"
 
 
+def test_a_users_yaml_file_brings_aligned_files(tmp_path: Path) -> None:
+    (tmp_path / "train.en").write_text("".join(f"one {i}\n" for i in range(10)))
+    (tmp_path / "train.de").write_text("".join(f"eins {i}\n" for i in range(10)))
+    (tmp_path / "task.yaml").write_text(
+        "name: mine\ntemplate: 'translate English to German: {en}'\ntarget: '{de}'\n"
+        "data:\n  files:\n    train: {en: train.en, de: train.de}\n"
+    )
+    task, splits = load_task(tmp_path / "task.yaml")
+    assert {split: len(records) for split, records in splits.items()} == {"train": 9, "validation": 1}
+    record = splits["train"][0]
+    assert task.target_text(record) == "eins" + task.source(record)[-2:]
+
+
 def test_a_definition_without_data_or_a_task_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text("name: mine\ntemplate: '{text}'\n")
     with pytest.raises(ValueError, match="must say under 'data' where records come from"):

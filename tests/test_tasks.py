@@ -82,6 +82,7 @@ def test_references_are_the_answers_where_there_are_several() -> None:
     task = Task("text", "{mr}", "{text}", references="texts")
     assert task.answers({"mr": "x", "text": "a", "texts": ["a", " b  c"]}) == ["a", "b c"]
     assert task.answers({"mr": "x", "text": "a", "texts": []}) == ["a"]
+    assert task.answers({"mr": "x", "text": "a", "texts": "one only"}) == ["one only"]
 
 
 def test_tokenized_records_end_in_end_of_sequence_and_hold_no_padding(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -226,7 +226,15 @@ def _file_of_split(folder: Path, split: str | None) -> Path:
 
 
 def _looks_like_a_file(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or bool(Path(name).suffix)
+    suffix = Path(name).suffix.lower()
+    known = suffix in KINDS or suffix in OPENERS
+    return (
+        known
+        or name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or "\\" in name
+        or bool("/" not in name and suffix)
+    )
 
 
 def _no_such_file(path: Path) -> str:

@@ -3,7 +3,7 @@
 ``data`` in a definition says where records come from; exactly one of
 ``embedded`` (a folder of the package), ``benchmark`` (a public data set, see ``benchmarks.py``), ``hub`` (with
 ``config``, ``splits`` and ``first``, a new column with the first of a list) or ``files`` (split to path, relative to
-the YAML file).
+the YAML file; for texts whose lines belong together, split to a mapping from column to path).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from .benchmarks import load_benchmark
 from .definition import definition_names, read_definition
-from .files import load_records
+from .files import load_aligned, load_records
 from .splits import Records, Splits, hold_out
 from .task import Task
 
@@ -79,8 +79,14 @@ def _read_splits(name: str, data: Any, folder: Path) -> Splits:
     if given == ["benchmark"]:
         return load_benchmark(data["benchmark"])
     if given == ["files"]:
-        return {split: load_records(folder / path) for split, path in data["files"].items()}
+        return {split: _read_file(folder, path) for split, path in data["files"].items()}
     return {split: _read_hub(data, of_hub) for split, of_hub in data["splits"].items()}
+
+
+def _read_file(folder: Path, path: str | dict[str, str]) -> Records:
+    if isinstance(path, str):
+        return load_records(folder / path)
+    return load_aligned({column: folder / of_column for column, of_column in path.items()})
 
 
 def _read_embedded(name: str) -> Splits:

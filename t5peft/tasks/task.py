@@ -217,8 +217,10 @@ class Task:
 
     def answers(self, record: Record) -> list[str]:
         """What ``read`` should give for this record: its references if it has several, else its one target."""
-        if self.references is not None and record.get(self.references):
-            return [one_line(str(reference)) for reference in record[self.references]]
+        references = record.get(self.references) if self.references is not None else None
+        if references:
+            texts = [references] if isinstance(references, str) else references
+            return [one_line(str(text)) for text in texts]
         return [self.read(self.target_text(record))]
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:
