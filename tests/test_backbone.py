@@ -16,7 +16,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft import load_backbone, lora_wrap, prefix_wrap, prompt_wrap
+from t5peft import load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap
 from t5peft.backbone import MINI, has_untied_head, t5_of, variant_of
 
 
@@ -109,3 +109,22 @@ def test_a_quantised_backbone_keeps_head_embeddings_and_wo_as_they_were(quantize
                 module.weight, plain.get_submodule(name.removeprefix("transformer.")).weight
             )
             assert type(module).__name__ in ("Linear", "Dropout")
+
+
+@pytest.mark.skipif(not (MINI / "model.safetensors").is_file(), reason="the embedded backbone is not in this tree")
+def test_wo_in_nf4_is_trained_beside_and_costs_little_on_the_logits() -> None:
+    plain, tokenizer = load_backbone("mini")
+    batch = tokenizer(["where is my parcel?"], return_tensors="pt")
+    expected = plain(**batch, labels=batch.input_ids).logits
+    model, _ = load_backbone("mini", quantize="nf4", quantize_wo=True, dtype=torch.float32)
+    bytes_of = [sum(p.numel() * p.element_size() for p in m.parameters()) for m in (plain, model)]
+    assert bytes_of[1] < 0.6 * bytes_of[0]
+    assert (model(**batch, labels=batch.input_ids).logits - expected).norm() < 0.3 * expected.norm()
+    wrapped = qlora_wrap(model)
+    wrapped(**batch, labels=batch.input_ids).loss.backward()
+    assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
+
+
+def test_wo_is_not_quantised_to_8_bits() -> None:
+    with pytest.raises(ValueError, match="expected 'nf4', as wo breaks in 8 bits"):
+        load_backbone("mini", quantize="int8", quantize_wo=True)
