@@ -5,6 +5,7 @@ from t5peft.pretraining.embeddings import pmi_embeddings
 from t5peft.pretraining.fresh import Shape, new_model
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
 from t5peft.pretraining.selfsupervised import SelfSupervised
+from t5peft.pretraining.text import read_documents
 from t5peft.pretraining.tokenizer import save_tokenizer, train_tokenizer
 from t5peft.pretraining.tokens import TokenStore, open_store, shuffled_documents, store_of_files, write_store
 
@@ -21,6 +22,7 @@ __all__ = [
     "new_model",
     "open_store",
     "pmi_embeddings",
+    "read_documents",
     "save_tokenizer",
     "shuffled_documents",
     "split_prefix",

@@ -24,6 +24,7 @@ from transformers import T5ForConditionalGeneration
 
 OptimizerName = Literal["muon", "adafactor", "adamw"]
 LEARNING_RATES: dict[OptimizerName, float] = {"muon": 2e-2, "adafactor": 1e-2, "adamw": 2e-3}
+ADAM_SCALE = 0.25  # of the learning rate, for what Muon leaves to AdamW
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -85,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(state["first"], denominator, value=-rate)
 
 
-def parameter_groups(model: nn.Module, *, d_kv: int, adam_scale: float, query_scale: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, *, d_kv: int) -> list[dict[str, Any]]:
     """Groups for `Muon`: matrices of the stacks, their queries, and everything else."""
     matrices, queries, others = [], [], []
     for name, parameter in model.named_parameters():
@@ -99,8 +100,8 @@ def parameter_groups(model: nn.Module, *, d_kv: int, adam_scale: float, query_sc
             matrices.append(parameter)
     return [
         {"params": matrices, "muon": True},
-        {"params": queries, "muon": True, "scale": query_scale / math.sqrt(d_kv)},
-        {"params": others, "scale": adam_scale},
+        {"params": queries, "muon": True, "scale": 1 / math.sqrt(d_kv)},
+        {"params": others, "scale": ADAM_SCALE},
     ]
 
 
@@ -110,7 +111,7 @@ def make_optimizer(
     """The optimizer `name` for a T5; None takes `LEARNING_RATES`."""
     rate = LEARNING_RATES[name] if learning_rate is None else learning_rate
     if name == "muon":
-        return Muon(parameter_groups(model, d_kv=model.config.d_kv, adam_scale=0.5, query_scale=1.0), lr=rate)
+        return Muon(parameter_groups(model, d_kv=model.config.d_kv), lr=rate)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name == "adafactor":
         return torch.optim.Adafactor(trained, lr=rate, beta2_decay=-0.8, d=1.0, weight_decay=0.0)

@@ -60,7 +60,10 @@ class TokenStore:
 
 
 def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """Token ids of each document without `</s>`; paragraphs are separated by the token of a newline where there is one."""
+    """Token ids of each document without `</s>`; paragraphs are separated by the token of a newline where there is one.
+
+    A special token that is written out in the text becomes that token, as `<unk>` does in WikiText.
+    """
     separator = tokenizer.get_vocab().get("\n")
     paragraphs = [paragraph for document in documents for paragraph in document]
     encoded = iter(tokenizer(paragraphs, add_special_tokens=False, verbose=False).input_ids)

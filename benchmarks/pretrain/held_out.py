@@ -1,0 +1,104 @@
+"""Records of held-out losses: the curve of a pretraining run, the same shape untrained, and a unigram model.
+
+    python benchmarks/pretrain/held_out.py --run RUN [RUN ...] --held-out wikitext2_eval/valid.txt \\
+        --tokens RUN/tokens --backbone mini --output benchmarks/records/pretrain
+
+Losses are nats a target token of span corruption (or divided by ln 2, bits) over the same corrupted rows as the run's own
+log. The unigram model knows how often each token stands in targets of the training text (add-one smoothing); what it
+knows of the rows is nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from t5peft.backbone import load_backbone
+from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.pretraining import PretrainConfig, Pretrainer, Shape, TokenStore, new_model, open_store, write_store
+from t5peft.pretraining.text import read_documents
+
+HELD_OUT_ROWS = 256
+UNIGRAM_BATCHES = 400
+
+
+def main() -> None:
+    """Writes held_out.json and prints its summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, nargs="+", required=True, help="folders with a log.jsonl, in their order")
+    parser.add_argument("--held-out", type=Path, required=True)
+    parser.add_argument("--tokens", type=Path, required=True, help="token store of the training text")
+    parser.add_argument("--backbone", default="mini")
+    parser.add_argument("--source-tokens", type=int, default=128)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/records/pretrain"))
+    args = parser.parse_args()
+
+    model, tokenizer = load_backbone(args.backbone)
+    store = open_store(args.tokens, tokenizer)
+    held_out = write_store(list(read_documents([args.held_out])), tokenizer, args.output / ".held_out")
+    config = PretrainConfig(source_tokens=args.source_tokens, rows=32)
+    untrained = new_model(tokenizer, Shape())
+
+    def loss(t5: Any) -> float:
+        return Pretrainer(t5, tokenizer, store, config, args.output, held_out=held_out).held_out_loss(
+            rows=HELD_OUT_ROWS
+        )
+
+    losses = {
+        "backbone": loss(model),
+        "untrained": loss(untrained),
+        "unigram": unigram_loss(Pretrainer(untrained, tokenizer, store, config, args.output), held_out),
+    }
+    record = {
+        "what": "held-out loss of span corruption, nats a target token",
+        "held_out": f"{args.held_out.parent.name}/{args.held_out.name}",
+        "source_tokens": args.source_tokens,
+        "rows": HELD_OUT_ROWS,
+        "losses": {name: round(value, 4) for name, value in losses.items()},
+        "gain_bits_per_token": {
+            name: round((losses[name] - losses["backbone"]) / math.log(2), 3) for name in ("untrained", "unigram")
+        },
+        "curve": curve(args.run),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine("cpu"),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    (args.output / "held_out.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: record[key] for key in ("losses", "gain_bits_per_token")}, indent=1))
+
+
+def curve(runs: list[Path]) -> list[dict[str, float]]:
+    """Points of held-out loss over tokens seen, from the logs of runs that continue one another."""
+    entries = [
+        json.loads(line) for run in runs for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return [entry for entry in entries if "held_out_loss" in entry]
+
+
+def unigram_loss(pretrainer: Pretrainer, held_out: TokenStore) -> float:
+    """Cross-entropy of held-out targets under the token frequencies of training targets."""
+    size = len(pretrainer.tokenizer)
+    counts = np.ones(size)
+    for step in range(UNIGRAM_BATCHES):
+        counts += np.bincount(_targets(pretrainer, pretrainer.store, step), minlength=size)
+    log_probability = np.log(counts / counts.sum())
+    rows = range(HELD_OUT_ROWS // pretrainer.config.rows)
+    return float(np.mean([-log_probability[_targets(pretrainer, held_out, step)].mean() for step in rows]))
+
+
+def _targets(pretrainer: Pretrainer, store: TokenStore, step: int) -> np.ndarray:
+    pretrainer.store = store
+    labels: torch.Tensor = pretrainer.groups(step)[0][0]["labels"]
+    return labels[labels >= 0].numpy()
+
+
+if __name__ == "__main__":
+    main()
