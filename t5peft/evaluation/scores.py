@@ -31,8 +31,7 @@ def evaluate_task(
     """The scores of `task.metrics` on records.
 
     A task with target words is scored by ranking them, or by the head of a `T5ForSequenceClassification`, whose label ids
-    are the target words in their order; any other by generation. gleu gets the sources with the instruction, whose n-grams
-    count only where an answer repeats it.
+    are the target words in their order; any other by generation.
 
     Returns:
         Every score of every metric, and beside them `expected_calibration_error` for target words, `cut_share` for
@@ -67,7 +66,7 @@ def evaluate_task(
         predictions = [task.read(text) for text in answers]
         scores["cut_share"] = answers.cut_share
     references = [task.answers(record) for record in records]
-    texts = [task.source(record) for record in records]
+    texts = [task.content(record) for record in records]
     for name in task.metrics:
         if name == "perplexity":
             scores |= loss_and_perplexity(model, features, tokens_per_batch=tokens_per_batch)
