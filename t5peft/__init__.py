@@ -28,6 +28,7 @@ _HOMES = {
     "predict": "t5peft.evaluation",
     "rank": "t5peft.evaluation",
     "METHODS": "t5peft.methods",
+    "bottleneck_wrap": "t5peft.methods",
     "full_wrap": "t5peft.methods",
     "ia3_wrap": "t5peft.methods",
     "lora_wrap": "t5peft.methods",

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone
 from t5peft.backbone import correct_config
+from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
 
@@ -40,6 +41,9 @@ _SMALL: dict[str, dict[str, Any]] = {
     "qlora": {"rank": 4},
     "prefix": {"length": 3},
     "prompt": {"length": 3},
+    "houlsby": {"size": 5},
+    "pfeiffer": {"size": 5},
+    "parallel": {"size": 5},
 }
 CASES = [
     *(Case(name, _SMALL.get(name, {})) for name in METHODS),
@@ -94,7 +98,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def by_hand(model: nn.Module) -> reference.Adapters:
     """What stands on the base model, read from the wrapped one; the tensors stay parts of its graph."""
-    lora, output_scales, input_scales, prefixes, prompt = {}, {}, {}, {}, None
+    lora, output_scales, input_scales, prefixes, prompt, bottlenecks = {}, {}, {}, {}, None, {}
     for full_name, module in model.named_modules():
         name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
         if isinstance(module, LoraLayer):
@@ -108,7 +112,17 @@ def by_hand(model: nn.Module) -> reference.Adapters:
             prefixes[name] = reference.KeysValues(*module.t5prefix["default"]())
         elif isinstance(module, PromptEncoder):
             prompt = module.t5prompt["default"]
-    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt)
+        elif isinstance(module, BottleneckLayer):
+            adapter = module.t5bottleneck["default"]
+            bottlenecks[name] = reference.Bottleneck(
+                adapter.down.weight,
+                adapter.down.bias,
+                adapter.up.weight,
+                adapter.up.bias,
+                beside=adapter.parallel,
+                scale=4.0 if adapter.parallel else 1.0,
+            )
+    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt, bottlenecks)
 
 
 def state_of(case: Case, geometry: Geometry, model: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ Nothing here is a module, nothing is cached, nothing is shared with transformers
 a `T5Config` are read. Everything is differentiable, so gradients can be compared too.
 
 Letters: B batch, S source tokens, T target tokens, K keys, H d_model, N heads, D d_kv, F d_ff, P prefix or prompt
-length, R rank, V vocabulary, L layers.
+length, R rank, M size of a bottleneck, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -40,11 +40,27 @@ class KeysValues:
 
 
 @dataclass(frozen=True)
+class Bottleneck:
+    """An adapter of two maps with relu between them. down: [M, H], up: [H, M]; `beside` reads the module's input.
+
+    Otherwise it reads the module's output. Its result is added, times `scale`.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    beside: bool
+    scale: float
+
+
+@dataclass(frozen=True)
 class Adapters:
     """What stands on the base model. Keys are the names of modules within T5 (`encoder.block.0.layer...`).
 
     lora: by name of a linear map. output_scales and input_scales (IA3): by name of a linear map, [out] and [in].
-    prefixes: by name of an attention. prompt: rows before the encoder's embeddings, [P, H].
+    prefixes: by name of an attention. prompt: rows before the encoder's embeddings, [P, H]. bottlenecks: by name of the
+    map or feed-forward that they stand after or beside.
     """
 
     lora: Mapping[str, LowRank] = field(default_factory=lambda: _NOTHING)
@@ -52,6 +68,7 @@ class Adapters:
     input_scales: State = field(default_factory=lambda: _NOTHING)
     prefixes: Mapping[str, KeysValues] = field(default_factory=lambda: _NOTHING)
     prompt: Tensor | None = None
+    bottlenecks: Mapping[str, Bottleneck] = field(default_factory=lambda: _NOTHING)
 
 
 NO_ADAPTERS = Adapters()
@@ -67,7 +84,16 @@ def linear(state: State, name: str, inputs: Tensor, adapters: Adapters) -> Tenso
         outputs = outputs + low_rank.scale * (inputs @ low_rank.down.T @ low_rank.up.T)
     if name in adapters.output_scales:
         outputs = outputs * adapters.output_scales[name]
-    return outputs
+    return bottleneck(name, inputs, outputs, adapters)
+
+
+def bottleneck(name: str, inputs: Tensor, outputs: Tensor, adapters: Adapters) -> Tensor:
+    """What a bottleneck at the module called `name` makes of its inputs [.., in] and outputs [.., H]: [.., H]."""
+    if name not in adapters.bottlenecks:
+        return outputs
+    adapter = adapters.bottlenecks[name]
+    inner = (inputs if adapter.beside else outputs) @ adapter.down.T + adapter.down_bias
+    return outputs + adapter.scale * (inner.clamp(min=0) @ adapter.up.T + adapter.up_bias)
 
 
 def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -147,7 +173,7 @@ def feed_forward(state: State, name: str, states: Tensor, adapters: Adapters, co
         inner = gate * linear(state, f"{name}.wi_1", states, adapters)
     else:
         inner = linear(state, f"{name}.wi", states, adapters).clamp(min=0)
-    return linear(state, f"{name}.wo", inner, adapters)
+    return bottleneck(name, states, linear(state, f"{name}.wo", inner, adapters), adapters)
 
 
 def encode(state: State, embeddings: Tensor, mask: Tensor, adapters: Adapters, config: T5Config) -> Tensor:

@@ -42,10 +42,10 @@ from t5peft.methods.prefix import collapse
 
 TOLERANCE = 1e-5
 
-SAME_AT_FIRST = {"full", "lora", "qlora", "ia3"}
+SAME_AT_FIRST = {"full", "lora", "qlora", "ia3", "houlsby", "pfeiffer", "parallel"}
 OTHER_AT_FIRST = {"prefix", "prompt"}
 MERGES = {"lora", "ia3"}
-NEVER_MERGES = {"prefix", "prompt"}
+NEVER_MERGES = {"prefix", "prompt", "houlsby", "pfeiffer", "parallel"}
 
 
 all_geometries = pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -14,7 +14,8 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
 from t5peft.training.progress import format_logs
 
-TUNED = [name for name, method in METHODS.items() if method.quantize is None]
+# every kind of training: all weights, weights beside the model's, keys and values, input vectors, factors, modules
+TUNED = ["full", "lora", "prefix", "prompt", "ia3", "pfeiffer"]
 
 
 def arguments(folder: Path, **changes: Any) -> T5PeftTrainingArguments:

@@ -256,6 +256,9 @@ def _latency(model: nn.Module, tokenizer: PreTrainedTokenizerBase, test: Split, 
     elif config.method in ("full", "prefix", "prompt", "peft-prefix", "peft-prompt"):
         found["merged_seconds"] = None
         found["merged_reason"] = "nothing to merge"
+    elif config.method in ("houlsby", "pfeiffer", "parallel"):
+        found["merged_seconds"] = None
+        found["merged_reason"] = "no change of a weight"
     else:
         found["merged_seconds"] = _generate_seconds(model, sources, merge=True)
     return found

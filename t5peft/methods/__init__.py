@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from t5peft.backbone import Quantization
+from t5peft.methods.bottleneck import bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
 from t5peft.methods.lora import lora_wrap
@@ -39,11 +41,16 @@ METHODS: dict[str, Method] = {
     "qlora": Method(qlora_wrap, 1e-3, "int8"),
     # T-Few.
     "ia3": Method(ia3_wrap, 3e-3),
+    # Between Compacter's 3e-4 and T-Few's 3e-3 for adapters, both on T5.
+    "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3),
+    "pfeiffer": Method(partial(bottleneck_wrap, placement="pfeiffer"), 1e-3),
+    "parallel": Method(partial(bottleneck_wrap, placement="parallel"), 1e-3),
 }
 
 __all__ = [
     "METHODS",
     "Method",
+    "bottleneck_wrap",
     "full_wrap",
     "ia3_wrap",
     "lora_wrap",

@@ -28,14 +28,14 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.attention import NAME, use_attention
 from t5peft.backbone import t5_of
-from t5peft.methods.registration import register
+from t5peft.methods.registration import OwnTuner, register
 from t5peft.methods.wrapping import check_plain, wrap
 
 Site = Literal["encoder", "decoder", "cross"]
@@ -143,18 +143,14 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
         raise ValueError("A prefix cannot be merged into the weights of T5; collapse() makes it as small as it gets.")
 
 
-class PrefixTuner(BaseTuner):
+class PrefixTuner(OwnTuner):
     """Puts a :class:`PrefixLayer` around every attention of the chosen sites."""
 
     prefix = "t5prefix"
     tuner_layer_cls = PrefixLayer
-    target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self._trunks: dict[tuple[str, Site], Trunk] = {}
-
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        return peft_config
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         use_attention(model)
@@ -182,15 +178,6 @@ class PrefixTuner(BaseTuner):
         layer.t5prefix[adapter_name] = prefix.to(attention.q.weight.device)
         if layer is not target:
             setattr(parent, target_name, layer)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Called to unload; peft's own hands over the weight of one linear map, which an attention is not.
-        setattr(parent, child_name, new_module)
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # peft's own finds the name one level deep; the parts of a reparametrisation lie deeper.
-        return key.replace(f".{cls.prefix}.{adapter_name}.", f".{cls.prefix}.", 1)
 
 
 def site_of(attention: nn.Module) -> Site:

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.methods.registration import register
+from t5peft.methods.registration import OwnTuner, register
 from t5peft.methods.wrapping import check_plain, wrap
 
 Initialiser = Callable[[Tensor, int], Tensor]
@@ -161,15 +161,11 @@ class PromptDecoder(_StackLayer):
         return self.base_layer(*args, encoder_attention_mask=encoder_attention_mask, **kwargs)
 
 
-class PromptTuner(BaseTuner):
+class PromptTuner(OwnTuner):
     """Puts the two tuner layers around the stacks."""
 
     prefix = "t5prompt"
     tuner_layer_cls = _StackLayer
-    target_module_mapping: dict[str, list[str]] = {}
-
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        return peft_config
 
     def _create_and_replace(
         self,
@@ -191,10 +187,6 @@ class PromptTuner(BaseTuner):
             layer.t5prompt[adapter_name] = nn.Parameter(
                 torch.zeros(peft_config.length, embeddings.shape[1], device=embeddings.device)
             )
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Called to unload; peft's own hands over the weight of one linear map, which a stack is not.
-        setattr(parent, child_name, new_module)
 
 
 def prompt_order(attention_mask: Tensor, length: int) -> Tensor:

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
+from torch import nn
+
+
+class OwnTuner(BaseTuner):
+    """What our tuners change of peft's: a tuner of ours puts layers around whatever module its config names."""
+
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        # Our configs name their targets themselves.
+        return peft_config
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Called to unload; peft's own hands over the weight of one linear map, which our targets need not be.
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # peft's own finds the name one level deep; the parts of an adapter of ours may lie deeper.
+        start, found, rest = key.partition(f".{cls.prefix}.{adapter_name}")
+        return f"{start}.{cls.prefix}{rest}" if found and rest[:1] in ("", ".") else key
 
 
 def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
