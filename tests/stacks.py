@@ -48,7 +48,9 @@ class Stack(Protocol):
 
     def load(self, folder: Path, *, quantize: str | None = None) -> PreTrainedModel: ...
 
-    def trainer(self, model: nn.Module, folder: Path, records: Records, **arguments: Any) -> Seq2SeqTrainer: ...
+    def trainer(
+        self, model: nn.Module, folder: Path, records: Records, evaluated: Records | None = None, **arguments: Any
+    ) -> Seq2SeqTrainer: ...
 
 
 PREFIX_LENGTH = PROMPT_LENGTH = 3
@@ -96,13 +98,15 @@ class PlainStack:
         }[quantize]
         return AutoModelForSeq2SeqLM.from_pretrained(folder, quantization_config=quantization)
 
-    def trainer(self, model: nn.Module, folder: Path, records: Records, **arguments: Any) -> Seq2SeqTrainer:
+    def trainer(
+        self, model: nn.Module, folder: Path, records: Records, evaluated: Records | None = None, **arguments: Any
+    ) -> Seq2SeqTrainer:
         tokenizer = tiny_tokenizer()
         return Seq2SeqTrainer(
             model=model,
             args=Seq2SeqTrainingArguments(**quiet_arguments(folder, arguments)),
             train_dataset=records,
-            eval_dataset=records,
+            eval_dataset=evaluated or records,
             processing_class=tokenizer,
             data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         )
@@ -137,14 +141,16 @@ class OurStack:
 
         return load_backbone(str(folder), quantize=quantize)[0]
 
-    def trainer(self, model: nn.Module, folder: Path, records: Records, **arguments: Any) -> Seq2SeqTrainer:
+    def trainer(
+        self, model: nn.Module, folder: Path, records: Records, evaluated: Records | None = None, **arguments: Any
+    ) -> Seq2SeqTrainer:
         from t5peft import T5PeftTrainer, T5PeftTrainingArguments
 
         return T5PeftTrainer(
             model=model,
             args=T5PeftTrainingArguments(**quiet_arguments(folder, arguments)),
             train_dataset=records,
-            eval_dataset=records,
+            eval_dataset=evaluated or records,
             processing_class=tiny_tokenizer(),
         )
 

@@ -1,0 +1,65 @@
+"""One optimizer step and one evaluation on each of several processes; run by torchrun from `test_splits.py`.
+
+    torchrun --nproc-per-node 2 distributed_split.py STACK OUTPUT BACKBONE CASE...
+
+STACK is `plain` or `ours`, OUTPUT the folder for `CASE.pt` (loss, gradients, evaluation loss), BACKBONE a folder with the
+tiny T5 for cases that load it.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from cases import CASES, Case, base_of, stir, wrap
+from stacks import OURS, PLAIN, Stack, one_step
+from tiny import tiny_records
+from transformers import PreTrainedModel
+
+from t5peft import METHODS
+
+RECORDS = 8  # in all, in one optimizer step
+EVALUATED = 7  # not divisible by two processes
+
+
+def precise_model(case: Case, backbone: Path) -> PreTrainedModel:
+    """The wrapped tiny T5, in double precision unless it is quantised, so that rounding hides nothing."""
+    model = stir(wrap(case, base_of(case, "v1.1", backbone)))
+    return model if METHODS[case.method].quantize is not None else model.double()
+
+
+def step_and_evaluate(stack: Stack, case: Case, output: Path, backbone: Path) -> None:
+    trainer = stack.trainer(
+        precise_model(case, backbone),
+        output / "run",
+        tiny_records(RECORDS),
+        tiny_records(EVALUATED, seed=1),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=2,
+        max_steps=1,
+        ddp_backend="gloo",
+    )
+    assert trainer.accelerator.num_processes == 2
+    evaluation_loss = trainer.evaluate()["eval_loss"]
+    loss, gradients = one_step(trainer)
+    if trainer.is_world_process_zero():
+        torch.save({"loss": loss, "gradients": gradients, "eval_loss": evaluation_loss}, output / f"{case}.pt")
+
+
+def main(stack_name: str, output: Path, backbone: Path, names: list[str]) -> None:
+    for case in (case for case in CASES if str(case) in names):
+        step_and_evaluate({"plain": PLAIN, "ours": OURS}[stack_name], case, output, backbone)
+    # what still holds the process group when it is destroyed may wait for ever for a thread that waits for it
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
