@@ -32,6 +32,7 @@ _HOMES = {
     "full_wrap": "t5peft.methods",
     "ia3_wrap": "t5peft.methods",
     "lora_wrap": "t5peft.methods",
+    "norm_wrap": "t5peft.methods",
     "prefix_wrap": "t5peft.methods",
     "prompt_wrap": "t5peft.methods",
     "qlora_wrap": "t5peft.methods",

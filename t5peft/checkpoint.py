@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TrainableTokensWrapper, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
@@ -39,7 +40,7 @@ CONFIG = "adapter_config.json"
 def fingerprint(model: PreTrainedModel) -> str:
     """A hash that tells one backbone from another, the same for float32, bfloat16 and quantised copies of it.
 
-    Taken of the geometry and of weights that are never quantised or adapted: embeddings and final norms, in bfloat16.
+    Taken of the geometry and of weights that are never quantised: embeddings and final norms, without an adapter, in bfloat16.
     """
     t5 = t5_of(model)
     config = t5.config
@@ -50,9 +51,10 @@ def fingerprint(model: PreTrainedModel) -> str:
     # an adapter that trains rows of tokens shows its own in the table's place
     embeddings = (table.original_module if isinstance(table, TrainableTokensWrapper) else table).weight.detach()
     digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
-    for name, parameter in t5.named_parameters():
-        if "final_layer_norm" in name:
-            digest.update(_bytes(parameter.detach()))
+    for name, module in t5.named_modules():
+        if name.endswith("final_layer_norm"):
+            norm = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            digest.update(_bytes(norm.weight.detach()))
     return digest.hexdigest()[:16]
 
 

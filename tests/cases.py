@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 from t5peft import METHODS, load_backbone
 from t5peft.backbone import correct_config
 from t5peft.methods.bottleneck import BottleneckLayer
+from t5peft.methods.norm import NormLayer
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
 
@@ -44,20 +45,20 @@ _SMALL: dict[str, dict[str, Any]] = {
     "houlsby": {"size": 5},
     "pfeiffer": {"size": 5},
     "parallel": {"size": 5},
+    "dora": {"rank": 2, "targets": ["q", "wo"]},
+    "lora-all": {"rank": 3, "rank_stabilised": True},
 }
 CASES = [
     *(Case(name, _SMALL.get(name, {})) for name in METHODS),
-    Case("lora", {"rank": 3, "targets": "all-linear", "rank_stabilised": True}, "all-linear"),
-    Case("lora", {"rank": 2, "targets": ["q", "wo"], "dora": True}, "dora"),
     Case("prefix", {"length": 3, "reparametrise": 7}, "reparametrised"),
     Case("prefix", {"length": 2, "sites": ["encoder"]}, "encoder"),
     Case("prefix", {"length": 2, "sites": ["decoder"]}, "decoder"),
     Case("prefix", {"length": 2, "sites": ["cross"]}, "cross"),
 ]
 ADAPTERS = [case for case in CASES if case.method not in UNWRAPPED]
-# every form of computing, once; single sites and DoRA are told apart by formulas, files and gradients alone
-FORMS = {"", "all-linear", "reparametrised"}
-BY_HAND = [case for case in CASES if case.variant != "dora" and METHODS[case.method].quantize is None]
+# every form of computing, once; single sites are told apart by formulas, files and gradients alone
+FORMS = {"", "reparametrised"}
+BY_HAND = [case for case in CASES if METHODS[case.method].quantize is None]
 
 
 def ready_t5(geometry: Geometry) -> T5ForConditionalGeneration:
@@ -98,12 +99,15 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def by_hand(model: nn.Module) -> reference.Adapters:
     """What stands on the base model, read from the wrapped one; the tensors stay parts of its graph."""
-    lora, output_scales, input_scales, prefixes, prompt, bottlenecks = {}, {}, {}, {}, None, {}
+    lora, output_scales, input_scales, prefixes, prompt, bottlenecks, norms = {}, {}, {}, {}, None, {}, {}
     for full_name, module in model.named_modules():
         name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
         if isinstance(module, LoraLayer):
             lora[name] = reference.LowRank(
-                module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"]
+                module.lora_A["default"].weight,
+                module.lora_B["default"].weight,
+                module.scaling["default"],
+                module.lora_magnitude_vector["default"].weight if module.lora_magnitude_vector else None,
             )
         elif isinstance(module, IA3Layer):
             scales = input_scales if module.is_feedforward else output_scales
@@ -122,7 +126,9 @@ def by_hand(model: nn.Module) -> reference.Adapters:
                 beside=adapter.parallel,
                 scale=4.0 if adapter.parallel else 1.0,
             )
-    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt, bottlenecks)
+        elif isinstance(module, NormLayer):
+            norms[name] = module.t5norm["default"].weight
+    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt, bottlenecks, norms)
 
 
 def state_of(case: Case, geometry: Geometry, model: nn.Module) -> dict[str, Tensor]:

@@ -24,11 +24,16 @@ _NOTHING: Mapping = MappingProxyType({})
 
 @dataclass(frozen=True)
 class LowRank:
-    """LoRA on one linear map: y = W x + scale * up (down x). down: [R, in], up: [out, R]."""
+    """LoRA on one linear map: y = W x + scale * up (down x). down: [R, in], up: [out, R].
+
+    With a magnitude, [out], the rows of W + scale * up down are divided by their norms, which count as constants, and
+    multiplied by it (DoRA).
+    """
 
     down: Tensor
     up: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Adapters:
 
     lora: by name of a linear map. output_scales and input_scales (IA3): by name of a linear map, [out] and [in].
     prefixes: by name of an attention. prompt: rows before the encoder's embeddings, [P, H]. bottlenecks: by name of the
-    map or feed-forward that they stand after or beside.
+    map or feed-forward that they stand after or beside. norms: the weights of norms in the place of the base's, [H].
     """
 
     lora: Mapping[str, LowRank] = field(default_factory=lambda: _NOTHING)
@@ -69,6 +74,7 @@ class Adapters:
     prefixes: Mapping[str, KeysValues] = field(default_factory=lambda: _NOTHING)
     prompt: Tensor | None = None
     bottlenecks: Mapping[str, Bottleneck] = field(default_factory=lambda: _NOTHING)
+    norms: State = field(default_factory=lambda: _NOTHING)
 
 
 NO_ADAPTERS = Adapters()
@@ -82,6 +88,9 @@ def linear(state: State, name: str, inputs: Tensor, adapters: Adapters) -> Tenso
     if name in adapters.lora:
         low_rank = adapters.lora[name]
         outputs = outputs + low_rank.scale * (inputs @ low_rank.down.T @ low_rank.up.T)
+        if low_rank.magnitude is not None:
+            rows = state[f"{name}.weight"] + low_rank.scale * low_rank.up @ low_rank.down
+            outputs = outputs * low_rank.magnitude / rows.square().sum(dim=1).sqrt().detach()
     if name in adapters.output_scales:
         outputs = outputs * adapters.output_scales[name]
     return bottleneck(name, inputs, outputs, adapters)
@@ -185,11 +194,11 @@ def encode(state: State, embeddings: Tensor, mask: Tensor, adapters: Adapters, c
     states = embeddings
     for layer in range(config.num_layers):
         name = f"encoder.block.{layer}.layer"
-        normed = _norm(state, f"{name}.0.layer_norm", states, config)
+        normed = _norm(state, f"{name}.0.layer_norm", states, adapters, config)
         states = states + attention(state, f"{name}.0.SelfAttention", normed, normed, allowed, bias, adapters, config)
-        normed = _norm(state, f"{name}.1.layer_norm", states, config)
+        normed = _norm(state, f"{name}.1.layer_norm", states, adapters, config)
         states = states + feed_forward(state, f"{name}.1.DenseReluDense", normed, adapters, config)
-    return _norm(state, "encoder.final_layer_norm", states, config)
+    return _norm(state, "encoder.final_layer_norm", states, adapters, config)
 
 
 def decode(
@@ -204,17 +213,18 @@ def decode(
     bias = position_bias(table, length, length, both_ways=False, config=config)
     for layer in range(config.num_decoder_layers):
         name = f"decoder.block.{layer}.layer"
-        normed = _norm(state, f"{name}.0.layer_norm", states, config)
+        normed = _norm(state, f"{name}.0.layer_norm", states, adapters, config)
         states = states + attention(state, f"{name}.0.SelfAttention", normed, normed, past, bias, adapters, config)
-        normed = _norm(state, f"{name}.1.layer_norm", states, config)
+        normed = _norm(state, f"{name}.1.layer_norm", states, adapters, config)
         states = states + attention(state, f"{name}.1.EncDecAttention", normed, encoded, source, None, adapters, config)
-        normed = _norm(state, f"{name}.2.layer_norm", states, config)
+        normed = _norm(state, f"{name}.2.layer_norm", states, adapters, config)
         states = states + feed_forward(state, f"{name}.2.DenseReluDense", normed, adapters, config)
-    return _norm(state, "decoder.final_layer_norm", states, config)
+    return _norm(state, "decoder.final_layer_norm", states, adapters, config)
 
 
-def _norm(state: State, name: str, states: Tensor, config: T5Config) -> Tensor:
-    return rms_norm(states, state[f"{name}.weight"], config.layer_norm_epsilon)
+def _norm(state: State, name: str, states: Tensor, adapters: Adapters, config: T5Config) -> Tensor:
+    weight = adapters.norms[name] if name in adapters.norms else state[f"{name}.weight"]
+    return rms_norm(states, weight, config.layer_norm_epsilon)
 
 
 def embed(state: State, input_ids: Tensor, mask: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from t5peft.methods.bottleneck import bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
 from t5peft.methods.lora import lora_wrap
+from t5peft.methods.norm import norm_wrap
 from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
@@ -45,6 +46,12 @@ METHODS: dict[str, Method] = {
     "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3),
     "pfeiffer": Method(partial(bottleneck_wrap, placement="pfeiffer"), 1e-3),
     "parallel": Method(partial(bottleneck_wrap, placement="parallel"), 1e-3),
+    # T-Few.
+    "norm": Method(norm_wrap, 3e-3),
+    # As "lora": the same two maps, and a factor for each output.
+    "dora": Method(partial(lora_wrap, dora=True), 1e-3),
+    # As "lora", and as QLoRA, which stands at every linear map too.
+    "lora-all": Method(partial(lora_wrap, targets="all-linear"), 1e-3),
 }
 
 __all__ = [
@@ -54,6 +61,7 @@ __all__ = [
     "full_wrap",
     "ia3_wrap",
     "lora_wrap",
+    "norm_wrap",
     "prefix_wrap",
     "prompt_wrap",
     "qlora_wrap",
