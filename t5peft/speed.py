@@ -6,6 +6,7 @@ Nothing here changes what is learned: results and gradients are those of the pla
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -26,7 +27,6 @@ from t5peft.kernels.attention import BiasByDistance
 from t5peft.kernels.dropout import Dropout
 from t5peft.kernels.linear import Linear, LoraLinear
 from t5peft.kernels.norm import OneStepNorm
-from t5peft.methods.prompt import PromptEncoder
 
 logger = logging.getLogger("t5peft")
 
@@ -37,6 +37,7 @@ def _with(mixin: type, base: type) -> type:
     return type(base.__name__, (mixin, base), {"__module__": __name__})
 
 
+# For modules of exactly these classes; `_faster` adds those of bitsandbytes.
 FASTER: dict[type, type] = {
     nn.Linear: Linear,
     nn.Dropout: Dropout,
@@ -46,6 +47,15 @@ FASTER: dict[type, type] = {
 }
 
 
+def _faster() -> dict[type, type]:
+    """FASTER, with the 8-bit map where it is loaded; a model that holds one has loaded it."""
+    if "bitsandbytes" not in sys.modules:
+        return FASTER
+    from t5peft.kernels.int8 import Int8Linear, Linear8bitLt
+
+    return {**FASTER, Linear8bitLt: Int8Linear}
+
+
 @contextmanager
 def kernels(model: nn.Module) -> Iterator[None]:
     """Inside the block, leaves and attentions of `model` are subclasses with the same parameters and cheaper passes.
@@ -53,32 +63,28 @@ def kernels(model: nn.Module) -> Iterator[None]:
     Names, hooks and adapters stay what they are; no forward pass of T5's blocks is replaced; a module of another class
     stays as it is. `model` may be wrapped (PeftModel, DistributedDataParallel).
     """
-    t5 = t5_of(model)
+    t5, faster = t5_of(model), _faster()
     implementation = t5.config._attn_implementation
-    swapped = [(module, type(module)) for module in model.modules() if type(module) in FASTER]
+    swapped = [(module, type(module)) for module in model.modules() if type(module) in faster]
     use_attention(t5)
     for module, plain in swapped:
-        module.__class__ = FASTER[plain]
+        module.__class__ = faster[plain]
     try:
         yield
     finally:
         for module, plain in swapped:
-            if type(module) is FASTER[plain]:
+            if type(module) is faster[plain]:
                 module.__class__ = plain
         t5.set_attn_implementation(implementation)
 
 
 def takes_rows(model: nn.Module) -> bool:
-    """Whether steps of `model` run on rows of examples without padding.
+    """Whether steps of `model` run on rows of examples without padding: on a CPU, on our kernels.
 
-    They do on a CPU, on our kernels; not with a prompt, which stands before each example, and not on a GPU, where one padded
-    block of many examples keeps the device busier than many small ones.
+    Not on a GPU, where one padded block of many examples keeps the device busier than many small ones.
     """
-    parts = list(t5_of(model).modules())
-    prompted = any(isinstance(part, PromptEncoder) and part.active() for part in parts)
-    return (
-        t5_of(model).device.type == "cpu" and not prompted and any(isinstance(part, BiasByDistance) for part in parts)
-    )
+    t5 = t5_of(model)
+    return t5.device.type == "cpu" and any(isinstance(part, BiasByDistance) for part in t5.modules())
 
 
 def layout_of(model: nn.Module, pack: bool | None) -> Layout:

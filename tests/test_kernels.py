@@ -105,9 +105,8 @@ def test_kernels_and_rows_leave_loss_and_gradients_of_every_method_alone(method:
     plain = gradients(model, collate(features(), **PADS))
     with kernels(model):
         assert_same_gradients(gradients(model, collate(features(), **PADS)), plain)
-        if takes_rows(model):
-            assert_same_gradients(gradients(model, lay_in_row(features(), **PADS)), plain)
-        assert takes_rows(model) == (method != "prompt")
+        assert takes_rows(model)
+        assert_same_gradients(gradients(model, lay_in_row(features(), **PADS)), plain)
 
 
 def test_a_row_needs_no_kernels() -> None:

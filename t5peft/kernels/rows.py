@@ -80,6 +80,10 @@ class RowLayout:
             source_start, target_start = source.tokens.stop, target.tokens.stop
         return groups
 
+    def with_prompt(self, length: int) -> RowLayout:
+        """The layout of the same row with a prompt of `length` before each source."""
+        return RowLayout(tuple(tokens + length for tokens in self.source_lengths), self.target_lengths)
+
     def indices(self, side: Side, heads: int) -> tuple[Tensor, Tensor]:
         """`side.to_block(heads)` and `side.from_block(heads)`, made once a row: every layer needs them."""
         if (side, heads) not in self._indices:

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.methods.registration import OwnTuner, register
+from t5peft.kernels.rows import RowLayout
+from t5peft.methods.registration import OwnTuner, StackLayer, register
 from t5peft.methods.wrapping import check_plain, wrap
 
 Initialiser = Callable[[Tensor, int], Tensor]
@@ -85,25 +85,14 @@ class PromptConfig(PeftConfig):
         self.target_modules = r"(.*\.)?(encoder|decoder)"
 
 
-class _StackLayer(nn.Module, BaseTunerLayer):
-    """A T5 stack in a tuner layer; what is asked of it and is not here, the stack answers."""
-
-    base_layer: Any
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.lengths: dict[str, int] = {}
+class _PromptedStack(StackLayer):
+    """A stack that knows the lengths of its prompts."""
 
     other_param_names = ("lengths",)
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.lengths: dict[str, int] = {}
 
     def active(self) -> list[str]:
         """Names of the prompts that stand before the text now."""
@@ -114,7 +103,7 @@ class _StackLayer(nn.Module, BaseTunerLayer):
         raise ValueError("A prompt cannot be merged into the weights of T5; it is served as the adapter that it is.")
 
 
-class PromptEncoder(_StackLayer):
+class PromptEncoder(_PromptedStack):
     """The encoder stack with the active prompts before its text."""
 
     adapter_layer_names = ("t5prompt",)
@@ -128,19 +117,33 @@ class PromptEncoder(_StackLayer):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        layout: RowLayout | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Encode input_ids [B, S] (or inputs_embeds [B, S, H]) after the prompt: states [B, P + S, H]."""
+        """Encode input_ids [B, S] (or inputs_embeds [B, S, H]) after the prompt: states [B, P + S, H].
+
+        In a row of examples each gets its prompt.
+        """
         names = self.active()
         if not names:
             return self.base_layer(
-                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                layout=layout,
+                **kwargs,
             )
         if kwargs.get("encoder_block_mask") is not None:
             raise ValueError("A packed row has one prompt for several examples; prompt tuning takes one example a row.")
         if inputs_embeds is None:
             inputs_embeds = self.base_layer.embed_tokens(input_ids)
         prompt = torch.cat([self.t5prompt[name] for name in names]).to(inputs_embeds.dtype)
+        if layout is not None:
+            parts = [part for text in inputs_embeds[0].split(layout.source_lengths) for part in (prompt, text)]
+            layout = layout.with_prompt(len(prompt))
+            return self.base_layer(
+                attention_mask=attention_mask, inputs_embeds=torch.cat(parts)[None], layout=layout, **kwargs
+            )
         rows = prompt.expand(len(inputs_embeds), -1, -1)
         lengthened = torch.cat([rows, inputs_embeds], dim=1)
         if attention_mask is not None:
@@ -150,22 +153,30 @@ class PromptEncoder(_StackLayer):
         return self.base_layer(attention_mask=attention_mask, inputs_embeds=lengthened, **kwargs)
 
 
-class PromptDecoder(_StackLayer):
+class PromptDecoder(_PromptedStack):
     """The decoder stack with the mask of its cross-attention lengthened to what the encoder returned."""
 
-    def forward(self, *args: Any, encoder_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        """Decode with encoder_attention_mask [B, S] lengthened by the prompt to [B, P + S]."""
+    def forward(
+        self,
+        *args: Any,
+        encoder_attention_mask: Tensor | None = None,
+        layout: RowLayout | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Decode with encoder_attention_mask [B, S] lengthened by the prompt to [B, P + S], or the row's layout likewise."""
         length = sum(self.lengths[name] for name in self.active())
-        if length and encoder_attention_mask is not None:
+        if layout is not None:
+            layout = layout.with_prompt(length)
+        elif length and encoder_attention_mask is not None:
             encoder_attention_mask = lengthen(encoder_attention_mask, length)
-        return self.base_layer(*args, encoder_attention_mask=encoder_attention_mask, **kwargs)
+        return self.base_layer(*args, encoder_attention_mask=encoder_attention_mask, layout=layout, **kwargs)
 
 
 class PromptTuner(OwnTuner):
     """Puts the two tuner layers around the stacks."""
 
     prefix = "t5prompt"
-    tuner_layer_cls = _StackLayer
+    tuner_layer_cls = _PromptedStack
 
     def _create_and_replace(
         self,
@@ -176,7 +187,7 @@ class PromptTuner(OwnTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        if isinstance(target, _StackLayer):
+        if isinstance(target, _PromptedStack):
             layer = target
         else:
             layer = PromptDecoder(target) if target.is_decoder else PromptEncoder(target)
