@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
 from torch import nn
 
@@ -28,6 +28,24 @@ class OwnTuner(BaseTuner):
         # peft's own finds the name one level deep; the parts of an adapter of ours may lie deeper.
         start, found, rest = key.partition(f".{cls.prefix}.{adapter_name}")
         return f"{start}.{cls.prefix}{rest}" if found and rest[:1] in ("", ".") else key
+
+
+class StackLayer(nn.Module, BaseTunerLayer):
+    """A T5 stack in a tuner layer; what is asked of it and is not here, the stack answers."""
+
+    base_layer: Any
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
 
 
 def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
