@@ -1,0 +1,53 @@
+"""Correction of errors in English sentences, by LoRA.
+
+    python examples/correction.py
+
+A corrector must leave alone what is right, so the score (GLEU) of the text as it came is high, and hard to beat.
+
+Time: about 60 s on 2 cores.
+Last line: GLEU 0.100, text as it came 0.762
+Promise: GLEU > 0.02
+The embedded backbone does not beat the text as it came: it is too small to copy every word of a sentence.
+
+For T5 base and a data set of the hub change two lines:
+
+    task, data = Task("coedit", "{src}", "{tgt}"), {s: load_records("grammarly/coedit", s) for s in ("train", "validation")}
+    model, tokenizer = load_backbone("google-t5/t5-base")
+"""
+
+from __future__ import annotations
+
+from transformers import set_seed
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, save_adapter
+from t5peft.evaluation import compute, predict
+from t5peft.tasks import load_task
+
+set_seed(0)
+task, data = load_task("correction")
+model, tokenizer = load_backbone("mini")
+model = lora_wrap(model, rank=32, targets="all-linear")
+
+arguments = T5PeftTrainingArguments(
+    "runs/correction",
+    max_steps=200,
+    per_device_train_batch_size=16,
+    learning_rate=5e-3,
+    warmup_steps=10,
+    logging_steps=25,
+    save_strategy="no",
+    disable_tqdm=True,
+)
+train = task.tokenize(data["train"], tokenizer)
+T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
+save_adapter(model, "runs/correction/adapter")
+
+test = data["test"]
+corrected = predict(model, tokenizer, task.sources(test, tokenizer), max_new_tokens=task.max_target_length)
+references = [task.answers(record) for record in test]
+texts = [task.content(record) for record in test]
+for text, correction, reference in list(zip(texts, corrected, references, strict=True))[:4]:
+    print(f"\n{text}\n  corrected: {correction}\n  reference: {reference[0]}")
+
+tuned, left = (compute("gleu", answers, references, sources=texts)["gleu"] for answers in (corrected, texts))
+print(f"\nGLEU {tuned:.3f}, text as it came {left:.3f}")

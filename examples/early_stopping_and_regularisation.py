@@ -1,0 +1,65 @@
+"""Early stopping and regularisation, where 160 examples are soon learned by heart.
+
+    python examples/early_stopping_and_regularisation.py
+
+Four things against overfitting: training stops when the validation loss no longer falls, and the best checkpoint is
+taken back; label smoothing; weight decay; dropout before the adapter. The loss on validation is the exact mean over
+target tokens, so it can be compared from one evaluation to the next, however the batches fall.
+
+Time: about 40 s on 2 cores.
+Last line: accuracy 0.400, most frequent sentiment 0.302, best step 40, stopped at step 70
+Promise: accuracy > most frequent sentiment; stopped at step < 300; best step < stopped at step
+
+For T5 base and a data set of the hub change two lines:
+
+    task, data = load_task("glue_sst2")
+    model, tokenizer = load_backbone("google-t5/t5-base")
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from transformers import EarlyStoppingCallback, set_seed
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft.evaluation import evaluate_task
+from t5peft.tasks import load_task
+
+set_seed(0)
+task, data = load_task("finance")
+model, tokenizer = load_backbone("mini")
+model = lora_wrap(model, targets="all-linear", dropout=0.1)
+
+arguments = T5PeftTrainingArguments(
+    "runs/early_stopping_and_regularisation",
+    max_steps=300,
+    per_device_train_batch_size=16,
+    learning_rate=3e-3,
+    label_smoothing_factor=0.1,
+    weight_decay=0.01,
+    eval_strategy="steps",
+    eval_steps=10,
+    save_steps=10,
+    save_total_limit=1,
+    logging_steps=10,
+    load_best_model_at_end=True,
+    metric_for_best_model="eval_loss",
+    disable_tqdm=True,
+)
+trainer = T5PeftTrainer(
+    model,
+    arguments,
+    train_dataset=task.tokenize(data["train"][:160], tokenizer),
+    eval_dataset=task.tokenize(data["validation"], tokenizer),
+    processing_class=tokenizer,
+    callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
+)
+trainer.train()
+best, stopped = int(trainer.state.best_model_checkpoint.split("-")[-1]), trainer.state.global_step
+
+accuracy = evaluate_task(model, tokenizer, task, data["test"])["accuracy"]
+labels = [task.target_text(record) for record in data["test"]]
+frequent = Counter(task.target_text(record) for record in data["train"]).most_common(1)[0][0]
+baseline = labels.count(frequent) / len(labels)
+print(f"accuracy {accuracy:.3f}, most frequent sentiment {baseline:.3f}, best step {best}, stopped at step {stopped}")

@@ -1,0 +1,75 @@
+"""Monitoring of financial sentiment: a stream of headlines, day by day, with an alert on a surge of negative news.
+
+    python examples/financial_sentiment_monitor.py
+
+Tuned on headlines until August. What a week's number of negative headlines usually is, as the model counts them, is
+read off the weeks to 12 September; then the stream runs from there to December. In the week from 6 October a bank
+fails. The alert is raised when seven days hold more negative headlines than the usual number and three times its
+square root, which is the deviation of a Poisson count.
+
+Time: about 30 s on 2 cores.
+Last line: days from the failure to the alert 3, days of false alert 0, accuracy 0.600, most frequent sentiment 0.302
+Promise: days from the failure to the alert <= 6; days of false alert <= 2; accuracy > most frequent sentiment
+
+For T5 base and a data set of the hub change two lines, if the records have the columns headline, sentiment and date:
+
+    data = {split: load_records("YOUR/DATASET", split) for split in ("train", "validation", "test")}
+    model, tokenizer = load_backbone("google-t5/t5-base")
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import date
+from itertools import groupby
+
+from transformers import set_seed
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft.evaluation import rank
+from t5peft.tasks import load_task
+
+set_seed(0)
+task, data = load_task("finance")
+model, tokenizer = load_backbone("mini")
+model = lora_wrap(model, targets="all-linear")
+arguments = T5PeftTrainingArguments(
+    "runs/financial_sentiment_monitor",
+    max_steps=100,
+    per_device_train_batch_size=16,
+    learning_rate=3e-3,
+    logging_steps=20,
+    save_strategy="no",
+    disable_tqdm=True,
+)
+train = task.tokenize(data["train"], tokenizer)
+T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
+
+quiet = data["validation"]
+days = (date.fromisoformat(quiet[-1]["date"]) - date.fromisoformat(quiet[0]["date"])).days + 1
+judged = rank(model, tokenizer, task.sources(quiet, tokenizer), task.candidates).best
+usual = 7 / days * sum(task.labels[place] == "negative" for place in judged)
+limit = usual + 3 * usual**0.5
+print(f"\nusually {usual:.1f} negative headlines in seven days; alert above {limit:.1f}")
+
+failure = date(2025, 10, 6)
+negative: list[tuple[date, str]] = []
+alerts, right = [], 0
+for day, records in groupby(data["test"], key=lambda record: date.fromisoformat(record["date"])):
+    news = list(records)
+    found = rank(model, tokenizer, task.sources(news, tokenizer), task.candidates)
+    labels = [task.labels[place] for place in found.best]
+    right += sum(label == record["sentiment"] for label, record in zip(labels, news, strict=True))
+    negative += [(day, news[i]["headline"]) for i, label in enumerate(labels) if label == "negative"]
+    week = [headline for then, headline in negative if (day - then).days < 7]
+    if len(week) > limit:
+        alerts.append(day)
+        print(f"ALERT {day}: {len(week)} negative headlines in seven days, such as: {week[-1]}")
+
+delays = [(day - failure).days for day in alerts if 0 <= (day - failure).days < 13]
+frequent = Counter(record["sentiment"] for record in data["train"]).most_common(1)[0][0]
+baseline = sum(record["sentiment"] == frequent for record in data["test"]) / len(data["test"])
+print(
+    f"days from the failure to the alert {min(delays, default=99)}, days of false alert {len(alerts) - len(delays)}, "
+    f"accuracy {right / len(data['test']):.3f}, most frequent sentiment {baseline:.3f}"
+)

@@ -1,0 +1,41 @@
+"""Search for hyper-parameters: learning rate, weight decay, label smoothing and rank of LoRA, with Optuna.
+
+    python examples/hyperparameter_search.py        # needs optuna: pip install "t5peft[search]"
+
+Each trial is a short run, scored on validation; one that does worse than most is stopped early. The study is a file: run
+the example again and it is read, raise `trials` and it goes on. Delete runs/hyperparameter_search to begin anew.
+
+Time: about 70 s on 2 cores.
+Last line: trials 6, pruned 0, accuracy on validation 0.500, accuracy on test 0.500, most frequent sentiment 0.302
+Promise: accuracy on validation > 0.4; accuracy on test > most frequent sentiment; trials >= 6
+
+For T5 base and a data set of the hub change two lines:
+
+    task, data = load_task("glue_sst2")
+    recipe = Recipe(method="lora", backbone="google-t5/t5-base", options={"targets": "all-linear"}, steps=1000)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from t5peft.search import search
+from t5peft.tasks import load_task
+from t5peft.tuning import Recipe, tune
+
+task, data = load_task("finance")
+recipe = Recipe(method="lora", options={"targets": "all-linear"}, learning_rate=3e-3, steps=30, evaluations=2)
+
+found = search(task, data, recipe, "runs/hyperparameter_search", trials=6)
+best = found.recipe
+print(f"\nbest: learning rate {best.learning_rate:.1e}, weight decay {best.weight_decay}, rank {best.options['rank']}")
+print(f"picture: {found.picture}\nagain from the command line: {found.command('finance', 'runs/best')}")
+
+tuned = tune(task, data, best, "runs/hyperparameter_search/best")
+labels = [task.target_text(record) for record in data["test"]]
+frequent = Counter(task.target_text(record) for record in data["train"]).most_common(1)[0][0]
+print(
+    f"trials {found.trials}, pruned {found.pruned}, accuracy on validation {found.value:.3f}, "
+    f"accuracy on test {tuned.scores['test']['accuracy']:.3f}, "
+    f"most frequent sentiment {labels.count(frequent) / len(labels):.3f}"
+)

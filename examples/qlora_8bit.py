@@ -1,0 +1,60 @@
+"""QLoRA: LoRA beside a backbone of 8 bits, merged into the unquantised one at the end.
+
+    python examples/qlora_8bit.py        # needs bitsandbytes: pip install "t5peft[quantized]"
+
+The linear maps of attention and feed-forward are held in 8 bits; embeddings, `wo` and head keep 16 or 32, as the machine
+computes. Merging into the quantised weights would lose part of what was tuned, so `merge` takes the unquantised ones
+and says how close the merged model stays.
+
+Time: about 60 s on 2 cores.
+Last line: accuracy 0.400, merged 0.400, most frequent sentiment 0.302, weights in 8 bits 0.361
+Promise: accuracy > most frequent sentiment; merged > most frequent sentiment; weights in 8 bits < 0.8
+
+For T5 base and a data set of the hub change two lines:
+
+    task, data = load_task("glue_sst2")
+    model, tokenizer = load_backbone("google-t5/t5-base", quantize="int8")
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from transformers import set_seed
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, merge, qlora_wrap, save_adapter
+from t5peft.evaluation import evaluate_task
+from t5peft.tasks import load_task
+
+set_seed(0)
+task, data = load_task("finance")
+model, tokenizer = load_backbone("mini", quantize="int8")
+quantised_bytes = model.get_memory_footprint()
+model = qlora_wrap(model)
+
+arguments = T5PeftTrainingArguments(
+    "runs/qlora_8bit",
+    max_steps=80,
+    per_device_train_batch_size=16,
+    learning_rate=3e-3,
+    logging_steps=20,
+    save_strategy="no",
+    disable_tqdm=True,
+)
+train = task.tokenize(data["train"], tokenizer)
+T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
+tuned = evaluate_task(model, tokenizer, task, data["test"])["accuracy"]
+
+save_adapter(model, "runs/qlora_8bit/adapter")
+merged_model, tokenizer, parity = merge("runs/qlora_8bit/adapter")
+merged_model.save_pretrained("runs/qlora_8bit/merged")
+merged = evaluate_task(merged_model, tokenizer, task, data["test"])["accuracy"]
+share = quantised_bytes / merged_model.get_memory_footprint()
+print(f"\n{parity}")
+
+labels = [task.target_text(record) for record in data["test"]]
+frequent = Counter(task.target_text(record) for record in data["train"]).most_common(1)[0][0]
+baseline = labels.count(frequent) / len(labels)
+print(
+    f"accuracy {tuned:.3f}, merged {merged:.3f}, most frequent sentiment {baseline:.3f}, weights in 8 bits {share:.3f}"
+)

@@ -1,0 +1,54 @@
+"""Summarisation by prefix tuning: the subject line of an e-mail.
+
+    python examples/summarisation_prefix.py
+
+Twenty trained keys and values stand before those of every attention, in the encoder, in the decoder and between them,
+as in the paper; the backbone stays as it is.
+
+Time: about 60 s on 2 cores.
+Last line: ROUGE-L 0.100, first sentence 0.034
+Promise: ROUGE-L > first sentence
+
+For T5 base and a data set of the hub change two lines:
+
+    task, data = load_task("samsum")
+    model, tokenizer = load_backbone("google-t5/t5-base")
+"""
+
+from __future__ import annotations
+
+from transformers import set_seed
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, prefix_wrap, save_adapter
+from t5peft.evaluation import compute, predict
+from t5peft.tasks import load_task
+
+set_seed(0)
+task, data = load_task("subjects")
+model, tokenizer = load_backbone("mini")
+model = prefix_wrap(model, length=20)
+model.print_trainable_parameters()
+
+arguments = T5PeftTrainingArguments(
+    "runs/summarisation_prefix",
+    max_steps=120,
+    per_device_train_batch_size=16,
+    learning_rate=1e-2,
+    warmup_steps=10,
+    logging_steps=20,
+    save_strategy="no",
+    disable_tqdm=True,
+)
+train = task.tokenize(data["train"], tokenizer)
+T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
+save_adapter(model, "runs/summarisation_prefix/adapter")
+
+test = data["test"]
+written = predict(model, tokenizer, task.sources(test, tokenizer), max_new_tokens=task.max_target_length)
+references = [task.answers(record) for record in test]
+for record, subject in list(zip(test, written, strict=True))[:3]:
+    print(f"\n{task.content(record)}\n  written: {subject}\n  by hand: {task.answers(record)[0]}")
+
+first = [task.content(record).split(". ")[0] for record in test]
+scores = {name: compute("rouge", texts, references)["rougeL"] for name, texts in (("tuned", written), ("first", first))}
+print(f"\nROUGE-L {scores['tuned']:.3f}, first sentence {scores['first']:.3f}")

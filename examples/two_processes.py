@@ -1,0 +1,66 @@
+"""Two processes: one optimizer step over both, with the loss and the evaluation that one process has.
+
+    torchrun --nproc-per-node 2 examples/two_processes.py
+    accelerate launch --multi_gpu --num_processes 2 examples/two_processes.py        # the same, where there are two GPUs
+    python examples/two_processes.py                                                 # one process: the same figures
+
+Each step is the same 16 examples, however many processes share them: the loss is a sum over target tokens, divided by
+their number over all processes.
+
+Time: about 40 s on 2 cores.
+Last line: processes 2, evaluation loss 0.500000, accuracy 0.400, most frequent sentiment 0.302
+Promise: accuracy > most frequent sentiment; processes >= 1
+
+For T5 base and a data set of the hub change two lines:
+
+    task, data = load_task("glue_sst2")
+    model, tokenizer = load_backbone("google-t5/t5-base")
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, save_adapter
+from t5peft.evaluation import evaluate_task
+from t5peft.tasks import load_task
+
+processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
+set_seed(0)
+task, data = load_task("finance")
+model, tokenizer = load_backbone("mini")
+model = lora_wrap(model, targets="all-linear")
+
+arguments = T5PeftTrainingArguments(
+    "runs/two_processes",
+    max_steps=60,
+    per_device_train_batch_size=16 // processes,
+    learning_rate=3e-3,
+    logging_steps=20,
+    save_strategy="no",
+    disable_tqdm=True,
+)
+trainer = T5PeftTrainer(
+    model,
+    arguments,
+    train_dataset=task.tokenize(data["train"], tokenizer),
+    eval_dataset=task.tokenize(data["validation"], tokenizer),
+    processing_class=tokenizer,
+)
+trainer.train()
+loss = trainer.evaluate()["eval_loss"]
+
+if trainer.is_world_process_zero():
+    save_adapter(model, "runs/two_processes/adapter")
+    accuracy = evaluate_task(model, tokenizer, task, data["test"])["accuracy"]
+    labels = [task.target_text(record) for record in data["test"]]
+    frequent = Counter(task.target_text(record) for record in data["train"]).most_common(1)[0][0]
+    baseline = labels.count(frequent) / len(labels)
+    print(
+        f"processes {processes}, evaluation loss {loss:.6f}, accuracy {accuracy:.3f}, most frequent sentiment {baseline:.3f}"
+    )
+PartialState().destroy_process_group()
