@@ -31,6 +31,7 @@ _HOMES = {
     "bottleneck_wrap": "t5peft.methods",
     "full_wrap": "t5peft.methods",
     "ia3_wrap": "t5peft.methods",
+    "ladder_wrap": "t5peft.methods",
     "lora_wrap": "t5peft.methods",
     "norm_wrap": "t5peft.methods",
     "prefix_wrap": "t5peft.methods",

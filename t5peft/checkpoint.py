@@ -24,7 +24,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TrainableTokensWrapper, get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
@@ -51,11 +51,19 @@ def fingerprint(model: PreTrainedModel) -> str:
     # an adapter that trains rows of tokens shows its own in the table's place
     embeddings = (table.original_module if isinstance(table, TrainableTokensWrapper) else table).weight.detach()
     digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
-    for name, module in t5.named_modules():
-        if name.endswith("final_layer_norm"):
-            norm = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            digest.update(_bytes(norm.weight.detach()))
+    for norm in _final_norms(t5):
+        digest.update(_bytes(norm.weight.detach()))
     return digest.hexdigest()[:16]
+
+
+def _final_norms(t5: PreTrainedModel) -> list[nn.Module]:
+    """The last norm of each stack of the backbone itself, not of an adapter that holds stacks or norms of its own."""
+    layers = [module for module in t5.modules() if isinstance(module, BaseTunerLayer)]
+    adapters = {
+        part for layer in layers for name in layer.adapter_layer_names for part in getattr(layer, name).modules()
+    }
+    norms = [norm for name, norm in t5.named_modules() if name.endswith("final_layer_norm") and norm not in adapters]
+    return [norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm for norm in norms]
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -37,7 +37,7 @@ def _with(mixin: type, base: type) -> type:
     return type(base.__name__, (mixin, base), {"__module__": __name__})
 
 
-# For modules of exactly these classes; `_faster` adds those of bitsandbytes.
+# For modules of exactly these classes; `faster` adds those of bitsandbytes.
 FASTER: dict[type, type] = {
     nn.Linear: Linear,
     nn.Dropout: Dropout,
@@ -47,7 +47,7 @@ FASTER: dict[type, type] = {
 }
 
 
-def _faster() -> dict[type, type]:
+def faster() -> dict[type, type]:
     """FASTER, with the 8-bit map where it is loaded; a model that holds one has loaded it."""
     if "bitsandbytes" not in sys.modules:
         return FASTER
@@ -63,17 +63,17 @@ def kernels(model: nn.Module) -> Iterator[None]:
     Names, hooks and adapters stay what they are; no forward pass of T5's blocks is replaced; a module of another class
     stays as it is. `model` may be wrapped (PeftModel, DistributedDataParallel).
     """
-    t5, faster = t5_of(model), _faster()
+    t5, classes = t5_of(model), faster()
     implementation = t5.config._attn_implementation
-    swapped = [(module, type(module)) for module in model.modules() if type(module) in faster]
+    swapped = [(module, type(module)) for module in model.modules() if type(module) in classes]
     use_attention(t5)
     for module, plain in swapped:
-        module.__class__ = faster[plain]
+        module.__class__ = classes[plain]
     try:
         yield
     finally:
         for module, plain in swapped:
-            if type(module) is faster[plain]:
+            if type(module) is classes[plain]:
                 module.__class__ = plain
         t5.set_attn_implementation(implementation)
 

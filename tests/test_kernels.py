@@ -26,7 +26,7 @@ from t5peft.kernels.linear import Linear
 from t5peft.kernels.rows import RowLayout
 from t5peft.loss import target_loss
 from t5peft.methods import METHODS
-from t5peft.speed import FASTER, TokenBudget, kernels, layout_of, micro_batches, ran_out_of_memory, takes_rows
+from t5peft.speed import FASTER, TokenBudget, faster, kernels, layout_of, micro_batches, ran_out_of_memory, takes_rows
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
 SHAPE = {
@@ -142,10 +142,15 @@ def test_the_block_leaves_classes_attention_and_weights_as_they_were() -> None:
     classes = [type(module) for module in model.modules()]
     weights = copy.deepcopy(model.state_dict())
     attention = model.base_model.model.config._attn_implementation
-    with pytest.raises(KeyError, match="stop"), kernels(model):
-        assert any(type(module) in FASTER.values() for module in model.modules())
-        assert list(model.state_dict()) == list(weights)
-        raise KeyError("stop")
+
+    def fail_inside() -> None:
+        with kernels(model):
+            assert any(type(module) in FASTER.values() for module in model.modules())
+            assert list(model.state_dict()) == list(weights)
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        fail_inside()
     assert [type(module) for module in model.modules()] == classes
     assert model.base_model.model.config._attn_implementation == attention
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -193,6 +198,36 @@ def test_lora_layers_equal_pefts(options: dict[str, object]) -> None:
     model.merge_adapter()
     if "lora_dropout" not in options:
         torch.testing.assert_close(model(x), expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
+def test_an_8_bit_map_equals_that_of_bitsandbytes_and_keeps_no_input() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    layer = bitsandbytes.nn.Linear8bitLt(16, 8, bias=False, has_fp16_weights=False).to("cpu").train()
+    x = torch.randn(3, 5, 16, requires_grad=True)
+
+    def run() -> tuple[Tensor, Tensor, int]:
+        kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel() * tensor.is_floating_point()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = layer(x)
+        return y.detach(), torch.autograd.grad(y.square().sum(), x)[0], kept
+
+    plain = run()
+    with torch.no_grad():
+        evaluated = layer.eval()(x)
+    layer.train().__class__ = faster()[type(layer)]
+    ours = run()
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), evaluated, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(ours[:2], plain[:2])
+    assert ours[2] < x.numel()
 
 
 # --- attention ----------------------------------------------------------------------------------------------------------

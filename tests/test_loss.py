@@ -141,7 +141,8 @@ def test_autocast_gives_fp32_gradients_to_fp32_leaves() -> None:
     loss.backward()
     exact = linear_cross_entropy(hidden, weight, labels, label_smoothing=0.1)
     torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0.0)
-    assert hidden.grad is not None and hidden.grad.dtype == torch.float32
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("trained_head", [False, True])

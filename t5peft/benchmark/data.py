@@ -22,17 +22,25 @@ Splits = dict[str, list[dict[str, Any]]]
 def data_of(task: SuiteTask) -> dict[str, Any]:
     """What a `RunConfig` holds of the data: where it is, and the SHA-256 of its content with the task's definition."""
     data: dict[str, Any] = {"task": task.name} if task.own is None else {"own": dict(task.own)}
-    definition, splits = _load(data)
-    content = json.dumps([asdict(definition), splits], sort_keys=True, ensure_ascii=False, default=str)
-    return data | {"fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16]}
+    return data | {"fingerprint": _fingerprint(*_load(data))}
+
+
+def _fingerprint(task: Task, splits: Splits) -> str:
+    content = json.dumps([asdict(task), splits], sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, Splits]:
     """The task and at most `limits` records of each split.
 
     Records are drawn, not cut off, and with a fixed number, so that every seed and method sees the same ones.
+
+    Raises:
+        RuntimeError: the data are no longer those of the configuration.
     """
     task, splits = _load(data)
+    if _fingerprint(task, splits) != data["fingerprint"]:
+        raise RuntimeError(f"the data of task {task.name!r} changed while the suite ran; start it again")
     for name, limit in limits.items():
         if name in splits and len(splits[name]) > limit:
             splits[name] = random.Random(0).sample(splits[name], limit)

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallbac
 from t5peft.backbone import load_backbone, t5_of
 from t5peft.benchmark.data import load_data
 from t5peft.benchmark.machine import commit, machine, versions
-from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory
+from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
 from t5peft.benchmark.peers import PEERS, plain_trainer
 from t5peft.benchmark.records import RunConfig
 from t5peft.benchmark.scoring import Split
@@ -109,6 +109,9 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Ends a step; at a point of the curve scores validation."""
         self.step_seconds.append(time.perf_counter() - self._step_start)
+        self.clock.pause()
+        trim_heap()
+        self.clock.go_on()
         self.tell(state.global_step, self.config.steps)
         if state.global_step in self.points:
             self.clock.pause()

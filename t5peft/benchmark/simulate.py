@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedMode
 from t5peft import attention
 from t5peft.backbone import Quantization, t5_of
 from t5peft.loss import CHUNK_ELEMENTS, target_loss
+from t5peft.speed import kernels
 
 _aten = torch.ops.aten
 
@@ -145,6 +146,7 @@ def simulate_step(
     checkpointing: bool = False,
     accumulation: int = 1,
     device: str = "cpu",
+    fast_kernels: bool = True,
 ) -> StepBytes:
     """One step of `accumulation` micro-batches of `batch` rows [batch, source_tokens] -> [batch, target_tokens].
 
@@ -160,6 +162,7 @@ def simulate_step(
         checkpointing: gradient checkpointing.
         accumulation: micro-batches of a step; from the second on, gradients exist while activations are kept.
         device: "cpu" or "cuda"; kernels differ in what they keep.
+        fast_kernels: as the training arguments have it; those of this library are for the CPU.
     """
     with torch.device("meta"):
         model = _model(config, quantize, dtype, tied)
@@ -177,7 +180,8 @@ def simulate_step(
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    with fake, _kernels_of(device), meter:
+    own_kernels = kernels(wrapped) if fast_kernels and device == "cpu" else nullcontext()
+    with own_kernels, fake, _kernels_of(device), meter:
         activations_bytes = _passes(wrapped, inputs, meter, accumulation)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(
@@ -197,6 +201,7 @@ def _passes(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes, accum
     loss, _ = target_loss(model, inputs)
     kept = meter.live_bytes - before
     loss.backward()
+    del loss  # the graph, and with it what its functions keep beside saved tensors
     if accumulation > 1:
         loss, _ = target_loss(model, inputs)
         loss.backward()

@@ -12,6 +12,7 @@ from t5peft.backbone import Quantization
 from t5peft.methods.bottleneck import bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
+from t5peft.methods.ladder import ladder_wrap
 from t5peft.methods.lora import lora_wrap
 from t5peft.methods.norm import norm_wrap
 from t5peft.methods.prefix import prefix_wrap
@@ -46,6 +47,8 @@ METHODS: dict[str, Method] = {
     "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3),
     "pfeiffer": Method(partial(bottleneck_wrap, placement="pfeiffer"), 1e-3),
     "parallel": Method(partial(bottleneck_wrap, placement="parallel"), 1e-3),
+    # The paper's repository, for T5.
+    "ladder": Method(ladder_wrap, 3e-3),
     # T-Few.
     "norm": Method(norm_wrap, 3e-3),
     # As "lora": the same two maps, and a factor for each output.
@@ -60,6 +63,7 @@ __all__ = [
     "bottleneck_wrap",
     "full_wrap",
     "ia3_wrap",
+    "ladder_wrap",
     "lora_wrap",
     "norm_wrap",
     "prefix_wrap",

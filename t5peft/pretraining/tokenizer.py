@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
@@ -34,6 +33,13 @@ def sentences(documents: Iterable[Iterable[str]], *, share: float, seed: int) ->
 
 def train_unigram(texts: Iterator[str], *, pieces: int, threads: int) -> list[tuple[str, float]]:
     """Pieces and their log probabilities, sorted by id; the first are `<pad>`, `</s>`, `<unk>` and the 256 bytes."""
+    # Only needed here: a tokenizer that exists is read, and everything else of pretraining done, without it.
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise RuntimeError(
+            "Training a vocabulary needs the package sentencepiece, which is not installed; pip install 't5peft[pretraining]'."
+        ) from error
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=texts,
