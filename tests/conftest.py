@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def same_conditions_for_every_test() -> None:
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries_are_not_garbage() -> None:
+    """Accelerate collects garbage before every training; without the imported libraries that takes a hundredth."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
