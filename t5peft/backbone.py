@@ -181,11 +181,17 @@ def _quantise_wo(model: PreTrainedModel, dtype: torch.dtype) -> None:
             ).to(plain.weight.device)
 
 
+_CAST_NOTE = "MatMul8bitLt: inputs will be cast"
+
+
 def _silence_casts() -> None:
     """Drop the note on casting that bitsandbytes writes at every matrix product in 8 bits."""
-    message = "MatMul8bitLt: inputs will be cast"
-    warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: message not in record.getMessage())
+    warnings.filterwarnings("ignore", message=_CAST_NOTE)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_note)
+
+
+def _is_no_cast_note(record: logging.LogRecord) -> bool:
+    return _CAST_NOTE not in record.getMessage()
 
 
 def _found(auto_class: Any, path: str, **options: Any) -> Any:

@@ -12,14 +12,16 @@ import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import reference
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
-from stacks import PLAIN, PROMPT_LENGTH, Stack, both_stacks, one_step, plain_fault, relative_difference
+from stacks import OURS, PLAIN, PROMPT_LENGTH, Stack, both_stacks, one_step, plain_fault, relative_difference
 from tiny import (
     EOS,
+    Geometry,
     tiny_batch,
     tiny_classifier,
     tiny_classifier_batch,
@@ -31,6 +33,7 @@ from torch import Tensor
 from transformers import (
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
+    EvalPrediction,
     PreTrainedModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -38,7 +41,10 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
+from t5peft import load_backbone, lora_wrap, merge, prompt_wrap, qlora_wrap, save_adapter
+
 DidNotRaise = pytest.fail.Exception
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,6 +122,21 @@ def test_d1_label_smoothing_works_with_every_method(stack: Stack, method: str, t
     loss, gradient = one_step(trainer)
     assert loss > 0
     assert all(tensor.abs().max() > 0 for tensor in gradient.values())
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prompt", "prefix"])
+def test_d1_label_smoothing_is_what_it_is_by_definition_ours(method: str, tmp_path: Path) -> None:
+    model = tiny_t5() if method == "full" else getattr(OURS, method)(tiny_t5())
+    records = tiny_records(4)
+    total, count = torch.zeros(()), 0
+    for record in records:
+        labels = torch.tensor([record["labels"]])
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([record["input_ids"]]), labels=labels).logits
+        summed, tokens = reference.summed_cross_entropy(scores, labels, label_smoothing=0.2)
+        total, count = total + summed, count + tokens
+    trainer = OURS.trainer(model, tmp_path, records, label_smoothing_factor=0.2, max_steps=1)
+    assert one_step(trainer)[0] == pytest.approx(float(total) / count, rel=1e-6)
 
 
 # D2: peft's prefix tuning is not prefix tuning on T5
@@ -221,6 +242,25 @@ def test_d2_a_decoder_deeper_than_the_encoder_generates_with_a_cache_plain(cache
     tiny_t5("wide").generate(**inputs, max_new_tokens=4, do_sample=False, cache_implementation=cache)
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt"])
+def test_d2_a_decoder_deeper_than_the_encoder_generates_with_a_cache_ours(method: str, cache: str) -> None:
+    inputs, model = inputs_of(tiny_batch()), getattr(OURS, method)(tiny_t5("wide")).eval()
+    expected = model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False)
+    got = model.generate(**inputs, max_new_tokens=4, do_sample=False, cache_implementation=cache)
+    assert got.tolist() == expected.tolist()
+
+
+def test_d2_a_prefix_of_zeros_is_not_the_identity_by_the_method_itself() -> None:
+    """A key of zeros takes its share of the softmax; whoever expects otherwise is told here."""
+    batch, model = tiny_batch(), OURS.prefix(tiny_t5()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    assert (logits_of(model, batch) - logits_of(tiny_t5(), batch)).abs().max() > 1e-2
+
+
 # D3: a classification head is frozen and not saved
 
 
@@ -265,9 +305,24 @@ def test_d3_a_batch_may_hold_unequal_numbers_of_end_tokens_plain() -> None:
     logits_of(tiny_classifier(), batch)
 
 
+def test_d3_a_batch_may_hold_unequal_numbers_of_end_tokens_ours(tmp_path: Path) -> None:
+    records = [{"input_ids": ids, "labels": label} for ids, label in (([5, 6, EOS], 0), ([EOS, 7, EOS], 2), ([8], 1))]
+    trainer = OURS.trainer(OURS.lora(tiny_classifier()), tmp_path, records, max_steps=1)
+    assert one_step(trainer)[0] > 0
+    assert trainer.predict(records).predictions.shape == (3, 3)
+
+
 @plain_fault()
 def test_d3_an_end_token_in_the_text_of_a_user_is_text_plain() -> None:
     assert tiny_tokenizer()("a</s>b").input_ids.count(EOS) == 1
+
+
+def test_d3_an_end_token_in_the_text_of_a_user_is_text_ours() -> None:
+    from t5peft import Task
+
+    rows = Task("echo", "{text}").tokenize([{"text": "a</s>b", "target": "no</s>ne"}], tiny_tokenizer())
+    assert [ids.count(EOS) for ids in (rows[0]["input_ids"], rows[0]["labels"])] == [1, 1]
+    assert rows[0]["input_ids"][-1] == EOS
 
 
 @plain_fault()
@@ -283,6 +338,19 @@ def test_d3_the_head_of_a_classifier_is_not_quantised_plain(tmp_path: Path) -> N
         folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
     )
     assert model.classification_head.dense.weight.dtype != torch.int8
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_d3_the_head_of_a_classifier_is_not_quantised_ours(quantize: Literal["int8", "nf4"], tmp_path: Path) -> None:
+    folder = save_backbone(tiny_classifier(d_model=64, d_kv=16, d_ff=128), tmp_path)
+    model = load_backbone(folder, quantize=quantize, num_labels=3, dtype=torch.float32)[0]
+    for expected, got in zip(
+        tiny_classifier(d_model=64, d_kv=16, d_ff=128).classification_head.parameters(),
+        model.classification_head.parameters(),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 # D4: prompt tuning
@@ -341,6 +409,16 @@ def test_d4_a_prompt_made_from_text_has_no_end_token_plain(tmp_path: Path) -> No
     assert not bool((rows == base.shared.weight[EOS]).all(dim=-1).any())
 
 
+def test_d4_a_prompt_made_from_text_has_no_end_token_ours() -> None:
+    from t5peft.methods.prompt import from_text
+
+    base = tiny_t5()
+    model = prompt_wrap(base, length=5, initialise=from_text(tiny_tokenizer(), "abc"))
+    (rows,) = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    ids = [3 + byte for byte in b"abcab"]
+    torch.testing.assert_close(rows.detach(), base.shared.weight[ids].detach(), rtol=0, atol=0)
+
+
 # D5: reload for further training
 
 
@@ -381,6 +459,14 @@ def test_d6_a_saved_config_says_that_the_head_is_untied_plain(tmp_path: Path) ->
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
 
 
+def test_d6_a_saved_config_says_that_the_head_is_untied_ours(tmp_path: Path) -> None:
+    model, batch = load_backbone(save_backbone(tiny_t5("v1.1"), tmp_path / "first"))[0], tiny_batch()
+    save_backbone(model, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is False
+    for loaded in (load_backbone(tmp_path / "again")[0], PLAIN.load(tmp_path / "again").eval()):
+        torch.testing.assert_close(logits_of(loaded, batch), logits_of(tiny_t5("v1.1"), batch), rtol=0, atol=0)
+
+
 @plain_fault()
 @pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings:UserWarning")
 def test_d6_lora_on_a_tied_head_merges_to_what_it_was_plain() -> None:
@@ -389,6 +475,21 @@ def test_d6_lora_on_a_tied_head_merges_to_what_it_was_plain() -> None:
     model, batch = get_peft_model(tiny_t5(), config).eval(), tiny_batch()
     expected = logits_of(model, batch)
     torch.testing.assert_close(logits_of(model.merge_and_unload(), batch), expected, rtol=0, atol=1e-4)
+
+
+def test_d6_lora_on_a_tied_head_is_refused_with_the_reason_ours() -> None:
+    with pytest.raises(ValueError, match="output head of this model is its table of embeddings"):
+        lora_wrap(tiny_t5(), targets=["q", "lm_head"])
+
+
+def test_d6_lora_on_an_untied_head_merges_to_what_it_was_ours() -> None:
+    model, batch = lora_wrap(tiny_t5("v1.1"), rank=4, targets=["q", "lm_head"]).eval(), tiny_batch()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    expected = logits_of(model, batch)
+    torch.testing.assert_close(logits_of(model.merge_and_unload(), batch), expected, rtol=0, atol=1e-5)
 
 
 @plain_fault()
@@ -427,6 +528,21 @@ def test_d9_an_empty_batch_is_told_as_such_plain() -> None:
         tiny_t5()(input_ids=torch.zeros(0, 4, dtype=torch.long), labels=torch.zeros(0, 3, dtype=torch.long))
 
 
+@pytest.mark.parametrize(
+    ("records", "text"),
+    [
+        ([], "no records|empty"),
+        ([{"input_ids": [], "labels": [4, EOS]}], "sources of no tokens"),
+        ([{"input_ids": [4, EOS], "labels": []}], "targets that are all padding"),
+    ],
+)
+def test_d9_data_that_is_empty_is_told_as_such_ours(
+    records: list[dict[str, list[int]]], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        OURS.trainer(tiny_t5(), tmp_path, records, max_steps=1).train()
+
+
 @plain_fault(DidNotRaise)
 def test_d9_a_misspelt_argument_of_forward_is_an_error_plain() -> None:
     batch = tiny_batch()
@@ -443,6 +559,22 @@ def test_d9_labels_with_ignored_positions_can_be_decoded_plain() -> None:
     tokenizer.batch_decode(torch.tensor([[0, -100]]))
 
 
+def test_d9_labels_that_metrics_get_can_be_decoded_ours(tmp_path: Path) -> None:
+    decoded = []
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        decoded.extend(tiny_tokenizer().batch_decode(prediction.label_ids, skip_special_tokens=True))
+        tiny_tokenizer().batch_decode(prediction.predictions, skip_special_tokens=True)
+        return {"lowest": float(min(prediction.label_ids.min(), prediction.predictions.min()))}
+
+    texts = ["one", "twenty-two", "3"]
+    records = [{"input_ids": [5, EOS], "labels": tiny_tokenizer()(text).input_ids} for text in texts]
+    trainer = OURS.trainer(tiny_t5(), tmp_path, records, predict_with_generate=True)
+    trainer.compute_metrics = compute_metrics
+    assert trainer.evaluate()["eval_lowest"] >= 0
+    assert decoded == texts
+
+
 @both_stacks(ValueError)
 def test_d9_records_without_labels_can_be_predicted(stack: Stack, tmp_path: Path) -> None:
     records = [{"input_ids": record["input_ids"]} for record in tiny_records(4)]
@@ -451,8 +583,6 @@ def test_d9_records_without_labels_can_be_predicted(stack: Stack, tmp_path: Path
 
 
 # D10: 8 and 4 bit
-
-needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
 def quantizable_t5(geometry: Geometry = "v1.1") -> T5ForConditionalGeneration:
@@ -469,6 +599,22 @@ def test_d10_preparing_for_training_keeps_the_dtype_of_what_is_not_quantised_pla
 
 
 @needs_bitsandbytes
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_d10_wrapping_keeps_the_dtype_of_what_is_not_quantised_ours(
+    quantize: Literal["int8", "nf4"], tmp_path: Path
+) -> None:
+    folder = save_backbone(quantizable_t5().to(torch.bfloat16), tmp_path)
+    model = qlora_wrap(load_backbone(folder, quantize=quantize, dtype=torch.bfloat16)[0], rank=4)
+    base = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    plain = {name: parameter for name, parameter in base.items() if parameter.is_floating_point()}
+    assert {parameter.dtype for parameter in plain.values()} == {torch.bfloat16}
+    for part in ("shared", "lm_head", "wo.base_layer", "layer_norm", "relative_attention_bias"):
+        assert any(part in name for name in plain), part
+    assert len(base) > len(plain)
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+
+
+@needs_bitsandbytes
 @plain_fault(AttributeError)
 def test_d10_modules_can_be_kept_out_of_quantisation_plain(tmp_path: Path) -> None:
     folder = save_backbone(quantizable_t5("v1.0"), tmp_path)
@@ -478,11 +624,33 @@ def test_d10_modules_can_be_kept_out_of_quantisation_plain(tmp_path: Path) -> No
 
 
 @needs_bitsandbytes
+def test_d10_a_tied_head_and_wo_are_kept_out_of_quantisation_ours(tmp_path: Path) -> None:
+    folder, batch = save_backbone(quantizable_t5("v1.0"), tmp_path), tiny_batch()
+    model = load_backbone(folder, quantize="int8", dtype=torch.float32)[0]
+    expected = logits_of(quantizable_t5("v1.0"), batch)
+    assert model.lm_head.weight is model.shared.weight
+    assert (logits_of(model, batch) - expected).norm() < 0.05 * expected.norm()
+
+
+@needs_bitsandbytes
 @plain_fault()
-def test_d10_a_forward_writes_no_line_to_the_log_plain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_d10_a_forward_writes_no_line_to_the_log_plain(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # load_backbone, which another test may have called, leaves a filter there for good
+    monkeypatch.setattr(logging.getLogger("bitsandbytes.autograd._functions"), "filters", [])
     model = PLAIN.load(save_backbone(quantizable_t5(), tmp_path), quantize="int8").eval()
     with caplog.at_level(logging.WARNING):
         logits_of(model, tiny_batch())
+    assert caplog.records == []
+
+
+@needs_bitsandbytes
+def test_d10_a_forward_writes_no_line_to_the_log_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load_backbone(save_backbone(quantizable_t5(), tmp_path), quantize="int8")[0]
+    with caplog.at_level(logging.WARNING):
+        logits_of(model, tiny_batch())
+        logits_of(qlora_wrap(model, rank=4).eval(), tiny_batch())
     assert caplog.records == []
 
 
@@ -503,3 +671,27 @@ def test_d10_merging_keeps_the_effect_of_the_adapter_plain(quantize: str, tmp_pa
     effect = logits_of(model, batch) - without
     merged_effect = logits_of(model.merge_and_unload(), batch) - without
     assert (merged_effect - effect).norm() < 0.01 * effect.norm()
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_d10_merging_keeps_the_effect_of_the_adapter_ours(quantize: Literal["int8", "nf4"], tmp_path: Path) -> None:
+    """Merged into the unquantised backbone, the adapter has the effect that it has beside it."""
+    folder, batch = save_backbone(quantizable_t5(), tmp_path / "backbone"), tiny_batch()
+    torch.manual_seed(0)
+    model = qlora_wrap(load_backbone(folder, quantize=quantize, dtype=torch.float32)[0], rank=4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.01)
+    save_adapter(model, tmp_path / "adapter")
+    merged, _, parity = merge(tmp_path / "adapter")
+    assert type(merged) is T5ForConditionalGeneration
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    without = logits_of(quantizable_t5(), batch)
+    beside = PeftModel.from_pretrained(quantizable_t5(), tmp_path / "adapter").eval()
+    effect, merged_effect = logits_of(beside, batch) - without, logits_of(merged, batch) - without
+    assert effect.norm() > 1e-2 * without.norm()
+    assert (merged_effect - effect).norm() < 1e-4 * effect.norm()
+    assert parity.unmerged < 1e-5
+    assert parity.quantised is not None
