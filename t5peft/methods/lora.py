@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from t5peft.backbone import has_untied_head
 from t5peft.methods.wrapping import check_plain, wrap
 
 ATTENTION = ("q", "k", "v", "o")
@@ -80,7 +81,8 @@ def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
             f"The targets {missing} match no linear map of this model; expected names among {list(linear_maps(model))}, or "
             "'all-linear'."
         )
-    if "lm_head" in targets and model.config.tie_word_embeddings:
+    # Asked of the weights: transformers marks every T5 config as tied.
+    if "lm_head" in targets and not has_untied_head(model):
         raise ValueError(
             "The output head of this model is its table of embeddings: an adapter on lm_head would change the embeddings "
             f"as well when merged. Leave it out of the targets {list(targets)}."
