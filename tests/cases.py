@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 from t5peft import METHODS, load_backbone
 from t5peft.backbone import correct_config
 from t5peft.methods.bottleneck import BottleneckLayer
+from t5peft.methods.ladder import Side
 from t5peft.methods.norm import NormLayer
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
@@ -46,6 +47,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "pfeiffer": {"size": 5},
     "parallel": {"size": 5},
     "dora": {"rank": 2, "targets": ["q", "wo"]},
+    "ladder": {"reduction": 4},
     "lora-all": {"rank": 3, "rank_stabilised": True},
 }
 CASES = [
@@ -128,7 +130,30 @@ def by_hand(model: nn.Module) -> reference.Adapters:
             )
         elif isinstance(module, NormLayer):
             norms[name] = module.t5norm["default"].weight
-    return reference.Adapters(lora, output_scales, input_scales, prefixes, prompt, bottlenecks, norms)
+    return reference.Adapters(
+        lora, output_scales, input_scales, prefixes, prompt, bottlenecks, norms, _ladder_by_hand(model)
+    )
+
+
+def _ladder_by_hand(model: nn.Module) -> reference.Ladder | None:
+    sides = {
+        "decoder" if module.stack.is_decoder else "encoder": module
+        for module in model.modules()
+        if isinstance(module, Side)
+    }
+    if not sides:
+        return None
+    return reference.Ladder(
+        state={
+            f"{name}.{weight.replace('.block.layer', '.layer')}": parameter
+            for name, side in sides.items()
+            for weight, parameter in side.stack.named_parameters()
+        },
+        first={name: side.first.weight for name, side in sides.items()},
+        downs={name: [rung.down.weight for rung in side.stack.block] for name, side in sides.items()},
+        gates={name: [rung.gate for rung in side.stack.block] for name, side in sides.items()},
+        up=sides["decoder"].up.weight,
+    )
 
 
 def state_of(case: Case, geometry: Geometry, model: nn.Module) -> dict[str, Tensor]:

@@ -4,13 +4,14 @@ Nothing here is a module, nothing is cached, nothing is shared with transformers
 a `T5Config` are read. Everything is differentiable, so gradients can be compared too.
 
 Letters: B batch, S source tokens, T target tokens, K keys, H d_model, N heads, D d_kv, F d_ff, P prefix or prompt
-length, R rank, M size of a bottleneck, V vocabulary, L layers.
+length, R rank, M size of a bottleneck, W width of a ladder, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import T5Config
 
 State = Mapping[str, Tensor]
+Rung = Callable[[int, Tensor], Tensor]  # from a layer's number and its inputs to the inputs that it gets instead
 _NOTHING: Mapping = MappingProxyType({})
 
 
@@ -60,12 +62,44 @@ class Bottleneck:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """A small T5 beside the base model's, W wide. `state` and the rest hold both stacks, by their name where they differ.
+
+    state: weights of the side by the names that a T5 of its size has. first: [W, H]. downs: [W, H] for each layer. gates:
+    [1] for each layer. up: from the decoder, [H, W].
+    """
+
+    state: State
+    first: State
+    downs: Mapping[str, Sequence[Tensor]]
+    gates: Mapping[str, Sequence[Tensor]]
+    up: Tensor
+
+    def config(self, config: T5Config) -> T5Config:
+        """The numbers of the side: its queries are narrower."""
+        config = copy(config)
+        config.d_kv = len(self.state["encoder.block.0.layer.0.SelfAttention.q.weight"]) // config.num_heads
+        return config
+
+    def rungs(self, stack: str, seen: Sequence[Tensor], epsilon: float) -> tuple[Tensor, Rung]:
+        """The side's first states, and what its layers are given, from the base model's embeddings and layers."""
+        first, *others = (states / (states.square().mean(-1, keepdim=True) + epsilon).sqrt() for states in seen)
+
+        def rung(layer: int, states: Tensor) -> Tensor:
+            gate = 1 / (1 + torch.exp(-10 * self.gates[stack][layer]))
+            return gate * states + (1 - gate) * (others[layer] @ self.downs[stack][layer].T)
+
+        return first @ self.first[stack].T, rung
+
+
+@dataclass(frozen=True)
 class Adapters:
     """What stands on the base model. Keys are the names of modules within T5 (`encoder.block.0.layer...`).
 
     lora: by name of a linear map. output_scales and input_scales (IA3): by name of a linear map, [out] and [in].
     prefixes: by name of an attention. prompt: rows before the encoder's embeddings, [P, H]. bottlenecks: by name of the
     map or feed-forward that they stand after or beside. norms: the weights of norms in the place of the base's, [H].
+    ladder: a small T5 beside it.
     """
 
     lora: Mapping[str, LowRank] = field(default_factory=lambda: _NOTHING)
@@ -75,6 +109,7 @@ class Adapters:
     prompt: Tensor | None = None
     bottlenecks: Mapping[str, Bottleneck] = field(default_factory=lambda: _NOTHING)
     norms: State = field(default_factory=lambda: _NOTHING)
+    ladder: Ladder | None = None
 
 
 NO_ADAPTERS = Adapters()
@@ -106,8 +141,8 @@ def bottleneck(name: str, inputs: Tensor, outputs: Tensor, adapters: Adapters) -
 
 
 def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """inputs: [.., H], weight: [H] -> [.., H]; no mean is taken off, nothing is added."""
-    return weight * inputs / (inputs.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    """inputs: [.., H], weight: [H] -> [.., H]; no mean is taken off, nothing is added; the root is float32, always."""
+    return weight * inputs * (inputs.float().square().mean(-1, keepdim=True) + epsilon).rsqrt()
 
 
 def bucket(distance: int, *, both_ways: bool, buckets: int, reach: int) -> int:
@@ -185,41 +220,74 @@ def feed_forward(state: State, name: str, states: Tensor, adapters: Adapters, co
     return bottleneck(name, states, linear(state, f"{name}.wo", inner, adapters), adapters)
 
 
-def encode(state: State, embeddings: Tensor, mask: Tensor, adapters: Adapters, config: T5Config) -> Tensor:
-    """embeddings: [B, S, H], mask: [B, S] -> [B, S, H]."""
+def encode(
+    state: State, embeddings: Tensor, mask: Tensor, adapters: Adapters, config: T5Config, rung: Rung | None = None
+) -> Tensor:
+    """embeddings: [B, S, H], mask: [B, S] -> [B, S, H], or with a ladder [B, S, H + W]."""
+    seen = _encoder_layers(state, embeddings, mask, adapters, config, rung)
+    if adapters.ladder is None:
+        return seen[-1]
+    first, rung = adapters.ladder.rungs("encoder", [tensor.detach() for tensor in seen], config.layer_norm_epsilon)
+    side = encode(adapters.ladder.state, first, mask, NO_ADAPTERS, adapters.ladder.config(config), rung)
+    return torch.cat([seen[-1].detach(), side], dim=-1)
+
+
+def _encoder_layers(
+    state: State, embeddings: Tensor, mask: Tensor, adapters: Adapters, config: T5Config, rung: Rung | None
+) -> list[Tensor]:
+    """The embeddings and what each layer makes of them, the last after its norm: L + 1 of [B, S, H]."""
     length = embeddings.shape[1]
     allowed = mask.bool()[:, None, :].expand(-1, length, -1)
     table = state["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     bias = position_bias(table, length, length, both_ways=True, config=config)
-    states = embeddings
+    states, seen = embeddings, [embeddings]
     for layer in range(config.num_layers):
         name = f"encoder.block.{layer}.layer"
+        states = states if rung is None else rung(layer, states)
         normed = _norm(state, f"{name}.0.layer_norm", states, adapters, config)
         states = states + attention(state, f"{name}.0.SelfAttention", normed, normed, allowed, bias, adapters, config)
         normed = _norm(state, f"{name}.1.layer_norm", states, adapters, config)
         states = states + feed_forward(state, f"{name}.1.DenseReluDense", normed, adapters, config)
-    return _norm(state, "encoder.final_layer_norm", states, adapters, config)
+        seen.append(states)
+    return [*seen[:-1], _norm(state, "encoder.final_layer_norm", states, adapters, config)]
 
 
 def decode(
     state: State, decoder_input_ids: Tensor, encoded: Tensor, encoded_mask: Tensor, adapters: Adapters, config: T5Config
 ) -> Tensor:
-    """decoder_input_ids: [B, T], encoded: [B, S, H], encoded_mask: [B, S] -> states after the last norm [B, T, H]."""
-    states = state["shared.weight"][decoder_input_ids]
-    batch, length = decoder_input_ids.shape
+    """decoder_input_ids: [B, T], encoded: [B, S, H or H + W], encoded_mask: [B, S] -> states after the last norm [B, T, H]."""
+    embeddings, ladder = state["shared.weight"][decoder_input_ids], adapters.ladder
+    if ladder is None:
+        return _decoder_layers(state, embeddings, encoded, encoded_mask, adapters, config, None)[-1]
+    base, side = encoded.split([config.d_model, encoded.shape[-1] - config.d_model], dim=-1)
+    seen = _decoder_layers(state, embeddings, base, encoded_mask, adapters, config, None)
+    first, rung = ladder.rungs("decoder", [tensor.detach() for tensor in seen], config.layer_norm_epsilon)
+    climbed = _decoder_layers(ladder.state, first, side, encoded_mask, NO_ADAPTERS, ladder.config(config), rung)[-1]
+    return seen[-1].detach() + climbed @ ladder.up.T
+
+
+def _decoder_layers(
+    state: State, states: Tensor, encoded: Tensor, encoded_mask: Tensor, adapters: Adapters, config: T5Config,
+    rung: Rung | None,
+) -> list[Tensor]:  # fmt: skip
+    """The embeddings and what each layer makes of them, the last after its norm: L + 1 of [B, T, H]."""
+    batch, length = states.shape[:2]
     past = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, -1, -1)
     source = encoded_mask.bool()[:, None, :].expand(-1, length, -1)
     table = state["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     bias = position_bias(table, length, length, both_ways=False, config=config)
+    seen = [states]
     for layer in range(config.num_decoder_layers):
         name = f"decoder.block.{layer}.layer"
+        states = states if rung is None else rung(layer, states)
         normed = _norm(state, f"{name}.0.layer_norm", states, adapters, config)
         states = states + attention(state, f"{name}.0.SelfAttention", normed, normed, past, bias, adapters, config)
         normed = _norm(state, f"{name}.1.layer_norm", states, adapters, config)
         states = states + attention(state, f"{name}.1.EncDecAttention", normed, encoded, source, None, adapters, config)
         normed = _norm(state, f"{name}.2.layer_norm", states, adapters, config)
         states = states + feed_forward(state, f"{name}.2.DenseReluDense", normed, adapters, config)
-    return _norm(state, "decoder.final_layer_norm", states, adapters, config)
+        seen.append(states)
+    return [*seen[:-1], _norm(state, "decoder.final_layer_norm", states, adapters, config)]
 
 
 def _norm(state: State, name: str, states: Tensor, adapters: Adapters, config: T5Config) -> Tensor:

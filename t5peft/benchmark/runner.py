@@ -259,7 +259,7 @@ def _latency(model: nn.Module, tokenizer: PreTrainedTokenizerBase, test: Split, 
     elif config.method in ("full", "prefix", "prompt", "peft-prefix", "peft-prompt"):
         found["merged_seconds"] = None
         found["merged_reason"] = "nothing to merge"
-    elif config.method in ("houlsby", "pfeiffer", "parallel"):
+    elif config.method in ("houlsby", "pfeiffer", "parallel", "ladder"):
         found["merged_seconds"] = None
         found["merged_reason"] = "no change of a weight"
     else:
