@@ -51,19 +51,20 @@ def fingerprint(model: PreTrainedModel) -> str:
     # an adapter that trains rows of tokens shows its own in the table's place
     embeddings = (table.original_module if isinstance(table, TrainableTokensWrapper) else table).weight.detach()
     digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
-    for norm in _final_norms(t5):
-        digest.update(_bytes(norm.weight.detach()))
+    for weight in _final_norms(t5):
+        digest.update(_bytes(weight.detach()))
     return digest.hexdigest()[:16]
 
 
-def _final_norms(t5: PreTrainedModel) -> list[nn.Module]:
-    """The last norm of each stack of the backbone itself, not of an adapter that holds stacks or norms of its own."""
+def _final_norms(t5: PreTrainedModel) -> list[nn.Parameter]:
+    """The weight of the last norm of each stack of the backbone itself, not of an adapter that holds stacks or norms of its own."""
     layers = [module for module in t5.modules() if isinstance(module, BaseTunerLayer)]
     adapters = {
         part for layer in layers for name in layer.adapter_layer_names for part in getattr(layer, name).modules()
     }
     norms = [norm for name, norm in t5.named_modules() if name.endswith("final_layer_norm") and norm not in adapters]
-    return [norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm for norm in norms]
+    plain = (norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm for norm in norms)
+    return [norm.get_parameter("weight") for norm in plain]
 
 
 def _bytes(tensor: Tensor) -> bytes:
