@@ -43,10 +43,10 @@ for seed in SEEDS:
         model = lora_wrap(model, targets="all-linear")
         arguments = T5PeftTrainingArguments(
             f"runs/augmentation/{name}-{seed}",
-            max_steps=50,
+            max_steps=40,
             per_device_train_batch_size=16,
             learning_rate=3e-3,
-            logging_steps=25,
+            logging_steps=20,
             save_strategy="no",
             disable_tqdm=True,
         )

@@ -30,11 +30,11 @@ model = lora_wrap(model, rank=32, targets="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/correction",
-    max_steps=200,
+    max_steps=100,
     per_device_train_batch_size=16,
     learning_rate=5e-3,
     warmup_steps=10,
-    logging_steps=25,
+    logging_steps=20,
     save_strategy="no",
     disable_tqdm=True,
 )

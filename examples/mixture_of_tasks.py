@@ -25,7 +25,7 @@ from t5peft.tasks import Mixture, load_task
 
 TASKS = {"finance": load_task("finance"), "intent": load_task("support_intent")}
 BACKBONE = "mini"
-BATCH, STEPS = 16, 120
+BATCH, STEPS = 16, 100
 
 _, tokenizer = load_backbone(BACKBONE)
 training = {name: (task, data["train"]) for name, (task, data) in TASKS.items()}
@@ -46,7 +46,7 @@ for run, (train, max_steps) in runs.items():
         max_steps=max_steps,
         per_device_train_batch_size=BATCH,
         learning_rate=3e-3,
-        logging_steps=30,
+        logging_steps=25,
         save_strategy="no",
         disable_tqdm=True,
     )

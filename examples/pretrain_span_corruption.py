@@ -6,8 +6,8 @@
 Without --text it reads the passages that the library holds; a tenth of the documents is held out.
 
 Time: about 60 s on 2 cores.
-Last line: held-out loss BEFORE -> AFTER, N tokens seen
-Promise: AFTER < BEFORE
+Last line: held-out loss 4.238, before 5.669
+Promise: held-out loss <= 5.0
 
 The same from the command line, and new models from nothing: `t5peft pretrain --help`.
 """
@@ -55,4 +55,4 @@ after = pretrainer.held_out_loss(rows=64)
 
 model.save_pretrained(args.output / "model")
 tokenizer.save_pretrained(args.output / "model")
-print(f"held-out loss {before:.3f} -> {after:.3f}, {pretrainer.tokens_seen:,} tokens seen")
+print(f"held-out loss {after:.3f}, before {before:.3f}")

@@ -33,7 +33,7 @@ model.print_trainable_parameters()
 
 arguments = T5PeftTrainingArguments(
     "runs/question_answering_prompt",
-    max_steps=120,
+    max_steps=60,
     per_device_train_batch_size=16,
     learning_rate=0.3,
     warmup_steps=10,

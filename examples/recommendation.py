@@ -58,7 +58,7 @@ model, tokenizer = load_backbone("mini")
 model = lora_wrap(model, targets="all-linear")
 arguments = T5PeftTrainingArguments(
     "runs/recommendation",
-    max_steps=120,
+    max_steps=100,
     per_device_train_batch_size=16,
     learning_rate=3e-3,
     logging_steps=20,

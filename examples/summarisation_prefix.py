@@ -31,9 +31,9 @@ model.print_trainable_parameters()
 
 arguments = T5PeftTrainingArguments(
     "runs/summarisation_prefix",
-    max_steps=120,
+    max_steps=80,
     per_device_train_batch_size=16,
-    learning_rate=1e-2,
+    learning_rate=0.3,
     warmup_steps=10,
     logging_steps=20,
     save_strategy="no",
