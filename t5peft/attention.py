@@ -96,7 +96,7 @@ def _attend_row(
     layout: RowLayout,
 ) -> Tensor:
     """Attention of each example in a row: query [1, N, Q, D], key and value [1, N, K, D] -> [1, Q, N, D]."""
-    sides = (int(module.is_decoder), int(module.is_decoder and module.is_causal))
+    sides = (int(bool(module.is_decoder)), int(bool(module.is_decoder and module.is_causal)))
     if position_bias is None or _is_cross(module):
         return attend_row(query, key, value, None, prefix, layout, sides, dropout)
     longest, total = max(layout.target_lengths if module.is_decoder else layout.source_lengths), query.shape[2]

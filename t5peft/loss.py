@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL
 from t5peft.kernels.linear import Linear, product
 
 # Elements of one chunk of logits. Smaller chunks stream the head's weights through the cache more often than they save.
-CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 MIN_CHUNK_TOKENS = 64
 
 
@@ -40,7 +40,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
@@ -74,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = (None if grad is None else grad * grad_output for grad in ctx.grads)
         return grad_hidden, grad_weight, None, None, None, None, None
 

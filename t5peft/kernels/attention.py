@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from t5peft.kernels.dropout import DropMask
 from t5peft.kernels.rows import RowLayout, Side
@@ -52,7 +52,7 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -84,7 +84,7 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, prefix_key, prefix_value, *kept = ctx.saved_tensors
         grad_query, grad_key, grad_value = (
             tensor.new_empty(tensor.shape) if needed else None
@@ -224,7 +224,7 @@ class _Attention(torch.autograd.Function):
     """Attention of a padded batch, with dropout."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, p: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, p: float) -> Tensor:
         """query [B, N, Q, D], key and value [B, N, K, D], bias [1 or B, N, Q, K] -> [B, N, Q, D]."""
         scores = torch.matmul(query, key.transpose(2, 3))
         if bias is not None:
@@ -237,7 +237,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, probabilities = ctx.saved_tensors
         factors = ctx.mask.factors(0, probabilities)
         grad_query = grad_key = grad_value = grad_bias = None

@@ -12,10 +12,11 @@ The words come from torch's default generator, so seeds, resuming and gradient c
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 _BYTES_PER_WORD = 8
 _LOWEST_WORD = -(2**63)
@@ -41,13 +42,13 @@ class DropMask:
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         ctx.mask = DropMask(x.numel(), p)
         return ctx.mask.factors(0, x).mul_(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.mask.factors(0, grad).mul_(grad), None
 
 

@@ -6,10 +6,12 @@ keeps the input of every frozen map for a gradient that nobody asks for.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from t5peft.kernels.linear import product
 
@@ -21,14 +23,14 @@ def _dequantised(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _Int8Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         """x [.., I], codes [O, I], scale [O] -> [.., O]."""
         ctx.save_for_backward(codes, scale)
         return product(x, _dequantised(codes, scale, x.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         codes, scale = ctx.saved_tensors
         return product(grad, _dequantised(codes, scale, grad.dtype).t()), None, None
 

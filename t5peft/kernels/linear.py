@@ -9,10 +9,12 @@ Letters: M tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -24,14 +26,14 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         """x [.., I], weight [O, I] -> [.., O]."""
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return product(x, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
         grad_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
@@ -42,7 +44,7 @@ class _LoraLinear(torch.autograd.Function):
     """Base map and branch together; the base weight is frozen."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
         """x [.., I], weight [O, I], a [R, I], b [O, R] -> [.., O]."""
         inner = x.flatten(0, -2) @ a.t()
         result = product(x, weight)
@@ -53,7 +55,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         x, weight, a, b, inner = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         grad_inner = (rows @ b).mul_(ctx.scale)
