@@ -155,6 +155,11 @@ def changes(job: Job, memory_bytes: int) -> list[Change]:
     return found
 
 
+def fits(job: Job, memory_bytes: int) -> bool:
+    """Whether `job` fits, as it is or with one of the changes."""
+    return step_bytes(job).peak_bytes <= memory_bytes or bool(changes(job, memory_bytes))
+
+
 def _alternatives(job: Job) -> list[tuple[str, Job]]:
     """The job itself (for smaller micro-batches), then with checkpointing, then with smaller weights."""
     checkpointed = replace(job, checkpointing=True)

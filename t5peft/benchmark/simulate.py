@@ -10,6 +10,7 @@ What it cannot see: scratch space inside a kernel, the allocator's rounding, the
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -211,7 +212,7 @@ def _passes(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes, accum
 def _model(
     config: PretrainedConfig, quantize: Quantization | None, dtype: torch.dtype, tied: bool | None
 ) -> PreTrainedModel:
-    model = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
+    model = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=dtype)  # what follows writes into it
     untied = config.is_gated_act if tied is None else not tied
     if untied:
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))

@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from t5peft.benchmark.planner import Job, parse_bytes, plan_table
+from t5peft.benchmark.planner import Job, fits, parse_bytes, plan_table
 from t5peft.methods import METHODS
 
 EPILOG = """
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan; 1 where it does not fit."""
+    """Prints the plan; 1 where neither the job nor any change of it fits."""
     job = Job(
         backbone=args.backbone,
         method=args.method,
@@ -44,4 +44,4 @@ def run(args: argparse.Namespace) -> int:
         dtype=None if args.dtype is None else getattr(torch, args.dtype),
     )
     print(plan_table(job, args.memory))
-    return 0
+    return int(args.memory is not None and not fits(job, args.memory))

@@ -1,0 +1,228 @@
+"""The planner: bytes from a configuration alone, and what it says to change."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import GEOMETRIES, Geometry, tiny_config, tiny_t5
+from transformers import AutoModelForSeq2SeqLM
+
+from t5peft.benchmark.geometry import config_of, known_checkpoints
+from t5peft.benchmark.planner import Job, changes, parse_bytes, step_bytes
+from t5peft.benchmark.simulate import LiveBytes, simulate_step
+from t5peft.cli import main
+from t5peft.loss import target_loss
+from t5peft.methods import METHODS, lora_wrap
+
+RECORD = Path(__file__).parents[1] / "benchmarks" / "records" / "bench" / "planner.json"
+
+# As papers and cards give them, in millions: Raffel et al. 2020 (Appendix, table of models), Xue et al. 2021 and 2022.
+PUBLISHED_MILLIONS = {
+    "t5-small": 60.5, "t5-base": 222.9, "t5-large": 737.7, "t5-3b": 2851.6, "t5-11b": 11307.3,
+    "google/flan-t5-small": 77.0, "google/flan-t5-base": 247.6, "google/flan-t5-large": 783.2,
+    "google/flan-t5-xl": 2849.8, "google/flan-t5-xxl": 11135.3,
+    "google/mt5-small": 300, "google/mt5-base": 582, "google/mt5-large": 1230, "google/mt5-xl": 3740, "google/mt5-xxl": 12900,
+    "google/byt5-small": 300, "google/byt5-base": 582, "google/byt5-large": 1230, "google/byt5-xl": 3740,
+    "google/byt5-xxl": 12900,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED_MILLIONS)
+def test_a_known_checkpoint_has_as_many_weights_as_published(name: str) -> None:
+    config = config_of(name)
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if config.is_gated_act:  # its head is its own, but a model from a configuration alone comes out tied
+        count += config.vocab_size * config.d_model
+    assert count / 1e6 == pytest.approx(PUBLISHED_MILLIONS[name], rel=0.012)
+
+
+def test_every_known_checkpoint_has_a_configuration() -> None:
+    assert {config_of(name).model_type for name in known_checkpoints()} == {"t5", "mt5", "umt5"}
+
+
+def test_a_backbone_that_is_nowhere_is_refused_with_what_is_known() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no local folder with a config\.json.*google/flan-t5-xl"):
+        config_of("./nowhere")
+
+
+# --- the simulation
+
+
+def test_live_bytes_are_those_of_the_tensors_that_live() -> None:
+    meter = LiveBytes()
+    with meter:
+        a = torch.zeros(1000)
+        b = a + 1
+        assert meter.live_bytes == 8000
+        view = b[10:]
+        del b
+        assert meter.live_bytes == 8000, "a view holds its storage"
+        del view
+        gc.collect()
+        assert meter.live_bytes == 4000
+        a.add_(1)
+    assert (meter.live_bytes, meter.peak_bytes) == (4000, 8000)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prefix", "prompt", "ia3"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_simulated_step_lives_as_much_as_a_real_one(geometry: Geometry, method: str) -> None:
+    """The same counting on real tensors, which runs every kernel: byte for byte."""
+    options = {"length": 5} if method in ("prefix", "prompt") else {}
+    shape = {"batch": 3, "source_tokens": 17, "target_tokens": 9}
+    found = simulate_step(
+        tiny_config(geometry), lambda model: METHODS[method].wrap(model, **options), fast_kernels=False, **shape
+    )
+    model = METHODS[method].wrap(tiny_t5(geometry), **options).train()
+    source = torch.ones(3, 17, dtype=torch.long)
+    mask = source.clone()
+    mask[0, -1] = 0
+    inputs = {
+        "input_ids": source, "attention_mask": mask, "decoder_input_ids": torch.ones(3, 9, dtype=torch.long),
+        "labels": torch.ones(3, 9, dtype=torch.long),
+    }  # fmt: skip
+    meter = LiveBytes()
+    parameters = list(model.parameters())
+    for tensor in [*parameters, *model.buffers(), *inputs.values()]:
+        meter.count(tensor)
+    with _values(meter):
+        loss, _ = target_loss(model, inputs)
+        loss.backward()
+    trained = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+    assert found.optimizer_bytes == 2 * trained
+    assert found.weights_bytes + found.adapter_bytes == sum(parameter.nbytes for parameter in parameters)
+    assert found.peak_bytes - found.optimizer_bytes == pytest.approx(meter.peak_bytes, rel=0.02)
+
+
+class _values(LiveBytes):
+    """Counts into another meter, and leaves values alone."""
+
+    def __init__(self, meter: LiveBytes) -> None:
+        super().__init__()
+        self.meter = meter
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for leaf in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(leaf, torch.Tensor):
+                self.meter.count(leaf)
+        return result
+
+
+def simulated(**changes: object) -> int:
+    shape = {"batch": 4, "source_tokens": 32, "target_tokens": 8} | changes
+    return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), **shape).peak_bytes  # type: ignore[arg-type]
+
+
+def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:
+    plain = simulated()
+    assert simulated(checkpointing=True) < plain
+    assert simulated(source_tokens=64) > plain
+    assert simulated(batch=8) > plain
+    assert simulated(dtype=torch.bfloat16) < plain
+
+
+def test_nothing_of_the_library_is_changed_by_a_simulation_for_cuda() -> None:
+    from t5peft.loss import CHUNK_ELEMENTS
+
+    before = (dict(CHUNK_ELEMENTS), torch.nn.functional.scaled_dot_product_attention)
+    config = tiny_config(dropout_rate=0.1)
+    shape = {"batch": 4, "source_tokens": 64, "target_tokens": 8, "fast_kernels": False}
+    on = {device: simulate_step(config, lora_wrap, device=device, **shape).peak_bytes for device in ("cpu", "cuda")}
+    assert on["cuda"] < on["cpu"], "no scores are kept there"
+    assert (dict(CHUNK_ELEMENTS), torch.nn.functional.scaled_dot_product_attention) == before
+
+
+def test_a_simulation_keeps_nothing_alive() -> None:
+    models = []
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        models.append(weakref.ref(model))
+        return lora_wrap(model)  # type: ignore[arg-type]
+
+    simulate_step(tiny_config(), wrap, batch=2, source_tokens=8, target_tokens=4)
+    gc.collect()
+    assert models[0]() is None
+
+
+def test_quantised_weights_take_a_byte_or_half_of_one() -> None:
+    config = tiny_config("v1.1", d_model=128, d_ff=256, num_heads=2, d_kv=64)
+    of = {
+        quantize: simulate_step(
+            config, lambda model: METHODS["qlora"].wrap(model, rank=2), batch=1, source_tokens=4, target_tokens=4,
+            quantize=quantize,
+        ).weights_bytes
+        for quantize in ("int8", "nf4")
+    }  # fmt: skip
+    linear = 2 * (4 + 8) * 128 * 128 + 4 * 2 * 128 * 256  # attention of both stacks, wi_0 and wi_1
+    assert of["int8"] - of["nf4"] == pytest.approx(linear / 2, rel=0.05)
+
+
+# --- plans
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("24GB", 24 * 10**9), ("16 GiB", 2**34), ("1.5gb", 15 * 10**8), ("1000", 1000)]
+)
+def test_memory_is_read_with_its_unit(text: str, amount: int) -> None:
+    assert parse_bytes(text) == amount
+
+
+def test_what_is_no_amount_of_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="'24 apples' is no amount of memory; expected a number with MB, GB"):
+        parse_bytes("24 apples")
+
+
+def test_a_wrong_job_is_refused_with_everything_that_is_wrong() -> None:
+    with pytest.raises(ValueError, match=r"(?s)source_tokens is 0.*method 'lara' is unknown.*5 examples do not divide"):
+        Job("mini", "lara", 0, 8, batch=5, micro_batch=2)
+
+
+def job(**changes: object) -> Job:
+    fields = {"source_tokens": 64, "target_tokens": 16, "batch": 8, "micro_batch": 8, "device": "cpu"} | changes
+    return Job("mini", "lora", **fields)  # type: ignore[arg-type]
+
+
+def test_what_fits_needs_no_change_and_what_does_not_gets_changes_that_fit() -> None:
+    peak = step_bytes(job()).peak_bytes
+    assert changes(job(), peak) == []
+    found = changes(job(), peak - 1)
+    assert found[0].text == "micro-batches of 4, 2 of them a step: the same gradient"
+    assert found[-1].text.startswith("gradient checkpointing")
+    assert all(change.bytes.peak_bytes < peak for change in found)
+    assert changes(job(), 10**6) == []
+
+
+def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "--backbone", "mini", "--source", "64", "--target", "16", "--batch", "8", "--device", "cpu"]
+    assert main([*arguments, "--memory", "1GB"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "weights of the backbone",
+        "adapter (",
+        "optimizer (AdamW)",
+        "peak of a step",
+        "in 1.00 GB",
+        "It fits",
+    ):
+        assert line in printed
+    assert main([*arguments, "--memory", "1MB"]) == 1
+    assert "Nothing tried makes it fit" in capsys.readouterr().out
+    assert main([*arguments, "--batch", "0"]) == 2
+
+
+def test_the_record_says_how_near_the_planner_is_to_measured_peaks() -> None:
+    """Six shapes and six methods; the record is made by benchmarks/planner_accuracy.py."""
+    if not RECORD.is_file():
+        pytest.skip("no record of measured peaks: run benchmarks/planner_accuracy.py")
+    record = json.loads(RECORD.read_text())
+    assert len(record["rows"]) == 36
+    assert all(row["relative_error"] is not None for row in record["rows"])
+    assert record["largest_relative_error"] <= 0.10
