@@ -102,7 +102,8 @@ def wrapped(method: str, **options: Any) -> Callable[[], PreTrainedModel]:
     return make
 
 
-MODELS = [v1_0, wide, eager, mt5, umt5, wrapped("lora"), wrapped("ia3"), wrapped("prefix", length=1), wrapped("prompt")]
+PLAIN = [v1_0, wide, eager, mt5, umt5]
+MODELS = [*PLAIN, *map(wrapped, ("lora", "ia3", "prompt", "ladder")), wrapped("prefix", length=1)]
 each_model = pytest.mark.parametrize("make", MODELS, ids=[make.__name__ for make in MODELS])
 
 
