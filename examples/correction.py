@@ -11,7 +11,7 @@ The embedded backbone does not beat the text as it came: it is too small to copy
 
 For T5 base and a data set of the hub change two lines:
 
-    task, data = Task("coedit", "{src}", "{tgt}"), {s: load_records("grammarly/coedit", s) for s in ("train", "validation")}
+    task, data = load_task("mine.yaml")  # as t5peft/tasks/definitions/wmt16_en_de.yaml, for grammarly/coedit say
     model, tokenizer = load_backbone("google-t5/t5-base")
 """
 
