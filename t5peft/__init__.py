@@ -11,7 +11,12 @@ Names are imported when they are first used, so that ``import t5peft`` costs nex
 from __future__ import annotations
 
 import logging
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -55,3 +60,32 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _PeftWatcher(MetaPathFinder):
+    """Registers our tuners with peft when peft is imported, so that ``PeftModel.from_pretrained`` knows their adapters.
+
+    ``import t5peft`` does not import peft by itself, which takes seconds.
+    """
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find peft as everybody would, and follow its import by that of our methods."""
+        if fullname != "peft":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                import_module("t5peft.methods")
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "peft" in sys.modules:
+    import_module("t5peft.methods")
+else:
+    sys.meta_path.insert(0, _PeftWatcher())

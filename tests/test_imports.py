@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tiny import tiny_t5
 
 import t5peft
 
@@ -132,6 +133,22 @@ for name in t5peft.__all__:
 print("all imported")
 """
     assert "all imported" in run(code, ",".join(OPTIONAL), ",".join(set(modules()) - FOR_ONE_PACKAGE))
+
+
+@pytest.mark.parametrize("lines", ["import t5peft\nimport peft", "import peft\nimport t5peft"], ids=["before", "after"])
+def test_peft_knows_our_adapters_once_t5peft_is_imported(lines: str, tmp_path: Path) -> None:
+    """A fresh process that names nothing of ours loads an adapter of ours by peft alone."""
+    t5peft.prefix_wrap(tiny_t5(), length=3).save_pretrained(tmp_path)
+    tiny_t5().save_pretrained(tmp_path / "base")
+    code = f"""
+{lines}
+import sys
+from transformers import T5ForConditionalGeneration
+base = T5ForConditionalGeneration.from_pretrained(sys.argv[1] + "/base")
+model = peft.PeftModel.from_pretrained(base, sys.argv[1])
+print(type(model).__name__, model.peft_config["default"].length)
+"""
+    assert run(code, str(tmp_path)).splitlines()[-1] == "PeftModelForSeq2SeqLM 3"
 
 
 @pytest.mark.parametrize("name", t5peft.__all__)
