@@ -3,6 +3,7 @@
     python benchmarks/throughput.py                            # LoRA, 16 examples a step, six data sets
     python benchmarks/throughput.py --method prefix --data e2e sst2 --repeats 1
     python benchmarks/throughput.py --memory                   # peak memory of a step, one process a system
+    python benchmarks/throughput.py --prediction               # rank and predict beside generate by Seq2SeqTrainer
     python benchmarks/throughput.py --losses                   # losses of 50 steps at dropout 0 beside the plain way's
 
 A t5-small shape with random weights and the real T5 vocabulary: a step costs what it costs with a checkpoint. Systems:
@@ -41,6 +42,7 @@ from t5peft.backbone import t5_of
 from t5peft.benchmark.machine import commit, machine, versions
 from t5peft.benchmark.memory import MemoryMeter, return_freed_memory
 from t5peft.benchmark.peers import PEERS, plain_trainer
+from t5peft.evaluation import predict, rank
 from t5peft.kernels.linear import product
 from t5peft.methods import METHODS
 
@@ -144,7 +146,7 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer()
     results = {}
     for name in args.data:
-        features = load_features(name, tokenizer, EXAMPLES[name])
+        features = load_features(name, tokenizer, min(EXAMPLES[name], args.limit or EXAMPLES[name]))
         tokens = sum(len(feature["input_ids"]) + len(feature["labels"]) for feature in features)
         runs = []
         for repeat in range(-1, args.repeats):
@@ -163,7 +165,12 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
                     name, " ".join(f"{s} {tokens / run[s]['seconds']:.0f} tokens/s" for s in args.systems), flush=True
                 )
         config = t5_of(trainer.model).config
-        results[name] = {"tokens": tokens, "flops": lora_flops(config, features), "runs": runs}
+        results[name] = {
+            "examples": len(features),
+            "tokens": tokens,
+            "flops": lora_flops(config, features),
+            "runs": runs,
+        }
     return results
 
 
@@ -249,10 +256,67 @@ def run_losses(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def peer_predict(model: nn.Module, features: Features, tokenizer: Any, max_new_tokens: int) -> None:
+    """Generation as users of `Seq2SeqTrainer` call it."""
+    arguments = {
+        "output_dir": tempfile.mkdtemp(),
+        "predict_with_generate": True,
+        "generation_max_length": max_new_tokens + 1,  # with the start token
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    plain_trainer(model, arguments, None, tokenizer).predict(Dataset.from_list(features))
+
+
+def run_prediction(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of classifying SST-2 by `rank` and of summarising DialogSum by `predict`, beside the peer's generate.
+
+    Weights are random and generation never ends by itself: a class is given the two tokens it has, a summary 48.
+    """
+    tokenizer = load_tokenizer()
+    results = {}
+    for name, examples, max_new_tokens in (("sst2", 128, 2), ("dialogsum", 32, 48)):
+        features = load_features(name, tokenizer, examples, seed=1)
+        sources = [feature["input_ids"] for feature in features]
+        ours, peer = (new_model("lora", system, None, None).eval() for system in ("t5peft", "peft"))
+
+        def predict_ours(
+            name: str = name, sources: list[list[int]] = sources, model: nn.Module = ours, tokens: int = max_new_tokens
+        ) -> None:
+            if name == "sst2":
+                rank(model, tokenizer, sources, ["negative", "positive"])
+            else:
+                predict(model, tokenizer, sources, max_new_tokens=tokens)
+
+        runs = []
+        for repeat in range(-1, args.repeats):
+            run = {}
+            for system in ("t5peft", "peft"):
+                start = time.perf_counter(), time.process_time()
+                if system == "t5peft":
+                    predict_ours()
+                else:
+                    peer_predict(peer, features, tokenizer, max_new_tokens)
+                run[system] = {
+                    "seconds": time.perf_counter() - start[0],
+                    "processor_seconds": time.process_time() - start[1],
+                }
+            if repeat >= 0:
+                runs.append(run)
+        results[name] = {"examples": examples, "max_new_tokens": max_new_tokens, "runs": runs}
+        ratios = {
+            field: f"{median_ratio(results[name], 'peft', field):.2f}" for field in ("seconds", "processor_seconds")
+        }
+        print(name, "peft over t5peft", ratios, flush=True)
+    return results
+
+
 RUNS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "training": run_training,
     "memory": run_memory,
     "losses": run_losses,
+    "prediction": run_prediction,
 }
 
 
@@ -283,11 +347,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=list(DATA_SETS), choices=list(DATA_SETS))
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--examples", type=int, default=16, help="examples of an optimizer step")
+    parser.add_argument("--limit", type=int, default=None, help="most examples of a data set")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=None, help="pieces; by default the tokenizer's")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--losses", action="store_true")
+    parser.add_argument("--prediction", action="store_true")
     parser.add_argument("--one-memory", choices=SYSTEMS, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -299,7 +365,7 @@ def main() -> None:
     if args.one_memory:
         memory_of(args.one_memory, args)
         return
-    kind = "memory" if args.memory else "losses" if args.losses else "training"
+    kind = next((kind for kind in RUNS if getattr(args, kind, False)), "training")
     results = RUNS[kind](args)
     print(write(kind, args, results))
     if kind == "training":
