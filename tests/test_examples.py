@@ -1,7 +1,7 @@
 """Every example is short, says what it does, and prints the last line that its docstring promises.
 
-The docstring has `Last line:`, with figures as they were seen (`accuracy 0.638, chance 0.200`) or names in capitals for
-them (`loss BEFORE -> AFTER`), and `Promise:`, comparisons between those names and numbers that hold on every machine.
+The docstring has `Last line:`, with figures as they were seen, or X (`accuracy 0.638, chance X`), or with names in capitals
+for them (`loss BEFORE -> AFTER`), and `Promise:`, comparisons between those names and numbers that hold on every machine.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
 FAST = ("text_classification_lora", "recommendation")
 EXTRAS = {"plots": "matplotlib", "search": "optuna", "retrieval": "bm25s", "quantized": "bitsandbytes"}
 FIGURE = r"-?[\d,]*\.?\d+"
+SEEN = rf"(?:{FIGURE}|X)"
 COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
@@ -39,8 +40,8 @@ def entry(name: str, key: str) -> str:
 
 def read_figures(form: str, line: str) -> dict[str, float]:
     """The figures of a line by name, where the line has the form of a docstring's `Last line:`."""
-    if re.search(rf" {FIGURE}(,|$)", form):
-        names = [name.strip() for name in re.findall(rf"(.+?) {FIGURE}(?:, |$)", form)]
+    if re.search(rf" {SEEN}(,|$)", form):
+        names = re.findall(rf"(.+?) {SEEN}(?:, |$)", form)
         pattern = ", ".join(f"{re.escape(name)} ({FIGURE})" for name in names)
     else:
         names = re.findall(r"\b[A-Z]+\b", form)
@@ -87,7 +88,7 @@ def check(name: str, line: str) -> dict[str, float]:
 
 def test_a_line_is_read_by_its_form_and_a_broken_promise_is_named() -> None:
     figures = read_figures("token F1 0.100, gain -0.020", "token F1 0.250, gain 0.010")
-    assert figures == {"token F1": 0.25, "gain": 0.01}
+    assert figures == {"token F1": 0.25, "gain": 0.01} == read_figures("token F1 X, gain X", "token F1 0.25, gain 0.01")
     assert read_figures("loss BEFORE -> AFTER, N seen", "loss 4.5 -> 3.25, 12,000 seen") == {
         "BEFORE": 4.5,
         "AFTER": 3.25,
@@ -147,4 +148,4 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 def _sample(form: str) -> str:
     """A line of a form, with a figure wherever the form has a name in capitals."""
-    return form if re.search(rf" {FIGURE}(,|$)", form) else re.sub(r"\b[A-Z]+\b", "1", form)
+    return re.sub(r" X(?=,|$)", " 1", form) if re.search(rf" {SEEN}(,|$)", form) else re.sub(r"\b[A-Z]+\b", "1", form)
