@@ -419,3 +419,44 @@ def test_layouts_follow_the_device_the_method_and_the_wish() -> None:
     assert layout_of(model, True) == "packed"
     with kernels(model):
         assert [layout_of(model, pack) for pack in (None, True, False)] == ["rows", "rows", "padded"]
+
+
+def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_tokens(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from t5peft import T5PeftTrainer, T5PeftTrainingArguments
+
+    def train(fails_at: int | None) -> tuple[list[Tensor], int]:
+        model = tiny()
+        arguments = T5PeftTrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=12,
+            tokens_per_micro_batch=100,
+            learning_rate=1e-2,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = T5PeftTrainer(model=model, args=arguments, train_dataset=features())
+        losses = trainer.compute_loss
+        calls = 0
+
+        def compute_loss(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == fails_at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return losses(*args, **kwargs)
+
+        monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+        trainer.train()
+        return [parameter.detach() for parameter in model.parameters()], trainer.budget.tokens
+
+    plain, tokens = train(None)
+    assert tokens == 100
+    after, tokens = train(2)  # the second micro-batch of the first step: its first one has left gradients already
+    assert tokens == 50
+    for ours, expected in zip(after, plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
