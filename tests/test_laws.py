@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import reference
@@ -40,7 +40,7 @@ from t5peft import METHODS, load_backbone
 from t5peft.backbone import t5_of
 from t5peft.methods.prefix import collapse
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 
 SAME_AT_FIRST = {
     "full",
@@ -61,12 +61,15 @@ NEVER_MERGES = {"prefix", "prompt", "houlsby", "pfeiffer", "parallel", "ladder"}
 
 
 all_geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
+# "wide" has all that "v1.1" has and more; laws about formulas and files are tested on all three, laws about life on two
+two_geometries = pytest.mark.parametrize("geometry", ["v1.0", "wide"])
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 all_adapters = pytest.mark.parametrize("case", ADAPTERS, ids=str)
 cases_of_each_form = pytest.mark.parametrize("case", [case for case in CASES if case.variant in FORMS], ids=str)
 adapters_of_each_form = pytest.mark.parametrize("case", [case for case in ADAPTERS if case.variant in FORMS], ids=str)
 
 MakeBase = Callable[[], PreTrainedModel]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @pytest.fixture
@@ -75,6 +78,15 @@ def make_base(case: Case, geometry: Geometry, folders: dict[Geometry, Path]) -> 
     if METHODS[case.method].quantize is not None and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     return partial(base_of, case, geometry, folders[geometry])
+
+
+def precise(model: Model) -> Model:
+    """`model` in double precision, so that what differs is no rounding and tolerances can be tight."""
+    return model.double()
+
+
+def in_double(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.double() for name, tensor in state.items()}
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -158,11 +170,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("case", BY_HAND, ids=str)
 def test_logits_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry, side: str) -> None:
-    model, batch = stir(wrap(case, ready_t5(geometry))), tiny_batch(side=side, extra_pads=2)
+    model, batch = precise(stir(wrap(case, ready_t5(geometry)))), tiny_batch(side=side, extra_pads=2)
     config = t5_of(model).config
     with torch.no_grad():
         expected = reference.logits(
-            state_of(case, geometry, model),
+            in_double(state_of(case, geometry, model)),
             config,
             batch["input_ids"],
             batch["attention_mask"],
@@ -176,10 +188,10 @@ def test_logits_are_those_of_the_reference_by_hand(case: Case, geometry: Geometr
 @pytest.mark.parametrize("case", BY_HAND, ids=str)
 def test_gradients_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry) -> None:
     # in double precision: the gradient of a ladder's gate is one number, a sum over all tokens that all but cancels
-    model, batch = stir(wrap(case, ready_t5(geometry))).double(), tiny_batch()
+    model, batch = precise(stir(wrap(case, ready_t5(geometry)))).double(), tiny_batch()
     parameters, config = trained(model), t5_of(model).config
     scores = reference.logits(
-        {name: tensor.double() for name, tensor in state_of(case, geometry, model).items()},
+        {name: tensor.double() for name, tensor in in_double(state_of(case, geometry, model)).items()},
         config,
         batch["input_ids"],
         batch["attention_mask"],
@@ -249,14 +261,14 @@ def test_prompt_tuning_is_that_of_peft_with_padding_on_the_right(geometry: Geome
 # Padding
 
 
-@all_geometries
+@two_geometries
 @all_cases
 def test_padding_on_either_side_and_more_of_it_changes_nothing(
     case: Case, geometry: Geometry, make_base: MakeBase
 ) -> None:
     if METHODS[case.method].quantize is not None:
         pytest.skip("LLM.int8 rounds activations by rows and outlier columns of the batch")
-    model = stir(wrap(case, make_base()))
+    model = precise(stir(wrap(case, make_base())))
     expected = logits_of(model, tiny_batch())
     for batch in (tiny_batch(side="left"), tiny_batch(extra_pads=5), tiny_batch(side="left", extra_pads=5)):
         assert_same(logits_of(model, batch), expected)
@@ -304,7 +316,7 @@ def test_a_loaded_adapter_goes_on_as_if_it_had_never_been_saved(
 @all_geometries
 @pytest.mark.parametrize("case", [case for case in ADAPTERS if case.method in MERGES], ids=str)
 def test_merged_equals_unmerged_and_is_a_plain_t5(case: Case, geometry: Geometry) -> None:
-    model, batch = stir(wrap(case, ready_t5(geometry))), tiny_batch()
+    model, batch = precise(stir(wrap(case, ready_t5(geometry)))), tiny_batch()
     expected = logits_of(model, batch)
     merged = model.merge_and_unload()
     assert_same(logits_of(merged, batch), expected)
@@ -312,14 +324,14 @@ def test_merged_equals_unmerged_and_is_a_plain_t5(case: Case, geometry: Geometry
     assert merged.state_dict().keys() == tiny_t5(geometry).state_dict().keys()
 
 
-@all_geometries
+@two_geometries
 @pytest.mark.parametrize("case", [case for case in ADAPTERS if case.method in NEVER_MERGES], ids=str)
 def test_what_cannot_be_merged_says_so(case: Case, geometry: Geometry) -> None:
     with pytest.raises(ValueError, match="cannot be merged"):
         wrap(case, ready_t5(geometry)).merge_and_unload()
 
 
-@all_geometries
+@two_geometries
 def test_a_collapsed_prefix_equals_the_reparametrised_one_and_is_smaller(geometry: Geometry, tmp_path: Path) -> None:
     model, batch = stir(wrap(Case("prefix", {"length": 3, "reparametrise": 7}), ready_t5(geometry))), tiny_batch()
     expected, inner = logits_of(model, batch), t5_of(model).config
@@ -343,8 +355,8 @@ exact_only = [case for case in CASES if METHODS[case.method].quantize is None an
 
 @pytest.mark.parametrize(
     ("geometry", "search"),
-    [*((geometry, GREEDY) for geometry in GEOMETRIES), ("wide", BEAMS)],
-    ids=[*(f"{geometry}-greedy" for geometry in GEOMETRIES), "wide-beams"],
+    [("v1.0", GREEDY), ("wide", GREEDY), ("wide", BEAMS)],
+    ids=["v1.0-greedy", "wide-greedy", "wide-beams"],
 )
 @pytest.mark.parametrize("case", exact_only, ids=str)
 def test_generation_with_any_cache_equals_generation_without(
@@ -356,7 +368,7 @@ def test_generation_with_any_cache_equals_generation_without(
     assert model.generate(**inputs, **search, cache_implementation="static").tolist() == expected
 
 
-@all_geometries
+@two_geometries
 @pytest.mark.parametrize("case", BY_HAND, ids=str)
 def test_greedy_generation_is_that_of_the_reference_by_hand(case: Case, geometry: Geometry) -> None:
     model, batch = stir(wrap(case, ready_t5(geometry))), tiny_batch()
@@ -372,7 +384,7 @@ def test_greedy_generation_is_that_of_the_reference_by_hand(case: Case, geometry
     assert model.generate(**inputs_of(batch), **GREEDY).tolist() == expected.tolist()
 
 
-@all_geometries
+@two_geometries
 @cases_of_each_form
 def test_generation_follows_the_training_path(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     """Each generated token is the most likely one when the tokens before it are forced on the decoder."""
@@ -406,7 +418,7 @@ def test_gradient_checkpointing_changes_nothing(case: Case, geometry: Geometry, 
 # Without the adapter, and with several
 
 
-@all_geometries
+@two_geometries
 @adapters_of_each_form
 def test_a_disabled_adapter_leaves_the_base_exactly(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     base, batch = make_base(), tiny_batch()
@@ -419,7 +431,7 @@ def test_a_disabled_adapter_leaves_the_base_exactly(case: Case, geometry: Geomet
     assert (logits_of(model, batch) - logits_of(base, batch)).abs().max() > 1e-3
 
 
-@all_geometries
+@two_geometries
 @adapters_of_each_form
 def test_unloading_gives_the_base_back_exactly(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     expected, batch = logits_of(make_base(), tiny_batch()), tiny_batch()
@@ -429,7 +441,7 @@ def test_unloading_gives_the_base_back_exactly(case: Case, geometry: Geometry, m
     assert_same(logits_of(unloaded, batch), expected, 1e-5 if case.method == "prefix" else 0.0)
 
 
-@all_geometries
+@two_geometries
 @adapters_of_each_form
 def test_several_adapters_live_side_by_side(
     case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
@@ -449,7 +461,7 @@ def test_several_adapters_live_side_by_side(
     assert_same(logits_of(first, batch), expected_first, 0.0)
 
 
-@all_geometries
+@two_geometries
 @adapters_of_each_form
 def test_an_added_adapter_is_new_and_the_first_stays(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     model, batch = stir(wrap(case, make_base())), tiny_batch()
@@ -470,15 +482,15 @@ def test_an_added_adapter_is_new_and_the_first_stays(case: Case, geometry: Geome
 heads = [case for case in ADAPTERS if METHODS[case.method].quantize is None]
 
 
-@all_geometries
+@two_geometries
 @pytest.mark.parametrize("case", heads, ids=str)
 def test_a_classifier_is_that_of_the_reference_and_its_head_is_trained_and_saved(
     case: Case, geometry: Geometry, tmp_path: Path
 ) -> None:
-    model, batch = stir(wrap(case, tiny_classifier(geometry))), tiny_classifier_batch()
+    model, batch = precise(stir(wrap(case, tiny_classifier(geometry)))), tiny_classifier_batch()
     head = {name: tensor for name, tensor in trained(model).items() if "classification_head" in name}
     assert len(head) == 4
-    state = dict(tiny_classifier(geometry).named_parameters())
+    state = in_double(dict(tiny_classifier(geometry).named_parameters()))
     for name, tensor in head.items():
         state[name[name.index("classification_head") :].replace("modules_to_save.default.", "")] = tensor.detach()
     got = logits_of(model, batch)
@@ -489,7 +501,7 @@ def test_a_classifier_is_that_of_the_reference_and_its_head_is_trained_and_saved
     assert_same(got, expected)
     assert all(gradient.abs().max() > 0 for gradient in gradients_of(model, batch).values())
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(tiny_classifier(geometry), tmp_path).eval()
+    loaded = precise(PeftModel.from_pretrained(tiny_classifier(geometry), tmp_path)).eval()
     assert_same(logits_of(loaded, batch), got, 0.0)
 
 

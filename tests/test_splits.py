@@ -112,9 +112,7 @@ def test_splits_in_single_precision_agree_with_each_other(
 
 
 @all_methods
-@pytest.mark.parametrize(
-    "cutting", [{"cut_by_length": False}, {"tokens_per_micro_batch": 50}, {"tokens_per_micro_batch": 1}], ids=str
-)
+@pytest.mark.parametrize("cutting", [{"cut_by_length": False}, {"tokens_per_micro_batch": 50}], ids=str)
 def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
     case: Case, model: PreTrainedModel, cutting: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -150,7 +148,7 @@ def test_a_last_step_of_fewer_examples_is_a_mean_over_its_own_tokens(
 
 
 @all_methods
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_evaluation_loss_is_the_same_for_every_batch_size(
     case: Case, model: PreTrainedModel, batch_size: int, tmp_path: Path
 ) -> None:
