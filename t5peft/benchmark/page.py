@@ -141,7 +141,7 @@ def _mean(value: Spread | None) -> float | None:
 def _costs(table: TaskTable) -> Iterator[str]:
     costs: list[tuple[str, str, Callable[[Row], float | None], Callable[[float], str]]] = [
         ("trained parameters", "trained parameters", lambda row: row.trainable, _count_text),
-        ("peak memory above the libraries", "memory", lambda row: _mean(row.peak_bytes), bytes_text),
+        ("peak memory above libraries and data", "memory", lambda row: _mean(row.peak_bytes), bytes_text),
         ("seconds of training", "time", lambda row: _mean(row.train_seconds), seconds_text),
     ]
     finished = _finished(table)

@@ -6,7 +6,9 @@ curve only, and their time and memory are left out of what is measured.
 
 from __future__ import annotations
 
+import gc
 import math
+import random
 import statistics
 import tempfile
 import time
@@ -19,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback, set_seed
 
-from t5peft.backbone import load_backbone, t5_of
+from t5peft.backbone import MINI, load_backbone, t5_of
 from t5peft.benchmark.data import load_data
 from t5peft.benchmark.machine import commit, machine, versions
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
@@ -33,7 +35,7 @@ from t5peft.methods import METHODS
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 
 Tell = Callable[[int, int], None]
-LATENCY_SOURCES = 5
+LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16
 
 
@@ -144,16 +146,20 @@ class _Run:
         self.config, self.tell = config, tell
         self.meter = MemoryMeter(config.device)
         self.libraries_bytes = self.meter.now_bytes()
+        self.base_bytes = self.libraries_bytes
 
     def result(self) -> dict[str, Any]:
         """Everything a finished run knows."""
         config = self.config
         set_seed(config.seed)
-        task, splits = load_data(config.data, config.limits)
-        model, tokenizer = self._model()
+        tokenizer = AutoTokenizer.from_pretrained(MINI if config.backbone == "mini" else config.backbone)
+        train, validation, test = self._data(tokenizer)
+        gc.collect()
+        trim_heap()
+        self.base_bytes = self.meter.now_bytes()
+        set_seed(config.seed)
+        model = self._model()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        train = _Counted(task.tokenize(splits["train"], tokenizer).to_list())
-        validation, test = (Split(task, splits[name], tokenizer) for name in ("validation", "test"))
         watch = _Watch(config, validation, self.meter, self.tell)
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._trainer(model, train, tokenizer, folder, watch)
@@ -182,8 +188,9 @@ class _Run:
                 "peak_bytes": self.meter.peak_bytes,
                 "mean_bytes": self.meter.mean_bytes,
                 "libraries_bytes": self.libraries_bytes,
-                "peak_above_libraries_bytes": self.meter.peak_bytes - self.libraries_bytes,
-                "mean_above_libraries_bytes": self.meter.mean_bytes - self.libraries_bytes,
+                "libraries_and_data_bytes": self.base_bytes,
+                "peak_above_libraries_and_data_bytes": self.meter.peak_bytes - self.base_bytes,
+                "mean_above_libraries_and_data_bytes": self.meter.mean_bytes - self.base_bytes,
             },
             "seconds": {
                 "train": round(train_seconds, 3),
@@ -196,12 +203,23 @@ class _Run:
             "latency": _latency(model, tokenizer, test, config),
         }
 
-    def _model(self) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, Split, Split]:
+        """Tokenised splits; of a long training split as many examples as the steps take, the same for every method."""
+        config = self.config
+        task, splits = load_data(config.data, config.limits)
+        records, needed = splits["train"], config.steps * config.examples_per_step
+        if len(records) > needed:
+            records = random.Random(config.seed).sample(records, needed)
+        train = _Counted(task.tokenize(records, tokenizer).to_list())
+        validation, test = (Split(task, splits[name], tokenizer) for name in ("validation", "test"))
+        return train, validation, test
+
+    def _model(self) -> nn.Module:
         config = self.config
         method = METHODS.get(config.method)
-        model, tokenizer = load_backbone(config.backbone, quantize=method.quantize if method else None)
+        model, _ = load_backbone(config.backbone, quantize=method.quantize if method else None)
         wrap = method.wrap if method else PEERS[config.method]
-        return wrap(model, **config.method_options).to(config.device), tokenizer
+        return wrap(model, **config.method_options).to(config.device)
 
     def _trainer(
         self, model: nn.Module, train: _Counted, tokenizer: PreTrainedTokenizerBase, folder: str, watch: _Watch

@@ -233,7 +233,7 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "trainable": records[0]["parameters"]["trainable"],
         "stored_bytes": records[0]["parameters"]["stored_bytes"],
-        "peak_bytes": over("memory", "peak_above_libraries_bytes"),
+        "peak_bytes": over("memory", "peak_above_libraries_and_data_bytes"),
         "step_seconds": over("seconds", "step_median"),
         "tokens_per_second": over("tokens_per_second"),
         "train_seconds": over("seconds", "train"),

@@ -48,7 +48,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ),
     ("trained", "Trained parameters."),
     ("file", "Bytes of the stored adapter, or of the whole model."),
-    ("peak memory", "Peak memory while training, above what the loaded libraries take."),
+    ("peak memory", "Peak memory while training, above what the loaded libraries and the data take."),
     ("step", "Median seconds of an optimizer step."),
     ("tokens/s", "Source and target tokens per second of training, padding not counted."),
     ("to best", "Seconds of training until the best score on validation."),
@@ -147,7 +147,7 @@ def csv_text(tables: Sequence[TaskTable]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         ["task", "metric", "method", "options", "mean", "deviation", "seeds", "difference_to_full", "low", "high",
-         "trainable_parameters", "stored_bytes", "peak_memory_above_libraries_bytes", "seconds_per_step",
+         "trainable_parameters", "stored_bytes", "peak_memory_above_libraries_and_data_bytes", "seconds_per_step",
          "tokens_per_second", "seconds_to_best", "latency_seconds", "learning_rate", "reason"]
     )  # fmt: skip
     for row in (row for table in tables for row in table.rows):
