@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def main() -> None:
 
     model, tokenizer = load_backbone(args.backbone)
     store = open_store(args.tokens, tokenizer)
-    held_out = write_store(list(read_documents([args.held_out])), tokenizer, args.output / ".held_out")
+    scratch = tempfile.TemporaryDirectory()
+    held_out = write_store(list(read_documents([args.held_out])), tokenizer, Path(scratch.name))
     config = PretrainConfig(source_tokens=args.source_tokens, rows=32)
     untrained = new_model(tokenizer, Shape())
 
@@ -71,6 +73,7 @@ def main() -> None:
         "machine": machine("cpu"),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "held_out.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: record[key] for key in ("losses", "gain_bits_per_token")}, indent=1))
 
