@@ -3,7 +3,7 @@
 As in T5 (Raffel et al. 2020): pad 0, `</s>` 1, `<unk>` 2, sentinels `<extra_id_0>` ... at the end of the vocabulary in
 falling order, `</s>` after every text. Different from it: byte fallback, so that no text is unknown (a newline, braces
 and every printable ASCII character have a piece of their own); digits are single pieces; white space is kept, so that
-decoding gives the text back.
+decoding gives the text back (but for one space at its very beginning, which every text gets).
 """
 
 from __future__ import annotations
