@@ -2,12 +2,13 @@
 
     python examples/augmentation.py
 
-Words are replaced by synonyms of a thesaurus, and some are left out; the target and the template stay. Both runs take
-the same number of steps, so the gain is not that of longer training. Two seeds say little: `benchmarks/` has five.
+Words are replaced by synonyms of a thesaurus; the target and the template stay. Both runs take the same number of steps,
+so what differs is the copies alone. For the embedded backbone they bring nothing on these headlines: a small thesaurus
+changes a tenth of the words, and few words of business are in it. Two seeds are two; take more before you decide.
 
-Time: about 45 s on 2 cores.
-Last line: accuracy X, augmented X, gain X, most frequent sentiment 0.302
-Promise: gain > -0.2; augmented > 0.3
+Time: about 55 s on 2 cores.
+Last line: accuracy 0.631, augmented 0.607, gain -0.023, most frequent sentiment 0.302
+Promise: augmented > 0.45; gain > -0.15; gain < 0.15
 
 For T5 base and a data set of the hub change two lines:
 
@@ -24,7 +25,7 @@ from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
 from t5peft.evaluation import evaluate_task
-from t5peft.tasks import Synonyms, WordDropout, augment, load_task
+from t5peft.tasks import Synonyms, augment, load_task
 
 task, data = load_task("finance")
 BACKBONE = "mini"
@@ -33,17 +34,15 @@ SEEDS = (0, 1)
 accuracies = {"plain": [], "augmented": []}
 for seed in SEEDS:
     few = Random(seed).sample(data["train"], 100)
-    synonyms = augment(few, task, Synonyms(), copies=2, seed=seed)
-    dropout = augment(few, task, WordDropout(), copies=2, seed=seed)
-    print(synonyms.report, dropout.report, sep="\n")
-    copies = [record for more in (synonyms, dropout) for record in more.dataset if record["copy"]]
-    for name, records in (("plain", few), ("augmented", [*few, *copies])):
+    augmented = augment(few, task, Synonyms(), copies=2, seed=seed)
+    print(augmented.report)
+    for name, records in (("plain", few), ("augmented", augmented.dataset)):
         set_seed(seed)
         model, tokenizer = load_backbone(BACKBONE)
         model = lora_wrap(model, targets="all-linear")
         arguments = T5PeftTrainingArguments(
             f"runs/augmentation/{name}-{seed}",
-            max_steps=40,
+            max_steps=80,
             per_device_train_batch_size=16,
             learning_rate=3e-3,
             logging_steps=20,
@@ -55,10 +54,8 @@ for seed in SEEDS:
         accuracies[name].append(evaluate_task(model, tokenizer, task, data["test"])["accuracy"])
         print(f"seed {seed}, {len(train)} examples: accuracy {accuracies[name][-1]:.3f}")
 
-plain, augmented = (sum(values) / len(SEEDS) for values in accuracies.values())
+plain, more = (sum(values) / len(SEEDS) for values in accuracies.values())
 labels = [task.target_text(record) for record in data["test"]]
 frequent = Counter(task.target_text(record) for record in data["train"]).most_common(1)[0][0]
 baseline = labels.count(frequent) / len(labels)
-print(
-    f"accuracy {plain:.3f}, augmented {augmented:.3f}, gain {augmented - plain:.3f}, most frequent sentiment {baseline:.3f}"
-)
+print(f"accuracy {plain:.3f}, augmented {more:.3f}, gain {more - plain:.3f}, most frequent sentiment {baseline:.3f}")

@@ -5,9 +5,9 @@
 `num_labels` puts a new head on T5 (T5ForSequenceClassification). On the plain stack, peft neither trains nor saves that
 head; here every wrap does both, and every message gets exactly the one </s> at which the head reads.
 
-Time: about 45 s on 2 cores.
-Last line: accuracy 0.705, macro F1 0.700, most frequent sentiment 0.302
-Promise: accuracy >= 0.5; macro F1 >= 0.45; accuracy > most frequent sentiment
+Time: about 40 s on 2 cores.
+Last line: accuracy 0.772, macro F1 0.771, most frequent sentiment 0.302
+Promise: accuracy > 0.6; macro F1 > 0.6; accuracy > most frequent sentiment
 
 tf-idf with logistic regression has 0.611 on these headlines (t5peft/tasks/data/finance/README.md).
 For T5 base and a data set of the hub change two lines:

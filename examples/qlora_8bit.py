@@ -6,9 +6,9 @@ The linear maps of attention and feed-forward are held in 8 bits; embeddings, `w
 computes. Merging into the quantised weights would lose part of what was tuned, so `merge` takes the unquantised ones
 and says how close the merged model stays.
 
-Time: about 30 s on 2 cores.
-Last line: accuracy X, merged X, most frequent sentiment 0.302, weights in 8 bits 0.361
-Promise: accuracy > most frequent sentiment; merged > most frequent sentiment; weights in 8 bits < 0.8
+Time: about 25 s on 2 cores.
+Last line: accuracy 0.698, merged 0.705, most frequent sentiment 0.302, weights in 8 bits 0.361
+Promise: accuracy > 0.5; merged > 0.5; weights in 8 bits < 0.8; accuracy > most frequent sentiment
 
 For T5 base and a data set of the hub change two lines:
 
