@@ -72,6 +72,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
         FloatingPointError: when the loss is no longer a number; training stops there.
     """
 
+    control: Any  # of transformers, which does not say its type
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -322,7 +324,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
             self._has_class_head or self.args.predict_with_generate
         )
         limit = self._generation_limit(dataset) if outputs_wanted and not self._has_class_head else {}
-        loss_sum, items, rows = 0.0, 0, []
+        loss_sum, items = 0.0, 0
+        rows: list[tuple[int, np.ndarray]] = []
         for indices, batch in self._eval_batches(dataset, dataloader):
             with torch.no_grad(), self.compute_loss_context_manager():
                 if "labels" in batch:
