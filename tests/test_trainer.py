@@ -229,3 +229,14 @@ def test_a_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
     files = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
     assert "adapter_model.safetensors" in files
     assert "model.safetensors" not in files
+
+
+def test_several_processes_without_a_gpu_exchange_gradients_or_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert T5PeftTrainingArguments(str(tmp_path)).use_cpu
+    plain = Seq2SeqTrainingArguments(str(tmp_path), dataloader_pin_memory=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="gradients would not be exchanged between them"):
+        T5PeftTrainer(lora_wrap(tiny_t5()), plain, train_dataset=tiny_records(4))

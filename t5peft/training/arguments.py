@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, fields
 
 import torch
@@ -33,6 +34,8 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what does not work on T5."""
+        # Without a word of it, Accelerate takes several processes without a GPU for one, and exchanges no gradients.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         _settle(self)
 
@@ -40,7 +43,7 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
 def as_t5peft_arguments(args: TrainingArguments | None) -> T5PeftTrainingArguments:
     """``args`` as our own, so that a plain ``Seq2SeqTrainingArguments`` works too; never changed in place.
 
-    Raises ValueError for ``fp16``.
+    Raises ValueError for ``fp16``, and for several processes on a CPU without ``use_cpu``.
     """
     if args is None:
         return T5PeftTrainingArguments()
@@ -56,6 +59,11 @@ def _settle(args: T5PeftTrainingArguments) -> None:
         raise ValueError(
             "Got fp16, in which the feed-forward activations of T5 overflow to inf and NaN; expected bf16=True where the "
             "device computes in bfloat16, or float32."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (args.use_cpu or torch.accelerator.is_available()):
+        raise ValueError(
+            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True: gradients would "
+            "not be exchanged between them. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
         )
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
