@@ -69,7 +69,7 @@ def _shift_right(labels: Tensor, pad_token_id: int, decoder_start_token_id: int)
 # --- cutting -----------------------------------------------------------------------------------------------------------
 
 # What one more micro-batch costs whatever its size (Python, kernel starts, weights read once more), in tokens of the same
-# model. Measured on 2 CPU cores at a t5-small shape; see benchmarks/SPEED.md.
+# model. An estimate for a t5-small shape on 2 CPU cores; results hardly depend on it.
 OVERHEAD_TOKENS = 24
 
 

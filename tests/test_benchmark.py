@@ -111,8 +111,8 @@ def test_a_suite_that_is_nowhere_is_refused_with_the_names_there_are() -> None:
 
 def test_a_part_of_a_suite_by_names_that_it_has() -> None:
     suite = load_suite("quick")
-    part = suite.narrowed(methods=["full", "lora"], seeds=[3, 4], backbone="other")
-    assert [entry.method for entry in part.methods] == ["full", "lora"]
+    part = suite.narrowed(methods=["full", "lora-all"], seeds=[3, 4], backbone="other")
+    assert [entry.method for entry in part.methods] == ["full", "lora-all"]
     assert (part.seeds, part.backbone) == ((3, 4), "other")
     with pytest.raises(ValueError, match=r"(?s)no task 'x'.*no method 'y'"):
         suite.narrowed(tasks=["x"], methods=["y"])
