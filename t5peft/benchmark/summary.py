@@ -17,7 +17,7 @@ from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, Spread, paired_bootstrap, spread
 from t5peft.benchmark.suites import method_label
 
-ORDER = ("full", "lora", "prefix", "prompt", "qlora", "ia3")
+ORDER = ("full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3")
 """Rows come in this order, the reference first; then other methods by name, and peers last."""
 PERCENT = {"accuracy", "f1_macro", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
 """Scores that are fractions and stand in tables as hundredths."""

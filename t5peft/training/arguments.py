@@ -35,7 +35,8 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what does not work on T5."""
         # Without a word of it, Accelerate takes several processes without a GPU for one, and exchanges no gradients.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         _settle(self)
 
