@@ -22,7 +22,7 @@ from t5peft.benchmark.report import write_report
 from t5peft.benchmark.statistics import paired_bootstrap, spread
 from t5peft.benchmark.summary import TaskTable, means_over_tasks, summarise
 from t5peft.benchmark.svg import Axis, Point, scatter
-from t5peft.benchmark.tables import COLUMNS, bytes_text, cells, csv_text, fill_markers, markdown, seconds_text
+from t5peft.benchmark.tables import COLUMNS, bytes_text, cells, csv_text, fill_marker, markdown, seconds_text
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -171,11 +171,10 @@ def test_seconds_are_written_with_their_unit() -> None:
 def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table:quick -->\nold\n<!-- /table -->\nafter\n")
-    assert fill_markers(readme, {"quick": "| a\\1 |", "other": ""}) == ["quick"]
+    fill_marker(readme, "quick", "| a\\1 |")
     assert readme.read_text() == "before\n<!-- table:quick -->\n| a\\1 |\n<!-- /table -->\nafter\n"
-    readme.write_text("<!-- table:nowhere -->\n<!-- /table -->\n")
-    with pytest.raises(ValueError, match="markers for nowhere, tables there are: quick"):
-        fill_markers(readme, {"quick": ""})
+    with pytest.raises(ValueError, match="no place for the table of 'real', but for quick"):
+        fill_marker(readme, "real", "")
 
 
 # --- plots

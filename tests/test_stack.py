@@ -18,6 +18,7 @@ import pytest
 import reference
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
+from safetensors.torch import load_file
 from stacks import OURS, PLAIN, PROMPT_LENGTH, Stack, both_stacks, one_step, plain_fault, relative_difference
 from tiny import (
     EOS,
@@ -42,6 +43,7 @@ from transformers import (
 )
 
 from t5peft import load_backbone, lora_wrap, merge, prompt_wrap, qlora_wrap, save_adapter
+from t5peft.tokens import train_tokens
 
 DidNotRaise = pytest.fail.Exception
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -331,6 +333,25 @@ def test_d3_a_classifier_does_not_mind_the_side_of_the_padding_plain() -> None:
     torch.testing.assert_close(logits_of(model, inputs_of(left)), logits_of(model, inputs_of(right)), rtol=0, atol=1e-5)
 
 
+def test_d3_a_classifier_does_not_mind_the_side_of_the_padding_ours(tmp_path: Path) -> None:
+    def padded(side: str) -> list[dict[str, object]]:
+        pads = (3, 0) if side == "left" else (0, 3)
+        return [
+            {
+                "input_ids": [0] * pads[0] + ids + [0] * pads[1],
+                "attention_mask": [0] * pads[0] + [1] * len(ids) + [0] * pads[1],
+                "labels": label,
+            }
+            for ids, label in (([5, 6, 7, EOS], 0), ([4, 8, EOS], 2))
+        ]
+
+    trainer = OURS.trainer(tiny_classifier(), tmp_path, padded("right"), max_steps=1)
+    right, left = (trainer.predict(padded(side)) for side in ("right", "left"))
+    assert right.predictions.shape == (2, 3)
+    torch.testing.assert_close(left.predictions, right.predictions, rtol=0, atol=1e-6)
+    assert left.metrics["test_loss"] == pytest.approx(right.metrics["test_loss"], rel=1e-6)
+
+
 @plain_fault()
 def test_d3_the_head_of_a_classifier_is_not_quantised_plain(tmp_path: Path) -> None:
     folder = save_backbone(tiny_classifier(), tmp_path)
@@ -503,6 +524,25 @@ def test_d6_saving_the_embeddings_trains_them_plain() -> None:
     assert all(parameter.grad is not None for parameter in copies)
 
 
+def test_d6_new_rows_of_the_embeddings_are_trained_and_saved_alone_ours(tmp_path: Path) -> None:
+    ids = [6, 9]
+    model = lora_wrap(tiny_t5(), targets=["q"])
+    train_tokens(model, ids)
+    before = model.get_input_embeddings()(torch.arange(20)).detach().clone()
+    batch = tiny_batch()
+    batch["input_ids"][:, :2] = torch.tensor(ids)
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1.0)
+    model(**batch).loss.backward()
+    optimizer.step()
+    moved = (model.get_input_embeddings()(torch.arange(20)) - before).abs().amax(1) > 0
+    assert moved.nonzero().flatten().tolist() == ids
+    save_adapter(model, tmp_path)
+    rows = {
+        name: tensor for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items() if "token" in name
+    }
+    assert [tensor.shape[0] for tensor in rows.values()] == [len(ids)]
+
+
 # D9: NaN and bad batches
 
 
@@ -548,6 +588,17 @@ def test_d9_a_misspelt_argument_of_forward_is_an_error_plain() -> None:
     batch = tiny_batch()
     with pytest.raises((TypeError, ValueError)):
         tiny_t5()(input_ids=batch["input_ids"], labels=batch["labels"], atention_mask=batch["attention_mask"])
+
+
+@pytest.mark.parametrize(("column", "meant"), [("atention_mask", "attention_mask"), ("label", "labels")])
+def test_d9_a_misspelt_column_is_an_error_ours(column: str, meant: str, tmp_path: Path) -> None:
+    records = [{column if name == meant else name: value for name, value in record.items()} for record in _masked()]
+    with pytest.raises(ValueError, match=rf"train_dataset has a column '{column}' and none called '{meant}'"):
+        OURS.trainer(tiny_t5(), tmp_path, records, max_steps=1)
+
+
+def _masked() -> list[dict[str, list[int]]]:
+    return [{**record, "attention_mask": [1] * len(record["input_ids"])} for record in tiny_records()]
 
 
 @plain_fault(OverflowError)

@@ -163,24 +163,23 @@ def csv_text(tables: Sequence[TaskTable]) -> str:
     return file.getvalue()
 
 
-def fill_markers(path: Path, tables: Mapping[str, str]) -> list[str]:
-    """Puts each table between `<!-- table:NAME -->` and `<!-- /table -->` of a Markdown file; returns the names found.
+def fill_marker(path: Path, name: str, table: str) -> None:
+    """Puts `table` between `<!-- table:NAME -->` and `<!-- /table -->` of a Markdown file, in place of what stands there.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has markers of tables that are not given.
+        ValueError: the file has no such markers.
     """
     text = path.read_text(encoding="utf-8")
-    names = re.findall(r"<!-- table:(\S+) -->", text)
-    unknown = [name for name in names if name not in tables]
-    if unknown:
-        raise ValueError(f"{path} has markers for {', '.join(unknown)}, tables there are: {', '.join(tables)}")
-    for name in names:
-        pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
-        table = tables[name]
-        text = pattern.sub(partial(_between, table), text)
+    pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
+    text, found = pattern.subn(partial(_between, table), text)
+    if not found:
+        names = re.findall(r"<!-- table:(\S+) -->", text)
+        raise ValueError(
+            f"{path} has no place for the table of {name!r}, but for {', '.join(names) or 'none'}: write the two lines "
+            f"`<!-- table:{name} -->` and `<!-- /table -->` where it belongs"
+        )
     path.write_text(text, encoding="utf-8")
-    return names
 
 
 def _between(table: str, match: re.Match[str]) -> str:

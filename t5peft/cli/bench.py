@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of a run (default: all)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--report-only", action="store_true", help="write the report of the records there are")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="put the table between <!-- table:SUITE --> and <!-- /table --> there"
+    )
     own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
     own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
     own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet")
@@ -56,11 +59,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.report_only:
         _run_suite(suite, records_folder, args)
     from t5peft.benchmark.report import write_report
+    from t5peft.benchmark.tables import fill_marker
 
     title = f"Tuning methods for T5 on {suite.backbone}: {suite.name}"
     text, paths = write_report(records_folder, output, title=title, about=suite.about, command=_command())
     print(f"\n{text}\n")
     print("\n".join(f"{what}: {path}" for what, path in paths.items()))
+    if args.readme:
+        fill_marker(args.readme, suite.name, text)
     return 0
 
 

@@ -9,6 +9,7 @@ frequent words comes first. These tasks cannot be answered without the source:
     kind     a sentence with a gap                                           -> number, name or word
     follows  a sentence and a claim: a part of it, or altered, or another's  -> true or false
     order    two sentences that stand together                               -> right or wrong
+    same     two passages, of one document or of two                         -> yes or no
     title    the beginning of an article without its subject                 -> the subject
 
 Everything works on token ids; a sentence ends at a full stop, question or exclamation mark before a capital letter.
@@ -25,7 +26,7 @@ from t5peft.pretraining.tokens import TokenStore
 
 Ids = list[int]
 Pair = tuple[Ids, Ids]
-_ANSWERS = ("number", "name", "word", "true", "false", "right", "wrong")
+_ANSWERS = ("number", "name", "word", "true", "false", "right", "wrong", "yes", "no")
 
 
 class Sentences:
@@ -104,7 +105,7 @@ class SelfSupervised:
         self.sentences = Sentences(store, tokenizer)
         self.eos: int = tokenizer.eos_token_id
         self.gap: int = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-        names = [*_ANSWERS, *TASKS, "options:", "claim:", ","]
+        names = [*_ANSWERS, *TASKS, "options:", "claim:", "other:", ","]
         self.text: dict[str, Ids] = {name: tokenizer(name, add_special_tokens=False).input_ids for name in names}
         self.heading = {name: tokenizer(f"{name}:", add_special_tokens=False).input_ids for name in TASKS}
         weights = np.array([weight for _, weight in TASKS.values()], dtype=float)
@@ -221,6 +222,29 @@ def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     return _joined(pair if right else pair[::-1]), tasks.text["right" if right else "wrong"]
 
 
+def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """Two passages that do not overlap, of one document or of two.
+
+    Raises:
+        RuntimeError: no document long enough in 1,000 draws.
+    """
+    sentences, length = tasks.sentences, 48
+    for index in generator.integers(1, len(sentences), size=1000):
+        first, last = np.searchsorted(sentences.documents, sentences.documents[index] + np.array([0, 1]), side="left")
+        one, two = sorted(int(i) for i in generator.integers(first, last, size=2))
+        if sentences.ends[two - 1] - sentences.ends[one - 1] >= length and one > 0:
+            break
+    else:
+        raise RuntimeError(f"no document of {2 * length} tokens in 1,000 draws; is the text prose in documents?")
+    alike = generator.random() < 0.5
+    if not alike:
+        two = int(generator.integers(1, len(sentences)))
+        alike = bool(sentences.documents[two] == sentences.documents[index])
+    passages = [sentences.tokens[sentences.ends[at - 1] :][:length] for at in (one, two)]
+    left, right = ([int(token) for token in passage if token != sentences.newline] for passage in passages)
+    return [*left, *tasks.text["other:"], *right], tasks.text["yes" if alike else "no"]
+
+
 def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """The beginning of a document without its first capitalised words, and those."""
     sentences = tasks.sentences
@@ -244,5 +268,6 @@ TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], fl
     "kind": (kind, 1.0),
     "follows": (follows, 3.0),
     "order": (order, 1.0),
+    "same": (same, 2.0),
     "title": (title, 1.0),
 }

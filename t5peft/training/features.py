@@ -8,13 +8,28 @@ Letters: B batch, S source tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from t5peft.batches import IGNORED_LABEL
+
+COLUMNS = ("input_ids", "attention_mask", "labels")
+
+
+def check_columns(columns: Collection[str], dataset: str) -> None:
+    """Raise ValueError for columns of ``dataset`` that look like misspelt ones of ``COLUMNS``, which T5 would ignore."""
+    missing = [name for name in COLUMNS if name not in columns]
+    for column in columns:
+        meant = get_close_matches(column, missing, n=1, cutoff=0.8)
+        if meant:
+            raise ValueError(
+                f"{dataset} has a column {column!r} and none called {meant[0]!r}; expected columns are {', '.join(COLUMNS)}. "
+                f"Rename it to {meant[0]!r}, or remove it if it is something else."
+            )
 
 
 def unpadded(feature: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from t5peft.loss import target_loss
 from t5peft.methods.wrapping import head_of
 from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches
 from t5peft.training.arguments import as_t5peft_arguments
-from t5peft.training.features import check_features, collate_for_head, unpadded
+from t5peft.training.features import check_columns, check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 
 Batch = dict[str, Any]
@@ -68,7 +68,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             without -100, [B, G] and [B, T], padded with the padding token.
 
     Raises:
-        ValueError: for fp16, an empty data set, sources without tokens, targets that are all padding.
+        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding.
         FloatingPointError: when the loss is no longer a number; training stops there.
     """
 
@@ -88,6 +88,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if hasattr(dataset, "__len__") and len(dataset) == 0:
                 raise ValueError(f"{name} is empty; expected at least one record with `input_ids` and `labels`.")
+            if hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping) and isinstance(dataset[0], Mapping):
+                check_columns(dataset[0].keys(), name)
         args = as_t5peft_arguments(args)
         if data_collator is None and args.deepspeed is None:
             # One step is one set of examples, whatever batches it comes in.
