@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,16 +27,16 @@ from typing import Any
 
 import psutil
 import torch
-from throughput_checks import median_ratio, memory_of, run_losses, run_memory, run_prediction
+from throughput_checks import memory_of, run_losses, run_memory, run_prediction
 from throughput_data import DATA_SETS, load_features, load_tokenizer
 from throughput_systems import SYSTEMS, Features, time_training
+from throughput_tables import RECORDS, TABLES
 from transformers import T5Config, logging
 
 from t5peft.backbone import t5_of
 from t5peft.benchmark.machine import commit, machine, versions
 from t5peft.kernels.linear import product
 
-RECORDS = Path(__file__).parent / "records" / "speed"
 # Examples of a run: enough tokens that a step's length is the data's, few enough that a repeat takes minutes.
 EXAMPLES = {"sst2": 256, "trec": 256, "rte": 64, "e2e": 64, "aeslc": 32, "dialogsum": 32}
 
@@ -108,31 +107,6 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def summarise(results: dict[str, Any], args: argparse.Namespace) -> str:
-    """The table of a training run, one line a data set."""
-    peers = [system for system in args.systems if system != "t5peft"]
-    head = ["data set", *(f"{s} tokens/s" for s in args.systems), *(f"against {p}" for p in peers), "share of matmul"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, result in results.items():
-        rates = [
-            result["tokens"] / statistics.median(run[s]["seconds"] for run in result["runs"]) for s in args.systems
-        ]
-        ratios = [median_ratio(result, peer, "seconds") for peer in peers]
-        share = statistics.median(
-            result["flops"] / run["t5peft"]["seconds"] / run["matmul_flops_per_second"] for run in result["runs"]
-        )
-        cells = [name, *(f"{rate:.0f}" for rate in rates), *(f"{ratio:.2f}" for ratio in ratios)]
-        lines.append(f"| {' | '.join(cells)} | {f'{share:.2f}' if args.method == 'lora' else ''} |")
-    for field in ("seconds", "processor_seconds"):
-        means = [
-            statistics.geometric_mean([median_ratio(result, peer, field) for result in results.values()])
-            for peer in peers
-        ]
-        cells = [f"geometric mean, {field}", *[""] * len(args.systems), *(f"{mean:.2f}" for mean in means)]
-        lines.append(f"| {' | '.join(cells)} | |")
-    return "\n".join(lines)
-
-
 RUNS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "training": run_training,
     "memory": run_memory,
@@ -141,8 +115,8 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> Path:
-    """The record of a run."""
+def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The record of a run, and where it lies."""
     now = datetime.now(timezone.utc)
     record = {
         "kind": kind,
@@ -159,7 +133,7 @@ def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> Path:
     RECORDS.mkdir(parents=True, exist_ok=True)
     path = RECORDS / f"{kind}-{args.method}-{args.examples}-{now:%Y%m%d-%H%M%S}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+    return path, record
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -193,10 +167,8 @@ def main() -> None:
         memory_of(args.one_memory, args)
         return
     kind = next((kind for kind in RUNS if getattr(args, kind, False)), "training")
-    results = RUNS[kind](args)
-    print(write(kind, args, results))
-    if kind == "training":
-        print(summarise(results, args))
+    path, record = write(kind, args, RUNS[kind](args))
+    print(f"{TABLES[kind](record)}\n\nrecord: {path}")
 
 
 if __name__ == "__main__":

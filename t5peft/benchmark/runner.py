@@ -35,6 +35,7 @@ from t5peft.methods import METHODS
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 
 Tell = Callable[[int, int], None]
+BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, what `load_backbone` takes
 LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16
 
@@ -217,9 +218,12 @@ class _Run:
     def _model(self) -> nn.Module:
         config = self.config
         method = METHODS.get(config.method)
-        model, _ = load_backbone(config.backbone, quantize=method.quantize if method else None)
+        options = dict(config.method_options)
+        loading = {"quantize": method.quantize if method else None}
+        loading |= {name: options.pop(name) for name in BACKBONE_OPTIONS if name in options}
+        model, _ = load_backbone(config.backbone, **loading)
         wrap = method.wrap if method else PEERS[config.method]
-        return wrap(model, **config.method_options).to(config.device)
+        return wrap(model, **options).to(config.device)
 
     def _trainer(
         self, model: nn.Module, train: _Counted, tokenizer: PreTrainedTokenizerBase, folder: str, watch: _Watch

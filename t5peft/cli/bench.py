@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--report-only", action="store_true", help="write the report of the records there are")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="put the table between <!-- table:SUITE --> and <!-- /table --> there"
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="put the table between <!-- table:SUITE --> and <!-- /table --> there",
     )
     own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
     own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")

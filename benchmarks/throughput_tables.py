@@ -1,0 +1,137 @@
+"""Tables of the speed records.
+
+python benchmarks/throughput_tables.py                          # the newest record of each kind
+python benchmarks/throughput_tables.py --readme README.md       # the LoRA table, between its markers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from t5peft.benchmark.tables import fill_marker
+
+RECORDS = Path(__file__).parent / "records" / "speed"
+Record = dict[str, Any]
+
+
+def median_ratio(result: dict[str, Any], peer: str, field: str = "seconds") -> float:
+    """How many times as long the peer takes: the median of the ratios within a repeat."""
+    return statistics.median(run[peer][field] / run["t5peft"][field] for run in result["runs"])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def training_table(record: Record) -> str:
+    """Real tokens per second of each system, and the ratios, one line a data set."""
+    results = record["results"]
+    systems = [name for name in next(iter(results.values()))["runs"][0] if name != "matmul_flops_per_second"]
+    peers = [system for system in systems if system != "t5peft"]
+    with_share = record["method"] == "lora"
+    head = ["data set", *(f"{s}, tokens/s" for s in systems), *(f"against {p}" for p in peers)]
+    rows = []
+    for name, result in results.items():
+        seconds = {s: statistics.median(run[s]["seconds"] for run in result["runs"]) for s in systems}
+        row = [name, *(f"{result['tokens'] / seconds[s]:,.0f}" for s in systems)]
+        row += [f"{median_ratio(result, peer):.2f}" for peer in peers]
+        if with_share:
+            shares = [r["flops"] / r["t5peft"]["seconds"] / r["matmul_flops_per_second"] for r in _with_flops(result)]
+            row.append(f"{statistics.median(shares):.2f}")
+        rows.append(row)
+    means = [statistics.geometric_mean(median_ratio(result, p) for result in results.values()) for p in peers]
+    rows.append(
+        ["geometric mean", *[""] * len(systems), *(f"{mean:.2f}" for mean in means), *([""] if with_share else [])]
+    )
+    repeats = min(len(result["runs"]) for result in results.values())
+    about = (
+        f"{record['method']}, {record['examples_per_step']} examples a step, median of {repeats} repeat"
+        f"{'s' if repeats > 1 else ''}; {record['machine']['name']}, {record['machine']['cores']} cores"
+    )
+    return about + "\n\n" + _table([*head, *(["share of matmul"] if with_share else [])], rows)
+
+
+def _with_flops(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [run | {"flops": result["flops"]} for run in result["runs"]]
+
+
+def memory_table(record: Record) -> str:
+    """Peak bytes above the loaded model's, one line a data set and size of the vocabulary."""
+    rows = []
+    for name, sizes in record["results"].items():
+        for vocabulary, cell in sizes.items():
+            ours = cell["t5peft"]["above_bytes"]
+            for peer in (system for system in cell if system != "t5peft"):
+                theirs = cell[peer]["above_bytes"]
+                rows.append(
+                    [name, f"{int(vocabulary):,}", f"{ours / 1e6:,.0f} MB", peer, f"{theirs / 1e6:,.0f} MB",
+                     f"{ours / theirs:.2f}"]
+                )  # fmt: skip
+    head = ["data set", "vocabulary", "t5peft, above the model", "peer", "peer, above the model", "ratio"]
+    return f"memory, {record['method']}, {record['examples_per_step']} examples a step\n\n" + _table(head, rows)
+
+
+def losses_table(record: Record) -> str:
+    """The largest relative difference of the losses, one line a data set."""
+    rows = [
+        [name, precision, str(len(result["losses"]["peft"])), f"{result['largest_relative_difference']:.1e}"]
+        for name, precisions in record["results"].items()
+        for precision, result in precisions.items()
+    ]
+    head = ["data set", "precision", "steps", "largest relative difference"]
+    return f"losses at dropout 0 beside the plain way, {record['method']}\n\n" + _table(head, rows)
+
+
+def prediction_table(record: Record) -> str:
+    """How many times as long generation by the peer takes."""
+    rows = []
+    for name, result in record["results"].items():
+        rates = [
+            result["examples"] / statistics.median(run[s]["seconds"] for run in result["runs"])
+            for s in ("t5peft", "peft")
+        ]
+        rows.append([name, *(f"{rate:.1f}" for rate in rates), f"{median_ratio(result, 'peft'):.2f}"])
+    return "prediction\n\n" + _table(["data set", "t5peft, examples/s", "peft, examples/s", "ratio"], rows)
+
+
+TABLES: dict[str, Callable[[Record], str]] = {
+    "training": training_table,
+    "memory": memory_table,
+    "losses": losses_table,
+    "prediction": prediction_table,
+}
+
+
+def newest() -> dict[tuple[Any, ...], Record]:
+    """The newest record of each kind, method, examples a step and set of systems."""
+    found: dict[tuple[Any, ...], Record] = {}
+    records = [json.loads(path.read_text()) for path in RECORDS.glob("*.json")]
+    for record in sorted(records, key=lambda record: record["date"]):
+        result = next(iter(record["results"].values()))
+        systems = tuple(result["runs"][0]) if record["kind"] == "training" else ()
+        found[record["kind"], record["method"], record["examples_per_step"], systems] = record
+    return found
+
+
+def main() -> None:
+    """Prints the tables, or fills the one of the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--readme", type=Path)
+    args = parser.parse_args()
+    records = newest()
+    print("\n\n".join(TABLES[record["kind"]](record) for record in records.values()))
+    if args.readme:
+        chosen = next(
+            record for key, record in records.items() if key[:3] == ("training", "lora", 16) and len(key[3]) >= 4
+        )
+        fill_marker(args.readme, "speed", training_table(chosen))
+
+
+if __name__ == "__main__":
+    main()
