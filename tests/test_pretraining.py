@@ -22,7 +22,7 @@ from t5peft.pretraining.embeddings import cooccurrences, pmi_embeddings, positiv
 from t5peft.pretraining.fresh import Shape, new_model, step_flops
 from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalised, rate_factor
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
-from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised
+from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, tone
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
 from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
 from t5peft.pretraining.tokens import TokenStore, open_store, write_store
@@ -37,10 +37,11 @@ _NAMES = ("Anna", "Bruno", "Clara", "David", "Elena", "Felix", "Greta", "Henry",
 
 def _document(number: int) -> list[str]:
     name, place, other = _NAMES[number % 10], _PLACES[number % 7], _PLACES[(number * 3 + 1) % 10]
+    tone = "good" if number % 2 else "bad"
     return [
         f"{name} Miller was born near the old {place} in {1900 + number} and walked to the {other} every morning.",
         f"The {other} was built by {number + 2} workers from the {place}. It still stands there, and people like it. "
-        f"Nobody remembers why {name} left the quiet {place} so early.",
+        f"Nobody remembers why {name} left the quiet {place} so early. A {tone} road leads to the {other}.",
     ]
 
 
@@ -233,9 +234,24 @@ def test_tasks_are_of_the_text_and_repeat_with_the_generator(
         for source, target in pairs:
             options = tokenizer.decode(source).split("options:")[1]
             assert tokenizer.decode(target).strip() in options
-    if name in ("follows", "order", "kind"):
+    if name in ("follows", "order", "kind", "same", "tone"):
         assert {tokenizer.decode(target) for _, target in pairs} > set()
         assert len({tuple(target) for _, target in pairs}) >= 2
+
+
+def test_a_text_without_praise_and_blame_gives_the_other_tasks(
+    documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    store = write_store(
+        [[text.replace("good", "long").replace("bad", "long") for text in found] for found in documents],
+        tokenizer,
+        tmp_path,
+    )
+    tasks, generator = SelfSupervised(store, tokenizer), np.random.default_rng(0)
+    headings = {tokenizer.decode(tasks.pair(generator)[0]).split(":")[0] for _ in range(300)}
+    assert headings == TASKS.keys() - {"tone"}
+    with pytest.raises(RuntimeError, match="no sentence .* praise or blame"):
+        tone(tasks, np.random.default_rng(0))
 
 
 # Embeddings

@@ -10,6 +10,7 @@ frequent words comes first. These tasks cannot be answered without the source:
     follows  a sentence and a claim: a part of it, or altered, or another's  -> true or false
     order    two sentences that stand together                               -> right or wrong
     same     two passages, of one document or of two                         -> yes or no
+    tone     a sentence with a word of praise or blame, or a gap there       -> positive or negative
     title    the beginning of an article without its subject                 -> the subject
 
 Everything works on token ids; a sentence ends at a full stop, question or exclamation mark before a capital letter.
@@ -26,7 +27,13 @@ from t5peft.pretraining.tokens import TokenStore
 
 Ids = list[int]
 Pair = tuple[Ids, Ids]
-_ANSWERS = ("number", "name", "word", "true", "false", "right", "wrong", "yes", "no")
+_ANSWERS = ("number", "name", "word", "true", "false", "right", "wrong", "yes", "no", "positive", "negative")
+_PRAISE = """good great best better excellent beautiful wonderful happy perfect successful strong fine nice lovely friendly
+    sweet bright love enjoy praised favorite superb remarkable outstanding impressive powerful safe success pleasure fresh warm
+    brilliant charming delightful fascinating interesting pleasant""".split()
+_BLAME = """bad worst worse terrible horrible awful poor sad ugly wrong weak angry evil cruel difficult dangerous fear afraid pain
+    failed failure lost criticized negative problem problems trouble disaster destroyed damaged broken cold dark harsh poverty
+    boring stupid dull""".split()
 
 
 class Sentences:
@@ -109,6 +116,18 @@ class SelfSupervised:
         self.text: dict[str, Ids] = {name: tokenizer(name, add_special_tokens=False).input_ids for name in names}
         self.heading = {name: tokenizer(f"{name}:", add_special_tokens=False).input_ids for name in TASKS}
         weights = np.array([weight for _, weight in TASKS.values()], dtype=float)
+        # Where the words of praise and of blame stand: for each word its tokens and the places of the first of them.
+        self.polar: list[list[tuple[Ids, np.ndarray]]] = [
+            [
+                (ids, places)
+                for word in words
+                for ids in [tokenizer(word, add_special_tokens=False).input_ids]
+                if (places := _places(self.sentences.tokens, ids)).size
+            ]
+            for words in (_PRAISE, _BLAME)
+        ]
+        if not all(self.polar):  # a text of another language, say
+            weights[list(TASKS).index("tone")] = 0
         self._shares = weights / weights.sum()
 
     def pair(self, generator: np.random.Generator) -> Pair:
@@ -124,6 +143,14 @@ def _sentence(tasks: SelfSupervised, generator: np.random.Generator, longest: in
         words = sentences.words(sentences[sentences.draw(generator, longest=longest)])
         if len(words) >= 4:
             return words
+
+
+def _places(tokens: np.ndarray, ids: Ids) -> np.ndarray:
+    """Where `ids` stand in `tokens`."""
+    places = np.flatnonzero(tokens[: len(tokens) - len(ids) + 1] == ids[0])
+    for offset, token in enumerate(ids[1:], start=1):
+        places = places[tokens[places + offset] == token]
+    return places
 
 
 def _joined(words: Sequence[Ids]) -> Ids:
@@ -245,6 +272,31 @@ def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     return [*left, *tasks.text["other:"], *right], tasks.text["yes" if alike else "no"]
 
 
+def tone(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence with a word of praise or of blame, which half of the time is a gap, and whether it is positive.
+
+    Raises:
+        RuntimeError: the text has no such words, or only in long sentences.
+    """
+    sentences = tasks.sentences
+    positive = generator.random() < 0.5
+    words = tasks.polar[0 if positive else 1]
+    for _ in range(1000 if words else 0):
+        word, places = words[int(generator.integers(len(words)))]
+        place = int(places[int(generator.integers(len(places)))])
+        index = int(np.searchsorted(sentences.ends, place, side="right"))
+        begin = int(sentences.ends[index - 1]) if index else 0
+        if 8 <= sentences.ends[index] - begin <= 60:
+            ids = sentences.tokens[begin : sentences.ends[index]].tolist()
+            if generator.random() < 0.5:
+                ids[place - begin : place - begin + len(word)] = [tasks.gap]
+            source = [token for token in ids if token != sentences.newline]
+            return source, tasks.text["positive" if positive else "negative"]
+    raise RuntimeError(
+        "no sentence of 8 to 60 tokens with a word of praise or blame; leave the task out for this text."
+    )
+
+
 def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """The beginning of a document without its first capitalised words, and those."""
     sentences = tasks.sentences
@@ -269,5 +321,6 @@ TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], fl
     "follows": (follows, 3.0),
     "order": (order, 1.0),
     "same": (same, 2.0),
+    "tone": (tone, 2.0),
     "title": (title, 1.0),
 }
