@@ -143,6 +143,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
                 self.accelerator.backward(loss)
             total += loss.detach()
+            del loss  # what autograd functions keep beside their saved tensors lives as long as the graph
         return total
 
     def compute_loss(
