@@ -22,7 +22,7 @@ from throughput_data import data_folder, load_tokenizer
 from torch import nn
 from transformers import Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, TrainerCallback
 
-from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, qlora_wrap
 from t5peft.benchmark.peers import PEERS, plain_trainer
 from t5peft.methods import METHODS
 
@@ -43,8 +43,9 @@ def new_model(method: str, system: str, vocabulary: int | None = None, dropout: 
             model.save_pretrained(folder)
             load_tokenizer().save_pretrained(folder)
             model = load_backbone(folder, quantize="int8", dtype=torch.float32)[0]
-        method = "qlora"
     torch.manual_seed(1)
+    if system == "t5peft-int8":
+        return qlora_wrap(model, targets=("q", "v"))  # the maps of `lora_wrap`
     if system.startswith("t5peft"):
         return METHODS[method].wrap(model)
     return model if method == "full" else PEERS[f"peft-{method}"](model)

@@ -120,17 +120,18 @@ def newest() -> dict[tuple[Any, ...], Record]:
 
 
 def main() -> None:
-    """Prints the tables, or fills the one of the README."""
+    """Prints the tables, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     records = newest()
-    print("\n\n".join(TABLES[record["kind"]](record) for record in records.values()))
-    if args.readme:
-        chosen = next(
-            record for key, record in records.items() if key[:3] == ("training", "lora", 16) and len(key[3]) >= 4
-        )
-        fill_marker(args.readme, "speed", training_table(chosen))
+    text = "\n\n".join(TABLES[record["kind"]](record) for record in records.values())
+    print(text)
+    if args.write:
+        folder = Path(__file__).parent
+        fill_marker(folder / "SPEED.md", "speed", text)
+        chosen = records["training", "lora", 16, ("matmul_flops_per_second", "t5peft", "peft", "peft-grouped")]
+        fill_marker(folder.parent / "README.md", "speed", training_table(chosen))
 
 
 if __name__ == "__main__":
