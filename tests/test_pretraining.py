@@ -250,7 +250,7 @@ def test_a_text_without_praise_and_blame_gives_the_other_tasks(
     tasks, generator = SelfSupervised(store, tokenizer), np.random.default_rng(0)
     headings = {tokenizer.decode(tasks.pair(generator)[0]).split(":")[0] for _ in range(300)}
     assert headings == TASKS.keys() - {"tone"}
-    with pytest.raises(RuntimeError, match="no sentence .* praise or blame"):
+    with pytest.raises(RuntimeError, match=r"no sentence .* praise or blame"):
         tone(tasks, np.random.default_rng(0))
 
 

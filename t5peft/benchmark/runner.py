@@ -219,7 +219,7 @@ class _Run:
         config = self.config
         method = METHODS.get(config.method)
         options = dict(config.method_options)
-        loading = {"quantize": method.quantize if method else None}
+        loading: dict[str, Any] = {"quantize": method.quantize if method else None}
         loading |= {name: options.pop(name) for name in BACKBONE_OPTIONS if name in options}
         model, _ = load_backbone(config.backbone, **loading)
         wrap = method.wrap if method else PEERS[config.method]

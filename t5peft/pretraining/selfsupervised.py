@@ -28,12 +28,20 @@ from t5peft.pretraining.tokens import TokenStore
 Ids = list[int]
 Pair = tuple[Ids, Ids]
 _ANSWERS = ("number", "name", "word", "true", "false", "right", "wrong", "yes", "no", "positive", "negative")
-_PRAISE = """good great best better excellent beautiful wonderful happy perfect successful strong fine nice lovely friendly
-    sweet bright love enjoy praised favorite superb remarkable outstanding impressive powerful safe success pleasure fresh warm
-    brilliant charming delightful fascinating interesting pleasant""".split()
-_BLAME = """bad worst worse terrible horrible awful poor sad ugly wrong weak angry evil cruel difficult dangerous fear afraid pain
-    failed failure lost criticized negative problem problems trouble disaster destroyed damaged broken cold dark harsh poverty
-    boring stupid dull""".split()
+_PRAISE = tuple(
+    """
+    good great best better excellent beautiful wonderful happy perfect successful strong fine nice lovely friendly sweet
+    bright love enjoy praised favorite superb remarkable outstanding impressive powerful safe success pleasure fresh
+    warm brilliant charming delightful fascinating interesting pleasant
+    """.split()  # noqa: SIM905
+)
+_BLAME = tuple(
+    """
+    bad worst worse terrible horrible awful poor sad ugly wrong weak angry evil cruel difficult dangerous fear afraid
+    pain failed failure lost criticized negative problem problems trouble disaster destroyed damaged broken cold dark
+    harsh poverty boring stupid dull
+    """.split()  # noqa: SIM905
+)
 
 
 class Sentences:
