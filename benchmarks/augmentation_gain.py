@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RECORD)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     results: dict[str, Any] = {}
     for name in args.tasks:
         task, data = load_task(name)
@@ -87,7 +88,7 @@ def main() -> int:
             print(name, kind, results[name]["gains"][kind], flush=True)
     record = {
         "what": f"accuracy after tuning on {EXAMPLES} examples, plain and with {COPIES} reworded copies of each",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": started,
         "backbone": "mini",
         "backbone_fingerprint": backbone_fingerprint("mini"),
         "method": "lora-all",

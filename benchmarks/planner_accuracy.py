@@ -1,6 +1,6 @@
 """The planner against measured peaks: six shapes, all methods, on the CPU.
 
-    python benchmarks/planner_accuracy.py                 # about ten minutes; writes benchmarks/records/bench/planner.json
+    python benchmarks/planner_accuracy.py                 # about fifteen minutes; writes benchmarks/records/bench/planner.json
 
 Each measurement is a process of its own: a model of random weights in the shape, two optimizer steps, the system's high-water
 mark of the resident set above what it was after the imports and two steps of a tiny model, which load the rest of the libraries.
@@ -19,6 +19,7 @@ from typing import Any
 
 from t5peft.benchmark.machine import commit, machine, versions
 from t5peft.benchmark.process import RunProcesses
+from t5peft.methods import METHODS
 
 RECORD = Path(__file__).parent / "records" / "bench" / "planner.json"
 
@@ -80,7 +81,6 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
 
     from t5peft.backbone import MINI, load_backbone, t5_of
     from t5peft.loss import target_loss
-    from t5peft.methods import METHODS
     from t5peft.speed import kernels
 
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def main() -> int:
     measure = RunProcesses(worker, log=log, threads=1, preload=("t5peft.benchmark.planner", "bitsandbytes"))
     rows = []
     for shape in SHAPES:
-        for method in ("full", "lora", "prefix", "prompt", "qlora", "ia3"):
+        for method in METHODS:
             found = measure((shape, method))
             predicted, measured = predicted_bytes(shape, method), found.get("measured_bytes")
             error = measured and round(predicted / measured - 1, 4)

@@ -146,14 +146,19 @@ def _check_budget(tokens_per_micro_batch: int) -> None:
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 
+# Rows are filled up so that they have few lengths: some eight from any length to its double, and multiples of this at most.
+# oneDNN prepares a kernel for each new length and keeps it, up to a thousand of them: more memory than a small model.
+ROW_MULTIPLE = 32
+
 
 def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Any]:
-    """Features end to end in one row without any padding, for the "t5peft" attention function, which reads the layout.
+    """Features end to end in one row, for the "t5peft" attention function, which reads the layout.
 
-    Shortest examples first, so that neighbours have similar lengths.
+    Shortest examples first, so that neighbours have similar lengths. The row is filled up to a rounder length by an
+    example of padding; there is no other padding.
 
     Returns:
-        input_ids [1, S], decoder_input_ids [1, T], labels [1, T], int64, with S and T summed over the examples;
+        input_ids [1, S], decoder_input_ids [1, T], labels [1, T] (-100 on padding), int64;
         layout, where the examples lie; attention_mask and decoder_attention_mask [1, 1, 1, 1], zero: with them T5 makes no
         masks of its own, which would have S x S entries.
 
@@ -161,7 +166,8 @@ def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_
         ValueError: as `collate`.
     """
     _check_features(features)
-    features = sorted(features, key=lambda feature: (len(feature["input_ids"]), len(feature["labels"])))
+    features = [*features, *_filling(features, pad_token_id)]
+    features.sort(key=lambda feature: (len(feature["input_ids"]), len(feature["labels"])))
     sources = [feature["input_ids"] for feature in features]
     targets = [feature["labels"] for feature in features]
     starts = [(decoder_start_token_id, *target[:-1]) for target in targets]
@@ -174,6 +180,17 @@ def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_
         "labels": torch.tensor([[token for target in targets for token in target]]),
         "layout": RowLayout(tuple(map(len, sources)), tuple(map(len, targets))),
     }
+
+
+def _filling(features: Sequence[Feature], pad_token_id: int) -> list[Feature]:
+    """The example of padding that a row still needs, of at least one token on each side; none where the row is full."""
+    tokens = [sum(len(feature[name]) for feature in features) for name in ("input_ids", "labels")]
+    multiples = [min(ROW_MULTIPLE, 1 << max(0, (length // 8).bit_length() - 1)) for length in tokens]
+    source, target = (-length % multiple for length, multiple in zip(tokens, multiples, strict=True))
+    if not source and not target:
+        return []
+    source, target = source or multiples[0], target or multiples[1]
+    return [{"input_ids": [pad_token_id] * source, "labels": [IGNORED_LABEL] * target}]
 
 
 # --- packing -----------------------------------------------------------------------------------------------------------

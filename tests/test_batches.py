@@ -9,7 +9,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from t5peft.attention import use_attention
-from t5peft.batches import collate, cut_by_tokens, pack
+from t5peft.batches import ROW_MULTIPLE, collate, cut_by_tokens, lay_in_row, pack
 from t5peft.loss import target_loss
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
@@ -182,3 +182,34 @@ def test_packing_leaves_less_padding_than_collating() -> None:
 def test_an_example_longer_than_a_row_is_named() -> None:
     with pytest.raises(ValueError, match=r"Features \[0\] do not fit into a row of 2 source and 5 target tokens"):
         pack([{"input_ids": [4, 5, 1], "labels": [1]}], max_source_tokens=2, max_target_tokens=5, **PADS)
+
+
+def test_rows_are_filled_to_few_lengths() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain, filled = set(), set()
+    for _ in range(300):
+        lengths = torch.randint(1, 40, (16, 2), generator=generator).tolist()
+        features = [{"input_ids": [5] * source, "labels": [6] * target} for source, target in lengths]
+        row = lay_in_row(features, **PADS)
+        for name, token, sides in (("input_ids", 5, "source_lengths"), ("labels", 6, "target_lengths")):
+            tokens, real = row[name].shape[1], sum(len(feature[name]) for feature in features)
+            assert int((row[name] == token).sum()) == real
+            assert sum(getattr(row["layout"], sides)) == tokens
+            assert real <= tokens <= real + ROW_MULTIPLE
+            plain.add(real)
+            filled.add(tokens)
+    assert len(plain) > 150
+    assert len(filled) < 20
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 15, 40, 64])
+def test_short_rows_are_filled_little(tokens: int) -> None:
+    row = lay_in_row([{"input_ids": [5] * tokens, "labels": [6]}], **PADS)
+    assert row["input_ids"].shape[1] <= 1.125 * tokens + 1
+    assert row["labels"].shape[1] <= 2
+
+
+def test_a_row_of_a_round_length_is_not_filled() -> None:
+    row = lay_in_row([{"input_ids": [5] * 64, "labels": [6] * 64}], **PADS)
+    assert row["input_ids"].shape == row["labels"].shape == (1, 64)
+    assert row["layout"].source_lengths == (64,)

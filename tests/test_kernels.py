@@ -434,6 +434,7 @@ def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_tokens(
             per_device_train_batch_size=12,
             tokens_per_micro_batch=100,
             learning_rate=1e-2,
+            optim="sgd",  # Adam would divide rounding by the size of a gradient that is all but zero
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -459,4 +460,4 @@ def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_tokens(
     after, tokens = train(2)  # the second micro-batch of the first step: its first one has left gradients already
     assert tokens == 50
     for ours, expected in zip(after, plain, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)

@@ -1,8 +1,7 @@
 """The shape and vocabulary of the embedded backbone with random weights, as a folder that `--backbone` takes.
 
 python benchmarks/pretrain/random_backbone.py runs/random
-t5peft bench --suite benchmarks/pretrain/transfer.yaml --output runs/transfer-mini
-t5peft bench --suite benchmarks/pretrain/transfer.yaml --output runs/transfer-random --backbone runs/random
+t5peft bench --suite real --backbone runs/random --output benchmarks/records/bench/real_random    # see transfer.py
 """
 
 from __future__ import annotations

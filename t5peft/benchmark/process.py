@@ -17,7 +17,6 @@ from typing import Any
 
 from t5peft.benchmark.records import RunConfig
 
-ONEDNN_KERNELS = 48
 Worker = Callable[[RunConfig, Callable[[int, int], None]], dict[str, Any]]
 """Makes a run: takes the configuration and a function to be told (step, steps); returns the record."""
 
@@ -46,9 +45,6 @@ class RunProcesses:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(threads)  # read by the libraries when the server imports them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        # Steps of uneven lengths make oneDNN prepare and keep a kernel for each; a thousand of them, its default, take more
-        # memory than a small model. This many are those of a few steps.
-        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(ONEDNN_KERNELS)
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":

@@ -36,6 +36,7 @@ from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 
 Tell = Callable[[int, int], None]
 BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, what `load_backbone` takes
+TRAINING_OPTIONS = ("keep_activations",)  # and what the trainer's arguments take
 LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16
 
@@ -218,7 +219,7 @@ class _Run:
     def _model(self) -> nn.Module:
         config = self.config
         method = METHODS.get(config.method)
-        options = dict(config.method_options)
+        options = {name: value for name, value in config.method_options.items() if name not in TRAINING_OPTIONS}
         loading: dict[str, Any] = {"quantize": method.quantize if method else None}
         loading |= {name: options.pop(name) for name in BACKBONE_OPTIONS if name in options}
         model, _ = load_backbone(config.backbone, **loading)
@@ -245,6 +246,7 @@ class _Run:
             "dataloader_pin_memory": config.device == "cuda",
             "use_cpu": config.device == "cpu",
         } | dict(config.training_options)
+        arguments |= {name: config.method_options[name] for name in TRAINING_OPTIONS if name in config.method_options}
         if config.method in PEERS:
             return plain_trainer(model, arguments, train, tokenizer, callbacks=[watch])
         return T5PeftTrainer(

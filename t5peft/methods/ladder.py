@@ -7,6 +7,7 @@ each of its layers i it takes in what the backbone knows after its own layer i, 
 
 Its decoder looks at its own encoder. What it ends with is projected up to d_model and goes through the backbone's frozen head. The
 backbone runs without a graph: no backward pass goes through it, and none of its activations is kept, which is the method's point.
+What it computes of an example can be kept over epochs (``kept_activations``, the trainer's ``keep_activations``).
 
 Two tuner layers do it, around the stacks. The side is a stack of transformers with another config, so masks, position biases,
 caches, packing and checkpointing are its own. The encoder's side states travel behind those of the backbone, as [B, S, H + W],
@@ -23,6 +24,8 @@ Letters: B batch, S source tokens, T target tokens, H d_model, W d_model of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +38,7 @@ from torch.nn.functional import rms_norm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, StaticLayer
 
+from t5peft.methods.activations import Activations
 from t5peft.methods.registration import OwnTuner, StackLayer, register
 from t5peft.methods.wrapping import check_plain, wrap
 
@@ -96,7 +100,7 @@ class Side(nn.Module):
         return self.stack(inputs_embeds=self.first(first), ladder=ladder, use_cache=False, **kwargs).last_hidden_state
 
 
-class _LadderStack(StackLayer):
+class LadderStack(StackLayer):
     """A stack of the backbone and the sides that climb along it."""
 
     adapter_layer_names = ("t5ladder",)
@@ -105,6 +109,7 @@ class _LadderStack(StackLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.t5ladder = nn.ModuleDict()
+        self.kept: Activations | None = None
 
     def active(self) -> Side | None:
         """The side that is climbed now. Raises ValueError for several."""
@@ -119,8 +124,7 @@ class _LadderStack(StackLayer):
         """What the backbone returns for ``inputs``, run without a graph, and the side's states [B, T, W]."""
         asked = options.pop("output_hidden_states", False)
         shared = {name: value for name, value in options.items() if name not in ("output_attentions", "return_dict")}
-        with torch.no_grad():
-            output = self.base_layer(**inputs, **{**options, "return_dict": True}, output_hidden_states=True)
+        output = self._backbone(inputs, {**options, "return_dict": True, "output_hidden_states": True})
         hidden_states = output.hidden_states
         if not asked:
             output = type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
@@ -128,12 +132,22 @@ class _LadderStack(StackLayer):
         cache = None if past is None else upper_cache(past, len(self.base_layer.block))
         return output, side(hidden_states, past_key_values=cache, **shared, **of_the_side)
 
+    @torch.no_grad()
+    def _backbone(self, inputs: dict[str, Any], options: dict[str, Any]) -> Any:
+        if self.kept is None or not self.training:
+            return self.base_layer(**inputs, **options)
+        self.base_layer.eval()
+        try:
+            return self.kept.states(self.base_layer, inputs, options, lambda: self.base_layer(**inputs, **options))
+        finally:
+            self.base_layer.train()
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Raise ValueError: a network of its own is no change of a weight."""
         raise ValueError("A ladder cannot be merged into the weights of T5; it is served as the adapter that it is.")
 
 
-class LadderEncoder(_LadderStack):
+class LadderEncoder(LadderStack):
     """The encoder, whose states are followed by those of its side."""
 
     def forward(
@@ -153,7 +167,7 @@ class LadderEncoder(_LadderStack):
         return output
 
 
-class LadderDecoder(_LadderStack):
+class LadderDecoder(LadderStack):
     """The decoder, to whose last state that of its side is added."""
 
     def forward(
@@ -242,7 +256,7 @@ class LadderTuner(OwnTuner):
     """Puts the two tuner layers around the stacks."""
 
     prefix = "t5ladder"
-    tuner_layer_cls = _LadderStack
+    tuner_layer_cls = LadderStack
 
     def _create_and_replace(
         self,
@@ -253,7 +267,7 @@ class LadderTuner(OwnTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        if isinstance(target, _LadderStack):
+        if isinstance(target, LadderStack):
             layer = target
         else:
             layer = LadderDecoder(target) if target.is_decoder else LadderEncoder(target)
@@ -281,6 +295,33 @@ def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:
     if not 1 <= reduction <= narrowest:
         raise ValueError(f"Got reduction={reduction}; expected a whole number from 1 to {narrowest}.")
     return wrap(model, LadderConfig(reduction=reduction))
+
+
+@contextmanager
+def kept_activations(model: nn.Module, limit_bytes: int) -> Iterator[Activations]:
+    """Inside the block, what the frozen backbone of a ladder computes in training is computed once an example.
+
+    Args:
+        model: wrapped by ``ladder_wrap``, in or outside DistributedDataParallel.
+        limit_bytes: of main memory; an example takes (layers + 1) * d_model * 4 bytes a token, source and target.
+
+    Raises:
+        ValueError: for a model without a ladder.
+    """
+    stacks = [module for module in model.modules() if isinstance(module, LadderStack)]
+    if not stacks:
+        raise ValueError(
+            f"Got keep_activations={limit_bytes} for a model without a ladder; other methods change what the backbone "
+            "computes, or need its graph. Take ladder_wrap, or leave keep_activations at 0."
+        )
+    kept = Activations(limit_bytes)
+    for stack in stacks:
+        stack.kept = kept
+    try:
+        yield kept
+    finally:
+        for stack in stacks:
+            stack.kept = None
 
 
 register("t5_ladder", LadderConfig, LadderTuner)

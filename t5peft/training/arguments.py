@@ -1,4 +1,4 @@
-"""Training arguments: those of Seq2SeqTrainingArguments, with defaults that suit T5, and five of our own."""
+"""Training arguments: those of Seq2SeqTrainingArguments, with defaults that suit T5, and six of our own."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     """Whether dropout and LoRA run on kernels of our own, equal in result and cheaper."""
     z_loss: float = 0.0
     """Factor of the squared log of the softmax's denominator, added to the loss; T5X pretrains with 1e-4."""
+    keep_activations: int = 0
+    """Bytes of main memory for what the frozen backbone of a ladder computes of each example, kept over epochs; the
+    backbone then drops nothing. 0: computed in every step."""
 
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what does not work on T5."""

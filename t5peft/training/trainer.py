@@ -41,6 +41,7 @@ from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
 from t5peft.checkpoint import SEAL, newest_complete, seal, verify
 from t5peft.loss import target_loss
+from t5peft.methods.ladder import kept_activations
 from t5peft.methods.wrapping import head_of
 from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches
 from t5peft.training.arguments import as_t5peft_arguments
@@ -273,7 +274,11 @@ class T5PeftTrainer(Seq2SeqTrainer):
         elif resume_from_checkpoint and (problems := verify(Path(resume_from_checkpoint))):
             raise ValueError(f"The checkpoint {resume_from_checkpoint} cannot be resumed from: {'; '.join(problems)}.")
         fast = self.args.fast_kernels and not self.args.torch_compile
-        with kernels(self.model) if fast else contextlib.nullcontext():
+        keep = self.args.keep_activations
+        with (
+            kernels(self.model) if fast else contextlib.nullcontext(),
+            kept_activations(self.model, keep) if keep else contextlib.nullcontext(),
+        ):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

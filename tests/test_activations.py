@@ -1,0 +1,152 @@
+"""What a frozen backbone computes, kept over epochs: the same gradients as computed anew, and computed once an example."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, ladder_wrap, lora_wrap
+from t5peft.backbone import t5_of
+from t5peft.batches import collate, lay_in_row, pack
+from t5peft.loss import target_loss
+from t5peft.methods.ladder import kept_activations
+from t5peft.speed import kernels
+from tests.cases import ready_t5, stir
+
+PLENTY = 10**9
+IDS = {"pad_token_id": 0, "decoder_start_token_id": 0}
+
+
+def examples(count: int = 6) -> list[dict[str, list[int]]]:
+    """Sources and targets of several lengths, two of them with the same source."""
+    generator = torch.Generator().manual_seed(5)
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, 30, (length,), generator=generator).tolist()
+
+    made = [{"input_ids": ids(3 + 2 * (index % 4)), "labels": ids(1 + index % 3)} for index in range(count)]
+    made[1]["input_ids"] = made[0]["input_ids"]
+    return made
+
+
+def ladder(dropout: float = 0.0) -> Any:
+    model = ladder_wrap(ready_t5("wide"), reduction=4)
+    stir(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    return model.train()
+
+
+def gradients(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss, _ = target_loss(model, batch)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def batches(lay_out: Any, orders: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    features = examples()
+    return [lay_out([features[i] for i in order], **IDS) for order in orders]
+
+
+def runs_of_the_backbone(model: Any) -> list[str]:
+    """A list that grows with each run of one of the backbone's stacks."""
+    seen: list[str] = []
+    for name in ("encoder", "decoder"):
+        stack = getattr(t5_of(model), name).base_layer
+        stack.register_forward_hook(lambda *_, name=name: seen.append(name))
+    return seen
+
+
+@pytest.mark.parametrize("lay_out", [collate, lay_in_row])
+def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
+    model = ladder()
+    # the second epoch has other neighbours, and so other padding
+    laid = batches(lay_out, [[0, 1, 2], [3, 4, 5], [5, 0], [2, 4, 3, 1]])
+    with kernels(model):
+        expected = [gradients(model, batch) for batch in laid]
+        seen = runs_of_the_backbone(model)
+        with kept_activations(model, PLENTY) as kept:
+            found = [gradients(model, batch) for batch in laid]
+    assert seen == ["encoder", "decoder"] * 2
+    assert kept.bytes > 0
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.keys() == plain.keys()
+        for name in plain:
+            torch.testing.assert_close(ours[name], plain[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_backbone_drops_nothing_and_the_side_does() -> None:
+    model = ladder(dropout=0.5)
+    (batch,) = batches(collate, [[0, 1, 2, 3]])
+    backbone = t5_of(model).decoder.base_layer
+    modes: list[bool] = []
+    backbone.register_forward_pre_hook(lambda *_: modes.append(backbone.training))
+    with kept_activations(model, PLENTY):
+        losses = {target_loss(model, batch)[0].item() for _ in range(3)}
+        assert modes == [False]
+        assert len(losses) == 3
+    assert backbone.training
+    target_loss(model, batch)
+    assert modes == [False, True]
+
+
+def test_a_full_store_says_so_once_and_computes_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    model = ladder()
+    laid = batches(collate, [[0, 1], [2, 3], [2, 3], [0, 1]])
+    expected = [gradients(model, batch) for batch in laid]
+    with caplog.at_level(logging.WARNING, "t5peft"), kept_activations(model, 6_000) as kept:
+        found = [gradients(model, batch) for batch in laid]
+    assert 0 < kept.bytes <= 6_000
+    assert [record.message.count("full after") for record in caplog.records] == [1]
+    for ours, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_told_apart_by_masks_alone_are_computed_anew() -> None:
+    model = ladder()
+    features = examples()
+    with kernels(model), kept_activations(model, PLENTY) as kept:
+        gradients(model, pack(features, **IDS))
+    assert kept.bytes == 0
+
+
+def arguments(folder: Path, **changes: Any) -> T5PeftTrainingArguments:
+    return T5PeftTrainingArguments(
+        str(folder),
+        num_train_epochs=4,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **changes,
+    )
+
+
+def test_training_runs_the_backbone_in_the_first_epoch_alone(tmp_path: Path) -> None:
+    weights = []
+    for keep in (0, PLENTY):
+        torch.manual_seed(0)
+        model = ladder()
+        seen = runs_of_the_backbone(model)
+        T5PeftTrainer(model, arguments(tmp_path, keep_activations=keep), train_dataset=examples(8)).train()
+        assert len(seen) == (2 * 2 if keep else 4 * 2 * 2)  # two steps an epoch, encoder and decoder
+        assert t5_of(model).encoder.kept is None
+        weights.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+
+
+def test_only_a_ladder_keeps_activations(tmp_path: Path) -> None:
+    trainer = T5PeftTrainer(
+        lora_wrap(ready_t5("v1.0")), arguments(tmp_path, keep_activations=5), train_dataset=examples()
+    )
+    with pytest.raises(ValueError, match=r"keep_activations=5 for a model without a ladder.*ladder_wrap"):
+        trainer.train()
