@@ -24,6 +24,8 @@ from transformers import set_seed
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
 from t5peft.benchmark.data import backbone_fingerprint
 from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.benchmark.statistics import spread
+from t5peft.benchmark.tables import fill_marker
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Synonyms, WordDropout, WordSwap, augment, load_task
 
@@ -61,6 +63,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RECORD)
+    parser.add_argument("--readme", type=Path, help="Markdown file whose table `augmentation` is filled")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -101,7 +104,21 @@ def main() -> int:
         "results": results,
     }
     args.output.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record))
+    if args.readme:
+        fill_marker(args.readme, "augmentation", table(record))
     return 0
+
+
+def table(record: dict[str, Any]) -> str:
+    """Accuracy plain and augmented, mean and deviation over the seeds, with the gain of each seed's pair."""
+    lines = ["| task | training data | accuracy | gain |", "| --- | --- | ---: | ---: |"]
+    for task, result in record["results"].items():
+        for kind, scores in result["scores"].items():
+            gain = result["gains"].get(kind)
+            change = "" if gain is None else f"{100 * gain['mean']:+.1f} ± {100 * (gain['deviation'] or 0):.1f}"
+            lines.append(f"| {task} | {kind} | {spread(scores).text(1, 100.0)} | {change} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -153,10 +153,10 @@ def test_a_single_rate_is_fixed_and_does_not_grow(tmp_path: Path) -> None:
     assert len(sweep(1.0, (1e-3,), (0, 1), folder=tmp_path)) == 2
 
 
-def test_equal_scores_are_told_apart_by_the_validation_loss() -> None:
-    low, high = (record_of(synthetic.config(rate=rate)) for rate in (1e-3, 1e-2))
-    assert best_rate({1e-3: low, 1e-2: high | {"validation_loss": 0.01}}) == 1e-2
-    assert best_rate({1e-3: low, 1e-2: high}) == 1e-3
+def test_the_rate_is_that_of_the_lowest_loss_whatever_chance_the_score_had() -> None:
+    low, high = (record_of(synthetic.config(rate=rate), score) for rate, score in ((1e-3, 0.7), (1e-2, 0.74)))
+    assert best_rate({1e-3: low | {"validation_loss": 0.27}, 1e-2: high | {"validation_loss": 0.33}}) == 1e-3
+    assert best_rate({1e-3: low | {"validation_loss": 0.3}, 1e-2: high | {"validation_loss": 0.3}}) == 1e-3
     assert best_rate({1e-3: {"outcome": "diverged", "reason": "nan"}}) is None
     assert next_rate([1e-3, 1e-2], None) is None
 

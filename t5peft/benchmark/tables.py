@@ -53,7 +53,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("tokens/s", "Source and target tokens per second of training, padding not counted."),
     ("to best", "Seconds of training until the best score on validation."),
     ("answer", "Seconds to generate 16 tokens for one example; after merging in brackets."),
-    ("rate", "Learning rate, chosen on validation."),
+    ("rate", "Learning rate, chosen by the loss on validation."),
 )
 
 
