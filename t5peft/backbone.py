@@ -88,6 +88,8 @@ def load_backbone(
         _silence_casts()
     if quantize_wo:
         _quantise_wo(model, options["dtype"])
+    if quantize == "nf4":
+        _keep_4_bits(model)
     correct_config(model)
     return model.eval(), _found(AutoTokenizer, path)
 
@@ -179,6 +181,19 @@ def _quantise_wo(model: PreTrainedModel, dtype: torch.dtype) -> None:
             module.wo.weight = Params4bit(
                 plain.weight.data, requires_grad=False, quant_type="nf4", quant_storage=dtype
             ).to(plain.weight.device)
+
+
+def _keep_4_bits(model: PreTrainedModel) -> None:
+    """Leave weights of 4 bits as they were stored.
+
+    On a CPU that computes in bfloat16, bitsandbytes repacks them at the first evaluation, with scales in bfloat16 that it cannot
+    turn back: from then on the model is another one. What it repacks is uint8, to which T5 then casts the input of ``wo``.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 _CAST_NOTE = "MatMul8bitLt: inputs will be cast"

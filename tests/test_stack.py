@@ -30,7 +30,7 @@ from tiny import (
     tiny_t5,
     tiny_tokenizer,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
@@ -703,6 +703,38 @@ def test_d10_a_forward_writes_no_line_to_the_log_ours(tmp_path: Path, caplog: py
         logits_of(model, tiny_batch())
         logits_of(qlora_wrap(model, rank=4).eval(), tiny_batch())
     assert caplog.records == []
+
+
+def logits_before_and_after_evaluation(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the model in training, with nothing dropped."""
+    batch = tiny_batch()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    before = model.train()(**batch).logits.detach()
+    for _ in range(2):
+        logits_of(model.eval(), batch)
+    return before, model.train()(**batch).logits.detach()
+
+
+@needs_bitsandbytes
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="bitsandbytes repacks on CPUs that compute in bfloat16 alone"
+)
+@plain_fault()
+def test_d10_evaluation_leaves_weights_of_4_bits_as_they_are_plain(tmp_path: Path) -> None:
+    folder = save_backbone(quantizable_t5(), tmp_path)
+    before, after = logits_before_and_after_evaluation(PLAIN.load(folder, quantize="nf4"))
+    assert torch.equal(before, after)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("quantize_wo", [False, True])
+def test_d10_evaluation_leaves_weights_of_4_bits_as_they_are_ours(quantize_wo: bool, tmp_path: Path) -> None:
+    folder = save_backbone(quantizable_t5(), tmp_path)
+    model = load_backbone(folder, quantize="nf4", quantize_wo=quantize_wo, dtype=torch.float32)[0]
+    before, after = logits_before_and_after_evaluation(model)
+    assert torch.equal(before, after)
 
 
 @needs_bitsandbytes

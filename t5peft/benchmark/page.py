@@ -232,8 +232,8 @@ def _conditions(tables: Sequence[TaskTable], command: str) -> Iterator[str]:
         yield f"<li>Versions: {escape(versions)}</li>"
         yield f"<li>Commit: {escape(', '.join(table.conditions['commits']))} (+ where the source was changed)</li>"
     yield (
-        "<li>Every method gets the same examples, steps and seeds; its learning rate is chosen by the loss on validation, the score is of "
-        "the last step on test. One process a run; peak memory is that process's while it trains.</li>"
+        "<li>Every method gets the same examples, steps and seeds; its learning rate is chosen by the loss on validation, "
+        "the score is of the last step on test. One process a run; peak memory is that process's while it trains.</li>"
         "<li>Intervals: 95 %, paired bootstrap over test examples, scores averaged over seeds first. Where the metric is one "
         "of the whole corpus (BLEU, Matthews, F1), the difference is that of the mean of examples, each scored alone.</li>"
     )
