@@ -51,6 +51,23 @@ def page(folder: Path) -> Path:
     return paths["page"]
 
 
+def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> None:
+    def text_of(tasks: list[str] | None, methods: list[str] | None) -> str:
+        return write_report(folder / "records", tmp_path, title="", about="", command="", tasks=tasks, methods=methods)[
+            0
+        ]
+
+    text = text_of(["topics"], ["full", "lora"])
+    assert "**topics**" in text
+    assert "| full |" in text
+    assert "| lora (rank=4) |" in text
+    assert "| prompt |" not in text
+    assert len(summarise(load_records(folder / "records"))) == 2
+    assert text.count("backbone ") == 1
+    with pytest.raises(ValueError, match=r"holds no records, tasks other, methods full: run `t5peft bench` first"):
+        text_of(["other"], ["full"])
+
+
 # --- statistics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from t5peft.benchmark.advice import advice
@@ -11,19 +12,36 @@ from t5peft.benchmark.summary import TaskTable, summarise
 from t5peft.benchmark.tables import csv_text, markdown, means_markdown
 
 
-def write_report(folder: Path, output: Path, *, title: str, about: str, command: str) -> tuple[str, dict[str, Path]]:
-    """Writes report.md, report.csv and report.html into `output`.
+def write_report(
+    folder: Path,
+    output: Path,
+    *,
+    title: str,
+    about: str,
+    command: str,
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+) -> tuple[str, dict[str, Path]]:
+    """Writes report.md, report.csv and report.html into `output`, of these tasks and methods alone (None: of all).
 
     Returns:
         The Markdown text, and the paths by what they hold.
 
     Raises:
         FileNotFoundError: there is no such folder of records.
-        ValueError: the folder is empty, or holds files that are no records.
+        ValueError: the folder holds no records of them, or files that are no records.
     """
-    records = load_records(folder)
+    records = [
+        record
+        for record in load_records(folder)
+        if record["config"]["task"] in (tasks or [record["config"]["task"]])
+        and record["config"]["method"] in (methods or [record["config"]["method"]])
+    ]
     if not records:
-        raise ValueError(f"{folder} holds no records: run `t5peft bench` first")
+        asked = "".join(
+            f", {what} {', '.join(names)}" for what, names in (("tasks", tasks), ("methods", methods)) if names
+        )
+        raise ValueError(f"{folder} holds no records{asked}: run `t5peft bench` first")
     tables = summarise(records)
     text = markdown_report(tables)
     output.mkdir(parents=True, exist_ok=True)

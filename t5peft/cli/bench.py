@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder of records and report (default: t5peft-bench/SUITE)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of a run (default: all)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    parser.add_argument("--report-only", action="store_true", help="write the report of the records there are")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="write the report of the records there are, of --tasks and --methods alone where given",
+    )
     parser.add_argument(
         "--readme",
         type=Path,
@@ -65,7 +69,15 @@ def run(args: argparse.Namespace) -> int:
     from t5peft.benchmark.tables import fill_marker
 
     title = f"Tuning methods for T5 on {suite.backbone}: {suite.name}"
-    text, paths = write_report(records_folder, output, title=title, about=suite.about, command=_command())
+    text, paths = write_report(
+        records_folder,
+        output,
+        title=title,
+        about=suite.about,
+        command=_command(),
+        tasks=args.tasks if args.report_only else None,
+        methods=args.methods if args.report_only else None,
+    )
     print(f"\n{text}\n")
     print("\n".join(f"{what}: {path}" for what, path in paths.items()))
     if args.readme:
