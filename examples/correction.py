@@ -5,9 +5,8 @@
 A corrector must leave alone what is right, so the score (GLEU) of the text as it came is high, and hard to beat.
 
 Time: about 35 s on 2 cores.
-Last line: GLEU 0.112, text as it came 0.533
-Promise: GLEU > 0.01
-The embedded backbone does not beat the text as it came: it learns to copy some of the words, not yet all.
+Last line: GLEU 0.702, text as it came 0.533
+Promise: GLEU > text as it came
 
 For T5 base and a data set of the hub change two lines:
 

@@ -3,12 +3,12 @@
     python examples/question_answering_prompt.py
 
 Twenty trained vectors stand before the text and nothing else is trained: 5,120 numbers for the embedded backbone. Prompt
-tuning is a method for large models (Lester et al. 2021): the loss of the embedded backbone falls, but token F1 was 0.000, where
-the most frequent answer has 0.018.
+tuning is a method for large models (Lester et al. 2021): the embedded backbone gets a token F1 of 0.133, the most frequent
+answer one of 0.018.
 
 Time: about 35 s on 2 cores.
-Last line: token F1 0.000, exact match 0.000, most frequent answer 0.018, loss 4.014, loss before 6.083
-Promise: loss < loss before
+Last line: token F1 0.133, exact match 0.080, most frequent answer 0.018, loss 1.324, loss before 3.246
+Promise: loss < loss before; token F1 > most frequent answer
 
 For T5 base and a data set of the hub change two lines:
 
