@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from cases import CASES, Case, base_of, stir, wrap
-from stacks import OURS, PLAIN, Stack, one_step
+from stacks import OURS, PLAIN, GradientRecorder, Stack, one_step
 from tiny import tiny_records
 from transformers import PreTrainedModel
 
@@ -23,6 +23,7 @@ from t5peft import METHODS
 
 RECORDS = 8  # in all, in one optimizer step
 EVALUATED = 7  # not divisible by two processes
+EPOCH = 5  # a step of four, and one of one, of which the second process gets nothing
 
 
 def precise_model(case: Case, backbone: Path) -> PreTrainedModel:
@@ -31,7 +32,29 @@ def precise_model(case: Case, backbone: Path) -> PreTrainedModel:
     return model if METHODS[case.method].quantize is not None else model.double()
 
 
+def last_step_of_an_epoch(
+    stack: Stack, case: Case, output: Path, backbone: Path
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the second step, at a rate of zero."""
+    trainer = stack.trainer(
+        precise_model(case, backbone),
+        output / "epoch",
+        tiny_records(EPOCH),
+        per_device_train_batch_size=2,
+        train_sampling_strategy="sequential",
+        num_train_epochs=1,
+        learning_rate=0.0,
+        ddp_backend="gloo",
+    )
+    recorder = GradientRecorder()
+    trainer.add_callback(recorder)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return losses[1], recorder.steps[1]
+
+
 def step_and_evaluate(stack: Stack, case: Case, output: Path, backbone: Path) -> None:
+    last_loss, last_gradients = last_step_of_an_epoch(stack, case, output, backbone)
     trainer = stack.trainer(
         precise_model(case, backbone),
         output / "run",
@@ -47,7 +70,8 @@ def step_and_evaluate(stack: Stack, case: Case, output: Path, backbone: Path) ->
     evaluation_loss = trainer.evaluate()["eval_loss"]
     loss, gradients = one_step(trainer)
     if trainer.is_world_process_zero():
-        torch.save({"loss": loss, "gradients": gradients, "eval_loss": evaluation_loss}, output / f"{case}.pt")
+        found = {"loss": loss, "gradients": gradients, "eval_loss": evaluation_loss}
+        torch.save(found | {"last_loss": last_loss, "last_gradients": last_gradients}, output / f"{case}.pt")
 
 
 def main(stack_name: str, output: Path, backbone: Path, names: list[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case, base_of, stir, trained, wrap
-from distributed_split import EVALUATED, RECORDS, precise_model
+from distributed_split import EPOCH, EVALUATED, RECORDS, precise_model
 from stacks import OURS, GradientRecorder, Records, one_step, plain_fault, relative_difference
 from tiny import Geometry, tiny_records
 from torch import Tensor, nn
@@ -195,6 +195,15 @@ def test_two_processes_make_the_same_step_as_one(case: Case, model: PreTrainedMo
 
 
 @all_methods
+def test_the_last_step_of_an_epoch_repeats_no_example(
+    case: Case, model: PreTrainedModel, our_two_processes: Path
+) -> None:
+    """Accelerate fills it up with examples of the first step."""
+    got = torch.load(our_two_processes / f"{case}.pt")
+    assert_exact(case, got["last_loss"], got["last_gradients"], exact_step(model, tiny_records(EPOCH)[4:]))
+
+
+@all_methods
 def test_two_processes_evaluate_as_one_where_the_data_cannot_be_halved(
     case: Case, model: PreTrainedModel, our_two_processes: Path
 ) -> None:
@@ -205,7 +214,7 @@ def test_two_processes_evaluate_as_one_where_the_data_cannot_be_halved(
 
 @plain_fault()
 @pytest.mark.parametrize("case", [Case("full")], ids=str)
-@pytest.mark.parametrize("what", ["loss", "gradient", "evaluation"])
+@pytest.mark.parametrize("what", ["loss", "gradient", "evaluation", "last step"])
 def test_d1_two_processes_are_as_one_plain(
     case: Case, model: PreTrainedModel, what: str, plain_two_processes: Path
 ) -> None:
@@ -213,6 +222,9 @@ def test_d1_two_processes_are_as_one_plain(
     expected = exact_step(model, tiny_records(RECORDS))
     if what == "loss":
         assert got["loss"] == pytest.approx(expected.loss, rel=1e-2)
+    elif what == "last step":
+        last = exact_step(model, tiny_records(EPOCH)[4:])
+        assert relative_difference(got["last_gradients"], last.gradients) < 1e-2
     elif what == "gradient":
         assert relative_difference(got["gradients"], expected.gradients) < 1e-2
     else:

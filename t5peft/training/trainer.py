@@ -221,6 +221,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
         """Target tokens (or examples, for a head) of one step, over all processes."""
         for batch in batch_samples:
             check_features(batch.get("features", []))
+        if batch_samples and "features" in batch_samples[-1]:
+            batch_samples[-1]["features"] = self._without_repeated(batch_samples[-1]["features"])
         count = sum(_items(batch) for batch in batch_samples)
         items = torch.tensor(float(count), device=device)
         items = self.accelerator.reduce(items, reduction="sum") if self.accelerator.num_processes > 1 else items
@@ -230,6 +232,20 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 "`labels` of the data."
             )
         return items
+
+    def _without_repeated(self, features: list[Batch]) -> list[Batch]:
+        """The last batch of an epoch without the examples that Accelerate repeats so that every process gets as many.
+
+        A process that is left with none keeps one without a target: it must take part in the exchange of gradients.
+        """
+        state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
+        if processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return features
+        real = state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size
+        if real > 0:
+            return features[:real]
+        labels = IGNORED_LABEL if self._has_class_head else [IGNORED_LABEL] * len(features[0]["labels"])
+        return [{**features[0], "labels": labels}]
 
     def _why_not_finite(self, loss: float) -> str:
         broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
@@ -425,7 +441,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
 def _items(batch: Batch) -> int:
     labels = [f["labels"] for f in batch["features"]] if "features" in batch else batch["labels"].tolist()
-    return sum(1 if not isinstance(row, list) else sum(token != IGNORED_LABEL for token in row) for row in labels)
+    return sum(sum(token != IGNORED_LABEL for token in (row if isinstance(row, list) else [row])) for row in labels)
 
 
 def _length(labels: Any) -> int:
