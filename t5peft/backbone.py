@@ -52,7 +52,7 @@ def load_backbone(
         name: ``"mini"`` (the embedded backbone), a hub name such as ``"google/flan-t5-base"``, or a local folder.
         quantize: ``"int8"`` (LLM.int8) or ``"nf4"`` (4 bit with double quantisation), both of bitsandbytes.
         quantize_wo: with ``"nf4"``, the output maps of the feed-forward too, which are 15 to 28 % of a T5 and which
-            transformers leaves out because they break in 8 bits. What it costs in 4 is measured in benchmarks/records.
+            transformers leaves out because they break in 8 bits. What it costs in 4 is measured in benchmarks/RESULTS.md.
         dtype: of the weights that are not quantised; None: float32, or bfloat16 for a quantised backbone on a machine
             that computes in bfloat16.
         num_labels: load ``T5ForSequenceClassification`` with a new head of so many classes.
