@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,34 @@ def test_a_classification_head_is_trained_and_its_scores_reach_the_metrics(tmp_p
     assert any("classification_head" in name for name in before)
     assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
     assert trainer.evaluate()["eval_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["text", "class head"])
+def test_a_process_without_examples_in_the_last_step_adds_a_gradient_of_zero(
+    head: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two processes, where the last step of the epoch has one example and Accelerate repeats three."""
+    records = [{"input_ids": [5, 6, EOS], "labels": 2 if head else [7, EOS]} for _ in range(2)]
+    trainer = T5PeftTrainer(
+        tiny_classifier() if head else tiny_t5(),
+        arguments(tmp_path, per_device_train_batch_size=2),
+        train_dataset=records,
+    )
+    ending = SimpleNamespace(end_of_dataloader=True, remainder=1)
+    batch = {"features": records}
+    with monkeypatch.context() as two:
+        two.setattr(trainer, "accelerator", SimpleNamespace(gradient_state=ending, num_processes=2, process_index=1))
+        kept = trainer._without_repeated(batch["features"])
+        two.setattr(trainer.accelerator, "process_index", 0)
+        assert trainer._without_repeated(batch["features"]) == records[:1]
+    assert len(kept) == 1
+    (micro_batch,) = trainer.micro_batches({"features": kept})
+    loss, _ = trainer.summed_loss(trainer.model, micro_batch)
+    assert loss.item() == 0
+    loss.backward()
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    assert len(gradients) > 10
+    assert all(not gradient.any() for gradient in gradients)
 
 
 def test_eval_loss_is_the_mean_over_target_tokens_for_every_batch_size(tmp_path: Path) -> None:
