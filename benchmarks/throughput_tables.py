@@ -1,7 +1,7 @@
 """Tables of the speed records.
 
-python benchmarks/throughput_tables.py                          # the newest record of each kind
-python benchmarks/throughput_tables.py --readme README.md       # the LoRA table, between its markers
+python benchmarks/throughput_tables.py             # the newest record of each kind
+python benchmarks/throughput_tables.py --write     # into SPEED.md, and that of LoRA into the README
 """
 
 from __future__ import annotations
@@ -108,15 +108,22 @@ TABLES: dict[str, Callable[[Record], str]] = {
 }
 
 
-def newest() -> dict[tuple[Any, ...], Record]:
-    """The newest record of each kind, method, examples a step and set of systems."""
-    found: dict[tuple[Any, ...], Record] = {}
-    records = [json.loads(path.read_text()) for path in RECORDS.glob("*.json")]
-    for record in sorted(records, key=lambda record: record["date"]):
-        result = next(iter(record["results"].values()))
-        systems = tuple(result["runs"][0]) if record["kind"] == "training" else ()
-        found[record["kind"], record["method"], record["examples_per_step"], systems] = record
-    return found
+def newest() -> list[Record]:
+    """Records of each kind, method and examples a step, newest first, without those whose systems are all in a newer one."""
+    found: dict[tuple[Any, ...], list[Record]] = {}
+    for record in sorted((json.loads(path.read_text()) for path in RECORDS.glob("*.json")), key=_date, reverse=True):
+        newer = found.setdefault((record["kind"], record["method"], record["examples_per_step"]), [])
+        if not any(_systems(record) <= _systems(other) for other in newer):
+            newer.append(record)
+    return [record for records in found.values() for record in records]
+
+
+def _date(record: Record) -> str:
+    return str(record["date"])
+
+
+def _systems(record: Record) -> set[str]:
+    return set(next(iter(record["results"].values()))["runs"][0]) if record["kind"] == "training" else set()
 
 
 def main() -> None:
@@ -125,12 +132,17 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     records = newest()
-    text = "\n\n".join(TABLES[record["kind"]](record) for record in records.values())
+    text = "\n\n".join(TABLES[record["kind"]](record) for record in records)
     print(text)
     if args.write:
         folder = Path(__file__).parent
         fill_marker(folder / "SPEED.md", "speed", text)
-        chosen = records["training", "lora", 16, ("matmul_flops_per_second", "t5peft", "peft", "peft-grouped")]
+        chosen = next(
+            record
+            for record in records
+            if (record["kind"], record["method"], record["examples_per_step"]) == ("training", "lora", 16)
+            and {"peft", "peft-grouped"} <= _systems(record)
+        )
         fill_marker(folder.parent / "README.md", "speed", training_table(chosen))
 
 
