@@ -20,6 +20,7 @@ from t5peft.cli import main
 from t5peft.pretraining.corruption import corrupt, corruption_for_source, corruption_of, noise_mask, split_prefix
 from t5peft.pretraining.embeddings import cooccurrences, pmi_embeddings, positive_pmi
 from t5peft.pretraining.fresh import Shape, new_model, step_flops
+from t5peft.pretraining.matching import set_matching_head
 from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalised, rate_factor
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
 from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, tone
@@ -234,6 +235,17 @@ def test_tasks_are_of_the_text_and_repeat_with_the_generator(
         for source, target in pairs:
             options = tokenizer.decode(source).split("options:")[1]
             assert tokenizer.decode(target).strip() in options
+    if name == "find":
+        for source, target in pairs:
+            sentence, options = tokenizer.decode(source).split("options:")
+            here = [word.strip() in sentence.replace(".", " ").split() for word in options.strip(" ,").split(",")]
+            assert sum(here) == 1
+            assert tokenizer.decode(target).strip() in sentence
+    if name == "strange":
+        for source, target in pairs:
+            sentence, claim = tokenizer.decode(source).split("claim:")
+            assert tokenizer.decode(target).strip() in claim.split()
+            assert tokenizer.decode(target).strip() not in sentence.replace(".", " ").split()
     if name in ("follows", "order", "kind", "same", "tone"):
         assert {tokenizer.decode(target) for _, target in pairs} > set()
         assert len({tuple(target) for _, target in pairs}) >= 2
@@ -420,6 +432,26 @@ def test_step_flops_counts_every_matrix_once_for_the_tokens_that_meet_it(tokeniz
     assert step_flops(model.config, source_tokens=7, target_tokens=7) == 6 * 7 * sum(matrices)
 
 
+def test_a_matching_head_finds_the_same_piece_elsewhere_and_not_itself(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = new_model(tokenizer, TINY, seed=3).eval()
+    model.set_attn_implementation("eager")
+    source = torch.tensor([[300, 301, 302, 303, 304, 305, 306, 301, 307, 308]])
+
+    def attention() -> torch.Tensor:
+        return model.encoder(source, output_attentions=True).attentions[0][0].detach()
+
+    plain = attention()
+    assert plain[:, 1, 7].max() < 0.5, "without it, one head does so already"
+    head = set_matching_head(model)
+    found = attention()
+    assert found[head, 1].argmax() == 7
+    assert found[head, 7].argmax() == 1
+    assert found[head, 1, 7] > 0.5
+    assert found[head, [1, 7], [1, 7]].max() < 0.01
+    others = [number for number in range(TINY.heads) if number != head]
+    assert torch.equal(found[others], plain[others])
+
+
 # The command and the shipped files
 
 
@@ -461,7 +493,7 @@ def test_the_command_makes_a_model_resumes_it_and_adapts_it(tmp_path: Path, caps
         "--backbone",
         str(tmp_path / "run/model"),
     ]
-    assert main([*again, *common, "--objective", "prefix", "--steps", "2"]) == 0
+    assert main([*again, *common, "--objective", "prefix", "--matching-head", "--steps", "2"]) == 0
     model = T5ForConditionalGeneration.from_pretrained(tmp_path / "lm" / "model")
     assert len(AutoTokenizer.from_pretrained(tmp_path / "lm" / "model")) == model.config.vocab_size
 

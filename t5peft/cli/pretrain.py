@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditiona
 from t5peft.backbone import load_backbone
 from t5peft.pretraining.embeddings import pmi_embeddings
 from t5peft.pretraining.fresh import Shape, matmul_flops_per_second, new_model, step_flops
+from t5peft.pretraining.matching import set_matching_head
 from t5peft.pretraining.optimizers import LEARNING_RATES
 from t5peft.pretraining.pretrainer import STATE_FILE, PretrainConfig, Pretrainer
 from t5peft.pretraining.text import read_documents
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vocabulary", type=int, default=8192, help="pieces of a new vocabulary, bytes and sentinels included")
     add("--vocabulary-share", type=float, default=0.08, help="share of the text that a new vocabulary is trained on")
     add("--embeddings", choices=["pmi", "random"], default="pmi", help="start of a new model's table")
+    add("--matching-head", action="store_true", help="let one head start by looking for the same piece elsewhere")
     for name, value in vars(Shape()).items():
         add(f"--{name.replace('_', '-')}", type=int, default=value, help="of a new model")
     for name in _CONFIG_NUMBERS:
@@ -73,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = _tokenizer(args)
     store = store_of_files(args.text, tokenizer, args.output / "tokens", seed=args.seed)
     model = _model(args, tokenizer, store).to(device)
+    if args.matching_head:  # resuming loads other weights over it
+        set_matching_head(model)
     print(f"{model.num_parameters():,} parameters, {len(store.tokens):,} tokens of text, on {device}")
     config = PretrainConfig(
         **{name: getattr(args, name) for name in _CONFIG_NUMBERS},

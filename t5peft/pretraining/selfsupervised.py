@@ -7,6 +7,8 @@ frequent words comes first. These tasks cannot be answered without the source:
     compose  some of its words in any order                                  -> the sentence
     choose   a sentence with a gap, and four words                           -> the word
     kind     a sentence with a gap                                           -> number, name or word
+    find     a sentence and four words, of which it has one                  -> the word
+    strange  a sentence and a claim, words of it with one from elsewhere     -> that word
     follows  a sentence and a claim: a part of it, or altered, or another's  -> true or false
     order    two sentences that stand together                               -> right or wrong
     same     two passages, of one document or of two                         -> yes or no
@@ -226,24 +228,72 @@ def kind(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     return source, tasks.text["name" if tasks.sentences.capital[answer[0]] else "word"]
 
 
+def find(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence and four words, one of them from it."""
+    words = _sentence(tasks, generator)
+    answer = _content_word(words, tasks, generator)
+    options = [answer] + [_strange_word(words, tasks, generator) for _ in range(3)]
+    listed = _joined([[*options[i], *tasks.text[","]] for i in generator.permutation(4)])
+    return [*_joined(words), *tasks.text["options:"], *listed], answer
+
+
+def strange(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence and words of it in their order, one of them replaced by a word of another sentence."""
+    words = _sentence(tasks, generator, longest=60)
+    claim, word = _with_strange_word(_claim(words, generator), words, tasks, generator)
+    return [*_joined(words), *tasks.text["claim:"], *_joined(claim)[:60]], word
+
+
 def follows(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence and a claim; true: words of it in their order; false: those with a strange word, or its neighbour's."""
+    """A sentence and a claim; true: words of it in their order; false: those with a strange word, or another's."""
     sentences = tasks.sentences
     index = sentences.draw(generator, shortest=16, longest=70)
     words = sentences.words(sentences[index])
-    holds = generator.random() < 0.5
-    origin = words
-    if not holds and generator.random() < 0.5:
-        origin = sentences.words(sentences[index + 1]) or words
-    length = max(3, int(len(origin) * generator.uniform(0.3, 0.8)))
-    begin = int(generator.integers(max(1, len(origin) - length + 1)))
-    claim = [word for word in origin[begin : begin + length] if generator.random() > 0.15] or origin[:3]
-    if not holds and origin is words:
-        places = [i for i, word in enumerate(claim) if sentences.is_content(word)] or [0]
-        place = places[int(generator.integers(len(places)))]
-        claim[place] = _with_gap(_sentence(tasks, generator), tasks, generator)[1]
+    claim, holds = _claim(words, generator), generator.random() < 0.5
+    if not holds:
+        how = int(generator.integers(3))
+        if how == 0:
+            claim, _ = _with_strange_word(claim, words, tasks, generator)
+        else:
+            neighbour = sentences.words(sentences[index + 1])
+            claim = _claim(neighbour if how == 1 and len(neighbour) > 3 else _sentence(tasks, generator), generator)
     answer = tasks.text["true" if holds else "false"]
     return [*_joined(words), *tasks.text["claim:"], *_joined(claim)[:60]], answer
+
+
+def _claim(words: list[Ids], generator: np.random.Generator) -> list[Ids]:
+    """Most words of a part of a sentence, in their order."""
+    length = max(3, int(len(words) * generator.uniform(0.3, 0.8)))
+    begin = int(generator.integers(max(1, len(words) - length + 1)))
+    return [word for word in words[begin : begin + length] if generator.random() > 0.15] or words[:3]
+
+
+def _content_word(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> Ids:
+    content = [word for word in words if tasks.sentences.is_content(word)] or words
+    return tasks.sentences.bare(content[int(generator.integers(len(content)))])
+
+
+def _strange_word(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> Ids:
+    """A word of another sentence that is not among `words`.
+
+    Raises:
+        RuntimeError: none found in 1,000 draws.
+    """
+    bare = [tasks.sentences.bare(word) for word in words]
+    for _ in range(1000):
+        word = _content_word(_sentence(tasks, generator), tasks, generator)
+        if word not in bare:
+            return word
+    raise RuntimeError("every sentence drawn has the same words; is the text prose?")
+
+
+def _with_strange_word(
+    claim: list[Ids], words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator
+) -> tuple[list[Ids], Ids]:
+    """The claim with one of its content words replaced by one that `words` do not have, and that word."""
+    places = [i for i, word in enumerate(claim) if tasks.sentences.is_content(word)] or [0]
+    place, word = places[int(generator.integers(len(places)))], _strange_word(words, tasks, generator)
+    return [*claim[:place], word, *claim[place + 1 :]], word
 
 
 def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
@@ -326,7 +376,9 @@ TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], fl
     "compose": (compose, 2.0),
     "choose": (choose, 2.0),
     "kind": (kind, 1.0),
-    "follows": (follows, 3.0),
+    "find": (find, 3.0),
+    "strange": (strange, 3.0),
+    "follows": (follows, 4.0),
     "order": (order, 1.0),
     "same": (same, 2.0),
     "tone": (tone, 2.0),
