@@ -1,11 +1,11 @@
-"""Records of held-out losses: the curve of a pretraining run, the same shape untrained, and a unigram model.
+"""Records on held-out text: losses of a pretraining run, of the same shape untrained and of a unigram model; answers to its tasks.
 
     python benchmarks/pretrain/held_out.py --run RUN [RUN ...] --held-out wikitext2_eval/valid.txt \\
         --tokens RUN/tokens --backbone mini --output benchmarks/records/pretrain
 
 Losses are nats a target token of span corruption (or divided by ln 2, bits) over the same corrupted rows as the run's own
 log. The unigram model knows how often each token stands in targets of the training text (add-one smoothing); what it
-knows of the rows is nothing else.
+knows of the rows is nothing else. The tasks are those that pretraining mixes in, where the answer is a word.
 """
 
 from __future__ import annotations
@@ -20,14 +20,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import T5ForConditionalGeneration
 
 from t5peft.backbone import load_backbone
 from t5peft.benchmark.machine import commit, machine, versions
-from t5peft.pretraining import PretrainConfig, Pretrainer, Shape, TokenStore, new_model, open_store, write_store
+from t5peft.pretraining import (
+    PretrainConfig,
+    Pretrainer,
+    SelfSupervised,
+    Shape,
+    TokenStore,
+    new_model,
+    open_store,
+    write_store,
+)
+from t5peft.pretraining.selfsupervised import TASKS
 from t5peft.pretraining.text import read_documents
 
 HELD_OUT_ROWS = 256
 UNIGRAM_BATCHES = 400
+TASK_PAIRS = 300
+TASKS_OF_A_WORD = ("choose", "kind", "find", "strange", "follows", "order", "same", "tone")
 
 
 def main() -> None:
@@ -67,6 +80,8 @@ def main() -> None:
         "gain_bits_per_token": {
             name: round((losses[name] - losses["backbone"]) / math.log(2), 3) for name in ("untrained", "unigram")
         },
+        "share_of_right_answers": right_answers(model, SelfSupervised(held_out, tokenizer)),
+        "pairs_of_each_task": TASK_PAIRS,
         "curve": curve(args.run),
         "commit": commit(),
         "versions": versions(),
@@ -75,7 +90,25 @@ def main() -> None:
     }
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "held_out.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: record[key] for key in ("losses", "gain_bits_per_token")}, indent=1))
+    print(
+        json.dumps({key: record[key] for key in ("losses", "gain_bits_per_token", "share_of_right_answers")}, indent=1)
+    )
+
+
+@torch.no_grad()
+def right_answers(model: T5ForConditionalGeneration, tasks: SelfSupervised) -> dict[str, float]:
+    """For each task the share of answers whose every token is the likeliest after those before it."""
+    model.eval()
+    shares = {}
+    for name in TASKS_OF_A_WORD:
+        right = 0
+        for number in range(TASK_PAIRS):
+            source, target = TASKS[name][0](tasks, np.random.default_rng(number))
+            source, target = [*tasks.heading[name], *source, tasks.eos], [*target, tasks.eos]
+            logits = model(input_ids=torch.tensor([source]), labels=torch.tensor([target])).logits[0]
+            right += logits.argmax(-1).tolist() == target
+        shares[name] = round(right / TASK_PAIRS, 3)
+    return shares
 
 
 def curve(runs: list[Path]) -> list[dict[str, float]]:
