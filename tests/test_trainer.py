@@ -104,6 +104,16 @@ def test_features_padded_by_the_users_own_tokenising_give_the_same_step(tmp_path
     assert losses[0] == losses[1]
 
 
+def test_operations_are_six_a_weight_and_source_token(tmp_path: Path) -> None:
+    model, records = lora_wrap(seeded(tiny_t5)), tiny_records(4)
+    trainer = T5PeftTrainer(
+        model, arguments(tmp_path, max_steps=3, per_device_train_batch_size=4), train_dataset=records
+    )
+    trainer.train()
+    weights = model.get_base_model().num_parameters(exclude_embeddings=True)
+    assert trainer.state.total_flos == 3 * 6 * weights * sum(len(record["input_ids"]) for record in records)
+
+
 def test_a_plain_seq2seq_argument_object_is_taken_and_not_changed(tmp_path: Path) -> None:
     args = Seq2SeqTrainingArguments(
         str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1, save_strategy="no",
