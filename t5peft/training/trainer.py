@@ -118,8 +118,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
         Where memory runs out, the step starts again with half the tokens a micro-batch.
         """
-        if not model.training:  # to say so to every module takes 1 ms
-            model.train()
+        model.train()
         while True:
             try:
                 total = self._forward_backward(model, self.micro_batches(inputs), num_items_in_batch)
