@@ -23,7 +23,7 @@ from t5peft.pretraining.fresh import Shape, new_model, step_flops
 from t5peft.pretraining.matching import set_matching_head
 from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalised, rate_factor
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
-from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, tone
+from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, cola, rte, tone
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
 from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
 from t5peft.pretraining.tokens import TokenStore, open_store, write_store
@@ -246,9 +246,43 @@ def test_tasks_are_of_the_text_and_repeat_with_the_generator(
             sentence, claim = tokenizer.decode(source).split("claim:")
             assert tokenizer.decode(target).strip() in claim.split()
             assert tokenizer.decode(target).strip() not in sentence.replace(".", " ").split()
-    if name in ("follows", "order", "kind", "same", "tone"):
-        assert {tokenizer.decode(target) for _, target in pairs} > set()
+    if name in ("follows", "order", "kind", "same", "tone", "rte sentence1", "cola sentence"):
         assert len({tuple(target) for _, target in pairs}) >= 2
+
+
+def test_a_hypothesis_that_holds_has_the_content_words_of_the_passage_in_their_order(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tasks = SelfSupervised(store, tokenizer)
+    sentences, mark = tasks.sentences, tasks.text["sentence2:"]
+
+    def content(ids: list[int]) -> list[list[int]]:
+        return [sentences.bare(word) for word in sentences.words(ids) if sentences.is_content(word)]
+
+    held = {True: 0, False: 0}
+    for seed in range(60):
+        source, target = rte(tasks, np.random.default_rng(seed))
+        cut = next(at for at in range(len(source)) if source[at : at + len(mark)] == mark)
+        passage, words = content(source[:cut]), content(source[cut + len(mark) :])
+        answer = tokenizer.decode(target).strip()
+        if answer == "entailment":
+            place = iter(passage)
+            held[True] += all(word in place for word in words)
+        else:
+            held[False] += any(word not in passage for word in words)
+    answers = [tokenizer.decode(rte(tasks, np.random.default_rng(seed))[1]).strip() for seed in range(60)]
+    assert held[True] >= 0.8 * answers.count("entailment") > 10  # the beginning of a sentence may stand before a part of it twice
+    assert held[False] >= 0.5 * answers.count("not_entailment") > 10  # this text says the same words often
+
+
+def test_a_sentence_is_acceptable_as_it_stands_in_the_text(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tasks = SelfSupervised(store, tokenizer)
+    whole = {tuple(tasks.sentences[index]) for index in range(len(tasks.sentences))}
+    for seed in range(40):
+        source, target = cola(tasks, np.random.default_rng(seed))
+        assert (tuple(source) in whole) == (tokenizer.decode(target).strip() == "acceptable")
 
 
 def test_a_text_without_praise_and_blame_gives_the_other_tasks(

@@ -40,7 +40,9 @@ from t5peft.pretraining.text import read_documents
 HELD_OUT_ROWS = 256
 UNIGRAM_BATCHES = 400
 TASK_PAIRS = 300
-TASKS_OF_A_WORD = ("choose", "kind", "find", "strange", "follows", "order", "same", "tone")
+TASKS_OF_A_WORD = (
+    "choose", "kind", "find", "strange", "follows", "order", "same", "tone", "rte sentence1", "cola sentence",
+)  # fmt: skip
 
 
 def main() -> None:

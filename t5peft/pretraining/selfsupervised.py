@@ -14,8 +14,10 @@ frequent words comes first. These tasks cannot be answered without the source:
     same     two passages, of one document or of two                         -> yes or no
     tone     a sentence with a word of praise or blame, or a gap there       -> positive or negative
     title    the beginning of an article without its subject                 -> the subject
+    rte sentence1   a passage and a hypothesis                               -> entailment or not_entailment
+    cola sentence   a sentence, whole or damaged                             -> acceptable or unacceptable
 
-Everything works on token ids; a sentence ends at a full stop, question or exclamation mark before a capital letter.
+The last two have the form in which T5 states RTE and CoLA; they hold nothing of those data sets. Everything works on token ids; a sentence ends at a full stop, question or exclamation mark before a capital letter.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from t5peft.pretraining.tokens import TokenStore
 
 Ids = list[int]
 Pair = tuple[Ids, Ids]
-_ANSWERS = ("number", "name", "word", "true", "false", "right", "wrong", "yes", "no", "positive", "negative")
+_ANSWERS = (
+    "number", "name", "word", "true", "false", "right", "wrong", "yes", "no", "positive", "negative",
+    "entailment", "not_entailment", "acceptable", "unacceptable",
+)  # fmt: skip
 _PRAISE = tuple(
     """
     good great best better excellent beautiful wonderful happy perfect successful strong fine nice lovely friendly sweet
@@ -110,9 +115,15 @@ class Sentences:
             end -= 1
         return word[:end]
 
+    def kind(self, word: Ids) -> str:
+        """number, name or word."""
+        if self.digit[word].any():
+            return "number"
+        return "name" if self.capital[word[0]] else "word"
+
     def is_content(self, word: Ids) -> bool:
         """Names, numbers and words of five letters and more."""
-        return bool(self.capital[word[0]] or self.digit[word].any() or self.letters[word].sum() > 4)
+        return self.kind(word) != "word" or bool(self.letters[word].sum() > 4)
 
 
 class SelfSupervised:
@@ -122,7 +133,7 @@ class SelfSupervised:
         self.sentences = Sentences(store, tokenizer)
         self.eos: int = tokenizer.eos_token_id
         self.gap: int = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-        names = [*_ANSWERS, *TASKS, "options:", "claim:", "other:", ","]
+        names = [*_ANSWERS, "options:", "claim:", "other:", "sentence2:", ","]
         self.text: dict[str, Ids] = {name: tokenizer(name, add_special_tokens=False).input_ids for name in names}
         self.heading = {name: tokenizer(f"{name}:", add_special_tokens=False).input_ids for name in TASKS}
         weights = np.array([weight for _, weight in TASKS.values()], dtype=float)
@@ -223,9 +234,7 @@ def kind(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """A sentence with a gap and what stands there: a number, a name, a word."""
     words = _sentence(tasks, generator)
     source, answer = _with_gap(words, tasks, generator)
-    if tasks.sentences.digit[answer].any():
-        return source, tasks.text["number"]
-    return source, tasks.text["name" if tasks.sentences.capital[answer[0]] else "word"]
+    return source, tasks.text[tasks.sentences.kind(answer)]
 
 
 def find(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
@@ -261,6 +270,62 @@ def follows(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     return [*_joined(words), *tasks.text["claim:"], *_joined(claim)[:60]], answer
 
 
+def rte(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A passage of up to four sentences and a hypothesis in other small words.
+
+    It holds where its names, numbers and longer words are those of one sentence of the passage, in their order. Where it does not, one of
+    them is strange, or they are those of the sentence after the passage or of one from elsewhere.
+    """
+    sentences = tasks.sentences
+    first = sentences.draw(generator, shortest=16, longest=70)
+    last = first
+    while (
+        last < first + generator.integers(4)
+        and sentences.documents[last + 1] == sentences.documents[first]
+        and sentences.ends[last + 1] - sentences.ends[first - 1] <= 110
+    ):
+        last += 1
+    passage = sentences.words([token for index in range(first, last + 1) for token in sentences[index]])
+    holds, how = generator.random() < 0.5, generator.random()
+    source = sentences.words(sentences[int(generator.integers(first, last + 1))])
+    if not holds and how < 0.5:
+        following = sentences.words(sentences[last + 1]) if how < 0.25 else []
+        source = following if len(following) > 3 else _sentence(tasks, generator)
+    words = _hypothesis(source, tasks, generator)
+    if not holds and how >= 0.5:
+        words, _ = _with_strange_word(words, passage, tasks, generator)
+    answer = tasks.text["entailment" if holds else "not_entailment"]
+    return [*_joined(passage), *tasks.text["sentence2:"], *_joined(words)[:40]], answer
+
+
+def _hypothesis(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
+    """A part of a sentence, maybe with words of its beginning before it; small words are left out, kept or replaced."""
+    length = int(generator.integers(5, 16))
+    begin = int(generator.integers(max(1, len(words) - length + 1)))
+    part = words[: int(generator.integers(1, 4))] if begin > 3 and generator.random() < 0.5 else []
+    small = [word for word in _sentence(tasks, generator) if not tasks.sentences.is_content(word)]
+    kept: list[Ids] = []
+    for word in [*part, *words[begin : begin + length]]:
+        roll = generator.random()
+        if not tasks.sentences.is_content(word) and roll < 0.4:
+            if roll < 0.2 and small:
+                kept.append(small[int(generator.integers(len(small)))])
+        elif roll < 0.9:
+            kept.append(word)
+    return kept or words[:3]
+
+
+def cola(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence, or one with words dropped, swapped or replaced."""
+    words = _sentence(tasks, generator, longest=24)
+    if generator.random() < 0.5:
+        return _joined(words), tasks.text["acceptable"]
+    damaged = words
+    while damaged == words:
+        damaged = _altered(words, tasks, generator)
+    return _joined(damaged), tasks.text["unacceptable"]
+
+
 def _claim(words: list[Ids], generator: np.random.Generator) -> list[Ids]:
     """Most words of a part of a sentence, in their order."""
     length = max(3, int(len(words) * generator.uniform(0.3, 0.8)))
@@ -273,16 +338,20 @@ def _content_word(words: list[Ids], tasks: SelfSupervised, generator: np.random.
     return tasks.sentences.bare(content[int(generator.integers(len(content)))])
 
 
-def _strange_word(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> Ids:
-    """A word of another sentence that is not among `words`.
+def _strange_word(
+    words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator, *, like: Ids | None = None
+) -> Ids:
+    """A word of another sentence that is not among `words`, of the kind of `like` where the text has such.
 
     Raises:
         RuntimeError: none found in 1,000 draws.
     """
-    bare = [tasks.sentences.bare(word) for word in words]
-    for _ in range(1000):
+    sentences = tasks.sentences
+    bare = [sentences.bare(word) for word in words]
+    for attempt in range(1000):
         word = _content_word(_sentence(tasks, generator), tasks, generator)
-        if word not in bare:
+        alike = like is None or sentences.kind(word) == sentences.kind(like)
+        if word not in bare and (alike or attempt >= 500):
             return word
     raise RuntimeError("every sentence drawn has the same words; is the text prose?")
 
@@ -290,9 +359,10 @@ def _strange_word(words: list[Ids], tasks: SelfSupervised, generator: np.random.
 def _with_strange_word(
     claim: list[Ids], words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator
 ) -> tuple[list[Ids], Ids]:
-    """The claim with one of its content words replaced by one that `words` do not have, and that word."""
+    """The claim with one of its content words replaced by one of its kind that `words` do not have, and that word."""
     places = [i for i, word in enumerate(claim) if tasks.sentences.is_content(word)] or [0]
-    place, word = places[int(generator.integers(len(places)))], _strange_word(words, tasks, generator)
+    place = places[int(generator.integers(len(places)))]
+    word = _strange_word(words, tasks, generator, like=tasks.sentences.bare(claim[place]))
     return [*claim[:place], word, *claim[place + 1 :]], word
 
 
@@ -376,11 +446,13 @@ TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], fl
     "compose": (compose, 2.0),
     "choose": (choose, 2.0),
     "kind": (kind, 1.0),
-    "find": (find, 3.0),
-    "strange": (strange, 3.0),
-    "follows": (follows, 4.0),
+    "find": (find, 2.0),
+    "strange": (strange, 2.0),
+    "follows": (follows, 2.0),
     "order": (order, 1.0),
     "same": (same, 2.0),
     "tone": (tone, 2.0),
     "title": (title, 1.0),
+    "rte sentence1": (rte, 5.0),
+    "cola sentence": (cola, 2.0),
 }
