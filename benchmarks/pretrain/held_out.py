@@ -41,7 +41,8 @@ HELD_OUT_ROWS = 256
 UNIGRAM_BATCHES = 400
 TASK_PAIRS = 300
 TASKS_OF_A_WORD = (
-    "choose", "kind", "find", "strange", "follows", "order", "same", "tone", "rte sentence1", "cola sentence",
+    "choose", "kind", "find", "strange", "follows", "order", "same", "rte sentence1", "cola sentence",
+    "sst2 sentence", "trec question",
 )  # fmt: skip
 
 
@@ -113,12 +114,18 @@ def right_answers(model: T5ForConditionalGeneration, tasks: SelfSupervised) -> d
     return shares
 
 
-def curve(runs: list[Path]) -> list[dict[str, float]]:
-    """Points of held-out loss over tokens seen, from the logs of runs that continue one another."""
-    entries = [
-        json.loads(line) for run in runs for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    return [entry for entry in entries if "held_out_loss" in entry]
+def curve(runs: list[Path]) -> list[dict[str, float | str]]:
+    """Points of held-out loss over all tokens seen so far, from the logs of runs that began where the one before ended."""
+    points, before = [], 0
+    for run in runs:
+        entries = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        points += [
+            {"tokens_seen": before + entry["tokens_seen"], "held_out_loss": entry["held_out_loss"], "run": run.name}
+            for entry in entries
+            if "held_out_loss" in entry
+        ]
+        before += entries[-1]["tokens_seen"]
+    return points
 
 
 def unigram_loss(pretrainer: Pretrainer, held_out: TokenStore) -> float:

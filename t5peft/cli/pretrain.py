@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name.replace('_', '-')}", type=int, default=value, help="of a new model")
     for name in _CONFIG_NUMBERS:
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
+    add(
+        "--valences", help="file of words and valences (word<TAB>number), say VADER's, for the task of praise and blame"
+    )
     add("--objective", choices=["spans", "prefix"], default=default.objective)
     add("--optimizer", choices=list(LEARNING_RATES), default=default.optimizer)
     add("--learning-rate", type=float, help=f"default: {LEARNING_RATES}")
@@ -80,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{model.num_parameters():,} parameters, {len(store.tokens):,} tokens of text, on {device}")
     config = PretrainConfig(
         **{name: getattr(args, name) for name in _CONFIG_NUMBERS},
+        valences=args.valences,
         objective=args.objective,
         optimizer=args.optimizer,
         learning_rate=args.learning_rate,

@@ -28,6 +28,7 @@ from t5peft.pretraining.optimizers import OptimizerName, make_optimizer, rate_fa
 from t5peft.pretraining.selfsupervised import SelfSupervised
 from t5peft.pretraining.tokenizer import sentinel_ids
 from t5peft.pretraining.tokens import TokenStore
+from t5peft.pretraining.tone import VALENCES, read_valences
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
@@ -44,6 +45,7 @@ class PretrainConfig:
         rows: B, rows of a micro-batch.
         micro_batches: span corruption batches of a step.
         task_rows: examples of self-supervised tasks of a step; 0 for none.
+        valences: file of words and their valence (`read_valences`) for the task of praise and blame; None: a few words.
         objective: span corruption, or prefix language modelling ("LM adaptation").
         learning_rate: None takes the optimizer's own.
         warmup: steps of rising learning rate.
@@ -57,6 +59,7 @@ class PretrainConfig:
     rows: int = 16
     micro_batches: int = 1
     task_rows: int = 0
+    valences: str | None = None
     objective: Literal["spans", "prefix"] = "spans"
     optimizer: OptimizerName = "adafactor"
     learning_rate: float | None = None
@@ -97,7 +100,8 @@ class Pretrainer:
         self.device = next(model.parameters()).device
         self.sentinels = np.array(sentinel_ids(tokenizer))
         self.plan = _plan(config, len(self.sentinels))
-        self.tasks = SelfSupervised(store, tokenizer) if config.task_rows else None
+        valences = VALENCES if config.valences is None else read_valences(config.valences)
+        self.tasks = SelfSupervised(store, tokenizer, valences) if config.task_rows else None
         self.optimizer = make_optimizer(model, config.optimizer, config.learning_rate)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0

@@ -12,124 +12,40 @@ frequent words comes first. These tasks cannot be answered without the source:
     follows  a sentence and a claim: a part of it, or altered, or another's  -> true or false
     order    two sentences that stand together                               -> right or wrong
     same     two passages, of one document or of two                         -> yes or no
-    tone     a sentence with a word of praise or blame, or a gap there       -> positive or negative
     title    the beginning of an article without its subject                 -> the subject
     rte sentence1   a passage and a hypothesis                               -> entailment or not_entailment
     cola sentence   a sentence, whole or damaged                             -> acceptable or unacceptable
+    sst2 sentence   one that praises or blames, maybe a gap for the word     -> positive or negative (`tone.py`)
+    trec question   a question made of words of the text                     -> what it asks for (`questions.py`)
 
-The last two have the form in which T5 states RTE and CoLA; they hold nothing of those data sets. Everything works on token ids; a sentence ends at a full stop, question or exclamation mark before a capital letter.
+The last four have the form in which T5 states RTE, CoLA and SST-2, and TREC's; they hold nothing of those data sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from t5peft.pretraining.questions import KINDS, Questions
+from t5peft.pretraining.sentences import Ids, Sentences, joined
 from t5peft.pretraining.tokens import TokenStore
+from t5peft.pretraining.tone import VALENCES, Tone
 
-Ids = list[int]
 Pair = tuple[Ids, Ids]
 _ANSWERS = (
     "number", "name", "word", "true", "false", "right", "wrong", "yes", "no", "positive", "negative",
-    "entailment", "not_entailment", "acceptable", "unacceptable",
+    "entailment", "not_entailment", "acceptable", "unacceptable", *KINDS,
 )  # fmt: skip
-_PRAISE = tuple(
-    """
-    good great best better excellent beautiful wonderful happy perfect successful strong fine nice lovely friendly sweet
-    bright love enjoy praised favorite superb remarkable outstanding impressive powerful safe success pleasure fresh
-    warm brilliant charming delightful fascinating interesting pleasant
-    """.split()  # noqa: SIM905
-)
-_BLAME = tuple(
-    """
-    bad worst worse terrible horrible awful poor sad ugly wrong weak angry evil cruel difficult dangerous fear afraid
-    pain failed failure lost criticized negative problem problems trouble disaster destroyed damaged broken cold dark
-    harsh poverty boring stupid dull
-    """.split()  # noqa: SIM905
-)
-
-
-class Sentences:
-    """Sentences of a token store and the words in them.
-
-    Attributes:
-        ends: position after the last token of each sentence, over all documents.
-        documents: for each sentence the number of its document.
-    """
-
-    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, limit_tokens: int = 1 << 25) -> None:
-        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        self.tokens = store.tokens[:limit_tokens]
-        self.begins_word = np.array([piece.startswith("▁") for piece in pieces])
-        self.capital = np.array([piece[1:2].isupper() and piece[0] == "▁" for piece in pieces])
-        self.digit = np.array([piece.strip("▁").isdigit() for piece in pieces])
-        self.letters = np.array([sum(map(str.isalpha, piece)) for piece in pieces])
-        self.newline = tokenizer.get_vocab().get("\n", -1)
-        self.ends, self.documents = self._find(store, [piece in (".", "!", "?") for piece in pieces])
-
-    def _find(self, store: TokenStore, stops: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
-        last = np.array(stops)[self.tokens]
-        next_one = np.roll(self.tokens, -1)
-        capital = self.capital | (np.arange(len(self.capital)) == self.newline)
-        boundary = last & capital[next_one]
-        offsets = store.offsets[store.offsets <= len(self.tokens)]
-        boundary[offsets[1:] - 1] = True
-        ends = np.flatnonzero(boundary) + 1
-        return ends, np.searchsorted(offsets, ends, side="left")
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, index: int) -> Ids:
-        """Sentence `index`, without the newlines that stand around it."""
-        begin = self.ends[index - 1] if index else 0
-        ids = self.tokens[begin : self.ends[index]]
-        return [int(i) for i in ids if i != self.newline]
-
-    def draw(self, generator: np.random.Generator, *, shortest: int = 8, longest: int = 40) -> int:
-        """Number of a random sentence of `shortest` to `longest` tokens.
-
-        Raises:
-            RuntimeError: none found in 1,000 draws.
-        """
-        for index in generator.integers(1, len(self), size=1000):
-            if shortest <= self.ends[index] - self.ends[index - 1] <= longest:
-                return int(index)
-        raise RuntimeError(f"no sentence of {shortest} to {longest} tokens in 1,000 draws; is the text prose?")
-
-    def words(self, ids: Ids) -> list[Ids]:
-        """The tokens grouped into words; punctuation stays with the word before it."""
-        found: list[Ids] = []
-        for token in ids:
-            if self.begins_word[token] or not found:
-                found.append([])
-            found[-1].append(token)
-        return found
-
-    def bare(self, word: Ids) -> Ids:
-        """The word without what is neither letter nor digit at its end."""
-        end = len(word)
-        while end > 1 and not (self.letters[word[end - 1]] or self.digit[word[end - 1]]):
-            end -= 1
-        return word[:end]
-
-    def kind(self, word: Ids) -> str:
-        """number, name or word."""
-        if self.digit[word].any():
-            return "number"
-        return "name" if self.capital[word[0]] else "word"
-
-    def is_content(self, word: Ids) -> bool:
-        """Names, numbers and words of five letters and more."""
-        return self.kind(word) != "word" or bool(self.letters[word].sum() > 4)
 
 
 class SelfSupervised:
     """Draws pairs of source and target, both ending in `</s>`, from the text of a token store."""
 
-    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, valences: Mapping[str, float] = VALENCES
+    ) -> None:
         self.sentences = Sentences(store, tokenizer)
         self.eos: int = tokenizer.eos_token_id
         self.gap: int = tokenizer.convert_tokens_to_ids("<extra_id_0>")
@@ -137,18 +53,10 @@ class SelfSupervised:
         self.text: dict[str, Ids] = {name: tokenizer(name, add_special_tokens=False).input_ids for name in names}
         self.heading = {name: tokenizer(f"{name}:", add_special_tokens=False).input_ids for name in TASKS}
         weights = np.array([weight for _, weight in TASKS.values()], dtype=float)
-        # Where the words of praise and of blame stand: for each word its tokens and the places of the first of them.
-        self.polar: list[list[tuple[Ids, np.ndarray]]] = [
-            [
-                (ids, places)
-                for word in words
-                for ids in [tokenizer(word, add_special_tokens=False).input_ids]
-                if (places := _places(self.sentences.tokens, ids)).size
-            ]
-            for words in (_PRAISE, _BLAME)
-        ]
-        if not all(self.polar):  # a text of another language, say
-            weights[list(TASKS).index("tone")] = 0
+        self.questions = Questions(self.sentences, tokenizer)
+        self.tone = Tone(self.sentences, tokenizer, valences)
+        if not self.tone:  # a text of another language, say
+            weights[list(TASKS).index("sst2 sentence")] = 0
         self._shares = weights / weights.sum()
 
     def pair(self, generator: np.random.Generator) -> Pair:
@@ -164,18 +72,6 @@ def _sentence(tasks: SelfSupervised, generator: np.random.Generator, longest: in
         words = sentences.words(sentences[sentences.draw(generator, longest=longest)])
         if len(words) >= 4:
             return words
-
-
-def _places(tokens: np.ndarray, ids: Ids) -> np.ndarray:
-    """Where `ids` stand in `tokens`."""
-    places = np.flatnonzero(tokens[: len(tokens) - len(ids) + 1] == ids[0])
-    for offset, token in enumerate(ids[1:], start=1):
-        places = places[tokens[places + offset] == token]
-    return places
-
-
-def _joined(words: Sequence[Ids]) -> Ids:
-    return [token for word in words for token in word]
 
 
 def _altered(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
@@ -202,7 +98,7 @@ def _altered(words: list[Ids], tasks: SelfSupervised, generator: np.random.Gener
 def correct(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """A damaged sentence and the sentence."""
     words = _sentence(tasks, generator)
-    return _joined(_altered(words, tasks, generator)), _joined(words)
+    return joined(_altered(words, tasks, generator)), joined(words)
 
 
 def compose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
@@ -210,7 +106,7 @@ def compose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     words = _sentence(tasks, generator, longest=28)
     content = [tasks.sentences.bare(word) for word in words if tasks.sentences.is_content(word)]
     order = generator.permutation(len(content))
-    return _joined([[*content[i], *tasks.text[","]] for i in order]), _joined(words)
+    return joined([[*content[i], *tasks.text[","]] for i in order]), joined(words)
 
 
 def _with_gap(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> tuple[Ids, Ids]:
@@ -219,14 +115,14 @@ def _with_gap(words: list[Ids], tasks: SelfSupervised, generator: np.random.Gene
     place = places[int(generator.integers(len(places)))]
     answer = tasks.sentences.bare(words[place])
     rest = words[place][len(answer) :]
-    return _joined([*words[:place], [tasks.gap, *rest], *words[place + 1 :]]), answer
+    return joined([*words[:place], [tasks.gap, *rest], *words[place + 1 :]]), answer
 
 
 def choose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """A sentence with a gap and four words, one of them right."""
     source, answer = _with_gap(_sentence(tasks, generator), tasks, generator)
     options = [answer] + [_with_gap(_sentence(tasks, generator), tasks, generator)[1] for _ in range(3)]
-    listed = _joined([[*options[i], *tasks.text[","]] for i in generator.permutation(4)])
+    listed = joined([[*options[i], *tasks.text[","]] for i in generator.permutation(4)])
     return [*source, *tasks.text["options:"], *listed], answer
 
 
@@ -242,15 +138,15 @@ def find(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     words = _sentence(tasks, generator)
     answer = _content_word(words, tasks, generator)
     options = [answer] + [_strange_word(words, tasks, generator) for _ in range(3)]
-    listed = _joined([[*options[i], *tasks.text[","]] for i in generator.permutation(4)])
-    return [*_joined(words), *tasks.text["options:"], *listed], answer
+    listed = joined([[*options[i], *tasks.text[","]] for i in generator.permutation(4)])
+    return [*joined(words), *tasks.text["options:"], *listed], answer
 
 
 def strange(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """A sentence and words of it in their order, one of them replaced by a word of another sentence."""
     words = _sentence(tasks, generator, longest=60)
     claim, word = _with_strange_word(_claim(words, generator), words, tasks, generator)
-    return [*_joined(words), *tasks.text["claim:"], *_joined(claim)[:60]], word
+    return [*joined(words), *tasks.text["claim:"], *joined(claim)[:60]], word
 
 
 def follows(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
@@ -267,14 +163,14 @@ def follows(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
             neighbour = sentences.words(sentences[index + 1])
             claim = _claim(neighbour if how == 1 and len(neighbour) > 3 else _sentence(tasks, generator), generator)
     answer = tasks.text["true" if holds else "false"]
-    return [*_joined(words), *tasks.text["claim:"], *_joined(claim)[:60]], answer
+    return [*joined(words), *tasks.text["claim:"], *joined(claim)[:60]], answer
 
 
 def rte(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """A passage of up to four sentences and a hypothesis in other small words.
 
-    It holds where its names, numbers and longer words are those of one sentence of the passage, in their order. Where it does not, one of
-    them is strange, or they are those of the sentence after the passage or of one from elsewhere.
+    It holds where its names, numbers and longer words are those of one sentence of the passage, in their order. Where it
+    does not, one of them is strange, or they are those of the sentence after the passage or of one from elsewhere.
     """
     sentences = tasks.sentences
     first = sentences.draw(generator, shortest=16, longest=70)
@@ -295,7 +191,7 @@ def rte(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     if not holds and how >= 0.5:
         words, _ = _with_strange_word(words, passage, tasks, generator)
     answer = tasks.text["entailment" if holds else "not_entailment"]
-    return [*_joined(passage), *tasks.text["sentence2:"], *_joined(words)[:40]], answer
+    return [*joined(passage), *tasks.text["sentence2:"], *joined(words)[:40]], answer
 
 
 def _hypothesis(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
@@ -319,11 +215,11 @@ def cola(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """A sentence, or one with words dropped, swapped or replaced."""
     words = _sentence(tasks, generator, longest=24)
     if generator.random() < 0.5:
-        return _joined(words), tasks.text["acceptable"]
+        return joined(words), tasks.text["acceptable"]
     damaged = words
     while damaged == words:
         damaged = _altered(words, tasks, generator)
-    return _joined(damaged), tasks.text["unacceptable"]
+    return joined(damaged), tasks.text["unacceptable"]
 
 
 def _claim(words: list[Ids], generator: np.random.Generator) -> list[Ids]:
@@ -374,7 +270,7 @@ def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
         index = sentences.draw(generator)
     pair = [sentences[index][:48], sentences[index + 1][:48]]
     right = generator.random() < 0.5
-    return _joined(pair if right else pair[::-1]), tasks.text["right" if right else "wrong"]
+    return joined(pair if right else pair[::-1]), tasks.text["right" if right else "wrong"]
 
 
 def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
@@ -400,29 +296,16 @@ def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     return [*left, *tasks.text["other:"], *right], tasks.text["yes" if alike else "no"]
 
 
-def tone(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence with a word of praise or of blame, which half of the time is a gap, and whether it is positive.
+def sst2(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A sentence that praises or blames, and which of the two."""
+    source, praise = tasks.tone.draw(generator)
+    return source, tasks.text["positive" if praise else "negative"]
 
-    Raises:
-        RuntimeError: the text has no such words, or only in long sentences.
-    """
-    sentences = tasks.sentences
-    positive = generator.random() < 0.5
-    words = tasks.polar[0 if positive else 1]
-    for _ in range(1000 if words else 0):
-        word, places = words[int(generator.integers(len(words)))]
-        place = int(places[int(generator.integers(len(places)))])
-        index = int(np.searchsorted(sentences.ends, place, side="right"))
-        begin = int(sentences.ends[index - 1]) if index else 0
-        if 8 <= sentences.ends[index] - begin <= 60:
-            ids = sentences.tokens[begin : sentences.ends[index]].tolist()
-            if generator.random() < 0.5:
-                ids[place - begin : place - begin + len(word)] = [tasks.gap]
-            source = [token for token in ids if token != sentences.newline]
-            return source, tasks.text["positive" if positive else "negative"]
-    raise RuntimeError(
-        "no sentence of 8 to 60 tokens with a word of praise or blame; leave the task out for this text."
-    )
+
+def trec(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
+    """A question and the kind of thing that it asks for."""
+    source, kind = tasks.questions.draw(generator)
+    return source, tasks.text[kind]
 
 
 def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
@@ -436,9 +319,9 @@ def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
         while subject < min(len(words), 6) and sentences.capital[words[subject][0]]:
             subject += 1
         if subject > 0 and subject + 3 < len(words):
-            answer = _joined(words[:subject])
+            answer = joined(words[:subject])
             following = sentences[first + 1] if first + 1 < len(sentences) else []
-            return [tasks.gap, *_joined(words[subject:]), *following][:72], answer[:24]
+            return [tasks.gap, *joined(words[subject:]), *following][:72], answer[:24]
 
 
 TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], float]] = {
@@ -451,8 +334,9 @@ TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], fl
     "follows": (follows, 2.0),
     "order": (order, 1.0),
     "same": (same, 2.0),
-    "tone": (tone, 2.0),
     "title": (title, 1.0),
     "rte sentence1": (rte, 5.0),
     "cola sentence": (cola, 2.0),
+    "sst2 sentence": (sst2, 3.0),
+    "trec question": (trec, 2.0),
 }

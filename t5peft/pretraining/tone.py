@@ -1,0 +1,133 @@
+"""Whether a sentence praises or blames, by the valence of its words: distant supervision with a lexicon.
+
+A sentence counts where a word of the lexicon stands in it and its other words do not outweigh that word; one that is denied
+shortly before it turns the answer round. Half of the sentences are cut to the words around it, half are in small letters, as in
+people's own short texts, and a third have a gap in its place, so that its company is learned as well.
+
+A few words of praise and blame are built in; a lexicon of thousands, such as that of VADER (Hutto and Gilbert 2014), knows
+many more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from t5peft.pretraining.sentences import Ids, Sentences, joined
+
+_PRAISE = """
+    good great best better excellent beautiful wonderful happy perfect successful strong fine nice lovely friendly sweet
+    bright love enjoy praised favorite superb remarkable outstanding impressive powerful safe success pleasure fresh
+    warm brilliant charming delightful fascinating interesting pleasant
+    """
+_BLAME = """
+    bad worst worse terrible horrible awful poor sad ugly wrong weak angry evil cruel difficult dangerous fear afraid
+    pain failed failure lost criticized negative problem problems trouble disaster destroyed damaged broken cold dark
+    harsh poverty boring stupid dull
+    """
+VALENCES: dict[str, float] = dict.fromkeys(_PRAISE.split(), 1.0) | dict.fromkeys(_BLAME.split(), -1.0)
+_DENIALS = ("not", "never", "no", "without", "nor", "hardly", "cannot")
+_DENIED_WITHIN = 4  # tokens
+
+
+def read_valences(path: str | Path, *, least: float = 1.0) -> dict[str, float]:
+    """Words and their valence from lines of `word<TAB>number`; what follows the number is ignored.
+
+    Entries that are not one word of small letters, and those with an absolute valence below `least`, are left out.
+
+    Raises:
+        ValueError: a line without a number, or no word left.
+    """
+    found = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split("\t")
+        try:
+            word, valence = fields[0], float(fields[1])
+        except (IndexError, ValueError):
+            raise ValueError(
+                f"{path}, line {number}: {line[:60]!r} came; expected word<TAB>valence, as `good<TAB>1.9`."
+            ) from None
+        if word.isascii() and word.isalpha() and word.islower() and len(word) > 2 and abs(valence) >= least:
+            found[word] = valence
+    if not found:
+        raise ValueError(f"{path} holds no word of small letters with a valence of at least {least}.")
+    return found
+
+
+class Tone:
+    """Draws sentences that praise or blame.
+
+    Attributes:
+        words: for praise (True) and blame (False) each word's tokens, its valence and where it stands in the text.
+    """
+
+    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerFast, valences: Mapping[str, float]) -> None:
+        self.sentences = sentences
+        self.gap: int = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+        vocabulary = tokenizer.get_vocab()
+        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.small = np.array([vocabulary.get(piece.lower(), at) for at, piece in enumerate(pieces)])
+        self.denials = {vocabulary[piece] for word in _DENIALS if (piece := f"▁{word}") in vocabulary}
+        self.valence = np.zeros(len(tokenizer))  # of words of one piece
+        self.words: dict[bool, list[tuple[Ids, float, np.ndarray]]] = {True: [], False: []}
+        encoded = tokenizer(list(valences), add_special_tokens=False).input_ids
+        order = np.argsort(sentences.tokens, kind="stable")
+        firsts = np.searchsorted(sentences.tokens[order], [[ids[0], ids[0] + 1] for ids in encoded])
+        for ids, valence, (first, last) in zip(encoded, valences.values(), firsts, strict=True):
+            if len(ids) == 1:
+                self.valence[ids[0]] = valence
+            places = self._whole_words(order[first:last], ids)
+            if places.size:
+                self.words[valence > 0].append((ids, valence, places))
+
+    def __bool__(self) -> bool:
+        return all(self.words.values())
+
+    def _whole_words(self, places: np.ndarray, ids: Ids) -> np.ndarray:
+        """Those `places` of its first token where the whole word stands, and ends."""
+        tokens = self.sentences.tokens
+        places = places[places + len(ids) < len(tokens)]
+        for offset, token in enumerate(ids[1:], start=1):
+            places = places[tokens[places + offset] == token]
+        following = tokens[places + len(ids)]
+        return places[self.sentences.begins_word[following] | (self.sentences.letters[following] == 0)]
+
+    def draw(self, generator: np.random.Generator) -> tuple[Ids, bool]:
+        """Tokens of a sentence or a part of one, and whether it praises.
+
+        Raises:
+            RuntimeError: the text has no such words, or only in long sentences.
+        """
+        for _ in range(1000 if self else 0):
+            praise = bool(generator.random() < 0.5)
+            words = self.words[praise]
+            word, valence, places = words[int(generator.integers(len(words)))]
+            place = int(places[int(generator.integers(len(places)))])
+            index = int(np.searchsorted(self.sentences.ends, place, side="right"))
+            begin = int(self.sentences.ends[index - 1]) if index else 0
+            ids = self.sentences.tokens[begin : self.sentences.ends[index]].tolist()
+            at = place - begin
+            others = self.valence[ids[:at] + ids[at + len(word) :]].sum()
+            if not 4 <= len(ids) <= 60 or (valence + others > 0) != praise:
+                continue
+            denied = not self.denials.isdisjoint(ids[max(0, at - _DENIED_WITHIN) : at])
+            if not denied and generator.random() < 0.33:
+                ids[at : at + len(word)] = [self.gap]
+            return self._as_people_write(ids, at, generator), praise != denied
+        raise RuntimeError(
+            "no sentence of 4 to 60 tokens with a word of praise or blame; leave the task out for this text."
+        )
+
+    def _as_people_write(self, ids: Ids, at: int, generator: np.random.Generator) -> Ids:
+        """Maybe only the words around token `at`, maybe in small letters."""
+        if generator.random() < 0.5:
+            before, after = self.sentences.words(ids[:at]), self.sentences.words(ids[at:])
+            ids = joined(
+                [*before[max(0, len(before) - int(generator.integers(9))) :], *after[: 1 + int(generator.integers(9))]]
+            )
+        if generator.random() < 0.5:
+            ids = self.small[ids].tolist()
+        return [token for token in ids if token != self.sentences.newline]
