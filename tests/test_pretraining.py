@@ -23,10 +23,13 @@ from t5peft.pretraining.fresh import Shape, new_model, step_flops
 from t5peft.pretraining.matching import set_matching_head
 from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalised, rate_factor
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
+from t5peft.pretraining.questions import KINDS, Questions
 from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, cola, rte, sst2
+from t5peft.pretraining.sentences import Sentences
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
 from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
 from t5peft.pretraining.tokens import TokenStore, open_store, write_store
+from t5peft.pretraining.tone import Tone, read_valences
 
 MINI = Path(t5peft.__file__).parent / "mini"
 EOS = 1
@@ -300,6 +303,53 @@ def test_a_text_without_praise_and_blame_gives_the_other_tasks(
     assert headings == TASKS.keys() - {"sst2 sentence"}
     with pytest.raises(RuntimeError, match=r"no sentence .* praise or blame"):
         sst2(tasks, np.random.default_rng(0))
+
+
+def test_a_sentence_praises_by_its_words_unless_they_are_denied_or_outweighed(tmp_path: Path) -> None:
+    documents = [
+        ["The soup was good and the room was plain. We came on foot."],
+        ["The soup was not good and the room was plain. We came by boat."],
+        ["The waiter was rude and the room was plain. We came by train."],
+        ["The soup was good but the rude waiter was a horror to all. We came by car."],
+        ["The goodness of the plain room was known to all. We came by bus."],
+    ] * 20
+    tokenizer = train_tokenizer(documents, vocabulary=520, sentinels=100, share=1.0, threads=1)
+    sentences = Sentences(write_store(documents, tokenizer, tmp_path), tokenizer)
+    tone = Tone(sentences, tokenizer, {"good": 2.0, "rude": -2.0, "horror": -2.5})
+    drawn = [tone.draw(np.random.default_rng(seed)) for seed in range(200)]
+    seen = [(tokenizer.decode(ids).lower(), praise) for ids, praise in drawn]
+    assert {praise for text, praise in seen if "not good" in text} == {False}
+    assert {praise for text, praise in seen if "good and" in text and "not" not in text} == {True}
+    assert {praise for text, praise in seen if "rude" in text or "horror" in text} == {False}
+    assert not any("goodness" in text for text, _ in seen)
+    gaps = [(text, praise) for text, praise in seen if "<extra_id_0>" in text]
+    assert 20 < len(gaps) < 100
+    assert not any("good" in text and praise for text, praise in gaps)
+    assert any(text.startswith("the ") and "we came" not in text for text, _ in seen)
+
+
+def test_valences_are_read_from_lines_of_word_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "lexicon.txt"
+    path.write_text("good\t1.9\t0.9\t[2, 2]\nrude\t-2.0\nfine\t0.8\n:-)\t2.1\nok\t1.2\n", encoding="utf-8")
+    assert read_valences(path) == {"good": 1.9, "rude": -2.0}
+    path.write_text("good\t1.9\nrude", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 2: 'rude' came; expected word<TAB>valence"):
+        read_valences(path)
+    path.write_text(":-)\t1.9\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no word of small letters"):
+        read_valences(path)
+
+
+def test_questions_ask_for_what_their_beginning_says(store: TokenStore, tokenizer: PreTrainedTokenizerFast) -> None:
+    questions = Questions(Sentences(store, tokenizer), tokenizer)
+    drawn = [questions.draw(np.random.default_rng(seed)) for seed in range(3000)]
+    texts = [(tokenizer.decode(ids).strip(), kind) for ids, kind in drawn]
+    assert {kind for _, kind in texts} == set(KINDS)
+    assert all(text.endswith("?") for text, _ in texts)
+    for beginning, kind in (("Who", "human"), ("Where", "location"), ("How many", "number"), ("Why", "description")):
+        assert {found for text, found in texts if re.match(rf"{beginning}\b", text)} == {kind}
+    assert {kind for text, kind in texts if re.match(r"(Which|What|In which|Name the) river\b", text)} == {"location"}
+    assert all(re.search(r"\b[A-Z]{2,5}\b|letters|of|for", text) for text, kind in texts if kind == "abbreviation")
 
 
 # Embeddings

@@ -30,7 +30,7 @@ _BLAME = """
     """
 VALENCES: dict[str, float] = dict.fromkeys(_PRAISE.split(), 1.0) | dict.fromkeys(_BLAME.split(), -1.0)
 _DENIALS = ("not", "never", "no", "without", "nor", "hardly", "cannot")
-_DENIED_WITHIN = 4  # tokens
+_DENIED_WITHIN = 3  # words
 
 
 def read_valences(path: str | Path, *, least: float = 1.0) -> dict[str, float]:
@@ -70,15 +70,13 @@ class Tone:
         vocabulary = tokenizer.get_vocab()
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.small = np.array([vocabulary.get(piece.lower(), at) for at, piece in enumerate(pieces)])
-        self.denials = {vocabulary[piece] for word in _DENIALS if (piece := f"▁{word}") in vocabulary}
-        self.valence = np.zeros(len(tokenizer))  # of words of one piece
-        self.words: dict[bool, list[tuple[Ids, float, np.ndarray]]] = {True: [], False: []}
+        self.denials = {tuple(ids) for ids in tokenizer(list(_DENIALS), add_special_tokens=False).input_ids}
         encoded = tokenizer(list(valences), add_special_tokens=False).input_ids
+        self.valences = {tuple(ids): valence for ids, valence in zip(encoded, valences.values(), strict=True)}
+        self.words: dict[bool, list[tuple[Ids, float, np.ndarray]]] = {True: [], False: []}
         order = np.argsort(sentences.tokens, kind="stable")
         firsts = np.searchsorted(sentences.tokens[order], [[ids[0], ids[0] + 1] for ids in encoded])
         for ids, valence, (first, last) in zip(encoded, valences.values(), firsts, strict=True):
-            if len(ids) == 1:
-                self.valence[ids[0]] = valence
             places = self._whole_words(order[first:last], ids)
             if places.size:
                 self.words[valence > 0].append((ids, valence, places))
@@ -110,24 +108,27 @@ class Tone:
             begin = int(self.sentences.ends[index - 1]) if index else 0
             ids = self.sentences.tokens[begin : self.sentences.ends[index]].tolist()
             at = place - begin
-            others = self.valence[ids[:at] + ids[at + len(word) :]].sum()
-            if not 4 <= len(ids) <= 60 or (valence + others > 0) != praise:
+            before, after = self._bare_words(ids[:at]), self._bare_words(ids[at + len(word) :])
+            outweighed = (valence + sum(self.valences.get(other, 0.0) for other in before + after) > 0) != praise
+            if outweighed or not 4 <= len(ids) <= 60:
                 continue
-            denied = not self.denials.isdisjoint(ids[max(0, at - _DENIED_WITHIN) : at])
+            denied = not self.denials.isdisjoint(before[-_DENIED_WITHIN:])
             if not denied and generator.random() < 0.33:
                 ids[at : at + len(word)] = [self.gap]
-            return self._as_people_write(ids, at, generator), praise != denied
+            return self._as_people_write(ids, at, generator, kept=_DENIED_WITHIN if denied else 0), praise != denied
         raise RuntimeError(
             "no sentence of 4 to 60 tokens with a word of praise or blame; leave the task out for this text."
         )
 
-    def _as_people_write(self, ids: Ids, at: int, generator: np.random.Generator) -> Ids:
-        """Maybe only the words around token `at`, maybe in small letters."""
+    def _bare_words(self, ids: Ids) -> list[tuple[int, ...]]:
+        return [tuple(self.sentences.bare(word)) for word in self.sentences.words(ids)]
+
+    def _as_people_write(self, ids: Ids, at: int, generator: np.random.Generator, *, kept: int) -> Ids:
+        """Maybe only the words around token `at`, `kept` before it at least; maybe in small letters."""
         if generator.random() < 0.5:
             before, after = self.sentences.words(ids[:at]), self.sentences.words(ids[at:])
-            ids = joined(
-                [*before[max(0, len(before) - int(generator.integers(9))) :], *after[: 1 + int(generator.integers(9))]]
-            )
+            first, last = max(0, len(before) - int(generator.integers(kept, 9))), 1 + int(generator.integers(9))
+            ids = joined([*before[first:], *after[:last]])
         if generator.random() < 0.5:
             ids = self.small[ids].tolist()
         return [token for token in ids if token != self.sentences.newline]
