@@ -42,6 +42,17 @@ def test_a_record_is_found_by_what_was_asked_for_and_by_nothing_else(tmp_path: P
         assert find_record(tmp_path, other) is None
 
 
+def test_a_record_of_files_of_ones_own_names_them_without_their_folder(tmp_path: Path) -> None:
+    made, moved = (
+        synthetic.config(data={"own": {"name": "mine", "files": {"train": f"{folder}/train.csv"}}, "fingerprint": "f"})
+        for folder in ("/home/somebody/films", "elsewhere")
+    )
+    path = write_record(tmp_path, made, record_of(made))
+    assert "somebody" not in path.read_text(encoding="utf-8")
+    assert find_record(tmp_path, moved)["config"]["data"]["own"]["files"] == {"train": "train.csv"}
+    assert made.data["own"]["files"]["train"].startswith("/home")  # the run itself still finds its file
+
+
 def test_a_record_is_never_edited(tmp_path: Path) -> None:
     made = synthetic.config()
     path = write_record(tmp_path, made, record_of(made, 0.9))

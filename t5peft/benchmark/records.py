@@ -45,9 +45,17 @@ class RunConfig:
     method_options: Mapping[str, Any] = field(default_factory=dict)
     training_options: Mapping[str, Any] = field(default_factory=dict)
 
+    def content(self) -> dict[str, Any]:
+        """The fields as they are recorded: of files of one's own the names alone, as the fingerprint says what they hold."""
+        fields = asdict(self)
+        own = fields["data"].get("own", {})
+        if "files" in own:
+            own["files"] = {split: Path(path).name for split, path in own["files"].items()}
+        return fields
+
     def identity(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of the configuration's canonical JSON."""
-        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        """First 12 hexadecimal digits of the SHA-256 of the content's canonical JSON."""
+        text = json.dumps(self.content(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def file_name(self) -> str:
@@ -68,7 +76,7 @@ def write_record(directory: Path, config: RunConfig, record: Mapping[str, Any]) 
     path = directory / config.file_name()
     if path.exists():
         raise FileExistsError(f"{path} exists, and records are never edited: delete it to run this configuration again")
-    text = json.dumps({"schema": SCHEMA, "config": asdict(config), **record}, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({"schema": SCHEMA, "config": config.content(), **record}, ensure_ascii=False, allow_nan=False)
     handle, temporary = tempfile.mkstemp(dir=directory, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
