@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,16 @@ from t5peft.benchmark.report import write_report
 from t5peft.benchmark.statistics import paired_bootstrap, spread
 from t5peft.benchmark.summary import TaskTable, means_over_tasks, summarise
 from t5peft.benchmark.svg import Axis, Point, scatter
-from t5peft.benchmark.tables import COLUMNS, bytes_text, cells, csv_text, fill_marker, markdown, seconds_text
+from t5peft.benchmark.tables import (
+    COLUMNS,
+    bytes_text,
+    cells,
+    csv_text,
+    fill_marker,
+    markdown,
+    means_markdown,
+    seconds_text,
+)
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -144,9 +155,20 @@ def test_records_made_under_other_conditions_are_left_out_and_counted(tmp_path: 
 
 
 def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTable]) -> None:
-    means = means_over_tasks(tables)["accuracy"]
-    assert means["full"] == (pytest.approx((0.905 + 0.805) / 2), 2)
-    assert "peft-lora" not in means
+    (means,) = means_over_tasks(tables)
+    assert (means.metric, means.tables) == ("accuracy", tuple(tables))
+    full, deviations = means.by_label["full"], [table.rows[0].test.deviation for table in tables]
+    assert full.value == pytest.approx((0.905 + 0.805) / 2)
+    assert full.error == pytest.approx(math.sqrt(sum(deviation**2 / 3 for deviation in deviations)) / 2)
+    assert "peft-lora" not in means.by_label
+    assert f"| full | {full.value * 100:.1f} ± {full.error * 100:.1f} | reference |" in means_markdown(tables)
+
+
+def test_matthews_correlation_and_accuracy_have_one_mean_as_in_glue(tables: list[TaskTable]) -> None:
+    mixed = [tables[0], replace(tables[1], metric="matthews")]
+    (means,) = means_over_tasks(mixed)
+    assert means.metric == "accuracy or matthews"
+    assert means_over_tasks([tables[0], replace(tables[1], metric="bleu")]) == []
 
 
 def test_the_csv_has_a_line_a_row_with_plain_numbers(tables: list[TaskTable]) -> None:

@@ -13,7 +13,17 @@ from t5peft.benchmark.advice import advice
 from t5peft.benchmark.statistics import Spread
 from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks
 from t5peft.benchmark.svg import Axis, Line, Point, lines, scatter
-from t5peft.benchmark.tables import COLUMNS, bytes_text, cells, conditions_text, header, seconds_text
+from t5peft.benchmark.tables import (
+    COLUMNS,
+    MEANS_NOTE,
+    bytes_text,
+    cells,
+    conditions_text,
+    header,
+    means_header,
+    means_rows,
+    seconds_text,
+)
 
 HERE = Path(__file__).parent
 
@@ -45,19 +55,10 @@ def _anchor(table: TaskTable) -> str:
 
 
 def _means(tables: Sequence[TaskTable]) -> Iterator[str]:
-    for metric, means in means_over_tasks(tables).items():
-        of_metric = [table for table in tables if table.metric == metric]
-        factor = next(row.factor for table in of_metric for row in table.rows)
-        rows = [[(label, None), (f"{mean * factor:.1f}", mean)] for label, (mean, _) in means.items()]
-        for row, (label, (mean, _)) in zip(rows, means.items(), strict=True):
-            reference = means.get("full")
-            text = (
-                "reference" if label == "full" else f"{(mean - reference[0]) * factor:+.1f}" if reference else "no full"
-            )
-            row.append((text, mean))
-        yield f"<h2>Mean {escape(metric)} over {len(of_metric)} tasks</h2>"
-        yield f"<p>{', '.join(_link(table) for table in of_metric)}</p>"
-        yield _table(["method", f"mean {metric}", "against full"], rows)
+    for means in means_over_tasks(tables):
+        yield f"<h2>Mean {escape(means.metric)} over {len(means.tables)} tasks</h2>"
+        yield f"<p>{', '.join(_link(table) for table in means.tables)}. {MEANS_NOTE}</p>"
+        yield _table(means_header(means), [[(cell.text, cell.value) for cell in row] for row in means_rows(means)])
 
 
 def _section(table: TaskTable) -> Iterator[str]:

@@ -245,24 +245,50 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def means_over_tasks(tables: Sequence[TaskTable]) -> dict[str, dict[str, tuple[float, int]]]:
-    """By metric, for metrics that several tasks share: the mean of each row label over the tasks that all rows finished.
+@dataclass(frozen=True)
+class Mean:
+    """A row's mean score over tasks; `error` is its standard error, from the deviations over seeds (None: a seed alone)."""
 
-    Returns metric -> label -> (mean score, tasks); a label without a score on one of the tasks is left out.
-    """
-    found: dict[str, dict[str, tuple[float, int]]] = {}
-    for metric in dict.fromkeys(table.metric for table in tables):
-        of_metric = [table for table in tables if table.metric == metric]
-        if len(of_metric) < 2:
-            continue
-        labels = dict.fromkeys(row.label for table in of_metric for row in table.rows)
-        scores = {
-            label: [row.test.mean for table in of_metric for row in table.rows if row.label == label and row.test]
-            for label in labels
-        }
-        found[metric] = {
-            label: (sum(values) / len(values), len(values))
-            for label, values in scores.items()
-            if len(values) == len(of_metric)
-        }
-    return found
+    value: float
+    error: float | None
+
+    def text(self, factor: float = 1.0) -> str:
+        """`73.1 ± 0.8`, or `73.1`; values are multiplied by `factor`."""
+        return f"{self.value * factor:.1f}" + ("" if self.error is None else f" ± {self.error * factor:.1f}")
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over tasks that are scored alike, by row label; without the rows that lack a score on one of the tasks."""
+
+    metric: str
+    tables: tuple[TaskTable, ...]
+    by_label: Mapping[str, Mean]
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied by in tables."""
+        return self.tables[0].rows[0].factor
+
+
+def means_over_tasks(tables: Sequence[TaskTable]) -> list[Means]:
+    """Means for each metric that several tasks share; accuracy and Matthews correlation count as one, as in GLUE's mean."""
+    groups: dict[str, list[TaskTable]] = defaultdict(list)
+    for table in tables:
+        groups["accuracy" if table.metric == "matthews" else table.metric].append(table)
+    return [_means(tuple(group)) for group in groups.values() if len(group) > 1]
+
+
+def _means(tables: tuple[TaskTable, ...]) -> Means:
+    scores: dict[str, list[Spread]] = defaultdict(list)
+    for row in (row for table in tables for row in table.rows):
+        if row.test:
+            scores[row.label].append(row.test)
+    means = {label: _mean(spreads) for label, spreads in scores.items() if len(spreads) == len(tables)}
+    return Means(" or ".join(dict.fromkeys(table.metric for table in tables)), tables, means)
+
+
+def _mean(spreads: Sequence[Spread]) -> Mean:
+    variances = [spread.deviation**2 / spread.n for spread in spreads if spread.deviation is not None]
+    error = sum(variances) ** 0.5 / len(spreads) if len(variances) == len(spreads) else None
+    return Mean(sum(spread.mean for spread in spreads) / len(spreads), error)

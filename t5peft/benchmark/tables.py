@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from t5peft.benchmark.statistics import Spread
-from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks
+from t5peft.benchmark.summary import Means, Row, TaskTable, means_over_tasks
 
 
 def bytes_text(amount: float) -> str:
@@ -125,19 +125,39 @@ def conditions_text(table: TaskTable) -> str:
     )
 
 
+MEANS_NOTE = "± is the standard error over seeds."
+
+
+def means_rows(means: Means) -> list[list[Cell]]:
+    """Label, mean score and difference to full fine-tuning of each row."""
+    reference = means.by_label.get("full")
+    rows = []
+    for label, mean in means.by_label.items():
+        against = f"{(mean.value - reference.value) * means.factor:+.1f}" if reference else "no run of full"
+        rows.append(
+            [
+                Cell(label),
+                Cell(mean.text(means.factor), mean.value),
+                Cell("reference" if label == "full" else against, mean.value),
+            ]
+        )
+    return rows
+
+
+def means_header(means: Means) -> list[str]:
+    """Column names of `means_rows`."""
+    return ["method", f"mean {means.metric}", "against full"]
+
+
 def means_markdown(tables: Sequence[TaskTable]) -> str:
-    """Means over the tasks that share a metric; empty where none is shared."""
+    """Means over the tasks that are scored alike; empty where there are none."""
     parts = []
-    for metric, means in means_over_tasks(tables).items():
-        tasks = [table.task for table in tables if table.metric == metric]
-        factor = next(row.factor for table in tables if table.metric == metric for row in table.rows)
-        reference = means.get("full")
-        lines = [["method", f"mean {metric}", "against full"], ["---", "---:", "---:"]]
-        for label, (mean, _) in means.items():
-            against = f"{(mean - reference[0]) * factor:+.1f}" if reference else "no run of full"
-            lines.append([label, f"{mean * factor:.1f}", "reference" if label == "full" else against])
+    for means in means_over_tasks(tables):
+        lines = [means_header(means), ["---", "---:", "---:"]]
+        lines += [[cell.text for cell in row] for row in means_rows(means)]
         text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"**Mean over {', '.join(tasks)}**\n\n{text}")
+        note = f" {MEANS_NOTE}" if any(mean.error is not None for mean in means.by_label.values()) else ""
+        parts.append(f"**Mean over {', '.join(table.task for table in means.tables)}.**{note}\n\n{text}")
     return "\n\n".join(parts)
 
 
