@@ -279,3 +279,32 @@ def test_several_processes_without_a_gpu_exchange_gradients_or_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="gradients would not be exchanged between them"):
         T5PeftTrainer(lora_wrap(tiny_t5()), plain, train_dataset=tiny_records(4))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_lora_plus_trains_b_at_its_own_rate_and_decays_as_asked(method: str, tmp_path: Path) -> None:
+    moved = {}
+    for ratio in (1.0, 8.0):
+        torch.manual_seed(0)
+        model = METHODS[method].wrap(tiny_t5())
+        args = arguments(tmp_path, max_steps=1, lora_plus_ratio=ratio, weight_decay=0.1, learning_rate=1e-3)
+        trainer = T5PeftTrainer(model, args, train_dataset=tiny_records(4))
+        trainer.train()
+        rates = {
+            id(parameter): (group["initial_lr"], group["weight_decay"])
+            for group in trainer.optimizer.param_groups
+            for parameter in group["params"]
+        }
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert {rates[id(p)] for name, p in trained.items() if "lora_A" in name} == {(1e-3, 0.1)}
+        assert {rates[id(p)] for name, p in trained.items() if "lora_B" in name} == {(1e-3 * ratio, 0.1)}
+        moved[ratio] = torch.cat([p.detach().flatten() for name, p in trained.items() if "lora_B" in name])
+    # B begins at zero, and the first step of Adam has the length of the learning rate.
+    assert torch.allclose(moved[8.0], 8 * moved[1.0], rtol=1e-4, atol=1e-7)
+    assert float(moved[8.0].abs().max()) == pytest.approx(8e-3, rel=1e-2)
+
+
+def test_lora_plus_needs_lora(tmp_path: Path) -> None:
+    trainer = T5PeftTrainer(full_wrap(tiny_t5()), arguments(tmp_path, lora_plus_ratio=4), train_dataset=tiny_records(4))
+    with pytest.raises(ValueError, match=r"lora_plus_ratio=4 for a model with 0 LoRA layers; expected .* lora_wrap"):
+        trainer.train()

@@ -36,7 +36,7 @@ from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 
 Tell = Callable[[int, int], None]
 BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, what `load_backbone` takes
-TRAINING_OPTIONS = ("keep_activations",)  # and what the trainer's arguments take
+TRAINING_OPTIONS = ("keep_activations", "lora_plus_ratio")  # and what the trainer's arguments take
 LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16
 

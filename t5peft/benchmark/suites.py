@@ -16,8 +16,8 @@ A suite is a YAML file in `t5peft/benchmark/suites/` (by name) or anywhere (by p
       - {method: full, learning_rates: [3.0e-4, 1.0e-3, 3.0e-3]}
       - {method: prefix, options: {length: 64}, learning_rates: [1.0e-3, 3.0e-3, 1.0e-2]}
 
-`options` are those of the method's wrap, `quantize` and `quantize_wo` of `load_backbone`, and `keep_activations` of the
-trainer's arguments.
+`options` are those of the method's wrap, `quantize` and `quantize_wo` of `load_backbone`, and `keep_activations` and
+`lora_plus_ratio` of the trainer's arguments.
 
 Equal effort: every method gets the same examples, steps and seeds, and a grid of as many rates as every other.
 """

@@ -2,7 +2,8 @@
 
 A frozen linear map W gets a trained product of rank R beside it: ``W x + scale * B (A x)``, with A random and B zero, so that
 wrapping changes nothing. ``scale`` is ``alpha / R``, or ``alpha / sqrt(R)`` when rank-stabilised (Kalajdzievski 2023). DoRA
-(Liu et al. 2024) trains the norm of each row of W as well.
+(Liu et al. 2024) trains the norm of each row of W as well. LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354) trains B
+at a higher learning rate than A.
 
 peft's LoRA is right on T5 and is used as it is; here targets are checked, and a new head is always trained and saved.
 """
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from t5peft.backbone import has_untied_head
@@ -87,3 +90,26 @@ def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
             "The output head of this model is its table of embeddings: an adapter on lm_head would change the embeddings "
             f"as well when merged. Leave it out of the targets {list(targets)}."
         )
+
+
+def set_lora_plus(optimizer: Optimizer, model: nn.Module, ratio: float) -> None:
+    """Train B of every LoRA layer of ``model`` at ``ratio`` times the learning rate of its group, in place (LoRA+).
+
+    peft's ``create_loraplus_optimizer`` makes an optimizer of its own for it, without the weight decay that was asked for.
+
+    Raises:
+        ValueError: for a ratio that is not positive, or a model without LoRA.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if ratio <= 0 or not layers:
+        raise ValueError(
+            f"Got lora_plus_ratio={ratio} for a model with {len(layers)} LoRA layers; expected a positive ratio, and a model "
+            "that lora_wrap or qlora_wrap made."
+        )
+    raised = {id(parameter) for layer in layers for parameter in layer.lora_B.parameters()}
+    for group in list(optimizer.param_groups):
+        parameters = group["params"]
+        chosen = [parameter for parameter in parameters if id(parameter) in raised]
+        if chosen:
+            group["params"] = [parameter for parameter in parameters if id(parameter) not in raised]
+            optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * ratio})

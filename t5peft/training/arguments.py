@@ -1,4 +1,4 @@
-"""Training arguments: those of Seq2SeqTrainingArguments, with defaults that suit T5, and six of our own."""
+"""Training arguments: those of Seq2SeqTrainingArguments, with defaults that suit T5, and seven of our own."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     keep_activations: int = 0
     """Bytes of main memory for what the frozen backbone of a ladder computes of each example, kept over epochs; the
     backbone then drops nothing. 0: computed in every step."""
+
+    lora_plus_ratio: float = 1.0
+    """Learning rate of LoRA's B over that of A, which is ``learning_rate`` (LoRA+, Hayou et al. 2024). With 8, and a third of the
+    learning rate, LoRA comes closer to full fine-tuning in few steps."""
 
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what does not work on T5."""

@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -42,6 +43,7 @@ from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
 from t5peft.checkpoint import SEAL, newest_complete, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
+from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.wrapping import head_of
 from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches
 from t5peft.training.arguments import as_t5peft_arguments
@@ -112,6 +114,14 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 self.add_callback(lines)
 
     # --- training ------------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The optimizer of the arguments, or the one that was given; with LoRA's B at another rate where they say so."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made and self.args.lora_plus_ratio != 1:
+            set_lora_plus(optimizer, self.model, self.args.lora_plus_ratio)
+        return optimizer
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one batch, cut into micro-batches; returns the loss [] per target token of the step.
