@@ -18,7 +18,8 @@ frequent words comes first. These tasks cannot be answered without the source:
     sst2 sentence   one that praises or blames, maybe a gap for the word     -> positive or negative (`tone.py`)
     trec question   a question made of words of the text                     -> what it asks for (`questions.py`)
 
-The last four have the form in which T5 states RTE, CoLA and SST-2, and TREC's; they hold nothing of those data sets.
+The last four have the form in which T5 states RTE, CoLA and SST-2, and TREC's; they hold nothing of those data sets. The last
+two need lists of words beside the text: words of praise and blame, and nouns by the kind of thing that they name.
 """
 
 from __future__ import annotations
