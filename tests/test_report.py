@@ -146,6 +146,12 @@ def test_no_cell_is_empty_and_what_did_not_finish_says_why(tables: list[TaskTabl
     assert "| peft-lora | out of memory: the system killed the process (signal 9) |" in text
 
 
+def test_a_table_says_which_weights_its_backbone_had(tables: list[TaskTable]) -> None:
+    fingerprint = tables[0].conditions["backbone_fingerprint"]
+    assert len(fingerprint) >= 4
+    assert f"backbone mini ({fingerprint[:8]}), 300 steps of 16 examples (" in markdown(tables[0])
+
+
 def test_records_made_under_other_conditions_are_left_out_and_counted(tmp_path: Path) -> None:
     old, new = synthetic.config(steps=100), synthetic.config(seed=1)
     for made in (old, new):

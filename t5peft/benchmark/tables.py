@@ -114,13 +114,14 @@ def markdown(table: TaskTable) -> str:
 
 
 def conditions_text(table: TaskTable) -> str:
-    """Backbone, budget and data in one line."""
+    """Backbone (with the beginning of its fingerprint, as weights change under a name), budget and data in one line."""
     conditions, machine = table.conditions, table.conditions["machine"]
     examples = ", ".join(f"{count:,} {split}" for split, count in conditions["examples"].items())
     seeds = len(conditions["seeds"])
+    budget = f"{conditions['steps']:,} steps of {conditions['examples_per_step']} examples ({examples})"
     return (
-        f"backbone {conditions['backbone']}, {conditions['steps']:,} steps of {conditions['examples_per_step']} examples "
-        f"({examples}), {seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
+        f"backbone {conditions['backbone']} ({conditions['backbone_fingerprint'][:8]}), {budget}, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
         f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}"
     )
 
