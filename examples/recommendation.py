@@ -7,7 +7,7 @@ next goes to one of the fourth. So no word of the history gives the answer away,
 cuisines go together is learned from other users. Test restaurants do not occur in training.
 
 Time: about 25 s on 2 cores.
-Last line: hits 0.995, mean reciprocal rank 0.998, most common words 0.156, chance 0.200
+Last line: hits 1.000, mean reciprocal rank 1.000, most common words 0.156, chance 0.200
 Promise: hits > 0.5; hits > most common words; hits > chance
 
 For T5 base and a data set of the hub with the columns history, item and candidates change two lines:

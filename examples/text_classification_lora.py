@@ -6,7 +6,7 @@ T5 says the class as a word ("negative"). The answer is the word that it finds m
 probability, and no answer is outside of the classes.
 
 Time: about 20 s on 2 cores.
-Last line: accuracy 0.732, most frequent sentiment 0.302
+Last line: accuracy 0.799, most frequent sentiment 0.302
 Promise: accuracy > 0.5; accuracy > most frequent sentiment
 
 tf-idf with logistic regression has 0.611 on these headlines (t5peft/tasks/data/finance/README.md).

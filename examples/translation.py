@@ -7,7 +7,7 @@ sentences occur in training, the sentences do not. A backbone of ten million par
 so few steps: its BLEU of 0.1 is no better than that of the English text left as it is.
 
 Time: about 65 s on 2 cores.
-Last line: BLEU 0.1, chrF 13.4, copy 0.1
+Last line: BLEU 0.8, chrF 19.6, copy 0.1
 Promise: chrF > 5
 
 For T5 base and a data set of the hub change two lines:
