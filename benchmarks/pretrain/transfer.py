@@ -24,11 +24,11 @@ TASKS, METHODS = ("sst2", "trec", "rte", "e2e"), ("full", "lora-all")
 
 
 def rows_of(folder: Path) -> dict[tuple[str, str], Row]:
-    """Rows by task and method; none where the folder has no records."""
+    """Rows by task and label; none where the folder has no records."""
     if not (folder / "records").is_dir():
         return {}
     tables = summarise(load_records(folder / "records"))
-    return {(table.task, row.method): row for table in tables for row in table.rows}
+    return {(table.task, row.label): row for table in tables for row in table.rows}
 
 
 def table() -> str:
