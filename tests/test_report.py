@@ -196,6 +196,18 @@ def test_the_advice_names_what_is_not_clearly_worse_and_what_is_cheapest(tables:
     assert "peft" not in said
 
 
+def test_the_advice_does_not_recommend_what_saves_nothing(tmp_path: Path) -> None:
+    for method, peak in (("full", 400), ("qlora", 600)):
+        made = synthetic.config(method)
+        write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1000, peak=peak, seconds=0.1))
+    (table,) = summarise(load_records(tmp_path))
+    (memory,) = [sentence for sentence in advice(table) if sentence.startswith("Short of memory")]
+    assert re.fullmatch(
+        r"Short of memory: none of these saves any; qlora takes \d+ MB at the peak \(1\d\d% of full fine-tuning\)\.",
+        memory,
+    )
+
+
 def test_the_advice_says_so_where_nothing_finished(tmp_path: Path) -> None:
     write_record(tmp_path, synthetic.config(), {"outcome": "failed", "reason": "no data"})
     (table,) = summarise(load_records(tmp_path))

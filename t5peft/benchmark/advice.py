@@ -52,6 +52,11 @@ def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
     for short, figure, text, of_what in saving:
         least = min(adapters, key=figure)
         share = f" ({figure(least) / figure(full):.0%} of full fine-tuning)" if full else ""
+        if full and figure(least) >= figure(full):
+            sentences.append(
+                f"{short}: none of these saves any; {least.label} takes {text(figure(least))} {of_what}{share}."
+            )
+            continue
         sentences.append(f"{short}: {least.label}, {text(figure(least))} {of_what}{share}.")
     return sentences
 
