@@ -3,7 +3,7 @@
     python examples/summarisation_prefix.py
 
 Twenty trained keys and values stand before those of every attention, in the encoder, in the decoder and between them,
-as in the paper; the backbone stays as it is.
+as in the paper; they start as those that the backbone makes of a text of the task. The backbone stays as it is.
 
 Time: about 30 s on 2 cores.
 Last line: ROUGE-L 0.248, first sentence 0.034
@@ -26,7 +26,8 @@ from t5peft.tasks import load_task
 set_seed(0)
 task, data = load_task("subjects")
 model, tokenizer = load_backbone("mini")
-model = prefix_wrap(model, length=20)
+train = task.tokenize(data["train"], tokenizer)
+model = prefix_wrap(model, length=20, initial_ids=train[0]["input_ids"][:-1])
 model.print_trainable_parameters()
 
 arguments = T5PeftTrainingArguments(
@@ -39,7 +40,6 @@ arguments = T5PeftTrainingArguments(
     save_strategy="no",
     disable_tqdm=True,
 )
-train = task.tokenize(data["train"], tokenizer)
 T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
 save_adapter(model, "runs/summarisation_prefix/adapter")
 

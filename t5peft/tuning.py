@@ -83,8 +83,10 @@ def tune(
             f"The task {task.name!r} has no {' and no '.join(missing)} records; expected at least one of each."
         )
     set_seed(recipe.seed)
-    wrapped, tokenizer = new_model(recipe) if model is None else model
+    wrapped, tokenizer = _backbone(recipe) if model is None else model
     train, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
+    if model is None:
+        wrapped = _wrap(wrapped, recipe, train[0]["input_ids"][:-1])
     stopping = [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
     T5PeftTrainer(
         model=wrapped,
@@ -102,18 +104,15 @@ def tune(
     return Tuned(wrapped, tokenizer, scores)
 
 
-def new_model(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The recipe's backbone, wrapped, and its tokenizer.
-
-    Raises:
-        ValueError: an unknown method, or an option that it does not have.
-    """
+def _backbone(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if recipe.method not in METHODS:
         raise ValueError(f"There is no method {recipe.method!r}; expected one of {', '.join(METHODS)}.")
-    method = METHODS[recipe.method]
-    model, tokenizer = load_backbone(recipe.backbone, quantize=method.quantize)
+    return load_backbone(recipe.backbone, quantize=METHODS[recipe.method].quantize)
+
+
+def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> PreTrainedModel:
     try:
-        return method.wrap(model, **recipe.options), tokenizer
+        return METHODS[recipe.method].wrap_for(backbone, example, recipe.options)
     except TypeError as error:
         raise ValueError(f"The method {recipe.method!r} takes no such option: {error}") from error
 

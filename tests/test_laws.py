@@ -559,6 +559,7 @@ def test_a_quantised_model_is_needed_for_qlora_and_refused_by_full() -> None:
         ("prefix", {"sites": []}, "one or more of encoder, decoder, cross"),
         ("prefix", {"reparametrise": 0}, "reparametrise=0"),
         ("prefix", {"initial_ids": []}, "initial_ids is empty"),
+        ("prefix", {"initial_ids": [5], "reparametrise": 8}, "leave one out"),
         ("prompt", {"length": 0}, "length=0"),
         ("prompt", {"initialise": lambda table, length: table[: length + 1]}, r"expected \[P, H\]"),
     ],
@@ -566,3 +567,28 @@ def test_a_quantised_model_is_needed_for_qlora_and_refused_by_full() -> None:
 def test_options_out_of_range_are_told(method: str, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         METHODS[method].wrap(tiny_t5(), **options)
+
+
+def test_a_prefix_for_a_task_starts_from_its_example_unless_told_otherwise() -> None:
+    method, example = METHODS["prefix"], [7, 8, 9]
+
+    def keys(options: dict[str, Any]) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = method.wrap_for(tiny_t5(), example, options)
+        return [parameter for name, parameter in model.named_parameters() if name.endswith("key")]
+
+    def started(options: dict[str, Any]) -> list[Tensor]:
+        torch.manual_seed(0)
+        return [p for name, p in method.wrap(tiny_t5(), **options).named_parameters() if name.endswith("key")]
+
+    for given, same in (
+        ({}, {"initial_ids": example}),
+        ({"length": 2}, {"length": 2, "initial_ids": example}),
+        ({"initial_ids": [4]}, {"initial_ids": [4]}),
+        ({"initial_ids": None}, {}),
+    ):
+        found, expected = keys(given), started(same)
+        assert found
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.equal(keys({})[0], keys({"initial_ids": None})[0])
+    assert keys({"reparametrise": 8}) == []

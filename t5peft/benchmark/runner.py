@@ -160,7 +160,7 @@ class _Run:
         trim_heap()
         self.base_bytes = self.meter.now_bytes()
         set_seed(config.seed)
-        model = self._model()
+        model = self._model(train)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         watch = _Watch(config, validation, self.meter, self.tell)
         with tempfile.TemporaryDirectory() as folder:
@@ -216,15 +216,16 @@ class _Run:
         validation, test = (Split(task, splits[name], tokenizer) for name in ("validation", "test"))
         return train, validation, test
 
-    def _model(self) -> nn.Module:
+    def _model(self, train: _Counted) -> nn.Module:
         config = self.config
         method = METHODS.get(config.method)
         options = {name: value for name, value in config.method_options.items() if name not in TRAINING_OPTIONS}
         loading: dict[str, Any] = {"quantize": method.quantize if method else None}
         loading |= {name: options.pop(name) for name in BACKBONE_OPTIONS if name in options}
         model, _ = load_backbone(config.backbone, **loading)
-        wrap = method.wrap if method else PEERS[config.method]
-        return wrap(model, **options).to(config.device)
+        if method is None:
+            return PEERS[config.method](model, **options).to(config.device)
+        return method.wrap_for(model, train.features[0]["input_ids"][:-1], options).to(config.device)
 
     def _trainer(
         self, model: nn.Module, train: _Counted, tokenizer: PreTrainedTokenizerBase, folder: str, watch: _Watch

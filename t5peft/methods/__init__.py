@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -28,6 +29,20 @@ class Method:
     learning_rate: float
     """For AdamW without weight decay; the comment in the table names its source."""
     quantize: Quantization | None = None
+    starts_from_text: bool = False
+    """Whether the wrap takes ``initial_ids``, the tokens of a text to start from."""
+
+    def wrap_for(self, model: PreTrainedModel, example: Sequence[int], options: Mapping[str, Any]) -> PreTrainedModel:
+        """Wrap ``model`` with these options of the wrap, for a task with this example.
+
+        Args:
+            model: a T5.
+            example: token ids of a source of the task, without ``</s>``, which a method that starts from text starts from.
+            options: arguments of the wrap; they go before the example.
+        """
+        if self.starts_from_text and not options.keys() & {"initial_ids", "reparametrise"}:
+            options = {**options, "initial_ids": example}
+        return self.wrap(model, **options)
 
 
 METHODS: dict[str, Method] = {
@@ -36,7 +51,7 @@ METHODS: dict[str, Method] = {
     # Between Ladder Side-Tuning's 3e-4 (rank 32) and T-Few's 3e-3 (rank 4), for T5 both.
     "lora": Method(lora_wrap, 1e-3),
     # T-Few's prefix tuning of T0.
-    "prefix": Method(prefix_wrap, 1e-2),
+    "prefix": Method(prefix_wrap, 1e-2, starts_from_text=True),
     # Lester et al. 2021.
     "prompt": Method(prompt_wrap, 3e-1),
     # Dettmers et al. 2023 tune T5 as LoRA is tuned.

@@ -203,11 +203,12 @@ def prefix_wrap(
         sites: which attentions get a prefix.
         reparametrise: hidden size M of the network that makes the prefix (the paper has 512 to 800); None: the
             keys and values are trained themselves.
-        initial_ids: token ids, of a text say, whose keys and values the prefix starts from, repeated up to ``length``;
-            None: random ones. A reparametrised prefix starts at random, as in the paper.
+        initial_ids: token ids whose keys and values the prefix starts from, repeated up to ``length``; best those of one
+            of the task's sources (benchmarks/RESULTS.md), as the paper found too. None: random ones. A reparametrised
+            prefix starts at random, as in the paper.
 
     Raises:
-        ValueError: for a wrapped model, an unknown site, or a length below one.
+        ValueError: for a wrapped model, an unknown site, a length below one, or both ``reparametrise`` and ``initial_ids``.
     """
     check_plain(model)
     unknown = [site for site in sites if site not in SITES]
@@ -217,6 +218,8 @@ def prefix_wrap(
         raise ValueError(
             f"Got length={length} and reparametrise={reparametrise}; expected whole numbers of at least 1."
         )
+    if reparametrise is not None and initial_ids is not None:
+        raise ValueError("Got reparametrise and initial_ids; a reparametrised prefix starts at random: leave one out.")
     wrapped = wrap(model, PrefixConfig(length=length, sites=list(sites), reparametrise=reparametrise))
     if reparametrise is None:
         _start_from_activations(wrapped, _ids(model, length, initial_ids))
