@@ -25,7 +25,7 @@ from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_w
 from t5peft.benchmark.data import backbone_fingerprint
 from t5peft.benchmark.machine import commit, machine, versions
 from t5peft.benchmark.statistics import spread
-from t5peft.benchmark.tables import fill_marker
+from t5peft.benchmark.tables import fill_markers
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Synonyms, WordDropout, WordSwap, augment, load_task
 
@@ -106,7 +106,7 @@ def main() -> int:
     args.output.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record))
     if args.readme:
-        fill_marker(args.readme, "augmentation", table(record))
+        fill_markers(args.readme, {"augmentation": table(record)})
     return 0
 
 

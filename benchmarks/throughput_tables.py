@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from t5peft.benchmark.tables import fill_marker
+from t5peft.benchmark.tables import fill_markers
 
 RECORDS = Path(__file__).parent / "records" / "speed"
 Record = dict[str, Any]
@@ -136,14 +136,14 @@ def main() -> None:
     print(text)
     if args.write:
         folder = Path(__file__).parent
-        fill_marker(folder / "SPEED.md", "speed", text)
+        fill_markers(folder / "SPEED.md", {"speed": text})
         chosen = next(
             record
             for record in records
             if (record["kind"], record["method"], record["examples_per_step"]) == ("training", "lora", 16)
             and {"peft", "peft-grouped"} <= _systems(record)
         )
-        fill_marker(folder.parent / "README.md", "speed", training_table(chosen))
+        fill_markers(folder.parent / "README.md", {"speed": training_table(chosen)})
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from t5peft.benchmark.tables import (
     bytes_text,
     cells,
     csv_text,
-    fill_marker,
+    fill_markers,
     markdown,
-    means_markdown,
+    overview_markdown,
     seconds_text,
 )
 
@@ -58,15 +58,17 @@ def tables(folder: Path) -> list[TaskTable]:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> Path:
-    _, paths = write_report(folder / "records", folder, title="Tuning T5", about="made up", command="t5peft bench")
-    return paths["page"]
+    return write_report(folder / "records", folder, title="Tuning T5", about="made up", command="t5peft bench").paths[
+        "page"
+    ]
 
 
 def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> None:
     def text_of(tasks: list[str] | None, methods: list[str] | None) -> str:
-        return write_report(folder / "records", tmp_path, title="", about="", command="", tasks=tasks, methods=methods)[
-            0
-        ]
+        report = write_report(
+            folder / "records", tmp_path, title="", about="", command="", tasks=tasks, methods=methods
+        )
+        return report.text
 
     text = text_of(["topics"], ["full", "lora"])
     assert "**topics**" in text
@@ -167,7 +169,20 @@ def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTab
     assert full.value == pytest.approx((0.905 + 0.805) / 2)
     assert full.error == pytest.approx(math.sqrt(sum(deviation**2 / 3 for deviation in deviations)) / 2)
     assert "peft-lora" not in means.by_label
-    assert f"| full | {full.value * 100:.1f} ± {full.error * 100:.1f} | reference |" in means_markdown(tables)
+    mean = f"{full.value * 100:.1f} ± {full.error * 100:.1f}"
+    assert f"| full | 90.5 ± 0.5 | 80.5 ± 0.5 | {mean} | 9,400,000 | 1.00 | 1.00 |" in overview_markdown(tables)
+
+
+def test_the_overview_has_a_row_a_method_with_costs_against_full_fine_tuning(tables: list[TaskTable]) -> None:
+    lines = overview_markdown(tables).splitlines()
+    assert lines[2] == "| method | intents, accuracy | topics, accuracy | mean accuracy | trained | memory | time |"
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in lines[4:]]
+    assert labels == list(dict.fromkeys(row.label for table in tables for row in table.rows))
+    qlora = next(line for line in lines if line.startswith("| qlora |"))
+    assert qlora.endswith(f"| 720,000 | {128 / 310:.2f} | {0.23 / 0.21:.2f} |")
+    failed = next(line for line in lines if line.startswith("| peft-lora |"))
+    assert failed.split(" | ")[1:4] == ["–", "–", "–"]
+    assert overview_markdown(tables[:1]) == ""
 
 
 def test_matthews_correlation_and_accuracy_have_one_mean_as_in_glue(tables: list[TaskTable]) -> None:
@@ -228,10 +243,10 @@ def test_seconds_are_written_with_their_unit() -> None:
 def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table:quick -->\nold\n<!-- /table -->\nafter\n")
-    fill_marker(readme, "quick", "| a\\1 |")
+    fill_markers(readme, {"quick": "| a\\1 |", "other": "b"})
     assert readme.read_text() == "before\n<!-- table:quick -->\n| a\\1 |\n<!-- /table -->\nafter\n"
     with pytest.raises(ValueError, match="no place for the table of 'real', but for quick"):
-        fill_marker(readme, "real", "")
+        fill_markers(readme, {"real": ""})
 
 
 # --- plots

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from t5peft.benchmark.records import load_records
 from t5peft.benchmark.summary import Row, summarise
-from t5peft.benchmark.tables import fill_marker
+from t5peft.benchmark.tables import fill_markers
 
 BENCH = Path(__file__).parents[1] / "records" / "bench"
 COLUMNS = {"random": "real_random", "mini, half the steps": "real_half", "mini": "real"}
@@ -47,4 +47,4 @@ def table() -> str:
 if __name__ == "__main__":
     text = table()
     print(text)
-    fill_marker(BENCH.parent / "pretrain" / "README.md", "transfer", text)
+    fill_markers(BENCH.parent / "pretrain" / "README.md", {"transfer": text})

@@ -11,17 +11,17 @@ import yaml
 
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.statistics import Spread
-from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks
+from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.benchmark.svg import Axis, Line, Point, lines, scatter
 from t5peft.benchmark.tables import (
     COLUMNS,
-    MEANS_NOTE,
+    OVERVIEW_NOTE,
     bytes_text,
     cells,
     conditions_text,
     header,
-    means_header,
-    means_rows,
+    overview_header,
+    overview_rows,
     seconds_text,
 )
 
@@ -32,7 +32,7 @@ def page(tables: Sequence[TaskTable], *, title: str, about: str, command: str) -
     """The report as one HTML document."""
     body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(about)}</p>" if about else ""]
     body += [f"<nav>{' '.join(_link(table) for table in tables)}</nav>" if len(tables) > 1 else ""]
-    body += list(_means(tables))
+    body += list(_overview(tables))
     for table in tables:
         body += list(_section(table))
     body += list(_conditions(tables, command))
@@ -54,11 +54,11 @@ def _anchor(table: TaskTable) -> str:
     return "task-" + "".join(c if c.isalnum() else "-" for c in table.task)
 
 
-def _means(tables: Sequence[TaskTable]) -> Iterator[str]:
-    for means in means_over_tasks(tables):
-        yield f"<h2>Mean {escape(means.metric)} over {len(means.tables)} tasks</h2>"
-        yield f"<p>{', '.join(_link(table) for table in means.tables)}. {MEANS_NOTE}</p>"
-        yield _table(means_header(means), [[(cell.text, cell.value) for cell in row] for row in means_rows(means)])
+def _overview(tables: Sequence[TaskTable]) -> Iterator[str]:
+    if len(tables) > 1:
+        yield f"<h2>All tasks</h2><p>{OVERVIEW_NOTE}</p>"
+        rows = [[(cell.text, cell.value, cell.title) for cell in row] for row in overview_rows(tables)]
+        yield _table(overview_header(tables), rows)
 
 
 def _section(table: TaskTable) -> Iterator[str]:

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.page import page
 from t5peft.benchmark.records import load_records
-from t5peft.benchmark.summary import TaskTable, summarise
-from t5peft.benchmark.tables import csv_text, markdown, means_markdown
+from t5peft.benchmark.summary import summarise
+from t5peft.benchmark.tables import csv_text, markdown, overview_markdown
+
+
+@dataclass(frozen=True)
+class Report:
+    """The tables as Markdown, all tasks in one (empty for one task) and each by itself, and the files by what they hold."""
+
+    overview: str
+    details: str
+    paths: dict[str, Path]
+
+    @property
+    def text(self) -> str:
+        """Overview and details."""
+        return "\n\n".join(part for part in (self.overview, self.details) if part)
 
 
 def write_report(
@@ -21,11 +36,8 @@ def write_report(
     command: str,
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
-) -> tuple[str, dict[str, Path]]:
+) -> Report:
     """Writes report.md, report.csv and report.html into `output`, of these tasks and methods alone (None: of all).
-
-    Returns:
-        The Markdown text, and the paths by what they hold.
 
     Raises:
         FileNotFoundError: there is no such folder of records.
@@ -43,23 +55,11 @@ def write_report(
         )
         raise ValueError(f"{folder} holds no records{asked}: run `t5peft bench` first")
     tables = summarise(records)
-    text = markdown_report(tables)
+    details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
     output.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "table": ("report.md", text + "\n"),
-        "CSV": ("report.csv", csv_text(tables)),
-        "page": ("report.html", page(tables, title=title, about=about, command=command)),
-    }
-    paths = {}
-    for what, (name, content) in contents.items():
-        paths[what] = output / name
-        paths[what].write_text(content, encoding="utf-8")
-    return text, paths
-
-
-def markdown_report(tables: list[TaskTable]) -> str:
-    """Means over tasks, then every task with its recommendation."""
-    parts = [means_markdown(tables)]
-    for table in tables:
-        parts += [markdown(table), "\n".join(f"- {sentence}" for sentence in advice(table))]
-    return "\n\n".join(part for part in parts if part)
+    paths = {"table": output / "report.md", "CSV": output / "report.csv", "page": output / "report.html"}
+    report = Report(overview_markdown(tables), "\n\n".join(details), paths)
+    contents = (report.text + "\n", csv_text(tables), page(tables, title=title, about=about, command=command))
+    for path, content in zip(paths.values(), contents, strict=True):
+        path.write_text(content, encoding="utf-8")
+    return report

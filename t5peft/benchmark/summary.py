@@ -125,7 +125,7 @@ def _table(task: str, records: Sequence[Record]) -> TaskTable:
     chosen = {key: _Chosen.of(group) for key, group in groups.items()}
     reference = next((group.by_example for (method, _), group in chosen.items() if method == "full"), None)
     rows = [group.row(task, metric, reference) for group in chosen.values()]
-    rows.sort(key=lambda row: (*_place(row.method), len(row.options), _numbers(row.options)))
+    rows.sort(key=place)
     conditions = {name: used[-1]["config"].get(name) for name in _CONDITIONS}
     conditions["machine"] = used[-1].get("machine", {})
     conditions["versions"] = used[-1].get("versions", {})
@@ -135,9 +135,10 @@ def _table(task: str, records: Sequence[Record]) -> TaskTable:
     return TaskTable(task, metric, tuple(rows), conditions, len(records) - len(used))
 
 
-def _place(method: str) -> tuple[int, int, str]:
-    peer = int(method.startswith("peft-"))
-    return peer, ORDER.index(method) if method in ORDER else len(ORDER), method
+def place(row: Row) -> tuple[Any, ...]:
+    """By this rows are sorted: the library's methods before peers, both in ORDER, and by their options."""
+    peer, method = row.method.startswith("peft-"), row.method
+    return peer, ORDER.index(method) if method in ORDER else len(ORDER), method, len(row.options), _numbers(row.options)
 
 
 def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from t5peft.benchmark.statistics import Spread
-from t5peft.benchmark.summary import Means, Row, TaskTable, means_over_tasks
+from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks, place
 
 
 def bytes_text(amount: float) -> str:
@@ -126,40 +127,75 @@ def conditions_text(table: TaskTable) -> str:
     )
 
 
-MEANS_NOTE = "± is the standard error over seeds."
+OVERVIEW_NOTE = (
+    "Scores on the test split: mean ± standard deviation over seeds; of a mean over tasks, ± is its standard error. Memory (at "
+    "the peak of training, above libraries and data) and time of a step are parts of full fine-tuning's, geometric mean over tasks."
+)
 
 
-def means_rows(means: Means) -> list[list[Cell]]:
-    """Label, mean score and difference to full fine-tuning of each row."""
-    reference = means.by_label.get("full")
-    rows = []
-    for label, mean in means.by_label.items():
-        against = f"{(mean.value - reference.value) * means.factor:+.1f}" if reference else "no run of full"
-        rows.append(
-            [
-                Cell(label),
-                Cell(mean.text(means.factor), mean.value),
-                Cell("reference" if label == "full" else against, mean.value),
-            ]
-        )
-    return rows
+def overview_header(tables: Sequence[TaskTable]) -> list[str]:
+    """Column names of `overview_rows`."""
+    tasks = [f"{table.task}, {table.metric}" for table in tables]
+    return [
+        "method",
+        *tasks,
+        *(f"mean {means.metric}" for means in means_over_tasks(tables)),
+        "trained",
+        "memory",
+        "time",
+    ]
 
 
-def means_header(means: Means) -> list[str]:
-    """Column names of `means_rows`."""
-    return ["method", f"mean {means.metric}", "against full"]
+def overview_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
+    """Every method with its score on every task, its means over tasks that are scored alike, and what it takes."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in sorted((row for table in tables for row in table.rows), key=place):
+        found.setdefault(row.label, {})[row.task] = row
+    return [_overview_row(label, rows, tables, found.get("full", {})) for label, rows in found.items()]
 
 
-def means_markdown(tables: Sequence[TaskTable]) -> str:
-    """Means over the tasks that are scored alike; empty where there are none."""
-    parts = []
-    for means in means_over_tasks(tables):
-        lines = [means_header(means), ["---", "---:", "---:"]]
-        lines += [[cell.text for cell in row] for row in means_rows(means)]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        note = f" {MEANS_NOTE}" if any(mean.error is not None for mean in means.by_label.values()) else ""
-        parts.append(f"**Mean over {', '.join(table.task for table in means.tables)}.**{note}\n\n{text}")
-    return "\n\n".join(parts)
+def _overview_row(
+    label: str, rows: Mapping[str, Row], tables: Sequence[TaskTable], reference: Mapping[str, Row]
+) -> list[Cell]:
+    means = [(means.by_label.get(label), means.factor) for means in means_over_tasks(tables)]
+    trained = next((row.trainable for row in rows.values() if row.trainable), None)
+    costs = [
+        _against(rows, reference, lambda row: row.peak_bytes),
+        _against(rows, reference, lambda row: row.step_seconds),
+    ]
+    return [
+        Cell(label),
+        *(_overview_score(rows.get(table.task)) for table in tables),
+        *(Cell("–") if mean is None else Cell(mean.text(factor), mean.value) for mean, factor in means),
+        Cell("–" if trained is None else f"{trained:,}", trained),
+        *(Cell("–" if cost is None else f"{cost:.2f}", cost) for cost in costs),
+    ]
+
+
+def _overview_score(row: Row | None) -> Cell:
+    if row is None or row.test is None:
+        return Cell("–", title="not run" if row is None else row.reason or "not run")
+    return Cell(row.test.text(1, row.factor).rpartition(" ")[0], row.test.mean, f"{row.test.n} seeds")
+
+
+def _against(
+    rows: Mapping[str, Row], reference: Mapping[str, Row], figure: Callable[[Row], Spread | None]
+) -> float | None:
+    """Geometric mean over tasks of a figure's ratio to full fine-tuning."""
+    pairs = [(figure(row), figure(reference[task])) for task, row in rows.items() if task in reference]
+    logs = [math.log(ours.mean / full.mean) for ours, full in pairs if ours and full]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+def overview_markdown(tables: Sequence[TaskTable]) -> str:
+    """All tasks in one table; empty where there is one task alone."""
+    if len(tables) < 2:
+        return ""
+    names = overview_header(tables)
+    lines = [names, ["---"] + ["---:"] * (len(names) - 1)]
+    lines += [[cell.text for cell in row] for row in overview_rows(tables)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{OVERVIEW_NOTE}\n\n{text}"
 
 
 def csv_text(tables: Sequence[TaskTable]) -> str:
@@ -184,24 +220,26 @@ def csv_text(tables: Sequence[TaskTable]) -> str:
     return file.getvalue()
 
 
-def fill_marker(path: Path, name: str, table: str) -> None:
-    """Puts `table` between `<!-- table:NAME -->` and `<!-- /table -->` of a Markdown file, in place of what stands there.
+def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
+    """Puts each text between `<!-- table:NAME -->` and `<!-- /table -->` of a Markdown file, where it has such markers.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has no such markers.
+        ValueError: the file has markers for none of them.
     """
-    text = path.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
-    text, found = pattern.subn(partial(_between, table), text)
-    if not found:
-        names = re.findall(r"<!-- table:(\S+) -->", text)
+    content, filled = path.read_text(encoding="utf-8"), 0
+    for name, text in texts.items():
+        pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
+        content, found = pattern.subn(partial(_between, text), content)
+        filled += found
+    if not filled:
+        others = ", ".join(re.findall(r"<!-- table:(\S+) -->", content)) or "none"
         raise ValueError(
-            f"{path} has no place for the table of {name!r}, but for {', '.join(names) or 'none'}: write the two lines "
-            f"`<!-- table:{name} -->` and `<!-- /table -->` where it belongs"
+            f"{path} has no place for the table of {' or '.join(map(repr, texts))}, but for {others}: write the two lines "
+            f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` where it belongs"
         )
-    path.write_text(text, encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
 
 
-def _between(table: str, match: re.Match[str]) -> str:
-    return f"{match[1]}{table}\n{match[2]}"
+def _between(text: str, match: re.Match[str]) -> str:
+    return f"{match[1]}{text}\n{match[2]}"

@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--readme",
         type=Path,
         metavar="FILE",
-        help="put the table between <!-- table:SUITE --> and <!-- /table --> there",
+        help="put the tables between <!-- table:SUITE --> and <!-- /table --> there, and all tasks in one between "
+        "<!-- table:SUITE-overview --> and <!-- /table -->",
     )
     own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
     own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
@@ -66,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.report_only:
         _run_suite(suite, records_folder, args)
     from t5peft.benchmark.report import write_report
-    from t5peft.benchmark.tables import fill_marker
+    from t5peft.benchmark.tables import fill_markers
 
     title = f"Tuning methods for T5 on {suite.backbone}: {suite.name}"
-    text, paths = write_report(
+    report = write_report(
         records_folder,
         output,
         title=title,
@@ -78,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
         tasks=args.tasks if args.report_only else None,
         methods=args.methods if args.report_only else None,
     )
-    print(f"\n{text}\n")
-    print("\n".join(f"{what}: {path}" for what, path in paths.items()))
+    print(f"\n{report.text}\n")
+    print("\n".join(f"{what}: {path}" for what, path in report.paths.items()))
     if args.readme:
-        fill_marker(args.readme, suite.name, text)
+        fill_markers(args.readme, {suite.name: report.text, f"{suite.name}-overview": report.overview})
     return 0
 
 
