@@ -15,12 +15,12 @@ from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.benchmark.svg import Axis, Line, Point, lines, scatter
 from t5peft.benchmark.tables import (
     COLUMNS,
-    OVERVIEW_NOTE,
     bytes_text,
     cells,
     conditions_text,
     header,
     overview_header,
+    overview_note,
     overview_rows,
     seconds_text,
 )
@@ -56,7 +56,7 @@ def _anchor(table: TaskTable) -> str:
 
 def _overview(tables: Sequence[TaskTable]) -> Iterator[str]:
     if len(tables) > 1:
-        yield f"<h2>All tasks</h2><p>{OVERVIEW_NOTE}</p>"
+        yield f"<h2>All tasks</h2><p>{escape(overview_note(tables))}</p>"
         rows = [[(cell.text, cell.value, cell.title) for cell in row] for row in overview_rows(tables)]
         yield _table(overview_header(tables), rows)
 

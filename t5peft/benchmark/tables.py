@@ -115,22 +115,31 @@ def markdown(table: TaskTable) -> str:
 
 
 def conditions_text(table: TaskTable) -> str:
-    """Backbone (with the beginning of its fingerprint, as weights change under a name), budget and data in one line."""
+    """Backbone, budget and data in one line."""
     conditions, machine = table.conditions, table.conditions["machine"]
     examples = ", ".join(f"{count:,} {split}" for split, count in conditions["examples"].items())
     seeds = len(conditions["seeds"])
     budget = f"{conditions['steps']:,} steps of {conditions['examples_per_step']} examples ({examples})"
     return (
-        f"backbone {conditions['backbone']} ({conditions['backbone_fingerprint'][:8]}), {budget}, "
+        f"backbone {_backbone(table)}, {budget}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
         f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}"
     )
 
 
-OVERVIEW_NOTE = (
-    "Scores on the test split: mean ± standard deviation over seeds; of a mean over tasks, ± is its standard error. Memory (at "
-    "the peak of training, above libraries and data) and time of a step are parts of full fine-tuning's, geometric mean over tasks."
-)
+def _backbone(table: TaskTable) -> str:
+    """Its name with the beginning of its fingerprint, as weights change under a name."""
+    return f"{table.conditions['backbone']} ({table.conditions['backbone_fingerprint'][:8]})"
+
+
+def overview_note(tables: Sequence[TaskTable]) -> str:
+    """What the figures of `overview_rows` are."""
+    backbones = dict.fromkeys(_backbone(table) for table in tables)
+    return (
+        f"Backbone {', '.join(backbones)}. Scores on the test split: mean ± standard deviation over seeds; of a mean over "
+        "tasks, ± is its standard error. Memory (at the peak of training, above libraries and data) and time of a step are "
+        "parts of full fine-tuning's, geometric mean over tasks."
+    )
 
 
 def overview_header(tables: Sequence[TaskTable]) -> list[str]:
@@ -195,7 +204,7 @@ def overview_markdown(tables: Sequence[TaskTable]) -> str:
     lines = [names, ["---"] + ["---:"] * (len(names) - 1)]
     lines += [[cell.text for cell in row] for row in overview_rows(tables)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{OVERVIEW_NOTE}\n\n{text}"
+    return f"{overview_note(tables)}\n\n{text}"
 
 
 def csv_text(tables: Sequence[TaskTable]) -> str:
