@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import synthetic
 
+from t5peft.benchmark.memory import MemoryMeter
 from t5peft.benchmark.records import RunConfig, find_record, load_records, write_record
 from t5peft.benchmark.schedule import Plan, Progress, best_rate, next_rate, run_suite
 from t5peft.benchmark.suites import load_suite, suite_from, suite_names
@@ -300,3 +301,24 @@ def test_a_run_that_dies_is_an_outcome_with_a_reason(tmp_path: Path, how: str, o
     record = RunProcesses(WORKERS[how], log=tmp_path / "log.txt", threads=1)(synthetic.config())
     assert record["outcome"] == outcome
     assert reason in record["reason"]
+
+
+# --- memory
+
+
+def test_the_meter_leaves_out_what_a_paused_span_left_held() -> None:
+    held, step = [], 1 << 26  # 64 MiB
+
+    def hold() -> None:
+        held.append(bytearray(b"x") * step)
+
+    with MemoryMeter("cpu") as meter:
+        before = meter.peak_bytes
+        hold()
+        meter.pause()
+        hold()
+        hold()
+        meter.go_on()
+        hold()
+    assert meter.left_bytes == pytest.approx(2 * step, rel=0.05)
+    assert meter.peak_bytes - before == pytest.approx(2 * step, rel=0.05)

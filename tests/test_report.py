@@ -211,6 +211,21 @@ def test_the_advice_names_what_is_not_clearly_worse_and_what_is_cheapest(tables:
     assert "peft" not in said
 
 
+def test_a_peak_that_counts_what_evaluations_left_is_not_shown(tmp_path: Path) -> None:
+    for seed, metered in ((0, True), (1, False)):
+        made = synthetic.config("lora", seed=seed)
+        record = synthetic.finished(made, 0.9, parameters=1, peak=100 + 100 * seed, seconds=1.0)
+        if not metered:
+            del record["memory"]["left_by_evaluation_bytes"]
+        write_record(tmp_path, made, record)
+    records = load_records(tmp_path)
+    (both,) = summarise(records)
+    assert cells(both.rows[0])["peak memory"].text == "100 MB"
+    (unmetered,) = summarise([record for record in records if record["config"]["seed"] == 1])
+    assert cells(unmetered.rows[0])["peak memory"].text == "–"
+    assert not any("memory" in sentence for sentence in advice(unmetered))
+
+
 def test_the_advice_does_not_recommend_what_saves_nothing(tmp_path: Path) -> None:
     for method, peak in (("full", 400), ("qlora", 600)):
         made = synthetic.config(method)

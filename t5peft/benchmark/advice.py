@@ -50,9 +50,13 @@ def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
     ]
     sentences = []
     for short, figure, text, of_what in saving:
-        least = min(adapters, key=figure)
-        share = f" ({figure(least) / figure(full):.0%} of full fine-tuning)" if full else ""
-        if full and figure(least) >= figure(full):
+        measured = [row for row in adapters if figure(row)]
+        if not measured:
+            continue
+        least = min(measured, key=figure)
+        reference = figure(full) if full else 0.0
+        share = f" ({figure(least) / reference:.0%} of full fine-tuning)" if reference else ""
+        if reference and figure(least) >= reference:
             sentences.append(
                 f"{short}: none of these saves any; {least.label} takes {text(figure(least))} {of_what}{share}."
             )
@@ -62,7 +66,7 @@ def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
 
 
 def peak_bytes(row: Row) -> float:
-    """Peak memory of a finished row."""
+    """Peak memory of a finished row; 0 where it was not measured."""
     return row.peak_bytes.mean if row.peak_bytes else 0.0
 
 

@@ -52,12 +52,18 @@ def _libc() -> Any:
 
 
 class MemoryMeter:
-    """Context manager: peak and mean bytes between its start and its end, absolute, less the spans that were paused."""
+    """Context manager: peak and mean bytes between its start and its end, without the spans that were paused.
+
+    Absolute, but for what the paused spans left held (`left_bytes`): an evaluation of large batches leaves kernels and buffers,
+    which training neither needs nor can hand back.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.peak_bytes = 0
         self.mean_bytes = 0
+        self.left_bytes = 0
+        self._before_pause: int | None = None
         self._samples = 0
         self._sum_bytes = 0
         self._process = psutil.Process()
@@ -76,7 +82,7 @@ class MemoryMeter:
         while not self._stop.wait(SAMPLE_SECONDS):
             if self._paused:
                 continue
-            held = self.now_bytes()
+            held = self.now_bytes() - self.left_bytes
             self._samples += 1
             self._sum_bytes += held
             self.peak_bytes = max(self.peak_bytes, held)
@@ -101,13 +107,17 @@ class MemoryMeter:
         if self._paused:
             return
         self._paused = True
+        self._before_pause = self.now_bytes()
         if self.device == "cuda":
-            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated() - self.left_bytes)
         elif self._kernel_peak:
-            self.peak_bytes = max(self.peak_bytes, _high_water_mark_bytes())
+            self.peak_bytes = max(self.peak_bytes, _high_water_mark_bytes() - self.left_bytes)
 
     def go_on(self) -> None:
         """Measures again."""
+        if self._before_pause is not None:
+            self.left_bytes += max(0, self.now_bytes() - self._before_pause)
+            self._before_pause = None
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:

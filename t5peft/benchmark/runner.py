@@ -121,6 +121,7 @@ class _Watch(TrainerCallback):
             self.clock.pause()
             self.meter.pause()
             self.score(model, state.global_step)
+            trim_heap()
             self.meter.go_on()
             self.clock.go_on()
 
@@ -189,6 +190,7 @@ class _Run:
             "memory": {
                 "peak_bytes": self.meter.peak_bytes,
                 "mean_bytes": self.meter.mean_bytes,
+                "left_by_evaluation_bytes": self.meter.left_bytes,
                 "libraries_bytes": self.libraries_bytes,
                 "libraries_and_data_bytes": self.base_bytes,
                 "peak_above_libraries_and_data_bytes": self.meter.peak_bytes - self.base_bytes,

@@ -49,7 +49,10 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ),
     ("trained", "Trained parameters."),
     ("file", "Bytes of the stored adapter, or of the whole model."),
-    ("peak memory", "Peak memory while training, above what the loaded libraries and the data take."),
+    (
+        "peak memory",
+        "Peak memory while training, above what libraries and data take, without what evaluations leave held.",
+    ),
     ("step", "Median seconds of an optimizer step."),
     ("tokens/s", "Source and target tokens per second of training, padding not counted."),
     ("to best", "Seconds of training until the best score on validation."),
@@ -89,8 +92,7 @@ def _difference(row: Row) -> Cell:
 
 
 def _spread(value: Spread | None, text: Callable[[float], str]) -> Cell:
-    assert value is not None  # figures come all together
-    return Cell(text(value.mean), value.mean)
+    return Cell("–") if value is None else Cell(text(value.mean), value.mean)
 
 
 def _latency(row: Row) -> Cell:
