@@ -22,14 +22,14 @@ SAMPLE_SECONDS = 0.02
 MMAP_THRESHOLD_BYTES = 1 << 20
 
 
-def return_freed_memory() -> bool:
-    """Makes glibc hand tensors of a mebibyte and more back to the system when they are freed; True where it took.
+def return_freed_memory(threshold_bytes: int = MMAP_THRESHOLD_BYTES) -> bool:
+    """Makes glibc hand tensors of so many bytes and more back to the system when they are freed; True where it took.
 
     By default it raises that limit as tensors are freed, and keeps what it freed in holes: the resident set of a
     T5-small step then exceeds its live tensors by 30 %, by chance more in one method than in another.
     """
     libc = _libc()
-    return libc is not None and bool(libc.mallopt(-3, MMAP_THRESHOLD_BYTES))  # -3 is M_MMAP_THRESHOLD
+    return libc is not None and bool(libc.mallopt(-3, threshold_bytes))  # -3 is M_MMAP_THRESHOLD
 
 
 def trim_heap() -> None:
