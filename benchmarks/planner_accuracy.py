@@ -1,7 +1,9 @@
 """The planner against measured peaks: six shapes, all methods, on the CPU.
 
     python benchmarks/planner_accuracy.py                 # about fifteen minutes; writes benchmarks/records/bench/planner.json
+    python benchmarks/planner_accuracy.py --report-only   # of the measurements that there are
 
+The record holds what was measured; the table in benchmarks/RESULTS.md sets the planner as it is beside it.
 Each measurement is a process of its own: a model of random weights in the shape, two optimizer steps, the system's high-water
 mark of the resident set above what it was after the imports and two steps of a tiny model, which load the rest of the libraries.
 """
@@ -13,15 +15,17 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from t5peft.benchmark.machine import commit, machine, versions
 from t5peft.benchmark.process import RunProcesses
+from t5peft.benchmark.tables import fill_markers
 from t5peft.methods import METHODS
 
 RECORD = Path(__file__).parent / "records" / "bench" / "planner.json"
+RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Shape:
     source_tokens: int
     target_tokens: int
     checkpointing: bool = False
+
+    def __str__(self) -> str:
+        checkpointing = ", checkpointing" if self.checkpointing else ""
+        return f"{self.backbone}, {self.rows} x {self.source_tokens} -> {self.target_tokens}{checkpointing}"
 
 
 SHAPES = (
@@ -126,36 +134,46 @@ def worker(pair: Any, tell: Any) -> dict[str, Any]:
     return {"measured_bytes": measured_bytes(*pair)}
 
 
-def main() -> int:
-    """Measures every pair and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RECORD)
-    args = parser.parse_args()
+def measure_all() -> dict[str, Any]:
+    """The record: the peak of every shape and method, or why there is none."""
     log = Path(tempfile.mkdtemp()) / "log.txt"
     measure = RunProcesses(worker, log=log, threads=1, preload=("t5peft.benchmark.planner", "bitsandbytes"))
-    rows = []
+    started, rows = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), []
     for shape in SHAPES:
         for method in METHODS:
             found = measure((shape, method))
-            predicted, measured = predicted_bytes(shape, method), found.get("measured_bytes")
-            error = measured and round(predicted / measured - 1, 4)
-            rows.append(
-                asdict(shape)
-                | {"method": method, "predicted_bytes": predicted, "measured_bytes": measured, "relative_error": error}
-                | {name: found[name] for name in ("outcome", "reason") if name in found}
-            )
+            kept = {name: found[name] for name in ("measured_bytes", "outcome", "reason") if name in found}
+            rows.append(asdict(shape) | {"method": method} | kept)
             print(json.dumps(rows[-1]), flush=True)
-    errors = [abs(row["relative_error"]) for row in rows if row["relative_error"] is not None]
-    record = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "commit": commit(), "versions": versions(),
-        "machine": machine("cpu"), "largest_relative_error": max(errors), "mean_relative_error": sum(errors) / len(errors),
-        "rows": rows,
-    }  # fmt: skip
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
-    print(
-        f"largest error {max(errors):.1%}, mean {record['mean_relative_error']:.1%}, {len(errors)} of {len(rows)} measured"
-    )
+    return {"started": started, "commit": commit(), "versions": versions(), "machine": machine("cpu"), "rows": rows}
+
+
+def table(record: dict[str, Any]) -> str:
+    """By how much the planner is off, a row a method and a column a shape."""
+    errors: dict[str, dict[Shape, float]] = {}
+    for row in record["rows"]:
+        shape = Shape(**{field.name: row[field.name] for field in fields(Shape)})
+        if "measured_bytes" in row:
+            error = predicted_bytes(shape, row["method"]) / row["measured_bytes"] - 1
+            errors.setdefault(row["method"], {})[shape] = error
+    lines = [["method", *map(str, SHAPES)], ["---"] + ["---:"] * len(SHAPES)]
+    for method, found in errors.items():
+        lines.append([method, *(f"{found[shape]:+.1%}" if shape in found else "not measured" for shape in SHAPES)])
+    largest = max((abs(error) for found in errors.values() for error in found.values()), default=0.0)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"Largest error {largest:.1%}; {record['machine']['name']}.\n\n{text}"
+
+
+def main() -> int:
+    """Measures every pair, writes the record, fills the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report-only", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    if not args.report_only:
+        RECORD.write_text(json.dumps(measure_all(), indent=1) + "\n", encoding="utf-8")
+    text = table(json.loads(RECORD.read_text(encoding="utf-8")))
+    print(text)
+    fill_markers(RESULTS, {"planner": text})
     return 0
 
 

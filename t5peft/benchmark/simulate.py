@@ -70,7 +70,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _QuantisedProduct(torch.autograd.Function):
-    """What bitsandbytes keeps and makes: the weight in full for the time of a product, its input where int8 keeps it."""
+    """What a product of bitsandbytes makes and keeps: the weight in full for its time; its input in 8 bits, but for our kernel."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, out_features: int, keeps_input: bool) -> Tensor:
@@ -87,12 +87,12 @@ class _QuantisedProduct(torch.autograd.Function):
 class _QuantisedLinear(nn.Linear):
     """Stands for a linear map of bitsandbytes, with its bytes."""
 
-    def __init__(self, linear: nn.Linear, quantize: Quantization) -> None:
+    def __init__(self, linear: nn.Linear, quantize: Quantization, keeps_input: bool) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, dtype=torch.bfloat16)
-        self.keeps_input = quantize == "int8"
+        self.keeps_input = keeps_input
         cells = linear.in_features * linear.out_features
         # int8: a byte a weight and a float a row; nf4: half a byte, and a byte and a bit a block of 64
-        nbytes = cells + 4 * linear.out_features if self.keeps_input else cells // 2 + cells // 64 + cells // 64 // 64
+        nbytes = cells + 4 * linear.out_features if quantize == "int8" else cells // 2 + cells // 64 + cells // 64 // 64
         self.weight = nn.Parameter(torch.empty(nbytes, dtype=torch.int8), requires_grad=False)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -101,12 +101,12 @@ class _QuantisedLinear(nn.Linear):
         return product
 
 
-def _quantise(model: PreTrainedModel, quantize: Quantization) -> None:
+def _quantise(model: PreTrainedModel, quantize: Quantization, keeps_input: bool) -> None:
     kept = {"lm_head", "wo"}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name not in kept:
-                setattr(parent, name, _QuantisedLinear(child, quantize))
+                setattr(parent, name, _QuantisedLinear(child, quantize, keeps_input))
     model.is_quantized = True
 
 
@@ -165,8 +165,11 @@ def simulate_step(
         device: "cpu" or "cuda"; kernels differ in what they keep.
         fast_kernels: as the training arguments have it; those of this library are for the CPU.
     """
+    ours = fast_kernels and device == "cpu"
     with torch.device("meta"):
-        model = _model(config, quantize, dtype, tied)
+        model = _model(config, dtype, tied)
+        if quantize is not None:
+            _quantise(model, quantize, keeps_input=quantize == "int8" and not ours)
         backbone = list(model.parameters())
         weights_bytes = _bytes_of(backbone)
         wrapped = wrap(model).train()
@@ -181,8 +184,7 @@ def simulate_step(
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    own_kernels = kernels(wrapped) if fast_kernels and device == "cpu" else nullcontext()
-    with own_kernels, fake, _kernels_of(device), meter:
+    with kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(device), meter:
         activations_bytes = _passes(wrapped, inputs, meter, accumulation)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(
@@ -209,16 +211,12 @@ def _passes(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes, accum
     return kept
 
 
-def _model(
-    config: PretrainedConfig, quantize: Quantization | None, dtype: torch.dtype, tied: bool | None
-) -> PreTrainedModel:
+def _model(config: PretrainedConfig, dtype: torch.dtype, tied: bool | None) -> PreTrainedModel:
     model = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=dtype)  # what follows writes into it
     untied = config.is_gated_act if tied is None else not tied
     if untied:
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         model.config.tie_word_embeddings = False
-    if quantize is not None:
-        _quantise(model, quantize)
     return model
 
 
