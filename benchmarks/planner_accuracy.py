@@ -95,8 +95,10 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         built = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-        if config.is_gated_act:  # an untied head, as the checkpoints have
-            built.lm_head.weight = torch.nn.Parameter(built.lm_head.weight.detach().clone())
+        if (
+            config.is_gated_act
+        ):  # an untied head, as the checkpoints have; one of the same values would be tied on loading
+            built.lm_head.weight = torch.nn.Parameter(torch.randn_like(built.lm_head.weight))
         built.save_pretrained(folder)
         del built
         AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
