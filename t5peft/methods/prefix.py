@@ -203,9 +203,9 @@ def prefix_wrap(
         sites: which attentions get a prefix.
         reparametrise: hidden size M of the network that makes the prefix (the paper has 512 to 800); None: the
             keys and values are trained themselves.
-        initial_ids: token ids whose keys and values the prefix starts from, repeated up to ``length``; best those of one
-            of the task's sources (benchmarks/RESULTS.md), as the paper found too. None: random ones. A reparametrised
-            prefix starts at random, as in the paper.
+        initial_ids: token ids whose keys and values the prefix starts from, repeated up to ``length``. Those of one of the
+            task's sources gave a lower loss than random ones (benchmarks/RESULTS.md), as in the paper; None: random ones.
+            A reparametrised prefix starts at random, as there.
 
     Raises:
         ValueError: for a wrapped model, an unknown site, a length below one, or both ``reparametrise`` and ``initial_ids``.
