@@ -235,7 +235,13 @@ def test_every_method_was_measured_in_six_shapes() -> None:
     }
 
 
-@pytest.mark.parametrize("row", measured(), ids=lambda row: f"{row['backbone']}-{row['source_tokens']}-{row['method']}")
+def slow_if_large(row: dict[str, Any]) -> Any:
+    """A parameter of pytest, named by what was measured."""
+    name = f"{row['backbone']}-{row['rows']}x{row['source_tokens']}-{row['method']}"
+    return pytest.param(row, id=name, marks=[pytest.mark.slow] if row["backbone"] == "t5-base" else [])
+
+
+@pytest.mark.parametrize("row", map(slow_if_large, measured()))
 def test_the_planner_is_within_ten_percent_of_measured_peaks(row: dict[str, Any]) -> None:
     if METHODS[row["method"]].quantize and not computes_bfloat16():
         pytest.skip("the record's quantised backbones compute in bfloat16, which this machine would not choose")
