@@ -241,7 +241,7 @@ def slow_if_large(row: dict[str, Any]) -> Any:
     return pytest.param(row, id=name, marks=[pytest.mark.slow] if row["backbone"] == "t5-base" else [])
 
 
-@pytest.mark.parametrize("row", map(slow_if_large, measured()))
+@pytest.mark.parametrize("row", [slow_if_large(row) for row in measured()])
 def test_the_planner_is_within_ten_percent_of_measured_peaks(row: dict[str, Any]) -> None:
     if METHODS[row["method"]].quantize and not computes_bfloat16():
         pytest.skip("the record's quantised backbones compute in bfloat16, which this machine would not choose")
