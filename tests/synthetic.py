@@ -78,7 +78,6 @@ def finished(made: RunConfig, accuracy: float, *, parameters: int, peak: int, se
             "mean_above_libraries_and_data_bytes": (peak - 20) * 10**6,
         },
         "seconds": {
-            "train": made.steps * seconds,
             "step_median": seconds,
             "step_mean": seconds,
             "to_best": 200 * seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,11 +14,17 @@ from typing import Any
 
 import pytest
 import synthetic
+from transformers import set_seed
 
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft.benchmark.data import data_of, load_data
 from t5peft.benchmark.memory import MemoryMeter
+from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.records import RunConfig, find_record, load_records, write_record
+from t5peft.benchmark.runner import run
 from t5peft.benchmark.schedule import Plan, Progress, best_rate, next_rate, run_suite
-from t5peft.benchmark.suites import load_suite, suite_from, suite_names
+from t5peft.benchmark.suites import SuiteTask, load_suite, suite_from, suite_names
+from t5peft.evaluation import evaluate_task, loss_and_perplexity
 
 TESTS = Path(__file__).parent
 
@@ -296,11 +303,51 @@ def running_workers(folder: Path) -> list[int]:
 def test_a_run_that_dies_is_an_outcome_with_a_reason(tmp_path: Path, how: str, outcome: str, reason: str) -> None:
     from fake_worker import WORKERS
 
-    from t5peft.benchmark.process import RunProcesses
-
     record = RunProcesses(WORKERS[how], log=tmp_path / "log.txt", threads=1)(synthetic.config())
     assert record["outcome"] == outcome
     assert reason in record["reason"]
+
+
+# --- a run
+
+
+def run_in_its_process(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """A run of four steps of the embedded task support_intent by the real worker."""
+    fields: dict[str, Any] = {"steps": 4, "evaluations": 2, "limits": {"validation": 10, "test": 20}}
+    fields["data"] = data_of(SuiteTask("support_intent"))
+    made = synthetic.config(task="support_intent", **(fields | changes))
+    return RunProcesses(run, log=tmp_path / "log.txt", threads=1)(made)
+
+
+def test_a_run_records_what_the_trainer_and_the_evaluation_give_by_hand(tmp_path: Path) -> None:
+    record = run_in_its_process(tmp_path, rate=1e-2)
+    assert record["outcome"] == "finished", record
+    task, data = load_data(data_of(SuiteTask("support_intent")), {"validation": 10, "test": 20})
+    set_seed(0)
+    model, tokenizer = load_backbone("mini")
+    train = task.tokenize(random.Random(0).sample(data["train"], 4 * 16), tokenizer)
+    set_seed(0)
+    model = lora_wrap(model)
+    arguments = T5PeftTrainingArguments(
+        str(tmp_path), max_steps=4, per_device_train_batch_size=16, learning_rate=1e-2, lr_scheduler_type="linear",
+        warmup_steps=1, report_to="none", save_strategy="no", use_cpu=True, dataloader_drop_last=True,
+        disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
+    scores = evaluate_task(model, tokenizer, task, data["test"])
+    assert record["scores"]["test"]["accuracy"] == scores["accuracy"]
+    assert sum(record["test_score_by_example"]) == pytest.approx(20 * scores["accuracy"])
+    loss = loss_and_perplexity(model, task.tokenize(data["validation"], tokenizer).to_list())["loss"]
+    assert record["validation_loss"] == pytest.approx(loss, abs=1e-4)
+    assert [point["step"] for point in record["curve"]] == [2, 4]
+    assert record["parameters"]["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert 0 < record["seconds"]["test_scoring"] < record["seconds"]["total"] - record["curve"][-1]["seconds"]
+
+
+def test_a_run_whose_loss_is_no_number_has_diverged(tmp_path: Path) -> None:
+    record = run_in_its_process(tmp_path, method="full", rate=1e30)
+    assert record["outcome"] == "diverged"
+    assert "loss is nan at step 4" in record["reason"]
 
 
 # --- memory

@@ -137,6 +137,13 @@ def test_a_row_holds_every_seed_at_the_rate_that_won_on_validation(tables: list[
     assert lora.difference.mean == pytest.approx(lora.test.mean - tables[0].rows[0].test.mean)  # type: ignore[union-attr]
 
 
+def test_seconds_of_training_are_those_of_its_last_step(tables: list[TaskTable]) -> None:
+    full = tables[0].rows[0]
+    assert full.train_seconds is not None
+    assert full.step_seconds is not None
+    assert full.train_seconds.mean == pytest.approx(300 * full.step_seconds.mean)
+
+
 def test_no_cell_is_empty_and_what_did_not_finish_says_why(tables: list[TaskTable]) -> None:
     for row in tables[0].rows:
         for name, _ in COLUMNS:

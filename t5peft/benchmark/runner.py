@@ -173,7 +173,6 @@ class _Run:
         scored = test.score(model)
         test_seconds = time.perf_counter() - scored_start
         best = max(watch.curve, key=lambda point: (point[validation.lead], -point["step"]))
-        train_seconds = watch.clock.seconds() if watch.curve else 0.0
         return {
             "metric": validation.lead,
             "scores": {"validation": _without_position(watch.curve[-1]), "test": scored.scores},
@@ -197,7 +196,6 @@ class _Run:
                 "mean_above_libraries_and_data_bytes": self.meter.mean_bytes - self.base_bytes,
             },
             "seconds": {
-                "train": round(train_seconds, 3),
                 "step_median": round(statistics.median(watch.step_seconds), 5),
                 "step_mean": round(statistics.fmean(watch.step_seconds), 5),
                 "to_best": best["seconds"],

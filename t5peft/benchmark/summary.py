@@ -239,7 +239,7 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
         "peak_bytes": over("memory", "peak_above_libraries_and_data_bytes", of=metered) if metered else None,
         "step_seconds": over("seconds", "step_median"),
         "tokens_per_second": over("tokens_per_second"),
-        "train_seconds": over("seconds", "train"),
+        "train_seconds": spread([record["curve"][-1]["seconds"] for record in records]),
         "to_best_seconds": over("seconds", "to_best"),
         "latency_seconds": over("latency", "seconds"),
         "merged_latency": records[0]["latency"]["merged_reason"]
