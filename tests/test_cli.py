@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from tiny import tiny_t5, tiny_tokenizer
 
+import t5peft
 from t5peft.cli import COMMANDS, main
 
 
@@ -76,6 +78,13 @@ def test_a_prefix_is_not_merged_and_the_error_says_why(
     train(backbone, table, tmp_path / "out", "--method", "prefix")
     assert main(["merge", str(tmp_path / "out" / "adapter"), "--output", str(tmp_path / "merged")]) == 2
     assert "no change of a weight and cannot be merged" in capsys.readouterr().err
+
+
+def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert f"t5peft {t5peft.__version__}" in printed
+    assert f"transformers {transformers.__version__}" in printed
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: t5peft COMMAND ...\n")
         print("\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()))
-        print("\nt5peft COMMAND --help says more.")
+        print("\nt5peft COMMAND --help says more; t5peft --version names what runs.")
         return 0 if arguments else 2
     name, *rest = arguments
+    if name == "--version":
+        versions = import_module("t5peft.benchmark.machine").versions()
+        print("\n".join(f"{package} {version}" for package, version in versions.items() if version is not None))
+        return 0
     if name not in COMMANDS:
         print(f"t5peft: {name!r} is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
