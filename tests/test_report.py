@@ -245,6 +245,21 @@ def test_the_advice_does_not_recommend_what_saves_nothing(tmp_path: Path) -> Non
     )
 
 
+def test_the_advice_says_so_where_nothing_tells_the_methods_apart(tmp_path: Path) -> None:
+    for method in ("full", "lora", "ia3"):
+        for seed in range(3):
+            made = synthetic.config(method, seed=seed)
+            record = synthetic.finished(made, 0.5, parameters=1000, peak=100, seconds=0.1)
+            write_record(tmp_path, made, record)
+    (table,) = summarise(load_records(tmp_path))
+    said = advice(table)
+    assert said[0] == (
+        "Every method scores the same on every test example (50.0 ± 0.0 (3) accuracy): nothing here tells them apart but "
+        "what they cost."
+    )
+    assert not any("Highest" in sentence or "Not clearly worse" in sentence for sentence in said)
+
+
 def test_the_advice_says_so_where_nothing_finished(tmp_path: Path) -> None:
     write_record(tmp_path, synthetic.config(), {"outcome": "failed", "reason": "no data"})
     (table,) = summarise(load_records(tmp_path))

@@ -22,7 +22,12 @@ def advice(table: TaskTable) -> list[str]:
     full = next((row for row in rows if row.method == "full"), None)
     good = [row for row in rows if row is best or not (row.difference and row.difference.high < 0)]
     adapters = [row for row in good if row.method != "full"]
-    if full is not None:
+    if full is not None and len(rows) > 1 and all(map(_same_as_full, rows)):
+        sentences = [
+            f"Every method scores the same on every test example ({_score(best)} {table.metric}): nothing here tells them "
+            "apart but what they cost."
+        ]
+    elif full is not None:
         sentences.append(_compared(adapters, full))
     if adapters:
         sentences += _cheapest(adapters, full)
@@ -32,6 +37,11 @@ def advice(table: TaskTable) -> list[str]:
     if all(row.test.n == 1 for row in rows):  # type: ignore[union-attr]
         sentences.append("There is one seed: the intervals hold the chance of the test examples, not that of training.")
     return sentences
+
+
+def _same_as_full(row: Row) -> bool:
+    difference = row.difference
+    return row.method == "full" or (difference is not None and difference.low == difference.high == 0)
 
 
 def _compared(adapters: Sequence[Row], full: Row) -> str:
