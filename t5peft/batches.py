@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t5peft.kernels.linear import row_multiple
 from t5peft.kernels.rows import RowLayout
 
 Feature = Mapping[str, Any]
@@ -146,16 +147,12 @@ def _check_budget(tokens_per_micro_batch: int) -> None:
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 
-# Rows are filled up so that they have few lengths: some eight from any length to its double, and multiples of this at most.
-# oneDNN prepares a kernel for each new length and keeps it, up to a thousand of them: more memory than a small model.
-ROW_MULTIPLE = 32
-
 
 def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Any]:
     """Features end to end in one row, for the "t5peft" attention function, which reads the layout.
 
-    Shortest examples first, so that neighbours have similar lengths. The row is filled up to a rounder length by an
-    example of padding; there is no other padding.
+    Shortest examples first, so that neighbours have similar lengths. The row is filled up by an example of padding to a
+    length that `kernels.linear` need not fill up; there is no other padding.
 
     Returns:
         input_ids [1, S], decoder_input_ids [1, T], labels [1, T] (-100 on padding), int64;
@@ -185,7 +182,7 @@ def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_
 def _filling(features: Sequence[Feature], pad_token_id: int) -> list[Feature]:
     """The example of padding that a row still needs, of at least one token on each side; none where the row is full."""
     tokens = [sum(len(feature[name]) for feature in features) for name in ("input_ids", "labels")]
-    multiples = [min(ROW_MULTIPLE, 1 << max(0, (length // 8).bit_length() - 1)) for length in tokens]
+    multiples = list(map(row_multiple, tokens))
     source, target = (-length % multiple for length, multiple in zip(tokens, multiples, strict=True))
     if not source and not target:
         return []

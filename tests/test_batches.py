@@ -9,7 +9,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from t5peft.attention import use_attention
-from t5peft.batches import ROW_MULTIPLE, collate, cut_by_tokens, lay_in_row, pack
+from t5peft.batches import collate, cut_by_tokens, lay_in_row, pack
 from t5peft.loss import target_loss
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
@@ -195,7 +195,7 @@ def test_rows_are_filled_to_few_lengths() -> None:
             tokens, real = row[name].shape[1], sum(len(feature[name]) for feature in features)
             assert int((row[name] == token).sum()) == real
             assert sum(getattr(row["layout"], sides)) == tokens
-            assert real <= tokens <= real + ROW_MULTIPLE
+            assert real <= tokens <= real + 32
             plain.add(real)
             filled.add(tokens)
     assert len(plain) > 150

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from tiny import fill_unevenly, tiny_classifier, tiny_config, tiny_t5
 from torch import nn
 from transformers import (
@@ -34,8 +35,10 @@ from t5peft.evaluation import (
     rank,
     ranking,
 )
-from t5peft.evaluation.inference import length_batches
+from t5peft.evaluation.inference import evaluating, length_batches
+from t5peft.kernels.linear import Linear
 from t5peft.methods import METHODS, lora_wrap, qlora_wrap
+from t5peft.speed import kernels
 from t5peft.tasks.task import Task
 
 TOKENIZER = AutoTokenizer.from_pretrained(MINI)
@@ -284,6 +287,20 @@ def test_merging_changes_the_weights_inside_and_no_bit_outside(method):
         assert torch.equal(model(**inputs).logits, unmerged)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert addresses == {name: value.data_ptr() for name, value in model.state_dict().items()}
+
+
+def test_evaluation_runs_on_the_kernels_and_merges_within_those_of_a_trainer_too():
+    model = wrapped("lora")()
+    plain = [type(module) for module in model.modules()]
+    with evaluating(model) as t5:
+        assert any(isinstance(module, Linear) for module in t5.modules())
+    assert [type(module) for module in model.modules()] == plain
+    with kernels(model):
+        inside = [type(module) for module in model.modules()]
+        with evaluating(model) as t5:
+            assert all(module.merged for module in t5.modules() if isinstance(module, LoraLayer))
+        assert [type(module) for module in model.modules()] == inside
+    assert [type(module) for module in model.modules()] == plain
 
 
 def test_weights_and_training_flags_come_back_after_an_error():

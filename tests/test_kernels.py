@@ -22,7 +22,7 @@ from t5peft.attention import use_attention
 from t5peft.batches import collate, lay_in_row
 from t5peft.kernels.attention import attend_row, attend_with_dropout, toeplitz
 from t5peft.kernels.dropout import DropMask, dropout
-from t5peft.kernels.linear import Linear
+from t5peft.kernels.linear import Linear, product, row_multiple
 from t5peft.kernels.rows import RowLayout
 from t5peft.loss import target_loss
 from t5peft.methods import METHODS
@@ -154,6 +154,21 @@ def test_the_block_leaves_classes_attention_and_weights_as_they_were() -> None:
     assert [type(module) for module in model.modules()] == classes
     assert model.base_model.model.config._attn_implementation == attention
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (7, 16), (8, 16), (3, 11, 16), (9, 37, 16), (2100, 16)])
+def test_a_product_of_rows_filled_up_is_that_of_the_rows(shape: tuple[int, ...]) -> None:
+    x, weight = torch.randn(shape), torch.randn(5, 16)
+    found = product(x, weight)
+    assert found.shape == (*shape[:-1], 5)
+    torch.testing.assert_close(found, nn.functional.linear(x, weight))
+
+
+def test_products_have_few_numbers_of_rows() -> None:
+    """oneDNN keeps a kernel of 0.6 MB for each."""
+    filled = {rows: rows + -rows % row_multiple(rows) for rows in range(1, 16385)}
+    assert len(set(filled.values())) < 150
+    assert all(found <= 1.125 * rows for rows, found in filled.items())
 
 
 def test_the_frozen_backbone_keeps_no_inputs_for_gradients_it_does_not_get() -> None:

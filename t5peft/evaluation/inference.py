@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import t5_of
 from t5peft.batches import OVERHEAD_TOKENS, cut_by_tokens
+from t5peft.kernels.linear import Linear
+from t5peft.speed import kernels
 from t5peft.tasks.fitting import encode
 
 Sources = Sequence[str] | Sequence[Sequence[int]]
@@ -24,15 +26,16 @@ Sources = Sequence[str] | Sequence[Sequence[int]]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """The T5 inside `model` in evaluation mode, without gradients, with merged weights; after the block all is as before.
+    """The T5 inside `model` in evaluation mode, without gradients, with merged weights and, on a CPU, the trainer's kernels.
 
-    Every module gets its own training flag back, and every weight its own bits.
+    After the block all is as before: every module gets its own training flag back, and every weight its own bits.
     """
     flags = [(module, module.training) for module in model.modules()]
+    t5 = t5_of(model)
     try:
         model.eval()
-        with torch.no_grad(), merged(model):
-            yield t5_of(model)
+        with torch.no_grad(), merged(model), kernels(model) if t5.device.type == "cpu" else nullcontext():
+            yield t5
     finally:
         for module, training in flags:
             module.training = training
@@ -66,7 +69,7 @@ def merged(model: nn.Module) -> Iterator[None]:
 def _can_merge(layer: BaseTunerLayer, tied: set[int]) -> bool:
     """Whether an active, unmerged adapter sits on a plain float32 linear map that no other module shares."""
     base = layer.get_base_layer()
-    if type(base) is not nn.Linear or base.bias is not None or layer.disable_adapters or layer.merged:
+    if type(base) not in (nn.Linear, Linear) or base.bias is not None or layer.disable_adapters or layer.merged:
         return False
     return base.weight.dtype == torch.float32 and type(base.weight.data) is Tensor and id(base.weight) not in tied
 
