@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL
-from t5peft.kernels.linear import Linear, product
+from t5peft.kernels.linear import Linear, product, product_over_rows
 
 # Elements of one chunk of logits. Smaller chunks stream the head's weights through the cache more often than they save.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
@@ -115,7 +115,7 @@ def _chunk(
         grad_hidden.copy_(grad)
     if grad_weight is not None:
         rows = hidden.to(sums)
-        grad_weight += (scores.t() @ (rows * row_scale).to(weight.dtype)).to(sums)
+        grad_weight += product_over_rows(scores, (rows * row_scale).to(weight.dtype)).to(sums)
         grad_weight.index_add_(0, labels, rows, alpha=label_smoothing - 1)
         if label_smoothing:
             grad_weight -= rows.sum(0) * (label_smoothing / len(weight))

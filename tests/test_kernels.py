@@ -22,7 +22,7 @@ from t5peft.attention import use_attention
 from t5peft.batches import collate, lay_in_row
 from t5peft.kernels.attention import attend_row, attend_with_dropout, toeplitz
 from t5peft.kernels.dropout import DropMask, dropout
-from t5peft.kernels.linear import Linear, product, row_multiple
+from t5peft.kernels.linear import Linear, product, product_over_rows, row_multiple
 from t5peft.kernels.rows import RowLayout
 from t5peft.loss import target_loss
 from t5peft.methods import METHODS
@@ -162,6 +162,14 @@ def test_a_product_of_rows_filled_up_is_that_of_the_rows(shape: tuple[int, ...])
     found = product(x, weight)
     assert found.shape == (*shape[:-1], 5)
     torch.testing.assert_close(found, nn.functional.linear(x, weight))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 9, 40, 333, 2100])
+def test_a_product_over_rows_is_exact_for_any_number_of_them(rows: int) -> None:
+    left, right = (torch.randn(rows, width, dtype=torch.float64) for width in (5, 16))
+    torch.testing.assert_close(product_over_rows(left, right), left.t() @ right)
+    left, right = left.float(), right.float()
+    torch.testing.assert_close(product_over_rows(left, right), left.t() @ right)
 
 
 def test_products_have_few_numbers_of_rows() -> None:

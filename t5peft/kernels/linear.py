@@ -40,6 +40,13 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return result[:rows].view(*x.shape[:-1], -1)
 
 
+def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
+    """left [M, O], right [M, I] -> left.T @ right [O, I]; no gradient."""
+    whole = len(left) - len(left) % row_multiple(len(left))
+    result = product(left[:whole].t(), right[:whole].t())
+    return result if whole == len(left) else result.addmm_(left[whole:].t(), right[whole:])
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -52,7 +59,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        grad_weight = product_over_rows(grad.flatten(0, -2), x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight
 
 
