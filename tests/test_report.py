@@ -32,6 +32,7 @@ from t5peft.benchmark.tables import (
     fill_markers,
     markdown,
     overview_markdown,
+    overview_rows,
     seconds_text,
 )
 
@@ -101,19 +102,31 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says() -> None:
     for _ in range(400):
         reference = (generator.random(120) < 0.8).astype(float)
         ours = np.where(generator.random(120) < 0.1, (generator.random(120) < 0.3).astype(float), reference)
-        found = paired_bootstrap(ours, reference, resamples=400)
+        found = paired_bootstrap(ours[None], reference[None], resamples=400)
         covered += found.low <= 0.1 * (0.3 - 0.8) <= found.high
     assert 0.91 <= covered / 400 <= 0.98
 
 
+def test_the_interval_holds_the_chance_of_training() -> None:
+    """A method whose seeds deviate by 3 points, against itself: three seeds each, 200 examples."""
+    generator = np.random.default_rng(1)
+    right = generator.beta(4, 1.5, size=200)
+
+    def seeds() -> np.ndarray:
+        return generator.random((3, 200)) < right + generator.normal(0, 0.03, size=(3, 1))
+
+    found = [paired_bootstrap(seeds().astype(float), seeds().astype(float), resamples=400) for _ in range(300)]
+    assert sum(difference.clear for difference in found) / 300 < 0.08
+
+
 def test_equal_methods_do_not_differ_and_the_interval_repeats() -> None:
-    scores = np.array([0.0, 1.0, 1.0, 0.0])
+    scores = np.array([[0.0, 1.0, 1.0, 0.0]])
     found = paired_bootstrap(scores, scores)
     assert (found.mean, found.low, found.high, found.clear) == (0, 0, 0, False)
     other = paired_bootstrap(scores, 1 - scores)
     assert other == paired_bootstrap(scores, 1 - scores)
     with pytest.raises(ValueError, match="scores of the same examples"):
-        paired_bootstrap(scores, scores[:2])
+        paired_bootstrap(scores, scores[:, :2])
 
 
 # --- rows
@@ -180,6 +193,35 @@ def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTab
     assert f"| full | 90.5 ± 0.5 | 80.5 ± 0.5 | {mean} | 9,400,000 | 1.00 | 1.00 |" in overview_markdown(tables)
 
 
+def test_costs_are_compared_over_the_tasks_that_every_method_ran(tmp_path: Path) -> None:
+    for task, tokens in (("short", 1), ("long", 10)):
+        for method, peak in (("full", 400), ("lora", 100 * tokens ** (1 / 3)), ("ia3", 100)):
+            if (method, task) != ("ia3", "long"):
+                made = synthetic.config(method, task=task)
+                record = synthetic.finished(made, 0.9, parameters=1, peak=round(peak), seconds=1.0)
+                write_record(tmp_path, made, record)
+    tables = summarise(load_records(tmp_path))
+    assert [row[-2].text for row in overview_rows(tables)] == ["1.00", "0.25", "0.25"]
+    assert "geometric mean over short, which every method ran" in overview_markdown(tables)
+
+
+def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path: Path) -> None:
+    for seed, seconds in ((0, 3.0), (1, 2.0), (2, 4.0)):
+        made = synthetic.config("full", seed=seed)
+        write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=seconds))
+    elsewhere = synthetic.config("lora")
+    record = synthetic.finished(elsewhere, 0.9, parameters=1, peak=10, seconds=0.1)
+    record["machine"] = record["machine"] | {"threads": 16}
+    record["started"] = "2025-01-01T00:00:00Z"
+    write_record(tmp_path, elsewhere, record)
+    (table,) = summarise(load_records(tmp_path))
+    full, lora = (cells(row) for row in table.rows)
+    assert (full["step"].text, full["tokens/s"].text) == ("2.00 s", "200")
+    assert (lora["step"].text, lora["peak memory"].text, lora["answer"].text) == ("–", "–", "–")
+    assert lora["trained"].text == "1"
+    assert not any(sentence.startswith("Short of") for sentence in advice(table))
+
+
 def test_the_overview_has_a_row_a_method_with_costs_against_full_fine_tuning(tables: list[TaskTable]) -> None:
     lines = overview_markdown(tables).splitlines()
     assert lines[2] == "| method | intents, accuracy | topics, accuracy | mean accuracy | trained | memory | time |"
@@ -243,6 +285,16 @@ def test_the_advice_does_not_recommend_what_saves_nothing(tmp_path: Path) -> Non
         r"Short of memory: none of these saves any; qlora takes \d+ MB at the peak \(1\d\d% of full fine-tuning\)\.",
         memory,
     )
+
+
+def test_the_advice_does_not_compare_seeds_that_full_fine_tuning_has_not(tmp_path: Path) -> None:
+    for method, seed, accuracy in (("full", 0, 0.9), ("lora", 1, 0.5)):
+        made = synthetic.config(method, seed=seed)
+        write_record(tmp_path, made, synthetic.finished(made, accuracy, parameters=1000, peak=100, seconds=0.1))
+    (table,) = summarise(load_records(tmp_path))
+    said = advice(table)
+    assert "Not compared, as full fine-tuning has no run with their seeds: lora." in said
+    assert not any(sentence.startswith(("Not clearly worse", "Every adapter", "Short of")) for sentence in said)
 
 
 def test_the_advice_says_so_where_nothing_tells_the_methods_apart(tmp_path: Path) -> None:

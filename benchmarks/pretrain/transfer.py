@@ -13,7 +13,7 @@
     python benchmarks/pretrain/transfer.py     # prints the table and writes it into benchmarks/records/pretrain/README.md
 
 Each column chooses its learning rates on its own validation scores. The last two are the differences to random weights on the
-same test examples, with the 95 % interval of the paired bootstrap over them.
+same test examples, with the 95 % interval of the paired bootstrap over examples and seeds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METHODS = ("full", "lora-all")
 
 @dataclass(frozen=True)
 class Transfer:
-    """A row of a benchmark, and its score of each test example, averaged over seeds. [examples]"""
+    """A row of a benchmark, and its score of each test example. [seeds, examples]"""
 
     row: Row
     by_example: np.ndarray
@@ -68,7 +68,7 @@ def transfers(suffix: str) -> dict[tuple[str, str], Transfer]:
                 and record["outcome"] == "finished"
             ]
             if not row.options and scores:
-                found[row.task, row.method] = Transfer(row, np.mean(scores, axis=0))
+                found[row.task, row.method] = Transfer(row, np.array(scores))
     return found
 
 

@@ -11,29 +11,35 @@ from t5peft.benchmark.tables import bytes_text, seconds_text
 def advice(table: TaskTable) -> list[str]:
     """Sentences for one task: what scores best, what is not clearly worse, and which of these costs least.
 
-    Only methods of this library are recommended, not peers. "Not clearly worse" means that the 95 % interval of the paired
+    Only methods of this library are named, not peers. "Not clearly worse" means that the 95 % interval of the paired
     difference to full fine-tuning does not lie below zero; where full fine-tuning did not finish, every method counts.
     """
     rows = [row for row in table.rows if row.test is not None and not row.method.startswith("peft-")]
     if not rows:
         return ["No run finished, so nothing can be recommended; the table gives the reasons."]
     best = max(rows, key=lambda row: row.test.mean)  # type: ignore[union-attr]
-    sentences = [f"Highest on the test split: {best.label} with {_score(best)} {table.metric}."]
+    sentences = [f"Highest of these methods on the test split: {best.label} with {_score(best)} {table.metric}."]
     full = next((row for row in rows if row.method == "full"), None)
-    good = [row for row in rows if row is best or not (row.difference and row.difference.high < 0)]
+    apart = [row for row in rows if full is not None and row is not full and row.difference is None]
+    good = [
+        row for row in rows if row not in apart and (row is best or not (row.difference and row.difference.high < 0))
+    ]
     adapters = [row for row in good if row.method != "full"]
     if full is not None and len(rows) > 1 and all(map(_same_as_full, rows)):
         sentences = [
             f"Every method scores the same on every test example ({_score(best)} {table.metric}): nothing here tells them "
             "apart but what they cost."
         ]
-    elif full is not None:
+    elif full is not None and (adapters or not apart):
         sentences.append(_compared(adapters, full))
     if adapters:
         sentences += _cheapest(adapters, full)
-    worse = [row for row in rows if row not in good]
+    worse = [row for row in rows if row not in good and row not in apart]
     if worse:
         sentences.append(f"Clearly below full fine-tuning here: {', '.join(map(_with_difference, worse))}.")
+    if apart:
+        names = ", ".join(row.label for row in apart)
+        sentences.append(f"Not compared, as full fine-tuning has no run with their seeds: {names}.")
     if all(row.test.n == 1 for row in rows):  # type: ignore[union-attr]
         sentences.append("There is one seed: the intervals hold the chance of the test examples, not that of training.")
     return sentences

@@ -235,7 +235,7 @@ def _conditions(tables: Sequence[TaskTable], command: str) -> Iterator[str]:
     yield (
         "<li>Every method gets the same examples, steps and seeds; its learning rate is chosen by the loss on validation, "
         "the score is of the last step on test. One process a run; peak memory is that process's while it trains.</li>"
-        "<li>Intervals: 95 %, paired bootstrap over test examples, scores averaged over seeds first. Where the metric is one "
+        "<li>Intervals: 95 %, paired bootstrap over test examples and seeds. Where the metric is one "
         "of the whole corpus (BLEU, Matthews, F1), the difference is that of the mean of examples, each scored alone.</li>"
     )
     left_out = sum(table.left_out for table in tables)

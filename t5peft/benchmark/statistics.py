@@ -53,19 +53,35 @@ class Difference:
 
 
 def paired_bootstrap(ours: np.ndarray, reference: np.ndarray, *, resamples: int = 2000) -> Difference:
-    """`ours - reference` over the same examples.
+    """`ours - reference` over the same examples, with the chance of the examples and, of several seeds, of training.
+
+    Examples are drawn in pairs, seeds on each side by themselves. Deviations of S seeds count sqrt(S / (S - 1)) times, as their
+    own mean lies among them. Of a method against itself with three seeds the interval leaves zero out in 1 to 7 % of cases; with
+    examples alone it would in 6 to 35 % (seeds that deviate by 0 to 3.8 points, 400 examples).
 
     Args:
-        ours: score of each test example, averaged over seeds. [examples]
-        reference: the same for the method that is compared with. [examples]
-        resamples: drawn with replacement, examples kept in pairs, with a fixed seed, so that tables repeat.
+        ours: score of each test example. [seeds, examples]
+        reference: the same for the method that is compared with; it may have other seeds. [seeds, examples]
+        resamples: drawn with replacement, with a fixed seed, so that tables repeat.
 
     Raises:
         ValueError: the two do not hold the same number of examples, or none.
     """
-    if ours.shape != reference.shape or ours.ndim != 1 or not len(ours):
+    if ours.ndim != 2 or reference.ndim != 2 or ours.shape[1:] != reference.shape[1:] or not ours.size:
         raise ValueError(f"expected scores of the same examples, got shapes {ours.shape} and {reference.shape}")
-    differences = ours - reference
-    draws = np.random.default_rng(0).integers(len(differences), size=(resamples, len(differences)))
-    low, high = np.percentile(differences[draws].mean(axis=1), [2.5, 97.5])
+    generator = np.random.default_rng(0)
+    differences = ours.mean(axis=0) - reference.mean(axis=0)
+    drawn = differences[generator.integers(len(differences), size=(resamples, len(differences)))].mean(axis=1)
+    drawn += _chance_of_training(ours, resamples, generator) - _chance_of_training(reference, resamples, generator)
+    low, high = np.percentile(drawn, [2.5, 97.5])
     return Difference(float(differences.mean()), float(low), float(high))
+
+
+def _chance_of_training(scores: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """How far the mean over drawn seeds lies from the mean over all [resamples]; zero for one seed. scores [seeds, examples]."""
+    seeds = len(scores)
+    if seeds == 1:
+        return np.zeros(resamples)
+    deviations = (scores.mean(axis=1) - scores.mean()) * math.sqrt(seeds / (seeds - 1))
+    drawn: np.ndarray = deviations[generator.integers(seeds, size=(resamples, seeds))].mean(axis=1)
+    return drawn

@@ -90,7 +90,8 @@ class TaskTable:
 def summarise(records: Iterable[Record]) -> list[TaskTable]:
     """One table a task, in the order in which the tasks were first run.
 
-    Records of the same task under other conditions (backbone, steps, data, device) than the newest are left out and counted.
+    Records of the same task under other conditions (backbone, steps, data, device) than the newest are left out and counted;
+    those of another machine, number of threads or version of torch give scores, but no seconds and bytes.
     """
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.get("started", "")):
@@ -124,7 +125,7 @@ def _table(task: str, records: Sequence[Record]) -> TaskTable:
     metric = next((record["metric"] for record in used if "metric" in record), "score")
     chosen = {key: _Chosen.of(group) for key, group in groups.items()}
     reference = next((group.by_example for (method, _), group in chosen.items() if method == "full"), None)
-    rows = [group.row(task, metric, reference) for group in chosen.values()]
+    rows = [group.row(task, metric, reference, _measured_on(used[-1])) for group in chosen.values()]
     rows.sort(key=place)
     conditions = {name: used[-1]["config"].get(name) for name in _CONDITIONS}
     conditions["machine"] = used[-1].get("machine", {})
@@ -179,9 +180,9 @@ class _Chosen:
         """Test scores of each example by seed."""
         return {record["config"]["seed"]: np.array(record["test_score_by_example"]) for record in self.finished}
 
-    def row(self, task: str, metric: str, reference: Mapping[int, np.ndarray] | None) -> Row:
+    def row(self, task: str, metric: str, reference: Mapping[int, np.ndarray] | None, machine: tuple[Any, ...]) -> Row:
         first = self.everything[0]["config"]
-        figures = _figures(self.finished) if self.finished else dict.fromkeys(_FIGURES)
+        figures = _figures(self.finished, machine) if self.finished else dict.fromkeys(_FIGURES)
         reasons = tuple(f"seed {record['config']['seed']}: {_why(record)}" for record in self.failed)
         return Row(
             task=task,
@@ -201,13 +202,12 @@ class _Chosen:
         )
 
     def _difference(self, reference: Mapping[int, np.ndarray] | None) -> Difference | None:
-        """Over the seeds that both have, examples in pairs."""
+        """Over the seeds that both have; None where there are none."""
         ours = self.by_example
         seeds = sorted(ours.keys() & (reference or {}).keys())
         if not seeds or reference is None:
             return None
-        mean_ours, mean_reference = (np.mean([scores[seed] for seed in seeds], axis=0) for scores in (ours, reference))
-        return paired_bootstrap(mean_ours, mean_reference)
+        return paired_bootstrap(*(np.stack([scores[seed] for seed in seeds]) for scores in (ours, reference)))
 
 
 def _why(record: Record) -> str:
@@ -220,31 +220,39 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def _figures(records: Sequence[Record]) -> dict[str, Any]:
-    def over(*path: str, of: Sequence[Record] = records) -> Spread:
-        values = []
-        for record in of:
-            value: Any = record
-            for name in path:
-                value = value[name]
-            values.append(float(value))
-        return spread(values)
+def _measured_on(record: Record) -> tuple[Any, ...]:
+    """What seconds and bytes depend on besides the run itself."""
+    machine = record.get("machine", {})
+    return machine.get("name"), machine.get("threads"), record.get("versions", {}).get("torch")
 
-    merged = records[0]["latency"]["merged_seconds"]
+
+def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, Any]:
+    """What finished records of a method cost; seconds and bytes from those that were measured on `machine`."""
+
+    def over(path: str, of: Sequence[Record]) -> list[float]:
+        part, name = path.split(".")
+        return [float(record[part][name]) for record in of]
+
+    def spread_of(values: Sequence[float]) -> Spread | None:
+        return spread(values) if values else None
+
+    here = [record for record in records if _measured_on(record) == machine]
     # Records that do not say what evaluations left held count it as the training's.
-    metered = [record for record in records if "left_by_evaluation_bytes" in record["memory"]]
+    metered = [record for record in here if "left_by_evaluation_bytes" in record["memory"]]
+    latency = records[0]["latency"]
     return {
         "trainable": records[0]["parameters"]["trainable"],
         "stored_bytes": records[0]["parameters"]["stored_bytes"],
-        "peak_bytes": over("memory", "peak_above_libraries_and_data_bytes", of=metered) if metered else None,
-        "step_seconds": over("seconds", "step_median"),
-        "tokens_per_second": over("tokens_per_second"),
-        "train_seconds": spread([record["curve"][-1]["seconds"] for record in records]),
-        "to_best_seconds": over("seconds", "to_best"),
-        "latency_seconds": over("latency", "seconds"),
-        "merged_latency": records[0]["latency"]["merged_reason"]
-        if merged is None
-        else over("latency", "merged_seconds"),
+        "peak_bytes": spread_of(over("memory.peak_above_libraries_and_data_bytes", metered)),
+        # Other work on the machine can only add to seconds: of the seeds, the least.
+        "step_seconds": spread_of(sorted(over("seconds.step_median", here))[:1]),
+        "tokens_per_second": spread_of(sorted(float(record["tokens_per_second"]) for record in here)[-1:]),
+        "train_seconds": spread_of([record["curve"][-1]["seconds"] for record in here]),
+        "to_best_seconds": spread_of(over("seconds.to_best", here)),
+        "latency_seconds": spread_of(over("latency.seconds", here)),
+        "merged_latency": latency["merged_reason"]
+        if latency["merged_seconds"] is None
+        else spread_of(over("latency.merged_seconds", here)),
     }
 
 

@@ -45,7 +45,8 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("score", "Mean ± standard deviation over seeds (number of seeds), on the test split."),
     (
         "against full",
-        "Difference to full fine-tuning on the same test examples, 95 % interval of the paired bootstrap.",
+        "Difference to full fine-tuning on the same test examples, each scored alone; 95 % interval of the paired bootstrap over "
+        "examples and seeds.",
     ),
     ("trained", "Trained parameters."),
     ("file", "Bytes of the stored adapter, or of the whole model."),
@@ -53,8 +54,8 @@ COLUMNS: tuple[tuple[str, str], ...] = (
         "peak memory",
         "Peak memory while training, above what libraries and data take, without what evaluations leave held.",
     ),
-    ("step", "Median seconds of an optimizer step."),
-    ("tokens/s", "Source and target tokens per second of training, padding not counted."),
+    ("step", "Median seconds of an optimizer step, in the seed that other work disturbed least."),
+    ("tokens/s", "Source and target tokens per second of training in that seed, padding not counted."),
     ("to best", "Seconds of training until the best score on validation."),
     ("answer", "Seconds to generate 16 tokens for one example; after merging in brackets."),
     ("rate", "Learning rate, chosen by the loss on validation."),
@@ -96,7 +97,8 @@ def _spread(value: Spread | None, text: Callable[[float], str]) -> Cell:
 
 
 def _latency(row: Row) -> Cell:
-    assert row.latency_seconds is not None
+    if row.latency_seconds is None:
+        return Cell("–")
     seconds = row.latency_seconds.mean
     if isinstance(row.merged_latency, Spread):
         return Cell(f"{seconds_text(seconds)} ({seconds_text(row.merged_latency.mean)})", seconds)
@@ -140,7 +142,8 @@ def overview_note(tables: Sequence[TaskTable]) -> str:
     return (
         f"Backbone {', '.join(backbones)}. Scores on the test split: mean ± standard deviation over seeds; of a mean over "
         "tasks, ± is its standard error. Memory (at the peak of training, above libraries and data) and time of a step are "
-        "parts of full fine-tuning's, geometric mean over tasks."
+        f"parts of full fine-tuning's, geometric mean over {', '.join(_ran_by_all(_rows_by_label(tables))) or 'no task'}, which "
+        "every method ran."
     )
 
 
@@ -159,10 +162,24 @@ def overview_header(tables: Sequence[TaskTable]) -> list[str]:
 
 def overview_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
     """Every method with its score on every task, its means over tasks that are scored alike, and what it takes."""
+    found = _rows_by_label(tables)
+    reference = {task: row for task, row in found.get("full", {}).items() if task in _ran_by_all(found)}
+    return [_overview_row(label, rows, tables, reference) for label, rows in found.items()]
+
+
+def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
+    """Rows by label and task, in the order of a table."""
     found: dict[str, dict[str, Row]] = {}
     for row in sorted((row for table in tables for row in table.rows), key=place):
         found.setdefault(row.label, {})[row.task] = row
-    return [_overview_row(label, rows, tables, found.get("full", {})) for label, rows in found.items()]
+    return found
+
+
+def _ran_by_all(rows_by_label: Mapping[str, Mapping[str, Row]]) -> list[str]:
+    """Tasks that every method finished which finished any: a ratio over other tasks is no ratio to compare."""
+    finished = [[task for task, row in rows.items() if row.test is not None] for rows in rows_by_label.values()]
+    first, *others = [tasks for tasks in finished if tasks] or [[]]
+    return [task for task in first if all(task in tasks for tasks in others)]
 
 
 def _overview_row(
