@@ -16,14 +16,15 @@ import pytest
 import synthetic
 from transformers import set_seed
 
-from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
 from t5peft.benchmark.data import data_of, load_data
 from t5peft.benchmark.memory import MemoryMeter
 from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.records import RunConfig, find_record, load_records, write_record
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.schedule import Plan, Progress, best_rate, next_rate, run_suite
-from t5peft.benchmark.suites import SuiteTask, load_suite, suite_from, suite_names
+from t5peft.benchmark.suites import SuiteMethod, SuiteTask, load_suite, suite_from, suite_names
+from t5peft.cli.bench import _grids
 from t5peft.evaluation import evaluate_task, loss_and_perplexity
 
 TESTS = Path(__file__).parent
@@ -135,6 +136,34 @@ def test_a_part_of_a_suite_by_names_that_it_has() -> None:
     assert (part.seeds, part.backbone) == ((3, 4), "other")
     with pytest.raises(ValueError, match=r"(?s)no task 'x'.*no method 'y'"):
         suite.narrowed(tasks=["x"], methods=["y"])
+
+
+def test_steps_that_are_asked_for_stand_before_those_of_a_task() -> None:
+    content = {"steps": 100, "tasks": [{"task": "a", "steps": 60}], "backbone": "mini", "examples_per_step": 16}
+    suite = suite_from("own", content | {"methods": [{"method": "full", "learning_rates": [1e-3]}]})
+    assert (suite.tasks[0].steps, suite.narrowed(steps=2).tasks[0].steps) == (60, 2)
+    for steps in (0, -3):
+        with pytest.raises(ValueError, match=f"steps is {steps}; expected at least 1"):
+            suite.narrowed(steps=steps)
+
+
+def test_single_values_in_place_of_lists_are_named() -> None:
+    content = {"steps": 3, "tasks": "a", "methods": [{"method": "full", "learning_rates": 0.001}], "seeds": 3}
+    with pytest.raises(ValueError) as error:
+        suite_from("own", content)
+    for problem in (
+        "field 'tasks' holds 'a', expected a list",
+        "field 'seeds' holds 3, expected a list",
+        "learning_rates holds 0.001, expected a list",
+    ):
+        assert problem in str(error.value)
+
+
+def test_rates_around_those_of_a_method_are_a_peers_too() -> None:
+    methods = (SuiteMethod("lora", (1.0,)), SuiteMethod("peft-lora", (1.0,)))
+    ours, peers = _grids(methods)
+    assert ours.learning_rates == peers.learning_rates
+    assert ours.learning_rates[1] == METHODS["lora"].learning_rate
 
 
 # --- the sweep

@@ -103,7 +103,7 @@ class _Watch(TrainerCallback):
         self._step_start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock, and scores the model as it was wrapped."""
+        """Starts the clock."""
         self.clock = Stopwatch()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -265,7 +265,7 @@ def _without_position(point: dict[str, float]) -> dict[str, float]:
 
 def _tokens_of(train: _Counted, config: RunConfig) -> float:
     """Tokens of all steps: the mean of what was handed out, as the loader reads one batch ahead."""
-    return train.tokens / max(1, train.examples) * config.steps * config.examples_per_step
+    return train.tokens / max(1, train.examples) * config.steps * min(len(train), config.examples_per_step)
 
 
 def _stored_bytes(model: nn.Module, folder: Path) -> int:

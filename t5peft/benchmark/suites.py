@@ -109,11 +109,15 @@ class Suite:
         """
         problems = _not_in(tasks, {task.name for task in self.tasks}, "task")
         problems += _not_in(methods, {method.method for method in self.methods}, "method")
+        if steps is not None and steps < 1:
+            problems.append(f"steps is {steps}; expected at least 1")
         if problems:
             raise ValueError("\n".join(problems))
         return replace(
             self,
-            tasks=tuple(task for task in self.tasks if tasks is None or task.name in tasks),
+            tasks=tuple(
+                replace(task, steps=steps or task.steps) for task in self.tasks if tasks is None or task.name in tasks
+            ),
             methods=tuple(method for method in self.methods if methods is None or method.method in methods),
             backbone=backbone or self.backbone,
             seeds=tuple(seeds) if seeds else self.seeds,
@@ -162,6 +166,10 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
     """
     problems = [f"unknown field {key!r}, fields are {', '.join(sorted(_FIELDS))}" for key in content.keys() - _FIELDS]
     problems += [f"field {key!r} is missing" for key in sorted(_REQUIRED - content.keys())]
+    for key in ("tasks", "methods", "seeds"):
+        if not isinstance(content.get(key) or [], list):
+            problems.append(f"field {key!r} holds {content[key]!r}, expected a list")
+            content = {**content, key: []}
     tasks = [_task(entry, problems) for entry in content.get("tasks") or ()]
     methods = [_method(entry, problems) for entry in content.get("methods") or ()]
     for what, entries in (("task", tasks), ("method", methods)):
@@ -191,6 +199,11 @@ def _method(entry: Any, problems: list[str]) -> SuiteMethod:
         return SuiteMethod("", ())
     unknown = entry.keys() - {"method", "learning_rates", "options"}
     problems += [f"method {entry['method']!r}: unknown field {key!r}" for key in sorted(unknown)]
+    if not isinstance(entry["learning_rates"], list):
+        problems.append(
+            f"method {entry['method']!r}: learning_rates holds {entry['learning_rates']!r}, expected a list"
+        )
+        return SuiteMethod(entry["method"], ())
     rates = tuple(float(rate) for rate in entry["learning_rates"])
     if list(rates) != sorted(set(rates)) or rates[0] <= 0:
         problems.append(f"method {entry['method']!r}: learning rates {list(rates)} must be positive and rise")

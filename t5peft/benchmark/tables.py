@@ -40,6 +40,9 @@ class Cell:
     title: str = ""
 
 
+PER_EXAMPLE = {"accuracy", "exact_match", "token_f1", "rougeL"}
+"""Metrics that are the mean of those of each example alone."""
+
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("method", "Tuning method; full fine-tuning is the reference."),
     ("score", "Mean ± standard deviation over seeds (number of seeds), on the test split."),
@@ -115,7 +118,12 @@ def markdown(table: TaskTable) -> str:
     lines = [header(table.metric), ["---"] + ["---:"] * (len(COLUMNS) - 1)]
     lines += [[cells(row)[name].text for name, _ in COLUMNS] for row in table.rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{table.task}**, {conditions_text(table)}\n\n{text}"
+    alone = (
+        ""
+        if table.metric in PER_EXAMPLE
+        else f"; differences are means of examples scored alone, {table.metric} is of all"
+    )
+    return f"**{table.task}**, {conditions_text(table)}{alone}\n\n{text}"
 
 
 def conditions_text(table: TaskTable) -> str:

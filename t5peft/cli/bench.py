@@ -145,11 +145,11 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
     """Three learning rates around each method's own, as the quick suite's were tuned on "mini"."""
     from t5peft.methods import METHODS
 
-    rates = {name: METHODS[name].learning_rate for name in METHODS}
-    return tuple(
-        replace(entry, learning_rates=tuple(float(f"{rates[entry.method] * factor:.3g}") for factor in (1 / 3, 1, 3)))
-        for entry in methods
-    )
+    def around(method: str) -> tuple[float, ...]:
+        rate = METHODS[method.removeprefix("peft-")].learning_rate  # a peer's is that of the same method here
+        return tuple(float(f"{rate * factor:.3g}") for factor in (1 / 3, 1, 3))
+
+    return tuple(replace(entry, learning_rates=around(entry.method)) for entry in methods)
 
 
 def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> None:
