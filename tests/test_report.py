@@ -36,6 +36,7 @@ from t5peft.benchmark.tables import (
     seconds_text,
 )
 
+ROOT = Path(__file__).parents[1]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -80,6 +81,27 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
     assert text.count("backbone ") == 1
     with pytest.raises(ValueError, match=r"holds no records, tasks other, methods full: run `t5peft bench` first"):
         text_of(["other"], ["full"])
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "folder"),
+    [
+        ("README.md", "quick", "quick"),
+        ("README.md", "real-overview", "real"),
+        ("benchmarks/RESULTS.md", "real", "real"),
+        ("benchmarks/RESULTS.md", "trec", "real_long"),
+        ("benchmarks/RESULTS.md", "sst2_glue", "files_sst2"),
+        ("benchmarks/RESULTS.md", "real_tasks", "real_tasks"),
+        ("benchmarks/RESULTS.md", "sensitivity", "sensitivity"),
+        ("benchmarks/RESULTS.md", "quantisation", "quantisation"),
+        ("benchmarks/RESULTS.md", "ladder", "ladder"),
+    ],
+)
+def test_a_table_in_the_documents_is_that_of_its_records(document: str, name: str, folder: str, tmp_path: Path) -> None:
+    records = ROOT / "benchmarks" / "records" / "bench" / folder / "records"
+    report = write_report(records, tmp_path, title="", about="", command="")
+    shown = (ROOT / document).read_text(encoding="utf-8").split(f"<!-- table:{name} -->\n")[1].split("\n<!-- /table -->")[0]
+    assert shown == (report.overview if name.endswith("-overview") else report.text)
 
 
 # --- statistics
