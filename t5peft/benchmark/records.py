@@ -26,8 +26,8 @@ SCHEMA = 1
 class RunConfig:
     """One run: a method on a task with one learning rate and one seed.
 
-    `data` names the examples: {"embedded": name} or the files with their columns, always with "fingerprint", the hash
-    of the files' content. `limits` caps the examples of a split; a split not named is taken whole.
+    `data` names the examples: {"task": name}, or {"own": the fields of a `Task` and its files}, always with
+    "fingerprint", the hash of the examples with the task's definition. `limits` caps the examples of a split; a split not named is taken whole.
     """
 
     task: str

@@ -94,7 +94,7 @@ def plans(suite: Suite, base_of: Callable[[SuiteTask, SuiteMethod], RunConfig]) 
 
 @dataclass
 class Progress:
-    """Where a suite stands; what is left is estimated from the runs that this call has timed, by method."""
+    """Where a suite stands; what is left is estimated from the runs that this call has timed."""
 
     runs: int
     done: int = 0

@@ -211,7 +211,8 @@ class _Chosen:
 
 
 def _why(record: Record) -> str:
-    return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
+    reason = record["reason"].replace("|", "/")  # which would end a cell
+    return f"{record['outcome'].replace('_', ' ')}: {reason}"
 
 
 _FIGURES = (
