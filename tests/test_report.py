@@ -100,7 +100,9 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
 def test_a_table_in_the_documents_is_that_of_its_records(document: str, name: str, folder: str, tmp_path: Path) -> None:
     records = ROOT / "benchmarks" / "records" / "bench" / folder / "records"
     report = write_report(records, tmp_path, title="", about="", command="")
-    shown = (ROOT / document).read_text(encoding="utf-8").split(f"<!-- table:{name} -->\n")[1].split("\n<!-- /table -->")[0]
+    shown = (
+        (ROOT / document).read_text(encoding="utf-8").split(f"<!-- table:{name} -->\n")[1].split("\n<!-- /table -->")[0]
+    )
     assert shown == (report.overview if name.endswith("-overview") else report.text)
 
 

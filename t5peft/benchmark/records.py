@@ -27,7 +27,8 @@ class RunConfig:
     """One run: a method on a task with one learning rate and one seed.
 
     `data` names the examples: {"task": name}, or {"own": the fields of a `Task` and its files}, always with
-    "fingerprint", the hash of the examples with the task's definition. `limits` caps the examples of a split; a split not named is taken whole.
+    "fingerprint", the hash of the examples with the task's definition. `limits` caps the examples of a split; a split not
+    named is taken whole.
     """
 
     task: str
