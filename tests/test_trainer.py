@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
-from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments
+from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments, TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
+from t5peft.speed import takes_rows
 from t5peft.training.progress import format_logs
 
 # every kind of training: all weights, weights beside the model's, keys and values, input vectors, factors, modules
@@ -102,6 +103,36 @@ def test_features_padded_by_the_users_own_tokenising_give_the_same_step(tmp_path
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == losses[1]
+
+
+def losses_of(trainer: T5PeftTrainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_packed_examples_do_not_see_each_other_without_our_kernels(tmp_path: Path) -> None:
+    losses = []
+    for pack in (False, True):
+        model = lora_wrap(seeded(tiny_t5))
+        args = arguments(tmp_path, max_steps=2, logging_steps=1, pack=pack, fast_kernels=False)
+        losses.append(losses_of(T5PeftTrainer(model, args, train_dataset=tiny_records(8))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert model.config._attn_implementation != "t5peft"
+
+
+def test_a_model_of_model_init_is_trained_on_our_kernels(tmp_path: Path) -> None:
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            rows.append(takes_rows(model))
+
+    rows: list[bool] = []
+    args = arguments(tmp_path, max_steps=2, logging_steps=1, per_device_train_batch_size=8)
+    given = {"train_dataset": tiny_records(8), "callbacks": [Watch()]}
+    made = T5PeftTrainer(None, args, model_init=lambda: lora_wrap(seeded(tiny_t5)), **given)
+    plain = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, **given)
+    assert losses_of(made) == pytest.approx(losses_of(plain), rel=1e-5)
+    assert rows == [True] * 4
+    assert not takes_rows(made.model)
 
 
 def test_operations_are_six_a_weight_and_source_token(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.wrapping import head_of
-from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches
+from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches, our_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.features import check_columns, check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
@@ -122,6 +122,18 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if made and self.args.lora_plus_ratio != 1:
             set_lora_plus(optimizer, self.model, self.args.lora_plus_ratio)
         return optimizer
+
+    def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Train, on our kernels; here and not in `train`, which may first replace the model by one of ``model_init``."""
+        keep = self.args.keep_activations
+        with contextlib.ExitStack() as during:
+            if self.args.fast_kernels and not self.args.torch_compile:
+                during.enter_context(kernels(self.model))
+            elif self.args.pack:
+                during.enter_context(our_attention(self.model))
+            if keep:
+                during.enter_context(kept_activations(self.model, keep))
+            return super()._inner_training_loop(batch_size, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one batch, cut into micro-batches; returns the loss [] per target token of the step.
@@ -301,13 +313,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             resume_from_checkpoint = str(newest)
         elif resume_from_checkpoint and (problems := verify(Path(resume_from_checkpoint))):
             raise ValueError(f"The checkpoint {resume_from_checkpoint} cannot be resumed from: {'; '.join(problems)}.")
-        fast = self.args.fast_kernels and not self.args.torch_compile
-        keep = self.args.keep_activations
-        with (
-            kernels(self.model) if fast else contextlib.nullcontext(),
-            kept_activations(self.model, keep) if keep else contextlib.nullcontext(),
-        ):
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
