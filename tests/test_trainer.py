@@ -162,6 +162,17 @@ def test_fp16_is_refused_with_the_reason(tmp_path: Path) -> None:
         arguments(tmp_path, fp16=True)
 
 
+@pytest.mark.parametrize("pack", [None, False], ids=["rows", "padded"])
+@pytest.mark.parametrize("method", TUNED)
+def test_training_in_bf16_has_the_loss_of_float32(method: str, pack: bool | None, tmp_path: Path) -> None:
+    losses = []
+    for bf16 in (False, True):
+        model = METHODS[method].wrap(seeded(lambda: tiny_t5(dropout_rate=0.1)))
+        args = arguments(tmp_path, max_steps=2, logging_steps=1, learning_rate=1e-3, bf16=bf16, pack=pack)
+        losses.append(losses_of(T5PeftTrainer(model, args, train_dataset=tiny_records(8))))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
 def test_training_stops_at_the_first_loss_that_is_no_number(tmp_path: Path) -> None:
     model = lora_wrap(tiny_t5())
     name, parameter = next((n, p) for n, p in model.named_parameters() if p.requires_grad)
