@@ -35,12 +35,11 @@ from transformers.trainer_utils import (
     EvalLoopOutput,
     EvalPrediction,
     denumpify_detensorize,
-    rotate_checkpoints,
 )
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
-from t5peft.checkpoint import SEAL, newest_complete, seal, verify
+from t5peft.checkpoint import SEAL, newest_complete, rotate, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
@@ -328,12 +327,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             seal(folder, self.model)
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
+            rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save the adapter alone; peft by itself would look on the hub whether the embeddings were resized."""
