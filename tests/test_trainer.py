@@ -162,6 +162,29 @@ def test_fp16_is_refused_with_the_reason(tmp_path: Path) -> None:
         arguments(tmp_path, fp16=True)
 
 
+@pytest.mark.parametrize(
+    "drawn", [{"per_device_train_batch_size": 2}, {"gradient_accumulation_steps": 2}, {"seed": 2}], ids=str
+)
+def test_a_search_draws_the_batches_of_a_step_and_the_examples_of_a_batch(
+    drawn: dict[str, int], tmp_path: Path
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sizes = []
+
+    class Watch(T5PeftTrainer):
+        def training_step(self, model: Any, inputs: Any, *given: Any) -> Any:
+            sizes.append(len(inputs["features"]))
+            return super().training_step(model, inputs, *given)
+
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=3, gradient_accumulation_steps=4)
+    given = {"train_dataset": tiny_records(24), "eval_dataset": tiny_records(2)}
+    trainer = Watch(None, args, model_init=lambda: lora_wrap(tiny_t5()), **given)
+    trainer.hyperparameter_search(lambda trial: drawn, n_trials=2, direction="minimize", backend="optuna")
+    steps = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4} | drawn
+    assert sizes == [steps["per_device_train_batch_size"] * steps["gradient_accumulation_steps"]] * 2
+
+
 @pytest.mark.parametrize("pack", [None, False], ids=["rows", "padded"])
 @pytest.mark.parametrize("method", TUNED)
 def test_training_in_bf16_has_the_loss_of_float32(method: str, pack: bool | None, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.wrapping import head_of
 from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches, our_attention
-from t5peft.training.arguments import as_t5peft_arguments
+from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
 from t5peft.training.features import check_columns, check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 
@@ -93,10 +93,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
             if hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping) and isinstance(dataset[0], Mapping):
                 check_columns(dataset[0].keys(), name)
         args = as_t5peft_arguments(args)
-        if data_collator is None and args.deepspeed is None:
-            # One step is one set of examples, whatever batches it comes in.
-            args.per_device_train_batch_size *= args.gradient_accumulation_steps
-            args.gradient_accumulation_steps = 1
+        self._folds_batches = data_collator is None and args.deepspeed is None
+        self._batches_of_a_step = _fold_batches(args) if self._folds_batches else 1
         self.throughput = Throughput()
         super().__init__(
             model=model,
@@ -111,6 +109,16 @@ class T5PeftTrainer(Seq2SeqTrainer):
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set the arguments of a trial of ``hyperparameter_search``, which are examples a batch and batches a step."""
+        if trial is not None:
+            self.args.per_device_train_batch_size //= self._batches_of_a_step
+            self.args.gradient_accumulation_steps *= self._batches_of_a_step
+        super()._hp_search_setup(trial)
+        if trial is not None and self._folds_batches:
+            self._batches_of_a_step = _fold_batches(self.args)
+            self._train_batch_size = self.args.train_batch_size
 
     # --- training ------------------------------------------------------------------------------------------------------
 
@@ -449,6 +457,14 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if self._has_class_head:
             return np.array(labels)
         return _stack([np.array(row) for row in labels], pad)
+
+
+def _fold_batches(args: T5PeftTrainingArguments) -> int:
+    """Make the batches of a step one, in place, as a step is one set of examples; returns how many they were."""
+    batches = args.gradient_accumulation_steps
+    args.per_device_train_batch_size *= batches
+    args.gradient_accumulation_steps = 1
+    return batches
 
 
 def _items(batch: Batch) -> int:
