@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import tiny_t5, tiny_tokenizer
 
-from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
+from t5peft import METHODS, T5PeftTrainingArguments, load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import main
 from t5peft.retuning import Retuned, replace, retune
 from t5peft.tasks import Task
@@ -77,6 +78,24 @@ def test_tuning_again_saves_a_new_version_with_both_scores_and_leaves_the_old_on
     assert (tmp_path / "v2" / "retuning.json").is_file()
     assert all(0 <= score <= 1 for score in (report.old_before, report.old_after, report.new_before, report.new_after))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone", "v1", "v2"]
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if name != "full" and not method.quantize])
+def test_an_adapter_is_tuned_again_at_its_own_methods_learning_rate(
+    method: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(args: T5PeftTrainingArguments, **_: Any) -> None:
+        raise Stop(args.learning_rate)
+
+    monkeypatch.setattr("t5peft.tuning.T5PeftTrainer", stop)
+    old = save_adapter(METHODS[method].wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    given = {"new_test": records(2), "old_test": records(2), "recipe": Recipe(steps=1), "output": tmp_path / "v2"}
+    with pytest.raises(Stop) as rate:
+        retune(old, TASK, records(8, 20), records(4), **given)
+    assert rate.value.args == (METHODS[method].learning_rate,)
 
 
 def test_a_worse_version_is_refused_and_changes_nothing(tmp_path: Path) -> None:
