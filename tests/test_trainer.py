@@ -318,6 +318,16 @@ def test_eval_loss_is_the_mean_over_target_tokens_for_every_batch_size(tmp_path:
         assert trainer.evaluate()["eval_loss"] == pytest.approx(summed / tokens, rel=1e-6)
 
 
+@pytest.mark.parametrize("head", [False, True], ids=["text", "class head"])
+def test_eval_loss_is_the_plain_cross_entropy_whatever_training_adds_to_it(head: bool, tmp_path: Path) -> None:
+    records = [{**record, "labels": 1} for record in tiny_records(4)] if head else tiny_records(4)
+    losses = []
+    for added in ({}, {"label_smoothing_factor": 0.1, "z_loss": 0.01}):
+        model = tiny_classifier() if head else tiny_t5()
+        losses.append(T5PeftTrainer(model, arguments(tmp_path, **added), eval_dataset=records).evaluate()["eval_loss"])
+    assert losses[0] == losses[1]
+
+
 def test_a_log_is_one_line_with_its_units() -> None:
     logs = {
         "loss": 1.25, "learning_rate": 1e-3, "tokens_per_second": 1234.5, "padding_share": 0.25,

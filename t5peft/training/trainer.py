@@ -3,7 +3,7 @@
 The loss of one optimizer step is the sum of the cross-entropy over its target tokens, divided by their number over all
 devices. Because it is a sum, the examples of a step may be cut by length into micro-batches, or packed, without changing the
 gradient: that is where most of the speed comes from. Evaluation is a sum over target tokens too, and so exact for every
-batch size and number of processes.
+batch size and number of processes; label smoothing and z-loss are left out of it, so that runs that differ in them compare.
 
 Against transformers' Trainer: ``gradient_accumulation_steps`` batches are taken as one step of so many examples; the loss of T5, a
 mean that the Trainer takes for a sum, is not used; the head never makes logits over the whole vocabulary at once.
@@ -196,10 +196,13 @@ class T5PeftTrainer(Seq2SeqTrainer):
         return (loss, {}) if return_outputs else loss
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """Loss [] summed over the target tokens (or the examples, for a head) of ``batch``, and their number."""
-        smoothing = self.args.label_smoothing_factor
+        """Loss [] summed over the target tokens (or the examples, for a head) of ``batch``, and their number.
+
+        Label smoothing and z-loss belong to training: in evaluation mode it is the plain cross-entropy.
+        """
+        smoothing, z_loss = (self.args.label_smoothing_factor, self.args.z_loss) if model.training else (0.0, 0.0)
         if not self._has_class_head:
-            return target_loss(model, batch, label_smoothing=smoothing, z_loss=self.args.z_loss)
+            return target_loss(model, batch, label_smoothing=smoothing, z_loss=z_loss)
         labels = batch["labels"]
         logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum"), len(labels)
@@ -358,7 +361,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss per target token, and generated tokens or class scores where metrics ask for them; exact on every split."""
+        """Cross-entropy per target token, and generated tokens or class scores where metrics ask for them; exact on every split."""
         dataset = dataloader.dataset
         model = self.accelerator.unwrap_model(self.model) if not self.is_fsdp_enabled else self.model_wrapped
         model.to(self.args.device)
