@@ -259,6 +259,16 @@ def test_prediction_works_without_labels(tmp_path: Path) -> None:
     assert output.label_ids is None
 
 
+def test_arguments_that_would_be_without_effect_are_refused_together(tmp_path: Path) -> None:
+    args = arguments(tmp_path, include_for_metrics=["inputs"], batch_eval_metrics=True)
+    unserved = {"compute_loss_func": print, "preprocess_logits_for_metrics": print}
+    unserved["compute_metrics"] = lambda prediction, compute_result: {}
+    with pytest.raises(ValueError, match="does not serve") as error:
+        T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(4), **unserved)
+    names = [*unserved, "include_for_metrics", "batch_eval_metrics", "predict_with_generate=True"]
+    assert all(name in str(error.value) for name in names)
+
+
 def test_a_classification_head_is_trained_and_its_scores_reach_the_metrics(tmp_path: Path) -> None:
     records = [{"input_ids": record["input_ids"], "labels": i % 3} for i, record in enumerate(tiny_records(9))]
     model = lora_wrap(tiny_classifier())

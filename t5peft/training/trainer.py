@@ -70,7 +70,9 @@ class T5PeftTrainer(Seq2SeqTrainer):
             without -100, [B, G] and [B, T], padded with the padding token.
 
     Raises:
-        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding.
+        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding, and
+            for what is not served: ``compute_metrics`` with neither ``predict_with_generate`` nor a class head,
+            ``compute_loss_func``, ``preprocess_logits_for_metrics``, ``include_for_metrics``, ``batch_eval_metrics``.
         FloatingPointError: when the loss is no longer a number; training stops there.
     """
 
@@ -106,9 +108,28 @@ class T5PeftTrainer(Seq2SeqTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self._check_served()
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
+
+    def _check_served(self) -> None:
+        """Raise one ValueError for all arguments of transformers' Trainer that would be without effect here."""
+        problems = []
+        if self.compute_metrics and not (self.args.predict_with_generate or self._has_class_head):
+            problems.append(
+                "compute_metrics without predict_with_generate=True (set it: no logits exist, metrics get generated tokens)"
+            )
+        if self.compute_loss_func:
+            problems.append("compute_loss_func (override summed_loss in a subclass)")
+        if self.preprocess_logits_for_metrics:
+            problems.append("preprocess_logits_for_metrics (do it in compute_metrics)")
+        if self.args.include_for_metrics:
+            problems.append("include_for_metrics (compute_metrics gets all rows, in the order of the data set)")
+        if self.args.batch_eval_metrics:
+            problems.append("batch_eval_metrics (compute_metrics is called once, with all rows)")
+        if problems:
+            raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Set the arguments of a trial of ``hyperparameter_search``, which are examples a batch and batches a step."""
