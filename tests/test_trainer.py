@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
-from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import EarlyStoppingCallback, GenerationConfig, Seq2SeqTrainingArguments, TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
 from t5peft.speed import takes_rows
@@ -257,6 +257,19 @@ def test_prediction_works_without_labels(tmp_path: Path) -> None:
     output = trainer.predict(records, max_new_tokens=6)
     assert output.predictions.shape[0] == 5
     assert output.label_ids is None
+
+
+@pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])
+@pytest.mark.parametrize("by", ["arguments", "model"])
+def test_a_generation_config_is_followed(by: str, wrap: Any, tmp_path: Path) -> None:
+    config = GenerationConfig(max_new_tokens=2, decoder_start_token_id=PAD, eos_token_id=EOS, pad_token_id=PAD)
+    model = tiny_t5()
+    if by == "model":
+        model.generation_config = config
+    args = arguments(tmp_path, predict_with_generate=True, generation_config=config if by == "arguments" else None)
+    trainer = T5PeftTrainer(wrap(model), args)
+    assert trainer.predict(tiny_records(3)).predictions.shape == (3, 2)
+    assert trainer.predict(tiny_records(3), max_new_tokens=4).predictions.shape == (3, 4)
 
 
 def test_arguments_that_would_be_without_effect_are_refused_together(tmp_path: Path) -> None:

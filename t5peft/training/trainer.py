@@ -438,10 +438,19 @@ class T5PeftTrainer(Seq2SeqTrainer):
         return [_until_end(row, pad, end) for row in tokens.cpu().numpy()]
 
     def _generation_limit(self, dataset: Any) -> dict[str, Any]:
-        """Arguments of generate: given ones, else as many new tokens as the longest target of the data has."""
+        """Arguments of generate: given ones, else as many new tokens as the model's generation config says, or else as the
+        longest target of the data has.
+        """
+        t5 = t5_of(self.model)
+        if self.args.generation_config is not None:
+            # transformers gives it to the wrapper, which is not what generates
+            t5.generation_config = self.load_generation_config(self.args.generation_config)
         given = {name: value for name, value in getattr(self, "_gen_kwargs", {}).items() if value is not None}
         if "max_new_tokens" in given or "max_length" in given:
             return given
+        for name in ("max_new_tokens", "max_length"):
+            if (most := getattr(t5.generation_config, name)) is not None:
+                return {**given, name: most}
         for data in (dataset, self.train_dataset):
             if data is not None and hasattr(data, "__len__") and "labels" in data[0]:
                 return {**given, "max_new_tokens": max(_length(unpadded(row)["labels"]) for row in data)}
