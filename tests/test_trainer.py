@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
+from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, GenerationConfig, Seq2SeqTrainingArguments, TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
@@ -133,6 +136,31 @@ def test_a_model_of_model_init_is_trained_on_our_kernels(tmp_path: Path) -> None
     assert losses_of(made) == pytest.approx(losses_of(plain), rel=1e-5)
     assert rows == [True] * 4
     assert not takes_rows(made.model)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(tiny_records(6))
+
+
+@pytest.mark.parametrize(
+    "make", [Stream, lambda: Dataset.from_list(tiny_records(6)).to_iterable_dataset()], ids=["torch", "datasets"]
+)
+def test_streams_are_trained_and_evaluated_on(make: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=5, logging_steps=1, predict_with_generate=True)
+    trainer = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, train_dataset=make(), eval_dataset=make())
+    assert len(losses_of(trainer)) == 5  # two steps an epoch
+    of_list = T5PeftTrainer(trainer.model, args, eval_dataset=tiny_records(6))
+    assert trainer.evaluate()["eval_loss"] == of_list.evaluate()["eval_loss"]
+    assert trainer.predict(make()).predictions.shape[0] == 6
+
+
+def test_a_stream_in_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path), train_dataset=Stream(), eval_dataset=Stream())
+    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(num_processes=2))
+    for dataloader in (trainer.get_train_dataloader, trainer.get_eval_dataloader):
+        with pytest.raises(ValueError, match=r"Got a stream \(Stream\) in 2 processes; expected a list"):
+            dataloader()
 
 
 def test_operations_are_six_a_weight_and_source_token(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -63,16 +64,17 @@ class T5PeftTrainer(Seq2SeqTrainer):
     Args:
         model: a T5, or what a ``*_wrap`` made of it.
         args: :class:`T5PeftTrainingArguments`, or plain ``Seq2SeqTrainingArguments``.
-        train_dataset, eval_dataset: records with ``input_ids`` and ``labels``; padding and other columns are ignored.
+        train_dataset, eval_dataset: records with ``input_ids`` and ``labels``; padding and other columns are ignored. Streams
+            (an ``IterableDataset`` of torch or datasets) in one process; one to evaluate on is read to its end each time.
         processing_class: the tokenizer; saved with checkpoints.
         data_collator: needed by no method; one that returns tensors is used as it is, without cutting by length.
         compute_metrics: from ``EvalPrediction`` to a dictionary. With ``predict_with_generate`` it gets token ids
             without -100, [B, G] and [B, T], padded with the padding token.
 
     Raises:
-        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding, and
-            for what is not served: ``compute_metrics`` with neither ``predict_with_generate`` nor a class head,
-            ``compute_loss_func``, ``preprocess_logits_for_metrics``, ``include_for_metrics``, ``batch_eval_metrics``.
+        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding, a stream
+            in several processes, and for what is not served: ``compute_metrics`` with neither ``predict_with_generate`` nor a class
+            head, ``compute_loss_func``, ``preprocess_logits_for_metrics``, ``include_for_metrics``, ``batch_eval_metrics``.
         FloatingPointError: when the loss is no longer a number; training stops there.
     """
 
@@ -92,9 +94,13 @@ class T5PeftTrainer(Seq2SeqTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if hasattr(dataset, "__len__") and len(dataset) == 0:
                 raise ValueError(f"{name} is empty; expected at least one record with `input_ids` and `labels`.")
-            if hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping) and isinstance(dataset[0], Mapping):
+            indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping | IterableDataset)
+            if indexed and isinstance(dataset[0], Mapping):
                 check_columns(dataset[0].keys(), name)
         args = as_t5peft_arguments(args)
+        if args.world_size == 1:
+            # Accelerate would take a batch of a stream for tensors, to hand them out to processes.
+            args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
         self._folds_batches = data_collator is None and args.deepspeed is None
         self._batches_of_a_step = _fold_batches(args) if self._folds_batches else 1
         self.throughput = Throughput()
@@ -140,6 +146,14 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if trial is not None and self._folds_batches:
             self._batches_of_a_step = _fold_batches(self.args)
             self._train_batch_size = self.args.train_batch_size
+
+    def _get_dataloader(self, dataset: Any, *given: Any, **options: Any) -> DataLoader:
+        if isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"Got a stream ({type(dataset).__name__}) in {self.accelerator.num_processes} processes; expected a list or a "
+                "datasets.Dataset, of which each process takes its part. Load it whole, or train in one process."
+            )
+        return super()._get_dataloader(dataset, *given, **options)
 
     # --- training ------------------------------------------------------------------------------------------------------
 
@@ -270,11 +284,13 @@ class T5PeftTrainer(Seq2SeqTrainer):
     def _has_class_head(self) -> bool:
         return head_of(t5_of(self.model)) is not None
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        """Target tokens (or examples, for a head) of one step, over all processes."""
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
+        """Target tokens (or examples, for a head) of one step, over all processes; None at the end of a stream."""
+        if not batch_samples:
+            return None
         for batch in batch_samples:
             check_features(batch.get("features", []))
-        if batch_samples and "features" in batch_samples[-1]:
+        if "features" in batch_samples[-1]:
             batch_samples[-1]["features"] = self._without_repeated(batch_samples[-1]["features"])
         count = sum(_items(batch) for batch in batch_samples)
         items = torch.tensor(float(count), device=device)
@@ -383,7 +399,9 @@ class T5PeftTrainer(Seq2SeqTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Cross-entropy per target token, and generated tokens or class scores where metrics ask for them; exact on every split."""
-        dataset = dataloader.dataset
+        dataset: Any = dataloader.dataset
+        if isinstance(dataset, IterableDataset):
+            dataset = list(dataset)
         model = self.accelerator.unwrap_model(self.model) if not self.is_fsdp_enabled else self.model_wrapped
         model.to(self.args.device)
         was_training = model.training
