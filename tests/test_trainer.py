@@ -379,6 +379,19 @@ def test_eval_loss_is_the_plain_cross_entropy_whatever_training_adds_to_it(head:
     assert losses[0] == losses[1]
 
 
+def test_an_example_without_a_class_does_not_count_in_the_loss_of_a_class_head(tmp_path: Path) -> None:
+    records = [{**record, "labels": i % 3} for i, record in enumerate(tiny_records(4))]
+    trainer = T5PeftTrainer(tiny_classifier(), arguments(tmp_path))
+    with_more = trainer.evaluate([*records, {**records[0], "labels": -100}])
+    assert with_more["eval_loss"] == pytest.approx(trainer.evaluate(records)["eval_loss"], rel=1e-6)
+
+
+def test_a_class_head_of_several_labels_an_example_is_refused(tmp_path: Path) -> None:
+    model = tiny_classifier(problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="problem_type='multi_label_classification'"):
+        T5PeftTrainer(model, arguments(tmp_path), train_dataset=[{"input_ids": [3, EOS], "labels": [1.0, 0.0, 1.0]}])
+
+
 def test_a_log_is_one_line_with_its_units() -> None:
     logs = {
         "loss": 1.25, "learning_rate": 1e-3, "tokens_per_second": 1234.5, "padding_share": 0.25,

@@ -74,7 +74,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
     Raises:
         ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding, a stream
             in several processes, and for what is not served: ``compute_metrics`` with neither ``predict_with_generate`` nor a class
-            head, ``compute_loss_func``, ``preprocess_logits_for_metrics``, ``include_for_metrics``, ``batch_eval_metrics``.
+            head, ``compute_loss_func``, ``preprocess_logits_for_metrics``, ``include_for_metrics``, ``batch_eval_metrics``,
+            a class head of another ``problem_type`` than one class an example.
         FloatingPointError: when the loss is no longer a number; training stops there.
     """
 
@@ -134,6 +135,10 @@ class T5PeftTrainer(Seq2SeqTrainer):
             problems.append("include_for_metrics (compute_metrics gets all rows, in the order of the data set)")
         if self.args.batch_eval_metrics:
             problems.append("batch_eval_metrics (compute_metrics is called once, with all rows)")
+        if self._has_class_head and t5_of(self.model).config.problem_type not in (None, "single_label_classification"):
+            problems.append(
+                f"problem_type={t5_of(self.model).config.problem_type!r} (a class head has one class an example)"
+            )
         if problems:
             raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
 
@@ -240,7 +245,9 @@ class T5PeftTrainer(Seq2SeqTrainer):
             return target_loss(model, batch, label_smoothing=smoothing, z_loss=z_loss)
         labels = batch["labels"]
         logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum"), len(labels)
+        return cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum"), int(
+            (labels != IGNORED_LABEL).sum()
+        )
 
     def micro_batches(self, inputs: Batch) -> list[Batch]:
         """The micro-batches of a batch; a batch of tensors, from a collator of the user's, is one."""
