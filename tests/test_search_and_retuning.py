@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,12 @@ def test_the_commands_search_and_retune_run(backbone: str, tmp_path: Path, capsy
     table = tmp_path / "films.csv"
     table.write_text("text,label\n" + "\n".join(f"{row['text']},{row['label']}" for row in records(24)))
     common = ["--backbone", backbone, "--steps", "1", "--batch-size", "4", "--evaluations", "1"]
-    data = ["--task", "classification", "--train", str(table)]
-    assert main(["search", *data, *common, "--trials", "1", "--output", str(tmp_path / "study")]) == 0
-    assert "t5peft train --task classification" in capsys.readouterr().out
+    data = ["--task", "classification", "--train", str(table), "--column", "text=text"]
+    assert main(["search", *data, *common, "--seed", "5", "--trials", "1", "--output", str(tmp_path / "study")]) == 0
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert command[:4] == ["t5peft", "train", "--task", "classification"]
+    assert command[command.index("--seed") + 1] == "5"
+    assert main(command[1:]) == 0
     assert main(["train", *data, *common, "--output", str(tmp_path / "run")]) == 0
     files = [f"--{name}={table}" for name in ("train", "test", "old-train", "old-test")]
     assert main(["retune", str(tmp_path / "run" / "adapter"), *files, *common, "--output", str(tmp_path / "v2")]) == 0
