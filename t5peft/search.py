@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
 
     Raises:
         ImportError: Optuna is not installed (``pip install t5peft[search]``).
-        ValueError: fewer than one trial.
+        ValueError: fewer than one trial, or a study that was begun by another recipe.
     """
     import optuna
 
@@ -85,6 +85,15 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
         load_if_exists=True,
     )
+    begun = study.user_attrs.get("recipe", asdict(recipe))
+    if changed := {
+        name: (begun.get(name), value) for name, value in asdict(recipe).items() if begun.get(name, value) != value
+    }:
+        raise ValueError(
+            f"The study in {folder} was begun by another recipe (its own and the given: {changed}); its trials would not "
+            "compare. Give the same recipe, or another folder."
+        )
+    study.set_user_attr("recipe", asdict(recipe))
     metric = METRICS[task.metrics[0]]
     tried = {"train": splits["train"], "validation": splits["validation"]}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone:
     assert f"--learning-rate {done.recipe.learning_rate:.3g}" in command
     assert f"--rank {done.recipe.options['rank']}" in command
     assert not list((tmp_path / "study").glob("trial-*"))
+
+
+def test_a_study_is_not_continued_by_another_recipe(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    splits = {"train": records(4), "validation": records(4, 100)}
+    search(TASK, splits, recipe(backbone), tmp_path / "study", trials=1)
+    with pytest.raises(ValueError, match=r"begun by another recipe .*'steps': \(2, 3\)"):
+        search(TASK, splits, replace_fields(recipe(backbone), steps=3), tmp_path / "study", trials=2)
 
 
 def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None:
