@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -176,7 +177,12 @@ def seal(folder: Path, model: PreTrainedModel) -> None:
     hashes = {str(path.relative_to(folder)): _hash(path) for path in _files(folder)}
     for path in _files(folder):
         _sync(path)
-    content = {"backbone": fingerprint(model), "quantized": quantization_of_model(model), "files": hashes}
+    content = {
+        "backbone": fingerprint(model),
+        "quantized": quantization_of_model(model),
+        "files": hashes,
+        "saved": time.time(),  # seconds since 1970
+    }
     temporary = folder / f".{SEAL}"
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
     _sync(temporary)
@@ -205,14 +211,27 @@ def verify(folder: Path) -> list[str]:
 
 
 def newest_complete(run_folder: str | Path) -> Path | None:
-    """The latest ``checkpoint-N`` in ``run_folder`` that is sealed and undamaged, or None; says which ones it passes over."""
-    folders = [path for path in Path(run_folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    """The ``checkpoint-N`` sealed last in ``run_folder`` that is undamaged, or None; says which ones it passes over."""
+    for folder in reversed(_checkpoints(run_folder)):
         problems = verify(folder) if (folder / SEAL).is_file() else ["saving it was not finished"]
         if not problems:
             return folder
         logger.warning("Passing over %s: %s.", folder, "; ".join(problems))
     return None
+
+
+def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints in ``run_folder`` beyond ``limit`` (None or 0: none), but never the newest and ``best``."""
+    folders = _checkpoints(run_folder)
+    surplus = max(0, len(folders) - limit) if limit and limit > 0 else 0
+    for folder in [path for path in folders[:-1] if best is None or path != Path(best)][:surplus]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoints(run_folder: str | Path) -> list[Path]:
+    """Each ``checkpoint-N``, oldest first: by the time of its seal, as an earlier run may have left higher numbers."""
+    folders = [path for path in Path(run_folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    return sorted(folders, key=lambda path: (_seal_of(path).get("saved", 0.0), int(path.name.split("-")[-1])))
 
 
 def _labels(folder: Path, config: dict[str, Any]) -> int | None:

@@ -7,6 +7,7 @@ place only if it is not worse.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.checkpoint import load_adapter, quantization_of, save_adapter
 from t5peft.evaluation import METRICS, evaluate_task
+from t5peft.methods import method_of
 from t5peft.tasks import Task, hold_out
 from t5peft.tuning import Recipe, Records, tune
 
@@ -85,7 +87,7 @@ def retune(
         old: training records of the old version, of which a part is replayed.
         new_test: test records of the new kind.
         old_test: test records of the old kind.
-        recipe: budget and learning rate; method and backbone are the adapter's own.
+        recipe: budget and learning rate (None: that of the adapter's method); method and backbone are the adapter's own.
         output: folder of the new version.
         replay: old records replayed for each new one; 0: none.
 
@@ -100,6 +102,7 @@ def retune(
         raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
     model, tokenizer = load_adapter(adapter, trainable=True, quantize=quantization_of(adapter))
     assert tokenizer is not None
+    recipe = dataclasses.replace(recipe, method=method_of(model) or recipe.method)
     before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     replayed = random.Random(recipe.seed).sample(list(old), min(len(old), round(replay * len(new))))
     train, validation = hold_out([dict(record) for record in (*new, *replayed)], task.source)

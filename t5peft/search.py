@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,16 @@ class Found:
     pruned: int
     picture: Path | None
 
-    def command(self, task: str, output: str) -> str:
-        """The command that tunes once more by the best recipe."""
+    def command(self, task: str, output: str, data: Sequence[str] = ()) -> str:
+        """The command that tunes once more by the best recipe, on the files and columns that ``data``, more of its words, say."""
         recipe = self.recipe
-        words = ["t5peft", "train", "--task", task, "--method", recipe.method, "--backbone", recipe.backbone]
+        words = ["t5peft", "train", "--task", task, *data, "--method", recipe.method, "--backbone", recipe.backbone]
         words += ["--learning-rate", f"{recipe.learning_rate:.3g}", "--weight-decay", f"{recipe.weight_decay:g}"]
         words += ["--label-smoothing", f"{recipe.label_smoothing:g}", "--batch-size", str(recipe.batch_size)]
         words += ["--steps", str(recipe.steps)] if recipe.steps else ["--epochs", f"{recipe.epochs:g}"]
+        words += ["--evaluations", str(recipe.evaluations), "--seed", str(recipe.seed)]
+        words += ["--patience", str(recipe.patience)] if recipe.patience else []
+        words += ["--bf16"] if recipe.bf16 else []
         words += [part for name, value in recipe.options.items() for part in (f"--{name}", str(value))]
         return shlex.join([*words, "--output", output])
 
@@ -65,7 +68,7 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
 
     Raises:
         ImportError: Optuna is not installed (``pip install t5peft[search]``).
-        ValueError: fewer than one trial.
+        ValueError: fewer than one trial, or a study that was begun by another recipe.
     """
     import optuna
 
@@ -82,6 +85,15 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
         load_if_exists=True,
     )
+    begun = study.user_attrs.get("recipe", asdict(recipe))
+    if changed := {
+        name: (begun.get(name), value) for name, value in asdict(recipe).items() if begun.get(name, value) != value
+    }:
+        raise ValueError(
+            f"The study in {folder} was begun by another recipe (its own and the given: {changed}); its trials would not "
+            "compare. Give the same recipe, or another folder."
+        )
+    study.set_user_attr("recipe", asdict(recipe))
     metric = METRICS[task.metrics[0]]
     tried = {"train": splits["train"], "validation": splits["validation"]}
 

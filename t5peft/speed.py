@@ -19,7 +19,7 @@ from transformers.models.mt5.modeling_mt5 import MT5Attention, MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 from transformers.models.umt5.modeling_umt5 import UMT5Attention, UMT5LayerNorm
 
-from t5peft.attention import use_attention
+from t5peft.attention import NAME, use_attention
 from t5peft.backbone import t5_of
 from t5peft.batches import Feature, collate, cut_by_tokens, cut_evenly, lay_in_row
 from t5peft.batches import pack as pack_rows
@@ -63,18 +63,28 @@ def kernels(model: nn.Module) -> Iterator[None]:
     Names, hooks and adapters stay what they are; no forward pass of T5's blocks is replaced; a module of another class
     stays as it is. `model` may be wrapped (PeftModel, DistributedDataParallel).
     """
-    t5, classes = t5_of(model), faster()
-    implementation = t5.config._attn_implementation
+    classes = faster()
     swapped = [(module, type(module)) for module in model.modules() if type(module) in classes]
+    with our_attention(model):
+        for module, plain in swapped:
+            module.__class__ = classes[plain]
+        try:
+            yield
+        finally:
+            for module, plain in swapped:
+                if type(module) is classes[plain]:
+                    module.__class__ = plain
+
+
+@contextmanager
+def our_attention(model: nn.Module) -> Iterator[None]:
+    """Inside the block `model` calls the attention function "t5peft", without which packed examples would see each other."""
+    t5 = t5_of(model)
+    implementation = t5.config._attn_implementation
     use_attention(t5)
-    for module, plain in swapped:
-        module.__class__ = classes[plain]
     try:
         yield
     finally:
-        for module, plain in swapped:
-            if type(module) is classes[plain]:
-                module.__class__ = plain
         t5.set_attn_implementation(implementation)
 
 
@@ -88,10 +98,13 @@ def takes_rows(model: nn.Module) -> bool:
 
 
 def layout_of(model: nn.Module, pack: bool | None) -> Layout:
-    """How micro-batches of `model` are laid out, by what the user asks for: packed or not, or None for what is best."""
+    """How micro-batches of `model` are laid out, by what the user asks for: packed or not, or None for what is best.
+
+    Packed only where the attention function "t5peft" reads the block masks; no other does.
+    """
     if pack is not False and takes_rows(model):
         return "rows"
-    return "packed" if pack else "padded"
+    return "packed" if pack and t5_of(model).config._attn_implementation == NAME else "padded"
 
 
 def micro_batches(

@@ -145,9 +145,9 @@ def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
     assert isinstance(loaded, PeftModel)
 
 
-def train(folder: Path, **changes: object) -> T5PeftTrainer:
+def train(folder: Path, steps: int = 6) -> T5PeftTrainer:
     args = T5PeftTrainingArguments(
-        str(folder), max_steps=6, per_device_train_batch_size=2, save_strategy="steps", save_steps=2, disable_tqdm=True,
+        str(folder), max_steps=steps, per_device_train_batch_size=2, save_strategy="steps", save_steps=2, disable_tqdm=True,
         report_to="none", use_cpu=True, save_total_limit=2, logging_steps=1,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -178,3 +178,12 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
 def test_resuming_from_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no complete checkpoint in"):
         train(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_checkpoints_of_an_earlier_run_in_the_folder_are_older_and_go_first(tmp_path: Path) -> None:
+    train(tmp_path, steps=10).train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-8"]
+    train(tmp_path, steps=4).train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    train(tmp_path, steps=2).train()
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"

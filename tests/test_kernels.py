@@ -26,7 +26,17 @@ from t5peft.kernels.linear import Linear, product, product_over_rows, row_multip
 from t5peft.kernels.rows import RowLayout
 from t5peft.loss import target_loss
 from t5peft.methods import METHODS
-from t5peft.speed import FASTER, TokenBudget, faster, kernels, layout_of, micro_batches, ran_out_of_memory, takes_rows
+from t5peft.speed import (
+    FASTER,
+    TokenBudget,
+    faster,
+    kernels,
+    layout_of,
+    micro_batches,
+    our_attention,
+    ran_out_of_memory,
+    takes_rows,
+)
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
 SHAPE = {
@@ -438,8 +448,9 @@ def test_micro_batches_hold_every_target_token_once(layout: str) -> None:
 
 def test_layouts_follow_the_device_the_method_and_the_wish() -> None:
     model = tiny()
-    assert layout_of(model, None) == "padded"
-    assert layout_of(model, True) == "packed"
+    assert [layout_of(model, pack) for pack in (None, True)] == ["padded", "padded"]
+    with our_attention(model):
+        assert [layout_of(model, pack) for pack in (None, True)] == ["padded", "packed"]
     with kernels(model):
         assert [layout_of(model, pack) for pack in (None, True, False)] == ["rows", "rows", "padded"]
 

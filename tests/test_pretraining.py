@@ -6,6 +6,7 @@ import hashlib
 import json
 import lzma
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,30 @@ def test_a_text_without_praise_and_blame_gives_the_other_tasks(
     assert headings == TASKS.keys() - {"sst2 sentence"}
     with pytest.raises(RuntimeError, match=r"no sentence .* praise or blame"):
         sst2(tasks, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda texts: "a " + texts[1], {"title"}),  # no document begins with a capital
+        (lambda texts: " ".join(texts[0].split()[:9]), {"order", "same"}),  # one short sentence a document
+    ],
+    ids=["no capital", "one sentence"],
+)
+def test_a_text_whose_documents_do_not_give_a_task_gives_the_others(
+    change: Callable[[list[str]], str],
+    missing: set[str],
+    documents: list[list[str]],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    changed = [[change(found)] for found in documents]
+    tasks, generator = SelfSupervised(write_store(changed, tokenizer, tmp_path), tokenizer), np.random.default_rng(0)
+    headings = {tokenizer.decode(tasks.pair(generator)[0]).split(":")[0] for _ in range(300)}
+    assert headings & {"order", "same", "title"} == {"order", "same", "title"} - missing
+    for name in missing:
+        with pytest.raises(RuntimeError, match="in 1,000 draws"):
+            TASKS[name][0](tasks, np.random.default_rng(0))
 
 
 def test_a_sentence_praises_by_its_words_unless_they_are_denied_or_outweighed(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace as replace_fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import tiny_t5, tiny_tokenizer
 
-from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
+from t5peft import METHODS, T5PeftTrainingArguments, load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import main
 from t5peft.retuning import Retuned, replace, retune
 from t5peft.tasks import Task
@@ -50,6 +53,16 @@ def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone:
     assert not list((tmp_path / "study").glob("trial-*"))
 
 
+def test_a_study_is_not_continued_by_another_recipe(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    splits = {"train": records(4), "validation": records(4, 100)}
+    search(TASK, splits, recipe(backbone), tmp_path / "study", trials=1)
+    with pytest.raises(ValueError, match=r"begun by another recipe .*'steps': \(2, 3\)"):
+        search(TASK, splits, replace_fields(recipe(backbone), steps=3), tmp_path / "study", trials=2)
+
+
 def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     from t5peft.search import search
@@ -77,6 +90,24 @@ def test_tuning_again_saves_a_new_version_with_both_scores_and_leaves_the_old_on
     assert (tmp_path / "v2" / "retuning.json").is_file()
     assert all(0 <= score <= 1 for score in (report.old_before, report.old_after, report.new_before, report.new_after))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone", "v1", "v2"]
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if name != "full" and not method.quantize])
+def test_an_adapter_is_tuned_again_at_its_own_methods_learning_rate(
+    method: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(args: T5PeftTrainingArguments, **_: Any) -> None:
+        raise Stop(args.learning_rate)
+
+    monkeypatch.setattr("t5peft.tuning.T5PeftTrainer", stop)
+    old = save_adapter(METHODS[method].wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    given = {"new_test": records(2), "old_test": records(2), "recipe": Recipe(steps=1), "output": tmp_path / "v2"}
+    with pytest.raises(Stop) as rate:
+        retune(old, TASK, records(8, 20), records(4), **given)
+    assert rate.value.args == (METHODS[method].learning_rate,)
 
 
 def test_a_worse_version_is_refused_and_changes_nothing(tmp_path: Path) -> None:
@@ -115,9 +146,12 @@ def test_the_commands_search_and_retune_run(backbone: str, tmp_path: Path, capsy
     table = tmp_path / "films.csv"
     table.write_text("text,label\n" + "\n".join(f"{row['text']},{row['label']}" for row in records(24)))
     common = ["--backbone", backbone, "--steps", "1", "--batch-size", "4", "--evaluations", "1"]
-    data = ["--task", "classification", "--train", str(table)]
-    assert main(["search", *data, *common, "--trials", "1", "--output", str(tmp_path / "study")]) == 0
-    assert "t5peft train --task classification" in capsys.readouterr().out
+    data = ["--task", "classification", "--train", str(table), "--column", "text=text"]
+    assert main(["search", *data, *common, "--seed", "5", "--trials", "1", "--output", str(tmp_path / "study")]) == 0
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert command[:4] == ["t5peft", "train", "--task", "classification"]
+    assert command[command.index("--seed") + 1] == "5"
+    assert main(command[1:]) == 0
     assert main(["train", *data, *common, "--output", str(tmp_path / "run")]) == 0
     files = [f"--{name}={table}" for name in ("train", "test", "old-train", "old-test")]
     assert main(["retune", str(tmp_path / "run" / "adapter"), *files, *common, "--output", str(tmp_path / "v2")]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
-from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments
+from torch.utils.data import IterableDataset
+from transformers import EarlyStoppingCallback, GenerationConfig, Seq2SeqTrainingArguments, TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
+from t5peft.speed import takes_rows
 from t5peft.training.progress import format_logs
 
 # every kind of training: all weights, weights beside the model's, keys and values, input vectors, factors, modules
@@ -104,6 +108,61 @@ def test_features_padded_by_the_users_own_tokenising_give_the_same_step(tmp_path
     assert losses[0] == losses[1]
 
 
+def losses_of(trainer: T5PeftTrainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_packed_examples_do_not_see_each_other_without_our_kernels(tmp_path: Path) -> None:
+    losses = []
+    for pack in (False, True):
+        model = lora_wrap(seeded(tiny_t5))
+        args = arguments(tmp_path, max_steps=2, logging_steps=1, pack=pack, fast_kernels=False)
+        losses.append(losses_of(T5PeftTrainer(model, args, train_dataset=tiny_records(8))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert model.config._attn_implementation != "t5peft"
+
+
+def test_a_model_of_model_init_is_trained_on_our_kernels(tmp_path: Path) -> None:
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            rows.append(takes_rows(model))
+
+    rows: list[bool] = []
+    args = arguments(tmp_path, max_steps=2, logging_steps=1, per_device_train_batch_size=8)
+    given = {"train_dataset": tiny_records(8), "callbacks": [Watch()]}
+    made = T5PeftTrainer(None, args, model_init=lambda: lora_wrap(seeded(tiny_t5)), **given)
+    plain = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, **given)
+    assert losses_of(made) == pytest.approx(losses_of(plain), rel=1e-5)
+    assert rows == [True] * 4
+    assert not takes_rows(made.model)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(tiny_records(6))
+
+
+@pytest.mark.parametrize(
+    "make", [Stream, lambda: Dataset.from_list(tiny_records(6)).to_iterable_dataset()], ids=["torch", "datasets"]
+)
+def test_streams_are_trained_and_evaluated_on(make: Any, tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=5, logging_steps=1, predict_with_generate=True)
+    trainer = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, train_dataset=make(), eval_dataset=make())
+    assert len(losses_of(trainer)) == 5  # two steps an epoch
+    of_list = T5PeftTrainer(trainer.model, args, eval_dataset=tiny_records(6))
+    assert trainer.evaluate()["eval_loss"] == of_list.evaluate()["eval_loss"]
+    assert trainer.predict(make()).predictions.shape[0] == 6
+
+
+def test_a_stream_in_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path), train_dataset=Stream(), eval_dataset=Stream())
+    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(num_processes=2))
+    for dataloader in (trainer.get_train_dataloader, trainer.get_eval_dataloader):
+        with pytest.raises(ValueError, match=r"Got a stream \(Stream\) in 2 processes; expected a list"):
+            dataloader()
+
+
 def test_operations_are_six_a_weight_and_source_token(tmp_path: Path) -> None:
     model, records = lora_wrap(seeded(tiny_t5)), tiny_records(4)
     trainer = T5PeftTrainer(
@@ -129,6 +188,40 @@ def test_a_plain_seq2seq_argument_object_is_taken_and_not_changed(tmp_path: Path
 def test_fp16_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="overflow to inf and NaN; expected bf16=True"):
         arguments(tmp_path, fp16=True)
+
+
+@pytest.mark.parametrize(
+    "drawn", [{"per_device_train_batch_size": 2}, {"gradient_accumulation_steps": 2}, {"seed": 2}], ids=str
+)
+def test_a_search_draws_the_batches_of_a_step_and_the_examples_of_a_batch(
+    drawn: dict[str, int], tmp_path: Path
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sizes = []
+
+    class Watch(T5PeftTrainer):
+        def training_step(self, model: Any, inputs: Any, *given: Any) -> Any:
+            sizes.append(len(inputs["features"]))
+            return super().training_step(model, inputs, *given)
+
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=3, gradient_accumulation_steps=4)
+    given = {"train_dataset": tiny_records(24), "eval_dataset": tiny_records(2)}
+    trainer = Watch(None, args, model_init=lambda: lora_wrap(tiny_t5()), **given)
+    trainer.hyperparameter_search(lambda trial: drawn, n_trials=2, direction="minimize", backend="optuna")
+    steps = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4} | drawn
+    assert sizes == [steps["per_device_train_batch_size"] * steps["gradient_accumulation_steps"]] * 2
+
+
+@pytest.mark.parametrize("pack", [None, False], ids=["rows", "padded"])
+@pytest.mark.parametrize("method", TUNED)
+def test_training_in_bf16_has_the_loss_of_float32(method: str, pack: bool | None, tmp_path: Path) -> None:
+    losses = []
+    for bf16 in (False, True):
+        model = METHODS[method].wrap(seeded(lambda: tiny_t5(dropout_rate=0.1)))
+        args = arguments(tmp_path, max_steps=2, logging_steps=1, learning_rate=1e-3, bf16=bf16, pack=pack)
+        losses.append(losses_of(T5PeftTrainer(model, args, train_dataset=tiny_records(8))))
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
 def test_training_stops_at_the_first_loss_that_is_no_number(tmp_path: Path) -> None:
@@ -194,6 +287,29 @@ def test_prediction_works_without_labels(tmp_path: Path) -> None:
     assert output.label_ids is None
 
 
+@pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])
+@pytest.mark.parametrize("by", ["arguments", "model"])
+def test_a_generation_config_is_followed(by: str, wrap: Any, tmp_path: Path) -> None:
+    config = GenerationConfig(max_new_tokens=2, decoder_start_token_id=PAD, eos_token_id=EOS, pad_token_id=PAD)
+    model = tiny_t5()
+    if by == "model":
+        model.generation_config = config
+    args = arguments(tmp_path, predict_with_generate=True, generation_config=config if by == "arguments" else None)
+    trainer = T5PeftTrainer(wrap(model), args)
+    assert trainer.predict(tiny_records(3)).predictions.shape == (3, 2)
+    assert trainer.predict(tiny_records(3), max_new_tokens=4).predictions.shape == (3, 4)
+
+
+def test_arguments_that_would_be_without_effect_are_refused_together(tmp_path: Path) -> None:
+    args = arguments(tmp_path, include_for_metrics=["inputs"], batch_eval_metrics=True)
+    unserved = {"compute_loss_func": print, "preprocess_logits_for_metrics": print}
+    unserved["compute_metrics"] = lambda prediction, compute_result: {}
+    with pytest.raises(ValueError, match="does not serve") as error:
+        T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(4), **unserved)
+    names = [*unserved, "include_for_metrics", "batch_eval_metrics", "predict_with_generate=True"]
+    assert all(name in str(error.value) for name in names)
+
+
 def test_a_classification_head_is_trained_and_its_scores_reach_the_metrics(tmp_path: Path) -> None:
     records = [{"input_ids": record["input_ids"], "labels": i % 3} for i, record in enumerate(tiny_records(9))]
     model = lora_wrap(tiny_classifier())
@@ -251,6 +367,29 @@ def test_eval_loss_is_the_mean_over_target_tokens_for_every_batch_size(tmp_path:
     for size in (1, 3, 7):
         trainer = T5PeftTrainer(model, arguments(tmp_path, per_device_eval_batch_size=size), eval_dataset=records)
         assert trainer.evaluate()["eval_loss"] == pytest.approx(summed / tokens, rel=1e-6)
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["text", "class head"])
+def test_eval_loss_is_the_plain_cross_entropy_whatever_training_adds_to_it(head: bool, tmp_path: Path) -> None:
+    records = [{**record, "labels": 1} for record in tiny_records(4)] if head else tiny_records(4)
+    losses = []
+    for added in ({}, {"label_smoothing_factor": 0.1, "z_loss": 0.01}):
+        model = tiny_classifier() if head else tiny_t5()
+        losses.append(T5PeftTrainer(model, arguments(tmp_path, **added), eval_dataset=records).evaluate()["eval_loss"])
+    assert losses[0] == losses[1]
+
+
+def test_an_example_without_a_class_does_not_count_in_the_loss_of_a_class_head(tmp_path: Path) -> None:
+    records = [{**record, "labels": i % 3} for i, record in enumerate(tiny_records(4))]
+    trainer = T5PeftTrainer(tiny_classifier(), arguments(tmp_path))
+    with_more = trainer.evaluate([*records, {**records[0], "labels": -100}])
+    assert with_more["eval_loss"] == pytest.approx(trainer.evaluate(records)["eval_loss"], rel=1e-6)
+
+
+def test_a_class_head_of_several_labels_an_example_is_refused(tmp_path: Path) -> None:
+    model = tiny_classifier(problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="problem_type='multi_label_classification'"):
+        T5PeftTrainer(model, arguments(tmp_path), train_dataset=[{"input_ids": [3, EOS], "labels": [1.0, 0.0, 1.0]}])
 
 
 def test_a_log_is_one_line_with_its_units() -> None:

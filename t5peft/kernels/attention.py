@@ -215,13 +215,14 @@ def attend_row(
     """
     dtype = query.dtype
     # Every group has a shape of its own, for each of which oneDNN would prepare and keep products in bfloat16; those in
-    # float32 are MKL's, and the arithmetic of attention is little.
+    # float32 are MKL's, and the arithmetic of attention is little. Autocast would make them bfloat16 again.
     inside = torch.float32 if dtype is torch.bfloat16 else dtype
     prefix_key, prefix_value = (None, None) if prefix is None else (part[0].to(inside) for part in prefix)
     query, key, value = (part[0].transpose(0, 1).to(inside) for part in (query, key, value))
     blocks = [_Block(layout, group[sides[0]], group[sides[1]]) for group in layout.groups]
     bias = None if bias is None else bias[0].to(inside)
-    attended = _RowAttention.apply(query, key, value, bias, prefix_key, prefix_value, blocks, p)
+    with torch.autocast("cpu", enabled=False):
+        attended = _RowAttention.apply(query, key, value, bias, prefix_key, prefix_value, blocks, p)
     return attended.unsqueeze(0).to(dtype)
 
 

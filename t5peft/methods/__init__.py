@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from t5peft.backbone import Quantization
@@ -72,6 +73,23 @@ METHODS: dict[str, Method] = {
     "lora-all": Method(partial(lora_wrap, targets="all-linear"), 1e-3),
 }
 
+# The method of each kind of adapter; those of one kind have one learning rate.
+_OF_KIND = {
+    "LORA": "lora",
+    "T5_PREFIX": "prefix",
+    "T5_PROMPT": "prompt",
+    "IA3": "ia3",
+    "T5_BOTTLENECK": "houlsby",
+    "T5_LADDER": "ladder",
+    "T5_NORM": "norm",
+}
+
+
+def method_of(model: PeftModel) -> str | None:
+    """Name in ``METHODS`` of a method with the kind of ``model``'s active adapter; None for a kind that is not in the table."""
+    return _OF_KIND.get(model.active_peft_config.peft_type.value)
+
+
 __all__ = [
     "METHODS",
     "Method",
@@ -80,6 +98,7 @@ __all__ = [
     "ia3_wrap",
     "ladder_wrap",
     "lora_wrap",
+    "method_of",
     "norm_wrap",
     "prefix_wrap",
     "prompt_wrap",

@@ -58,6 +58,15 @@ class SelfSupervised:
         self.tone = Tone(self.sentences, tokenizer, valences)
         if not self.tone:  # a text of another language, say
             weights[list(TASKS).index("sst2 sentence")] = 0
+        for name in (
+            "order",
+            "same",
+            "title",
+        ):  # documents of one sentence, or without a capital at their beginning, say
+            try:
+                TASKS[name][0](self, np.random.default_rng(0))
+            except RuntimeError:
+                weights[list(TASKS).index(name)] = 0
         self._shares = weights / weights.sum()
 
     def pair(self, generator: np.random.Generator) -> Pair:
@@ -69,10 +78,11 @@ class SelfSupervised:
 
 def _sentence(tasks: SelfSupervised, generator: np.random.Generator, longest: int = 40) -> list[Ids]:
     sentences = tasks.sentences
-    while True:
+    for _ in range(1000):
         words = sentences.words(sentences[sentences.draw(generator, longest=longest)])
         if len(words) >= 4:
             return words
+    raise RuntimeError("no sentence of four words in 1,000 draws; is the text prose, with spaces between its words?")
 
 
 def _altered(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
@@ -264,11 +274,18 @@ def _with_strange_word(
 
 
 def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """Two sentences that stand together, in their order or not."""
+    """Two sentences that stand together, in their order or not.
+
+    Raises:
+        RuntimeError: no two of one document in 1,000 draws.
+    """
     sentences = tasks.sentences
-    index = sentences.draw(generator)
-    while sentences.documents[index] != sentences.documents[index + 1]:
+    for _ in range(1000):
         index = sentences.draw(generator)
+        if sentences.documents[index] == sentences.documents[index + 1]:
+            break
+    else:
+        raise RuntimeError("no two sentences of one document in 1,000 draws; is the text prose in documents?")
     pair = [sentences[index][:48], sentences[index + 1][:48]]
     right = generator.random() < 0.5
     return joined(pair if right else pair[::-1]), tasks.text["right" if right else "wrong"]
@@ -310,9 +327,13 @@ def trec(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 
 def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """The beginning of a document without its first capitalised words, and those."""
+    """The beginning of a document without its first capitalised words, and those.
+
+    Raises:
+        RuntimeError: no document that begins with such words in 1,000 draws.
+    """
     sentences = tasks.sentences
-    while True:
+    for _ in range(1000):
         index = int(generator.integers(1, len(sentences)))
         first = int(np.searchsorted(sentences.documents, sentences.documents[index], side="left"))
         words = sentences.words(sentences[first])
@@ -323,6 +344,7 @@ def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
             answer = joined(words[:subject])
             following = sentences[first + 1] if first + 1 < len(sentences) else []
             return [tasks.gap, *joined(words[subject:]), *following][:72], answer[:24]
+    raise RuntimeError("no document that begins with a capital in 1,000 draws; is the text prose in documents?")
 
 
 TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], float]] = {

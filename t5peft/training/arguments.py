@@ -30,7 +30,7 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     fast_kernels: bool = True
     """Whether dropout and LoRA run on kernels of our own, equal in result and cheaper."""
     z_loss: float = 0.0
-    """Factor of the squared log of the softmax's denominator, added to the loss; T5X pretrains with 1e-4."""
+    """Factor of the squared log of the softmax's denominator, added to the loss of training; T5X pretrains with 1e-4."""
     keep_activations: int = 0
     """Bytes of main memory for what the frozen backbone of a ladder computes of each example, kept over epochs; the
     backbone then drops nothing. 0: computed in every step."""

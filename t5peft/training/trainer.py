@@ -3,7 +3,7 @@
 The loss of one optimizer step is the sum of the cross-entropy over its target tokens, divided by their number over all
 devices. Because it is a sum, the examples of a step may be cut by length into micro-batches, or packed, without changing the
 gradient: that is where most of the speed comes from. Evaluation is a sum over target tokens too, and so exact for every
-batch size and number of processes.
+batch size and number of processes; label smoothing and z-loss are left out of it, so that runs that differ in them compare.
 
 Against transformers' Trainer: ``gradient_accumulation_steps`` batches are taken as one step of so many examples; the loss of T5, a
 mean that the Trainer takes for a sum, is not used; the head never makes logits over the whole vocabulary at once.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -35,18 +36,17 @@ from transformers.trainer_utils import (
     EvalLoopOutput,
     EvalPrediction,
     denumpify_detensorize,
-    rotate_checkpoints,
 )
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
-from t5peft.checkpoint import SEAL, newest_complete, seal, verify
+from t5peft.checkpoint import SEAL, newest_complete, rotate, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.wrapping import head_of
-from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches
-from t5peft.training.arguments import as_t5peft_arguments
+from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches, our_attention
+from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
 from t5peft.training.features import check_columns, check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 
@@ -64,14 +64,18 @@ class T5PeftTrainer(Seq2SeqTrainer):
     Args:
         model: a T5, or what a ``*_wrap`` made of it.
         args: :class:`T5PeftTrainingArguments`, or plain ``Seq2SeqTrainingArguments``.
-        train_dataset, eval_dataset: records with ``input_ids`` and ``labels``; padding and other columns are ignored.
+        train_dataset, eval_dataset: records with ``input_ids`` and ``labels``; padding and other columns are ignored. Streams
+            (an ``IterableDataset`` of torch or datasets) in one process; one to evaluate on is read to its end each time.
         processing_class: the tokenizer; saved with checkpoints.
         data_collator: needed by no method; one that returns tensors is used as it is, without cutting by length.
         compute_metrics: from ``EvalPrediction`` to a dictionary. With ``predict_with_generate`` it gets token ids
             without -100, [B, G] and [B, T], padded with the padding token.
 
     Raises:
-        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding.
+        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding, a stream
+            in several processes, and for what is not served: ``compute_metrics`` with neither ``predict_with_generate`` nor a class
+            head, ``compute_loss_func``, ``preprocess_logits_for_metrics``, ``include_for_metrics``, ``batch_eval_metrics``,
+            a class head of another ``problem_type`` than one class an example.
         FloatingPointError: when the loss is no longer a number; training stops there.
     """
 
@@ -91,13 +95,15 @@ class T5PeftTrainer(Seq2SeqTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if hasattr(dataset, "__len__") and len(dataset) == 0:
                 raise ValueError(f"{name} is empty; expected at least one record with `input_ids` and `labels`.")
-            if hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping) and isinstance(dataset[0], Mapping):
+            indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping | IterableDataset)
+            if indexed and isinstance(dataset[0], Mapping):
                 check_columns(dataset[0].keys(), name)
         args = as_t5peft_arguments(args)
-        if data_collator is None and args.deepspeed is None:
-            # One step is one set of examples, whatever batches it comes in.
-            args.per_device_train_batch_size *= args.gradient_accumulation_steps
-            args.gradient_accumulation_steps = 1
+        if args.world_size == 1:
+            # Accelerate would take a batch of a stream for tensors, to hand them out to processes.
+            args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
+        self._folds_batches = data_collator is None and args.deepspeed is None
+        self._batches_of_a_step = _fold_batches(args) if self._folds_batches else 1
         self.throughput = Throughput()
         super().__init__(
             model=model,
@@ -109,9 +115,50 @@ class T5PeftTrainer(Seq2SeqTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self._check_served()
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
+
+    def _check_served(self) -> None:
+        """Raise one ValueError for all arguments of transformers' Trainer that would be without effect here."""
+        problems = []
+        if self.compute_metrics and not (self.args.predict_with_generate or self._has_class_head):
+            problems.append(
+                "compute_metrics without predict_with_generate=True (set it: no logits exist, metrics get generated tokens)"
+            )
+        if self.compute_loss_func:
+            problems.append("compute_loss_func (override summed_loss in a subclass)")
+        if self.preprocess_logits_for_metrics:
+            problems.append("preprocess_logits_for_metrics (do it in compute_metrics)")
+        if self.args.include_for_metrics:
+            problems.append("include_for_metrics (compute_metrics gets all rows, in the order of the data set)")
+        if self.args.batch_eval_metrics:
+            problems.append("batch_eval_metrics (compute_metrics is called once, with all rows)")
+        if self._has_class_head and t5_of(self.model).config.problem_type not in (None, "single_label_classification"):
+            problems.append(
+                f"problem_type={t5_of(self.model).config.problem_type!r} (a class head has one class an example)"
+            )
+        if problems:
+            raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set the arguments of a trial of ``hyperparameter_search``, which are examples a batch and batches a step."""
+        if trial is not None:
+            self.args.per_device_train_batch_size //= self._batches_of_a_step
+            self.args.gradient_accumulation_steps *= self._batches_of_a_step
+        super()._hp_search_setup(trial)
+        if trial is not None and self._folds_batches:
+            self._batches_of_a_step = _fold_batches(self.args)
+            self._train_batch_size = self.args.train_batch_size
+
+    def _get_dataloader(self, dataset: Any, *given: Any, **options: Any) -> DataLoader:
+        if isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"Got a stream ({type(dataset).__name__}) in {self.accelerator.num_processes} processes; expected a list or a "
+                "datasets.Dataset, of which each process takes its part. Load it whole, or train in one process."
+            )
+        return super()._get_dataloader(dataset, *given, **options)
 
     # --- training ------------------------------------------------------------------------------------------------------
 
@@ -122,6 +169,18 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if made and self.args.lora_plus_ratio != 1:
             set_lora_plus(optimizer, self.model, self.args.lora_plus_ratio)
         return optimizer
+
+    def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Train, on our kernels; here and not in `train`, which may first replace the model by one of ``model_init``."""
+        keep = self.args.keep_activations
+        with contextlib.ExitStack() as during:
+            if self.args.fast_kernels and not self.args.torch_compile:
+                during.enter_context(kernels(self.model))
+            elif self.args.pack:
+                during.enter_context(our_attention(self.model))
+            if keep:
+                during.enter_context(kept_activations(self.model, keep))
+            return super()._inner_training_loop(batch_size, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one batch, cut into micro-batches; returns the loss [] per target token of the step.
@@ -177,13 +236,18 @@ class T5PeftTrainer(Seq2SeqTrainer):
         return (loss, {}) if return_outputs else loss
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """Loss [] summed over the target tokens (or the examples, for a head) of ``batch``, and their number."""
-        smoothing = self.args.label_smoothing_factor
+        """Loss [] summed over the target tokens (or the examples, for a head) of ``batch``, and their number.
+
+        Label smoothing and z-loss belong to training: in evaluation mode it is the plain cross-entropy.
+        """
+        smoothing, z_loss = (self.args.label_smoothing_factor, self.args.z_loss) if model.training else (0.0, 0.0)
         if not self._has_class_head:
-            return target_loss(model, batch, label_smoothing=smoothing, z_loss=self.args.z_loss)
+            return target_loss(model, batch, label_smoothing=smoothing, z_loss=z_loss)
         labels = batch["labels"]
         logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum"), len(labels)
+        return cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum"), int(
+            (labels != IGNORED_LABEL).sum()
+        )
 
     def micro_batches(self, inputs: Batch) -> list[Batch]:
         """The micro-batches of a batch; a batch of tensors, from a collator of the user's, is one."""
@@ -227,11 +291,13 @@ class T5PeftTrainer(Seq2SeqTrainer):
     def _has_class_head(self) -> bool:
         return head_of(t5_of(self.model)) is not None
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        """Target tokens (or examples, for a head) of one step, over all processes."""
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
+        """Target tokens (or examples, for a head) of one step, over all processes; None at the end of a stream."""
+        if not batch_samples:
+            return None
         for batch in batch_samples:
             check_features(batch.get("features", []))
-        if batch_samples and "features" in batch_samples[-1]:
+        if "features" in batch_samples[-1]:
             batch_samples[-1]["features"] = self._without_repeated(batch_samples[-1]["features"])
         count = sum(_items(batch) for batch in batch_samples)
         items = torch.tensor(float(count), device=device)
@@ -301,13 +367,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             resume_from_checkpoint = str(newest)
         elif resume_from_checkpoint and (problems := verify(Path(resume_from_checkpoint))):
             raise ValueError(f"The checkpoint {resume_from_checkpoint} cannot be resumed from: {'; '.join(problems)}.")
-        fast = self.args.fast_kernels and not self.args.torch_compile
-        keep = self.args.keep_activations
-        with (
-            kernels(self.model) if fast else contextlib.nullcontext(),
-            kept_activations(self.model, keep) if keep else contextlib.nullcontext(),
-        ):
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
@@ -322,12 +382,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             seal(folder, self.model)
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
+            rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save the adapter alone; peft by itself would look on the hub whether the embeddings were resized."""
@@ -350,8 +405,10 @@ class T5PeftTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss per target token, and generated tokens or class scores where metrics ask for them; exact on every split."""
-        dataset = dataloader.dataset
+        """Cross-entropy per target token, and generated tokens or class scores where metrics ask for them; exact on every split."""
+        dataset: Any = dataloader.dataset
+        if isinstance(dataset, IterableDataset):
+            dataset = list(dataset)
         model = self.accelerator.unwrap_model(self.model) if not self.is_fsdp_enabled else self.model_wrapped
         model.to(self.args.device)
         was_training = model.training
@@ -406,10 +463,19 @@ class T5PeftTrainer(Seq2SeqTrainer):
         return [_until_end(row, pad, end) for row in tokens.cpu().numpy()]
 
     def _generation_limit(self, dataset: Any) -> dict[str, Any]:
-        """Arguments of generate: given ones, else as many new tokens as the longest target of the data has."""
+        """Arguments of generate: given ones, else as many new tokens as the model's generation config says, or else as the
+        longest target of the data has.
+        """
+        t5 = t5_of(self.model)
+        if self.args.generation_config is not None:
+            # transformers gives it to the wrapper, which is not what generates
+            t5.generation_config = self.load_generation_config(self.args.generation_config)
         given = {name: value for name, value in getattr(self, "_gen_kwargs", {}).items() if value is not None}
         if "max_new_tokens" in given or "max_length" in given:
             return given
+        for name in ("max_new_tokens", "max_length"):
+            if (most := getattr(t5.generation_config, name)) is not None:
+                return {**given, name: most}
         for data in (dataset, self.train_dataset):
             if data is not None and hasattr(data, "__len__") and "labels" in data[0]:
                 return {**given, "max_new_tokens": max(_length(unpadded(row)["labels"]) for row in data)}
@@ -449,6 +515,14 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if self._has_class_head:
             return np.array(labels)
         return _stack([np.array(row) for row in labels], pad)
+
+
+def _fold_batches(args: T5PeftTrainingArguments) -> int:
+    """Make the batches of a step one, in place, as a step is one set of examples; returns how many they were."""
+    batches = args.gradient_accumulation_steps
+    args.per_device_train_batch_size *= batches
+    args.gradient_accumulation_steps = 1
+    return batches
 
 
 def _items(batch: Batch) -> int:
