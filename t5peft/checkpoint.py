@@ -36,6 +36,8 @@ logger = logging.getLogger("t5peft")
 SEAL = "t5peft.json"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+# what peft, `t5peft train` and `t5peft retune` write beside an adapter
+BESIDE = (CONFIG, WEIGHTS, SEAL, "README.md", "task.yaml", "scores.json", "retuning.json")
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -73,10 +75,11 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
-    """Save the active adapter of ``model`` to ``folder``: whole, or not at all.
+    """Save the active adapter of ``model`` to ``folder``: whole, or not at all; an earlier adapter there is replaced.
 
     Raises:
-        ValueError: for a model without an adapter, or an adapter that holds NaN or infinity.
+        ValueError: for a model without an adapter, an adapter that holds NaN or infinity, or a folder that holds anything else
+            than an earlier adapter.
     """
     folder = Path(folder)
     if not isinstance(model, PeftModel):
@@ -86,16 +89,23 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     broken = _not_finite(get_peft_model_state_dict(model, save_embedding_layers=False))
     if broken:
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
+    if foreign := _foreign(folder):
+        raise ValueError(
+            f"The adapter is not saved to {folder}, which holds what is no earlier adapter's and would be lost: {foreign[:5]}. "
+            f"Expected a new or empty folder, or that of an adapter; take one of its own, such as {folder / 'adapter'}."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging = temporary / "new"  # mkdtemp's own is closed to other users
     try:
+        staging.mkdir()
         model.save_pretrained(str(staging), save_embedding_layers=False, selected_adapters=[model.active_adapter])
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
         seal(staging, model)
         _replace(staging, folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -282,6 +292,16 @@ def _hash(path: Path) -> str:
 
 def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What is in ``folder``, or the file that it is, beside an earlier adapter and what was sealed or written with it."""
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    known = {*BESIDE, *_seal_of(folder).get("files", {})} if (folder / CONFIG).is_file() else set()
+    known -= {"trainer_state.json"}  # a checkpoint is more than an adapter
+    own = {path for name in known for path in (folder / name, *(folder / name).parents)}
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path not in own)
 
 
 def _replace(staging: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_records, tiny_t5
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
-from t5peft.checkpoint import SEAL, WEIGHTS, fingerprint, newest_complete, seal
+from t5peft.checkpoint import CONFIG, SEAL, WEIGHTS, fingerprint, newest_complete, seal
+from t5peft.cli.data import TASK_FILE
+from t5peft.retuning import REPORT
 
 ADAPTERS = [name for name, method in METHODS.items() if name != "full" and method.quantize is None]
 
@@ -46,6 +49,41 @@ def test_saving_again_replaces_the_old_adapter_and_leaves_nothing_behind(saved: 
     after = load_file(saved / WEIGHTS)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+def test_saving_again_replaces_what_the_commands_wrote_beside_the_old_adapter(saved: Path) -> None:
+    for name in (TASK_FILE, "scores.json", REPORT):
+        (saved / name).write_text("of the old adapter")
+    save_adapter(lora_wrap(tiny_t5()), saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", CONFIG, WEIGHTS, SEAL]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", "checkpoint-2/optimizer.pt", "trainer_state.json"])
+def test_saving_never_deletes_a_file_of_another(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"would be lost: \[.*'{name}'\].*take one of its own"):
+        save_adapter(lora_wrap(tiny_t5()), tmp_path / "run")
+    assert (tmp_path / "run" / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_saving_over_a_checkpoint_or_a_file_is_refused(tmp_path: Path) -> None:
+    trainer = train(tmp_path, steps=2)
+    trainer.train()
+    (tmp_path / "file").write_text("mine")
+    for name, message in (("checkpoint-2", "trainer_state.json"), ("file", "file")):
+        with pytest.raises(ValueError, match=message):
+            save_adapter(trainer.model, tmp_path / name)
+
+
+def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = save_adapter(lora_wrap(tiny_t5()), tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 def flip_a_bit(folder: Path) -> None:
