@@ -86,7 +86,8 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
         raise ValueError(
             f"Got a {type(model).__name__} without an adapter; a fully tuned model is saved by model.save_pretrained(folder)."
         )
-    broken = _not_finite(get_peft_model_state_dict(model, save_embedding_layers=False))
+    name = model.active_adapter
+    broken = _not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if broken:
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
     if foreign := _foreign(folder):
@@ -99,7 +100,11 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     staging = temporary / "new"  # mkdtemp's own is closed to other users
     try:
         staging.mkdir()
-        model.save_pretrained(str(staging), save_embedding_layers=False, selected_adapters=[model.active_adapter])
+        model.save_pretrained(str(staging), save_embedding_layers=False, selected_adapters=[name])
+        if name != "default":  # peft gives it a folder of its own
+            for path in (staging / name).iterdir():
+                path.replace(staging / path.name)
+            (staging / name).rmdir()
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
         seal(staging, model)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_records, tiny_t5
 
@@ -41,6 +41,29 @@ def test_an_adapter_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
     assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [
         n for n, p in model.named_parameters() if p.requires_grad
     ]
+
+
+def with_a_second_adapter(value: float) -> PeftModel:
+    model = lora_wrap(tiny_t5())
+    model.add_adapter("second", LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"], r=2))
+    model.set_adapter("second")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(value)
+    return model
+
+
+def test_the_active_adapter_is_saved_to_the_folder_itself_whatever_its_name(tmp_path: Path) -> None:
+    model = with_a_second_adapter(0.1)
+    folder = save_adapter(model, tmp_path / "adapter")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS, SEAL]
+    loaded, _ = load_adapter(folder, model=tiny_t5())
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    model.delete_adapter("default")
+    save_adapter(model, folder)
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        save_adapter(with_a_second_adapter(float("nan")), folder)
 
 
 def test_saving_again_replaces_the_old_adapter_and_leaves_nothing_behind(saved: Path) -> None:
