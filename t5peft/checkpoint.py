@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
-from t5peft.backbone import MINI, Quantization, load_backbone, t5_of
+from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, t5_of
 
 logger = logging.getLogger("t5peft")
 
@@ -155,6 +155,7 @@ def load_adapter(
             )
     _raise(folder, problems)
     assert model is not None
+    correct_config(t5_of(model))
     with warnings.catch_warnings():
         # Missing keys are an error below, not a warning.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_records, tiny_t5
+from transformers import AutoModelForSeq2SeqLM
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
 from t5peft.checkpoint import CONFIG, SEAL, WEIGHTS, fingerprint, newest_complete, seal
@@ -204,6 +205,15 @@ def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded, _ = load_adapter(tmp_path, model=tiny_t5())
     assert isinstance(loaded, PeftModel)
+
+
+def test_a_backbone_that_is_given_keeps_its_untied_head_and_generates(tmp_path: Path) -> None:
+    tiny_t5("wide").save_pretrained(tmp_path / "base")
+    save_adapter(lora_wrap(tiny_t5("wide")), tmp_path / "adapter")
+    given = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    loaded, _ = load_adapter(tmp_path / "adapter", model=given)
+    loaded.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=2)
+    assert not given.config.tie_word_embeddings
 
 
 def train(folder: Path, steps: int = 6) -> T5PeftTrainer:
