@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import TrainableTokensWrapper, get_peft_model_state_dict
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
 from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, t5_of
+from t5peft.methods.norm import NormLayer
 
 logger = logging.getLogger("t5peft")
 
@@ -51,23 +52,56 @@ def fingerprint(model: PreTrainedModel) -> str:
     geometry = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
     digest.update(json.dumps([str(getattr(config, name)) for name in geometry]).encode())
     table = t5.get_input_embeddings()
-    # an adapter that trains rows of tokens shows its own in the table's place
-    embeddings = (table.original_module if isinstance(table, TrainableTokensWrapper) else table).weight.detach()
+    # an adapter that trains the table, or rows of it, shows its own in the table's place
+    embeddings = (table.original_module if isinstance(table, AuxiliaryTrainingWrapper) else table).weight.detach()
     digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
     for weight in _final_norms(t5):
         digest.update(_bytes(weight.detach()))
     return digest.hexdigest()[:16]
 
 
-def _final_norms(t5: PreTrainedModel) -> list[nn.Parameter]:
+def fingerprint_of_maps(model: PreTrainedModel) -> str | None:
+    """A hash of samples of the linear maps of all layers: a backbone with an adapter merged in has another than the plain one.
+
+    None where the maps are not those of the backbone: quantised, or with an adapter merged into them for the time being.
+    """
+    t5 = t5_of(model)
+    if getattr(t5, "is_quantized", False) or any(m.merged for m in t5.modules() if isinstance(m, BaseTunerLayer)):
+        return None
+    adapters = _adapters(t5)
+    digest = hashlib.sha256()
+    for name, module in t5.named_modules():
+        if isinstance(module, nn.Linear) and ".block." in name and module not in adapters:
+            weight = module.weight.detach().flatten()
+            digest.update(_bytes(weight[:: max(1, len(weight) // 256)][:256]))
+    return digest.hexdigest()[:16]
+
+
+def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
     """The weight of the last norm of each stack of the backbone itself, not of an adapter that holds stacks or norms of its own."""
+    adapters = _adapters(t5)
+    return [
+        _plain_weight(module)
+        for name, module in t5.named_modules()
+        if name.endswith("final_layer_norm") and module not in adapters
+    ]
+
+
+def _plain_weight(norm: nn.Module) -> Tensor:
+    """The backbone's weight of ``norm``, in an adapter or not."""
+    if isinstance(norm, NormLayer) and norm.unmerged_weight is not None:
+        return norm.unmerged_weight
+    if isinstance(norm, AuxiliaryTrainingWrapper):
+        norm = norm.original_module
+    return (norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm).get_parameter("weight")
+
+
+def _adapters(t5: PreTrainedModel) -> set[nn.Module]:
+    """All modules in ``t5`` that belong to adapters."""
     layers = [module for module in t5.modules() if isinstance(module, BaseTunerLayer)]
-    adapters = {
-        part for layer in layers for name in layer.adapter_layer_names for part in getattr(layer, name).modules()
-    }
-    norms = [norm for name, norm in t5.named_modules() if name.endswith("final_layer_norm") and norm not in adapters]
-    plain = (norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm for norm in norms)
-    return [norm.get_parameter("weight") for norm in plain]
+    parts = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
+    parts += [module.modules_to_save for module in t5.modules() if isinstance(module, ModulesToSaveWrapper)]
+    return {module for part in parts for module in part.modules()}
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -147,12 +181,14 @@ def load_adapter(
     if model is None and not problems:
         model, tokenizer = load_backbone(base_of(folder), quantize=quantize, num_labels=_labels(folder, config))
     if model is not None:
-        sealed = _seal_of(folder).get("backbone")
-        if sealed not in (None, fingerprint(model)):
-            problems.append(
-                f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) than "
-                f"the given one ({fingerprint(model)}, {model.name_or_path!r})"
-            )
+        for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
+            sealed = _seal_of(folder).get(name)
+            if None not in (sealed, own) and sealed != own:
+                problems.append(
+                    f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) "
+                    f"than the given one ({own}, {model.name_or_path!r})"
+                )
+                break
     _raise(folder, problems)
     assert model is not None
     correct_config(t5_of(model))
@@ -195,6 +231,7 @@ def seal(folder: Path, model: PreTrainedModel) -> None:
         _sync(path)
     content = {
         "backbone": fingerprint(model),
+        "maps": fingerprint_of_maps(model),
         "quantized": quantization_of_model(model),
         "files": hashes,
         "saved": time.time(),  # seconds since 1970

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_records, tiny_t5
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
-from t5peft.checkpoint import CONFIG, SEAL, WEIGHTS, fingerprint, newest_complete, seal
+from t5peft.checkpoint import CONFIG, SEAL, WEIGHTS, fingerprint, fingerprint_of_maps, newest_complete, seal
 from t5peft.cli.data import TASK_FILE
 from t5peft.retuning import REPORT
 
@@ -184,6 +184,50 @@ def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], torch.
 
 def test_the_fingerprint_is_the_same_in_bfloat16() -> None:
     assert fingerprint(tiny_t5()) == fingerprint(tiny_t5().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("trained_whole", ["shared", "final_layer_norm"])
+def test_a_module_that_is_trained_whole_does_not_change_the_fingerprint(trained_whole: str, tmp_path: Path) -> None:
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"], modules_to_save=[trained_whole])
+    model = get_peft_model(tiny_t5(), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "norm"])
+def test_an_adapter_that_is_merged_at_saving_loads_on_its_backbone(method: str, tmp_path: Path) -> None:
+    model = METHODS[method].wrap(tiny_t5())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    model.merge_adapter()
+    load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
+
+
+def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_plain_one(
+    saved: Path, tmp_path: Path
+) -> None:
+    def second() -> PreTrainedModel:
+        return load_adapter(saved, model=tiny_t5())[0].merge_and_unload()
+
+    folder = save_adapter(lora_wrap(second()), tmp_path / "on_second")
+    load_adapter(folder, model=second().to(torch.bfloat16))
+    with pytest.raises(ValueError, match="it was trained on another backbone"):
+        load_adapter(folder, model=tiny_t5())
+    seal_of_old = json.loads((folder / SEAL).read_text())
+    del seal_of_old["maps"]
+    (folder / SEAL).write_text(json.dumps(seal_of_old))
+    load_adapter(folder, model=tiny_t5())
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_no_adapter_changes_the_fingerprint_of_the_maps(method: str) -> None:
+    assert fingerprint_of_maps(METHODS[method].wrap(tiny_t5("wide"))) == fingerprint_of_maps(tiny_t5("wide"))
 
 
 def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:
