@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
 from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, t5_of
+from t5peft.methods.ia3 import without_mixed_batches
 from t5peft.methods.norm import NormLayer
 
 logger = logging.getLogger("t5peft")
@@ -202,7 +203,7 @@ def load_adapter(
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit this model: {error}") from error
     _raise(folder, _wrong_keys(wrapped, folder))
-    return wrapped, tokenizer
+    return without_mixed_batches(wrapped), tokenizer
 
 
 def base_of(folder: str | Path) -> str:

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, EncoderDecoderCache
 
-from t5peft import bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, save_adapter
+from t5peft import METHODS, bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, save_adapter
 from t5peft.backbone import t5_of
 from t5peft.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
@@ -172,6 +172,18 @@ def test_two_norms_or_two_ladders_at_once_are_an_error() -> None:
         model.base_model.set_adapter(["default", "other"])
         with pytest.raises(ValueError, match=text):
             model(**tiny_batch())
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "houlsby", "ladder", "norm"])
+def test_a_batch_of_several_adapters_is_refused_where_it_would_be_one_of_the_active(method: str, tmp_path: Any) -> None:
+    model = METHODS[method].wrap(ready_t5("v1.0")).eval()
+    batch, names = tiny_batch(), ["default", "__base__", "default", "__base__"]
+    for each in (model, load_adapter(save_adapter(model, tmp_path / "adapter"), model=ready_t5("v1.0"))[0]):
+        with pytest.raises(ValueError, match=r"Got adapter_names=\['__base__', 'default'\] .*in one batch"):
+            each(**batch, adapter_names=names)
+        with pytest.raises(ValueError, match="in one batch"):
+            each.generate(input_ids=batch["input_ids"], adapter_names=names)
+        each(**batch)
 
 
 @pytest.mark.parametrize("make", [norm_wrap, ladder_wrap])
