@@ -18,12 +18,13 @@ from transformers import (
     MT5ForConditionalGeneration,
     PreTrainedModel,
     T5EncoderModel,
+    T5ForTokenClassification,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, EncoderDecoderCache
 
-from t5peft import METHODS, bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, save_adapter
+from t5peft import METHODS, bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, prompt_wrap, save_adapter
 from t5peft.backbone import t5_of
 from t5peft.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
@@ -193,6 +194,15 @@ def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: A
     loaded, _ = load_adapter(save_adapter(model.eval(), tmp_path / "adapter"), model=ready_t5("v1.0"))
     with torch.no_grad():
         assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+# Encoders alone
+
+
+@pytest.mark.parametrize("make", [T5EncoderModel, T5ForTokenClassification])
+def test_a_prompt_before_an_encoder_alone_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=f"{make.__name__} has no decoder"):
+        prompt_wrap(make(tiny_config()))
 
 
 # Ladders
