@@ -29,7 +29,7 @@ from t5peft.backbone import t5_of
 from t5peft.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import upper_cache
-from t5peft.methods.norm import NormLayer
+from t5peft.methods.norm import NormConfig, NormLayer
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
@@ -141,6 +141,17 @@ def test_every_norm_is_trained_and_nothing_else() -> None:
     model = norm_wrap(ready_t5("wide"))
     assert len(trained(model)) == 2 * 2 + 3 * 3 + 2
     assert all(tuple(p.shape) == (24,) for p in trained(model).values())
+
+
+def test_a_second_norm_adapter_starts_from_the_backbone_beside_a_merged_one() -> None:
+    base, batch = ready_t5("v1.0"), tiny_batch()
+    model = stir(norm_wrap(ready_t5("v1.0")).eval())
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="Unmerging the model first"):
+        model.add_adapter("second", NormConfig())
+    model.set_adapter("second")
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, base(**batch).logits)
 
 
 def test_merged_norms_come_out_again_bit_for_bit() -> None:
