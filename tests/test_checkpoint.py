@@ -167,6 +167,11 @@ def test_a_damaged_adapter_is_not_loaded(damage: Callable[[Path], None], message
         load_adapter(saved, model=tiny_t5())
 
 
+def test_an_adapter_whose_readme_was_written_in_is_loaded(saved: Path) -> None:
+    (saved / "README.md").write_text("What this adapter is for.")
+    load_adapter(saved, model=tiny_t5())
+
+
 @pytest.mark.parametrize(
     "other",
     [
