@@ -23,19 +23,23 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import TrainableTokensWrapper, get_peft_model_state_dict
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
-from t5peft.backbone import MINI, Quantization, load_backbone, t5_of
+from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, t5_of
+from t5peft.methods.ia3 import without_mixed_batches
+from t5peft.methods.norm import NormLayer
 
 logger = logging.getLogger("t5peft")
 
 SEAL = "t5peft.json"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+# what peft, `t5peft train` and `t5peft retune` write beside an adapter
+BESIDE = (CONFIG, WEIGHTS, SEAL, "README.md", "task.yaml", "scores.json", "retuning.json")
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -49,23 +53,56 @@ def fingerprint(model: PreTrainedModel) -> str:
     geometry = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
     digest.update(json.dumps([str(getattr(config, name)) for name in geometry]).encode())
     table = t5.get_input_embeddings()
-    # an adapter that trains rows of tokens shows its own in the table's place
-    embeddings = (table.original_module if isinstance(table, TrainableTokensWrapper) else table).weight.detach()
+    # an adapter that trains the table, or rows of it, shows its own in the table's place
+    embeddings = (table.original_module if isinstance(table, AuxiliaryTrainingWrapper) else table).weight.detach()
     digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
     for weight in _final_norms(t5):
         digest.update(_bytes(weight.detach()))
     return digest.hexdigest()[:16]
 
 
-def _final_norms(t5: PreTrainedModel) -> list[nn.Parameter]:
+def fingerprint_of_maps(model: PreTrainedModel) -> str | None:
+    """A hash of samples of the linear maps of all layers: a backbone with an adapter merged in has another than the plain one.
+
+    None where the maps are not those of the backbone: quantised, or with an adapter merged into them for the time being.
+    """
+    t5 = t5_of(model)
+    if getattr(t5, "is_quantized", False) or any(m.merged for m in t5.modules() if isinstance(m, BaseTunerLayer)):
+        return None
+    adapters = _adapters(t5)
+    digest = hashlib.sha256()
+    for name, module in t5.named_modules():
+        if isinstance(module, nn.Linear) and ".block." in name and module not in adapters:
+            weight = module.weight.detach().flatten()
+            digest.update(_bytes(weight[:: max(1, len(weight) // 256)][:256]))
+    return digest.hexdigest()[:16]
+
+
+def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
     """The weight of the last norm of each stack of the backbone itself, not of an adapter that holds stacks or norms of its own."""
+    adapters = _adapters(t5)
+    return [
+        _plain_weight(module)
+        for name, module in t5.named_modules()
+        if name.endswith("final_layer_norm") and module not in adapters
+    ]
+
+
+def _plain_weight(norm: nn.Module) -> Tensor:
+    """The backbone's weight of ``norm``, in an adapter or not."""
+    if isinstance(norm, NormLayer) and norm.unmerged_weight is not None:
+        return norm.unmerged_weight
+    if isinstance(norm, AuxiliaryTrainingWrapper):
+        norm = norm.original_module
+    return (norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm).get_parameter("weight")
+
+
+def _adapters(t5: PreTrainedModel) -> set[nn.Module]:
+    """All modules in ``t5`` that belong to adapters."""
     layers = [module for module in t5.modules() if isinstance(module, BaseTunerLayer)]
-    adapters = {
-        part for layer in layers for name in layer.adapter_layer_names for part in getattr(layer, name).modules()
-    }
-    norms = [norm for name, norm in t5.named_modules() if name.endswith("final_layer_norm") and norm not in adapters]
-    plain = (norm.get_base_layer() if isinstance(norm, BaseTunerLayer) else norm for norm in norms)
-    return [norm.get_parameter("weight") for norm in plain]
+    parts = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
+    parts += [module.modules_to_save for module in t5.modules() if isinstance(module, ModulesToSaveWrapper)]
+    return {module for part in parts for module in part.modules()}
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -73,29 +110,42 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
-    """Save the active adapter of ``model`` to ``folder``: whole, or not at all.
+    """Save the active adapter of ``model`` to ``folder``: whole, or not at all; an earlier adapter there is replaced.
 
     Raises:
-        ValueError: for a model without an adapter, or an adapter that holds NaN or infinity.
+        ValueError: for a model without an adapter, an adapter that holds NaN or infinity, or a folder that holds anything else
+            than an earlier adapter.
     """
     folder = Path(folder)
     if not isinstance(model, PeftModel):
         raise ValueError(
             f"Got a {type(model).__name__} without an adapter; a fully tuned model is saved by model.save_pretrained(folder)."
         )
-    broken = _not_finite(get_peft_model_state_dict(model, save_embedding_layers=False))
+    name = model.active_adapter
+    broken = _not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if broken:
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
+    if foreign := _foreign(folder):
+        raise ValueError(
+            f"The adapter is not saved to {folder}, which holds what is no earlier adapter's and would be lost: {foreign[:5]}. "
+            f"Expected a new or empty folder, or that of an adapter; take one of its own, such as {folder / 'adapter'}."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging = temporary / "new"  # mkdtemp's own is closed to other users
     try:
-        model.save_pretrained(str(staging), save_embedding_layers=False, selected_adapters=[model.active_adapter])
+        staging.mkdir()
+        model.save_pretrained(str(staging), save_embedding_layers=False, selected_adapters=[name])
+        if name != "default":  # peft gives it a folder of its own
+            for path in (staging / name).iterdir():
+                path.replace(staging / path.name)
+            (staging / name).rmdir()
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
         seal(staging, model)
         _replace(staging, folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -132,14 +182,17 @@ def load_adapter(
     if model is None and not problems:
         model, tokenizer = load_backbone(base_of(folder), quantize=quantize, num_labels=_labels(folder, config))
     if model is not None:
-        sealed = _seal_of(folder).get("backbone")
-        if sealed not in (None, fingerprint(model)):
-            problems.append(
-                f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) than "
-                f"the given one ({fingerprint(model)}, {model.name_or_path!r})"
-            )
+        for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
+            sealed = _seal_of(folder).get(name)
+            if None not in (sealed, own) and sealed != own:
+                problems.append(
+                    f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) "
+                    f"than the given one ({own}, {model.name_or_path!r})"
+                )
+                break
     _raise(folder, problems)
     assert model is not None
+    correct_config(t5_of(model))
     with warnings.catch_warnings():
         # Missing keys are an error below, not a warning.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -150,7 +203,7 @@ def load_adapter(
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit this model: {error}") from error
     _raise(folder, _wrong_keys(wrapped, folder))
-    return wrapped, tokenizer
+    return without_mixed_batches(wrapped), tokenizer
 
 
 def base_of(folder: str | Path) -> str:
@@ -179,6 +232,7 @@ def seal(folder: Path, model: PreTrainedModel) -> None:
         _sync(path)
     content = {
         "backbone": fingerprint(model),
+        "maps": fingerprint_of_maps(model),
         "quantized": quantization_of_model(model),
         "files": hashes,
         "saved": time.time(),  # seconds since 1970
@@ -195,6 +249,8 @@ def verify(folder: Path) -> list[str]:
     problems = []
     for name, expected in _seal_of(folder).get("files", {}).items():
         path = folder / name
+        if path.name == "README.md":
+            continue  # peft's draft of a model card, to be written in
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif _hash(path) != expected:
@@ -282,6 +338,16 @@ def _hash(path: Path) -> str:
 
 def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What is in ``folder``, or the file that it is, beside an earlier adapter and what was sealed or written with it."""
+    if not folder.is_dir():
+        return [folder.name] if folder.exists() else []
+    known = {*BESIDE, *_seal_of(folder).get("files", {})} if (folder / CONFIG).is_file() else set()
+    known -= {"trainer_state.json"}  # a checkpoint is more than an adapter
+    own = {path for name in known for path in (folder / name, *(folder / name).parents)}
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path not in own)
 
 
 def _replace(staging: Path, folder: Path) -> None:

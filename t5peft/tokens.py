@@ -24,7 +24,7 @@ from peft.utils import set_additional_trainable_modules
 from torch import Tensor, nn
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import correct_config, has_untied_head, load_backbone, t5_of
+from t5peft.backbone import Quantization, correct_config, has_untied_head, load_backbone, t5_of
 from t5peft.checkpoint import base_of, load_adapter
 from t5peft.methods.wrapping import check_plain
 
@@ -96,8 +96,10 @@ def train_tokens(model: PeftModel, ids: Sequence[int]) -> None:
     _share_rows(t5, name)
 
 
-def load_with_tokens(folder: str | Path, *, trainable: bool = False) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Load an adapter that was saved with its tokenizer, beside its backbone with the tokens added.
+def load_with_tokens(
+    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Load an adapter that was saved with its tokenizer, beside its backbone, quantised or not, with the tokens added.
 
     Raises:
         FileNotFoundError: the folder holds no adapter, or no tokenizer (``save_adapter(..., tokenizer=tokenizer)``).
@@ -109,7 +111,7 @@ def load_with_tokens(folder: str | Path, *, trainable: bool = False) -> tuple[Pe
         raise FileNotFoundError(
             f"{folder} holds no tokenizer; save the adapter by save_adapter(model, folder, tokenizer=tokenizer)."
         ) from error
-    model, tokenizer = load_backbone(base_of(folder))
+    model, tokenizer = load_backbone(base_of(folder), quantize=quantize)
     known = tokenizer.get_vocab()
     new = sorted((index, token) for token, index in saved.get_added_vocab().items() if token not in known)
     if new:

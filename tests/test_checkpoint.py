@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_records, tiny_t5
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
-from t5peft.checkpoint import SEAL, WEIGHTS, fingerprint, newest_complete, seal
+from t5peft.checkpoint import CONFIG, SEAL, WEIGHTS, fingerprint, fingerprint_of_maps, newest_complete, seal
+from t5peft.cli.data import TASK_FILE
+from t5peft.retuning import REPORT
 
 ADAPTERS = [name for name, method in METHODS.items() if name != "full" and method.quantize is None]
 
@@ -40,12 +44,70 @@ def test_an_adapter_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
     ]
 
 
+def with_a_second_adapter(value: float) -> PeftModel:
+    model = lora_wrap(tiny_t5())
+    model.add_adapter("second", LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"], r=2))
+    model.set_adapter("second")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(value)
+    return model
+
+
+def test_the_active_adapter_is_saved_to_the_folder_itself_whatever_its_name(tmp_path: Path) -> None:
+    model = with_a_second_adapter(0.1)
+    folder = save_adapter(model, tmp_path / "adapter")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS, SEAL]
+    loaded, _ = load_adapter(folder, model=tiny_t5())
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    model.delete_adapter("default")
+    save_adapter(model, folder)
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        save_adapter(with_a_second_adapter(float("nan")), folder)
+
+
 def test_saving_again_replaces_the_old_adapter_and_leaves_nothing_behind(saved: Path) -> None:
     before = load_file(saved / WEIGHTS)
     save_adapter(lora_wrap(tiny_t5()), saved)
     after = load_file(saved / WEIGHTS)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+def test_saving_again_replaces_what_the_commands_wrote_beside_the_old_adapter(saved: Path) -> None:
+    for name in (TASK_FILE, "scores.json", REPORT):
+        (saved / name).write_text("of the old adapter")
+    save_adapter(lora_wrap(tiny_t5()), saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", CONFIG, WEIGHTS, SEAL]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", "checkpoint-2/optimizer.pt", "trainer_state.json"])
+def test_saving_never_deletes_a_file_of_another(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"would be lost: \[.*'{name}'\].*take one of its own"):
+        save_adapter(lora_wrap(tiny_t5()), tmp_path / "run")
+    assert (tmp_path / "run" / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_saving_over_a_checkpoint_or_a_file_is_refused(tmp_path: Path) -> None:
+    trainer = train(tmp_path, steps=2)
+    trainer.train()
+    (tmp_path / "file").write_text("mine")
+    for name, message in (("checkpoint-2", "trainer_state.json"), ("file", "file")):
+        with pytest.raises(ValueError, match=message):
+            save_adapter(trainer.model, tmp_path / name)
+
+
+def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = save_adapter(lora_wrap(tiny_t5()), tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -105,6 +167,11 @@ def test_a_damaged_adapter_is_not_loaded(damage: Callable[[Path], None], message
         load_adapter(saved, model=tiny_t5())
 
 
+def test_an_adapter_whose_readme_was_written_in_is_loaded(saved: Path) -> None:
+    (saved / "README.md").write_text("What this adapter is for.")
+    load_adapter(saved, model=tiny_t5())
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -122,6 +189,50 @@ def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], torch.
 
 def test_the_fingerprint_is_the_same_in_bfloat16() -> None:
     assert fingerprint(tiny_t5()) == fingerprint(tiny_t5().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("trained_whole", ["shared", "final_layer_norm"])
+def test_a_module_that_is_trained_whole_does_not_change_the_fingerprint(trained_whole: str, tmp_path: Path) -> None:
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"], modules_to_save=[trained_whole])
+    model = get_peft_model(tiny_t5(), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "norm"])
+def test_an_adapter_that_is_merged_at_saving_loads_on_its_backbone(method: str, tmp_path: Path) -> None:
+    model = METHODS[method].wrap(tiny_t5())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    model.merge_adapter()
+    load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
+
+
+def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_plain_one(
+    saved: Path, tmp_path: Path
+) -> None:
+    def second() -> PreTrainedModel:
+        return load_adapter(saved, model=tiny_t5())[0].merge_and_unload()
+
+    folder = save_adapter(lora_wrap(second()), tmp_path / "on_second")
+    load_adapter(folder, model=second().to(torch.bfloat16))
+    with pytest.raises(ValueError, match="it was trained on another backbone"):
+        load_adapter(folder, model=tiny_t5())
+    seal_of_old = json.loads((folder / SEAL).read_text())
+    del seal_of_old["maps"]
+    (folder / SEAL).write_text(json.dumps(seal_of_old))
+    load_adapter(folder, model=tiny_t5())
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_no_adapter_changes_the_fingerprint_of_the_maps(method: str) -> None:
+    assert fingerprint_of_maps(METHODS[method].wrap(tiny_t5("wide"))) == fingerprint_of_maps(tiny_t5("wide"))
 
 
 def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:
@@ -143,6 +254,15 @@ def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded, _ = load_adapter(tmp_path, model=tiny_t5())
     assert isinstance(loaded, PeftModel)
+
+
+def test_a_backbone_that_is_given_keeps_its_untied_head_and_generates(tmp_path: Path) -> None:
+    tiny_t5("wide").save_pretrained(tmp_path / "base")
+    save_adapter(lora_wrap(tiny_t5("wide")), tmp_path / "adapter")
+    given = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    loaded, _ = load_adapter(tmp_path / "adapter", model=given)
+    loaded.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=2)
+    assert not given.config.tie_word_embeddings
 
 
 def train(folder: Path, steps: int = 6) -> T5PeftTrainer:

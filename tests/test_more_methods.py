@@ -18,17 +18,18 @@ from transformers import (
     MT5ForConditionalGeneration,
     PreTrainedModel,
     T5EncoderModel,
+    T5ForTokenClassification,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, EncoderDecoderCache
 
-from t5peft import bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, save_adapter
+from t5peft import METHODS, bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, prompt_wrap, save_adapter
 from t5peft.backbone import t5_of
 from t5peft.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import upper_cache
-from t5peft.methods.norm import NormLayer
+from t5peft.methods.norm import NormConfig, NormLayer
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
@@ -142,6 +143,17 @@ def test_every_norm_is_trained_and_nothing_else() -> None:
     assert all(tuple(p.shape) == (24,) for p in trained(model).values())
 
 
+def test_a_second_norm_adapter_starts_from_the_backbone_beside_a_merged_one() -> None:
+    base, batch = ready_t5("v1.0"), tiny_batch()
+    model = stir(norm_wrap(ready_t5("v1.0")).eval())
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="Unmerging the model first"):
+        model.add_adapter("second", NormConfig())
+    model.set_adapter("second")
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, base(**batch).logits)
+
+
 def test_merged_norms_come_out_again_bit_for_bit() -> None:
     base, batch = ready_t5("v1.0"), tiny_batch()
     model = stir(norm_wrap(ready_t5("v1.0")).eval())
@@ -174,6 +186,18 @@ def test_two_norms_or_two_ladders_at_once_are_an_error() -> None:
             model(**tiny_batch())
 
 
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "houlsby", "ladder", "norm"])
+def test_a_batch_of_several_adapters_is_refused_where_it_would_be_one_of_the_active(method: str, tmp_path: Any) -> None:
+    model = METHODS[method].wrap(ready_t5("v1.0")).eval()
+    batch, names = tiny_batch(), ["default", "__base__", "default", "__base__"]
+    for each in (model, load_adapter(save_adapter(model, tmp_path / "adapter"), model=ready_t5("v1.0"))[0]):
+        with pytest.raises(ValueError, match=r"Got adapter_names=\['__base__', 'default'\] .*in one batch"):
+            each(**batch, adapter_names=names)
+        with pytest.raises(ValueError, match="in one batch"):
+            each.generate(input_ids=batch["input_ids"], adapter_names=names)
+        each(**batch)
+
+
 @pytest.mark.parametrize("make", [norm_wrap, ladder_wrap])
 def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: Any, tmp_path: Any) -> None:
     model = stir(make(ready_t5("v1.0")))
@@ -181,6 +205,15 @@ def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: A
     loaded, _ = load_adapter(save_adapter(model.eval(), tmp_path / "adapter"), model=ready_t5("v1.0"))
     with torch.no_grad():
         assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+# Encoders alone
+
+
+@pytest.mark.parametrize("make", [T5EncoderModel, T5ForTokenClassification])
+def test_a_prompt_before_an_encoder_alone_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=f"{make.__name__} has no decoder"):
+        prompt_wrap(make(tiny_config()))
 
 
 # Ladders

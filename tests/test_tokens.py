@@ -15,6 +15,7 @@ from vocabulary import small_tokenizer
 
 from t5peft.backbone import has_untied_head, load_backbone
 from t5peft.checkpoint import load_adapter, save_adapter
+from t5peft.deploy import merge
 from t5peft.methods import ia3_wrap, lora_wrap
 from t5peft.tokens import add_tokens, load_with_tokens, train_tokens
 
@@ -210,6 +211,22 @@ def test_a_merged_model_is_saved_and_loaded_with_its_rows(shape: Geometry, tmp_p
     tokenizer.save_pretrained(tmp_path)
     loaded, _ = load_backbone(tmp_path)
     assert torch.equal(logits(loaded, batch), logits(merged, batch))
+
+
+@pytest.mark.parametrize("spare", [0, 28])
+def test_merging_an_adapter_from_its_folder_brings_its_tokens(spare: int, tmp_path: Path) -> None:
+    _, tokenizer = small_t5("v1.0")
+    tiny_t5(vocab_size=len(tokenizer) + spare).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, tokenizer = load_backbone(tmp_path / "base")
+    ids = add_tokens(model, tokenizer, NEW)
+    wrapped = lora_wrap(model, rank=2)
+    train_tokens(wrapped, ids)
+    step(wrapped, batch_with(ids))
+    save_adapter(wrapped, tmp_path / "adapter", tokenizer=tokenizer)
+    merged, its_tokenizer, _ = merge(tmp_path / "adapter")
+    assert its_tokenizer("positively { <br> a")["input_ids"] == tokenizer("positively { <br> a")["input_ids"]
+    torch.testing.assert_close(logits(merged, batch_with(ids)), logits(wrapped, batch_with(ids)), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -7,6 +7,7 @@ change of a weight; they are served as adapters.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.checkpoint import load_adapter, quantization_of
+from t5peft.checkpoint import CONFIG, load_adapter, quantization_of
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
+from t5peft.tokens import load_with_tokens
 
 PROBE = "A merged model must say what the adapter said: 0, 1, 2; yes or no?"
 
@@ -45,7 +47,8 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     Raises:
         FileNotFoundError, ValueError: as :func:`~t5peft.load_adapter`; for prefixes and prompts, which do not merge.
     """
-    model, tokenizer = load_adapter(folder)
+    load = load_with_tokens if _brings_tokens(Path(folder)) else load_adapter
+    model, tokenizer = load(folder)
     assert tokenizer is not None
     if any(isinstance(module, (PrefixLayer, PromptEncoder)) for module in model.modules()):
         raise ValueError(
@@ -58,9 +61,16 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     expected = _logits(merged, ids)
     quantised = None
     if (quantize := quantization_of(folder)) is not None:
-        trained, _ = load_adapter(folder, quantize=quantize)
+        trained, _ = load(folder, quantize=quantize)
         quantised = _difference(_logits(trained, ids), expected)
     return merged, tokenizer, Parity(_difference(unmerged, expected), quantised)
+
+
+def _brings_tokens(folder: Path) -> bool:
+    """Whether the adapter trains rows of tokens, and was saved with the tokenizer that knows them."""
+    if not (folder / CONFIG).is_file() or not (folder / "tokenizer_config.json").is_file():
+        return False
+    return json.loads((folder / CONFIG).read_text()).get("trainable_token_indices") is not None
 
 
 @torch.no_grad()

@@ -106,6 +106,8 @@ class NormTuner(OwnTuner):
     ) -> None:
         layer = target if isinstance(target, NormLayer) else NormLayer(target)
         layer.t5norm[adapter_name] = deepcopy(layer.base_layer)
+        if layer.unmerged_weight is not None:
+            layer.t5norm[adapter_name].weight.data.copy_(layer.unmerged_weight)
         if layer is not target:
             setattr(parent, target_name, layer)
 

@@ -222,15 +222,20 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initial
     """Wrap ``model`` for prompt tuning, in place.
 
     Args:
-        model: a T5 of any geometry, with or without a classification head.
+        model: a T5 of any geometry with a decoder, with or without a classification head.
         length: P, the number of trained vectors.
         initialise: :func:`from_random`, :func:`from_vocabulary` (the default), :func:`from_text`,
             :func:`from_class_labels`, or a function of your own from embeddings [V, H] and P to [P, H].
 
     Raises:
-        ValueError: for a wrapped model, a length below one, or an initialiser that returns another shape.
+        ValueError: for a wrapped model, an encoder alone, a length below one, or an initialiser that returns another shape.
     """
     check_plain(model)
+    if not model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(model).__name__} has no decoder, so the states of a prompt would stand among those of the text that it "
+            "returns; take another method, such as lora_wrap."
+        )
     if length < 1:
         raise ValueError(f"Got length={length}; expected a whole number of at least 1.")
     embeddings = model.get_input_embeddings().weight.detach()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftConfig
@@ -10,10 +12,22 @@ from peft.utils import PeftType, register_peft_method
 from torch import nn
 
 
+@contextmanager
+def no_mixed_batches(*args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Iterator[None]:
+    """In the place of the ``_enable_peft_forward_hooks`` by which LoRA gives each row its adapter; others ignore the names."""
+    if adapter_names is not None:
+        raise ValueError(
+            f"Got adapter_names={sorted(set(adapter_names))} for the rows of a batch; of these methods, only LoRA takes several "
+            "adapters in one batch. Call model.set_adapter(name), or model.disable_adapter(), for a batch of each."
+        )
+    yield
+
+
 class OwnTuner(BaseTuner):
     """What our tuners change of peft's: a tuner of ours puts layers around whatever module its config names."""
 
     target_module_mapping: dict[str, list[str]] = {}
+    _enable_peft_forward_hooks = staticmethod(no_mixed_batches)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         # Our configs name their targets themselves.
