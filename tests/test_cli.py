@@ -11,6 +11,8 @@ from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
 from t5peft.cli import COMMANDS, main
+from t5peft.cli.data import save_task
+from t5peft.tasks import family_task
 
 
 @pytest.fixture
@@ -56,6 +58,47 @@ def test_train_evaluate_predict_from_a_csv_file(
     assert len(answers) == 24
     assert {answer["answer"] for answer in answers} <= {"0", "1"}
     assert all(sum(answer["probability"].values()) == pytest.approx(1, abs=1e-3) for answer in answers)
+
+
+def own_task(folder: Path, name: str, *splits: str) -> str:
+    """A task's YAML file in ``folder``, with six records a split."""
+    rows = "".join(f"film {i},{i % 2}\n" for i in range(6))
+    (folder / "own.csv").write_text(f"text,label\n{rows}")
+    files = ", ".join(f"{split}: own.csv" for split in splits)
+    path = folder / "own.yaml"
+    path.write_text(
+        f"name: {name}\ntemplate: 'film: {{text}}'\ntarget: '{{label}}'\ntarget_words: {{0: bad, 1: good}}\n"
+        f"metrics: [accuracy]\ndata:\n  files: {{{files}}}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["own", "finance"])
+def test_evaluate_scores_on_the_test_records_that_the_given_task_brings(
+    name: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", backbone, "--task", own_task(tmp_path, name, "test")]) == 0
+    assert f"{name}, 6 records" in capsys.readouterr().out
+
+
+def test_evaluate_asks_for_data_where_the_task_brings_no_test_records(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", backbone, "--task", own_task(tmp_path, "own", "train")]) == 2
+    assert "'own' brings no test records, only train, validation; give --data FILE" in capsys.readouterr().err
+
+
+def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_task(family_task("correction", [{"text": "he go", "corrected": "he goes"}]), tmp_path)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "not the package's task 'correction', only called so" in capsys.readouterr().err
+
+
+def test_the_packages_task_of_a_familys_name_is_reached_without_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "--task", "correction"]) == 0
+    assert "correction" in capsys.readouterr().out
 
 
 def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
