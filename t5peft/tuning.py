@@ -107,7 +107,10 @@ def tune(
 def _backbone(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if recipe.method not in METHODS:
         raise ValueError(f"There is no method {recipe.method!r}; expected one of {', '.join(METHODS)}.")
-    return load_backbone(recipe.backbone, quantize=METHODS[recipe.method].quantize)
+    model, tokenizer = load_backbone(recipe.backbone, quantize=METHODS[recipe.method].quantize)
+    if not model.can_generate():
+        raise ValueError(f"{recipe.backbone} has a classification head; expected a T5 with a language model head.")
+    return model, tokenizer
 
 
 def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> PreTrainedModel:

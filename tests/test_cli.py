@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
+from t5peft import load_backbone, lora_wrap, save_adapter
 from t5peft.cli import COMMANDS, main
 from t5peft.cli.data import save_task
-from t5peft.tasks import family_task
+from t5peft.evaluation import classify
+from t5peft.tasks import Task, family_task, load_records
 
 
 @pytest.fixture
@@ -113,6 +117,30 @@ def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
         main(["predict", folder, "--text", "a good film"])
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0] == answers[1]
+
+
+def test_a_trained_classification_head_answers_alone_beside_its_backbone_and_merged(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task("film", "{review}", "{stars}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
+    records = load_records(table)
+    model, tokenizer = load_backbone(backbone, num_labels=2)
+    torch.nn.init.normal_(model.classification_head.out_proj.weight)
+    wrapped = lora_wrap(model, targets="all-linear")
+    expected = classify(wrapped, tokenizer, task.sources(records, tokenizer)).probabilities[:, 1]
+    assert expected.std() > 1e-3
+    adapter, merged = str(save_adapter(wrapped, tmp_path / "adapter")), str(tmp_path / "merged")
+    save_task(task, adapter)
+    assert main(["merge", adapter, "--output", merged]) == 0
+    accuracies = []
+    for folder in (adapter, merged):
+        capsys.readouterr()
+        assert main(["predict", folder, "--data", table]) == 0
+        answers = [json.loads(line)["probability"]["1"] for line in capsys.readouterr().out.splitlines()]
+        assert answers == pytest.approx(expected.tolist(), abs=1e-4)
+        assert main(["evaluate", folder, "--data", table]) == 0
+        accuracies.append(re.findall("accuracy +(.+)", capsys.readouterr().out))
+    assert accuracies[0] == accuracies[1]
 
 
 def test_a_prefix_is_not_merged_and_the_error_says_why(

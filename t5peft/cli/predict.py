@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
-from t5peft.evaluation import predict, rank
+from t5peft.evaluation import predict
+from t5peft.evaluation.scores import rank_targets
 from t5peft.tasks import Task, load_records
 
 Record = dict[str, Any]
@@ -53,7 +54,7 @@ def answered(
         for record, text in zip(records, texts, strict=True):
             yield {**record, "answer": task.read(text)}
         return
-    ranking = rank(model, tokenizer, sources, task.candidates)
+    ranking = rank_targets(model, tokenizer, task, sources)
     for record, row in zip(records, ranking.probabilities, strict=True):
         shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
         yield {**record, "answer": max(shares, key=lambda label: shares[label]), "probability": shares}

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.backbone import t5_of
 from t5peft.batches import collate, cut_by_tokens
 from t5peft.evaluation.calibration import expected_calibration_error
-from t5peft.evaluation.inference import evaluating
+from t5peft.evaluation.inference import Sources, evaluating
 from t5peft.evaluation.metrics import METRICS, compute
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
@@ -50,7 +50,7 @@ def evaluate_task(
     sources = [feature["input_ids"] for feature in features]
     scores: dict[str, float] = {}
     if task.target_words is not None:
-        ranking = _rank_targets(model, tokenizer, task, sources, tokens_per_batch)
+        ranking = rank_targets(model, tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
         predictions = [task.labels[i] for i in ranking.best]
         right = [task.labels.index(task.read(task.target_text(record))) for record in records]
         scores["expected_calibration_error"] = expected_calibration_error(ranking.probabilities, right)
@@ -75,9 +75,14 @@ def evaluate_task(
     return scores
 
 
-def _rank_targets(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, sources: list[list[int]], tokens_per_batch: int
+def rank_targets(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, sources: Sources, *, tokens_per_batch: int = 8192
 ) -> Ranking:
+    """The ranking [N, C] of the labels of a task with target words, by their words or by the model's own head.
+
+    Raises:
+        ValueError: a head with another number of classes than the task has labels.
+    """
     t5 = t5_of(model)
     if t5.can_generate():
         return rank(model, tokenizer, sources, task.candidates, tokens_per_batch=tokens_per_batch)
