@@ -71,8 +71,17 @@ def evaluate_task(
         if name == "perplexity":
             scores |= loss_and_perplexity(model, features, tokens_per_batch=tokens_per_batch)
         else:
-            scores |= compute(name, predictions, references, sources=texts)
+            scores |= score_of(task, name, predictions, references, texts)
     return scores
+
+
+def score_of(
+    task: Task, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], sources: Sequence[str]
+) -> dict[str, float]:
+    """`compute`, but for exact match of labels, which are compared as they are: -1 is not 1, and C# is not C++."""
+    if name == "exact_match" and task.target_words is not None:
+        return {name: compute("accuracy", predictions, references)["accuracy"]}
+    return compute(name, predictions, references, sources=sources)
 
 
 def rank_targets(

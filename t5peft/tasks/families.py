@@ -98,7 +98,7 @@ FAMILIES: dict[str, Family] = {
     "correction": Family(
         "correct: {text}",
         {"text": ("text", "source", "input", "original"), "corrected": ("corrected", "correction", "target")},
-        ("gleu", "exact_match"),
+        ("gleu", "accuracy"),
         256,
         256,
     ),

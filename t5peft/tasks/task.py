@@ -50,7 +50,8 @@ class Task:
         target: the target over the record's columns.
         target_words: for classification: each label, as text, and the words that T5 says for it. ``target`` then names
             one column, which holds labels.
-        metrics: names in ``t5peft.evaluation.METRICS``; the first leads tables.
+        metrics: names in ``t5peft.evaluation.METRICS``; the first leads tables. ``exact_match`` of a free target is SQuAD's,
+            without punctuation, case and articles; ``accuracy`` compares texts as they are.
         max_source_length: tokens, with ``</s>``.
         max_target_length: tokens, with ``</s>``.
         num_beams: beams when answers are generated.
