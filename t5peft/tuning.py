@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from t5peft.backbone import load_backbone
 from t5peft.evaluation import evaluate_task
 from t5peft.methods import METHODS
-from t5peft.tasks import Task
+from t5peft.tasks import Task, checks
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 Records = Sequence[Mapping[str, Any]]
 Splits = Mapping[str, Records]
@@ -82,6 +85,10 @@ def tune(
         raise ValueError(
             f"The task {task.name!r} has no {' and no '.join(missing)} records; expected at least one of each."
         )
+    if splits.get("test"):
+        checks.raise_all(
+            task.name, checks.missing_references([*splits["validation"], *splits["test"]], task.references)
+        )
     set_seed(recipe.seed)
     wrapped, tokenizer = _backbone(recipe) if model is None else model
     train, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
@@ -97,11 +104,19 @@ def tune(
         callbacks=[*stopping, *callbacks],
     ).train(resume_from_checkpoint=resume)
     scores = {
-        split: evaluate_task(wrapped, tokenizer, task, splits[split])
+        split: evaluate_task(wrapped, tokenizer, _of_split(task, splits[split]), splits[split])
         for split in ("validation", "test")
         if splits.get(split)
     }
     return Tuned(wrapped, tokenizer, scores)
+
+
+def _of_split(task: Task, records: Records) -> Task:
+    """``task``, but by the one target where no record has references, as in a validation split held out from train."""
+    if not checks.missing_references(records, task.references):
+        return task
+    logger.warning("task %s: no record of a split has %r; it is scored by its one target", task.name, task.references)
+    return replace(task, references=None)
 
 
 def _backbone(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

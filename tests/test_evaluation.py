@@ -459,6 +459,14 @@ def test_a_task_with_free_targets_is_scored_by_generation():
         evaluate_task(model, TOKENIZER, Task("echo", "{text}", "{answer}", metrics=("rouje",)), records)
 
 
+def test_a_column_of_references_that_no_record_has_is_told():
+    task = Task("echo", "{text}", "{answer}", references="refs")
+    with pytest.raises(
+        ValueError, match=r"'refs', which is in none of the 1 records; the columns there are: 'text', 'answer'"
+    ):
+        evaluate_task(v1_0(), TOKENIZER, task, [{"text": "a", "answer": "b"}])
+
+
 @pytest.mark.parametrize("make", [v1_0, wrapped("lora"), wrapped("prompt")])
 def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(make):
     model = make()

@@ -67,6 +67,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
             columns=_pairs(args.column, "--column"),
             target_words=_pairs(args.target_word, "--target-word") or None,
             template=args.template,
+            scored=[record for split in ("validation", "test") for record in splits.get(split, ())],
         )
     else:
         task = Task.from_yaml(args.task)

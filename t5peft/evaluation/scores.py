@@ -17,6 +17,7 @@ from t5peft.evaluation.metrics import METRICS, compute
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
 from t5peft.loss import target_loss
+from t5peft.tasks import checks
 from t5peft.tasks.task import Task
 
 
@@ -38,7 +39,7 @@ def evaluate_task(
         generated answers, and `loss` with perplexity.
 
     Raises:
-        ValueError: no records, an unknown metric, or what `Task.tokenize` says of them.
+        ValueError: no records, an unknown metric, a column of references that no record has, or what `Task.tokenize` says of them.
     """
     records = list(records)
     unknown = [name for name in task.metrics if name not in METRICS]
@@ -46,6 +47,7 @@ def evaluate_task(
         raise ValueError(
             f"task {task.name!r} names metrics that there are not: {unknown}; there are {', '.join(METRICS)}"
         )
+    checks.raise_all(task.name, checks.missing_references(records, task.references))
     features = task.tokenize(records, tokenizer).to_list()
     sources = [feature["input_ids"] for feature in features]
     scores: dict[str, float] = {}

@@ -41,6 +41,17 @@ def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) ->
     return problems
 
 
+def missing_references(records: Sequence[Mapping[str, Any]], column: str | None) -> list[str]:
+    """A column of references that no record has, so that each would be scored by its one target alone."""
+    if column is None or any(column in record for record in records):
+        return []
+    there = ", ".join(map(repr, records[0] if records else ())) or "none"
+    return [
+        f"its references are in the column {column!r}, which is in none of the {len(records)} records; the columns there "
+        f"are: {there}. Rename the column, or leave out 'references' to score by the one target"
+    ]
+
+
 def unknown_labels(records: Sequence[Mapping[str, Any]], column: str, labels: Sequence[str]) -> list[str]:
     """Labels of records that have no target word."""
     unknown: dict[str, list[int]] = {}

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from . import checks
 from .definition import read_definition
 from .fitting import Fitted, encode, fit
-from .template import Template, as_text, one_line
+from .template import Template, as_text, one_line, texts_of
 
 logger = logging.getLogger(__name__)
 
@@ -218,11 +218,8 @@ class Task:
 
     def answers(self, record: Record) -> list[str]:
         """What ``read`` should give for this record: its references if it has several, else its one target."""
-        references = record.get(self.references) if self.references is not None else None
-        if references:
-            texts = [references] if isinstance(references, str) else references
-            return [one_line(str(text)) for text in texts]
-        return [self.read(self.target_text(record))]
+        references = texts_of(record.get(self.references)) if self.references is not None else []
+        return [self.read(text) for text in references or [self.target_text(record)]]
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Sources as ``tokenize`` makes them, as text: cut in the columns, special tokens broken up. Needs no target.

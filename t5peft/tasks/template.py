@@ -7,7 +7,7 @@ a text that is too long can be cut there and never in the instruction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from string import Formatter
@@ -63,6 +63,12 @@ def as_text(value: object) -> str | None:
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, Real) else None
+
+
+def texts_of(cell: object) -> list[str]:
+    """The texts of a cell that holds several, or one; what is missing among them, such as None, is left out."""
+    values = cell if isinstance(cell, Iterable) and not isinstance(cell, str) else [cell]
+    return [text for value in values if (text := as_text(value)) is not None]
 
 
 def one_line(text: str) -> str:
