@@ -89,8 +89,9 @@ def test_references_are_the_answers_where_there_are_several() -> None:
 
 def test_a_reference_that_is_missing_is_no_word() -> None:
     task = Task("text", "{mr}", "{text}", references="texts")
-    assert task.answers({"mr": "x", "text": "a", "texts": ["b", None]}) == ["b"]
-    assert task.answers({"mr": "x", "text": "a", "texts": None}) == ["a"]
+    for missing in (None, float("nan")):
+        assert task.answers({"mr": "x", "text": "a", "texts": ["b", missing]}) == ["b"]
+        assert task.answers({"mr": "x", "text": "a", "texts": missing}) == ["a"]
 
 
 def test_references_to_labels_are_read_as_labels() -> None:
@@ -257,6 +258,17 @@ def test_no_records_are_refused(mini: PreTrainedTokenizerBase) -> None:
 def test_a_column_that_holds_no_text_is_named_with_its_kind(mini: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ValueError, match="the column 'text' holds NoneType in row 1; text or a number was expected"):
         SUMMARY.tokenize([{"text": "a", "title": "b"}, {"text": None, "title": "b"}], mini)
+
+
+def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenizerBase) -> None:
+    records = [{"sentence": "a", "label": "0"}, {"sentence": float("nan"), "label": np.float32("nan")}]
+    with pytest.raises(
+        ValueError, match="the column 'sentence' holds NaN, a missing cell, in row 1; text or a"
+    ) as error:
+        SENTIMENT.tokenize(records, mini)
+    assert "the column 'label' holds NaN, a missing cell, in row 1" in text_of(error)
+    twice = [records[0], {"text": "b", "label": "1"}]
+    assert family_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
 
 
 def test_all_contradictions_of_a_task_are_raised_at_once() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from t5peft.tasks import FAMILIES, Task, family_task, hold_out, load_records, load_task
+from t5peft.tasks import FAMILIES, Task, family_task, load_records, load_task
 from t5peft.tasks.definition import definition_names
+from t5peft.tasks.registry import with_validation
 
 Splits = dict[str, list[dict[str, Any]]]
 TASK_FILE = "task.yaml"
@@ -71,9 +72,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         )
     else:
         task = Task.from_yaml(args.task)
-    if "train" in splits and "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(splits["train"], task.source)
-    return task, splits
+    return task, with_validation(task, splits)
 
 
 def save_task(task: Task, folder: str | Path) -> None:

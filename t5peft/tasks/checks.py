@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from .fitting import Fitted
@@ -33,7 +34,8 @@ def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) ->
             )
         untextual = [i for i, record in enumerate(records) if column in record and as_text(record[column]) is None]
         if untextual:
-            kind = type(records[untextual[0]][column]).__name__
+            cell = records[untextual[0]][column]
+            kind = "NaN, a missing cell," if isinstance(cell, Real) else type(cell).__name__
             problems.append(
                 f"the column {column!r} holds {kind} in {some_rows(untextual)}; text or a number was expected: "
                 "make it text, or leave those records out"

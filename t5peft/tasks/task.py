@@ -9,7 +9,7 @@ records are dictionaries, from ``load_records``, a ``datasets.Dataset`` or a lis
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -191,12 +191,16 @@ class Task:
 
     def source(self, record: Record) -> str:
         """The source of one record as the template renders it; neither cut nor looked through for special tokens."""
-        checks.raise_all(self.name, checks.missing_columns([record], self._template))
+        self.check_sources([record])
         return self._template.render(_values(record, self._template))
+
+    def check_sources(self, records: Sequence[Record]) -> None:
+        """Raise one ValueError for all rows whose source cannot be rendered."""
+        checks.raise_all(self.name, checks.missing_columns(records, self._template))
 
     def content(self, record: Record) -> str:
         """What the record brings to its source, without the template's words: what GLEU compares an answer with."""
-        checks.raise_all(self.name, checks.missing_columns([record], self._template))
+        self.check_sources([record])
         return " ".join(_values(record, self._template).values())
 
     def target_text(self, record: Record) -> str:
@@ -228,7 +232,7 @@ class Task:
             ValueError: all problems with the records, at once.
         """
         records = list(records)
-        checks.raise_all(self.name, checks.missing_columns(records, self._template))
+        self.check_sources(records)
         fitted = self._fit_sources(records, tokenizer)
         checks.raise_all(self.name, checks.unusable(fitted, self._template, "source", self.max_source_length))
         return fitted.texts

@@ -59,10 +59,11 @@ class Template:
 
 
 def as_text(value: object) -> str | None:
-    """A cell as text, or ``None`` where it is neither text nor a number nor a truth value."""
+    """A cell as text, or ``None`` where it is neither text nor a number nor a truth value; NaN, a missing cell, is none."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, Real) else None
+    is_number = isinstance(value, Real) and value == value  # NaN is not equal to itself
+    return str(value) if is_number else None
 
 
 def texts_of(cell: object) -> list[str]:
