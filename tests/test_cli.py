@@ -12,7 +12,7 @@ import transformers
 from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
-from t5peft import load_backbone, lora_wrap, save_adapter
+from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import COMMANDS, main
 from t5peft.cli.data import save_task
 from t5peft.evaluation import classify
@@ -62,6 +62,41 @@ def test_train_evaluate_predict_from_a_csv_file(
     assert len(answers) == 24
     assert {answer["answer"] for answer in answers} <= {"0", "1"}
     assert all(sum(answer["probability"].values()) == pytest.approx(1, abs=1e-3) for answer in answers)
+
+
+def test_what_would_stop_the_scoring_stops_before_the_training(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test.csv").write_text("review,stars\nfilm,\n")
+    assert train(backbone, table, tmp_path / "out", "--test", str(tmp_path / "test.csv")) == 2
+    assert "the label '' in row 0 has no target word" in capsys.readouterr().err
+    path = Path(own_task(tmp_path, "own", "train"))
+    path.write_text(path.read_text().replace("[accuracy]", "[accuracy, macro_f1]"))
+    arguments = [
+        "train",
+        "--task",
+        str(path),
+        "--backbone",
+        backbone,
+        "--steps",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments) == 2
+    assert "names metrics that there are not: ['macro_f1']" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_adapter_is_saved_before_it_is_scored(
+    backbone: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ValueError("out of memory, say")
+
+    monkeypatch.setattr("t5peft.tuning.evaluate_task", broken)
+    assert train(backbone, table, tmp_path / "out") == 2
+    load_adapter(tmp_path / "out" / "adapter")
 
 
 def own_task(folder: Path, name: str, *splits: str) -> str:

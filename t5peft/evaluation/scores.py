@@ -42,11 +42,7 @@ def evaluate_task(
         ValueError: no records, an unknown metric, a column of references that no record has, or what `Task.tokenize` says of them.
     """
     records = list(records)
-    unknown = [name for name in task.metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(
-            f"task {task.name!r} names metrics that there are not: {unknown}; there are {', '.join(METRICS)}"
-        )
+    check_metrics(task)
     checks.raise_all(task.name, checks.missing_references(records, task.references))
     features = task.tokenize(records, tokenizer).to_list()
     sources = [feature["input_ids"] for feature in features]
@@ -75,6 +71,15 @@ def evaluate_task(
         else:
             scores |= score_of(task, name, predictions, references, texts)
     return scores
+
+
+def check_metrics(task: Task) -> None:
+    """Raise a ValueError for all metrics of the task that there are not."""
+    unknown = [name for name in task.metrics if name not in METRICS]
+    if unknown:
+        raise ValueError(
+            f"task {task.name!r} names metrics that there are not: {unknown}; there are {', '.join(METRICS)}"
+        )
 
 
 def score_of(
