@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 import transformers
@@ -15,7 +18,8 @@ import t5peft
 from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import COMMANDS, main
 from t5peft.cli.data import save_task
-from t5peft.evaluation import classify
+from t5peft.cli.predict import answered
+from t5peft.evaluation import classify, rank
 from t5peft.tasks import Task, family_task, load_records
 
 
@@ -138,6 +142,35 @@ def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_packag
 def test_the_packages_task_of_a_familys_name_is_reached_without_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", "--task", "correction"]) == 0
     assert "correction" in capsys.readouterr().out
+
+
+def test_an_answer_is_the_likeliest_label_also_where_the_printed_shares_are_equal() -> None:
+    words = {str(i): f"{i:04}" for i in range(200)}
+    task, records = Task("number", "{text}", "{label}", words), [{"text": text} for text in ("a", "bc", "def")]
+    model, tokenizer = tiny_t5(), tiny_tokenizer()
+    model.lm_head.weight.data *= 1e-4
+    best = rank(model, tokenizer, task.sources(records, tokenizer), task.candidates).best
+    answers = [record["answer"] for record in answered(model, tokenizer, task, records)]
+    assert answers == [task.labels[i] for i in best] != ["0"] * 3
+
+
+def test_columns_that_an_answer_would_take_the_place_of_are_told() -> None:
+    task = Task("question", "{question}", "{answer}", max_target_length=4)
+    records = [{"question": "who?", "answer": "Bob"}]
+    with pytest.raises(ValueError, match=r"columns that predict adds \(answer\); rename them"):
+        list(answered(tiny_t5(), tiny_tokenizer(), task, records))
+
+
+def test_predict_writes_dates_and_takes_one_kind_of_input(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "dated.parquet")
+    parquet.write_table(pa.Table.from_pylist([{"text": "film", "seen": date(2020, 1, 2)}]), path)
+    task = own_task(tmp_path, "own", "test")
+    assert main(["predict", backbone, "--task", task, "--data", path]) == 0
+    assert json.loads(capsys.readouterr().out)["seen"] == "2020-01-02"
+    assert main(["predict", backbone, "--task", task, "--data", path, "--text", "film"]) == 2
+    assert "Got both --data and --text; expected one of them" in capsys.readouterr().err
 
 
 def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(

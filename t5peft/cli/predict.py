@@ -31,10 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer every record; nothing is written until all are answered."""
+    if args.data and args.text:
+        raise ValueError("Got both --data and --text; expected one of them.")
     task = read_task(args)
     records = load_records(args.data) if args.data else _records(task, args.text)
     model, tokenizer = load_tuned(args.model)
-    lines = [json.dumps(record, ensure_ascii=False) for record in answered(model, tokenizer, task, records)]
+    # default: dates of a Parquet file, say
+    lines = [
+        json.dumps(record, ensure_ascii=False, default=str) for record in answered(model, tokenizer, task, records)
+    ]
     text = "".join(f"{line}\n" for line in lines)
     if args.output:
         Path(args.output).write_text(text, encoding="utf-8")
@@ -47,7 +52,16 @@ def run(args: argparse.Namespace) -> int:
 def answered(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, records: list[Record]
 ) -> Iterator[Record]:
-    """``records`` with an ``answer``; a task with target words adds the ``probability`` of each label."""
+    """``records`` with an ``answer``; a task with target words adds the ``probability`` of each label.
+
+    Raises:
+        ValueError: the records have columns of these names, which would be lost, or what ``Task.sources`` says.
+    """
+    taken = {"answer", *(["probability"] if task.target_words else [])} & {
+        name for record in records for name in record
+    }
+    if taken:
+        raise ValueError(f"The records have columns that predict adds ({', '.join(sorted(taken))}); rename them.")
     sources = task.sources(records, tokenizer)
     if task.target_words is None:
         texts = predict(model, tokenizer, sources, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
@@ -55,9 +69,9 @@ def answered(
             yield {**record, "answer": task.read(text)}
         return
     ranking = rank_targets(model, tokenizer, task, sources)
-    for record, row in zip(records, ranking.probabilities, strict=True):
+    for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):
         shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
-        yield {**record, "answer": max(shares, key=lambda label: shares[label]), "probability": shares}
+        yield {**record, "answer": task.labels[best], "probability": shares}
 
 
 def _records(task: Task, texts: list[str]) -> list[Record]:
