@@ -55,7 +55,8 @@ def load_backbone(
             transformers leaves out because they break in 8 bits. What it costs in 4 is measured in benchmarks/RESULTS.md.
         dtype: of the weights that are not quantised; None: float32, or bfloat16 for a quantised backbone on a machine
             that computes in bfloat16.
-        num_labels: load ``T5ForSequenceClassification`` with a new head of so many classes.
+        num_labels: load ``T5ForSequenceClassification`` with a new head of so many classes; None: with its own head where the
+            checkpoint is one with a trained head, else a language model.
 
     Raises:
         ValueError: for float16, an unknown ``quantize``, or a checkpoint that is no T5.
@@ -74,6 +75,8 @@ def load_backbone(
     config = _found(AutoConfig, path)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}.")
+    if num_labels is None and any("ForSequenceClassification" in name for name in config.architectures or ()):
+        num_labels = config.num_labels
     if quantize is not None and dtype is None and computes_bfloat16():
         dtype = torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype or torch.float32}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from t5peft.backbone import load_backbone
 from t5peft.evaluation import evaluate_task
+from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
-from t5peft.tasks import Task
+from t5peft.tasks import Task, checks
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 Records = Sequence[Mapping[str, Any]]
 Splits = Mapping[str, Records]
@@ -65,6 +69,24 @@ def tune(
 ) -> Tuned:
     """Tune by ``recipe`` on ``splits["train"]``, keep the lowest loss on validation, score validation and test.
 
+    Args and errors are those of :func:`fit`, which tunes without scoring.
+    """
+    wrapped, tokenizer = fit(task, splits, recipe, output, model=model, resume=resume, callbacks=callbacks)
+    return Tuned(wrapped, tokenizer, score_splits(wrapped, tokenizer, task, splits))
+
+
+def fit(
+    task: Task,
+    splits: Splits,
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The tuned model and its tokenizer; what would stop the scoring afterwards stops it before the training.
+
     Args:
         task: the task of all splits.
         splits: records of train, validation, and test if there are any.
@@ -75,15 +97,22 @@ def tune(
         callbacks: beside early stopping.
 
     Raises:
-        ValueError: no training or validation records, an unknown method, or an option that the method does not have.
+        ValueError: no training or validation records, an unknown method or metric, an option that the method does not have,
+            a column of references that no record has, or what ``Task.encode`` says of the records of any split.
     """
     missing = [split for split in ("train", "validation") if not splits.get(split)]
     if missing:
         raise ValueError(
             f"The task {task.name!r} has no {' and no '.join(missing)} records; expected at least one of each."
         )
+    check_metrics(task)
+    test = splits.get("test", ())
+    if test:
+        checks.raise_all(task.name, checks.missing_references([*splits["validation"], *test], task.references))
     set_seed(recipe.seed)
     wrapped, tokenizer = _backbone(recipe) if model is None else model
+    if test:
+        task.encode(test, tokenizer)
     train, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
     if model is None:
         wrapped = _wrap(wrapped, recipe, train[0]["input_ids"][:-1])
@@ -96,18 +125,35 @@ def tune(
         processing_class=tokenizer,
         callbacks=[*stopping, *callbacks],
     ).train(resume_from_checkpoint=resume)
-    scores = {
-        split: evaluate_task(wrapped, tokenizer, task, splits[split])
+    return wrapped, tokenizer
+
+
+def score_splits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: Splits
+) -> dict[str, dict[str, float]]:
+    """The scores of validation and test, by split and metric."""
+    return {
+        split: evaluate_task(model, tokenizer, _of_split(task, splits[split]), splits[split])
         for split in ("validation", "test")
         if splits.get(split)
     }
-    return Tuned(wrapped, tokenizer, scores)
+
+
+def _of_split(task: Task, records: Records) -> Task:
+    """``task``, but by the one target where no record has references, as in a validation split held out from train."""
+    if not checks.missing_references(records, task.references):
+        return task
+    logger.warning("task %s: no record of a split has %r; it is scored by its one target", task.name, task.references)
+    return replace(task, references=None)
 
 
 def _backbone(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if recipe.method not in METHODS:
         raise ValueError(f"There is no method {recipe.method!r}; expected one of {', '.join(METHODS)}.")
-    return load_backbone(recipe.backbone, quantize=METHODS[recipe.method].quantize)
+    model, tokenizer = load_backbone(recipe.backbone, quantize=METHODS[recipe.method].quantize)
+    if not model.can_generate():
+        raise ValueError(f"{recipe.backbone} has a classification head; expected a T5 with a language model head.")
+    return model, tokenizer
 
 
 def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> PreTrainedModel:

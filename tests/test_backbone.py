@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_t5, tiny_tokenizer
+from tiny import tiny_batch, tiny_classifier, tiny_t5, tiny_tokenizer
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -18,6 +18,8 @@ from transformers import (
 
 from t5peft import load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap
 from t5peft.backbone import MINI, has_untied_head, t5_of, variant_of
+from t5peft.tasks import Task
+from t5peft.tuning import Recipe, tune
 
 
 @pytest.fixture
@@ -90,6 +92,16 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a .bert. checkpoint"):
         load_backbone(tmp_path)
+
+
+def test_a_trained_classification_head_is_loaded_without_saying_how_many_classes_it_has(tmp_path: Path) -> None:
+    trained = tiny_classifier(num_labels=4)
+    trained.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    head = load_backbone(tmp_path)[0].classification_head.out_proj.weight
+    assert torch.equal(head, trained.classification_head.out_proj.weight)
+    with pytest.raises(ValueError, match="has a classification head; expected a T5 with a language model head"):
+        tune(Task("t", "{a}", "{b}"), {"train": [{}], "validation": [{}]}, Recipe(backbone=str(tmp_path)), tmp_path)
 
 
 @pytest.mark.skipif(not (MINI / "model.safetensors").is_file(), reason="the embedded backbone is not in this tree")

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
+import torch
 import transformers
 from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
+from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import COMMANDS, main
+from t5peft.cli.data import save_task
+from t5peft.cli.predict import answered
+from t5peft.evaluation import classify, rank
+from t5peft.tasks import Task, family_task, load_records
 
 
 @pytest.fixture
@@ -58,6 +68,111 @@ def test_train_evaluate_predict_from_a_csv_file(
     assert all(sum(answer["probability"].values()) == pytest.approx(1, abs=1e-3) for answer in answers)
 
 
+def test_what_would_stop_the_scoring_stops_before_the_training(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test.csv").write_text("review,stars\nfilm,\n")
+    assert train(backbone, table, tmp_path / "out", "--test", str(tmp_path / "test.csv")) == 2
+    assert "the label '' in row 0 has no target word" in capsys.readouterr().err
+    path = Path(own_task(tmp_path, "own", "train"))
+    path.write_text(path.read_text().replace("[accuracy]", "[accuracy, macro_f1]"))
+    arguments = [
+        "train",
+        "--task",
+        str(path),
+        "--backbone",
+        backbone,
+        "--steps",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(arguments) == 2
+    assert "names metrics that there are not: ['macro_f1']" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_adapter_is_saved_before_it_is_scored(
+    backbone: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ValueError("out of memory, say")
+
+    monkeypatch.setattr("t5peft.tuning.evaluate_task", broken)
+    assert train(backbone, table, tmp_path / "out") == 2
+    load_adapter(tmp_path / "out" / "adapter")
+
+
+def own_task(folder: Path, name: str, *splits: str) -> str:
+    """A task's YAML file in ``folder``, with six records a split."""
+    rows = "".join(f"film {i},{i % 2}\n" for i in range(6))
+    (folder / "own.csv").write_text(f"text,label\n{rows}")
+    files = ", ".join(f"{split}: own.csv" for split in splits)
+    path = folder / "own.yaml"
+    path.write_text(
+        f"name: {name}\ntemplate: 'film: {{text}}'\ntarget: '{{label}}'\ntarget_words: {{0: bad, 1: good}}\n"
+        f"metrics: [accuracy]\ndata:\n  files: {{{files}}}\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["own", "finance"])
+def test_evaluate_scores_on_the_test_records_that_the_given_task_brings(
+    name: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", backbone, "--task", own_task(tmp_path, name, "test")]) == 0
+    assert f"{name}, 6 records" in capsys.readouterr().out
+
+
+def test_evaluate_asks_for_data_where_the_task_brings_no_test_records(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", backbone, "--task", own_task(tmp_path, "own", "train")]) == 2
+    assert "'own' brings no test records, only train, validation; give --data FILE" in capsys.readouterr().err
+
+
+def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_task(family_task("correction", [{"text": "he go", "corrected": "he goes"}]), tmp_path)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "not the package's task 'correction', only called so" in capsys.readouterr().err
+
+
+def test_the_packages_task_of_a_familys_name_is_reached_without_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", "--task", "correction"]) == 0
+    assert "correction" in capsys.readouterr().out
+
+
+def test_an_answer_is_the_likeliest_label_also_where_the_printed_shares_are_equal() -> None:
+    words = {str(i): f"{i:04}" for i in range(200)}
+    task, records = Task("number", "{text}", "{label}", words), [{"text": text} for text in ("a", "bc", "def")]
+    model, tokenizer = tiny_t5(), tiny_tokenizer()
+    model.lm_head.weight.data *= 1e-4
+    best = rank(model, tokenizer, task.sources(records, tokenizer), task.candidates).best
+    answers = [record["answer"] for record in answered(model, tokenizer, task, records)]
+    assert answers == [task.labels[i] for i in best] != ["0"] * 3
+
+
+def test_columns_that_an_answer_would_take_the_place_of_are_told() -> None:
+    task = Task("question", "{question}", "{answer}", max_target_length=4)
+    records = [{"question": "who?", "answer": "Bob"}]
+    with pytest.raises(ValueError, match=r"columns that predict adds \(answer\); rename them"):
+        list(answered(tiny_t5(), tiny_tokenizer(), task, records))
+
+
+def test_predict_writes_dates_and_takes_one_kind_of_input(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "dated.parquet")
+    parquet.write_table(pa.Table.from_pylist([{"text": "film", "seen": date(2020, 1, 2)}]), path)
+    task = own_task(tmp_path, "own", "test")
+    assert main(["predict", backbone, "--task", task, "--data", path]) == 0
+    assert json.loads(capsys.readouterr().out)["seen"] == "2020-01-02"
+    assert main(["predict", backbone, "--task", task, "--data", path, "--text", "film"]) == 2
+    assert "Got both --data and --text; expected one of them" in capsys.readouterr().err
+
+
 def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +185,30 @@ def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
         main(["predict", folder, "--text", "a good film"])
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0] == answers[1]
+
+
+def test_a_trained_classification_head_answers_alone_beside_its_backbone_and_merged(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task("film", "{review}", "{stars}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
+    records = load_records(table)
+    model, tokenizer = load_backbone(backbone, num_labels=2)
+    torch.nn.init.normal_(model.classification_head.out_proj.weight)
+    wrapped = lora_wrap(model, targets="all-linear")
+    expected = classify(wrapped, tokenizer, task.sources(records, tokenizer)).probabilities[:, 1]
+    assert expected.std() > 1e-3
+    adapter, merged = str(save_adapter(wrapped, tmp_path / "adapter")), str(tmp_path / "merged")
+    save_task(task, adapter)
+    assert main(["merge", adapter, "--output", merged]) == 0
+    accuracies = []
+    for folder in (adapter, merged):
+        capsys.readouterr()
+        assert main(["predict", folder, "--data", table]) == 0
+        answers = [json.loads(line)["probability"]["1"] for line in capsys.readouterr().out.splitlines()]
+        assert answers == pytest.approx(expected.tolist(), abs=1e-4)
+        assert main(["evaluate", folder, "--data", table]) == 0
+        accuracies.append(re.findall("accuracy +(.+)", capsys.readouterr().out))
+    assert accuracies[0] == accuracies[1]
 
 
 def test_a_prefix_is_not_merged_and_the_error_says_why(

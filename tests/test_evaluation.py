@@ -449,6 +449,12 @@ def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
         evaluate_task(headed(2), TOKENIZER, task, LABELLED)
 
 
+def test_exact_match_compares_labels_as_they_are():
+    task = Task("sentiment", "{text}", "{label}", {"-1": "negative", "1": "positive"})
+    records = [{"text": text, "label": sign} for text in SOURCES if text for sign in (-1, 1)]
+    assert evaluate_task(v1_0(), TOKENIZER, task, records)["exact_match"] == 0.5
+
+
 def test_a_task_with_free_targets_is_scored_by_generation():
     model = wide()
     texts = [text for text in SOURCES if text]
@@ -468,6 +474,14 @@ def test_a_task_with_free_targets_is_scored_by_generation():
     assert "gleu" in found
     with pytest.raises(ValueError, match=r"names metrics that there are not: \['rouje'\]"):
         evaluate_task(model, TOKENIZER, Task("echo", "{text}", "{answer}", metrics=("rouje",)), records)
+
+
+def test_a_column_of_references_that_no_record_has_is_told():
+    task = Task("echo", "{text}", "{answer}", references="refs")
+    with pytest.raises(
+        ValueError, match=r"'refs', which is in none of the 1 records; the columns there are: 'text', 'answer'"
+    ):
+        evaluate_task(v1_0(), TOKENIZER, task, [{"text": "a", "answer": "b"}])
 
 
 @pytest.mark.parametrize("make", [v1_0, wrapped("lora"), wrapped("prompt")])

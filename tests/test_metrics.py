@@ -19,6 +19,7 @@ from t5peft.evaluation import (
     confusion_matrix,
     confusion_picture,
 )
+from t5peft.tasks import FAMILIES, Task
 
 TEXT = "the a cat dog sat on mat quickly, brown fox jumped over lazy river. Was it? Yes! running runs 3,000 U.S. it's"
 WORDS = TEXT.split()
@@ -205,6 +206,17 @@ def test_gleu_of_one_sentence_is_the_formula_by_hand():
     expected = math.exp(1 - 7 / 6)
     short = "she goes to the sea every"
     assert compute("gleu", [short], [reference], sources=[reference])["gleu"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_metric_of_corrections_takes_a_missing_comma_for_a_correction():
+    for metrics in (
+        FAMILIES["correction"].metrics,
+        Task.from_yaml("correction").metrics,
+        Task.from_yaml("jfleg").metrics,
+    ):
+        for name in metrics:
+            scores = compute(name, ["Yes I saw cat."], ["Yes, I saw a cat."], sources=["Yes I saw cat."])
+            assert max(scores.values()) < 0.5
 
 
 def test_gleu_rewards_the_correction_and_not_the_copy():

@@ -76,6 +76,15 @@ def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: P
         tune(TASK, {"test": records(4)}, recipe(backbone), tmp_path)
 
 
+def test_references_that_only_the_test_split_has_are_used_there_and_nowhere_else(backbone: str, tmp_path: Path) -> None:
+    task = Task("echo", "{text}", "{label}", metrics=("exact_match",), max_target_length=4, references="references")
+    test = [record | {"references": ["a", "b"]} for record in records(4)]
+    splits = {"train": records(8), "validation": records(4), "test": test}
+    assert set(tune(task, splits, recipe(backbone), tmp_path).scores) == {"validation", "test"}
+    with pytest.raises(ValueError, match="'references', which is in none of the 8 records"):
+        tune(task, splits | {"test": records(4)}, recipe(backbone), tmp_path)
+
+
 def test_tuning_again_saves_a_new_version_with_both_scores_and_leaves_the_old_one(
     backbone: str, tmp_path: Path
 ) -> None:

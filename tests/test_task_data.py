@@ -127,6 +127,16 @@ def test_a_users_yaml_file_brings_its_own_files(tmp_path: Path) -> None:
     assert task.target_text(splits["test"][1]) == "yes"
 
 
+def test_a_missing_cell_of_a_users_file_is_named_by_its_row(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": None if i in (7, 9) else f"text {i}", "label": "a"}) for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    (tmp_path / "task.yaml").write_text(
+        "name: mine\ntemplate: '{text}'\ntarget: '{label}'\ndata:\n  files: {train: train.jsonl}\n"
+    )
+    with pytest.raises(ValueError, match="the column 'text' holds NoneType in rows 7, 9; text or a number"):
+        load_task(tmp_path / "task.yaml")
+
+
 def test_a_users_yaml_file_brings_aligned_files(tmp_path: Path) -> None:
     (tmp_path / "train.en").write_text("".join(f"one {i}\n" for i in range(10)))
     (tmp_path / "train.de").write_text("".join(f"eins {i}\n" for i in range(10)))

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
@@ -83,6 +84,19 @@ def test_references_are_the_answers_where_there_are_several() -> None:
     assert task.answers({"mr": "x", "text": "a", "texts": ["a", " b  c"]}) == ["a", "b c"]
     assert task.answers({"mr": "x", "text": "a", "texts": []}) == ["a"]
     assert task.answers({"mr": "x", "text": "a", "texts": "one only"}) == ["one only"]
+    assert task.answers({"mr": "x", "text": "a", "texts": np.array(["b", "c"])}) == ["b", "c"]
+
+
+def test_a_reference_that_is_missing_is_no_word() -> None:
+    task = Task("text", "{mr}", "{text}", references="texts")
+    for missing in (None, float("nan")):
+        assert task.answers({"mr": "x", "text": "a", "texts": ["b", missing]}) == ["b"]
+        assert task.answers({"mr": "x", "text": "a", "texts": missing}) == ["a"]
+
+
+def test_references_to_labels_are_read_as_labels() -> None:
+    task = Task("sentiment", "{text}", "{label}", SENTIMENT.target_words, references="labels")
+    assert task.answers({"text": "a", "label": 1, "labels": ["negative", 1]}) == ["0", "1"]
 
 
 def test_tokenized_records_end_in_end_of_sequence_and_hold_no_padding(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -246,6 +260,17 @@ def test_a_column_that_holds_no_text_is_named_with_its_kind(mini: PreTrainedToke
         SUMMARY.tokenize([{"text": "a", "title": "b"}, {"text": None, "title": "b"}], mini)
 
 
+def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenizerBase) -> None:
+    records = [{"sentence": "a", "label": "0"}, {"sentence": float("nan"), "label": np.float32("nan")}]
+    with pytest.raises(
+        ValueError, match="the column 'sentence' holds NaN, a missing cell, in row 1; text or a"
+    ) as error:
+        SENTIMENT.tokenize(records, mini)
+    assert "the column 'label' holds NaN, a missing cell, in row 1" in text_of(error)
+    twice = [records[0], {"text": "b", "label": "1"}]
+    assert family_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
+
+
 def test_all_contradictions_of_a_task_are_raised_at_once() -> None:
     with pytest.raises(ValueError, match="its name is empty") as error:
         Task("", "{text", "no column", metrics=(), max_source_length=1, num_beams=0)
@@ -333,6 +358,13 @@ def test_a_family_takes_named_columns_words_and_a_template() -> None:
         template="review: {review}",
     )
     assert (task.source(records[0]), task.target_text(records[0])) == ("review: a", "good")
+
+
+def test_a_family_takes_lists_of_references_from_any_record_of_any_split_and_no_other_column_of_that_name() -> None:
+    plain, several = {"mr": "a", "ref": "b"}, {"mr": "a", "ref": "b", "references": ["b", "c"]}
+    assert family_task("data_to_text", [plain, several]).references == "references"
+    assert family_task("data_to_text", [plain], scored=[plain, several]).references == "references"
+    assert family_task("data_to_text", [plain | {"references": "Smith 2020"}]).references is None
 
 
 def test_a_family_says_all_that_it_cannot_find() -> None:

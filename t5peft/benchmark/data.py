@@ -14,7 +14,8 @@ from transformers.utils import cached_file
 
 from t5peft.backbone import MINI
 from t5peft.benchmark.suites import SuiteTask
-from t5peft.tasks import Task, hold_out, load_records, load_task
+from t5peft.tasks import Task, load_records, load_task
+from t5peft.tasks.registry import with_validation
 
 Splits = dict[str, list[dict[str, Any]]]
 
@@ -54,9 +55,7 @@ def _load(data: Mapping[str, Any]) -> tuple[Task, Splits]:
     files = fields.pop("files")
     task = Task.from_mapping(fields)
     splits = {split: load_records(path) for split, path in files.items()}
-    if "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(splits["train"], task.source)
-    return task, splits
+    return task, with_validation(task, splits)
 
 
 def backbone_fingerprint(backbone: str) -> str:

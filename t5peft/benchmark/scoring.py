@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate
 from t5peft.evaluation import METRICS, compute, loss_and_perplexity, predict, rank
+from t5peft.evaluation.scores import score_of
 from t5peft.tasks import Task
 
 
@@ -56,7 +57,7 @@ class Split:
             per_example = self._lead_by_example(predictions)
         scores: dict[str, float] = {}
         for name in self.task.metrics:
-            scores |= compute(name, predictions, self.references, sources=self.texts)
+            scores |= score_of(self.task, name, predictions, self.references, self.texts)
         return Scored(scores, [round(score, 4) for score in per_example])
 
     def _lead_by_example(self, predictions: list[str]) -> list[float]:

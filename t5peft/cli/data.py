@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-from t5peft.tasks import FAMILIES, Task, family_task, hold_out, load_records, load_task
+from t5peft.tasks import FAMILIES, Task, family_task, load_records, load_task
+from t5peft.tasks.definition import definition_names
+from t5peft.tasks.registry import with_validation
 
 Splits = dict[str, list[dict[str, Any]]]
 TASK_FILE = "task.yaml"
@@ -55,7 +57,9 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     """
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     splits: Splits = {split: load_records(path) for split, path in given.items()}
-    if args.task in FAMILIES:
+    if not splits and (args.task in definition_names() or args.task not in FAMILIES):
+        task, splits = load_task(args.task)
+    elif args.task in FAMILIES:
         if not splits:
             raise ValueError(f"The family {args.task!r} needs records: give files by --train, --validation, --test.")
         task = family_task(
@@ -64,14 +68,11 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
             columns=_pairs(args.column, "--column"),
             target_words=_pairs(args.target_word, "--target-word") or None,
             template=args.template,
+            scored=[record for split in ("validation", "test") for record in splits.get(split, ())],
         )
-    elif splits:
-        task = Task.from_yaml(args.task)
     else:
-        task, splits = load_task(args.task)
-    if "train" in splits and "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(splits["train"], task.source)
-    return task, splits
+        task = Task.from_yaml(args.task)
+    return task, with_validation(task, splits)
 
 
 def save_task(task: Task, folder: str | Path) -> None:

@@ -13,13 +13,14 @@ from t5peft.checkpoint import CONFIG, load_adapter, quantization_of
 from t5peft.cli.data import load_saved_task
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Task, load_records, load_task
+from t5peft.tasks.definition import definition_names, read_definition
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft evaluate``."""
     add_model_arguments(parser)
     parser.add_argument(
-        "--data", metavar="FILE", help="records with their targets; the named task's test records by default"
+        "--data", metavar="FILE", help="records with their targets; the task's own test records by default"
     )
 
 
@@ -32,7 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every score of the task."""
     task = read_task(args)
-    records = load_records(args.data) if args.data else _test_records(task)
+    records = load_records(args.data) if args.data else _test_records(task, args.task)
     model, tokenizer = load_tuned(args.model)
     scores = evaluate_task(model, tokenizer, task, records)
     print(f"{task.name}, {len(records)} records")
@@ -55,9 +56,17 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     return model, tokenizer
 
 
-def _test_records(task: Task) -> list[dict[str, Any]]:
-    try:
-        splits = load_task(task.name)[1]
-    except FileNotFoundError as error:
-        raise ValueError(f"The task {task.name!r} brings no records of its own; give --data FILE.") from error
+def _test_records(task: Task, named: str | None) -> list[dict[str, Any]]:
+    """Test records of the definition ``named``, or of the package's definition that the saved ``task`` is."""
+    origin = named or task.name
+    if (named is None and origin not in definition_names()) or "data" not in read_definition(origin):
+        raise ValueError(f"The task {task.name!r} brings no records of its own; give --data FILE.")
+    found, splits = load_task(origin)
+    if found != task:
+        raise ValueError(
+            f"The task saved with the model is not the package's task {task.name!r}, only called so, and its test records are "
+            f"others; give --data FILE, or --task {task.name} to score it on those of the package."
+        )
+    if "test" not in splits:
+        raise ValueError(f"The task {task.name!r} brings no test records, only {', '.join(splits)}; give --data FILE.")
     return splits["test"]

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
-from t5peft.evaluation import predict, rank
+from t5peft.evaluation import predict
+from t5peft.evaluation.scores import rank_targets
 from t5peft.tasks import Task, load_records
 
 Record = dict[str, Any]
@@ -30,10 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer every record; nothing is written until all are answered."""
+    if args.data and args.text:
+        raise ValueError("Got both --data and --text; expected one of them.")
     task = read_task(args)
     records = load_records(args.data) if args.data else _records(task, args.text)
     model, tokenizer = load_tuned(args.model)
-    lines = [json.dumps(record, ensure_ascii=False) for record in answered(model, tokenizer, task, records)]
+    # default: dates of a Parquet file, say
+    lines = [
+        json.dumps(record, ensure_ascii=False, default=str) for record in answered(model, tokenizer, task, records)
+    ]
     text = "".join(f"{line}\n" for line in lines)
     if args.output:
         Path(args.output).write_text(text, encoding="utf-8")
@@ -46,17 +52,26 @@ def run(args: argparse.Namespace) -> int:
 def answered(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, records: list[Record]
 ) -> Iterator[Record]:
-    """``records`` with an ``answer``; a task with target words adds the ``probability`` of each label."""
+    """``records`` with an ``answer``; a task with target words adds the ``probability`` of each label.
+
+    Raises:
+        ValueError: the records have columns of these names, which would be lost, or what ``Task.sources`` says.
+    """
+    taken = {"answer", *(["probability"] if task.target_words else [])} & {
+        name for record in records for name in record
+    }
+    if taken:
+        raise ValueError(f"The records have columns that predict adds ({', '.join(sorted(taken))}); rename them.")
     sources = task.sources(records, tokenizer)
     if task.target_words is None:
         texts = predict(model, tokenizer, sources, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
         for record, text in zip(records, texts, strict=True):
             yield {**record, "answer": task.read(text)}
         return
-    ranking = rank(model, tokenizer, sources, task.candidates)
-    for record, row in zip(records, ranking.probabilities, strict=True):
+    ranking = rank_targets(model, tokenizer, task, sources)
+    for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):
         shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
-        yield {**record, "answer": max(shares, key=lambda label: shares[label]), "probability": shares}
+        yield {**record, "answer": task.labels[best], "probability": shares}
 
 
 def _records(task: Task, texts: list[str]) -> list[Record]:

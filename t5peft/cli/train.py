@@ -9,7 +9,7 @@ from pathlib import Path
 from t5peft.checkpoint import save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
-from t5peft.tuning import tune
+from t5peft.tuning import fit, score_splits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune, score, save."""
+    """Tune, save, score."""
     task, splits = read_data(args)
-    tuned = tune(task, splits, read_recipe(args), args.output, resume=args.resume)
+    model, tokenizer = fit(task, splits, read_recipe(args), args.output, resume=args.resume)
     folder = Path(args.output)
     if args.method == "full":
-        tuned.model.save_pretrained(folder)
-        tuned.tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     else:
-        folder = save_adapter(tuned.model, folder / "adapter")
+        folder = save_adapter(model, folder / "adapter")
     save_task(task, folder)
-    (folder / "scores.json").write_text(json.dumps(tuned.scores, indent=1))
-    print_scores(tuned.scores)
     print(f"saved to {folder}")
+    scores = score_splits(model, tokenizer, task, splits)
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1))
+    print_scores(scores)
     return 0
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.backbone import t5_of
 from t5peft.checkpoint import CONFIG, load_adapter, quantization_of
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
@@ -75,8 +76,9 @@ def _brings_tokens(folder: Path) -> bool:
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Logits [1, T, V] with the text as source and as target."""
-    return model.eval()(input_ids=ids, labels=ids).logits.float()
+    """Logits [1, T, V] with the text as source and as target, or those of a classification head [1, C]."""
+    targets = {"labels": ids} if t5_of(model).can_generate() else {}
+    return model.eval()(input_ids=ids, **targets).logits.float()
 
 
 def _difference(given: Tensor, expected: Tensor) -> float:

@@ -1,5 +1,7 @@
 """Scores of short answers: exact match and token F1 after SQuAD's normalisation (Rajpurkar et al. 2016).
 
+Where punctuation, case or articles carry the answer, accuracy is the score: it compares the texts as they are.
+
 Normalisation: lower case, no ASCII punctuation, no English articles, single spaces. With several accepted answers the
 best one counts. Where prediction or answer is empty after it, token F1 is 1 if both are and else 0 (as in SQuAD 2.0).
 """

@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.backbone import t5_of
 from t5peft.batches import collate, cut_by_tokens
 from t5peft.evaluation.calibration import expected_calibration_error
-from t5peft.evaluation.inference import evaluating
+from t5peft.evaluation.inference import Sources, evaluating
 from t5peft.evaluation.metrics import METRICS, compute
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
 from t5peft.loss import target_loss
+from t5peft.tasks import checks
 from t5peft.tasks.task import Task
 
 
@@ -38,19 +39,16 @@ def evaluate_task(
         generated answers, and `loss` with perplexity.
 
     Raises:
-        ValueError: no records, an unknown metric, or what `Task.tokenize` says of them.
+        ValueError: no records, an unknown metric, a column of references that no record has, or what `Task.tokenize` says of them.
     """
     records = list(records)
-    unknown = [name for name in task.metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(
-            f"task {task.name!r} names metrics that there are not: {unknown}; there are {', '.join(METRICS)}"
-        )
+    check_metrics(task)
+    checks.raise_all(task.name, checks.missing_references(records, task.references))
     features = task.tokenize(records, tokenizer).to_list()
     sources = [feature["input_ids"] for feature in features]
     scores: dict[str, float] = {}
     if task.target_words is not None:
-        ranking = _rank_targets(model, tokenizer, task, sources, tokens_per_batch)
+        ranking = rank_targets(model, tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
         predictions = [task.labels[i] for i in ranking.best]
         right = [task.labels.index(task.read(task.target_text(record))) for record in records]
         scores["expected_calibration_error"] = expected_calibration_error(ranking.probabilities, right)
@@ -71,13 +69,36 @@ def evaluate_task(
         if name == "perplexity":
             scores |= loss_and_perplexity(model, features, tokens_per_batch=tokens_per_batch)
         else:
-            scores |= compute(name, predictions, references, sources=texts)
+            scores |= score_of(task, name, predictions, references, texts)
     return scores
 
 
-def _rank_targets(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, sources: list[list[int]], tokens_per_batch: int
+def check_metrics(task: Task) -> None:
+    """Raise a ValueError for all metrics of the task that there are not."""
+    unknown = [name for name in task.metrics if name not in METRICS]
+    if unknown:
+        raise ValueError(
+            f"task {task.name!r} names metrics that there are not: {unknown}; there are {', '.join(METRICS)}"
+        )
+
+
+def score_of(
+    task: Task, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], sources: Sequence[str]
+) -> dict[str, float]:
+    """`compute`, but for exact match of labels, which are compared as they are: -1 is not 1, and C# is not C++."""
+    if name == "exact_match" and task.target_words is not None:
+        return {name: compute("accuracy", predictions, references)["accuracy"]}
+    return compute(name, predictions, references, sources=sources)
+
+
+def rank_targets(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, sources: Sources, *, tokens_per_batch: int = 8192
 ) -> Ranking:
+    """The ranking [N, C] of the labels of a task with target words, by their words or by the model's own head.
+
+    Raises:
+        ValueError: a head with another number of classes than the task has labels.
+    """
     t5 = t5_of(model)
     if t5.can_generate():
         return rank(model, tokenizer, sources, task.candidates, tokens_per_batch=tokens_per_batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from .fitting import Fitted
@@ -33,12 +34,24 @@ def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) ->
             )
         untextual = [i for i, record in enumerate(records) if column in record and as_text(record[column]) is None]
         if untextual:
-            kind = type(records[untextual[0]][column]).__name__
+            cell = records[untextual[0]][column]
+            kind = "NaN, a missing cell," if isinstance(cell, Real) else type(cell).__name__
             problems.append(
                 f"the column {column!r} holds {kind} in {some_rows(untextual)}; text or a number was expected: "
                 "make it text, or leave those records out"
             )
     return problems
+
+
+def missing_references(records: Sequence[Mapping[str, Any]], column: str | None) -> list[str]:
+    """A column of references that no record has, so that each would be scored by its one target alone."""
+    if column is None or any(column in record for record in records):
+        return []
+    there = ", ".join(map(repr, records[0] if records else ())) or "none"
+    return [
+        f"its references are in the column {column!r}, which is in none of the {len(records)} records; the columns there "
+        f"are: {there}. Rename the column, or leave out 'references' to score by the one target"
+    ]
 
 
 def unknown_labels(records: Sequence[Mapping[str, Any]], column: str, labels: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ Where T5 was pretrained on a prefix for the family, the template has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ FAMILIES: dict[str, Family] = {
     "correction": Family(
         "correct: {text}",
         {"text": ("text", "source", "input", "original"), "corrected": ("corrected", "correction", "target")},
-        ("gleu", "exact_match"),
+        ("gleu", "accuracy"),
         256,
         256,
     ),
@@ -129,6 +129,7 @@ def family_task(
     columns: Mapping[str, str] | None = None,
     target_words: Mapping[str, str] | None = None,
     template: str | None = None,
+    scored: Sequence[Mapping[str, Any]] = (),
 ) -> Task:
     """A task of a family for records of the user's.
 
@@ -139,6 +140,7 @@ def family_task(
         columns: role to column, such as ``{"text": "review"}``; the others are found by their common names.
         target_words: label to word, where the family has labels; each label is its own word if not given.
         template: over the columns, instead of the family's.
+        scored: validation and test records; a column ``references`` that holds a list, here or in ``records``, is the task's.
 
     Raises:
         ValueError: no such family or role, a role whose column is neither named nor found, or too many labels: all at
@@ -161,7 +163,7 @@ def family_task(
         max_source_length=kind.max_source_length,
         max_target_length=kind.max_target_length,
         num_beams=kind.num_beams,
-        references="references" if not words and "references" in records[0] else None,
+        references="references" if not words and any(map(_has_references, (*records, *scored))) else None,
     )
 
 
@@ -195,6 +197,11 @@ def _template(family: str, kind: Family, found: Mapping[str, str]) -> str:
     if family == "translation":
         fields["from"], fields["to"] = (LANGUAGES.get(found[role], found[role].capitalize()) for role in kind.roles)
     return Template.parse(kind.source).render(fields)
+
+
+def _has_references(record: Mapping[str, Any]) -> bool:
+    cell = record.get("references")
+    return isinstance(cell, Collection) and not isinstance(cell, (str, bytes, Mapping))
 
 
 def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:

@@ -31,9 +31,21 @@ def load_task(path_or_name: str | Path) -> tuple[Task, Splits]:
     definition = read_definition(path_or_name)
     task = Task.from_yaml(path_or_name)
     splits = _read_splits(task.name, definition.get("data"), Path(path_or_name).parent)
-    if "train" in splits and "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out(splits["train"], task.source)
+    splits = with_validation(task, splits)
     return task, {split: splits[split] for split in SPLITS if split in splits}
+
+
+def with_validation(task: Task, splits: Splits) -> Splits:
+    """The splits with validation held out from train where there is none.
+
+    Raises:
+        ValueError: train records without text in the source's columns, all at once, or fewer than two different sources.
+    """
+    if "train" not in splits or "validation" in splits:
+        return splits
+    task.check_sources(splits["train"])
+    train, validation = hold_out(splits["train"], task.source)
+    return splits | {"train": train, "validation": validation}
 
 
 def real_task(name: str) -> tuple[Task, Splits]:

@@ -9,7 +9,7 @@ records are dictionaries, from ``load_records``, a ``datasets.Dataset`` or a lis
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from . import checks
 from .definition import read_definition
 from .fitting import Fitted, encode, fit
-from .template import Template, as_text, one_line
+from .template import Template, as_text, one_line, texts_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Task:
         target: the target over the record's columns.
         target_words: for classification: each label, as text, and the words that T5 says for it. ``target`` then names
             one column, which holds labels.
-        metrics: names in ``t5peft.evaluation.METRICS``; the first leads tables.
+        metrics: names in ``t5peft.evaluation.METRICS``; the first leads tables. ``exact_match`` of a free target is SQuAD's,
+            without punctuation, case and articles; ``accuracy`` compares texts as they are.
         max_source_length: tokens, with ``</s>``.
         max_target_length: tokens, with ``</s>``.
         num_beams: beams when answers are generated.
@@ -190,12 +191,16 @@ class Task:
 
     def source(self, record: Record) -> str:
         """The source of one record as the template renders it; neither cut nor looked through for special tokens."""
-        checks.raise_all(self.name, checks.missing_columns([record], self._template))
+        self.check_sources([record])
         return self._template.render(_values(record, self._template))
+
+    def check_sources(self, records: Sequence[Record]) -> None:
+        """Raise one ValueError for all rows whose source cannot be rendered."""
+        checks.raise_all(self.name, checks.missing_columns(records, self._template))
 
     def content(self, record: Record) -> str:
         """What the record brings to its source, without the template's words: what GLEU compares an answer with."""
-        checks.raise_all(self.name, checks.missing_columns([record], self._template))
+        self.check_sources([record])
         return " ".join(_values(record, self._template).values())
 
     def target_text(self, record: Record) -> str:
@@ -217,11 +222,8 @@ class Task:
 
     def answers(self, record: Record) -> list[str]:
         """What ``read`` should give for this record: its references if it has several, else its one target."""
-        references = record.get(self.references) if self.references is not None else None
-        if references:
-            texts = [references] if isinstance(references, str) else references
-            return [one_line(str(text)) for text in texts]
-        return [self.read(self.target_text(record))]
+        references = texts_of(record.get(self.references)) if self.references is not None else []
+        return [self.read(text) for text in references or [self.target_text(record)]]
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Sources as ``tokenize`` makes them, as text: cut in the columns, special tokens broken up. Needs no target.
@@ -230,7 +232,7 @@ class Task:
             ValueError: all problems with the records, at once.
         """
         records = list(records)
-        checks.raise_all(self.name, checks.missing_columns(records, self._template))
+        self.check_sources(records)
         fitted = self._fit_sources(records, tokenizer)
         checks.raise_all(self.name, checks.unusable(fitted, self._template, "source", self.max_source_length))
         return fitted.texts

@@ -7,7 +7,7 @@ a text that is too long can be cut there and never in the instruction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from string import Formatter
@@ -59,10 +59,17 @@ class Template:
 
 
 def as_text(value: object) -> str | None:
-    """A cell as text, or ``None`` where it is neither text nor a number nor a truth value."""
+    """A cell as text, or ``None`` where it is neither text nor a number nor a truth value; NaN, a missing cell, is none."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, Real) else None
+    is_number = isinstance(value, Real) and value == value  # NaN is not equal to itself
+    return str(value) if is_number else None
+
+
+def texts_of(cell: object) -> list[str]:
+    """The texts of a cell that holds several, or one; what is missing among them, such as None, is left out."""
+    values = cell if isinstance(cell, Iterable) and not isinstance(cell, str) else [cell]
+    return [text for value in values if (text := as_text(value)) is not None]
 
 
 def one_line(text: str) -> str:
