@@ -55,6 +55,12 @@ def test_targets_other_columns_and_originals_stay(name: str, tmp_path: Path) -> 
         assert TASK.source(row).endswith(f" and {original['more']}")
 
 
+def test_columns_that_the_first_record_lacks_stay(tmp_path: Path) -> None:
+    records = [RECORDS[0], RECORDS[1] | {"references": ["x", "y"]}]
+    rows = augment(records, TASK, REWORDINGS["swap"], cache_folder=tmp_path, columns=["text"]).dataset.to_list()
+    assert {(row["row"], tuple(row["references"] or ())) for row in rows} == {(0, ()), (1, ("x", "y"))}
+
+
 @pytest.mark.parametrize("name", REWORDINGS)
 def test_the_same_seed_gives_the_same_and_rows_do_not_depend_on_each_other(name: str, tmp_path: Path) -> None:
     many = RECORDS * 400

@@ -232,6 +232,11 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
         (["tune"], "'tune' is no command; expected one of train, evaluate"),
         (["train", "--task", "classification", "--train", "no.csv", "--output", "x"], "no.csv"),
         (["train", "--task", "classification", "--output", "x"], "needs records: give files by --train"),
+        (
+            ["lint", "--task", "finance", "--template", "{text}", "--column", "text=x"],
+            "Got --column, --template, which",
+        ),
+        (["bench", "--task", "finance", "--template", "{text}"], "Got --template, which go with files of your own"),
         (["evaluate", "nowhere"], "nowhere has no task.yaml"),
     ],
 )

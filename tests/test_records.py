@@ -63,6 +63,16 @@ def test_a_folder_is_read_by_split(tmp_path: Path) -> None:
         load_records(tmp_path, "test")
 
 
+def test_the_file_of_a_split_has_its_name_and_an_ending_and_is_the_only_one(tmp_path: Path) -> None:
+    for name in ("test.csv", "train.csv", "train.raw.csv", "train.csv.bak"):
+        (tmp_path / name).write_text(f"x\n{name}\n")
+    assert load_records(tmp_path, "train") == [{"x": "train.csv"}]
+    assert load_records(tmp_path, "test") == [{"x": "test.csv"}]
+    write(tmp_path / "test.jsonl")
+    with pytest.raises(ValueError, match=r"several files of split 'test': test.csv, test.jsonl; give one of them"):
+        load_records(tmp_path, "test")
+
+
 def test_aligned_files_become_columns(tmp_path: Path) -> None:
     (tmp_path / "en.gz").write_bytes(gzip.compress(b"a\x0cb\nc\n"))
     (tmp_path / "de.txt").write_text("x\n\n")

@@ -137,6 +137,12 @@ def test_a_missing_cell_of_a_users_file_is_named_by_its_row(tmp_path: Path) -> N
         load_task(tmp_path / "task.yaml")
 
 
+def test_a_split_of_another_name_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("name: mine\ntemplate: '{text}'\ndata:\n  files: {train: a.csv, dev: b.csv}\n")
+    with pytest.raises(ValueError, match=r"name the splits \['dev'\]; expected train, validation, test"):
+        load_task(tmp_path / "task.yaml")
+
+
 def test_a_users_yaml_file_brings_aligned_files(tmp_path: Path) -> None:
     (tmp_path / "train.en").write_text("".join(f"one {i}\n" for i in range(10)))
     (tmp_path / "train.de").write_text("".join(f"eins {i}\n" for i in range(10)))

@@ -96,6 +96,13 @@ def suite_of(args: argparse.Namespace) -> Suite:
     Raises:
         ValueError: everything that is missing or contradicts itself, in one error.
     """
+    for_files = {"--validation": args.validation, "--source-column": args.source_column,
+                 "--label-column": args.label_column, "--template": args.template}  # fmt: skip
+    unused = [option for option, value in for_files.items() if value]
+    if unused and not (args.train or args.test):
+        raise ValueError(
+            f"Got {', '.join(unused)}, which go with files of your own; expected --train and --test beside."
+        )
     if args.task is None and not any((args.train, args.validation, args.test)):
         suite = load_suite(args.suite or "quick")
     else:

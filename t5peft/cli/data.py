@@ -57,9 +57,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     """
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     splits: Splits = {split: load_records(path) for split, path in given.items()}
-    if not splits and (args.task in definition_names() or args.task not in FAMILIES):
-        task, splits = load_task(args.task)
-    elif args.task in FAMILIES:
+    if args.task in FAMILIES and (splits or args.task not in definition_names()):
         if not splits:
             raise ValueError(f"The family {args.task!r} needs records: give files by --train, --validation, --test.")
         task = family_task(
@@ -71,7 +69,16 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
             scored=[record for split in ("validation", "test") for record in splits.get(split, ())],
         )
     else:
-        task = Task.from_yaml(args.task)
+        given = {"--column": args.column, "--target-word": args.target_word, "--template": args.template}
+        if unused := [option for option, value in given.items() if value]:
+            raise ValueError(
+                f"Got {', '.join(unused)}, which only a family with files takes; {args.task!r} is no family, or has no files: "
+                "write what you want to change into a YAML file of your own."
+            )
+        if splits:
+            task = Task.from_yaml(args.task)
+        else:
+            task, splits = load_task(args.task)
     return task, with_validation(task, splits)
 
 

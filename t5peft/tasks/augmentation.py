@@ -91,6 +91,9 @@ def augment(
         ValueError: no records, less than one copy, or columns that are not the source's or that are the target's.
     """
     rows = [dict(record) for record in records]
+    # a data set has the columns of its first row: each record gets those that only others have, as None
+    names = dict.fromkeys(name for row in rows for name in row)
+    rows = [{name: row.get(name) for name in names} for row in rows]
     chosen = _columns(task, columns)
     _check(rows, copies, chosen)
     fingerprint = _fingerprint(rows, rewording, copies, seed, chosen)

@@ -1,7 +1,7 @@
 """Records from files and from the hub: ``load_records("train.csv")`` is a list of dictionaries, one a row.
 
 The kind of file is read from its name: ``.csv .tsv .jsonl .json .parquet .txt``, the text ones also with ``.gz``,
-``.xz`` or ``.bz2`` after it. A folder with ``train.*``, ``validation.*`` and ``test.*`` is read by ``split``.
+``.xz`` or ``.bz2`` after it. A folder with a file ``train``, ``validation`` or ``test`` of such an ending is read by ``split``.
 Cells of CSV and TSV stay text: a label 0 is ``"0"``, as target words have it.
 """
 
@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -24,6 +25,7 @@ from .splits import Records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+ENDING = re.compile(rf"({'|'.join(map(re.escape, KINDS))})({'|'.join(map(re.escape, OPENERS))})?$", re.IGNORECASE)
 
 
 def load_records(
@@ -50,6 +52,7 @@ def load_records(
 
     Raises:
         FileNotFoundError: there is no such file, or the hub cannot be reached or has no such data set.
+        ValueError: the folder has several files of the split.
         ValueError: the file is empty, of no known kind, broken (all bad lines at once), or lacks a required column.
     """
     path = Path(path_or_name)
@@ -218,9 +221,16 @@ def _raise_lines(path: Path, problems: list[str], advice: str) -> None:
 
 
 def _file_of_split(folder: Path, split: str | None) -> Path:
-    found = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if set(path.suffixes) & set(KINDS)}
-    if split in found:
-        return found[split]
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if ending := ENDING.search(path.name):
+            found.setdefault(path.name[: ending.start()], []).append(path)
+    files = found.get(split or "", [])
+    if len(files) > 1:
+        listed = ", ".join(path.name for path in files)
+        raise ValueError(f"{folder} has several files of split {split!r}: {listed}; give one of them itself")
+    if files:
+        return files[0]
     given = f"no file of split {split!r}" if split else "no split was named for the folder"
     raise FileNotFoundError(f"{folder}: {given}; it has {', '.join(found) or 'no file of a known kind'}")
 

@@ -86,6 +86,11 @@ def _read_splits(name: str, data: Any, folder: Path) -> Splits:
             f"task {name!r}: its definition must say under 'data' where records come from, by one of "
             f"{', '.join(kinds)}; it has {', '.join(given) or 'none of them'}"
         )
+    named = data.get("files", data.get("splits", {}))
+    if unknown := [split for split in named if split not in SPLITS]:
+        raise ValueError(
+            f"task {name!r}: its data name the splits {unknown}; expected {', '.join(SPLITS)}: rename them"
+        )
     if given == ["embedded"]:
         return _read_embedded(data["embedded"])
     if given == ["benchmark"]:
