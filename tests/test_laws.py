@@ -298,6 +298,21 @@ def test_saving_and_loading_is_exact_and_the_file_holds_the_adapter_alone(
     }
 
 
+@two_geometries
+@adapters_of_each_form
+def test_an_adapter_is_loaded_without_memory_for_a_second_copy(
+    case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
+) -> None:
+    model = stir(wrap(case, make_base()))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True).eval()
+    # Its tensors lie where the file put them, so sums may be taken in another order: compared are the tensors, bit by bit.
+    got, expected = loaded.state_dict(), model.state_dict()
+    assert got.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(got[name], expected[name])] == []
+    assert torch.isfinite(logits_of(loaded, tiny_batch())).all()
+
+
 @all_geometries
 @all_adapters
 def test_a_loaded_adapter_goes_on_as_if_it_had_never_been_saved(

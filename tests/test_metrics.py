@@ -122,6 +122,21 @@ def test_a_label_score_refuses_several_labels_for_one_example():
         compute("f1", ["a", "b"], [["a"], ["b", "c"]])
 
 
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "exact_match"])
+def test_labels_may_be_whole_numbers(name):
+    predictions, references = [1, 0, 2, 2], [1, 0, 1, 2]
+    as_text = compute(name, ["1", "0", "2", "2"], ["1", "0", "1", "2"])
+    assert compute(name, predictions, references) == as_text
+    assert compute(name, np.array(predictions), ["1", "0", "1", "2"]) == as_text
+    assert compute(name, ["1", "0", "2", "2"], [[label] for label in references]) == as_text
+
+
+@pytest.mark.parametrize(("predictions", "references"), [([1.0], ["1"]), (["1"], [None]), (["1"], [["1", 0.5]])])
+def test_what_is_neither_text_nor_a_whole_number_is_no_label(predictions, references):
+    with pytest.raises(ValueError, match="metric 'accuracy': .*the first is example 0"):
+        compute("accuracy", predictions, references)
+
+
 def test_accuracy_takes_any_of_several_accepted_labels():
     assert compute("accuracy", ["a", "b", "x"], [["a"], ["b", "c"], ["c"]]) == {"accuracy": pytest.approx(2 / 3)}
 

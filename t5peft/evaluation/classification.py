@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ References = Sequence[str] | Sequence[Sequence[str]]
 
 def accepted_answers(references: References) -> list[list[str]]:
     """One list of accepted answers an example, whether it came with one answer or several."""
-    return [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    return [[reference] if isinstance(reference, str | Integral) else list(reference) for reference in references]
 
 
 def single_labels(references: References) -> list[str]:

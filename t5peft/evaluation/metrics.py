@@ -12,14 +12,15 @@ Each metric is also an `evaluate` module in `modules/`: a file that `evaluate.lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from t5peft.evaluation.answers import exact_match, token_f1
 from t5peft.evaluation.calibration import perplexity
-from t5peft.evaluation.classification import References, accuracy, f1, matthews
+from t5peft.evaluation.classification import References, accepted_answers, accuracy, f1, matthews
 from t5peft.evaluation.gleu import gleu, google_bleu
 from t5peft.evaluation.overlap import bleu, chrf, rouge
 
@@ -79,17 +80,18 @@ def compute(
 
     Args:
         name: a key of METRICS.
-        predictions: one text (or label) an example. For perplexity: summed negative log-likelihoods.
-        references: one text an example, or a list of accepted texts an example. For perplexity: numbers of target
-            tokens.
+        predictions: one text an example; a whole number is the label of its digits. For perplexity: summed negative
+            log-likelihoods.
+        references: one text an example, or a list of accepted texts an example, likewise. For perplexity: numbers of
+            target tokens.
         sources: what the predictions were made from; only gleu needs it.
 
     Returns:
         Fractions, but BLEU and chrF from 0 to 100, Matthews from -1 to 1, and perplexity from 1.
 
     Raises:
-        ValueError: an unknown name, no examples, unequal numbers of them, an example without a reference, gleu without
-            sources.
+        ValueError: an unknown name, no examples, unequal numbers of them, an example without a reference, or
+            with what is neither text nor a whole number, gleu without sources.
     """
     if name not in METRICS:
         raise ValueError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
@@ -97,6 +99,9 @@ def compute(
     problems = _problems(metric, predictions, references, sources)
     if problems:
         raise ValueError(f"metric {name!r}: " + "; ".join(problems))
+    if name != "perplexity":
+        predictions = [str(prediction) for prediction in predictions]
+        references = [[str(answer) for answer in answers] for answers in accepted_answers(references)]
     if metric.needs_sources:
         return metric.function(predictions, references, sources)
     return metric.function(predictions, references)
@@ -115,8 +120,23 @@ def _problems(
     without = [i for i, reference in enumerate(references) if reference is None or reference == []]
     if without:
         problems.append(f"{len(without)} examples have no reference, the first is example {without[0]}; leave them out")
+    if metric.name != "perplexity":
+        problems += [
+            f"{what} are texts or whole numbers, but {found[0]!r} came; the first is example {found[1]}"
+            for what, found in (("predictions", _other(predictions)), ("references", _other(references)))
+            if found
+        ]
     if metric.needs_sources and sources is None:
         problems.append("it compares with the uncorrected texts, pass them as sources=")
     elif metric.needs_sources and sources is not None and len(sources) != len(predictions):
         problems.append(f"{len(predictions)} predictions came with {len(sources)} sources, equal numbers are expected")
     return problems
+
+
+def _other(values: Sequence[Any]) -> tuple[Any, int] | None:
+    """The first label that is neither text nor a whole number, nor missing, with its example."""
+    for i, value in enumerate(values):
+        for label in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
+            if label is not None and not isinstance(label, str | Integral):
+                return label, i
+    return None

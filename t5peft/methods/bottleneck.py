@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from t5peft.methods.registration import OwnTuner, register
+from t5peft.methods.registration import OwnTuner, moved, register
 from t5peft.methods.wrapping import check_plain, wrap
 
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
@@ -136,7 +136,7 @@ class BottleneckTuner(OwnTuner):
             peft_config.activation,
             parallel=peft_config.placement == "parallel",
         )
-        layer.t5bottleneck[adapter_name] = adapter.to(next(layer.base_layer.parameters()).device)
+        layer.t5bottleneck[adapter_name] = moved(adapter, next(layer.base_layer.parameters()).device)
         if layer is not target:
             setattr(parent, target_name, layer)
 

@@ -39,7 +39,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, StaticLayer
 
 from t5peft.methods.activations import Activations
-from t5peft.methods.registration import OwnTuner, StackLayer, register
+from t5peft.methods.registration import OwnTuner, StackLayer, moved, register
 from t5peft.methods.wrapping import check_plain, wrap
 
 GATE_TEMPERATURE = 0.1
@@ -273,9 +273,8 @@ class LadderTuner(OwnTuner):
             layer = LadderDecoder(target) if target.is_decoder else LadderEncoder(target)
             setattr(parent, target_name, layer)
         backbone = layer.base_layer
-        layer.t5ladder[adapter_name] = (
-            Side(backbone, peft_config.reduction).to(backbone.device).train(backbone.training)
-        )
+        side = Side(backbone, peft_config.reduction).train(backbone.training)
+        layer.t5ladder[adapter_name] = moved(side, backbone.device)
 
 
 def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:

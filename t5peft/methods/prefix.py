@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 
 from t5peft.attention import NAME, use_attention
 from t5peft.backbone import t5_of
-from t5peft.methods.registration import OwnTuner, register
+from t5peft.methods.registration import OwnTuner, moved, register
 from t5peft.methods.wrapping import check_plain, wrap
 
 Site = Literal["encoder", "decoder", "cross"]
@@ -175,7 +175,7 @@ class PrefixTuner(OwnTuner):
             if owns_trunk:
                 self._trunks[shared] = Trunk(peft_config.length, attention.d_model, peft_config.reparametrise)
             prefix = ReparametrisedPrefix(heads, d_kv, self._trunks[shared], owns_trunk)
-        layer.t5prefix[adapter_name] = prefix.to(attention.q.weight.device)
+        layer.t5prefix[adapter_name] = moved(prefix, attention.q.weight.device)
         if layer is not target:
             setattr(parent, target_name, layer)
 

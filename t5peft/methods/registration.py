@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType, register_peft_method
@@ -42,6 +43,11 @@ class OwnTuner(BaseTuner):
         # peft's own finds the name one level deep; the parts of an adapter of ours may lie deeper.
         start, found, rest = key.partition(f".{cls.prefix}.{adapter_name}")
         return f"{start}.{cls.prefix}{rest}" if found and rest[:1] in ("", ".") else key
+
+
+def moved(adapter: nn.Module, device: torch.device) -> nn.Module:
+    """``adapter`` on ``device``, or as it is while peft loads it without memory (``low_cpu_mem_usage=True``)."""
+    return adapter if any(parameter.is_meta for parameter in adapter.parameters()) else adapter.to(device)
 
 
 class StackLayer(nn.Module, BaseTunerLayer):
