@@ -170,6 +170,7 @@ def _quantise_wo(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Put every ``wo`` into nf4, stored as ``dtype``: T5 casts its input to the dtype that ``wo.weight`` says it has."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    model.config.quantization_config.llm_int8_skip_modules.remove("wo")
     for module in model.modules():
         if isinstance(getattr(module, "wo", None), nn.Linear):
             plain = module.wo

@@ -162,7 +162,7 @@ def load_adapter(
         folder: what :func:`save_adapter`, the Trainer or peft itself saved.
         model: the backbone; None: loaded under the name that the adapter's config holds.
         trainable: whether to train on.
-        quantize: how to load the backbone.
+        quantize: how to load the backbone; ``"nf4"`` with ``quantize_wo`` where the adapter was trained so.
 
     Returns:
         The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
@@ -180,7 +180,7 @@ def load_adapter(
     problems = verify(folder)
     tokenizer = None
     if model is None and not problems:
-        model, tokenizer = load_backbone(base_of(folder), quantize=quantize, num_labels=_labels(folder, config))
+        model, tokenizer = backbone_of(folder, quantize=quantize)
     if model is not None:
         for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
             sealed = _seal_of(folder).get(name)
@@ -212,6 +212,21 @@ def base_of(folder: str | Path) -> str:
     return "mini" if Path(name).parts[-2:] == MINI.parts[-2:] else name
 
 
+def backbone_of(
+    folder: str | Path, *, quantize: Quantization | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The backbone that the adapter in ``folder`` belongs to, with a head of as many classes, and its tokenizer.
+
+    ``quantize="nf4"`` quantises ``wo`` too where it was so in training.
+    """
+    return load_backbone(
+        base_of(folder),
+        quantize=quantize,
+        quantize_wo=quantize == "nf4" and _seal_of(Path(folder)).get("quantized_wo", False),
+        num_labels=_labels(Path(folder)),
+    )
+
+
 def quantization_of(folder: str | Path) -> Quantization | None:
     """How the backbone was quantised that the adapter in ``folder`` was trained beside."""
     return _seal_of(Path(folder)).get("quantized")
@@ -225,6 +240,13 @@ def quantization_of_model(model: PreTrainedModel) -> Quantization | None:
     return "int8" if t5.config.quantization_config.load_in_8bit else "nf4"
 
 
+def _quantises_wo(model: PreTrainedModel) -> bool:
+    return (
+        quantization_of_model(model) == "nf4"
+        and "wo" not in t5_of(model).config.quantization_config.llm_int8_skip_modules
+    )
+
+
 def seal(folder: Path, model: PreTrainedModel) -> None:
     """Write :data:`SEAL` into ``folder``, after all else is on disk."""
     hashes = {str(path.relative_to(folder)): _hash(path) for path in _files(folder)}
@@ -234,6 +256,7 @@ def seal(folder: Path, model: PreTrainedModel) -> None:
         "backbone": fingerprint(model),
         "maps": fingerprint_of_maps(model),
         "quantized": quantization_of_model(model),
+        "quantized_wo": _quantises_wo(model),
         "files": hashes,
         "saved": time.time(),  # seconds since 1970
     }
@@ -290,9 +313,9 @@ def _checkpoints(run_folder: str | Path) -> list[Path]:
     return sorted(folders, key=lambda path: (_seal_of(path).get("saved", 0.0), int(path.name.split("-")[-1])))
 
 
-def _labels(folder: Path, config: dict[str, Any]) -> int | None:
+def _labels(folder: Path) -> int | None:
     """Number of classes of the head that the adapter brings, or None."""
-    if config.get("task_type") != "SEQ_CLS":
+    if json.loads((folder / CONFIG).read_text()).get("task_type") != "SEQ_CLS":
         return None
     weights = load_file(folder / WEIGHTS)
     return next(len(tensor) for name, tensor in weights.items() if name.endswith("classification_head.out_proj.weight"))

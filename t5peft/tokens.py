@@ -24,8 +24,8 @@ from peft.utils import set_additional_trainable_modules
 from torch import Tensor, nn
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import Quantization, correct_config, has_untied_head, load_backbone, t5_of
-from t5peft.checkpoint import base_of, load_adapter
+from t5peft.backbone import Quantization, correct_config, has_untied_head, t5_of
+from t5peft.checkpoint import backbone_of, load_adapter
 from t5peft.methods.wrapping import check_plain
 
 
@@ -111,7 +111,7 @@ def load_with_tokens(
         raise FileNotFoundError(
             f"{folder} holds no tokenizer; save the adapter by save_adapter(model, folder, tokenizer=tokenizer)."
         ) from error
-    model, tokenizer = load_backbone(base_of(folder), quantize=quantize)
+    model, tokenizer = backbone_of(folder, quantize=quantize)
     known = tokenizer.get_vocab()
     new = sorted((index, token) for token, index in saved.get_added_vocab().items() if token not in known)
     if new:

@@ -183,18 +183,44 @@ def test_a_translator_that_loses_texts_is_told() -> None:
         rewording.reword(["a", "b"], [Random(0), Random(1)])
 
 
-def test_back_translation_runs_through_checkpoints(tmp_path: Path) -> None:
-    tiny_t5("v1.0").save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    folder = str(tmp_path / "model")
+def checkpoint(folder: Path, ends: bool) -> str:
+    """A tiny T5 whose targets end at the limit, or run over it."""
+    model, tokenizer = tiny_t5("v1.0"), tiny_tokenizer()
+    model.generation_config.forced_eos_token_id = tokenizer.eos_token_id if ends else None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def translation(folder: str) -> BackTranslation:
     both = BackTranslation.of_checkpoints(folder, folder, forward_prefix="to: ", backward_prefix="from: ")
     assert both.forward.checkpoint is both.backward.checkpoint
-    short = replace(
-        both, forward=replace(both.forward, max_new_tokens=6), backward=replace(both.backward, max_new_tokens=6)
-    )
-    texts = short.reword(["some words", "more"], [Random(0), Random(1)])
+    return replace(both, **{name: replace(getattr(both, name), max_new_tokens=6) for name in ("forward", "backward")})
+
+
+def test_back_translation_runs_through_checkpoints(tmp_path: Path) -> None:
+    both = translation(checkpoint(tmp_path, ends=True))
+    texts = both.reword(["some words", "more"], [Random(0), Random(1)])
     assert len(texts) == 2
-    assert texts == short.reword(["some words", "more"], [Random(2), Random(3)])
+    assert texts[0] != "some words"
+    assert texts[1] != "more"
+    assert texts == both.reword(["some words", "more"], [Random(2), Random(3)])
+    assert both.reword([], []) == []
+
+
+def test_a_text_stays_where_its_translation_would_be_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    both = translation(checkpoint(tmp_path, ends=False))
+    assert both.reword(["some words"], [Random(0)]) == ["some words"]
+    assert "1 of 1 texts have no translation" in caplog.text
+
+
+def test_a_text_stays_where_it_would_be_cut_itself(tmp_path: Path) -> None:
+    both = translation(checkpoint(tmp_path, ends=True))
+    both.forward.checkpoint.loaded[1].model_max_length = 20
+    long = "some words " * 20
+    kept, changed = both.reword([long, "more"], [Random(0), Random(1)])
+    assert kept == long
+    assert changed != "more"
 
 
 def test_a_checkpoint_that_is_not_there_is_told_only_when_it_is_needed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,26 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_records, tiny_t5
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
-from t5peft.checkpoint import CONFIG, SEAL, WEIGHTS, fingerprint, fingerprint_of_maps, newest_complete, seal
+from t5peft import (
+    METHODS,
+    T5PeftTrainer,
+    T5PeftTrainingArguments,
+    load_adapter,
+    load_backbone,
+    lora_wrap,
+    qlora_wrap,
+    save_adapter,
+)
+from t5peft.checkpoint import (
+    CONFIG,
+    SEAL,
+    WEIGHTS,
+    fingerprint,
+    fingerprint_of_maps,
+    newest_complete,
+    quantization_of,
+    seal,
+)
 from t5peft.cli.data import TASK_FILE
 from t5peft.retuning import REPORT
 
@@ -242,6 +261,19 @@ def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold NaN or infinity"):
         save_adapter(model, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantize_wo", [False, True])
+def test_an_adapter_comes_back_beside_the_backbone_as_it_was_quantised(quantize_wo: bool, tmp_path: Path) -> None:
+    model, tokenizer = load_backbone("mini", quantize="nf4", quantize_wo=quantize_wo)
+    adapted = qlora_wrap(model).eval()
+    save_adapter(adapted, tmp_path)
+    batch = tokenizer(["some words"], return_tensors="pt")
+    loaded, _ = load_adapter(tmp_path, quantize=quantization_of(tmp_path))
+    with torch.no_grad():
+        got, expected = (m(**batch, labels=batch.input_ids).logits for m in (loaded, adapted))
+    assert torch.equal(got, expected)
 
 
 def test_a_folder_without_an_adapter_says_what_was_expected(tmp_path: Path) -> None:

@@ -284,6 +284,12 @@ def test_fields_that_are_not_plain_columns_are_refused(template: str) -> None:
         Task("x", template, "{b}")
 
 
+def test_target_words_may_be_numbers_and_none_is_told() -> None:
+    assert Task("t", "{text}", "{label}", {0: 0, 1: 1}).candidates == ("0", "1")
+    with pytest.raises(ValueError, match="label '1' has no target word"):
+        Task("t", "{text}", "{label}", {0: "no", 1: None})
+
+
 def test_labels_that_share_a_word_are_refused() -> None:
     with pytest.raises(ValueError, match="labels '0', '1' share the target word 'yes'; give each its own"):
         Task("x", "{a}", "{b}", {"0": "yes", "1": " yes"})

@@ -85,7 +85,7 @@ def test_spare_rows_are_used_before_the_table_grows() -> None:
     tokenizer = T5Tokenizer(vocab=small_tokenizer()._vocab_scores)
     model = tiny_t5("v1.0", vocab_size=len(tokenizer) + 2)
     size = len(tokenizer)
-    assert add_tokens(model, tokenizer, NEW[:2]) == [size, size + 1]
+    assert add_tokens(model, tokenizer, ["<br>", "<hr>"]) == [size, size + 1]
     assert model.config.vocab_size == size + 2
     add_tokens(model, tokenizer, NEW[2:])
     assert model.config.vocab_size == size + 3
@@ -249,6 +249,17 @@ def test_a_classifier_takes_tokens_too(shape: Geometry, tmp_path: Path) -> None:
     add_tokens(fresh, T5Tokenizer(vocab=small_tokenizer()._vocab_scores), NEW)
     loaded, _ = load_adapter(tmp_path / "adapter", model=fresh)
     assert torch.equal(logits(loaded.eval(), batch), logits(wrapped, batch))
+
+
+def test_a_classifier_with_tokens_comes_back_by_its_folder_alone(tmp_path: Path) -> None:
+    model, tokenizer = load_backbone("mini", num_labels=3)
+    ids = add_tokens(model, tokenizer, ["<br>", "<hr>"])
+    wrapped = lora_wrap(model, rank=2)
+    train_tokens(wrapped, ids)
+    save_adapter(wrapped, tmp_path, tokenizer=tokenizer)
+    loaded, its_tokenizer = load_with_tokens(tmp_path)
+    batch = its_tokenizer(["a <hr> b <br> c"], return_tensors="pt")
+    assert torch.equal(logits(loaded, batch), logits(wrapped.eval(), batch))
 
 
 def test_tokens_that_cannot_be_added_are_told_at_once() -> None:

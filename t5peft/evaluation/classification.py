@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-References = Sequence[str] | Sequence[Sequence[str]]
+References = Sequence[str] | Sequence[int] | Sequence[Sequence[str]]
 
 
 def accepted_answers(references: References) -> list[list[str]]:
     """One list of accepted answers an example, whether it came with one answer or several."""
-    return [[reference] if isinstance(reference, str | Integral) else list(reference) for reference in references]
+    return [
+        [str(reference)] if isinstance(reference, str | int | Integral) else [str(answer) for answer in reference]
+        for reference in references
+    ]
 
 
 def single_labels(references: References) -> list[str]:

@@ -101,7 +101,7 @@ def compute(
         raise ValueError(f"metric {name!r}: " + "; ".join(problems))
     if name != "perplexity":
         predictions = [str(prediction) for prediction in predictions]
-        references = [[str(answer) for answer in answers] for answers in accepted_answers(references)]
+        references = accepted_answers(references)
     if metric.needs_sources:
         return metric.function(predictions, references, sources)
     return metric.function(predictions, references)

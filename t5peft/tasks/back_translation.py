@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import MINI
+
+logger = logging.getLogger("t5peft")
 
 Translate = Callable[[list[str]], list[str]]
 
@@ -35,7 +38,7 @@ class BackTranslation:
         return f"back-translation {self.name}"
 
     def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
-        """See ``Rewording``. A text that comes back empty stays as it was."""
+        """See ``Rewording``. A text that comes back empty, there or back, stays as it was."""
         there = self.forward(texts)
         back = self.backward(there)
         if not len(texts) == len(there) == len(back):
@@ -43,7 +46,9 @@ class BackTranslation:
                 f"back-translation of {len(texts)} texts gave {len(there)} translations and {len(back)} texts back; a "
                 "translator must return one text for each"
             )
-        return [new if new.strip() else old for old, new in zip(texts, back, strict=True)]
+        return [
+            new if middle.strip() and new.strip() else old for old, middle, new in zip(texts, there, back, strict=True)
+        ]
 
     @classmethod
     def of_checkpoints(
@@ -99,13 +104,30 @@ class Translator:
     batch_size: int = 16
 
     def __call__(self, texts: list[str]) -> list[str]:
-        """One translation for each text, in order."""
+        """One translation for each text, in order; none (an empty text) where the text or its translation would be cut."""
+        if not texts:
+            return []
         model, tokenizer = self.checkpoint.loaded
-        translations: list[str] = []
-        for start in range(0, len(texts), self.batch_size):
-            sources = [self.prefix + text for text in texts[start : start + self.batch_size]]
-            batch = tokenizer(sources, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        sources = tokenizer([self.prefix + text for text in texts])["input_ids"]
+        whole = [row for row, source in enumerate(sources) if len(source) <= tokenizer.model_max_length]
+        ends = torch.tensor(model.generation_config.eos_token_id, device=model.device)
+        translations = [""] * len(texts)
+        for start in range(0, len(whole), self.batch_size):
+            rows = whole[start : start + self.batch_size]
+            batch = tokenizer.pad({"input_ids": [sources[row] for row in rows]}, return_tensors="pt").to(model.device)
             with torch.inference_mode():
-                ids = model.generate(**batch, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
-            translations += tokenizer.batch_decode(ids, skip_special_tokens=True)
+                targets = model.generate(**batch, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
+            for row, target in zip(rows, targets, strict=True):
+                if torch.isin(target[1:], ends).any():  # not its first token, which is the end for some models
+                    translations[row] = tokenizer.decode(target, skip_special_tokens=True)
+        if cut := translations.count(""):
+            logger.warning(
+                "%d of %d texts have no translation by %s: it is empty, or longer than %d tokens, or the text is longer than the "
+                "%d that the tokenizer allows.",
+                cut,
+                len(texts),
+                self.checkpoint.name,
+                self.max_new_tokens,
+                tokenizer.model_max_length,
+            )
         return translations

@@ -74,7 +74,7 @@ class Task:
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(self.metrics))
         if self.target_words is not None:
-            words = {str(label): word for label, word in self.target_words.items()}
+            words = {str(label): as_text(word) for label, word in self.target_words.items()}
             object.__setattr__(self, "target_words", words)
         checks.raise_all(self.name, self._contradictions())
 
@@ -108,9 +108,10 @@ class Task:
             )
         by_word: dict[str, list[str]] = {}
         for label, word in self.target_words.items():
-            if not word.strip():
-                problems.append(f"label {label!r} has an empty target word")
-            by_word.setdefault(one_line(word), []).append(label)
+            if word is None or not word.strip():
+                problems.append(f"label {label!r} has {'an empty' if word is not None else 'no'} target word")
+            else:
+                by_word.setdefault(one_line(word), []).append(label)
         for word, labels in by_word.items():
             if len(labels) > 1:
                 problems.append(
