@@ -22,7 +22,7 @@ from t5peft.benchmark.advice import advice
 from t5peft.benchmark.records import load_records, write_record
 from t5peft.benchmark.report import write_report
 from t5peft.benchmark.statistics import paired_bootstrap, spread
-from t5peft.benchmark.summary import TaskTable, means_over_tasks, summarise
+from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks, summarise
 from t5peft.benchmark.svg import Axis, Point, scatter
 from t5peft.benchmark.tables import (
     COLUMNS,
@@ -126,7 +126,7 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says() -> None:
     for _ in range(400):
         reference = (generator.random(120) < 0.8).astype(float)
         ours = np.where(generator.random(120) < 0.1, (generator.random(120) < 0.3).astype(float), reference)
-        found = paired_bootstrap(ours[None], reference[None], resamples=400)
+        found = paired_bootstrap((ours[None], reference[None]), resamples=400)
         covered += found.low <= 0.1 * (0.3 - 0.8) <= found.high
     assert 0.91 <= covered / 400 <= 0.98
 
@@ -139,18 +139,35 @@ def test_the_interval_holds_the_chance_of_training() -> None:
     def seeds() -> np.ndarray:
         return generator.random((3, 200)) < right + generator.normal(0, 0.03, size=(3, 1))
 
-    found = [paired_bootstrap(seeds().astype(float), seeds().astype(float), resamples=400) for _ in range(300)]
+    found = [paired_bootstrap((seeds().astype(float), seeds().astype(float)), resamples=400) for _ in range(300)]
     assert sum(difference.clear for difference in found) / 300 < 0.08
 
 
 def test_equal_methods_do_not_differ_and_the_interval_repeats() -> None:
     scores = np.array([[0.0, 1.0, 1.0, 0.0]])
-    found = paired_bootstrap(scores, scores)
+    found = paired_bootstrap((scores, scores))
     assert (found.mean, found.low, found.high, found.clear) == (0, 0, 0, False)
-    other = paired_bootstrap(scores, 1 - scores)
-    assert other == paired_bootstrap(scores, 1 - scores)
+    other = paired_bootstrap((scores, 1 - scores))
+    assert other == paired_bootstrap((scores, 1 - scores))
     with pytest.raises(ValueError, match="scores of the same examples"):
-        paired_bootstrap(scores, scores[:, :2])
+        paired_bootstrap((scores, scores[:, :2]))
+
+
+def test_the_interval_of_a_mean_over_tasks_covers_it_as_often_as_it_says() -> None:
+    """Three tasks with true differences of 0, 5 and 10 points and two seeds; their examples are drawn apart."""
+    generator = np.random.default_rng(1)
+
+    def task(gain: float) -> tuple[np.ndarray, np.ndarray]:
+        return tuple((generator.random((2, 80)) < chance).astype(float) for chance in (0.7 + gain, 0.7))
+
+    found = [paired_bootstrap(task(0.0), task(0.05), task(0.1), resamples=400) for _ in range(400)]
+    assert 0.91 <= sum(difference.low <= 0.05 <= difference.high for difference in found) / 400 <= 0.99
+    widths = [difference.high - difference.low for difference in found]
+    alone = [paired_bootstrap(task(0.05), resamples=400) for _ in range(400)]
+    ratio = np.mean([difference.high - difference.low for difference in alone]) / np.mean(widths)
+    assert ratio == pytest.approx(math.sqrt(3), rel=0.1)
+    with pytest.raises(ValueError, match="at least one task, got none"):
+        paired_bootstrap()
 
 
 # --- rows
@@ -206,6 +223,10 @@ def test_records_made_under_other_conditions_are_left_out_and_counted(tmp_path: 
     assert (table.left_out, table.conditions["steps"], table.conditions["seeds"]) == (1, 300, [1])
 
 
+def rows_by_method(table: TaskTable) -> dict[str, Row]:
+    return {row.label: row for row in table.rows}
+
+
 def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTable]) -> None:
     (means,) = means_over_tasks(tables)
     assert (means.metric, means.tables) == ("accuracy", tuple(tables))
@@ -213,7 +234,14 @@ def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTab
     assert full.value == pytest.approx((0.905 + 0.805) / 2)
     assert full.error == pytest.approx(math.sqrt(sum(deviation**2 / 3 for deviation in deviations)) / 2)
     assert "peft-lora" not in means.by_label
-    mean = f"{full.value * 100:.1f} ± {full.error * 100:.1f}"
+    assert full.difference is None
+    assert means.by_label["ia3"].difference == paired_bootstrap(
+        *(
+            tuple(np.stack(list(found[m].by_example.values())) for m in ("ia3", "full"))
+            for found in map(rows_by_method, tables)
+        )
+    )
+    mean = f"{full.value * 100:.1f} ± {full.error * 100:.1f} | reference"
     assert f"| full | 90.5 ± 0.5 | 80.5 ± 0.5 | {mean} | 9,400,000 | 1.00 | 1.00 |" in overview_markdown(tables)
 
 
@@ -247,15 +275,28 @@ def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path
 
 
 def test_the_overview_has_a_row_a_method_with_costs_against_full_fine_tuning(tables: list[TaskTable]) -> None:
-    lines = overview_markdown(tables).splitlines()
-    assert lines[2] == "| method | intents, accuracy | topics, accuracy | mean accuracy | trained | memory | time |"
-    labels = [line.split(" | ")[0].removeprefix("| ") for line in lines[4:]]
+    _, overview, peers = overview_markdown(tables).split("\n\n")
+    lines = overview.splitlines()
+    assert (
+        lines[0]
+        == "| method | intents, accuracy | topics, accuracy | mean accuracy | against full | trained | memory | time |"
+    )
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
     assert labels == list(dict.fromkeys(row.label for table in tables for row in table.rows))
     qlora = next(line for line in lines if line.startswith("| qlora |"))
     assert qlora.endswith(f"| 720,000 | {128 / 310:.2f} | {0.23 / 0.21:.2f} |")
     failed = next(line for line in lines if line.startswith("| peft-lora |"))
     assert failed.split(" | ")[1:4] == ["–", "–", "–"]
     assert overview_markdown(tables[:1]) == ""
+    ours, theirs = (
+        [row.test.mean for table in tables for row in table.rows if row.method == method]
+        for method in ("prefix", "peft-prefix")
+    )
+    gains = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    assert peers.splitlines()[0] == "| against peft's own | intents, accuracy | topics, accuracy | mean accuracy |"
+    cells_of_prefix = peers.splitlines()[2].strip("| ").split(" | ")
+    assert [cell.split()[0] for cell in cells_of_prefix] == ["prefix", *(f"{g:+.1f}" for g in [*gains, sum(gains) / 2])]
+    assert len(peers.splitlines()) == 3
 
 
 def test_matthews_correlation_and_accuracy_have_one_mean_as_in_glue(tables: list[TaskTable]) -> None:
@@ -281,7 +322,7 @@ def test_the_advice_names_what_is_not_clearly_worse_and_what_is_cheapest(tables:
     assert "Not clearly worse than full fine-tuning (90.5 ± 0.5 (3)): lora, lora (rank=64), qlora." in said
     assert "Short of memory: qlora, 128 MB at the peak (41% of full fine-tuning)." in said
     assert "Clearly below full fine-tuning here: lora (rank=4) (-2.0), prefix" in said
-    assert "peft" not in said
+    assert "peft" not in said.replace("Against peft's own under Seq2SeqTrainer: prefix +18.0 [+13.2, +23.4].", "")
 
 
 def test_a_peak_that_counts_what_evaluations_left_is_not_shown(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Transfer:
 
     def against(self, other: Transfer) -> str:
         """The difference to another on the same examples, with its interval."""
-        found = paired_bootstrap(self.by_example, other.by_example)
+        found = paired_bootstrap((self.by_example, other.by_example))
         mean, low, high = (value * self.row.factor for value in (found.mean, found.low, found.high))
         return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from t5peft.benchmark.summary import Row, TaskTable
+from t5peft.benchmark.summary import Row, TaskTable, against_peer, difference
 from t5peft.benchmark.tables import bytes_text, seconds_text
 
 
 def advice(table: TaskTable) -> list[str]:
     """Sentences for one task: what scores best, what is not clearly worse, and which of these costs least.
 
-    Only methods of this library are named, not peers. "Not clearly worse" means that the 95 % interval of the paired
+    Only methods of this library are recommended, not peers. "Not clearly worse" means that the 95 % interval of the paired
     difference to full fine-tuning does not lie below zero; where full fine-tuning did not finish, every method counts.
     """
     rows = [row for row in table.rows if row.test is not None and not row.method.startswith("peft-")]
@@ -40,14 +40,16 @@ def advice(table: TaskTable) -> list[str]:
     if apart:
         names = ", ".join(row.label for row in apart)
         sentences.append(f"Not compared, as full fine-tuning has no run with their seeds: {names}.")
+    if peers := [(ours, found) for ours, peer in against_peer(table) if (found := difference((ours, peer)))]:
+        names = ", ".join(f"{ours.label} {found.text(ours.factor)}" for ours, found in peers)
+        sentences.append(f"Against peft's own under Seq2SeqTrainer: {names}.")
     if all(row.test.n == 1 for row in rows):  # type: ignore[union-attr]
         sentences.append("There is one seed: the intervals hold the chance of the test examples, not that of training.")
     return sentences
 
 
 def _same_as_full(row: Row) -> bool:
-    difference = row.difference
-    return row.method == "full" or (difference is not None and difference.low == difference.high == 0)
+    return row.method == "full" or (row.difference is not None and row.difference.low == row.difference.high == 0)
 
 
 def _compared(adapters: Sequence[Row], full: Row) -> str:

@@ -15,6 +15,7 @@ from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.benchmark.svg import Axis, Line, Point, lines, scatter
 from t5peft.benchmark.tables import (
     COLUMNS,
+    Cell,
     bytes_text,
     cells,
     conditions_text,
@@ -22,6 +23,8 @@ from t5peft.benchmark.tables import (
     overview_header,
     overview_note,
     overview_rows,
+    peers_header,
+    peers_rows,
     seconds_text,
 )
 
@@ -57,8 +60,13 @@ def _anchor(table: TaskTable) -> str:
 def _overview(tables: Sequence[TaskTable]) -> Iterator[str]:
     if len(tables) > 1:
         yield f"<h2>All tasks</h2><p>{escape(overview_note(tables))}</p>"
-        rows = [[(cell.text, cell.value, cell.title) for cell in row] for row in overview_rows(tables)]
-        yield _table(overview_header(tables), rows)
+        yield _table(overview_header(tables), _texts(overview_rows(tables)))
+        if peers := peers_rows(tables):
+            yield _table(peers_header(tables), _texts(peers))
+
+
+def _texts(rows: Sequence[Sequence[Cell]]) -> list[list[tuple[str, float | None, str]]]:
+    return [[(cell.text, cell.value, cell.title) for cell in row] for row in rows]
 
 
 def _section(table: TaskTable) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Row:
     merged_latency: Spread | str | None
     curves: tuple[tuple[tuple[float, float], ...], ...]
     failed: tuple[str, ...]
+    by_example: Mapping[int, np.ndarray] = field(compare=False)  # test scores [examples] by seed
 
     @property
     def label(self) -> str:
@@ -68,6 +69,10 @@ class Row:
     def factor(self) -> float:
         """What scores are multiplied by in tables."""
         return 100.0 if self.metric in PERCENT else 1.0
+
+    def scores_of(self, seeds: Sequence[int]) -> np.ndarray:
+        """Test scores of these seeds [seeds, examples]."""
+        return np.stack([self.by_example[seed] for seed in seeds])
 
     @property
     def grid_end_won(self) -> bool:
@@ -123,9 +128,11 @@ def _table(task: str, records: Sequence[Record]) -> TaskTable:
         config = record["config"]
         groups[config["method"], json.dumps(config["method_options"], sort_keys=True)].append(record)
     metric = next((record["metric"] for record in used if "metric" in record), "score")
-    chosen = {key: _Chosen.of(group) for key, group in groups.items()}
-    reference = next((group.by_example for (method, _), group in chosen.items() if method == "full"), None)
-    rows = [group.row(task, metric, reference, _measured_on(used[-1])) for group in chosen.values()]
+    chosen = [_Chosen.of(group) for group in groups.values()]
+    rows = [group.row(task, metric, _measured_on(used[-1])) for group in chosen]
+    full = next((row for row in rows if row.method == "full"), None)
+    if full is not None:
+        rows = [row if row is full else replace(row, difference=difference((row, full))) for row in rows]
     rows.sort(key=place)
     conditions = {name: used[-1]["config"].get(name) for name in _CONDITIONS}
     conditions["machine"] = used[-1].get("machine", {})
@@ -134,6 +141,29 @@ def _table(task: str, records: Sequence[Record]) -> TaskTable:
     conditions["examples"] = next((record["examples"] for record in used if "examples" in record), {})
     conditions["seeds"] = sorted({record["config"]["seed"] for record in used})
     return TaskTable(task, metric, tuple(rows), conditions, len(records) - len(used))
+
+
+def difference(*pairs: tuple[Row, Row]) -> Difference | None:
+    """The first row of each pair less the second, over seeds that both have; of several tasks' pairs, their mean.
+
+    None where a pair has no seed in common.
+    """
+    seeds = [sorted(ours.by_example.keys() & other.by_example.keys()) for ours, other in pairs]
+    if not pairs or not all(seeds):
+        return None
+    return paired_bootstrap(
+        *((ours.scores_of(shared), other.scores_of(shared)) for (ours, other), shared in zip(pairs, seeds, strict=True))
+    )
+
+
+def against_peer(table: TaskTable) -> list[tuple[Row, Row]]:
+    """Each method of the library that peft has too, with peft's own of the same options, where both finished."""
+    by_name = {(row.method, method_label("", row.options)): row for row in table.rows if row.test}
+    return [
+        (by_name[ours], row)
+        for (method, options), row in by_name.items()
+        if method.startswith("peft-") and (ours := (method.removeprefix("peft-"), options)) in by_name
+    ]
 
 
 def place(row: Row) -> tuple[Any, ...]:
@@ -175,12 +205,7 @@ class _Chosen:
         failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
         return cls(records, rate, sweep, finished, failed)
 
-    @property
-    def by_example(self) -> dict[int, np.ndarray]:
-        """Test scores of each example by seed."""
-        return {record["config"]["seed"]: np.array(record["test_score_by_example"]) for record in self.finished}
-
-    def row(self, task: str, metric: str, reference: Mapping[int, np.ndarray] | None, machine: tuple[Any, ...]) -> Row:
+    def row(self, task: str, metric: str, machine: tuple[Any, ...]) -> Row:
         first = self.everything[0]["config"]
         figures = _figures(self.finished, machine) if self.finished else dict.fromkeys(_FIGURES)
         reasons = tuple(f"seed {record['config']['seed']}: {_why(record)}" for record in self.failed)
@@ -193,21 +218,16 @@ class _Chosen:
             sweep=self.sweep,
             test=spread([record["scores"]["test"][metric] for record in self.finished]) if self.finished else None,
             reason=None if self.finished else _why(self.failed[0]),
-            difference=self._difference(reference) if first["method"] != "full" else None,
+            difference=None,
             curves=tuple(
                 tuple((point["step"], point[metric]) for point in record["curve"]) for record in self.finished
             ),
             failed=reasons if self.finished else (),
+            by_example={
+                record["config"]["seed"]: np.array(record["test_score_by_example"]) for record in self.finished
+            },
             **figures,
         )
-
-    def _difference(self, reference: Mapping[int, np.ndarray] | None) -> Difference | None:
-        """Over the seeds that both have; None where there are none."""
-        ours = self.by_example
-        seeds = sorted(ours.keys() & (reference or {}).keys())
-        if not seeds or reference is None:
-            return None
-        return paired_bootstrap(*(np.stack([scores[seed] for seed in seeds]) for scores in (ours, reference)))
 
 
 def _why(record: Record) -> str:
@@ -259,10 +279,17 @@ def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, A
 
 @dataclass(frozen=True)
 class Mean:
-    """A row's mean score over tasks; `error` is its standard error, from the deviations over seeds (None: a seed alone)."""
+    """A row's mean score over tasks.
+
+    Attributes:
+        value: the mean.
+        error: its standard error, from the deviations over seeds; None: a seed alone.
+        difference: to full fine-tuning's; None where that has no run with the same seeds, or is the row itself.
+    """
 
     value: float
     error: float | None
+    difference: Difference | None
 
     def text(self, factor: float = 1.0) -> str:
         """`73.1 ± 0.8`, or `73.1`; values are multiplied by `factor`."""
@@ -292,15 +319,18 @@ def means_over_tasks(tables: Sequence[TaskTable]) -> list[Means]:
 
 
 def _means(tables: tuple[TaskTable, ...]) -> Means:
-    scores: dict[str, list[Spread]] = defaultdict(list)
+    rows: dict[str, list[Row]] = defaultdict(list)
     for row in (row for table in tables for row in table.rows):
         if row.test:
-            scores[row.label].append(row.test)
-    means = {label: _mean(spreads) for label, spreads in scores.items() if len(spreads) == len(tables)}
+            rows[row.label].append(row)
+    complete = {label: found for label, found in rows.items() if len(found) == len(tables)}
+    means = {label: _mean(found, complete.get("full", [])) for label, found in complete.items()}
     return Means(" or ".join(dict.fromkeys(table.metric for table in tables)), tables, means)
 
 
-def _mean(spreads: Sequence[Spread]) -> Mean:
+def _mean(rows: Sequence[Row], full: Sequence[Row]) -> Mean:
+    spreads = [row.test for row in rows if row.test]
     variances = [spread.deviation**2 / spread.n for spread in spreads if spread.deviation is not None]
     error = sum(variances) ** 0.5 / len(spreads) if len(variances) == len(spreads) else None
-    return Mean(sum(spread.mean for spread in spreads) / len(spreads), error)
+    to_full = None if rows == full or not full else difference(*zip(rows, full, strict=True))
+    return Mean(sum(spread.mean for spread in spreads) / len(spreads), error, to_full)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from t5peft.benchmark.statistics import Spread
-from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks, place
+from t5peft.benchmark.statistics import Difference, Spread
+from t5peft.benchmark.summary import Mean, Row, TaskTable, against_peer, difference, means_over_tasks, place
 
 
 def bytes_text(amount: float) -> str:
@@ -91,8 +91,7 @@ def _difference(row: Row) -> Cell:
         return Cell("reference", 0.0)
     if row.difference is None:
         return Cell("no run of full", title="full fine-tuning has no finished run with the same seed")
-    mean, low, high = (value * row.factor for value in (row.difference.mean, row.difference.low, row.difference.high))
-    return Cell(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", row.difference.mean)
+    return Cell(row.difference.text(row.factor), row.difference.mean)
 
 
 def _spread(value: Spread | None, text: Callable[[float], str]) -> Cell:
@@ -115,9 +114,7 @@ def header(metric: str) -> list[str]:
 
 def markdown(table: TaskTable) -> str:
     """The table of one task, with the conditions under it."""
-    lines = [header(table.metric), ["---"] + ["---:"] * (len(COLUMNS) - 1)]
-    lines += [[cells(row)[name].text for name, _ in COLUMNS] for row in table.rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = _markdown(header(table.metric), [[cells(row)[name] for name, _ in COLUMNS] for row in table.rows])
     alone = (
         ""
         if table.metric in PER_EXAMPLE
@@ -149,7 +146,8 @@ def overview_note(tables: Sequence[TaskTable]) -> str:
     backbones = dict.fromkeys(_backbone(table) for table in tables)
     return (
         f"Backbone {', '.join(backbones)}. Scores on the test split: mean ± standard deviation over seeds; of a mean over "
-        "tasks, ± is its standard error. Memory (at the peak of training, above libraries and data) and time of a step are "
+        "tasks, ± is its standard error. Differences are means of examples scored alone, with 95 % intervals. Memory (at the peak "
+        "of training, above libraries and data) and time of a step are "
         f"parts of full fine-tuning's, geometric mean over {', '.join(_ran_by_all(_rows_by_label(tables))) or 'no task'}, which "
         "every method ran."
     )
@@ -161,7 +159,7 @@ def overview_header(tables: Sequence[TaskTable]) -> list[str]:
     return [
         "method",
         *tasks,
-        *(f"mean {means.metric}" for means in means_over_tasks(tables)),
+        *(name for means in means_over_tasks(tables) for name in (f"mean {means.metric}", "against full")),
         "trained",
         "memory",
         "time",
@@ -202,7 +200,7 @@ def _overview_row(
     return [
         Cell(label),
         *(_overview_score(rows.get(table.task)) for table in tables),
-        *(Cell("–") if mean is None else Cell(mean.text(factor), mean.value) for mean, factor in means),
+        *(cell for mean, factor in means for cell in _overview_mean(label, mean, factor)),
         Cell("–" if trained is None else f"{trained:,}", trained),
         *(Cell("–" if cost is None else f"{cost:.2f}", cost) for cost in costs),
     ]
@@ -212,6 +210,44 @@ def _overview_score(row: Row | None) -> Cell:
     if row is None or row.test is None:
         return Cell("–", title="not run" if row is None else row.reason or "not run")
     return Cell(row.test.text(1, row.factor).rpartition(" ")[0], row.test.mean, f"{row.test.n} seeds")
+
+
+def _overview_mean(label: str, mean: Mean | None, factor: float) -> tuple[Cell, Cell]:
+    """A mean over tasks, and its difference to full fine-tuning's."""
+    if mean is None:
+        return Cell("–"), Cell("–")
+    to_full = Cell("reference", 0.0) if label == "full" else _difference_cell(mean.difference, factor)
+    return Cell(mean.text(factor), mean.value), to_full
+
+
+def _difference_cell(found: Difference | None, factor: float) -> Cell:
+    return Cell("–") if found is None else Cell(found.text(factor), found.mean)
+
+
+def peers_header(tables: Sequence[TaskTable]) -> list[str]:
+    """Column names of `peers_rows`."""
+    tasks = [f"{table.task}, {table.metric}" for table in tables]
+    return ["against peft's own", *tasks, *(f"mean {means.metric}" for means in means_over_tasks(tables))]
+
+
+def peers_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
+    """Each method less what peft has by that name, under `Seq2SeqTrainer`: on every task, and its means over tasks."""
+    pairs = {table.task: {ours.label: (ours, peer) for ours, peer in against_peer(table)} for table in tables}
+    rows = []
+    for label in dict.fromkeys(label for found in pairs.values() for label in found):
+        of_label = {task: found[label] for task, found in pairs.items() if label in found}
+        cells = [
+            _difference_cell(difference(of_label[table.task]), table.rows[0].factor)
+            if table.task in of_label
+            else Cell("–")
+            for table in tables
+        ]
+        for means in means_over_tasks(tables):
+            both = [of_label[table.task] for table in means.tables if table.task in of_label]
+            mean = difference(*both) if len(both) == len(means.tables) else None
+            cells.append(_difference_cell(mean, means.factor))
+        rows.append([Cell(label), *cells])
+    return rows
 
 
 def _against(
@@ -227,11 +263,15 @@ def overview_markdown(tables: Sequence[TaskTable]) -> str:
     """All tasks in one table; empty where there is one task alone."""
     if len(tables) < 2:
         return ""
-    names = overview_header(tables)
-    lines = [names, ["---"] + ["---:"] * (len(names) - 1)]
-    lines += [[cell.text for cell in row] for row in overview_rows(tables)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{overview_note(tables)}\n\n{text}"
+    parts = [overview_note(tables), _markdown(overview_header(tables), overview_rows(tables))]
+    if peers := peers_rows(tables):
+        parts.append(_markdown(peers_header(tables), peers))
+    return "\n\n".join(parts)
+
+
+def _markdown(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    lines = [names, ["---"] + ["---:"] * (len(names) - 1), *([cell.text for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def csv_text(tables: Sequence[TaskTable]) -> str:
@@ -244,11 +284,11 @@ def csv_text(tables: Sequence[TaskTable]) -> str:
          "tokens_per_second", "seconds_to_best", "latency_seconds", "learning_rate", "reason"]
     )  # fmt: skip
     for row in (row for table in tables for row in table.rows):
-        test, difference = row.test, row.difference
+        test, to_full = row.test, row.difference
         writer.writerow(
             [row.task, row.metric, row.method, " ".join(f"{k}={v}" for k, v in sorted(row.options.items())),
              test and test.mean, test and test.deviation, test.n if test else 0,
-             difference and difference.mean, difference and difference.low, difference and difference.high,
+             to_full and to_full.mean, to_full and to_full.low, to_full and to_full.high,
              row.trainable, row.stored_bytes, *(value and value.mean for value in (
                  row.peak_bytes, row.step_seconds, row.tokens_per_second, row.to_best_seconds, row.latency_seconds)),
              row.learning_rate, row.reason or "; ".join(row.failed)]
