@@ -53,8 +53,8 @@ def load_backbone(
         quantize: ``"int8"`` (LLM.int8) or ``"nf4"`` (4 bit with double quantisation), both of bitsandbytes.
         quantize_wo: with ``"nf4"``, the output maps of the feed-forward too, which are 15 to 28 % of a T5 and which
             transformers leaves out because they break in 8 bits. What it costs in 4 is measured in benchmarks/RESULTS.md.
-        dtype: of the weights that are not quantised; None: float32, or bfloat16 for a quantised backbone on a machine
-            that computes in bfloat16.
+        dtype: of the weights that are not quantised, but for a classification head, which is trained and in float32; None:
+            float32, or bfloat16 for a quantised backbone on a machine that computes in bfloat16.
         num_labels: load ``T5ForSequenceClassification`` with a new head of so many classes; None: with its own head where the
             checkpoint is one with a trained head, else a language model.
 
@@ -89,6 +89,8 @@ def load_backbone(
     if quantize is not None:
         _undo_upcast(model, options["dtype"])
         _silence_casts()
+    if num_labels is not None and options["dtype"] != torch.float32:
+        _head_in_float32(model)
     if quantize_wo:
         _quantise_wo(model, options["dtype"])
     if quantize == "nf4":
@@ -111,6 +113,14 @@ def t5_of(model: nn.Module) -> PreTrainedModel:
             raise ValueError(f"Expected a T5, plain or wrapped, but got {type(model).__name__}.")
         inner = parts[name]
     return inner
+
+
+def quantization_of_model(model: PreTrainedModel) -> Quantization | None:
+    """How ``model`` is quantised."""
+    t5 = t5_of(model)
+    if not getattr(t5, "is_quantized", False):
+        return None
+    return "int8" if t5.config.quantization_config.load_in_8bit else "nf4"
 
 
 def variant_of(config: Any) -> Variant:
@@ -164,6 +174,15 @@ def _undo_upcast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.to(dtype)
+
+
+def _head_in_float32(model: PreTrainedModel) -> None:
+    """Put the classification head into float32: steps of training are smaller than what bfloat16 tells apart."""
+    model.classification_head.float().register_forward_pre_hook(_float_inputs)
+
+
+def _float_inputs(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(states.float() for states in inputs)
 
 
 def _quantise_wo(model: PreTrainedModel, dtype: torch.dtype) -> None:

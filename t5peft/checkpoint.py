@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
-from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, t5_of
-from t5peft.methods.ia3 import without_mixed_batches
+from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, quantization_of_model, t5_of
+from t5peft.methods.ia3 import corrected
 from t5peft.methods.norm import NormLayer
 
 logger = logging.getLogger("t5peft")
@@ -203,7 +203,7 @@ def load_adapter(
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit this model: {error}") from error
     _raise(folder, _wrong_keys(wrapped, folder))
-    return without_mixed_batches(wrapped), tokenizer
+    return corrected(wrapped), tokenizer
 
 
 def base_of(folder: str | Path) -> str:
@@ -230,14 +230,6 @@ def backbone_of(
 def quantization_of(folder: str | Path) -> Quantization | None:
     """How the backbone was quantised that the adapter in ``folder`` was trained beside."""
     return _seal_of(Path(folder)).get("quantized")
-
-
-def quantization_of_model(model: PreTrainedModel) -> Quantization | None:
-    """How ``model`` is quantised."""
-    t5 = t5_of(model)
-    if not getattr(t5, "is_quantized", False):
-        return None
-    return "int8" if t5.config.quantization_config.load_in_8bit else "nf4"
 
 
 def _quantises_wo(model: PreTrainedModel) -> bool:

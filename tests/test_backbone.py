@@ -16,8 +16,8 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft import load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap
-from t5peft.backbone import MINI, has_untied_head, t5_of, variant_of
+from t5peft import load_adapter, load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap, save_adapter
+from t5peft.backbone import MINI, Quantization, has_untied_head, t5_of, variant_of
 from t5peft.tasks import Task
 from t5peft.tuning import Recipe, tune
 
@@ -135,6 +135,29 @@ def test_wo_in_nf4_is_trained_beside_and_costs_little_on_the_logits() -> None:
     wrapped = qlora_wrap(model)
     wrapped(**batch, labels=batch.input_ids).loss.backward()
     assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
+
+
+@pytest.mark.skipif(not (MINI / "model.safetensors").is_file(), reason="the embedded backbone is not in this tree")
+@pytest.mark.parametrize("quantize", [None, "int8", "nf4"])
+def test_a_head_is_trained_in_float32_beside_bfloat16(quantize: Quantization | None, tmp_path: Path) -> None:
+    if quantize is not None:
+        pytest.importorskip("bitsandbytes")
+    model, tokenizer = load_backbone("mini", num_labels=3, quantize=quantize, dtype=torch.bfloat16)
+    wrapped = lora_wrap(model, rank=2)
+    batch = tokenizer(["where is my parcel?"], return_tensors="pt")
+    wrapped(**batch, labels=torch.tensor([1])).loss.backward()
+    trained = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert sum("classification_head" in name for name in trained) == 4
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert all(torch.isfinite(p.grad).all() for p in trained.values())
+    with torch.no_grad():
+        for p in trained.values():
+            p.add_(1e-4 * torch.randn_like(p))  # less than bfloat16 tells apart
+    save_adapter(wrapped, tmp_path)
+    fresh, _ = load_backbone("mini", num_labels=3, quantize=quantize, dtype=torch.bfloat16)
+    loaded, _ = load_adapter(tmp_path, model=fresh)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, wrapped.eval()(**batch).logits)
 
 
 def test_wo_is_not_quantised_to_8_bits() -> None:

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone
-from t5peft.backbone import t5_of
+from t5peft.backbone import Quantization, t5_of
 from t5peft.methods.prefix import collapse
 
 TOLERANCE = 1e-6
@@ -561,6 +561,23 @@ def test_a_tied_head_is_no_target() -> None:
 def test_a_quantised_model_is_needed_for_qlora_and_refused_by_full() -> None:
     with pytest.raises(ValueError, match=r"expects a quantised model.*lora_wrap"):
         METHODS["qlora"].wrap(tiny_t5())
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+@pytest.mark.parametrize("case", [case for case in ADAPTERS if not case.variant], ids=str)
+def test_every_method_is_trained_and_generates_beside_quantised_weights_in_bfloat16(
+    case: Case, quantize: Quantization, folders: dict[Geometry, Path]
+) -> None:
+    base = load_backbone(folders["v1.1"], quantize=quantize, dtype=torch.bfloat16)[0]
+    if (case.method, quantize) == ("dora", "int8"):
+        with pytest.raises(ValueError, match="DoRA loses their scales at the first pass"):
+            wrap(case, base)
+        return
+    model, batch = wrap(case, base).train(), tiny_batch()
+    model(**batch).loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in trained(model).values())
+    assert model.eval().generate(**inputs_of(batch), max_new_tokens=3).shape[0] == len(batch["input_ids"])
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,18 @@
 Three vectors a layer, all ones at the start, scale the keys, the values, and the hidden units of the feed-forward (as the input of
 ``wo``, for relu and gated ones alike), in the encoder, the decoder and the cross-attention.
 
-Differs from peft: ``adapter_names=``, which peft's IA3 ignores, is an error.
+Differs from peft: ``adapter_names=``, which peft's IA3 ignores, is an error; beside quantised weights the scaled values keep
+the dtype of what came in, where peft's turn into float32 and attention then refuses them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from peft import IA3Config, IA3Model, PeftModel
+from peft.tuners.ia3 import IA3Layer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.methods.registration import no_mixed_batches
@@ -18,11 +24,18 @@ from t5peft.methods.wrapping import check_plain, wrap
 def ia3_wrap(model: PreTrainedModel) -> PeftModel:
     """Wrap ``model`` for IA3, in place. Raises ValueError for a wrapped model."""
     check_plain(model)
-    return without_mixed_batches(wrap(model, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"])))
+    return corrected(wrap(model, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"])))
 
 
-def without_mixed_batches(model: PeftModel) -> PeftModel:
-    """``model``, which, if it is peft's IA3, refuses ``adapter_names`` from here on."""
+def corrected(model: PeftModel) -> PeftModel:
+    """``model``, with what this module changes of peft's IA3 where it is one."""
     if isinstance(model.base_model, IA3Model):
         model.base_model._enable_peft_forward_hooks = no_mixed_batches
+        for layer in model.modules():
+            if isinstance(layer, IA3Layer) and type(layer.get_base_layer()) is not nn.Linear:
+                layer.register_forward_hook(_in_the_dtype_that_came)
     return model
+
+
+def _in_the_dtype_that_came(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output if torch.is_autocast_enabled(output.device.type) else output.to(inputs[0].dtype)

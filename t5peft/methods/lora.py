@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from t5peft.backbone import has_untied_head
+from t5peft.backbone import has_untied_head, quantization_of_model
 from t5peft.methods.wrapping import check_plain, wrap
 
 ATTENTION = ("q", "k", "v", "o")
@@ -53,11 +53,17 @@ def lora_wrap(
         rank_stabilised: scale by ``alpha / sqrt(R)``.
 
     Raises:
-        ValueError: for a wrapped model, a rank below one, or targets that match nothing, in whole or in part.
+        ValueError: for a wrapped model, a rank below one, targets that match nothing, in whole or in part, or DoRA beside
+            8-bit weights on a CPU.
     """
     check_plain(model)
     if rank < 1:
         raise ValueError(f"Got rank={rank}; expected a whole number of at least 1.")
+    if dora and model.device.type == "cpu" and quantization_of_model(model) == "int8":
+        raise ValueError(
+            "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
+            "backbone in float32 or quantize='nf4', or a GPU."
+        )
     names = linear_maps(model) if targets == "all-linear" else targets
     check_targets(model, names)
     return wrap(
