@@ -150,3 +150,37 @@ def test_only_a_ladder_keeps_activations(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"keep_activations=5 for a model without a ladder.*ladder_wrap"):
         trainer.train()
+
+
+def without_mask(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
+
+
+def with_holes(batch: dict[str, Any]) -> dict[str, Any]:
+    mask = batch["attention_mask"].clone()
+    mask[:, 1] = 0
+    return {**batch, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("change", [with_holes, without_mask])
+def test_what_the_tokens_of_an_example_do_not_tell_is_computed_anew(change: Any) -> None:
+    """The same examples with other masks, or with padding of another length that no mask hides."""
+    model = ladder()
+    laid = batches(collate, [[0, 1], [0, 3], [3, 0]])
+    laid = [laid[0], *map(change, laid)]
+    expected = [model(**batch).loss.item() for batch in laid]
+    with kept_activations(model, PLENTY):
+        assert [model(**batch).loss.item() for batch in laid] == pytest.approx(expected, rel=1e-5)
+
+
+def test_targets_are_not_taken_for_those_of_a_source_that_was_encoded_before() -> None:
+    model = ladder()
+    first, second = batches(collate, [[0, 1], [2, 3]])
+    states = model.get_encoder()(second["input_ids"], attention_mask=second["attention_mask"])
+    targets = {name: tensor for name, tensor in second.items() if name not in ("input_ids", "attention_mask")}
+    given = {"encoder_outputs": states, "attention_mask": second["attention_mask"], **targets}
+    crossed = {"input_ids": first["input_ids"], "attention_mask": first["attention_mask"], **targets}
+    expected = [model(**batch).loss.item() for batch in (given, crossed)]
+    with kept_activations(model, PLENTY):
+        model(**first)
+        assert [model(**batch).loss.item() for batch in (given, crossed)] == pytest.approx(expected, rel=1e-5)

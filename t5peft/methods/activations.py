@@ -34,13 +34,16 @@ class Activations:
     ) -> Any:
         """What ``run`` returns for ``inputs``, L + 1 hidden states of [B, T, H] among it; run only for what is not known.
 
-        A target is known together with its source, so the encoder's batch comes before the decoder's.
+        A target is known together with its source, so the encoder's batch comes before the decoder's. Examples that cannot be told
+        apart by their tokens alone are run: with masks that block more than padding at the end, or embeddings in place of tokens.
         """
         tokens, layout = inputs["input_ids"], options.get("layout")
-        if tokens is None or any(name.endswith("block_mask") for name in options):
-            return run()  # no examples that one could tell apart
-        spans = _spans(stack, inputs, layout)
-        names = self._names([tokens[row, part] for row, part in spans], stack)
+        sources, self._sources = self._sources, []
+        apart = tokens is not None and not any(name.endswith("block_mask") for name in options)
+        spans = _spans(stack, inputs, layout) if apart else []
+        if not spans or (stack.is_decoder and len(sources) != len(spans)):
+            return run()
+        names = self._names(sources, [tokens[row, part] for row, part in spans], stack)
         if all(name is None or name in self._kept for name in names):
             return self._output(names, spans, tokens.shape, tokens.device)
         output = run()
@@ -49,7 +52,7 @@ class Activations:
                 self._keep(name, torch.stack([states[row, part] for states in output.hidden_states]))
         return output
 
-    def _names(self, examples: list[Tensor], stack: nn.Module) -> list[bytes | None]:
+    def _names(self, sources: list[bytes | None], examples: list[Tensor], stack: nn.Module) -> list[bytes | None]:
         """What tells each source, or each target with its source, from others; None for padding that fills a row."""
         names = [tokens.cpu().numpy().tobytes() for tokens in examples]
         if not stack.is_decoder:
@@ -58,7 +61,7 @@ class Activations:
             return list(self._sources)
         return [
             None if source is None else b"%d:" % len(source) + source + name
-            for source, name in zip(self._sources, names, strict=True)
+            for source, name in zip(sources, names, strict=True)
         ]
 
     def _keep(self, name: bytes, states: Tensor) -> None:
@@ -90,12 +93,17 @@ class Activations:
 
 
 def _spans(stack: nn.Module, inputs: Mapping[str, Any], layout: Any) -> list[tuple[int, slice]]:
-    """Where the tokens of each example stand: the row, and the part of it."""
+    """Where the tokens of each example stand: the row, and the part of it; nothing where a mask has holes."""
     if layout is not None:
         ends = torch.tensor(layout.target_lengths if stack.is_decoder else layout.source_lengths).cumsum(0).tolist()
         return [(0, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
-    mask = inputs.get("attention_mask")
-    real = inputs["input_ids"] != stack.config.pad_token_id if mask is None else mask.bool()
-    positions = torch.arange(1, real.shape[1] + 1, device=real.device)
-    lengths = (real * positions).amax(1).clamp(min=1)  # the first token of a target is padding by its number
-    return [(row, slice(0, int(length))) for row, length in enumerate(lengths)]
+    tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
+    rows, width = tokens.shape
+    if mask is None and not stack.is_decoder:
+        return [(row, slice(0, width)) for row in range(rows)]  # padding that no mask hides is read as well
+    real = tokens != stack.config.pad_token_id if mask is None else mask.bool()
+    lengths = (real * torch.arange(1, width + 1, device=real.device)).amax(1)
+    if mask is not None and not torch.equal(lengths, real.sum(1)):
+        return []
+    # The first token of a target is padding by its number.
+    return [(row, slice(0, max(1, length))) for row, length in enumerate(lengths.tolist())]
