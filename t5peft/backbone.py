@@ -35,7 +35,6 @@ FAMILIES = ("t5", "mt5", "umt5")
 MINI = Path(__file__).parent / "mini"
 
 Quantization = Literal["int8", "nf4"]
-Variant = Literal["v1.0", "v1.1"]
 
 
 def load_backbone(
@@ -121,11 +120,6 @@ def quantization_of_model(model: PreTrainedModel) -> Quantization | None:
     if not getattr(t5, "is_quantized", False):
         return None
     return "int8" if t5.config.quantization_config.load_in_8bit else "nf4"
-
-
-def variant_of(config: Any) -> Variant:
-    """``"v1.0"`` for the relu models of 2019 and CodeT5, ``"v1.1"`` for the gated ones."""
-    return "v1.1" if config.is_gated_act else "v1.0"
 
 
 def has_untied_head(model: PreTrainedModel) -> bool:

@@ -114,7 +114,7 @@ def _quantise(model: PreTrainedModel, quantize: Quantization, keeps_input: bool)
 class StepBytes:
     """Bytes of one optimizer step, by what holds them.
 
-    `gradients_bytes` and `optimizer_bytes` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
+    `optimizer_bytes` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
     `activations_bytes` is what a forward pass keeps for its backward; `peak_bytes` is the most that lives at one moment of
     the second and later steps, everything together.
     """
@@ -122,7 +122,6 @@ class StepBytes:
     weights_bytes: int
     adapter_bytes: int
     trainable_parameters: int
-    gradients_bytes: int
     optimizer_bytes: int
     activations_bytes: int
     peak_bytes: int
@@ -191,7 +190,6 @@ def simulate_step(
         weights_bytes=weights_bytes,
         adapter_bytes=_bytes_of(parameters) - weights_bytes,
         trainable_parameters=sum(parameter.numel() for parameter in trained),
-        gradients_bytes=_bytes_of(trained),
         optimizer_bytes=optimizer_bytes,
         activations_bytes=activations_bytes,
         peak_bytes=meter.peak_bytes + optimizer_bytes,
