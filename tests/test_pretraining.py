@@ -29,7 +29,7 @@ from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, cola, rte, 
 from t5peft.pretraining.sentences import Sentences
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
 from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
-from t5peft.pretraining.tokens import TokenStore, open_store, write_store
+from t5peft.pretraining.tokens import TokenStore, open_store, shuffled_documents, write_store
 from t5peft.pretraining.tone import Tone, read_valences
 
 MINI = Path(t5peft.__file__).parent / "mini"
@@ -178,6 +178,16 @@ def test_nothing_is_unknown_and_decoding_gives_the_text_back(tokenizer: PreTrain
     assert tokenizer.unk_token_id not in ids
     assert ids[-1] == EOS
     assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_too_little_text_for_a_vocabulary_is_told(documents: list[list[str]], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no vocabulary of 520 pieces could be trained .* take all of it"):
+        train_tokenizer(documents, vocabulary=620, share=0.0, threads=1)
+    with pytest.raises(ValueError, match=r"no vocabulary of 100 pieces could be trained .* 100 vs 355"):
+        train_tokenizer(documents, vocabulary=200, share=1.0, threads=1)
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match=r"there is no text in .*empty\.txt"):
+        shuffled_documents([tmp_path / "empty.txt"])
 
 
 def test_special_ids_are_those_of_t5(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -88,6 +88,8 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
     [
         ("README.md", "quick", "quick"),
         ("README.md", "real-overview", "real"),
+        ("README.md", "embedded-overview", "embedded"),
+        ("benchmarks/RESULTS.md", "embedded", "embedded"),
         ("benchmarks/RESULTS.md", "real", "real"),
         ("benchmarks/RESULTS.md", "trec", "real_long"),
         ("benchmarks/RESULTS.md", "sst2_glue", "files_sst2"),

@@ -41,27 +41,33 @@ def train_unigram(texts: Iterator[str], *, pieces: int, threads: int) -> list[tu
             "Training a vocabulary needs the package sentencepiece, which is not installed; pip install 't5peft[pretraining]'."
         ) from error
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=texts,
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=pieces,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        split_digits=True,
-        character_coverage=0.9995,
-        required_chars=_PRINTABLE,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        pad_piece="<pad>",
-        user_defined_symbols=["\n"],
-        num_threads=threads,
-        minloglevel=1,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts,
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=pieces,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            split_digits=True,
+            character_coverage=0.9995,
+            required_chars=_PRINTABLE,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            pad_piece="<pad>",
+            user_defined_symbols=["\n"],
+            num_threads=threads,
+            minloglevel=1,
+        )
+    except RuntimeError as error:  # the class of all of sentencepiece's errors
+        raise ValueError(
+            f"no vocabulary of {pieces} pieces could be trained on this text: {error}. Bytes, printable characters and marks are "
+            "355 pieces; with little text, take all of it (share=1, --vocabulary-share 1)"
+        ) from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
 
@@ -107,6 +113,9 @@ def train_tokenizer(
     """Train on a random `share` of the documents' paragraphs.
 
     `vocabulary` counts pieces, bytes and sentinels; little text gives fewer.
+
+    Raises:
+        ValueError: no sentence in the share, or a vocabulary that has no room for the characters.
     """
     texts = sentences(documents, share=share, seed=seed)
     return build_tokenizer(train_unigram(texts, pieces=vocabulary - sentinels, threads=threads), sentinels=sentinels)

@@ -131,8 +131,16 @@ def store_of_files(
 
 
 def shuffled_documents(paths: Sequence[str | Path], *, seed: int = 0) -> list[list[str]]:
-    """Deduplicated documents of all files, books cut into chapters' length, in random order."""
+    """Deduplicated documents of all files, books cut into chapters' length, in random order.
+
+    Raises:
+        ValueError: there is no text in them.
+    """
     documents = list(pieces_of_documents(deduplicated(read_documents(paths))))
+    if not documents:
+        raise ValueError(
+            f"there is no text in {', '.join(map(str, paths))}; expected documents with blank lines between them."
+        )
     random.Random(seed).shuffle(documents)
     return documents
 
