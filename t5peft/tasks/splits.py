@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+from .template import one_line
+
 Records = list[dict[str, Any]]
 Splits = dict[str, Records]
+_LAST = b"\xff" * 33  # behind every hash
 
 
 def hold_out(
@@ -16,7 +19,8 @@ def hold_out(
     """Part records into the rest and a held-out share, both in their old order.
 
     Records with the same key go together, so that a source with several targets, or one that is there twice, is never
-    on both sides. Which keys are held out follows from a hash of the key alone.
+    on both sides; keys that differ in white space alone are the same, as they are to T5. Which keys are held out follows from a
+    hash of the key alone.
 
     Args:
         records: what to part.
@@ -27,13 +31,20 @@ def hold_out(
     Raises:
         ValueError: fewer than two different keys.
     """
-    keys = {key(record) for record in records}
-    if len(keys) < 2:
-        raise ValueError(f"{len(records)} records have {len(keys)} different keys; two or more are needed to part them")
-    count = min(max(1, round(share * len(keys))), at_most, len(keys) - 1)
-    held = set(sorted(keys, key=_rank)[:count])
-    rest = [record for record in records if key(record) not in held]
-    return rest, [record for record in records if key(record) in held]
+    names = [key(record) for record in records]
+    ranks: dict[str, bytes] = {}
+    for name in set(names):
+        ranks[one_line(name)] = min(_rank(name), ranks.get(one_line(name), _LAST))
+    if len(ranks) < 2:
+        raise ValueError(
+            f"{len(records)} records have {len(ranks)} different keys; two or more are needed to part them"
+        )
+    count = min(max(1, round(share * len(ranks))), at_most, len(ranks) - 1)
+    held = set(sorted(ranks, key=ranks.__getitem__)[:count])
+    parted: tuple[Records, Records] = [], []
+    for name, record in zip(names, records, strict=True):
+        parted[one_line(name) in held].append(record)
+    return parted
 
 
 def group_references(records: Records, key: Callable[[dict[str, Any]], str], column: str) -> Records:
