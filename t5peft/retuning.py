@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from t5peft.checkpoint import load_adapter, quantization_of, save_adapter
 from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.methods import method_of
-from t5peft.tasks import Task, hold_out
+from t5peft.tasks import Task
+from t5peft.tasks.registry import with_validation
 from t5peft.tuning import Recipe, Records, tune
 
 REPORT = "retuning.json"
@@ -103,12 +104,12 @@ def retune(
     model, tokenizer = load_adapter(adapter, trainable=True, quantize=quantization_of(adapter))
     assert tokenizer is not None
     recipe = dataclasses.replace(recipe, method=method_of(model) or recipe.method)
-    before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     replayed = random.Random(recipe.seed).sample(list(old), min(len(old), round(replay * len(new))))
-    train, validation = hold_out([dict(record) for record in (*new, *replayed)], task.source)
+    splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})
+    before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     work = Path(output).with_name(f".{Path(output).name}-work")
     try:
-        tune(task, {"train": train, "validation": validation}, recipe, work, model=(model, tokenizer))
+        tune(task, splits, recipe, work, model=(model, tokenizer))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]

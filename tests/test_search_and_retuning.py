@@ -145,6 +145,16 @@ def test_a_better_version_takes_the_place_and_the_old_one_is_kept(tmp_path: Path
     assert (tmp_path / "v1.old" / "which").read_text() == "v1"
 
 
+def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: Path) -> None:
+    old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    new = records(4, 20)
+    column = TASK.columns[0]
+    new[2] = {**new[2], column: None}
+    given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
+    with pytest.raises(ValueError, match=rf"the column '{column}' holds NoneType in row 2;"):
+        retune(old, TASK, new, records(4), **given)
+
+
 def test_the_output_of_tuning_again_may_not_be_the_adapter_itself(backbone: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is the adapter itself"):
         retune(tmp_path, TASK, [], [], new_test=[], old_test=[], recipe=recipe(backbone), output=tmp_path)
