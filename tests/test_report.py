@@ -259,6 +259,17 @@ def test_costs_are_compared_over_the_tasks_that_every_method_ran(tmp_path: Path)
     assert "geometric mean over short, which every method ran" in overview_markdown(tables)
 
 
+def test_a_variant_that_ran_on_some_tasks_alone_is_not_in_the_overview(tmp_path: Path) -> None:
+    for task in ("short", "long"):
+        for method, options in (("full", {}), ("lora", {}), ("lora", {"rank": 4}), ("peft-lora", {})):
+            if task == "short" or not (options or method == "peft-lora"):
+                made = synthetic.config(method, task=task, method_options=options)
+                write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
+    tables = summarise(load_records(tmp_path))
+    assert [row[0].text for row in overview_rows(tables)] == ["full", "lora", "peft-lora"]
+    assert "lora (rank=4)" in rows_by_method(next(table for table in tables if table.task == "short"))
+
+
 def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path: Path) -> None:
     for seed, seconds in ((0, 3.0), (1, 2.0), (2, 4.0)):
         made = synthetic.config("full", seed=seed)

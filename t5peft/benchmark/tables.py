@@ -174,11 +174,14 @@ def overview_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
 
 
 def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
-    """Rows by label and task, in the order of a table."""
+    """Rows by label and task, in the order of a table; without variants of a method that ran on fewer tasks than another."""
     found: dict[str, dict[str, Row]] = {}
+    tasks: dict[str, int] = {}
     for row in sorted((row for table in tables for row in table.rows), key=place):
-        found.setdefault(row.label, {})[row.task] = row
-    return found
+        of_label = found.setdefault(row.label, {})
+        of_label[row.task] = row
+        tasks[row.method] = max(tasks.get(row.method, 0), len(of_label))
+    return {label: rows for label, rows in found.items() if all(len(rows) == tasks[r.method] for r in rows.values())}
 
 
 def _ran_by_all(rows_by_label: Mapping[str, Mapping[str, Row]]) -> list[str]:

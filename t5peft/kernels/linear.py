@@ -17,7 +17,7 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEWEST_ROWS = 8  # of which oneDNN multiplies faster than MKL, whose calls cost less
+MULTIPLICATIONS = 2_000_000  # from which oneDNN is faster than MKL, whose calls cost less (benchmarks/SPEED.md)
 
 
 def row_multiple(rows: int) -> int:
@@ -30,8 +30,11 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     """x [.., I], weight [O, I] -> x @ weight.T [.., O]; no gradient."""
     rows = x.shape[:-1].numel()
     fp32 = x.dtype == weight.dtype == torch.float32
-    if rows < FEWEST_ROWS or x.device.type != "cpu" or not fp32 or not torch.backends.mkldnn.is_available():
+    small = rows * weight.numel() < MULTIPLICATIONS
+    if small or x.device.type != "cpu" or not fp32 or not torch.backends.mkldnn.is_available():
         return nn.functional.linear(x, weight)
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # of a part of wider rows oneDNN's plainest kernel would take hundreds of times as long
     missing = -rows % row_multiple(rows)
     if not missing:
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
