@@ -68,17 +68,23 @@ class _PeftWatcher(MetaPathFinder):
     ``import t5peft`` does not import peft by itself, which takes seconds.
     """
 
+    looking = False
+
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find peft as everybody would, and follow its import by that of our methods."""
-        if fullname != "peft":
+        """Find peft as everybody would, and follow its import by that of our methods; asking whether it is there imports nothing."""
+        if fullname != "peft" or self.looking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self.looking = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self.looking = False
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_register(module: ModuleType) -> None:
                 load(module)
+                sys.meta_path.remove(self)
                 import_module("t5peft.methods")
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]

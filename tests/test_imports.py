@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from tiny import tiny_t5
+from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
 
@@ -135,14 +135,24 @@ print("all imported")
     assert "all imported" in run(code, ",".join(OPTIONAL), ",".join(set(modules()) - FOR_ONE_PACKAGE))
 
 
-@pytest.mark.parametrize("lines", ["import t5peft\nimport peft", "import peft\nimport t5peft"], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import t5peft\nimport peft",
+        "import peft\nimport t5peft",
+        "import t5peft\nt5peft.load_backbone(sys.argv[1] + '/base')\nimport peft",
+        "import t5peft\nfrom importlib.util import find_spec\nfind_spec('peft')\nimport peft",
+    ],
+    ids=["before", "after", "after a backbone", "after asking whether it is there"],
+)
 def test_peft_knows_our_adapters_once_t5peft_is_imported(lines: str, tmp_path: Path) -> None:
     """A fresh process that names nothing of ours loads an adapter of ours by peft alone."""
     t5peft.prefix_wrap(tiny_t5(), length=3).save_pretrained(tmp_path)
     tiny_t5().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
     code = f"""
-{lines}
 import sys
+{lines}
 from transformers import T5ForConditionalGeneration
 base = T5ForConditionalGeneration.from_pretrained(sys.argv[1] + "/base")
 model = peft.PeftModel.from_pretrained(base, sys.argv[1])
