@@ -71,7 +71,7 @@ class _PeftWatcher(MetaPathFinder):
     looking = False
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find peft as everybody would, and follow its import by that of our methods; asking whether it is there imports nothing."""
+        """Find peft as everybody would, and follow its import by that of our methods."""
         if fullname != "peft" or self.looking:
             return None
         self.looking = True

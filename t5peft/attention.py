@@ -50,7 +50,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention with relative position bias, an optional prefix, and optional block masks or a layout.
 
-    Shapes: query [B, N, Q, D]; key, value [B, N, K, D]; attention_mask [B, 1, Q or 1, K], additive; position_bias
+    Shapes: query [B, N, Q, D]; key, value [B, N, K, D]; attention_mask [B, 1, Q or 1, K], additive, or boolean; position_bias
     [1 or B, N, Q, K], or by distance, [1, N, 1, Q + K - 1]; prefix: keys and values, each [B, N, P, D];
     encoder_block_mask [B, 1, S, S], decoder_block_mask [B, 1, T, T], cross_block_mask [B, 1, T, S], boolean, true where a
     position may be seen; layout: the one row holds these examples, which see themselves alone.
@@ -63,14 +63,15 @@ def attend(
     if bias is not None and bias.shape[-2] != query.shape[2]:
         bias = toeplitz(bias, query.shape[2], key.shape[2])
     if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            attention_mask = _additive(attention_mask, query)
         bias = attention_mask if bias is None else bias + attention_mask
     block_mask = (
         cross_block_mask if _is_cross(module) else decoder_block_mask if module.is_causal else encoder_block_mask
     )
     if block_mask is not None:
         hidden = torch.finfo(query.dtype).min
-        blocked = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(~block_mask, hidden)
-        bias = blocked if bias is None else torch.where(block_mask, bias, hidden)
+        bias = _additive(block_mask, query) if bias is None else torch.where(block_mask, bias, hidden)
     if prefix is not None:
         prefix_key, prefix_value = prefix
         key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
@@ -83,6 +84,12 @@ def attend(
     else:
         output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _additive(visible: Tensor, like: Tensor) -> Tensor:
+    """A boolean mask, true where a position may be seen, as one to add."""
+    zero = torch.zeros((), dtype=like.dtype, device=like.device)
+    return zero.masked_fill(~visible, torch.finfo(like.dtype).min)
 
 
 def _attend_row(

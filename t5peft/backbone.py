@@ -54,11 +54,11 @@ def load_backbone(
             transformers leaves out because they break in 8 bits. What it costs in 4 is measured in benchmarks/RESULTS.md.
         dtype: of the weights that are not quantised, but for a classification head, which is trained and in float32; None:
             float32, or bfloat16 for a quantised backbone on a machine that computes in bfloat16.
-        num_labels: load ``T5ForSequenceClassification`` with a new head of so many classes; None: with its own head where the
-            checkpoint is one with a trained head, else a language model.
+        num_labels: load ``T5ForSequenceClassification`` with a head of so many classes: that of the checkpoint where it has one
+            of as many, else a new one. None: with the checkpoint's own head if there is one, else a language model.
 
     Raises:
-        ValueError: for float16, an unknown ``quantize``, or a checkpoint that is no T5.
+        ValueError: for float16, an unknown ``quantize``, or a checkpoint that is no T5, or an encoder alone.
         FileNotFoundError: where nothing is found under ``name``, locally or on the hub.
     """
     if dtype == torch.float16:
@@ -74,6 +74,11 @@ def load_backbone(
     config = _found(AutoConfig, path)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}.")
+    if any("EncoderModel" in name for name in config.architectures or ()):
+        raise ValueError(
+            f"{name} is an encoder alone, and its decoder would be random. Load it by {config.architectures[0]}.from_pretrained; "
+            "lora_wrap and the like take it."
+        )
     if num_labels is None and any("ForSequenceClassification" in name for name in config.architectures or ()):
         num_labels = config.num_labels
     if quantize is not None and dtype is None and computes_bfloat16():
@@ -83,6 +88,8 @@ def load_backbone(
         options["quantization_config"] = _quantization(quantize, options["dtype"])
     if num_labels is not None:
         options["num_labels"] = num_labels
+        # another number of classes than the checkpoint's own head has
+        options["ignore_mismatched_sizes"] = num_labels != config.num_labels
     auto_class = AutoModelForSeq2SeqLM if num_labels is None else AutoModelForSequenceClassification
     model = _found(auto_class, path, **options)
     if quantize is not None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, get_peft_model_state_dict
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,12 +32,20 @@ import t5peft.methods  # noqa: F401  (registers our tuners with peft)
 from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, quantization_of_model, t5_of
 from t5peft.methods.ia3 import corrected
 from t5peft.methods.norm import NormLayer
+from t5peft.methods.wrapping import check_plain
 
 logger = logging.getLogger("t5peft")
 
 SEAL = "t5peft.json"
 WEIGHTS = "adapter_model.safetensors"
+OLD_WEIGHTS = "adapter_model.bin"  # of early versions of peft
 CONFIG = "adapter_config.json"
+# the model of an adapter by its task type, where it is neither a language model nor a classifier of texts
+_OTHERS = {
+    "TOKEN_CLS": "T5ForTokenClassification",
+    "QUESTION_ANS": "T5ForQuestionAnswering",
+    "FEATURE_EXTRACTION": "T5EncoderModel",
+}
 # what peft, `t5peft train` and `t5peft retune` write beside an adapter
 BESIDE = (CONFIG, WEIGHTS, SEAL, "README.md", "task.yaml", "scores.json", "retuning.json")
 
@@ -52,21 +60,28 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     geometry = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
     digest.update(json.dumps([str(getattr(config, name)) for name in geometry]).encode())
-    table = t5.get_input_embeddings()
-    # an adapter that trains the table, or rows of it, shows its own in the table's place
-    embeddings = (table.original_module if isinstance(table, AuxiliaryTrainingWrapper) else table).weight.detach()
+    embeddings = _table(t5)
     digest.update(_bytes(embeddings[:: max(1, len(embeddings) // 256)][:256]))
     for weight in _final_norms(t5):
         digest.update(_bytes(weight.detach()))
     return digest.hexdigest()[:16]
 
 
+def _table(t5: PreTrainedModel) -> Tensor:
+    """The embeddings [V, H] of the backbone itself: an adapter that trains the table, or rows of it, shows its own in its place."""
+    table = t5.get_input_embeddings()
+    return (table.original_module if isinstance(table, AuxiliaryTrainingWrapper) else table).weight.detach()
+
+
 def fingerprint_of_maps(model: PreTrainedModel) -> str | None:
     """A hash of samples of the linear maps of all layers: a backbone with an adapter merged in has another than the plain one.
 
-    None where the maps are not those of the backbone: quantised, or with an adapter merged into them for the time being.
+    None where the maps are not those of the backbone: quantised, with an adapter merged into them for the time being, or changed
+    by how an adapter starts (PiSSA and the like).
     """
     t5 = t5_of(model)
+    if any(_changes_maps(config) for config in getattr(model, "peft_config", {}).values()):
+        return None
     if getattr(t5, "is_quantized", False) or any(m.merged for m in t5.modules() if isinstance(m, BaseTunerLayer)):
         return None
     adapters = _adapters(t5)
@@ -76,6 +91,12 @@ def fingerprint_of_maps(model: PreTrainedModel) -> str | None:
             weight = module.weight.detach().flatten()
             digest.update(_bytes(weight[:: max(1, len(weight) // 256)][:256]))
     return digest.hexdigest()[:16]
+
+
+def _changes_maps(config: PeftConfig) -> bool:
+    """Whether an adapter by ``config`` starts by taking a part out of the weights."""
+    start = getattr(config, "init_lora_weights", True)
+    return isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq"))
 
 
 def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
@@ -113,13 +134,17 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     """Save the active adapter of ``model`` to ``folder``: whole, or not at all; an earlier adapter there is replaced.
 
     Raises:
-        ValueError: for a model without an adapter, an adapter that holds NaN or infinity, or a folder that holds anything else
-            than an earlier adapter.
+        ValueError: for a model without an adapter or with several active ones, an adapter that holds NaN or infinity, or a folder
+            that holds anything else than an earlier adapter.
     """
     folder = Path(folder)
     if not isinstance(model, PeftModel):
         raise ValueError(
             f"Got a {type(model).__name__} without an adapter; a fully tuned model is saved by model.save_pretrained(folder)."
+        )
+    if len(active := model.base_model.active_adapters) > 1:
+        raise ValueError(
+            f"The adapters {active} are active at once and one folder holds one; save each after model.set_adapter(name)."
         )
     name = model.active_adapter
     broken = _not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
@@ -160,7 +185,7 @@ def load_adapter(
 
     Args:
         folder: what :func:`save_adapter`, the Trainer or peft itself saved.
-        model: the backbone; None: loaded under the name that the adapter's config holds.
+        model: the backbone, without an adapter; None: loaded under the name that the adapter's config holds.
         trainable: whether to train on.
         quantize: how to load the backbone; ``"nf4"`` with ``quantize_wo`` where the adapter was trained so.
 
@@ -169,10 +194,12 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: no adapter in ``folder``.
-        ValueError: the adapter is damaged, or of another backbone; all problems at once.
+        ValueError: the adapter is damaged, or of another backbone, all problems at once; ``model`` has an adapter already.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    if model is not None:
+        check_plain(model)
+    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, OLD_WEIGHTS, SEAL)):
         raise FileNotFoundError(
             f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS}, as save_adapter writes them."
         )
@@ -190,6 +217,12 @@ def load_adapter(
                     f"than the given one ({own}, {model.name_or_path!r})"
                 )
                 break
+        rows, own_rows = _seal_of(folder).get("rows"), len(_table(t5_of(model)))
+        if rows is not None and rows > own_rows:
+            problems.append(
+                f"it was trained beside a table of {rows} tokens and the given one has {own_rows}: add the tokens first, or load "
+                "it by load_with_tokens where add_tokens added them"
+            )
     _raise(folder, problems)
     assert model is not None
     correct_config(t5_of(model))
@@ -247,6 +280,7 @@ def seal(folder: Path, model: PreTrainedModel) -> None:
     content = {
         "backbone": fingerprint(model),
         "maps": fingerprint_of_maps(model),
+        "rows": len(_table(t5_of(model))),
         "quantized": quantization_of_model(model),
         "quantized_wo": _quantises_wo(model),
         "files": hashes,
@@ -306,15 +340,24 @@ def _checkpoints(run_folder: str | Path) -> list[Path]:
 
 
 def _labels(folder: Path) -> int | None:
-    """Number of classes of the head that the adapter brings, or None."""
-    if json.loads((folder / CONFIG).read_text()).get("task_type") != "SEQ_CLS":
+    """Number of classes of the head that the adapter brings, or None.
+
+    Raises ValueError for an adapter of a model that ``load_backbone`` does not load.
+    """
+    kind = json.loads((folder / CONFIG).read_text()).get("task_type")
+    if kind in _OTHERS:
+        raise ValueError(
+            f"The adapter in {folder} is one of a {_OTHERS[kind]}, which is not loaded by itself: give "
+            f"model={_OTHERS[kind]}.from_pretrained({base_of(folder)!r})."
+        )
+    if kind != "SEQ_CLS":
         return None
-    weights = load_file(folder / WEIGHTS)
+    weights = load_peft_weights(str(folder), device="cpu")
     return next(len(tensor) for name, tensor in weights.items() if name.endswith("classification_head.out_proj.weight"))
 
 
 def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
-    saved = set(load_file(folder / WEIGHTS))
+    saved = set(load_peft_weights(str(folder), device="cpu"))
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     problems = []
     if missing := sorted(expected - saved):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_classifier, tiny_t5, tiny_tokenizer
+from tiny import tiny_batch, tiny_classifier, tiny_config, tiny_t5, tiny_tokenizer
 from transformers import (
     AutoTokenizer,
     BertConfig,
     MT5Config,
     MT5ForConditionalGeneration,
+    T5EncoderModel,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
@@ -102,6 +103,19 @@ def test_a_trained_classification_head_is_loaded_without_saying_how_many_classes
     assert torch.equal(head, trained.classification_head.out_proj.weight)
     with pytest.raises(ValueError, match="has a classification head; expected a T5 with a language model head"):
         tune(Task("t", "{a}", "{b}"), {"train": [{}], "validation": [{}]}, Recipe(backbone=str(tmp_path)), tmp_path)
+
+
+def test_another_number_of_classes_than_the_checkpoints_gets_a_new_head(tmp_path: Path) -> None:
+    tiny_classifier(num_labels=4).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert len(load_backbone(tmp_path, num_labels=3)[0].classification_head.out_proj.weight) == 3
+
+
+def test_an_encoder_alone_is_refused_as_its_decoder_would_be_random(tmp_path: Path) -> None:
+    T5EncoderModel(tiny_config()).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is an encoder alone.*T5EncoderModel\.from_pretrained"):
+        load_backbone(tmp_path)
 
 
 @pytest.mark.skipif(not (MINI / "model.safetensors").is_file(), reason="the embedded backbone is not in this tree")

@@ -7,21 +7,30 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import tiny_batch, tiny_records, tiny_t5
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from tiny import tiny_batch, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    T5EncoderModel,
+    T5ForQuestionAnswering,
+    T5ForTokenClassification,
+)
 
 from t5peft import (
     METHODS,
     T5PeftTrainer,
     T5PeftTrainingArguments,
+    checkpoint,
     load_adapter,
     load_backbone,
     lora_wrap,
+    merge,
     qlora_wrap,
     save_adapter,
 )
@@ -252,6 +261,75 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_no_adapter_changes_the_fingerprint_of_the_maps(method: str) -> None:
     assert fingerprint_of_maps(METHODS[method].wrap(tiny_t5("wide"))) == fingerprint_of_maps(tiny_t5("wide"))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(start: str, tmp_path: Path) -> None:
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q", "v"], init_lora_weights=start)
+    model = get_peft_model(tiny_t5(), config)
+    loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
+    torch.testing.assert_close(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+def test_a_second_adapter_is_not_loaded_in_the_place_of_the_first(saved: Path) -> None:
+    base = tiny_t5()
+    first, _ = load_adapter(saved, model=base)
+    before = first(**tiny_batch()).logits
+    with pytest.raises(ValueError, match=r"already wrapped with the adapter\(s\) \['default'\]"):
+        load_adapter(saved, model=base)
+    assert torch.equal(first(**tiny_batch()).logits, before)
+
+
+def test_several_active_adapters_are_not_saved_as_one(tmp_path: Path) -> None:
+    model = with_a_second_adapter(0.1)
+    model.base_model.set_adapter(["default", "second"])
+    with pytest.raises(ValueError, match=r"\['default', 'second'\] are active at once"):
+        save_adapter(model, tmp_path / "adapter")
+
+
+def test_rows_that_resizing_added_and_no_adapter_holds_are_told(tmp_path: Path) -> None:
+    model = tiny_t5()
+    model.resize_token_embeddings(model.config.vocab_size + 2)
+    folder = save_adapter(lora_wrap(model), tmp_path / "adapter")
+    rows = tiny_t5().config.vocab_size
+    with pytest.raises(ValueError, match=f"beside a table of {rows + 2} tokens and the given one has {rows}"):
+        load_adapter(folder, model=tiny_t5())
+
+
+@pytest.mark.parametrize("kind", [T5EncoderModel, T5ForTokenClassification, T5ForQuestionAnswering])
+def test_an_adapter_of_another_kind_of_model_names_it(kind: type, tmp_path: Path) -> None:
+    kind(tiny_config()).save_pretrained(tmp_path / "base")
+    folder = save_adapter(lora_wrap(kind.from_pretrained(tmp_path / "base")), tmp_path / "adapter")
+    with pytest.raises(ValueError, match=rf"give model={kind.__name__}\.from_pretrained\('.*base'\)"):
+        load_adapter(folder)
+    load_adapter(folder, model=kind.from_pretrained(tmp_path / "base"))
+
+
+def test_an_adapter_of_an_early_peft_loads(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    model.save_pretrained(str(tmp_path), safe_serialization=False)
+    assert not (tmp_path / WEIGHTS).exists()
+    loaded, _ = load_adapter(tmp_path, model=tiny_t5())
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+def test_merging_what_was_trained_in_8_bits_does_not_need_bitsandbytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_t5().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    folder = save_adapter(lora_wrap(load_backbone(tmp_path / "base")[0]), tmp_path / "adapter")
+    content = json.loads((folder / SEAL).read_text())
+    (folder / SEAL).write_text(json.dumps(content | {"quantized": "int8"}))
+
+    def without(name: str, *, quantize: str | None, **options: Any) -> Any:
+        if quantize is not None:
+            raise ImportError("Using bitsandbytes 8-bit quantization requires bitsandbytes")
+        return load_backbone(name, **options)
+
+    monkeypatch.setattr(checkpoint, "load_backbone", without)
+    merged, _, parity = merge(folder)
+    assert (type(merged).__name__, parity.quantised) == ("T5ForConditionalGeneration", None)
 
 
 def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:

@@ -316,6 +316,12 @@ def test_weights_and_training_flags_come_back_after_an_error():
     assert torch.is_grad_enabled()
 
 
+def test_what_is_no_change_of_a_linear_map_is_told_as_not_merged():
+    for method, merges in (("lora", True), ("norm", False), ("prefix", False)):
+        with torch.no_grad(), merged(METHODS[method].wrap(v1_0())) as any_merged:
+            assert any_merged is merges
+
+
 def test_a_disabled_adapter_is_not_merged():
     model = wrapped("lora")()
     base = by_hand(wide(), SOURCES, WORDS)

@@ -169,6 +169,25 @@ def test_the_block_leaves_classes_attention_and_weights_as_they_were() -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_a_boolean_mask_by_pairs_is_the_mask_by_tokens(method: str) -> None:
+    model = METHODS[method].wrap(tiny()).eval()
+    batch = collate(features(4), **PADS)
+    inputs = {name: batch[name] for name in ("input_ids", "decoder_input_ids")}
+    mask = batch["attention_mask"]
+    with kernels(model), torch.no_grad():
+        expected = model(**inputs, attention_mask=mask).logits
+        found = model(**inputs, attention_mask=mask.bool()[:, None, None, :]).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_prompt_takes_no_mask_by_pairs() -> None:
+    batch = collate(features(4), **PADS)
+    batch["attention_mask"] = batch["attention_mask"].bool()[:, None, None, :]
+    with pytest.raises(ValueError, match=r"shape \(4, 1, 1, \d+\); prompt tuning takes one of shape \[B, S\]"):
+        METHODS["prompt"].wrap(tiny())(**batch)
+
+
 @pytest.fixture
 def always_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the product."""
@@ -427,6 +446,11 @@ def test_every_byte_of_a_word_is_as_random_as_the_others() -> None:
         counts = torch.bincount(drawn[:, place], minlength=256).double()
         chi_square = ((counts - 312.5).square() / 312.5).sum().item()
         assert 255 - 5 * math.sqrt(510) < chi_square < 255 + 5 * math.sqrt(510), place
+
+
+def test_nearly_everything_is_dropped_by_a_probability_near_one() -> None:
+    torch.manual_seed(0)
+    assert (dropout(torch.ones(100_000), 0.999, training=True) == 0).float().mean() == pytest.approx(0.999, abs=5e-4)
 
 
 def test_dropout_backward_uses_the_mask_of_its_forward_and_the_seed_decides_it() -> None:

@@ -36,9 +36,10 @@ from tiny import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
-from t5peft import METHODS, load_backbone
+from t5peft import METHODS, load_backbone, prompt_wrap
 from t5peft.backbone import Quantization, t5_of
 from t5peft.methods.prefix import collapse
+from t5peft.methods.prompt import PromptConfig
 
 TOLERANCE = 1e-6
 
@@ -489,6 +490,15 @@ def test_an_added_adapter_is_new_and_the_first_stays(case: Case, geometry: Geome
     model(**batch).loss.backward()
     model.set_adapter("default")
     assert_same(logits_of(model.eval(), batch), expected, 0.0)
+
+
+def test_an_added_prompt_starts_from_words_of_the_vocabulary() -> None:
+    """From zeros, where the norm's gradient is a thousand times as large, it hardly learned."""
+    model = prompt_wrap(tiny_t5(), length=2)
+    model.add_adapter("other", PromptConfig(length=5))
+    table = model.get_input_embeddings().weight
+    for vector in model.base_model.model.encoder.t5prompt["other"]:
+        assert (table == vector).all(dim=1).any()
 
 
 # A head

@@ -32,6 +32,7 @@ from tiny import (
 )
 from torch import Tensor, nn
 from transformers import (
+    AutoTokenizer,
     BitsAndBytesConfig,
     DataCollatorForSeq2Seq,
     EvalPrediction,
@@ -40,9 +41,12 @@ from transformers import (
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 from t5peft import load_backbone, lora_wrap, merge, prompt_wrap, qlora_wrap, save_adapter
+from t5peft.backbone import MINI
 from t5peft.tokens import train_tokens
 
 DidNotRaise = pytest.fail.Exception
@@ -472,6 +476,20 @@ def test_d6_an_untied_head_stays_untied(stack: Stack, action: str, tmp_path: Pat
         fresh.load_state_dict(model.state_dict())
         model = fresh.eval()
     torch.testing.assert_close(logits_of(model, batch), expected, rtol=0, atol=1e-6)
+
+
+@both_stacks()
+def test_d6_an_untied_umt5_is_not_scaled_as_a_tied_one(stack: Stack, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    made = UMT5ForConditionalGeneration(UMT5Config(**shape))
+    made.lm_head.weight = nn.Parameter(torch.randn(384, 32))
+    made.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(MINI).save_pretrained(tmp_path)
+    model, batch = stack.load(tmp_path).eval(), tiny_batch()
+    with torch.no_grad():
+        states = model(**batch, output_hidden_states=True).decoder_hidden_states[-1]
+    torch.testing.assert_close(logits_of(model, batch), states @ made.lm_head.weight.detach().T)
 
 
 @plain_fault()

@@ -14,7 +14,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +201,7 @@ class _Run:
                 "test_scoring": round(test_seconds, 3),
             },
             "tokens_per_second": round(_tokens_of(train, config) / sum(watch.step_seconds), 1),
-            "latency": _latency(model, tokenizer, test, config),
+            "latency": _latency(model, test),
         }
 
     def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, Split, Split]:
@@ -274,30 +273,23 @@ def _stored_bytes(model: nn.Module, folder: Path) -> int:
     return sum(path.stat().st_size for path in target.rglob("*.safetensors"))
 
 
-def _latency(model: nn.Module, tokenizer: PreTrainedTokenizerBase, test: Split, config: RunConfig) -> dict[str, Any]:
+def _latency(model: nn.Module, test: Split) -> dict[str, Any]:
     """Seconds for one example of exactly LATENCY_TOKENS new tokens, median, unmerged and merged."""
     sources = [feature["input_ids"] for feature in test.features[:LATENCY_SOURCES]]
     found: dict[str, Any] = {"new_tokens": LATENCY_TOKENS, "seconds": _generate_seconds(model, sources)}
-    if config.method == "qlora":
-        found["merged_seconds"] = None
-        found["merged_reason"] = "merged only into an unquantised backbone"
-    elif config.method in ("full", "prefix", "prompt", "peft-prefix", "peft-prompt"):
-        found["merged_seconds"] = None
-        found["merged_reason"] = "nothing to merge"
-    elif config.method in ("houlsby", "pfeiffer", "parallel", "ladder"):
-        found["merged_seconds"] = None
-        found["merged_reason"] = "no change of a weight"
-    else:
-        found["merged_seconds"] = _generate_seconds(model, sources, merge=True)
+    with torch.no_grad(), merged(model) as any_merged:
+        found["merged_seconds"] = _generate_seconds(model, sources) if any_merged else None
+    if not any_merged:
+        found["merged_reason"] = "nothing that merges into these weights"
     return found
 
 
-def _generate_seconds(model: nn.Module, sources: list[list[int]], *, merge: bool = False) -> float:
+def _generate_seconds(model: nn.Module, sources: list[list[int]]) -> float:
     t5 = t5_of(model)
     own = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     model.eval()
     seconds = []
-    with torch.no_grad(), merged(model) if merge else nullcontext():
+    with torch.no_grad():
         for source in [sources[0], *sources]:  # the first warms up
             inputs = torch.tensor([source], device=t5.device)
             start = time.perf_counter()

@@ -271,8 +271,9 @@ def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, A
         "train_seconds": spread_of([record["curve"][-1]["seconds"] for record in here]),
         "to_best_seconds": spread_of(over("seconds.to_best", here)),
         "latency_seconds": spread_of(over("latency.seconds", here)),
-        "merged_latency": latency["merged_reason"]
-        if latency["merged_seconds"] is None
+        # Norm tuning was timed "merged" for a while, which it was not.
+        "merged_latency": latency.get("merged_reason", "not merged")
+        if latency["merged_seconds"] is None or records[0]["config"]["method"] == "norm"
         else spread_of(over("latency.merged_seconds", here)),
     }
 

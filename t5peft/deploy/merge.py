@@ -8,6 +8,7 @@ change of a weight; they are served as adapters.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
 from t5peft.tokens import load_with_tokens
 
+logger = logging.getLogger("t5peft")
+
 PROBE = "A merged model must say what the adapter said: 0, 1, 2; yes or no?"
 
 
@@ -31,7 +34,8 @@ class Parity:
     unmerged: float
     """Between the merged model and the adapter beside the unquantised backbone: rounding of float32 alone."""
     quantised: float | None
-    """Between the merged model and the adapter beside the quantised backbone that it was trained with, or None."""
+    """Between the merged model and the adapter beside the quantised backbone that it was trained with; None without one, or where
+    bitsandbytes is not installed."""
 
     def __str__(self) -> str:
         trained = (
@@ -62,8 +66,14 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     expected = _logits(merged, ids)
     quantised = None
     if (quantize := quantization_of(folder)) is not None:
-        trained, _ = load(folder, quantize=quantize)
-        quantised = _difference(_logits(trained, ids), expected)
+        try:
+            trained, _ = load(folder, quantize=quantize)
+        except ImportError as error:
+            logger.warning(
+                "The merged model is not compared with the one in %s it was trained beside: %s", quantize, error
+            )
+        else:
+            quantised = _difference(_logits(trained, ids), expected)
     return merged, tokenizer, Parity(_difference(unmerged, expected), quantised)
 
 

@@ -42,11 +42,11 @@ def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
+def merged(model: nn.Module) -> Iterator[bool]:
     """Inside the block LoRA and IA3 are part of the weights that they change, so that a forward pass costs nothing more.
 
     Only float32 weights are merged: in bfloat16 or quantised ones the sum would lose part of the adapter. The weights
-    are put back, not computed back.
+    are put back, not computed back. Yields whether there was anything to merge.
     """
     kept: list[tuple[BaseTunerLayer, nn.Linear, Tensor]] = []
     tied = {id(parameter) for parameter in _embedding_tables(model)}
@@ -56,7 +56,7 @@ def merged(model: nn.Module) -> Iterator[None]:
                 base = layer.get_base_layer()
                 kept.append((layer, base, base.weight.data))
                 layer.merge(safe_merge=True)  # "safe" makes a new tensor, so what was kept is not written to
-        yield
+        yield bool(kept)
     finally:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")

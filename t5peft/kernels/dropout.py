@@ -56,7 +56,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """`torch.nn.functional.dropout`, with cheap masks where x [..] lies on a CPU."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or p >= 1:
+    if x.device.type != "cpu" or p > 255 / 256:  # whose threshold would be no byte
         return nn.functional.dropout(x, p, training)
     return _Dropout.apply(x, p)
 

@@ -147,9 +147,10 @@ class PromptEncoder(_PromptedStack):
         rows = prompt.expand(len(inputs_embeds), -1, -1)
         lengthened = torch.cat([rows, inputs_embeds], dim=1)
         if attention_mask is not None:
+            mask = lengthen(attention_mask, len(prompt))
             order = prompt_order(attention_mask, len(prompt))
             lengthened = lengthened.take_along_dim(order[..., None], dim=1)
-            attention_mask = lengthen(attention_mask, len(prompt))
+            attention_mask = mask
         return self.base_layer(attention_mask=attention_mask, inputs_embeds=lengthened, **kwargs)
 
 
@@ -194,10 +195,8 @@ class PromptTuner(OwnTuner):
             setattr(parent, target_name, layer)
         layer.lengths[adapter_name] = peft_config.length
         if isinstance(layer, PromptEncoder):
-            embeddings = layer.base_layer.embed_tokens.weight
-            layer.t5prompt[adapter_name] = nn.Parameter(
-                torch.zeros(peft_config.length, embeddings.shape[1], device=embeddings.device)
-            )
+            embeddings = layer.base_layer.embed_tokens.weight.detach()
+            layer.t5prompt[adapter_name] = nn.Parameter(from_vocabulary()(embeddings, peft_config.length).float())
 
 
 def prompt_order(attention_mask: Tensor, length: int) -> Tensor:
@@ -213,7 +212,15 @@ def prompt_order(attention_mask: Tensor, length: int) -> Tensor:
 
 
 def lengthen(attention_mask: Tensor, length: int) -> Tensor:
-    """The mask [B, P + S] of a text with mask [B, S] and a prompt before its first token."""
+    """The mask [B, P + S] of a text with mask [B, S] and a prompt before its first token.
+
+    Raises ValueError for a mask by pairs of positions, which says nothing of the prompt's.
+    """
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"Got an attention mask of shape {tuple(attention_mask.shape)}; prompt tuning takes one of shape [B, S], as a "
+            "tokenizer returns it."
+        )
     prompt = attention_mask.new_ones(len(attention_mask), length)
     return torch.cat([prompt, attention_mask], dim=1).take_along_dim(prompt_order(attention_mask, length), dim=1)
 
