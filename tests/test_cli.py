@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from datetime import date
@@ -12,12 +13,14 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
 from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
-from t5peft.cli import COMMANDS, main
-from t5peft.cli.data import save_task
+from t5peft.benchmark.data import data_of, load_data
+from t5peft.cli import COMMANDS, bench, main
+from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.predict import answered
 from t5peft.evaluation import classify, rank
 from t5peft.tasks import Task, family_task, load_records
@@ -142,6 +145,48 @@ def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_packag
 def test_the_packages_task_of_a_familys_name_is_reached_without_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", "--task", "correction"]) == 0
     assert "correction" in capsys.readouterr().out
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> str:
+    """A folder with a file for each split, whose texts say which."""
+    for split, rows in (("train", 24), ("test", 6)):
+        lines = "".join(f"{split} {i},{i % 2}\n" for i in range(rows))
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{lines}")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("origin", ["folder", "hub"])
+def test_a_folder_and_a_data_set_of_the_hub_give_the_split_that_is_asked_for(
+    origin: str, data_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, config: str | None, split: str) -> Dataset:
+        return Dataset.from_list(load_records(data_set, split))
+
+    monkeypatch.setattr("t5peft.tasks.files.load_dataset", load)
+    path = {"folder": data_set, "hub": "someone/reviews"}[origin]
+    given = ["--task", "classification", "--train", path, "--test", path]
+    for_training, for_bench = argparse.ArgumentParser(), argparse.ArgumentParser()
+    add_data_arguments(for_training)
+    _, splits = read_data(for_training.parse_args(given))
+    bench.add_arguments(for_bench)
+    (own,) = bench.suite_of(for_bench.parse_args(given)).tasks
+    _, of_bench = load_data(data_of(own), {})
+    for found in (splits, of_bench):
+        said = {split: {record["text"].split()[0] for record in records} for split, records in found.items()}
+        assert said == {"train": {"train"}, "validation": {"train"}, "test": {"test"}}
+
+
+def test_evaluate_and_predict_take_the_test_records_of_a_folder(
+    backbone: str, data_set: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = own_task(tmp_path, "own", "test")
+    assert main(["evaluate", backbone, "--task", task, "--data", data_set]) == 0
+    assert "own, 6 records" in capsys.readouterr().out
+    assert main(["predict", backbone, "--task", task, "--data", data_set]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == [
+        f"test {i}" for i in range(6)
+    ]
 
 
 def test_an_answer_is_the_likeliest_label_also_where_the_printed_shares_are_equal() -> None:

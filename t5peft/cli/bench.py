@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
     own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
-    own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet")
+    own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet, or a folder or hub name")
     own.add_argument("--validation", metavar="FILE", help="default: a tenth of the training file")
     own.add_argument("--test", metavar="FILE")
     own.add_argument("--source-column", nargs="+", metavar="COLUMN", help="default: found by common names")
@@ -132,7 +132,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
     files = {split: path for split, path in files.items() if path}
-    records = [record for path in files.values() for record in load_records(path)]
+    records = [record for split, path in files.items() for record in load_records(path, split)]
     *sources, target = FAMILIES[args.task].roles
     if args.source_column and len(args.source_column) != len(sources):
         raise ValueError(

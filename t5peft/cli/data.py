@@ -30,7 +30,9 @@ def add_data_arguments(
     )
     for split in splits:
         parser.add_argument(
-            f"--{split}", metavar="FILE", help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or hub name"
+            f"--{split}",
+            metavar="FILE",
+            help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with a split {split}",
         )
     parser.add_argument(
         "--column",
@@ -56,7 +58,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         ValueError, FileNotFoundError: as the loaders of :mod:`t5peft.tasks` say.
     """
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
-    splits: Splits = {split: load_records(path) for split, path in given.items()}
+    splits: Splits = {split: load_records(path, split) for split, path in given.items()}
     if args.task in FAMILIES and (splits or args.task not in definition_names()):
         if not splits:
             raise ValueError(f"The family {args.task!r} needs records: give files by --train, --validation, --test.")

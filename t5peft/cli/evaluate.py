@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft evaluate``."""
     add_model_arguments(parser)
     parser.add_argument(
-        "--data", metavar="FILE", help="records with their targets; the task's own test records by default"
+        "--data",
+        metavar="FILE",
+        help="records with their targets, the test split of a folder or hub name; the task's own test records by default",
     )
 
 
@@ -33,7 +35,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every score of the task."""
     task = read_task(args)
-    records = load_records(args.data) if args.data else _test_records(task, args.task)
+    records = load_records(args.data, "test") if args.data else _test_records(task, args.task)
     model, tokenizer = load_tuned(args.model)
     scores = evaluate_task(model, tokenizer, task, records)
     print(f"{task.name}, {len(records)} records")

@@ -22,7 +22,11 @@ Record = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft predict``."""
     add_model_arguments(parser)
-    parser.add_argument("--data", metavar="FILE", help="records with the columns of the task's template")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="records with the columns of the task's template, the test split of a folder or hub name",
+    )
     parser.add_argument(
         "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
     )
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data and args.text:
         raise ValueError("Got both --data and --text; expected one of them.")
     task = read_task(args)
-    records = load_records(args.data) if args.data else _records(task, args.text)
+    records = load_records(args.data, "test") if args.data else _records(task, args.text)
     model, tokenizer = load_tuned(args.model)
     # default: dates of a Parquet file, say
     lines = [
