@@ -137,6 +137,11 @@ def test_what_is_neither_text_nor_a_whole_number_is_no_label(predictions, refere
         compute("accuracy", predictions, references)
 
 
+def test_references_that_hold_columns_of_their_own_are_no_answers():
+    with pytest.raises(ValueError, match=r"the first is that of example 1: \{'text': \['Bob'\]\}; pass their list"):
+        compute("token_f1", ["Bob", "Bob"], [["Bob"], {"text": ["Bob"]}])
+
+
 def test_accuracy_takes_any_of_several_accepted_labels():
     assert compute("accuracy", ["a", "b", "x"], [["a"], ["b", "c"], ["c"]]) == {"accuracy": pytest.approx(2 / 3)}
 

@@ -40,6 +40,15 @@ def test_parquet_gives_the_same_records(tmp_path: Path) -> None:
     assert load_records(tmp_path / "a.parquet") == ROWS
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_columns_of_columns_get_the_names_that_they_have_from_the_hub(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    rows = Dataset.from_list([{"q": "who?", "answers": {"text": ["Bob"], "at": {"start": 1}}}])
+    rows.to_parquet(path) if kind == "parquet" else rows.to_json(path, lines=kind == "jsonl")
+    expected = rows.flatten().to_list()
+    assert load_records(path) == expected == [{"q": "who?", "answers.text": ["Bob"], "answers.at.start": 1}]
+
+
 def test_windows_line_ends_and_a_byte_order_mark_leave_no_trace(tmp_path: Path) -> None:
     for name, separator in (("a.csv", b","), ("a.tsv", b"\t")):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + separator.join([b"x", b"y"]) + b"\r\n1" + separator + b"2\r\n")

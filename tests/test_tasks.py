@@ -94,6 +94,15 @@ def test_a_reference_that_is_missing_is_no_word() -> None:
         assert task.answers({"mr": "x", "text": "a", "texts": missing}) == ["a"]
 
 
+@pytest.mark.parametrize("cell", [{"text": ["Bob"], "answer_start": [1]}, [{"text": "Bob"}]])
+def test_references_that_hold_columns_of_their_own_are_refused(cell: object, mini: PreTrainedTokenizerBase) -> None:
+    task = Task("qa", "{question}", "{answer}", references="answers")
+    record = {"question": "who?", "answer": "Bob", "answers": cell}
+    for read in (task.answers, lambda record: task.tokenize([record], mini)):
+        with pytest.raises(ValueError, match="in the column 'answers', which holds columns of its own in row 0"):
+            read(record)
+
+
 def test_references_to_labels_are_read_as_labels() -> None:
     task = Task("sentiment", "{text}", "{label}", SENTIMENT.target_words, references="labels")
     assert task.answers({"text": "a", "label": 1, "labels": ["negative", 1]}) == ["0", "1"]

@@ -12,7 +12,7 @@ Each metric is also an `evaluate` module in `modules/`: a file that `evaluate.lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -120,6 +120,12 @@ def _problems(
     without = [i for i, reference in enumerate(references) if reference is None or reference == []]
     if without:
         problems.append(f"{len(without)} examples have no reference, the first is example {without[0]}; leave them out")
+    mapped = [i for i, reference in enumerate(references) if isinstance(reference, Mapping)]
+    if mapped:
+        problems.append(
+            f"{len(mapped)} references hold columns of their own, the first is that of example {mapped[0]}: "
+            f"{references[mapped[0]]!r}; pass their list of texts"
+        )
     if metric.name != "perplexity":
         problems += [
             f"{what} are texts or whole numbers, but {found[0]!r} came; the first is example {found[1]}"

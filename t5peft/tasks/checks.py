@@ -54,6 +54,21 @@ def missing_references(records: Sequence[Mapping[str, Any]], column: str | None)
     ]
 
 
+def mapped_references(records: Sequence[Mapping[str, Any]], column: str | None) -> list[str]:
+    """References that hold columns of their own, as SQuAD's answers do, whose names would pass for answers."""
+
+    def is_mapped(cell: object) -> bool:
+        return isinstance(cell, Mapping) or (isinstance(cell, list) and any(isinstance(one, Mapping) for one in cell))
+
+    rows = [i for i, record in enumerate(records) if column is not None and is_mapped(record.get(column))]
+    if not rows:
+        return []
+    return [
+        f"its references are in the column {column!r}, which holds columns of its own in {some_rows(rows)}; a text or a list of "
+        "texts was expected: name the one that has them, as load_records does ('answers.text'), or make them lists of texts"
+    ]
+
+
 def unknown_labels(records: Sequence[Mapping[str, Any]], column: str, labels: Sequence[str]) -> list[str]:
     """Labels of records that have no target word."""
     unknown: dict[str, list[int]] = {}

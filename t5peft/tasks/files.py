@@ -2,7 +2,8 @@
 
 The kind of file is read from its name: ``.csv .tsv .jsonl .json .parquet .txt``, the text ones also with ``.gz``,
 ``.xz`` or ``.bz2`` after it. A folder with a file ``train``, ``validation`` or ``test`` of such an ending is read by ``split``.
-Cells of CSV and TSV stay text: a label 0 is ``"0"``, as target words have it.
+Cells of CSV and TSV stay text: a label 0 is ``"0"``, as target words have it. Columns of columns become
+``"translation.de"``, which a template can name, of files and of the hub alike.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import lzma
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 from datasets import load_dataset
@@ -59,7 +60,7 @@ def load_records(
     if path.is_dir():
         path = _file_of_split(path, split)
     if path.is_file():
-        records = _read(path, encoding, header, quoted)
+        records = [_flat(record) for record in _read(path, encoding, header, quoted)]
         origin = str(path)
     elif _looks_like_a_file(str(path_or_name)):
         raise FileNotFoundError(_no_such_file(path))
@@ -213,6 +214,14 @@ def _json(path: Path, text: str) -> Records:
     return content
 
 
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for column, cell in record.items():
+        inner = {f"{column}.{name}": value for name, value in _flat(cell).items()} if isinstance(cell, dict) else {}
+        flat |= inner or {column: cell}
+    return flat
+
+
 def _raise_lines(path: Path, problems: list[str], advice: str) -> None:
     if problems:
         more = f"\n  - and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -264,5 +273,4 @@ def _from_hub(name: str, config: str | None, split: str | None) -> Records:
             f"{name!r} is no file here, and as a data set of the hub it could not be read: {error}. Without a network "
             f"give a local file ({', '.join(KINDS)}) or a task of the package, whose data it holds"
         ) from error
-    # columns of columns become "translation.de", which a template can name
     return dataset.flatten().to_list()

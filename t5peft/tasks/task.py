@@ -222,7 +222,12 @@ class Task:
         return self._labels_by_answer.get(answer, answer)
 
     def answers(self, record: Record) -> list[str]:
-        """What ``read`` should give for this record: its references if it has several, else its one target."""
+        """What ``read`` should give for this record: its references if it has several, else its one target.
+
+        Raises:
+            ValueError: references that are no texts but hold columns of their own, or what ``target_text`` says.
+        """
+        checks.raise_all(self.name, checks.mapped_references([record], self.references))
         references = texts_of(record.get(self.references)) if self.references is not None else []
         return [self.read(text) for text in references or [self.target_text(record)]]
 
@@ -248,6 +253,7 @@ class Task:
         """
         records = list(records)
         problems = checks.missing_columns(records, self._template) + checks.missing_columns(records, self._target)
+        problems += checks.mapped_references(records, self.references)
         problems += self._unknown(records) + self.collisions(tokenizer)
         checks.raise_all(self.name, problems)
         sources = self._fit_sources(records, tokenizer)
