@@ -14,6 +14,7 @@ from t5peft.cli.data import load_saved_task
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Task, load_records, load_task
 from t5peft.tasks.definition import definition_names, read_definition
+from t5peft.tokens import brings_tokens, load_with_tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,8 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """An adapter beside its backbone, or a whole model, and the tokenizer."""
     if not (Path(folder) / CONFIG).is_file():
         return load_backbone(folder)
-    model, tokenizer = load_adapter(folder, quantize=quantization_of(folder))
+    load = load_with_tokens if brings_tokens(folder) else load_adapter
+    model, tokenizer = load(folder, quantize=quantization_of(folder))
     assert tokenizer is not None
     return model, tokenizer
 
