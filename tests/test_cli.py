@@ -218,6 +218,18 @@ def test_predict_writes_dates_and_takes_one_kind_of_input(
     assert "Got both --data and --text; expected one of them" in capsys.readouterr().err
 
 
+def test_the_file_of_answers_is_made_before_a_model_is_loaded_and_so_is_its_folder(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", backbone, "--task", own_task(tmp_path, "own", "test"), "--text", "film", "--output"]
+    output = tmp_path / "new" / "answers.jsonl"
+    assert main([*arguments, str(output)]) == 0
+    assert json.loads(output.read_text())["text"] == "film"
+    monkeypatch.setattr("t5peft.cli.predict.load_tuned", lambda folder: pytest.fail("the model was loaded"))
+    assert main([*arguments, str(tmp_path)]) == 2
+    assert f"Is a directory: '{tmp_path}'" in capsys.readouterr().err
+
+
 def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,11 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer every record; nothing is written until all are answered."""
+    """Answer every record; the file is made before any is answered, and written when all are."""
     if args.data and args.text:
         raise ValueError("Got both --data and --text; expected one of them.")
     task = read_task(args)
     records = load_records(args.data, "test") if args.data else _records(task, args.text)
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.output).open("a").close()
     model, tokenizer = load_tuned(args.model)
     # default: dates of a Parquet file, say
     lines = [
