@@ -268,6 +268,19 @@ def test_a_trained_classification_head_answers_alone_beside_its_backbone_and_mer
     assert accuracies[0] == accuracies[1]
 
 
+def test_a_whole_model_is_not_saved_over_an_adapter_which_would_be_served_in_its_place(
+    backbone: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(backbone, table, tmp_path / "out")
+    adapter = tmp_path / "out" / "adapter"
+    monkeypatch.setattr("t5peft.cli.merge.merge", lambda folder: pytest.fail("the adapter was merged"))
+    monkeypatch.setattr("t5peft.cli.train.fit", lambda *args, **kwargs: pytest.fail("the model was trained"))
+    assert main(["merge", str(adapter), "--output", str(adapter)]) == 2
+    assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
+    assert train(backbone, table, adapter, "--method", "full") == 2
+    assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
+
+
 def test_a_prefix_is_not_merged_and_the_error_says_why(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
