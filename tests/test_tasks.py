@@ -363,6 +363,22 @@ def test_a_family_finds_common_columns(family: str) -> None:
     assert task.target_text(record) == target
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [("translation.en", "translation.de", "English to German"), ("EN", "Portuguese", "English to Portuguese")],
+)
+def test_a_translation_names_the_languages_of_its_columns(source: str, target: str, said: str) -> None:
+    task = family_task("translation", [{source: "a", target: "b"}], columns={"source": source, "target": target})
+    assert task.template == f"translate {said}: {{{source}}}"
+
+
+def test_columns_of_a_translation_that_are_no_languages_ask_for_a_template() -> None:
+    records = [{"source": "a", "target": "b"}]
+    with pytest.raises(ValueError, match="'source', 'target' name no language .* give a template .*English to German"):
+        family_task("translation", records)
+    assert family_task("translation", records, template="to German: {source}").source(records[0]) == "to German: a"
+
+
 def test_a_family_takes_named_columns_words_and_a_template() -> None:
     records = [{"review": "a", "stars": 5}, {"review": "b", "stars": 1}]
     task = family_task(
