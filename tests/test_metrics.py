@@ -186,6 +186,18 @@ def test_rouge_equals_rouge_score(references):
     assert ours["rougeLsum"] != pytest.approx(ours["rougeL"], abs=1e-3)
 
 
+@pytest.mark.parametrize("text", ["Привет, мир! Как дела?", "हिन्दी में लिखा", "我 喜欢 猫", "Μια γάτα."])
+def test_rouge_reads_words_of_every_script(text):
+    assert set(compute("rouge", [text], [text]).values()) == {1.0}
+    assert compute("rouge", [f"{text} 1"], [f"2 {text}"])["rouge1"] > 0.5
+    assert compute("rouge", ["Совсем другое"], [text])["rouge1"] == 0.0
+
+
+def test_rouge_splits_no_word_at_a_letter_outside_ascii_and_stems_the_others():
+    assert compute("rouge", ["Die schöne Größe"], ["Die schne Gre"])["rouge1"] == pytest.approx(1 / 3)
+    assert compute("rouge", ["running to the café"], ["runs to the Café"])["rougeL"] == 1.0
+
+
 def test_rouge_keeps_line_breaks_that_are_there():
     # With both sentences on one line each, order between lines does not count.
     swapped = compute("rouge", ["b c\nd e f"], ["d e f\nb c"])
