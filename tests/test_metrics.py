@@ -137,8 +137,37 @@ def test_what_is_neither_text_nor_a_whole_number_is_no_label(predictions, refere
         compute("accuracy", predictions, references)
 
 
+def test_what_is_missing_is_no_word():
+    with pytest.raises(
+        ValueError, match="predictions are texts or whole numbers, but None came; the first is example 0"
+    ):
+        compute("accuracy", [None, "a"], ["None", "a"])
+    with pytest.raises(ValueError, match=r"predictions are texts or whole numbers, but \['a'\] came"):
+        compute("accuracy", [["a"]], ["a"])
+    assert compute("accuracy", ["None", "a"], [[None, "a"], ["a"]]) == {"accuracy": 0.5}
+    for nothing in ([None], (), None):
+        with pytest.raises(ValueError, match="1 examples have no reference, the first is example 0"):
+            compute("bleu", ["a"], [nothing])
+
+
+def test_references_may_be_arrays():
+    assert compute("rouge", ["the cat"], [np.array(["a dog", "the cat"])])["rougeL"] == 1.0
+    truths = np.array([True, False])
+    assert compute("accuracy", truths, truths) == compute("accuracy", [True, False], list(truths)) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_the_report_and_the_confusion_matrix_take_whole_numbers_as_labels(kind):
+    predictions, references = kind([0, 1, 1]), kind([0, 1, 0])
+    names, counts = confusion_matrix(predictions, references, labels=[1, 0])
+    assert (names, counts.tolist()) == (["1", "0"], [[1, 0], [1, 1]])
+    assert str(classification_report(predictions, references)) == str(classification_report("011", "010"))
+    with pytest.raises(ValueError, match="1 of 3 examples have not exactly one label, the first is example 2"):
+        confusion_matrix([0, 1, None], references)
+
+
 def test_references_that_hold_columns_of_their_own_are_no_answers():
-    with pytest.raises(ValueError, match=r"the first is that of example 1: \{'text': \['Bob'\]\}; pass their list"):
+    with pytest.raises(ValueError, match=r"whole numbers, but \{'text': \['Bob'\]\} came; the first is example 1"):
         compute("token_f1", ["Bob", "Bob"], [["Bob"], {"text": ["Bob"]}])
 
 

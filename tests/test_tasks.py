@@ -374,7 +374,7 @@ def test_a_translation_names_the_languages_of_its_columns(source: str, target: s
 
 def test_columns_of_a_translation_that_are_no_languages_ask_for_a_template() -> None:
     records = [{"source": "a", "target": "b"}]
-    with pytest.raises(ValueError, match="'source', 'target' name no language .* give a template .*English to German"):
+    with pytest.raises(ValueError, match=r"'source', 'target' name no language .* give a template .*English to German"):
         family_task("translation", records)
     assert family_task("translation", records, template="to German: {source}").source(records[0]) == "to German: a"
 
