@@ -18,6 +18,7 @@ from t5peft.tasks import (
     family_task,
 )
 from t5peft.tasks.fitting import special_ids, without_special_tokens
+from t5peft.tasks.registry import with_validation
 from t5peft.tasks.template import Template
 
 REPOSITORY = Path(__file__).parent.parent
@@ -278,6 +279,20 @@ def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenize
     assert "the column 'label' holds NaN, a missing cell, in row 1" in text_of(error)
     twice = [records[0], {"text": "b", "label": "1"}]
     assert family_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
+
+
+def test_half_a_character_is_named_by_its_column_and_rows(mini: PreTrainedTokenizerBase) -> None:
+    records = [
+        {"text": "cut \ud83d", "title": "a"},
+        {"text": "b", "title": "b \udc00"},
+        {"text": "\ud83d", "title": "c"},
+    ]
+    with pytest.raises(ValueError, match="the column 'text' holds half of a character, a lone surrogate, in rows 0, 2"):
+        with_validation(SUMMARY, {"train": records})
+    with pytest.raises(ValueError, match="the column 'title' holds half of a character, a lone surrogate, in row 1"):
+        SUMMARY.tokenize(records, mini)
+    with pytest.raises(ValueError, match=r"of label '.ud83d' holds half of a character"):
+        family_task("classification", [{"text": "a", "label": "\ud83d"}, {"text": "b", "label": "c"}])
 
 
 def test_all_contradictions_of_a_task_are_raised_at_once() -> None:

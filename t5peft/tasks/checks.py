@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from .fitting import Fitted
 from .template import Template, as_text, some_rows
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def raise_all(name: str, problems: Sequence[str]) -> None:
@@ -22,7 +25,7 @@ def raise_all(name: str, problems: Sequence[str]) -> None:
 
 
 def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) -> list[str]:
-    """Columns that the template names and records do not have, or that hold no text."""
+    """Columns that the template names and records do not have, or that hold no text, or half of a character."""
     problems = [] if records else ["there are no records; the file or the split is empty"]
     for column in template.columns:
         absent = [i for i, record in enumerate(records) if column not in record]
@@ -39,6 +42,12 @@ def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) ->
             problems.append(
                 f"the column {column!r} holds {kind} in {some_rows(untextual)}; text or a number was expected: "
                 "make it text, or leave those records out"
+            )
+        halved = [i for i, record in enumerate(records) if SURROGATE.search(as_text(record.get(column)) or "")]
+        if halved:
+            problems.append(
+                f"the column {column!r} holds half of a character, a lone surrogate, in {some_rows(halved)}, which no tokenizer "
+                "reads: cut texts between characters, or leave those halves out by text.encode('utf-8', 'ignore').decode()"
             )
     return problems
 

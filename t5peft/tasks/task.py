@@ -110,6 +110,10 @@ class Task:
         for label, word in self.target_words.items():
             if word is None or not word.strip():
                 problems.append(f"label {label!r} has {'an empty' if word is not None else 'no'} target word")
+            elif checks.SURROGATE.search(word):
+                problems.append(
+                    f"the target word {word!r} of label {label!r} holds half of a character, a lone surrogate"
+                )
             else:
                 by_word.setdefault(one_line(word), []).append(label)
         for word, labels in by_word.items():
