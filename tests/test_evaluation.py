@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -250,6 +252,16 @@ def test_sources_may_be_token_ids_and_are_cut_before_their_end():
     torch.testing.assert_close(found, rank(model, TOKENIZER, cut, WORDS).log_probabilities)
     expected = predict(model, TOKENIZER, cut, max_new_tokens=6)
     assert predict(model, TOKENIZER, SOURCES, max_new_tokens=6, max_source_length=8) == expected
+
+
+@pytest.mark.parametrize("kind", [np.array, pd.Series])
+def test_sources_and_candidates_may_be_arrays_of_texts(kind):
+    model = v1_0()
+    expected = rank(model, TOKENIZER, SOURCES, WORDS)
+    assert torch.equal(rank(model, TOKENIZER, kind(SOURCES), kind(WORDS)).log_probabilities, expected.log_probabilities)
+    assert predict(model, TOKENIZER, kind(SOURCES), max_new_tokens=3) == predict(
+        model, TOKENIZER, SOURCES, max_new_tokens=3
+    )
 
 
 def test_batches_keep_to_the_budget_and_hold_every_source_once():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
@@ -279,6 +281,15 @@ def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenize
     assert "the column 'label' holds NaN, a missing cell, in row 1" in text_of(error)
     twice = [records[0], {"text": "b", "label": "1"}]
     assert family_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
+
+
+@pytest.mark.parametrize("records", [pd.DataFrame({"text": ["a"], "title": ["b"]}), {"text": ["a"], "title": ["b"]}])
+def test_columns_in_place_of_records_are_told_what_to_give(records: Any, mini: PreTrainedTokenizerBase) -> None:
+    for use in (SUMMARY.tokenize, SUMMARY.sources):
+        with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):
+            use(records, mini)
+    with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):
+        family_task("summarisation", records)
 
 
 def test_half_a_character_is_named_by_its_column_and_rows(mini: PreTrainedTokenizerBase) -> None:

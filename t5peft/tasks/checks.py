@@ -24,8 +24,20 @@ def raise_all(name: str, problems: Sequence[str]) -> None:
         raise ValueError(f"task {name!r}:\n{listed}")
 
 
+def no_records(records: Sequence[Any]) -> list[str]:
+    """What came in place of records, such as the names of columns or splits."""
+    return [
+        f"record {i} is {record!r:.60}, and a mapping from columns to cells was expected: of a pandas DataFrame give "
+        "df.to_dict('records'), of a DatasetDict one of its splits"
+        for i, record in enumerate(records)
+        if not isinstance(record, Mapping)
+    ][:1]
+
+
 def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) -> list[str]:
     """Columns that the template names and records do not have, or that hold no text, or half of a character."""
+    if foreign := no_records(records):
+        return foreign
     problems = [] if records else ["there are no records; the file or the split is empty"]
     for column in template.columns:
         absent = [i for i, record in enumerate(records) if column not in record]

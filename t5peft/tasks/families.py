@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import checks
 from .task import Task
 from .template import Template, as_text
 
@@ -154,6 +155,8 @@ def family_task(
     if family not in FAMILIES:
         raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
     kind = FAMILIES[family]
+    records = list(records)
+    checks.raise_all(name or family, checks.no_records([*records, *scored]))
     found = _find_columns(family, kind, records, dict(columns or {}))
     target_column = list(found.values())[-1]
     words = dict(target_words) if target_words else None
