@@ -20,7 +20,7 @@ import t5peft
 from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.benchmark.data import data_of, load_data
 from t5peft.cli import COMMANDS, bench, main
-from t5peft.cli.data import add_data_arguments, read_data, save_task
+from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
 from t5peft.cli.predict import answered
 from t5peft.evaluation import classify, rank
 from t5peft.tasks import Task, family_task, load_records
@@ -140,6 +140,15 @@ def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_packag
     save_task(family_task("correction", [{"text": "he go", "corrected": "he goes"}]), tmp_path)
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "not the package's task 'correction', only called so" in capsys.readouterr().err
+
+
+def test_a_saved_task_comes_back_whatever_letters_and_locale_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task("größe", "{text} ☺", "{label}", {"a\x85b": "schön", "c": "\u2028 d"}, metrics=("accuracy",))
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "latin-1")  # as where the locale has it
+    save_task(task, tmp_path)
+    assert load_saved_task(tmp_path) == task
 
 
 def test_the_packages_task_of_a_familys_name_is_reached_without_files(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,8 @@ def save_task(task: Task, folder: str | Path) -> None:
     """Write ``task`` beside the adapter that was tuned on it."""
     fields = {name: value for name, value in asdict(task).items() if value is not None}
     fields["metrics"] = list(task.metrics)
-    (Path(folder) / TASK_FILE).write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    # escaped, not allow_unicode: that writes U+0085 as it is, which is read as a line break
+    (Path(folder) / TASK_FILE).write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
 
 
 def load_saved_task(folder: str | Path) -> Task:
