@@ -227,6 +227,15 @@ def test_predict_writes_dates_and_takes_one_kind_of_input(
     assert "Got both --data and --text; expected one of them" in capsys.readouterr().err
 
 
+def test_answers_are_json_whatever_the_other_columns_hold(backbone: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "film", "scores": [NaN, 1.5], "cut": "\\ud83d"}\n')
+    output = tmp_path / "answers.jsonl"
+    arguments = ["predict", backbone, "--task", own_task(tmp_path, "own", "test"), "--data", str(tmp_path / "a.jsonl")]
+    assert main([*arguments, "--output", str(output)]) == 0
+    answer = json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert (answer["scores"], answer["cut"]) == ([None, 1.5], "\ud83d")
+
+
 def test_the_file_of_answers_is_made_before_a_model_is_loaded_and_so_is_its_folder(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

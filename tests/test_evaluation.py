@@ -384,6 +384,11 @@ def test_rank_says_what_is_wrong_with_candidates():
         rank(model, TOKENIZER, "no", WORDS)
 
 
+def test_one_text_in_place_of_candidates_is_refused():
+    with pytest.raises(ValueError, match="one text came as candidates, 'yes'; a list of texts is expected"):
+        rank(v1_0(), TOKENIZER, SOURCES, "yes")
+
+
 def test_numbers_below_one_are_refused():
     model = v1_0()
     with pytest.raises(ValueError, match="max_new_tokens is 0 and num_beams 1; expected at least 1 of each"):
@@ -459,6 +464,12 @@ def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
     assert evaluate_task(model, TOKENIZER, task, LABELLED)["accuracy"] == pytest.approx(right / len(LABELLED))
     with pytest.raises(ValueError, match="the head of the model has 2 classes, task 'sentiment' has 3 target words"):
         evaluate_task(headed(2), TOKENIZER, task, LABELLED)
+
+
+def test_a_class_head_has_no_perplexity():
+    task = Task("sentiment", "{text}", "{label}", SENTIMENT.target_words, metrics=("accuracy", "perplexity"))
+    with pytest.raises(ValueError, match="no language model head, so that its targets have no perplexity"):
+        evaluate_task(headed(3), TOKENIZER, task, LABELLED)
 
 
 def test_exact_match_compares_labels_as_they_are():

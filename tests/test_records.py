@@ -126,6 +126,8 @@ def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"is not utf-8 .* often encoding='latin-1'"):
         load_records(tmp_path / "a.csv")
     assert load_records(tmp_path / "a.csv", encoding="latin-1") == [{"x": "é"}]
+    with pytest.raises(ValueError, match="there is no encoding 'utf-17'"):
+        load_records(tmp_path / "a.csv", encoding="utf-17")
     (tmp_path / "a.csv.gz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot be unpacked"):
         load_records(tmp_path / "a.csv.gz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,15 @@ def test_target_words_may_be_numbers_and_none_is_told() -> None:
         Task("t", "{text}", "{label}", {0: "no", 1: None})
 
 
+def test_numbers_that_would_be_two_labels_are_told_and_decimals_are_numbers() -> None:
+    labels = [{"text": "a", "label": label} for label in (1, 1.0, 0)]
+    with pytest.raises(ValueError, match=r"the column 'label' holds 1 and 1.0 as numbers, which would be two labels"):
+        family_task("classification", labels)
+    assert family_task("classification", [*labels[::2], {"text": "b", "label": "2.0"}]).labels == ("0", "1", "2.0")
+    decimals = [{"text": "a", "label": Decimal(label)} for label in ("1.5", "2")]
+    assert family_task("classification", decimals).answers(decimals[0]) == ["1.5"]
+
+
 def test_labels_that_share_a_word_are_refused() -> None:
     with pytest.raises(ValueError, match="labels '0', '1' share the target word 'yes'; give each its own"):
         Task("x", "{a}", "{b}", {"0": "yes", "1": " yes"})
@@ -348,6 +358,14 @@ def test_a_yaml_file_keeps_labels_as_they_are_written(tmp_path: Path) -> None:
     assert task.target_words == {"0": "no", "true": "yes"}
     assert task.metrics == ("accuracy", "f1")
     assert task.max_source_length == 64
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", ""])
+def test_a_field_of_a_yaml_file_may_say_that_there_is_none(nothing: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\ntemplate: '{{text}}'\nreferences: {nothing}\ntarget_words: {nothing}\n")
+    task = Task.from_yaml(path)
+    assert (task.references, task.target_words) == (None, None)
 
 
 def test_a_yaml_file_with_wrong_fields_names_them_all(tmp_path: Path) -> None:

@@ -43,13 +43,11 @@ def run(args: argparse.Namespace) -> int:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         Path(args.output).open("a").close()
     model, tokenizer = load_tuned(args.model)
-    # default: dates of a Parquet file, say
-    lines = [
-        json.dumps(record, ensure_ascii=False, default=str) for record in answered(model, tokenizer, task, records)
-    ]
+    lines = [_json(record) for record in answered(model, tokenizer, task, records)]
     text = "".join(f"{line}\n" for line in lines)
     if args.output:
-        Path(args.output).write_text(text, encoding="utf-8")
+        # what UTF-8 does not write, half of a character, is \ud83d in JSON too
+        Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace")
         print(f"{len(lines)} answers in {args.output}")
     else:
         sys.stdout.write(text)
@@ -79,6 +77,12 @@ def answered(
     for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):
         shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
         yield {**record, "answer": task.labels[best], "probability": shares}
+
+
+def _json(record: Record) -> str:
+    """One line; dates of a Parquet file are text, and numbers that JSON does not have, such as NaN, are null."""
+    plain = json.loads(json.dumps(record, default=str), parse_constant=lambda constant: None)
+    return json.dumps(plain, ensure_ascii=False)
 
 
 def _records(task: Task, texts: list[str]) -> list[Record]:

@@ -225,7 +225,13 @@ def _has_references(record: Mapping[str, Any]) -> bool:
 
 
 def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    labels = sorted({label for record in records if (label := as_text(record.get(column))) is not None})
+    cells = [record.get(column) for record in records]
+    if twice := {cell for cell in cells if type(cell) is int} & {cell for cell in cells if isinstance(cell, float)}:
+        number = int(min(twice))
+        raise ValueError(
+            f"the column {column!r} holds {number} and {number}.0 as numbers, which would be two labels; write them alike"
+        )
+    labels = sorted({label for cell in cells if (label := as_text(cell)) is not None})
     if len(labels) > MOST_LABELS:
         raise ValueError(
             f"the column {column!r} has {len(labels)} different values, more than {MOST_LABELS}: is it a label? If so, "

@@ -147,8 +147,12 @@ def _text(path: Path, encoding: str) -> str:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not {encoding} (byte {error.start} is {data[error.start]:#04x}); say which encoding it has, "
-            "older files are often encoding='latin-1'"
+            f"{path} is not {encoding} (byte {error.start} is {data[error.start]:#04x}); save it as UTF-8, or give load_records "
+            "the encoding that it has, which in older files is often encoding='latin-1'"
+        ) from None
+    except LookupError:
+        raise ValueError(
+            f"there is no encoding {encoding!r}; expected one of Python's, such as 'utf-8' or 'latin-1'"
         ) from None
 
 
@@ -180,7 +184,11 @@ def _table(path: Path, text: str, delimiter: str, header: Sequence[str] | None, 
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         problems.append(f"the header has columns of the same name: {', '.join(map(repr, repeated))}")
-    _raise_lines(path, problems, "Mend those lines; say quoted=True or quoted=False if it is the quotation marks")
+    _raise_lines(
+        path,
+        problems,
+        "Mend those lines; if it is the quotation marks, save the file as JSONL, or give load_records quoted=True or False",
+    )
     return rows
 
 

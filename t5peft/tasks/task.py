@@ -125,11 +125,13 @@ class Task:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Task:
-        """A task from the fields of a YAML file; numbers may be text.
+        """A task from the fields of a YAML file; numbers may be text, and ``references: null`` is none.
 
         Raises:
             ValueError: a field that a task does not have, or one that is missing, or of the wrong kind.
         """
+        nothing = [key for key in ("references", "target_words") if values.get(key) in ("", "~", "null")]
+        values = {key: value for key, value in values.items() if key not in nothing}
         known = {field.name for field in fields(cls)}
         problems = [
             f"it has no field {key!r}; the fields are {', '.join(sorted(known))}" for key in set(values) - known
