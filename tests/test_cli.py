@@ -165,7 +165,7 @@ def data_set(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("origin", ["folder", "hub"])
+@pytest.mark.parametrize("origin", ["folder", "here", "hub"])
 def test_a_folder_and_a_data_set_of_the_hub_give_the_split_that_is_asked_for(
     origin: str, data_set: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,13 +173,15 @@ def test_a_folder_and_a_data_set_of_the_hub_give_the_split_that_is_asked_for(
         return Dataset.from_list(load_records(data_set, split))
 
     monkeypatch.setattr("t5peft.tasks.files.load_dataset", load)
-    path = {"folder": data_set, "hub": "someone/reviews"}[origin]
+    monkeypatch.chdir(data_set)
+    path = {"folder": data_set, "here": ".", "hub": "someone/reviews"}[origin]
     given = ["--task", "classification", "--train", path, "--test", path]
     for_training, for_bench = argparse.ArgumentParser(), argparse.ArgumentParser()
     add_data_arguments(for_training)
     _, splits = read_data(for_training.parse_args(given))
     bench.add_arguments(for_bench)
     (own,) = bench.suite_of(for_bench.parse_args(given)).tasks
+    assert own.name == ("reviews" if origin == "hub" else Path(data_set).name)
     _, of_bench = load_data(data_of(own), {})
     for found in (splits, of_bench):
         said = {split: {record["text"].split()[0] for record in records} for split, records in found.items()}

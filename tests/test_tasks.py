@@ -286,7 +286,8 @@ def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenize
 
 @pytest.mark.parametrize("records", [pd.DataFrame({"text": ["a"], "title": ["b"]}), {"text": ["a"], "title": ["b"]}])
 def test_columns_in_place_of_records_are_told_what_to_give(records: Any, mini: PreTrainedTokenizerBase) -> None:
-    for use in (SUMMARY.tokenize, SUMMARY.sources):
+    label = Task("label", "{text}", "{title}", {"b": "b", "c": "c"}, references="text")
+    for use in (SUMMARY.tokenize, SUMMARY.sources, label.tokenize):
         with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):
             use(records, mini)
     with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):

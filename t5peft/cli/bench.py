@@ -141,7 +141,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     columns = dict(zip(sources, args.source_column or (), strict=False))
     if args.label_column:
         columns[target] = args.label_column
-    path = Path(args.train)
+    path = Path(args.train).resolve() if Path(args.train).is_dir() else Path(args.train)
     name = path.resolve().parent.name if path.stem.startswith("train") else path.stem
     task = family_task(args.task, records, name=name, columns=columns, template=args.template)
     fields = {field: value for field, value in asdict(task).items() if value is not None}

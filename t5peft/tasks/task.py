@@ -258,6 +258,7 @@ class Task:
                 leaves no room for its columns.
         """
         records = list(records)
+        checks.raise_all(self.name, checks.no_records(records))
         problems = checks.missing_columns(records, self._template) + checks.missing_columns(records, self._target)
         problems += checks.mapped_references(records, self.references)
         problems += self._unknown(records) + self.collisions(tokenizer)
