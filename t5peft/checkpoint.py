@@ -239,6 +239,18 @@ def load_adapter(
     return corrected(wrapped), tokenizer
 
 
+def refuse_adapter(folder: str | Path) -> None:
+    """Raise before a whole model is saved into ``folder`` where an adapter lies, which is what would be loaded from there.
+
+    Raises:
+        ValueError: it holds an adapter.
+    """
+    if (Path(folder) / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} holds an adapter, which would be taken for the model that was saved beside it; expected another folder."
+        )
+
+
 def base_of(folder: str | Path) -> str:
     """Name of the backbone that the adapter in ``folder`` belongs to, as :func:`~t5peft.load_backbone` takes it."""
     name = json.loads((Path(folder) / CONFIG).read_text()).get("base_model_name_or_path") or ""

@@ -15,6 +15,7 @@ A T5 tokenizer puts a space after an added token when it decodes: ``{b}`` comes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import Quantization, correct_config, has_untied_head, t5_of
-from t5peft.checkpoint import backbone_of, load_adapter
+from t5peft.checkpoint import CONFIG, backbone_of, load_adapter
 from t5peft.methods.wrapping import check_plain
 
 
@@ -94,6 +95,14 @@ def train_tokens(model: PeftModel, ids: Sequence[int]) -> None:
     config.trainable_token_indices = {table: list(ids) for table in tables}
     set_additional_trainable_modules(t5, config, t5.config.to_dict(), name)
     _share_rows(t5, name)
+
+
+def brings_tokens(folder: str | Path) -> bool:
+    """Whether the adapter trains rows of tokens and was saved with the tokenizer that knows them: for ``load_with_tokens``."""
+    config = Path(folder) / CONFIG
+    if not config.is_file() or not (Path(folder) / "tokenizer_config.json").is_file():
+        return False
+    return json.loads(config.read_text()).get("trainable_token_indices") is not None
 
 
 def load_with_tokens(

@@ -23,9 +23,11 @@ from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.records import RunConfig, find_record, load_records, write_record
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.schedule import Plan, Progress, best_rate, next_rate, run_suite
+from t5peft.benchmark.scoring import Split
 from t5peft.benchmark.suites import SuiteMethod, SuiteTask, load_suite, suite_from, suite_names
 from t5peft.cli.bench import _grids
 from t5peft.evaluation import evaluate_task, loss_and_perplexity
+from t5peft.tasks import Task
 
 TESTS = Path(__file__).parent
 
@@ -371,6 +373,28 @@ def test_a_run_records_what_the_trainer_and_the_evaluation_give_by_hand(tmp_path
     assert [point["step"] for point in record["curve"]] == [2, 4]
     assert record["parameters"]["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert 0 < record["seconds"]["test_scoring"] < record["seconds"]["total"] - record["curve"][-1]["seconds"]
+
+
+@pytest.mark.parametrize("target_words", [None, {"a": "yes", "b": "no"}])
+def test_a_split_has_the_scores_of_evaluate_task_perplexity_and_gleu_among_them(
+    target_words: dict[str, str] | None,
+) -> None:
+    records = [{"text": "he go there", "answer": "a"}, {"text": "a much longer line than the first one", "answer": "b"}]
+    task = Task(
+        "t", "correct this: {text}", "{answer}", target_words, metrics=("gleu", "perplexity"), max_target_length=6
+    )
+    model, tokenizer = load_backbone("mini")
+    expected = evaluate_task(model, tokenizer, task, records)
+    split = Split(task, records, tokenizer)
+    assert split.texts == [record["text"] for record in records]
+    found = split.score(model)
+    assert found.scores == {name: pytest.approx(expected[name]) for name in ("loss", "perplexity", "gleu")}
+
+
+def test_a_metric_of_which_less_is_better_does_not_lead() -> None:
+    own = {"name": "t", "template": "{text}", "target": "{label}", "metrics": ["perplexity"], "files": {}}
+    with pytest.raises(ValueError, match="leads with perplexity, of which less is better"):
+        data_of(SuiteTask("t", own=own))
 
 
 def test_a_run_whose_loss_is_no_number_has_diverged(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from datetime import date
@@ -12,12 +13,14 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
 from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
-from t5peft.cli import COMMANDS, main
-from t5peft.cli.data import save_task
+from t5peft.benchmark.data import data_of, load_data
+from t5peft.cli import COMMANDS, bench, main
+from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
 from t5peft.cli.predict import answered
 from t5peft.evaluation import classify, rank
 from t5peft.tasks import Task, family_task, load_records
@@ -139,9 +142,62 @@ def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_packag
     assert "not the package's task 'correction', only called so" in capsys.readouterr().err
 
 
+def test_a_saved_task_comes_back_whatever_letters_and_locale_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task("größe", "{text} ☺", "{label}", {"a\x85b": "schön", "c": "\u2028 d"}, metrics=("accuracy",))
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "latin-1")  # as where the locale has it
+    save_task(task, tmp_path)
+    assert load_saved_task(tmp_path) == task
+
+
 def test_the_packages_task_of_a_familys_name_is_reached_without_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", "--task", "correction"]) == 0
     assert "correction" in capsys.readouterr().out
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> str:
+    """A folder with a file for each split, whose texts say which."""
+    for split, rows in (("train", 24), ("test", 6)):
+        lines = "".join(f"{split} {i},{i % 2}\n" for i in range(rows))
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{lines}")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("origin", ["folder", "here", "hub"])
+def test_a_folder_and_a_data_set_of_the_hub_give_the_split_that_is_asked_for(
+    origin: str, data_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, config: str | None, split: str) -> Dataset:
+        return Dataset.from_list(load_records(data_set, split))
+
+    monkeypatch.setattr("t5peft.tasks.files.load_dataset", load)
+    monkeypatch.chdir(data_set)
+    path = {"folder": data_set, "here": ".", "hub": "someone/reviews"}[origin]
+    given = ["--task", "classification", "--train", path, "--test", path]
+    for_training, for_bench = argparse.ArgumentParser(), argparse.ArgumentParser()
+    add_data_arguments(for_training)
+    _, splits = read_data(for_training.parse_args(given))
+    bench.add_arguments(for_bench)
+    (own,) = bench.suite_of(for_bench.parse_args(given)).tasks
+    assert own.name == ("reviews" if origin == "hub" else Path(data_set).name)
+    _, of_bench = load_data(data_of(own), {})
+    for found in (splits, of_bench):
+        said = {split: {record["text"].split()[0] for record in records} for split, records in found.items()}
+        assert said == {"train": {"train"}, "validation": {"train"}, "test": {"test"}}
+
+
+def test_evaluate_and_predict_take_the_test_records_of_a_folder(
+    backbone: str, data_set: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = own_task(tmp_path, "own", "test")
+    assert main(["evaluate", backbone, "--task", task, "--data", data_set]) == 0
+    assert "own, 6 records" in capsys.readouterr().out
+    assert main(["predict", backbone, "--task", task, "--data", data_set]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == [
+        f"test {i}" for i in range(6)
+    ]
 
 
 def test_an_answer_is_the_likeliest_label_also_where_the_printed_shares_are_equal() -> None:
@@ -171,6 +227,27 @@ def test_predict_writes_dates_and_takes_one_kind_of_input(
     assert json.loads(capsys.readouterr().out)["seen"] == "2020-01-02"
     assert main(["predict", backbone, "--task", task, "--data", path, "--text", "film"]) == 2
     assert "Got both --data and --text; expected one of them" in capsys.readouterr().err
+
+
+def test_answers_are_json_whatever_the_other_columns_hold(backbone: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "film", "scores": [NaN, 1.5], "cut": "\\ud83d"}\n')
+    output = tmp_path / "answers.jsonl"
+    arguments = ["predict", backbone, "--task", own_task(tmp_path, "own", "test"), "--data", str(tmp_path / "a.jsonl")]
+    assert main([*arguments, "--output", str(output)]) == 0
+    answer = json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert (answer["scores"], answer["cut"]) == ([None, 1.5], "\ud83d")
+
+
+def test_the_file_of_answers_is_made_before_a_model_is_loaded_and_so_is_its_folder(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", backbone, "--task", own_task(tmp_path, "own", "test"), "--text", "film", "--output"]
+    output = tmp_path / "new" / "answers.jsonl"
+    assert main([*arguments, str(output)]) == 0
+    assert json.loads(output.read_text())["text"] == "film"
+    monkeypatch.setattr("t5peft.cli.predict.load_tuned", lambda folder: pytest.fail("the model was loaded"))
+    assert main([*arguments, str(tmp_path)]) == 2
+    assert f"Is a directory: '{tmp_path}'" in capsys.readouterr().err
 
 
 def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
@@ -209,6 +286,19 @@ def test_a_trained_classification_head_answers_alone_beside_its_backbone_and_mer
         assert main(["evaluate", folder, "--data", table]) == 0
         accuracies.append(re.findall("accuracy +(.+)", capsys.readouterr().out))
     assert accuracies[0] == accuracies[1]
+
+
+def test_a_whole_model_is_not_saved_over_an_adapter_which_would_be_served_in_its_place(
+    backbone: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(backbone, table, tmp_path / "out")
+    adapter = tmp_path / "out" / "adapter"
+    monkeypatch.setattr("t5peft.cli.merge.merge", lambda folder: pytest.fail("the adapter was merged"))
+    monkeypatch.setattr("t5peft.cli.train.fit", lambda *args, **kwargs: pytest.fail("the model was trained"))
+    assert main(["merge", str(adapter), "--output", str(adapter)]) == 2
+    assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
+    assert train(backbone, table, adapter, "--method", "full") == 2
+    assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
 
 
 def test_a_prefix_is_not_merged_and_the_error_says_why(

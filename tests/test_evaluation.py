@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -252,6 +254,16 @@ def test_sources_may_be_token_ids_and_are_cut_before_their_end():
     assert predict(model, TOKENIZER, SOURCES, max_new_tokens=6, max_source_length=8) == expected
 
 
+@pytest.mark.parametrize("kind", [np.array, pd.Series])
+def test_sources_and_candidates_may_be_arrays_of_texts(kind):
+    model = v1_0()
+    expected = rank(model, TOKENIZER, SOURCES, WORDS)
+    assert torch.equal(rank(model, TOKENIZER, kind(SOURCES), kind(WORDS)).log_probabilities, expected.log_probabilities)
+    assert predict(model, TOKENIZER, kind(SOURCES), max_new_tokens=3) == predict(
+        model, TOKENIZER, SOURCES, max_new_tokens=3
+    )
+
+
 def test_batches_keep_to_the_budget_and_hold_every_source_once():
     sources = [[1] * length for length in (3, 40, 7, 7, 100, 1, 9)]
     batches = length_batches(sources, 60, more_per_row=5, passes=2, copies=2)
@@ -378,6 +390,11 @@ def test_rank_says_what_is_wrong_with_candidates():
         rank(model, TOKENIZER, "no", WORDS)
 
 
+def test_one_text_in_place_of_candidates_is_refused():
+    with pytest.raises(ValueError, match="one text came as candidates, 'yes'; a list of texts is expected"):
+        rank(v1_0(), TOKENIZER, SOURCES, "yes")
+
+
 def test_numbers_below_one_are_refused():
     model = v1_0()
     with pytest.raises(ValueError, match="max_new_tokens is 0 and num_beams 1; expected at least 1 of each"):
@@ -453,6 +470,12 @@ def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
     assert evaluate_task(model, TOKENIZER, task, LABELLED)["accuracy"] == pytest.approx(right / len(LABELLED))
     with pytest.raises(ValueError, match="the head of the model has 2 classes, task 'sentiment' has 3 target words"):
         evaluate_task(headed(2), TOKENIZER, task, LABELLED)
+
+
+def test_a_class_head_has_no_perplexity():
+    task = Task("sentiment", "{text}", "{label}", SENTIMENT.target_words, metrics=("accuracy", "perplexity"))
+    with pytest.raises(ValueError, match="no language model head, so that its targets have no perplexity"):
+        evaluate_task(headed(3), TOKENIZER, task, LABELLED)
 
 
 def test_exact_match_compares_labels_as_they_are():

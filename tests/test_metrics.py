@@ -137,6 +137,40 @@ def test_what_is_neither_text_nor_a_whole_number_is_no_label(predictions, refere
         compute("accuracy", predictions, references)
 
 
+def test_what_is_missing_is_no_word():
+    with pytest.raises(
+        ValueError, match="predictions are texts or whole numbers, but None came; the first is example 0"
+    ):
+        compute("accuracy", [None, "a"], ["None", "a"])
+    with pytest.raises(ValueError, match=r"predictions are texts or whole numbers, but \['a'\] came"):
+        compute("accuracy", [["a"]], ["a"])
+    assert compute("accuracy", ["None", "a"], [[None, "a"], ["a"]]) == {"accuracy": 0.5}
+    for nothing in ([None], (), None):
+        with pytest.raises(ValueError, match="1 examples have no reference, the first is example 0"):
+            compute("bleu", ["a"], [nothing])
+
+
+def test_references_may_be_arrays():
+    assert compute("rouge", ["the cat"], [np.array(["a dog", "the cat"])])["rougeL"] == 1.0
+    truths = np.array([True, False])
+    assert compute("accuracy", truths, truths) == compute("accuracy", [True, False], list(truths)) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_the_report_and_the_confusion_matrix_take_whole_numbers_as_labels(kind):
+    predictions, references = kind([0, 1, 1]), kind([0, 1, 0])
+    names, counts = confusion_matrix(predictions, references, labels=[1, 0])
+    assert (names, counts.tolist()) == (["1", "0"], [[1, 0], [1, 1]])
+    assert str(classification_report(predictions, references)) == str(classification_report("011", "010"))
+    with pytest.raises(ValueError, match="1 of 3 examples have not exactly one label, the first is example 2"):
+        confusion_matrix([0, 1, None], references)
+
+
+def test_references_that_hold_columns_of_their_own_are_no_answers():
+    with pytest.raises(ValueError, match=r"whole numbers, but \{'text': \['Bob'\]\} came; the first is example 1"):
+        compute("token_f1", ["Bob", "Bob"], [["Bob"], {"text": ["Bob"]}])
+
+
 def test_accuracy_takes_any_of_several_accepted_labels():
     assert compute("accuracy", ["a", "b", "x"], [["a"], ["b", "c"], ["c"]]) == {"accuracy": pytest.approx(2 / 3)}
 
@@ -179,6 +213,18 @@ def test_rouge_equals_rouge_score(references):
     ours = compute("rouge", PREDICTIONS, references)
     assert ours == pytest.approx({kind: total / len(PREDICTIONS) for kind, total in totals.items()}, abs=1e-12)
     assert ours["rougeLsum"] != pytest.approx(ours["rougeL"], abs=1e-3)
+
+
+@pytest.mark.parametrize("text", ["Привет, мир! Как дела?", "हिन्दी में लिखा", "我 喜欢 猫", "Μια γάτα."])
+def test_rouge_reads_words_of_every_script(text):
+    assert set(compute("rouge", [text], [text]).values()) == {1.0}
+    assert compute("rouge", [f"{text} 1"], [f"2 {text}"])["rouge1"] > 0.5
+    assert compute("rouge", ["Совсем другое"], [text])["rouge1"] == 0.0
+
+
+def test_rouge_splits_no_word_at_a_letter_outside_ascii_and_stems_the_others():
+    assert compute("rouge", ["Die schöne Größe"], ["Die schne Gre"])["rouge1"] == pytest.approx(1 / 3)
+    assert compute("rouge", ["running to the café"], ["runs to the Café"])["rougeL"] == 1.0
 
 
 def test_rouge_keeps_line_breaks_that_are_there():

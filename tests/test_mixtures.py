@@ -40,6 +40,12 @@ def test_temperature_flattens_capped_sizes_as_the_paper_has_it() -> None:
     assert flat["a"] == pytest.approx(0.5, abs=0.001)
 
 
+def test_a_low_temperature_leaves_all_to_the_largest_task() -> None:
+    assert mixture_rates({"a": 10_000, "b": 20_000}, temperature=0.01) == {"a": pytest.approx(2**-100), "b": 1.0}
+    with pytest.raises(ValueError, match="temperature is nan"):
+        mixture_rates({"a": 1}, temperature=float("nan"))
+
+
 def test_every_block_holds_each_task_as_often_as_its_rate_says(mixture: Mixture) -> None:
     for block in (0, 1, 7):
         names = Counter(mixture.draw(block * BLOCK + i)[0] for i in range(BLOCK))

@@ -40,6 +40,15 @@ def test_parquet_gives_the_same_records(tmp_path: Path) -> None:
     assert load_records(tmp_path / "a.parquet") == ROWS
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_columns_of_columns_get_the_names_that_they_have_from_the_hub(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    rows = Dataset.from_list([{"q": "who?", "answers": {"text": ["Bob"], "at": {"start": 1}}}])
+    rows.to_parquet(path) if kind == "parquet" else rows.to_json(path, lines=kind == "jsonl")
+    expected = rows.flatten().to_list()
+    assert load_records(path) == expected == [{"q": "who?", "answers.text": ["Bob"], "answers.at.start": 1}]
+
+
 def test_windows_line_ends_and_a_byte_order_mark_leave_no_trace(tmp_path: Path) -> None:
     for name, separator in (("a.csv", b","), ("a.tsv", b"\t")):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + separator.join([b"x", b"y"]) + b"\r\n1" + separator + b"2\r\n")
@@ -117,6 +126,8 @@ def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"is not utf-8 .* often encoding='latin-1'"):
         load_records(tmp_path / "a.csv")
     assert load_records(tmp_path / "a.csv", encoding="latin-1") == [{"x": "é"}]
+    with pytest.raises(ValueError, match="there is no encoding 'utf-17'"):
+        load_records(tmp_path / "a.csv", encoding="utf-17")
     (tmp_path / "a.csv.gz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot be unpacked"):
         load_records(tmp_path / "a.csv.gz")

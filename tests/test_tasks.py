@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
@@ -18,6 +21,7 @@ from t5peft.tasks import (
     family_task,
 )
 from t5peft.tasks.fitting import special_ids, without_special_tokens
+from t5peft.tasks.registry import with_validation
 from t5peft.tasks.template import Template
 
 REPOSITORY = Path(__file__).parent.parent
@@ -92,6 +96,15 @@ def test_a_reference_that_is_missing_is_no_word() -> None:
     for missing in (None, float("nan")):
         assert task.answers({"mr": "x", "text": "a", "texts": ["b", missing]}) == ["b"]
         assert task.answers({"mr": "x", "text": "a", "texts": missing}) == ["a"]
+
+
+@pytest.mark.parametrize("cell", [{"text": ["Bob"], "answer_start": [1]}, [{"text": "Bob"}]])
+def test_references_that_hold_columns_of_their_own_are_refused(cell: object, mini: PreTrainedTokenizerBase) -> None:
+    task = Task("qa", "{question}", "{answer}", references="answers")
+    record = {"question": "who?", "answer": "Bob", "answers": cell}
+    for read in (task.answers, lambda record: task.tokenize([record], mini)):
+        with pytest.raises(ValueError, match="in the column 'answers', which holds columns of its own in row 0"):
+            read(record)
 
 
 def test_references_to_labels_are_read_as_labels() -> None:
@@ -271,6 +284,30 @@ def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenize
     assert family_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
 
 
+@pytest.mark.parametrize("records", [pd.DataFrame({"text": ["a"], "title": ["b"]}), {"text": ["a"], "title": ["b"]}])
+def test_columns_in_place_of_records_are_told_what_to_give(records: Any, mini: PreTrainedTokenizerBase) -> None:
+    label = Task("label", "{text}", "{title}", {"b": "b", "c": "c"}, references="text")
+    for use in (SUMMARY.tokenize, SUMMARY.sources, label.tokenize):
+        with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):
+            use(records, mini)
+    with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):
+        family_task("summarisation", records)
+
+
+def test_half_a_character_is_named_by_its_column_and_rows(mini: PreTrainedTokenizerBase) -> None:
+    records = [
+        {"text": "cut \ud83d", "title": "a"},
+        {"text": "b", "title": "b \udc00"},
+        {"text": "\ud83d", "title": "c"},
+    ]
+    with pytest.raises(ValueError, match="the column 'text' holds half of a character, a lone surrogate, in rows 0, 2"):
+        with_validation(SUMMARY, {"train": records})
+    with pytest.raises(ValueError, match="the column 'title' holds half of a character, a lone surrogate, in row 1"):
+        SUMMARY.tokenize(records, mini)
+    with pytest.raises(ValueError, match=r"of label '.ud83d' holds half of a character"):
+        family_task("classification", [{"text": "a", "label": "\ud83d"}, {"text": "b", "label": "c"}])
+
+
 def test_all_contradictions_of_a_task_are_raised_at_once() -> None:
     with pytest.raises(ValueError, match="its name is empty") as error:
         Task("", "{text", "no column", metrics=(), max_source_length=1, num_beams=0)
@@ -288,6 +325,15 @@ def test_target_words_may_be_numbers_and_none_is_told() -> None:
     assert Task("t", "{text}", "{label}", {0: 0, 1: 1}).candidates == ("0", "1")
     with pytest.raises(ValueError, match="label '1' has no target word"):
         Task("t", "{text}", "{label}", {0: "no", 1: None})
+
+
+def test_numbers_that_would_be_two_labels_are_told_and_decimals_are_numbers() -> None:
+    labels = [{"text": "a", "label": label} for label in (1, 1.0, 0)]
+    with pytest.raises(ValueError, match=r"the column 'label' holds 1 and 1.0 as numbers, which would be two labels"):
+        family_task("classification", labels)
+    assert family_task("classification", [*labels[::2], {"text": "b", "label": "2.0"}]).labels == ("0", "1", "2.0")
+    decimals = [{"text": "a", "label": Decimal(label)} for label in ("1.5", "2")]
+    assert family_task("classification", decimals).answers(decimals[0]) == ["1.5"]
 
 
 def test_labels_that_share_a_word_are_refused() -> None:
@@ -313,6 +359,14 @@ def test_a_yaml_file_keeps_labels_as_they_are_written(tmp_path: Path) -> None:
     assert task.target_words == {"0": "no", "true": "yes"}
     assert task.metrics == ("accuracy", "f1")
     assert task.max_source_length == 64
+
+
+@pytest.mark.parametrize("nothing", ["null", "~", ""])
+def test_a_field_of_a_yaml_file_may_say_that_there_is_none(nothing: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\ntemplate: '{{text}}'\nreferences: {nothing}\ntarget_words: {nothing}\n")
+    task = Task.from_yaml(path)
+    assert (task.references, task.target_words) == (None, None)
 
 
 def test_a_yaml_file_with_wrong_fields_names_them_all(tmp_path: Path) -> None:
@@ -352,6 +406,22 @@ def test_a_family_finds_common_columns(family: str) -> None:
     task = family_task(family, records)
     assert task.source(record) == source
     assert task.target_text(record) == target
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [("translation.en", "translation.de", "English to German"), ("EN", "Portuguese", "English to Portuguese")],
+)
+def test_a_translation_names_the_languages_of_its_columns(source: str, target: str, said: str) -> None:
+    task = family_task("translation", [{source: "a", target: "b"}], columns={"source": source, "target": target})
+    assert task.template == f"translate {said}: {{{source}}}"
+
+
+def test_columns_of_a_translation_that_are_no_languages_ask_for_a_template() -> None:
+    records = [{"source": "a", "target": "b"}]
+    with pytest.raises(ValueError, match=r"'source', 'target' name no language .* give a template .*English to German"):
+        family_task("translation", records)
+    assert family_task("translation", records, template="to German: {source}").source(records[0]) == "to German: a"
 
 
 def test_a_family_takes_named_columns_words_and_a_template() -> None:

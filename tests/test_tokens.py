@@ -15,6 +15,7 @@ from vocabulary import small_tokenizer
 
 from t5peft.backbone import has_untied_head, load_backbone
 from t5peft.checkpoint import load_adapter, save_adapter
+from t5peft.cli.evaluate import load_tuned
 from t5peft.deploy import merge
 from t5peft.methods import ia3_wrap, lora_wrap
 from t5peft.tokens import add_tokens, load_with_tokens, train_tokens
@@ -214,7 +215,9 @@ def test_a_merged_model_is_saved_and_loaded_with_its_rows(shape: Geometry, tmp_p
 
 
 @pytest.mark.parametrize("spare", [0, 28])
-def test_merging_an_adapter_from_its_folder_brings_its_tokens(spare: int, tmp_path: Path) -> None:
+def test_an_adapter_brings_its_tokens_from_its_folder_beside_its_backbone_and_merged(
+    spare: int, tmp_path: Path
+) -> None:
     _, tokenizer = small_t5("v1.0")
     tiny_t5(vocab_size=len(tokenizer) + spare).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -224,9 +227,9 @@ def test_merging_an_adapter_from_its_folder_brings_its_tokens(spare: int, tmp_pa
     train_tokens(wrapped, ids)
     step(wrapped, batch_with(ids))
     save_adapter(wrapped, tmp_path / "adapter", tokenizer=tokenizer)
-    merged, its_tokenizer, _ = merge(tmp_path / "adapter")
-    assert its_tokenizer("positively { <br> a")["input_ids"] == tokenizer("positively { <br> a")["input_ids"]
-    torch.testing.assert_close(logits(merged, batch_with(ids)), logits(wrapped, batch_with(ids)), rtol=0, atol=2e-5)
+    for loaded, its_tokenizer in (merge(tmp_path / "adapter")[:2], load_tuned(tmp_path / "adapter")):
+        assert its_tokenizer("positively { <br> a")["input_ids"] == tokenizer("positively { <br> a")["input_ids"]
+        torch.testing.assert_close(logits(loaded, batch_with(ids)), logits(wrapped, batch_with(ids)), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

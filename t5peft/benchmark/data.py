@@ -14,6 +14,8 @@ from transformers.utils import cached_file
 
 from t5peft.backbone import MINI
 from t5peft.benchmark.suites import SuiteTask
+from t5peft.evaluation import METRICS
+from t5peft.evaluation.scores import check_metrics
 from t5peft.tasks import Task, load_records, load_task
 from t5peft.tasks.registry import with_validation
 
@@ -21,9 +23,20 @@ Splits = dict[str, list[dict[str, Any]]]
 
 
 def data_of(task: SuiteTask) -> dict[str, Any]:
-    """What a `RunConfig` holds of the data: where it is, and the SHA-256 of its content with the task's definition."""
+    """What a `RunConfig` holds of the data: where it is, and the SHA-256 of its content with the task's definition.
+
+    Raises:
+        ValueError: the task's first metric is one of which less is better, or there is none of that name.
+    """
     data: dict[str, Any] = {"task": task.name} if task.own is None else {"own": dict(task.own)}
-    return data | {"fingerprint": _fingerprint(*_load(data))}
+    definition, splits = _load(data)
+    check_metrics(definition)
+    if not METRICS[definition.metrics[0]].greater_is_better:
+        raise ValueError(
+            f"task {definition.name!r} leads with {definition.metrics[0]}, of which less is better; tables and figures take the "
+            "first metric for one of which more is: give another one first"
+        )
+    return data | {"fingerprint": _fingerprint(definition, splits)}
 
 
 def _fingerprint(task: Task, splits: Splits) -> str:
@@ -54,7 +67,7 @@ def _load(data: Mapping[str, Any]) -> tuple[Task, Splits]:
     fields = dict(data["own"])
     files = fields.pop("files")
     task = Task.from_mapping(fields)
-    splits = {split: load_records(path) for split, path in files.items()}
+    splits = {split: load_records(path, split) for split, path in files.items()}
     return task, with_validation(task, splits)
 
 

@@ -5,6 +5,7 @@ Letters: B rows, T target tokens, V vocabulary, C candidates, N examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class Split:
         self.task, self.tokenizer = task, tokenizer
         self.features: list[dict[str, Any]] = task.tokenize(records, tokenizer).to_list()
         self.references = [task.answers(record) for record in records]
-        self.texts = [task.source(record) for record in records]
+        self.texts = [task.content(record) for record in records]
 
     def score(self, model: nn.Module) -> Scored:
         """Ranks the target words where there are some, else generates."""
@@ -44,7 +45,6 @@ class Split:
         if self.task.target_words is not None:
             best = _best_candidates(model, self.tokenizer, sources, self.task.candidates)
             predictions = [self.task.labels[i] for i in best]
-            per_example = [float(p in r) for p, r in zip(predictions, self.references, strict=True)]
         else:
             answers = predict(
                 model,
@@ -54,15 +54,20 @@ class Split:
                 num_beams=self.task.num_beams,
             )
             predictions = [self.task.read(text) for text in answers]
-            per_example = self._lead_by_example(predictions)
         scores: dict[str, float] = {}
         for name in self.task.metrics:
-            scores |= score_of(self.task, name, predictions, self.references, self.texts)
-        return Scored(scores, [round(score, 4) for score in per_example])
+            if name == "perplexity":
+                loss = self.loss(model)
+                scores |= {"loss": loss, "perplexity": math.exp(loss)}
+            else:
+                scores |= score_of(self.task, name, predictions, self.references, self.texts)
+        return Scored(scores, [round(score, 4) for score in self._lead_by_example(predictions)])
 
     def _lead_by_example(self, predictions: list[str]) -> list[float]:
         """The leading metric of each example alone; for BLEU its mean is not the score of the corpus."""
         metric = METRICS[self.task.metrics[0]]
+        if self.task.target_words is not None:
+            return [float(p in r) for p, r in zip(predictions, self.references, strict=True)]
         rows = zip(predictions, self.references, self.texts, strict=True)
         return [compute(metric.name, [p], [r], sources=[t])[metric.lead] for p, r, t in rows]
 

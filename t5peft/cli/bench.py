@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
     own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
-    own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet")
+    own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet, or a folder or hub name")
     own.add_argument("--validation", metavar="FILE", help="default: a tenth of the training file")
     own.add_argument("--test", metavar="FILE")
     own.add_argument("--source-column", nargs="+", metavar="COLUMN", help="default: found by common names")
@@ -132,7 +132,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
     files = {split: path for split, path in files.items() if path}
-    records = [record for path in files.values() for record in load_records(path)]
+    records = [record for split, path in files.items() for record in load_records(path, split)]
     *sources, target = FAMILIES[args.task].roles
     if args.source_column and len(args.source_column) != len(sources):
         raise ValueError(
@@ -141,7 +141,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     columns = dict(zip(sources, args.source_column or (), strict=False))
     if args.label_column:
         columns[target] = args.label_column
-    path = Path(args.train)
+    path = Path(args.train).resolve() if Path(args.train).is_dir() else Path(args.train)
     name = path.resolve().parent.name if path.stem.startswith("train") else path.stem
     task = family_task(args.task, records, name=name, columns=columns, template=args.template)
     fields = {field: value for field, value in asdict(task).items() if value is not None}

@@ -30,7 +30,9 @@ def add_data_arguments(
     )
     for split in splits:
         parser.add_argument(
-            f"--{split}", metavar="FILE", help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or hub name"
+            f"--{split}",
+            metavar="FILE",
+            help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with a split {split}",
         )
     parser.add_argument(
         "--column",
@@ -56,7 +58,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         ValueError, FileNotFoundError: as the loaders of :mod:`t5peft.tasks` say.
     """
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
-    splits: Splits = {split: load_records(path) for split, path in given.items()}
+    splits: Splits = {split: load_records(path, split) for split, path in given.items()}
     if args.task in FAMILIES and (splits or args.task not in definition_names()):
         if not splits:
             raise ValueError(f"The family {args.task!r} needs records: give files by --train, --validation, --test.")
@@ -86,7 +88,8 @@ def save_task(task: Task, folder: str | Path) -> None:
     """Write ``task`` beside the adapter that was tuned on it."""
     fields = {name: value for name, value in asdict(task).items() if value is not None}
     fields["metrics"] = list(task.metrics)
-    (Path(folder) / TASK_FILE).write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    # escaped, not allow_unicode: that writes U+0085 as it is, which is read as a line break
+    (Path(folder) / TASK_FILE).write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
 
 
 def load_saved_task(folder: str | Path) -> Task:

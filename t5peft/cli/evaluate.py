@@ -14,13 +14,16 @@ from t5peft.cli.data import load_saved_task
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Task, load_records, load_task
 from t5peft.tasks.definition import definition_names, read_definition
+from t5peft.tokens import brings_tokens, load_with_tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft evaluate``."""
     add_model_arguments(parser)
     parser.add_argument(
-        "--data", metavar="FILE", help="records with their targets; the task's own test records by default"
+        "--data",
+        metavar="FILE",
+        help="records with their targets, the test split of a folder or hub name; the task's own test records by default",
     )
 
 
@@ -33,7 +36,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every score of the task."""
     task = read_task(args)
-    records = load_records(args.data) if args.data else _test_records(task, args.task)
+    records = load_records(args.data, "test") if args.data else _test_records(task, args.task)
     model, tokenizer = load_tuned(args.model)
     scores = evaluate_task(model, tokenizer, task, records)
     print(f"{task.name}, {len(records)} records")
@@ -51,7 +54,8 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """An adapter beside its backbone, or a whole model, and the tokenizer."""
     if not (Path(folder) / CONFIG).is_file():
         return load_backbone(folder)
-    model, tokenizer = load_adapter(folder, quantize=quantization_of(folder))
+    load = load_with_tokens if brings_tokens(folder) else load_adapter
+    model, tokenizer = load(folder, quantize=quantization_of(folder))
     assert tokenizer is not None
     return model, tokenizer
 

@@ -22,7 +22,11 @@ Record = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft predict``."""
     add_model_arguments(parser)
-    parser.add_argument("--data", metavar="FILE", help="records with the columns of the task's template")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="records with the columns of the task's template, the test split of a folder or hub name",
+    )
     parser.add_argument(
         "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
     )
@@ -30,19 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer every record; nothing is written until all are answered."""
+    """Answer every record; the file is made before any is answered, and written when all are."""
     if args.data and args.text:
         raise ValueError("Got both --data and --text; expected one of them.")
     task = read_task(args)
-    records = load_records(args.data) if args.data else _records(task, args.text)
+    records = load_records(args.data, "test") if args.data else _records(task, args.text)
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.output).open("a").close()
     model, tokenizer = load_tuned(args.model)
-    # default: dates of a Parquet file, say
-    lines = [
-        json.dumps(record, ensure_ascii=False, default=str) for record in answered(model, tokenizer, task, records)
-    ]
+    lines = [_json(record) for record in answered(model, tokenizer, task, records)]
     text = "".join(f"{line}\n" for line in lines)
     if args.output:
-        Path(args.output).write_text(text, encoding="utf-8")
+        # what UTF-8 does not write, half of a character, is \ud83d in JSON too
+        Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace")
         print(f"{len(lines)} answers in {args.output}")
     else:
         sys.stdout.write(text)
@@ -72,6 +77,12 @@ def answered(
     for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):
         shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
         yield {**record, "answer": task.labels[best], "probability": shares}
+
+
+def _json(record: Record) -> str:
+    """One line; dates of a Parquet file are text, and numbers that JSON does not have, such as NaN, are null."""
+    plain = json.loads(json.dumps(record, default=str), parse_constant=lambda constant: None)
+    return json.dumps(plain, ensure_ascii=False)
 
 
 def _records(task: Task, texts: list[str]) -> list[Record]:

@@ -7,7 +7,6 @@ change of a weight; they are served as adapters.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import t5_of
-from t5peft.checkpoint import CONFIG, load_adapter, quantization_of
+from t5peft.checkpoint import load_adapter, quantization_of
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
-from t5peft.tokens import load_with_tokens
+from t5peft.tokens import brings_tokens, load_with_tokens
 
 logger = logging.getLogger("t5peft")
 
@@ -52,7 +51,7 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     Raises:
         FileNotFoundError, ValueError: as :func:`~t5peft.load_adapter`; for prefixes and prompts, which do not merge.
     """
-    load = load_with_tokens if _brings_tokens(Path(folder)) else load_adapter
+    load = load_with_tokens if brings_tokens(folder) else load_adapter
     model, tokenizer = load(folder)
     assert tokenizer is not None
     if any(isinstance(module, (PrefixLayer, PromptEncoder)) for module in model.modules()):
@@ -75,13 +74,6 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
         else:
             quantised = _difference(_logits(trained, ids), expected)
     return merged, tokenizer, Parity(_difference(unmerged, expected), quantised)
-
-
-def _brings_tokens(folder: Path) -> bool:
-    """Whether the adapter trains rows of tokens, and was saved with the tokenizer that knows them."""
-    if not (folder / CONFIG).is_file() or not (folder / "tokenizer_config.json").is_file():
-        return False
-    return json.loads((folder / CONFIG).read_text()).get("trainable_token_indices") is not None
 
 
 @torch.no_grad()

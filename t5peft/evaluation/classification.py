@@ -7,22 +7,27 @@ the target words counts as a class of its own without references: it lowers reca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-References = Sequence[str] | Sequence[int] | Sequence[Sequence[str]]
+Labels = Sequence[str] | Sequence[int]
+References = Labels | Sequence[Sequence[str]]
 
 
 def accepted_answers(references: References) -> list[list[str]]:
     """One list of accepted answers an example, whether it came with one answer or several."""
-    return [
-        [str(reference)] if isinstance(reference, str | int | Integral) else [str(answer) for answer in reference]
-        for reference in references
-    ]
+    return [[str(answer) for answer in answers_of(reference)] for reference in references]
+
+
+def answers_of(reference: object) -> list[Any]:
+    """The answers of one example as they came, in plain Python's types; None, a missing one, is left out."""
+    several = isinstance(reference, Iterable) and not isinstance(reference, str | Mapping)
+    answers = list(reference) if several else [reference]  # type: ignore[call-overload]
+    return [answer.item() if isinstance(answer, np.generic) else answer for answer in answers if answer is not None]
 
 
 def single_labels(references: References) -> list[str]:
@@ -49,18 +54,17 @@ def accuracy(predictions: Sequence[str], references: References) -> dict[str, fl
     return {"accuracy": float(np.mean(right))}
 
 
-def confusion_matrix(
-    predictions: Sequence[str], references: References, labels: Sequence[str] = ()
-) -> tuple[list[str], np.ndarray]:
+def confusion_matrix(predictions: Labels, references: References, labels: Labels = ()) -> tuple[list[str], np.ndarray]:
     """Counts [C, C] with a row per reference label and a column per predicted one.
 
     `labels` come first and in their order; labels that occur beside them follow, sorted.
     """
-    truths = single_labels(references)
-    names = [*labels, *sorted({*truths, *predictions} - set(labels))]
+    truths, predicted = single_labels(references), single_labels(predictions)
+    first = [str(label) for label in labels]
+    names = [*first, *sorted({*truths, *predicted} - set(first))]
     index = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    for truth, prediction in zip(truths, predictions, strict=True):
+    for truth, prediction in zip(truths, predicted, strict=True):
         counts[index[truth], index[prediction]] += 1
     return names, counts
 
@@ -101,9 +105,7 @@ class ClassificationReport:
         )
 
 
-def classification_report(
-    predictions: Sequence[str], references: References, labels: Sequence[str] = ()
-) -> ClassificationReport:
+def classification_report(predictions: Labels, references: References, labels: Labels = ()) -> ClassificationReport:
     """Precision, recall and F1 per class; a class never predicted has precision 0, one never referenced recall 0."""
     names, counts = confusion_matrix(predictions, references, labels)
     hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
@@ -139,9 +141,7 @@ def matthews(predictions: Sequence[str], references: References) -> dict[str, fl
     return {"matthews": float(covariance / np.sqrt(spread)) if spread > 0 else 0.0}
 
 
-def confusion_picture(
-    predictions: Sequence[str], references: References, path: str | Path, labels: Sequence[str] = ()
-) -> Path:
+def confusion_picture(predictions: Labels, references: References, path: str | Path, labels: Labels = ()) -> Path:
     """Draws the confusion matrix into `path` (.png, .svg or .pdf): counts, coloured by share of the reference class.
 
     Raises:

@@ -12,7 +12,7 @@ Each metric is also an `evaluate` module in `modules/`: a file that `evaluate.lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from t5peft.evaluation.answers import exact_match, token_f1
 from t5peft.evaluation.calibration import perplexity
-from t5peft.evaluation.classification import References, accepted_answers, accuracy, f1, matthews
+from t5peft.evaluation.classification import References, accepted_answers, accuracy, answers_of, f1, matthews
 from t5peft.evaluation.gleu import gleu, google_bleu
 from t5peft.evaluation.overlap import bleu, chrf, rouge
 
@@ -82,8 +82,8 @@ def compute(
         name: a key of METRICS.
         predictions: one text an example; a whole number is the label of its digits. For perplexity: summed negative
             log-likelihoods.
-        references: one text an example, or a list of accepted texts an example, likewise. For perplexity: numbers of
-            target tokens.
+        references: one text an example, or a list or array of accepted texts an example, likewise; None among them is left
+            out. For perplexity: numbers of target tokens.
         sources: what the predictions were made from; only gleu needs it.
 
     Returns:
@@ -96,7 +96,7 @@ def compute(
     if name not in METRICS:
         raise ValueError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
     metric = METRICS[name]
-    problems = _problems(metric, predictions, references, sources)
+    problems = _problems(metric, predictions, [answers_of(reference) for reference in references], sources)
     if problems:
         raise ValueError(f"metric {name!r}: " + "; ".join(problems))
     if name != "perplexity":
@@ -108,7 +108,7 @@ def compute(
 
 
 def _problems(
-    metric: Metric, predictions: Sequence[Any], references: Sequence[Any], sources: Sequence[str] | None
+    metric: Metric, predictions: Sequence[Any], references: list[list[Any]], sources: Sequence[str] | None
 ) -> list[str]:
     problems = []
     if len(predictions) == 0:
@@ -117,13 +117,16 @@ def _problems(
         problems.append(
             f"{len(predictions)} predictions came with {len(references)} references, equal numbers are expected"
         )
-    without = [i for i, reference in enumerate(references) if reference is None or reference == []]
+    without = [i for i, reference in enumerate(references) if not reference]
     if without:
         problems.append(f"{len(without)} examples have no reference, the first is example {without[0]}; leave them out")
     if metric.name != "perplexity":
         problems += [
             f"{what} are texts or whole numbers, but {found[0]!r} came; the first is example {found[1]}"
-            for what, found in (("predictions", _other(predictions)), ("references", _other(references)))
+            for what, found in (
+                ("predictions", _other([answers_of([p]) or [None] for p in predictions])),
+                ("references", _other(references)),
+            )
             if found
         ]
     if metric.needs_sources and sources is None:
@@ -133,10 +136,9 @@ def _problems(
     return problems
 
 
-def _other(values: Sequence[Any]) -> tuple[Any, int] | None:
-    """The first label that is neither text nor a whole number, nor missing, with its example."""
-    for i, value in enumerate(values):
-        for label in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
-            if label is not None and not isinstance(label, str | Integral):
-                return label, i
-    return None
+def _other(answers: list[list[Any]]) -> tuple[Any, int] | None:
+    """The first answer that is neither text nor a whole number, with its example."""
+    wrong = (
+        (answer, i) for i, several in enumerate(answers) for answer in several if not isinstance(answer, str | Integral)
+    )
+    return next(wrong, None)

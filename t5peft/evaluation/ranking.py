@@ -104,6 +104,8 @@ def _candidate_ids(
     Raises:
         ValueError: as `rank`.
     """
+    if isinstance(candidates, str):
+        raise ValueError(f"one text came as candidates, {candidates[:60]!r}; a list of texts is expected: write [text]")
     shared = all(isinstance(candidate, str) for candidate in candidates)
     several = [cast(Sequence[str], candidates)] if shared else candidates
     lists = {-1 if shared else i: list(texts) for i, texts in enumerate(several)}

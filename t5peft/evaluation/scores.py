@@ -117,7 +117,15 @@ def loss_and_perplexity(
 
     Args:
         features: `input_ids` and `labels`, lists of ids without padding.
+
+    Raises:
+        ValueError: a model without a language model head.
     """
+    if not t5_of(model).can_generate():
+        raise ValueError(
+            f"{type(t5_of(model)).__name__} has no language model head, so that its targets have no perplexity; leave "
+            "perplexity out of the task's metrics"
+        )
     total, tokens = 0.0, 0
     with evaluating(model) as t5:
         ids = {"pad_token_id": t5.config.pad_token_id, "decoder_start_token_id": t5.config.decoder_start_token_id}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from .fitting import Fitted
 from .template import Template, as_text, some_rows
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def raise_all(name: str, problems: Sequence[str]) -> None:
@@ -21,8 +24,20 @@ def raise_all(name: str, problems: Sequence[str]) -> None:
         raise ValueError(f"task {name!r}:\n{listed}")
 
 
+def no_records(records: Sequence[Any]) -> list[str]:
+    """What came in place of records, such as the names of columns or splits."""
+    return [
+        f"record {i} is {record!r:.60}, and a mapping from columns to cells was expected: of a pandas DataFrame give "
+        "df.to_dict('records'), of a DatasetDict one of its splits"
+        for i, record in enumerate(records)
+        if not isinstance(record, Mapping)
+    ][:1]
+
+
 def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) -> list[str]:
-    """Columns that the template names and records do not have, or that hold no text."""
+    """Columns that the template names and records do not have, or that hold no text, or half of a character."""
+    if foreign := no_records(records):
+        return foreign
     problems = [] if records else ["there are no records; the file or the split is empty"]
     for column in template.columns:
         absent = [i for i, record in enumerate(records) if column not in record]
@@ -40,6 +55,12 @@ def missing_columns(records: Sequence[Mapping[str, Any]], template: Template) ->
                 f"the column {column!r} holds {kind} in {some_rows(untextual)}; text or a number was expected: "
                 "make it text, or leave those records out"
             )
+        halved = [i for i, record in enumerate(records) if SURROGATE.search(as_text(record.get(column)) or "")]
+        if halved:
+            problems.append(
+                f"the column {column!r} holds half of a character, a lone surrogate, in {some_rows(halved)}, which no tokenizer "
+                "reads: cut texts between characters, or leave those halves out by text.encode('utf-8', 'ignore').decode()"
+            )
     return problems
 
 
@@ -51,6 +72,21 @@ def missing_references(records: Sequence[Mapping[str, Any]], column: str | None)
     return [
         f"its references are in the column {column!r}, which is in none of the {len(records)} records; the columns there "
         f"are: {there}. Rename the column, or leave out 'references' to score by the one target"
+    ]
+
+
+def mapped_references(records: Sequence[Mapping[str, Any]], column: str | None) -> list[str]:
+    """References that hold columns of their own, as SQuAD's answers do, whose names would pass for answers."""
+
+    def is_mapped(cell: object) -> bool:
+        return isinstance(cell, Mapping) or (isinstance(cell, list) and any(isinstance(one, Mapping) for one in cell))
+
+    rows = [i for i, record in enumerate(records) if column is not None and is_mapped(record.get(column))]
+    if not rows:
+        return []
+    return [
+        f"its references are in the column {column!r}, which holds columns of its own in {some_rows(rows)}; a text or a list of "
+        "texts was expected: name the one that has them, as load_records does ('answers.text'), or make them lists of texts"
     ]
 
 

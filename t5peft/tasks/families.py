@@ -11,11 +11,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import checks
 from .task import Task
 from .template import Template, as_text
 
 MOST_LABELS = 200
-LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian", "es": "Spanish", "it": "Italian"}
+LANGUAGES = {
+    "en": "English", "de": "German", "fr": "French", "ro": "Romanian", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
+    "nl": "Dutch", "sv": "Swedish", "da": "Danish", "no": "Norwegian", "fi": "Finnish", "pl": "Polish", "cs": "Czech",
+    "hu": "Hungarian", "el": "Greek", "tr": "Turkish", "ru": "Russian", "uk": "Ukrainian", "ar": "Arabic", "he": "Hebrew",
+    "hi": "Hindi", "id": "Indonesian", "vi": "Vietnamese", "zh": "Chinese", "ja": "Japanese", "ko": "Korean",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,11 +150,13 @@ def family_task(
 
     Raises:
         ValueError: no such family or role, a role whose column is neither named nor found, or too many labels: all at
-            once.
+            once; columns of a translation that name no language, without a template.
     """
     if family not in FAMILIES:
         raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
     kind = FAMILIES[family]
+    records = list(records)
+    checks.raise_all(name or family, checks.no_records([*records, *scored]))
     found = _find_columns(family, kind, records, dict(columns or {}))
     target_column = list(found.values())[-1]
     words = dict(target_words) if target_words else None
@@ -195,8 +203,20 @@ def _find_columns(
 def _template(family: str, kind: Family, found: Mapping[str, str]) -> str:
     fields = {role: f"{{{column}}}" for role, column in found.items()}
     if family == "translation":
-        fields["from"], fields["to"] = (LANGUAGES.get(found[role], found[role].capitalize()) for role in kind.roles)
+        fields["from"], fields["to"] = _languages(list(found.values()))
     return Template.parse(kind.source).render(fields)
+
+
+def _languages(columns: Sequence[str]) -> list[str]:
+    """The language of each column by the last part of its name: ``translation.de`` and ``German`` are German."""
+    by_name = LANGUAGES | {language.lower(): language for language in LANGUAGES.values()}
+    found = [by_name.get(column.rsplit(".", 1)[-1].lower()) for column in columns]
+    if unknown := [column for column, language in zip(columns, found, strict=True) if language is None]:
+        raise ValueError(
+            f"family 'translation': the columns {', '.join(map(repr, unknown))} name no language ({', '.join(LANGUAGES)}, or in "
+            f"full); give a template that does, such as 'translate English to German: {{{columns[0]}}}', or rename them"
+        )
+    return [language for language in found if language is not None]
 
 
 def _has_references(record: Mapping[str, Any]) -> bool:
@@ -205,7 +225,13 @@ def _has_references(record: Mapping[str, Any]) -> bool:
 
 
 def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    labels = sorted({label for record in records if (label := as_text(record.get(column))) is not None})
+    cells = [record.get(column) for record in records]
+    if twice := {cell for cell in cells if type(cell) is int} & {cell for cell in cells if isinstance(cell, float)}:
+        number = int(min(twice))
+        raise ValueError(
+            f"the column {column!r} holds {number} and {number}.0 as numbers, which would be two labels; write them alike"
+        )
+    labels = sorted({label for cell in cells if (label := as_text(cell)) is not None})
     if len(labels) > MOST_LABELS:
         raise ValueError(
             f"the column {column!r} has {len(labels)} different values, more than {MOST_LABELS}: is it a label? If so, "

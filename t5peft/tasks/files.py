@@ -2,7 +2,8 @@
 
 The kind of file is read from its name: ``.csv .tsv .jsonl .json .parquet .txt``, the text ones also with ``.gz``,
 ``.xz`` or ``.bz2`` after it. A folder with a file ``train``, ``validation`` or ``test`` of such an ending is read by ``split``.
-Cells of CSV and TSV stay text: a label 0 is ``"0"``, as target words have it.
+Cells of CSV and TSV stay text: a label 0 is ``"0"``, as target words have it. Columns of columns become
+``"translation.de"``, which a template can name, of files and of the hub alike.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import lzma
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 from datasets import load_dataset
@@ -59,7 +60,7 @@ def load_records(
     if path.is_dir():
         path = _file_of_split(path, split)
     if path.is_file():
-        records = _read(path, encoding, header, quoted)
+        records = [_flat(record) for record in _read(path, encoding, header, quoted)]
         origin = str(path)
     elif _looks_like_a_file(str(path_or_name)):
         raise FileNotFoundError(_no_such_file(path))
@@ -146,8 +147,12 @@ def _text(path: Path, encoding: str) -> str:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not {encoding} (byte {error.start} is {data[error.start]:#04x}); say which encoding it has, "
-            "older files are often encoding='latin-1'"
+            f"{path} is not {encoding} (byte {error.start} is {data[error.start]:#04x}); save it as UTF-8, or give load_records "
+            "the encoding that it has, which in older files is often encoding='latin-1'"
+        ) from None
+    except LookupError:
+        raise ValueError(
+            f"there is no encoding {encoding!r}; expected one of Python's, such as 'utf-8' or 'latin-1'"
         ) from None
 
 
@@ -179,7 +184,11 @@ def _table(path: Path, text: str, delimiter: str, header: Sequence[str] | None, 
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         problems.append(f"the header has columns of the same name: {', '.join(map(repr, repeated))}")
-    _raise_lines(path, problems, "Mend those lines; say quoted=True or quoted=False if it is the quotation marks")
+    _raise_lines(
+        path,
+        problems,
+        "Mend those lines; if it is the quotation marks, save the file as JSONL, or give load_records quoted=True or False",
+    )
     return rows
 
 
@@ -211,6 +220,14 @@ def _json(path: Path, text: str) -> Records:
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise ValueError(f"{path} holds {type(content).__name__}; expected a list of objects, one a record")
     return content
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for column, cell in record.items():
+        inner = {f"{column}.{name}": value for name, value in _flat(cell).items()} if isinstance(cell, dict) else {}
+        flat |= inner or {column: cell}
+    return flat
 
 
 def _raise_lines(path: Path, problems: list[str], advice: str) -> None:
@@ -264,5 +281,4 @@ def _from_hub(name: str, config: str | None, split: str | None) -> Records:
             f"{name!r} is no file here, and as a data set of the hub it could not be read: {error}. Without a network "
             f"give a local file ({', '.join(KINDS)}) or a task of the package, whose data it holds"
         ) from error
-    # columns of columns become "translation.de", which a template can name
     return dataset.flatten().to_list()

@@ -39,10 +39,11 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each text, ending in ``</s>`` also where the tokenizer does not add it. Nothing is cut."""
+    texts = list(texts)
     if not texts:
         return []
     end = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), verbose=False)["input_ids"]
+    encoded = tokenizer(texts, verbose=False)["input_ids"]
     return [list(ids) if ids and ids[-1] == end else [*ids, end] for ids in encoded]
 
 

@@ -41,11 +41,12 @@ def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperatu
     problems += [f"task {name!r} has no examples" for name, size in sizes.items() if size < 1]
     if cap is not None and cap < 1:
         problems.append(f"cap is {cap}; at least 1 was expected")
-    if temperature <= 0:
+    if not temperature > 0:
         problems.append(f"temperature is {temperature}; a number above 0 was expected")
     if problems:
         raise ValueError(f"mixture: {'; '.join(problems)}")
-    weights = {name: min(size, cap or size) ** (1 / temperature) for name, size in sizes.items()}
+    largest = max(sizes.values()) if temperature < 1 else 1  # a high power of a size would overflow
+    weights = {name: (min(size, cap or size) / largest) ** (1 / temperature) for name, size in sizes.items()}
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 

@@ -110,6 +110,10 @@ class Task:
         for label, word in self.target_words.items():
             if word is None or not word.strip():
                 problems.append(f"label {label!r} has {'an empty' if word is not None else 'no'} target word")
+            elif checks.SURROGATE.search(word):
+                problems.append(
+                    f"the target word {word!r} of label {label!r} holds half of a character, a lone surrogate"
+                )
             else:
                 by_word.setdefault(one_line(word), []).append(label)
         for word, labels in by_word.items():
@@ -121,11 +125,13 @@ class Task:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Task:
-        """A task from the fields of a YAML file; numbers may be text.
+        """A task from the fields of a YAML file; numbers may be text, and ``references: null`` is none.
 
         Raises:
             ValueError: a field that a task does not have, or one that is missing, or of the wrong kind.
         """
+        nothing = [key for key in ("references", "target_words") if values.get(key) in ("", "~", "null")]
+        values = {key: value for key, value in values.items() if key not in nothing}
         known = {field.name for field in fields(cls)}
         problems = [
             f"it has no field {key!r}; the fields are {', '.join(sorted(known))}" for key in set(values) - known
@@ -222,7 +228,12 @@ class Task:
         return self._labels_by_answer.get(answer, answer)
 
     def answers(self, record: Record) -> list[str]:
-        """What ``read`` should give for this record: its references if it has several, else its one target."""
+        """What ``read`` should give for this record: its references if it has several, else its one target.
+
+        Raises:
+            ValueError: references that are no texts but hold columns of their own, or what ``target_text`` says.
+        """
+        checks.raise_all(self.name, checks.mapped_references([record], self.references))
         references = texts_of(record.get(self.references)) if self.references is not None else []
         return [self.read(text) for text in references or [self.target_text(record)]]
 
@@ -247,7 +258,9 @@ class Task:
                 leaves no room for its columns.
         """
         records = list(records)
+        checks.raise_all(self.name, checks.no_records(records))
         problems = checks.missing_columns(records, self._template) + checks.missing_columns(records, self._target)
+        problems += checks.mapped_references(records, self.references)
         problems += self._unknown(records) + self.collisions(tokenizer)
         checks.raise_all(self.name, problems)
         sources = self._fit_sources(records, tokenizer)
