@@ -281,6 +281,11 @@ def verify(folder: Path) -> list[str]:
     return problems
 
 
+def folder_of(checkpoint: Path, adapter: str) -> Path:
+    """Where peft saves ``adapter`` in ``checkpoint``: all but ``default`` have a folder of their own."""
+    return checkpoint if adapter == "default" else checkpoint / adapter
+
+
 def newest_complete(run_folder: str | Path) -> Path | None:
     """The ``checkpoint-N`` sealed last in ``run_folder`` that is undamaged, or None; says which ones it passes over."""
     for folder in reversed(_checkpoints(run_folder)):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, GenerationConfig, Seq2SeqTrainingArguments, TrainerCallback
@@ -58,6 +59,28 @@ def test_best_checkpoint_and_early_stopping_work_with_every_method(method: str, 
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_metric == min(losses)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("names", [["mine"], ["default", "second"]], ids="+".join)
+def test_the_best_checkpoint_is_loaded_into_the_adapter_that_is_trained_whatever_its_name(
+    names: list[str], tmp_path: Path
+) -> None:
+    config = LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    model = get_peft_model(seeded(tiny_t5), config, adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, config)
+    model.set_adapter(names[-1])
+    args = arguments(
+        tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, greater_is_better=True,  # the first step then is the best
+    )  # fmt: skip
+    trainer = T5PeftTrainer(model, args, train_dataset=tiny_records(8), eval_dataset=tiny_records(4))
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+    (tmp_path / "checkpoint-1" / names[-1] / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"holds no weights of the adapter '{names[-1]}'"):
+        trainer._load_best_model()
 
 
 @pytest.mark.parametrize("method", TUNED)

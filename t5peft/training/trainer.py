@@ -40,7 +40,7 @@ from transformers.trainer_utils import (
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
-from t5peft.checkpoint import SEAL, newest_complete, rotate, seal, verify
+from t5peft.checkpoint import SEAL, WEIGHTS, folder_of, newest_complete, rotate, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
@@ -394,6 +394,20 @@ class T5PeftTrainer(Seq2SeqTrainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             torch.save(self.args, Path(folder) / TRAINING_ARGS_NAME)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, of an adapter its own: transformers takes that called ``default`` whichever is trained."""
+        if not isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
+        best = Path(self.state.best_model_checkpoint)
+        for name in self.model.active_adapters:
+            folder = folder_of(best, name)
+            if not (folder / WEIGHTS).is_file():
+                raise ValueError(
+                    f"The best checkpoint {best} holds no weights of the adapter {name!r}; expected {WEIGHTS} in {folder}."
+                )
+            self.model.load_adapter(str(folder), name)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------
 
