@@ -125,11 +125,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     broken = _not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if broken:
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
-    if foreign := _foreign(folder):
-        raise ValueError(
-            f"The adapter is not saved to {folder}, which holds what is no earlier adapter's and would be lost: {foreign[:5]}. "
-            f"Expected a new or empty folder, or that of an adapter; take one of its own, such as {folder / 'adapter'}."
-        )
+    check_output(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     staging = temporary / "new"  # mkdtemp's own is closed to other users
@@ -147,6 +143,16 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def check_output(folder: str | Path) -> None:
+    """Raise ValueError for a folder that holds anything else than an earlier adapter, which :func:`save_adapter` would delete."""
+    folder = Path(folder)
+    if foreign := _foreign(folder):
+        raise ValueError(
+            f"The adapter is not saved to {folder}, which holds what is no earlier adapter's and would be lost: {foreign[:5]}. "
+            f"Expected a new or empty folder, or that of an adapter; take one of its own, such as {folder / 'adapter'}."
+        )
 
 
 def load_adapter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,13 +40,23 @@ class Recipe:
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
     evaluations: int = 5
-    """How often validation is scored, and the model saved, in training; the best is kept."""
+    """How often at most validation is scored, and the model saved, in training; the best is kept."""
     patience: int | None = None
     """Stop after so many evaluations without a lower validation loss."""
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     bf16: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise one ValueError for all numbers that are not above 0."""
+        numbers = ("learning_rate", "batch_size", "epochs", "steps", "evaluations")
+        values = {name: getattr(self, name) for name in numbers}
+        wrong = [f"{name}={value}" for name, value in values.items() if value is not None and value <= 0]
+        if wrong:
+            raise ValueError(
+                f"Recipe: {', '.join(wrong)} came; expected numbers above 0 (learning_rate and steps may be None)."
+            )
 
 
 @dataclass(frozen=True)
@@ -164,8 +175,9 @@ def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> 
 
 
 def _arguments(recipe: Recipe, examples: int, output: str | Path) -> T5PeftTrainingArguments:
-    steps = recipe.steps or max(1, round(recipe.epochs * max(1, -(-examples // recipe.batch_size))))
-    every = max(1, steps // max(1, recipe.evaluations))
+    batch = recipe.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = recipe.steps or max(1, round(recipe.epochs * max(1, -(-examples // batch))))
+    every = -(-steps // recipe.evaluations)
     return T5PeftTrainingArguments(
         output_dir=str(output),
         max_steps=steps,

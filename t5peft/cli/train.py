@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from t5peft.checkpoint import save_adapter
+from t5peft.checkpoint import check_output, save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
 from t5peft.tuning import fit, score_splits
@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune, save, score."""
     task, splits = read_data(args)
+    if args.method != "full":
+        check_output(Path(args.output) / "adapter")
     model, tokenizer = fit(task, splits, read_recipe(args), args.output, resume=args.resume)
     folder = Path(args.output)
     if args.method == "full":
