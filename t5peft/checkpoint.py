@@ -38,6 +38,9 @@ logger = logging.getLogger("t5peft")
 SEAL = "t5peft.json"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+# settings of an adapter that may change when its training goes on: its weights stay what they are
+FREE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "init_ia3_weights", "init_lora_weights"}
+FREE |= {"lora_dropout", "peft_version", "revision"}
 # what peft, `t5peft train` and `t5peft retune` write beside an adapter
 BESIDE = (CONFIG, WEIGHTS, SEAL, "README.md", "task.yaml", "scores.json", "retuning.json")
 
@@ -188,14 +191,7 @@ def load_adapter(
     if model is None and not problems:
         model, tokenizer = backbone_of(folder, quantize=quantize)
     if model is not None:
-        for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
-            sealed = _seal_of(folder).get(name)
-            if None not in (sealed, own) and sealed != own:
-                problems.append(
-                    f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) "
-                    f"than the given one ({own}, {model.name_or_path!r})"
-                )
-                break
+        problems += _of_another_backbone(folder, config, model)
     _raise(folder, problems)
     assert model is not None
     correct_config(t5_of(model))
@@ -290,6 +286,43 @@ def verify(folder: Path) -> list[str]:
 def folder_of(checkpoint: Path, adapter: str) -> Path:
     """Where peft saves ``adapter`` in ``checkpoint``: all but ``default`` have a folder of their own."""
     return checkpoint if adapter == "default" else checkpoint / adapter
+
+
+def of_another_model(checkpoint: Path, model: PreTrainedModel | PeftModel) -> list[str]:
+    """Why training of ``model`` cannot go on from ``checkpoint``, in words: other adapters, or another frozen backbone."""
+    if not isinstance(model, PeftModel):
+        return ["it holds an adapter, which the model has not"] if (checkpoint / CONFIG).is_file() else []
+    problems = []
+    for name in model.active_adapters:
+        path = folder_of(checkpoint, name) / CONFIG
+        if not path.is_file():
+            problems.append(f"it holds no adapter {name!r}")
+            continue
+        saved, own = json.loads(path.read_text()), model.peft_config[name].to_dict()
+        if not problems:
+            problems += _of_another_backbone(checkpoint, saved, model)
+        pairs = {key: (_plain(saved[key]), _plain(own[key])) for key in sorted((saved.keys() & own.keys()) - FREE)}
+        if changed := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
+            problems.append(f"its adapter has other settings than the model's ({changed})")
+    return problems
+
+
+def _of_another_backbone(folder: Path, config: dict[str, Any], model: PreTrainedModel) -> list[str]:
+    for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
+        sealed = _seal_of(folder).get(name)
+        if None not in (sealed, own) and sealed != own:
+            return [
+                f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) "
+                f"than the given one ({own}, {model.name_or_path!r})"
+            ]
+    return []
+
+
+def _plain(setting: Any) -> Any:
+    """A setting as JSON holds it; of a set, whose order is no one's, and of an enumeration too."""
+    if isinstance(setting, list | tuple | set):
+        return sorted(map(str, setting))
+    return getattr(setting, "value", setting)
 
 
 def newest_complete(run_folder: str | Path) -> Path | None:

@@ -111,6 +111,58 @@ def seeded(make: Any) -> Any:
     return make()
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: lora_wrap(tiny_t5(seed=9)), "it was trained on another backbone"),
+        (
+            lambda: lora_wrap(tiny_t5(), alpha=1),
+            r"its adapter has other settings than the model's \(.*'lora_alpha': \(32, 1\)",
+        ),
+        (lambda: lora_wrap(tiny_t5(), rank=4), r"'r': \(16, 4\)"),
+        (lambda: lora_wrap(tiny_t5(), targets=["q", "k"]), r"'target_modules': \(\['q', 'v'\], \['k', 'q'\]\)"),
+        (lambda: METHODS["ia3"].wrap(tiny_t5()), r"'peft_type': \('LORA', 'IA3'\)"),
+        (lambda: full_wrap(tiny_t5()), "it holds an adapter, which the model has not"),
+        (lambda: get_peft_model(tiny_t5(), LoraConfig(target_modules=["q"]), "mine"), "it holds no adapter 'mine'"),
+    ],
+    ids=["backbone", "alpha", "rank", "targets", "method", "full", "name"],
+)
+def test_a_checkpoint_of_another_model_is_not_resumed(other: Any, message: str, tmp_path: Path) -> None:
+    args = arguments(tmp_path, save_strategy="steps", max_steps=1)
+    T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
+    trainer = T5PeftTrainer(other(), arguments(tmp_path, max_steps=2), train_dataset=tiny_records(8))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(ValueError, match=rf"checkpoint-1 cannot be resumed from: .*{message}"):
+        trainer.train(resume_from_checkpoint=True)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+def test_other_dropout_and_initialisation_do_not_stop_resuming(tmp_path: Path) -> None:
+    args = arguments(tmp_path, save_strategy="steps", max_steps=1)
+    T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
+    trainer = T5PeftTrainer(
+        lora_wrap(tiny_t5(), dropout=0.1), arguments(tmp_path, max_steps=2), train_dataset=tiny_records(8)
+    )
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
+def test_resuming_weights_without_their_optimizer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for only, words in ((False, 0), (True, 1)):
+        folder, settings = tmp_path / str(only), {"save_strategy": "steps", "save_only_model": only}
+        for resume in (None, True):
+            args = arguments(folder, max_steps=2 if resume else 1, **settings)
+            T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train(resume)
+        assert caplog.text.count("holds no optimizer: its state and the schedule of learning rates begin anew") == words
+
+
+def test_a_model_without_anything_to_train_is_refused(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5()).requires_grad_(False)
+    trainer = T5PeftTrainer(model, arguments(tmp_path), train_dataset=tiny_records(4))
+    with pytest.raises(ValueError, match=r"no parameter that requires a gradient; .* load_adapter\(.*trainable=True\)"):
+        trainer.train()
+
+
 def test_features_padded_by_the_users_own_tokenising_give_the_same_step(tmp_path: Path) -> None:
     records = tiny_records(4)
     padded = [

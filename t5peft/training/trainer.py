@@ -14,6 +14,7 @@ Letters: B batch, T target tokens, G generated tokens.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -40,7 +41,7 @@ from transformers.trainer_utils import (
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
-from t5peft.checkpoint import SEAL, WEIGHTS, folder_of, newest_complete, rotate, seal, verify
+from t5peft.checkpoint import SEAL, WEIGHTS, folder_of, newest_complete, of_another_model, rotate, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
@@ -49,6 +50,8 @@ from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches, our_att
 from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
 from t5peft.training.features import check_columns, check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
@@ -172,6 +175,11 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
     def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Train, on our kernels; here and not in `train`, which may first replace the model by one of ``model_init``."""
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                f"Got a {type(self.model).__name__} with no parameter that requires a gradient; expected one that a *_wrap "
+                "returned, or load_adapter(folder, trainable=True)."
+            )
         keep = self.args.keep_activations
         with contextlib.ExitStack() as during:
             if self.args.fast_kernels and not self.args.torch_compile:
@@ -358,16 +366,23 @@ class T5PeftTrainer(Seq2SeqTrainer):
         """Train; ``resume_from_checkpoint=True`` goes on from the newest checkpoint that is complete.
 
         Raises:
-            ValueError: nothing to resume from, or a checkpoint that was damaged.
+            ValueError: nothing to resume from, or a checkpoint that was damaged or is another model's; nothing to train.
         """
         if resume_from_checkpoint is True:
             newest = newest_complete(self.args.output_dir)
             if newest is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
             resume_from_checkpoint = str(newest)
-        elif resume_from_checkpoint and (problems := verify(Path(resume_from_checkpoint))):
-            raise ValueError(f"The checkpoint {resume_from_checkpoint} cannot be resumed from: {'; '.join(problems)}.")
+        if resume_from_checkpoint:
+            self._check_checkpoint(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _check_checkpoint(self, folder: Path) -> None:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # which have formats of their own
+        if problems := verify(folder) or ([] if sharded else of_another_model(folder, self.model)):
+            raise ValueError(f"The checkpoint {folder} cannot be resumed from: {'; '.join(problems)}.")
+        if not sharded and not (folder / OPTIMIZER_NAME).is_file():
+            logger.warning("%s holds no optimizer: its state and the schedule of learning rates begin anew.", folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
