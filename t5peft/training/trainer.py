@@ -503,7 +503,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         for cut in cuts[self.accelerator.process_index :: self.accelerator.num_processes]:
             batch = self._collate([raw[i] for i in cut]) if ours else dataloader.collate_fn([dataset[i] for i in cut])
             if unlabelled:
-                batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+                batch = {name: value for name, value in batch.items() if name != "labels"}
             yield cut, self._prepare_inputs(batch)
 
     def _outputs(self, model: nn.Module, batch: Batch, limit: dict[str, Any]) -> list[np.ndarray]:
