@@ -34,9 +34,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     if small or x.device.type != "cpu" or not fp32 or not torch.backends.mkldnn.is_available():
         return nn.functional.linear(x, weight)
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = (
-            weight.contiguous()
-        )  # of a part of wider rows oneDNN's plainest kernel would take hundreds of times as long
+        # Of a part of wider rows oneDNN's plainest kernel would take hundreds of times as long.
+        weight = weight.contiguous()
     missing = -rows % row_multiple(rows)
     if not missing:
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

@@ -406,7 +406,10 @@ class T5PeftTrainer(Seq2SeqTrainer):
     def _check_checkpoint(self, folder: Path) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # which have formats of their own
         if problems := verify(folder) or ([] if sharded else of_another_model(folder, self.model)):
-            raise ValueError(f"The checkpoint {folder} cannot be resumed from: {'; '.join(problems)}.")
+            raise ValueError(
+                f"The checkpoint {folder} cannot be resumed from: {'; '.join(problems)}. Expected a whole one, and the model that "
+                "it was saved of: make that again, or train into another folder."
+            )
         if not sharded and not (folder / OPTIMIZER_NAME).is_file():
             logger.warning("%s holds no optimizer: its state and the schedule of learning rates begin anew.", folder)
 
