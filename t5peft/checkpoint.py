@@ -46,6 +46,9 @@ _OTHERS = {
     "QUESTION_ANS": "T5ForQuestionAnswering",
     "FEATURE_EXTRACTION": "T5EncoderModel",
 }
+# settings of an adapter that may change when its training goes on: its weights stay what they are
+FREE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "init_ia3_weights", "init_lora_weights"}
+FREE |= {"lora_dropout", "peft_version", "revision"}
 # what peft, `t5peft train` and `t5peft retune` write beside an adapter
 BESIDE = (CONFIG, WEIGHTS, SEAL, "README.md", "task.yaml", "scores.json", "retuning.json")
 
@@ -150,11 +153,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     broken = _not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if broken:
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
-    if foreign := _foreign(folder):
-        raise ValueError(
-            f"The adapter is not saved to {folder}, which holds what is no earlier adapter's and would be lost: {foreign[:5]}. "
-            f"Expected a new or empty folder, or that of an adapter; take one of its own, such as {folder / 'adapter'}."
-        )
+    check_output(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     staging = temporary / "new"  # mkdtemp's own is closed to other users
@@ -172,6 +171,16 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def check_output(folder: str | Path) -> None:
+    """Raise ValueError for a folder that holds anything else than an earlier adapter, which :func:`save_adapter` would delete."""
+    folder = Path(folder)
+    if foreign := _foreign(folder):
+        raise ValueError(
+            f"The adapter is not saved to {folder}, which holds what is no earlier adapter's and would be lost: {foreign[:5]}. "
+            f"Expected a new or empty folder, or that of an adapter; take one of its own, such as {folder / 'adapter'}."
+        )
 
 
 def load_adapter(
@@ -209,20 +218,7 @@ def load_adapter(
     if model is None and not problems:
         model, tokenizer = backbone_of(folder, quantize=quantize)
     if model is not None:
-        for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
-            sealed = _seal_of(folder).get(name)
-            if None not in (sealed, own) and sealed != own:
-                problems.append(
-                    f"it was trained on another backbone (fingerprint {sealed}, {config.get('base_model_name_or_path')!r}) "
-                    f"than the given one ({own}, {model.name_or_path!r})"
-                )
-                break
-        rows, own_rows = _seal_of(folder).get("rows"), len(_table(t5_of(model)))
-        if rows is not None and rows > own_rows:
-            problems.append(
-                f"it was trained beside a table of {rows} tokens and the given one has {own_rows}: add the tokens first, or load "
-                "it by load_with_tokens where add_tokens added them"
-            )
+        problems += _of_another_backbone(folder, config, model)
     _raise(folder, problems)
     assert model is not None
     correct_config(t5_of(model))
@@ -325,6 +321,56 @@ def verify(folder: Path) -> list[str]:
         if broken:
             problems.append(f"these tensors hold NaN or infinity: {broken[:5]}")
     return problems
+
+
+def folder_of(checkpoint: Path, adapter: str) -> Path:
+    """Where peft saves ``adapter`` in ``checkpoint``: all but ``default`` have a folder of their own."""
+    return checkpoint if adapter == "default" else checkpoint / adapter
+
+
+def of_another_model(checkpoint: Path, model: PreTrainedModel | PeftModel) -> list[str]:
+    """Why training of ``model`` cannot go on from ``checkpoint``, in words: other adapters, or another frozen backbone."""
+    if not isinstance(model, PeftModel):
+        return ["it holds an adapter, which the model has not"] if (checkpoint / CONFIG).is_file() else []
+    problems = []
+    for name in model.active_adapters:
+        path = folder_of(checkpoint, name) / CONFIG
+        if not path.is_file():
+            problems.append(f"it holds no adapter {name!r}")
+            continue
+        saved, own = json.loads(path.read_text()), model.peft_config[name].to_dict()
+        if not problems:
+            problems += _of_another_backbone(checkpoint, saved, model)
+        pairs = {key: (_plain(saved[key]), _plain(own[key])) for key in sorted((saved.keys() & own.keys()) - FREE)}
+        if changed := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
+            problems.append(f"its adapter has other settings than the model's ({changed})")
+    return problems
+
+
+def _of_another_backbone(folder: Path, config: dict[str, Any], model: PreTrainedModel) -> list[str]:
+    sealed = _seal_of(folder)
+    problems = []
+    for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
+        if None not in (sealed.get(name), own) and sealed[name] != own:
+            problems.append(
+                f"it was trained on another backbone (fingerprint {sealed[name]}, {config.get('base_model_name_or_path')!r}) "
+                f"than the given one ({own}, {model.name_or_path!r})"
+            )
+            break
+    rows = len(_table(t5_of(model)))
+    if sealed.get("rows", 0) > rows:
+        problems.append(
+            f"it was trained beside a table of {sealed['rows']} tokens and the given one has {rows}: add the tokens first, or load "
+            "it by load_with_tokens where add_tokens added them"
+        )
+    return problems
+
+
+def _plain(setting: Any) -> Any:
+    """A setting as JSON holds it; of a set, whose order is no one's, and of an enumeration too."""
+    if isinstance(setting, list | tuple | set):
+        return sorted(map(str, setting))
+    return getattr(setting, "value", setting)
 
 
 def newest_complete(run_folder: str | Path) -> Path | None:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.checkpoint import load_adapter, quantization_of, save_adapter
+from t5peft.checkpoint import check_output, load_adapter, quantization_of, save_adapter
 from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.methods import method_of
 from t5peft.tasks import Task
 from t5peft.tasks.registry import with_validation
+from t5peft.tokens import brings_tokens, load_with_tokens
 from t5peft.tuning import Recipe, Records, tune
 
 REPORT = "retuning.json"
@@ -93,7 +94,8 @@ def retune(
         replay: old records replayed for each new one; 0: none.
 
     Raises:
-        ValueError: an output that is the adapter itself, a negative replay, or what :func:`~t5peft.load_adapter` says.
+        ValueError: an output that is the adapter itself, a negative replay, or what :func:`~t5peft.load_adapter` and
+            :func:`~t5peft.save_adapter` say.
     """
     if Path(output).resolve() == Path(adapter).resolve():
         raise ValueError(
@@ -101,19 +103,19 @@ def retune(
         )
     if replay < 0:
         raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
-    model, tokenizer = load_adapter(adapter, trainable=True, quantize=quantization_of(adapter))
+    check_output(output)
+    load = load_with_tokens if brings_tokens(adapter) else load_adapter
+    model, tokenizer = load(adapter, trainable=True, quantize=quantization_of(adapter))
     assert tokenizer is not None
     recipe = dataclasses.replace(recipe, method=method_of(model) or recipe.method)
     replayed = random.Random(recipe.seed).sample(list(old), min(len(old), round(replay * len(new))))
     splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})
     before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     work = Path(output).with_name(f".{Path(output).name}-work")
-    try:
-        tune(task, splits, recipe, work, model=(model, tokenizer))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    tune(task, splits, recipe, work, model=(model, tokenizer))
     after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
-    save_adapter(model, output)
+    save_adapter(model, output, tokenizer=tokenizer if brings_tokens(adapter) else None)
+    shutil.rmtree(work, ignore_errors=True)
     report = Retuned(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
     (Path(output) / REPORT).write_text(json.dumps(asdict(report), indent=1))
     return report

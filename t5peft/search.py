@@ -7,6 +7,7 @@ was interrupted goes on, and one that is done is read.
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from transformers import TrainerCallback
 from t5peft.evaluation import METRICS
 from t5peft.methods import METHODS
 from t5peft.tasks import Task
+from t5peft.tasks.splits import fingerprint_of_data
 from t5peft.tuning import Recipe, Splits, tune
 
-# What is searched beside the learning rate, weight decay and label smoothing, by method: option and choices.
+# What is searched beside the learning rate, weight decay and label smoothing, where not given, by method: option and choices.
 OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
     "lora": {"rank": (4, 8, 16, 32)},
     "qlora": {"rank": (4, 8, 16, 32)},
@@ -45,7 +47,8 @@ class Found:
     def command(self, task: str, output: str, data: Sequence[str] = ()) -> str:
         """The command that tunes once more by the best recipe, on the files and columns that ``data``, more of its words, say."""
         recipe = self.recipe
-        words = ["t5peft", "train", "--task", task, *data, "--method", recipe.method, "--backbone", recipe.backbone]
+        words = ["t5peft", "train", "--task", task, *data, "--method", recipe.method]
+        words += ["--backbone", str(recipe.backbone)]
         words += ["--learning-rate", f"{recipe.learning_rate:.3g}", "--weight-decay", f"{recipe.weight_decay:g}"]
         words += ["--label-smoothing", f"{recipe.label_smoothing:g}", "--batch-size", str(recipe.batch_size)]
         words += ["--steps", str(recipe.steps)] if recipe.steps else ["--epochs", f"{recipe.epochs:g}"]
@@ -68,9 +71,12 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
 
     Raises:
         ImportError: Optuna is not installed (``pip install t5peft[search]``).
-        ValueError: fewer than one trial, or a study that was begun by another recipe.
+        ValueError: fewer than one trial, or a study that was begun by another recipe or on other data.
     """
-    import optuna
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("Searching needs Optuna, which is not installed; pip install t5peft[search].") from error
 
     if trials < 1:
         raise ValueError(f"Got trials={trials}; expected at least 1.")
@@ -81,21 +87,22 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
         storage=f"sqlite:///{folder / 'study.db'}",
         study_name=f"{task.name}-{recipe.method}",
         direction="maximize" if METRICS[task.metrics[0]].greater_is_better else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=recipe.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
         load_if_exists=True,
     )
-    begun = study.user_attrs.get("recipe", asdict(recipe))
-    if changed := {
-        name: (begun.get(name), value) for name, value in asdict(recipe).items() if begun.get(name, value) != value
-    }:
-        raise ValueError(
-            f"The study in {folder} was begun by another recipe (its own and the given: {changed}); its trials would not "
-            "compare. Give the same recipe, or another folder."
-        )
-    study.set_user_attr("recipe", asdict(recipe))
+    # What is drawn depends on the seed alone: a search that goes on would draw its first trials once more.
+    study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + len(study.trials))
     metric = METRICS[task.metrics[0]]
     tried = {"train": splits["train"], "validation": splits["validation"]}
+    given = json.loads(json.dumps(asdict(recipe), default=str))  # as the study keeps it
+    given["data"] = fingerprint_of_data(task, tried)
+    begun = study.user_attrs.get("recipe", given)
+    if changed := {name: (begun.get(name), value) for name, value in given.items() if begun.get(name, value) != value}:
+        raise ValueError(
+            f"The study in {folder} was begun by another recipe or on other data (its own and the given: {changed}); its trials "
+            "would not compare. Give the same ones, or another folder."
+        )
+    study.set_user_attr("recipe", given)
 
     def objective(trial: optuna.Trial) -> float:
         at = folder / f"trial-{trial.number}"
@@ -117,20 +124,17 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
 
 
 def suggest(trial: Any, recipe: Recipe) -> Recipe:
-    """A recipe around ``recipe``: the learning rate within a factor of ten, and the method's options."""
+    """A recipe around ``recipe``: the learning rate within a factor of ten, and the choices that it does not give."""
     rate = recipe.learning_rate or METHODS[recipe.method].learning_rate
-    drawn: dict[str, Any] = {
-        "learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True),
-        "weight_decay": trial.suggest_categorical("weight_decay", (0.0, 0.01, 0.1)),
-        "label_smoothing": trial.suggest_categorical("label_smoothing", (0.0, 0.1)),
-    }
-    for name, choices in OPTIONS.get(recipe.method, {}).items():
-        drawn[name] = trial.suggest_categorical(name, choices)
+    drawn: dict[str, Any] = {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)}
+    choices = {"weight_decay": (0.0, 0.01, 0.1), "label_smoothing": (0.0, 0.1), **OPTIONS.get(recipe.method, {})}
+    given = {**vars(recipe), **recipe.options}
+    drawn |= {name: trial.suggest_categorical(name, of) for name, of in choices.items() if not given.get(name)}
     return _recipe(drawn, recipe)
 
 
 def _recipe(drawn: Mapping[str, Any], recipe: Recipe) -> Recipe:
-    own = {name: drawn[name] for name in ("learning_rate", "weight_decay", "label_smoothing")}
+    own = {name: drawn[name] for name in ("learning_rate", "weight_decay", "label_smoothing") if name in drawn}
     return replace(recipe, **own, options={**recipe.options, **{k: v for k, v in drawn.items() if k not in own}})
 
 

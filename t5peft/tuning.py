@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,13 +40,23 @@ class Recipe:
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
     evaluations: int = 5
-    """How often validation is scored, and the model saved, in training; the best is kept."""
+    """How often at most validation is scored, and the model saved, in training; the best is kept."""
     patience: int | None = None
     """Stop after so many evaluations without a lower validation loss."""
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     bf16: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise one ValueError for all numbers that are not above 0."""
+        numbers = ("learning_rate", "batch_size", "epochs", "steps", "evaluations")
+        values = {name: getattr(self, name) for name in numbers}
+        wrong = [f"{name}={value}" for name, value in values.items() if value is not None and value <= 0]
+        if wrong:
+            raise ValueError(
+                f"Recipe: {', '.join(wrong)} came; expected numbers above 0 (learning_rate and steps may be None)."
+            )
 
 
 @dataclass(frozen=True)
@@ -116,16 +127,24 @@ def fit(
     train, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
     if model is None:
         wrapped = _wrap(wrapped, recipe, train[0]["input_ids"][:-1])
-    stopping = [EarlyStoppingCallback(recipe.patience)] if recipe.patience else []
+    watching = [_AtTheEnd(), *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else [])]
     T5PeftTrainer(
         model=wrapped,
         args=_arguments(recipe, len(train), output),
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[*stopping, *callbacks],
+        callbacks=[*watching, *callbacks],
     ).train(resume_from_checkpoint=resume)
     return wrapped, tokenizer
+
+
+class _AtTheEnd(TrainerCallback):
+    """Scores and saves the last step too, which is else left out where the number of evaluations does not divide that of steps."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
 
 
 def score_splits(
@@ -164,8 +183,9 @@ def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> 
 
 
 def _arguments(recipe: Recipe, examples: int, output: str | Path) -> T5PeftTrainingArguments:
-    steps = recipe.steps or max(1, round(recipe.epochs * max(1, -(-examples // recipe.batch_size))))
-    every = max(1, steps // max(1, recipe.evaluations))
+    batch = recipe.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = recipe.steps or max(1, round(recipe.epochs * max(1, -(-examples // batch))))
+    every = -(-steps // recipe.evaluations)
     return T5PeftTrainingArguments(
         output_dir=str(output),
         max_steps=steps,

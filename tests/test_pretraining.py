@@ -488,6 +488,52 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+def test_dropout_is_that_of_the_seed_and_the_step(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    def run(name: str, until: int | None = None) -> list[float]:
+        run = _pretrainer(store, tokenizer, tmp_path / name, steps=4)
+        for module in run.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.3
+        run.resume()
+        run.train(until=until)
+        return _losses(tmp_path / name)
+
+    whole = run("whole")
+    run("parts", until=2)
+    torch.rand(3)
+    assert run("parts") == whole
+
+
+def test_a_state_of_another_optimizer_is_not_resumed(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    _pretrainer(store, tokenizer, tmp_path, optimizer="adafactor").train(until=1)
+    with pytest.raises(
+        ValueError, match=r"state\.pt is of optimizer='adafactor', not 'adamw'; give that one, or another"
+    ):
+        _pretrainer(store, tokenizer, tmp_path, optimizer="adamw").resume()
+
+
+def test_a_held_out_text_that_is_too_short_is_told_before_the_training(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    short = write_store([_document(0)[:1]], tokenizer, tmp_path / "short")
+    with pytest.raises(ValueError, match=r"The held-out text is too short: \d+ tokens came; rows of \d+ need at least"):
+        Pretrainer(new_model(tokenizer, TINY), tokenizer, store, PretrainConfig(), tmp_path, held_out=short)
+
+
+def test_a_state_is_saved_before_it_is_evaluated(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _pretrainer(store, tokenizer, tmp_path, eval_every=2, save_every=2)
+    monkeypatch.setattr(run, "held_out_loss", None)
+    with pytest.raises(TypeError):
+        run.train()
+    assert _pretrainer(store, tokenizer, tmp_path).resume()
+
+
 @pytest.mark.parametrize("objective", ["spans", "prefix"])
 def test_the_held_out_loss_falls(
     objective: str, store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
@@ -543,8 +589,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_config_names_all_its_problems() -> None:
-    with pytest.raises(ValueError, match=r"rows=0.*cooldown=-1"):
-        PretrainConfig(rows=0, cooldown=-1)
+    with pytest.raises(ValueError, match=r"rows=0.*flat=0.*warmup=-2.*cooldown=-1"):
+        PretrainConfig(rows=0, flat=0, warmup=-2, cooldown=-1)
 
 
 def test_step_flops_counts_every_matrix_once_for_the_tokens_that_meet_it(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import tiny_t5, tiny_tokenizer
+from transformers import TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainingArguments, load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import main
 from t5peft.retuning import Retuned, replace, retune
 from t5peft.tasks import Task
-from t5peft.tuning import Recipe, tune
+from t5peft.tuning import Recipe, _arguments, fit, tune
 
 TASK = Task("film", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
 
@@ -61,6 +63,86 @@ def test_a_study_is_not_continued_by_another_recipe(backbone: str, tmp_path: Pat
     search(TASK, splits, recipe(backbone), tmp_path / "study", trials=1)
     with pytest.raises(ValueError, match=r"begun by another recipe .*'steps': \(2, 3\)"):
         search(TASK, splits, replace_fields(recipe(backbone), steps=3), tmp_path / "study", trials=2)
+    with pytest.raises(ValueError, match=r"begun by another recipe or on other data .*'data'"):
+        search(TASK, {**splits, "train": records(5)}, recipe(backbone), tmp_path / "study", trials=2)
+
+
+def test_trials_of_a_search_that_goes_on_are_new_ones(backbone: str, tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    splits = {"train": records(4), "validation": records(4, 100)}
+    for trials in (1, 2, 3):
+        search(TASK, splits, recipe(backbone), tmp_path / "study", trials=trials)
+    study = optuna.load_study(study_name="film-lora", storage=f"sqlite:///{tmp_path / 'study' / 'study.db'}")
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == 3
+
+
+def test_a_search_goes_on_by_a_recipe_with_a_path_and_a_tuple(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    splits = {"train": records(4), "validation": records(4, 100)}
+    given = replace_fields(recipe(backbone), backbone=Path(backbone), options={"targets": ("q", "k", "v")}, steps=1)
+    for trials in (1, 2):
+        found = search(TASK, splits, given, tmp_path / "study", trials=trials)
+    assert found.trials == 2
+    assert f"--backbone {backbone}" in found.command("film.yaml", "out")
+
+
+def test_what_the_recipe_gives_is_not_searched(backbone: str) -> None:
+    optuna = pytest.importorskip("optuna")
+    from t5peft.search import suggest
+
+    given = replace_fields(recipe(backbone), options={"rank": 2}, weight_decay=0.3)
+    trial = optuna.trial.FixedTrial({"learning_rate": 2e-3, "label_smoothing": 0.1})
+    assert suggest(trial, given) == replace_fields(given, learning_rate=2e-3, label_smoothing=0.1)
+
+
+def test_a_search_without_optuna_says_what_to_install(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
+    data = ["--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
+    assert main(["search", *data, "--output", str(tmp_path / "study")]) == 2
+    assert "pip install t5peft[search]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"epochs": -1.0}, {"steps": -5}, {"evaluations": -1}, {"learning_rate": 0.0}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_recipe_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"Recipe: {name}={value} came; expected .* above 0"):
+        Recipe(**wrong)
+
+
+@pytest.mark.parametrize(("steps", "evaluations"), [(9, 5), (11, 5), (10, 5), (3, 5)])
+def test_validation_is_scored_as_often_as_asked_at_most(steps: int, evaluations: int, tmp_path: Path) -> None:
+    args = _arguments(Recipe(steps=steps, evaluations=evaluations), 100, tmp_path)
+    assert 3 <= -(-steps // args.eval_steps) <= evaluations
+
+
+def test_the_last_step_is_scored_too(backbone: str, tmp_path: Path) -> None:
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(state.global_step)
+
+    splits = {"train": records(12), "validation": records(6, 100)}
+    fit(TASK, splits, replace_fields(recipe(backbone), steps=7, evaluations=3), tmp_path, callbacks=[Watch()])
+    assert seen == [3, 6, 7]
+
+
+def test_an_epoch_of_two_processes_has_half_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t5peft.tuning.T5PeftTrainingArguments", lambda **given: given["max_steps"])
+    steps = [_arguments(Recipe(batch_size=4, epochs=2.0), 20, tmp_path)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert [*steps, _arguments(Recipe(batch_size=4, epochs=2.0), 20, tmp_path)] == [10, 6]
 
 
 def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None:
@@ -155,6 +237,37 @@ def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: 
         retune(old, TASK, new, records(4), **given)
 
 
+def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    for folder in (tmp_path / "v2", tmp_path / "run" / "adapter"):
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("of the user")
+    monkeypatch.setattr("t5peft.tuning.T5PeftTrainer", None)
+    given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
+    with pytest.raises(ValueError, match=r"not saved to .*v2, which holds .*\['notes.txt'\]"):
+        retune(old, TASK, records(4, 20), records(4), **given)
+    (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
+    data = ["--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
+    assert main(["train", *data, "--output", str(tmp_path / "run")]) == 2
+    assert "which holds what is no earlier adapter's" in capsys.readouterr().err
+
+
+def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    monkeypatch.setattr("t5peft.retuning.save_adapter", broken)
+    given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
+    with pytest.raises(OSError, match="disk full"):
+        retune(old, TASK, records(8, 20), records(4), **given)
+    assert list((tmp_path / ".v2-work").glob("checkpoint-*"))
+
+
 def test_the_output_of_tuning_again_may_not_be_the_adapter_itself(backbone: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is the adapter itself"):
         retune(tmp_path, TASK, [], [], new_test=[], old_test=[], recipe=recipe(backbone), output=tmp_path)
@@ -164,8 +277,8 @@ def test_the_commands_search_and_retune_run(backbone: str, tmp_path: Path, capsy
     pytest.importorskip("optuna")
     table = tmp_path / "films.csv"
     table.write_text("text,label\n" + "\n".join(f"{row['text']},{row['label']}" for row in records(24)))
-    common = ["--backbone", backbone, "--steps", "1", "--batch-size", "4", "--evaluations", "1"]
-    data = ["--task", "classification", "--train", str(table), "--column", "text=text"]
+    common = ["--steps", "1", "--batch-size", "4", "--evaluations", "1"]
+    data = ["--task", "classification", "--train", str(table), "--column", "text=text", "--backbone", backbone]
     assert main(["search", *data, *common, "--seed", "5", "--trials", "1", "--output", str(tmp_path / "study")]) == 0
     command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
     assert command[:4] == ["t5peft", "train", "--task", "classification"]
@@ -175,3 +288,6 @@ def test_the_commands_search_and_retune_run(backbone: str, tmp_path: Path, capsy
     files = [f"--{name}={table}" for name in ("train", "test", "old-train", "old-test")]
     assert main(["retune", str(tmp_path / "run" / "adapter"), *files, *common, "--output", str(tmp_path / "v2")]) == 0
     assert "accuracy: old records" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["retune", str(tmp_path / "run" / "adapter"), *files, "--rank", "4", "--output", str(tmp_path / "v3")])
+    assert "unrecognized arguments: --rank 4" in capsys.readouterr().err

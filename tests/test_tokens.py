@@ -18,7 +18,10 @@ from t5peft.checkpoint import load_adapter, save_adapter
 from t5peft.cli.evaluate import load_tuned
 from t5peft.deploy import merge
 from t5peft.methods import ia3_wrap, lora_wrap
+from t5peft.retuning import retune
+from t5peft.tasks import Task
 from t5peft.tokens import add_tokens, load_with_tokens, train_tokens
+from t5peft.tuning import Recipe
 
 SHAPES: tuple[Geometry, ...] = ("v1.0", "v1.1")
 NEW = ["{", "<br>", "positively"]
@@ -230,6 +233,13 @@ def test_an_adapter_brings_its_tokens_from_its_folder_beside_its_backbone_and_me
     for loaded, its_tokenizer in (merge(tmp_path / "adapter")[:2], load_tuned(tmp_path / "adapter")):
         assert its_tokenizer("positively { <br> a")["input_ids"] == tokenizer("positively { <br> a")["input_ids"]
         torch.testing.assert_close(logits(loaded, batch_with(ids)), logits(wrapped, batch_with(ids)), rtol=0, atol=2e-5)
+    task = Task("t", "say: {text}", "{label}", metrics=("accuracy",), max_source_length=16, max_target_length=4)
+    records = [{"text": f"a {i} <br>", "label": "a"} for i in range(8)]
+    tests = {"new_test": records[:2], "old_test": records[:2]}
+    recipe = Recipe(steps=1, batch_size=4, evaluations=1)
+    retune(tmp_path / "adapter", task, records, records, **tests, recipe=recipe, output=tmp_path / "again")
+    _, its_tokenizer = load_tuned(tmp_path / "again")
+    assert its_tokenizer("positively { <br> a")["input_ids"] == tokenizer("positively { <br> a")["input_ids"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -10,12 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from tiny import EOS, PAD, tiny_classifier, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
 from torch.utils.data import IterableDataset
-from transformers import EarlyStoppingCallback, GenerationConfig, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import (
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    GenerationConfig,
+    PrinterCallback,
+    Seq2SeqTrainingArguments,
+    T5EncoderModel,
+    T5ForTokenClassification,
+    TrainerCallback,
+)
 
-from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
+from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, load_adapter, lora_wrap, save_adapter
 from t5peft.speed import takes_rows
 from t5peft.training.progress import format_logs
 
@@ -60,6 +70,28 @@ def test_best_checkpoint_and_early_stopping_work_with_every_method(method: str, 
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
+@pytest.mark.parametrize("names", [["mine"], ["default", "second"]], ids="+".join)
+def test_the_best_checkpoint_is_loaded_into_the_adapter_that_is_trained_whatever_its_name(
+    names: list[str], tmp_path: Path
+) -> None:
+    config = LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    model = get_peft_model(seeded(tiny_t5), config, adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, config)
+    model.set_adapter(names[-1])
+    args = arguments(
+        tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, greater_is_better=True,  # the first step then is the best
+    )  # fmt: skip
+    trainer = T5PeftTrainer(model, args, train_dataset=tiny_records(8), eval_dataset=tiny_records(4))
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+    (tmp_path / "checkpoint-1" / names[-1] / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"holds no weights of the adapter '{names[-1]}'"):
+        trainer._load_best_model()
+
+
 @pytest.mark.parametrize("method", TUNED)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(method: str, tmp_path: Path) -> None:
     records = tiny_records(8)
@@ -86,6 +118,58 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(method: str
 def seeded(make: Any) -> Any:
     torch.manual_seed(5)
     return make()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: lora_wrap(tiny_t5(seed=9)), "it was trained on another backbone"),
+        (
+            lambda: lora_wrap(tiny_t5(), alpha=1),
+            r"its adapter has other settings than the model's \(.*'lora_alpha': \(32, 1\)",
+        ),
+        (lambda: lora_wrap(tiny_t5(), rank=4), r"'r': \(16, 4\)"),
+        (lambda: lora_wrap(tiny_t5(), targets=["q", "k"]), r"'target_modules': \(\['q', 'v'\], \['k', 'q'\]\)"),
+        (lambda: METHODS["ia3"].wrap(tiny_t5()), r"'peft_type': \('LORA', 'IA3'\)"),
+        (lambda: full_wrap(tiny_t5()), "it holds an adapter, which the model has not"),
+        (lambda: get_peft_model(tiny_t5(), LoraConfig(target_modules=["q"]), "mine"), "it holds no adapter 'mine'"),
+    ],
+    ids=["backbone", "alpha", "rank", "targets", "method", "full", "name"],
+)
+def test_a_checkpoint_of_another_model_is_not_resumed(other: Any, message: str, tmp_path: Path) -> None:
+    args = arguments(tmp_path, save_strategy="steps", max_steps=1)
+    T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
+    trainer = T5PeftTrainer(other(), arguments(tmp_path, max_steps=2), train_dataset=tiny_records(8))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(ValueError, match=rf"checkpoint-1 cannot be resumed from: .*{message}"):
+        trainer.train(resume_from_checkpoint=True)
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+def test_other_dropout_and_initialisation_do_not_stop_resuming(tmp_path: Path) -> None:
+    args = arguments(tmp_path, save_strategy="steps", max_steps=1)
+    T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
+    trainer = T5PeftTrainer(
+        lora_wrap(tiny_t5(), dropout=0.1), arguments(tmp_path, max_steps=2), train_dataset=tiny_records(8)
+    )
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
+def test_resuming_weights_without_their_optimizer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for only, words in ((False, 0), (True, 1)):
+        folder, settings = tmp_path / str(only), {"save_strategy": "steps", "save_only_model": only}
+        for resume in (None, True):
+            args = arguments(folder, max_steps=2 if resume else 1, **settings)
+            T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train(resume)
+        assert caplog.text.count("holds no optimizer: its state and the schedule of learning rates begin anew") == words
+
+
+def test_a_model_without_anything_to_train_is_refused(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5()).requires_grad_(False)
+    trainer = T5PeftTrainer(model, arguments(tmp_path), train_dataset=tiny_records(4))
+    with pytest.raises(ValueError, match=r"no parameter that requires a gradient; .* load_adapter\(.*trainable=True\)"):
+        trainer.train()
 
 
 def test_features_padded_by_the_users_own_tokenising_give_the_same_step(tmp_path: Path) -> None:
@@ -173,6 +257,16 @@ def test_operations_are_six_a_weight_and_source_token(tmp_path: Path) -> None:
     assert trainer.state.total_flos == 3 * 6 * weights * sum(len(record["input_ids"]) for record in records)
 
 
+@pytest.mark.parametrize("which", ["all", "non_padding"])
+def test_source_tokens_that_were_seen_are_counted(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = tiny_records(4)
+    args = arguments(tmp_path, max_steps=3, include_num_input_tokens_seen=which)
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=records)
+    monkeypatch.setattr("transformers.trainer.logger.warning", pytest.fail)
+    trainer.train()
+    assert trainer.state.num_input_tokens_seen == 3 * sum(len(record["input_ids"]) for record in records)
+
+
 def test_a_plain_seq2seq_argument_object_is_taken_and_not_changed(tmp_path: Path) -> None:
     args = Seq2SeqTrainingArguments(
         str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1, save_strategy="no",
@@ -241,13 +335,72 @@ def test_training_stops_at_the_first_loss_that_is_no_number(tmp_path: Path) -> N
         ([{"input_ids": [3, EOS], "labels": [-100, -100]}], "targets that are all padding"),
         ([{"input_ids": [], "labels": [3, EOS]}], "sources of no tokens"),
         ([{"input_ids": [3, EOS], "target": [3, EOS]}], "expected `input_ids` and `labels`"),
+        ([{"input_ids": [384, EOS], "labels": [3, EOS]}], "`input_ids` reach from 1 to 384; expected 0 to 383 .do tok"),
+        (
+            [{"input_ids": [3, EOS], "labels": [3, -100, 384]}],
+            "`labels` reach from 3 to 384; expected 0 to 383, or -100 where",
+        ),
+        ([{"input_ids": [3, EOS], "labels": [-1, EOS]}], "`labels` reach from -1 to 1; expected 0 to 383, or -100"),
+        ([{"input_ids": [3, EOS], "labels": 2}], "`labels` such as 2; expected a list of token ids"),
+        ([{"input_ids": [3, EOS], "labels": None}], "`labels` such as None; expected a list of token ids"),
+        ([{"input_ids": [3, EOS], "labels": [0.5]}], r"`labels` such as \[0.5\]; expected a list of token ids"),
+        (
+            [{"input_ids": torch.tensor([[3, EOS]]), "labels": [3]}],
+            r"`input_ids` such as \[\[3, 1\]\]; expected a list",
+        ),
+        (
+            DatasetDict(train=Dataset.from_list([{"input_ids": [3], "labels": [3]}])),
+            r"train_dataset .*'train'\]; .* one",
+        ),
     ],
 )
-def test_data_that_cannot_be_trained_on_ends_in_one_clear_error(
-    records: list[dict[str, Any]], message: str, tmp_path: Path
-) -> None:
+def test_data_that_cannot_be_trained_on_ends_in_one_clear_error(records: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path), train_dataset=records).train()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (3, "`labels` reach from 3 to 3; expected 0 to 2, or -100"),
+        (2.0, "`labels` such as 2.0; expected one class, a whole number"),
+        ("2", "`labels` such as '2'; expected one class, a whole number"),
+        ([2], r"`labels` such as \[2\]; expected one class, a whole number"),
+        (None, "`labels` such as None; expected one class, a whole number"),
+    ],
+    ids=repr,
+)
+def test_a_label_that_is_no_class_ends_in_one_clear_error(label: Any, message: str, tmp_path: Path) -> None:
+    records = [{"input_ids": [3, EOS], "labels": label}]
+    trainer = T5PeftTrainer(tiny_classifier(), arguments(tmp_path), train_dataset=records, eval_dataset=records)
+    for use in (trainer.train, trainer.evaluate):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+class Nothing(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+def test_data_that_cannot_be_evaluated_on_ends_in_one_clear_error(tmp_path: Path) -> None:
+    args, misspelt = arguments(tmp_path), [{"input_ids": [3, EOS], "label": [3, EOS]}]
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args)
+    for data, message in (
+        ({"a": tiny_records(2), "b": misspelt}, r"eval_dataset\['b'\] has a column 'label' and none called 'labels'"),
+        ({"a": tiny_records(2), "b": []}, r"eval_dataset\['b'\] is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            T5PeftTrainer(lora_wrap(tiny_t5()), args, eval_dataset=data)
+    for use in (trainer.evaluate, trainer.predict):
+        for data in ([], Nothing()):
+            with pytest.raises(ValueError, match="is empty; expected at least one record"):
+                use(data)
+        for data in (misspelt, Dataset.from_list(misspelt)):
+            with pytest.raises(ValueError, match="has a column 'label' and none called 'labels'"):
+                use(data)
+    with pytest.raises(ValueError, match="`labels` reach from 1 to 500; expected 0 to 383"):
+        trainer.evaluate([{"input_ids": [3, EOS], "labels": [500, EOS]}])
 
 
 def test_predictions_and_labels_hold_no_minus_100_and_come_in_the_order_of_the_data(tmp_path: Path) -> None:
@@ -279,12 +432,57 @@ def test_predictions_and_labels_hold_no_minus_100_and_come_in_the_order_of_the_d
     assert scores["eval_cut_share"] == pytest.approx(1 - sum(ended) / 7)
 
 
+@pytest.mark.parametrize("make", [list, Dataset.from_list], ids=["list", "datasets"])
+def test_a_collator_of_the_users_evaluates_and_predicts_what_the_default_one_does(make: Any, tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    args = arguments(tmp_path, predict_with_generate=True, per_device_eval_batch_size=2)
+    labelled = [{**record, "text": "as it was"} for record in tiny_records(5)]
+    unlabelled = [{"input_ids": record["input_ids"], "text": "as it was"} for record in labelled]
+    found = []
+    for collator in (None, DataCollatorForSeq2Seq(tiny_tokenizer(), model=model)):
+        trainer = T5PeftTrainer(model, args, data_collator=collator)
+        predicted = trainer.predict(make(unlabelled), max_new_tokens=6)
+        assert predicted.label_ids is None
+        found.append((trainer.evaluate(make(labelled))["eval_loss"], predicted.predictions.tolist()))
+    assert found[1] == (pytest.approx(found[0][0], rel=1e-6), found[0][1])
+
+
+def test_labels_that_begin_with_minus_100_come_back_padded(tmp_path: Path) -> None:
+    records = [{"input_ids": [5, EOS], "labels": [-100, 7, -100, EOS]}, {"input_ids": [5, EOS], "labels": [7, EOS]}]
+    output = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path)).predict(records)
+    assert output.label_ids.tolist() == [[PAD, 7, PAD, EOS], [7, EOS, PAD, PAD]]
+
+
+def test_callbacks_see_the_data_of_an_evaluation_and_the_printer_goes_by_its_name(tmp_path: Path) -> None:
+    class Watch(TrainerCallback):
+        def on_prediction_step(self, *args: Any, eval_dataloader: Any, **kwargs: Any) -> None:
+            seen.append(len(eval_dataloader))
+
+    seen: list[int] = []
+    args = arguments(tmp_path, per_device_eval_batch_size=2)
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, eval_dataset=tiny_records(5), callbacks=[Watch()])
+    trainer.evaluate()
+    assert seen == [3, 3, 3]
+    before = len(trainer.callback_handler.callbacks)
+    trainer.remove_callback(PrinterCallback)
+    assert len(trainer.callback_handler.callbacks) == before - 1
+
+
 def test_prediction_works_without_labels(tmp_path: Path) -> None:
     records = [{"input_ids": record["input_ids"]} for record in tiny_records(5)]
     trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path, predict_with_generate=True))
     output = trainer.predict(records, max_new_tokens=6)
     assert output.predictions.shape[0] == 5
     assert output.label_ids is None
+
+
+def test_a_model_is_left_without_dropout_by_evaluation(tmp_path: Path) -> None:
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5(dropout_rate=0.3)), arguments(tmp_path), train_dataset=tiny_records(4))
+    for evaluation in (trainer.evaluate, trainer.predict):
+        trainer.train()
+        assert trainer.model.training
+        evaluation(tiny_records(4))
+        assert not trainer.model.training
 
 
 @pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])
@@ -301,12 +499,15 @@ def test_a_generation_config_is_followed(by: str, wrap: Any, tmp_path: Path) -> 
 
 
 def test_arguments_that_would_be_without_effect_are_refused_together(tmp_path: Path) -> None:
-    args = arguments(tmp_path, include_for_metrics=["inputs"], batch_eval_metrics=True)
+    others = {"neftune_noise_alpha": 5.0, "bf16_full_eval": True, "lora_plus_ratio": 2.0}
+    args = arguments(tmp_path, include_for_metrics=["inputs"], batch_eval_metrics=True, **others)
     unserved = {"compute_loss_func": print, "preprocess_logits_for_metrics": print}
     unserved["compute_metrics"] = lambda prediction, compute_result: {}
+    model = lora_wrap(tiny_t5())
+    optimizers = (torch.optim.SGD(model.parameters(), lr=0.1), None)
     with pytest.raises(ValueError, match="does not serve") as error:
-        T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(4), **unserved)
-    names = [*unserved, "include_for_metrics", "batch_eval_metrics", "predict_with_generate=True"]
+        T5PeftTrainer(model, args, train_dataset=tiny_records(4), optimizers=optimizers, **unserved)
+    names = [*unserved, *others, "include_for_metrics", "batch_eval_metrics", "predict_with_generate=True"]
     assert all(name in str(error.value) for name in names)
 
 
@@ -373,7 +574,7 @@ def test_eval_loss_is_the_mean_over_target_tokens_for_every_batch_size(tmp_path:
 def test_eval_loss_is_the_plain_cross_entropy_whatever_training_adds_to_it(head: bool, tmp_path: Path) -> None:
     records = [{**record, "labels": 1} for record in tiny_records(4)] if head else tiny_records(4)
     losses = []
-    for added in ({}, {"label_smoothing_factor": 0.1, "z_loss": 0.01}):
+    for added in ({}, {"label_smoothing_factor": 0.1, "z_loss": 0.0 if head else 0.01}):
         model = tiny_classifier() if head else tiny_t5()
         losses.append(T5PeftTrainer(model, arguments(tmp_path, **added), eval_dataset=records).evaluate()["eval_loss"])
     assert losses[0] == losses[1]
@@ -384,6 +585,17 @@ def test_an_example_without_a_class_does_not_count_in_the_loss_of_a_class_head(t
     trainer = T5PeftTrainer(tiny_classifier(), arguments(tmp_path))
     with_more = trainer.evaluate([*records, {**records[0], "labels": -100}])
     assert with_more["eval_loss"] == pytest.approx(trainer.evaluate(records)["eval_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [T5ForTokenClassification, T5EncoderModel], ids=lambda kind: kind.__name__)
+def test_a_model_without_text_or_a_class_to_learn_is_refused(kind: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{kind.__name__} .expected T5ForConditionalGeneration or T5ForSequence"):
+        T5PeftTrainer(kind(tiny_config(num_labels=3)), arguments(tmp_path), train_dataset=tiny_records(4))
+
+
+def test_z_loss_of_a_class_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="z_loss for a class head"):
+        T5PeftTrainer(tiny_classifier(), arguments(tmp_path, z_loss=1e-4))
 
 
 def test_a_class_head_of_several_labels_an_example_is_refused(tmp_path: Path) -> None:
@@ -407,6 +619,19 @@ def test_a_checkpoint_holds_the_adapter_alone(tmp_path: Path) -> None:
     files = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
     assert "adapter_model.safetensors" in files
     assert "model.safetensors" not in files
+
+
+def test_a_model_saved_over_an_adapter_loads(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    save_adapter(model, tmp_path)
+    trainer = T5PeftTrainer(model, arguments(tmp_path), train_dataset=tiny_records(8))
+    trainer.train()
+    trainer.save_model()
+    loaded, _ = load_adapter(tmp_path, model=tiny_t5())
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert all(
+        torch.equal(saved[n], p) for n, p in get_peft_model_state_dict(loaded, save_embedding_layers=False).items()
+    )
 
 
 def test_several_processes_without_a_gpu_exchange_gradients_or_are_refused(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import check_metrics
 from t5peft.tasks import Task, load_records, load_task
 from t5peft.tasks.registry import with_validation
+from t5peft.tasks.splits import fingerprint_of_data
 
 Splits = dict[str, list[dict[str, Any]]]
 
@@ -36,12 +35,7 @@ def data_of(task: SuiteTask) -> dict[str, Any]:
             f"task {definition.name!r} leads with {definition.metrics[0]}, of which less is better; tables and figures take the "
             "first metric for one of which more is: give another one first"
         )
-    return data | {"fingerprint": _fingerprint(definition, splits)}
-
-
-def _fingerprint(task: Task, splits: Splits) -> str:
-    content = json.dumps([asdict(task), splits], sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return data | {"fingerprint": fingerprint_of_data(definition, splits)}
 
 
 def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, Splits]:
@@ -53,7 +47,7 @@ def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task,
         RuntimeError: the data are no longer those of the configuration.
     """
     task, splits = _load(data)
-    if _fingerprint(task, splits) != data["fingerprint"]:
+    if fingerprint_of_data(task, splits) != data["fingerprint"]:
         raise RuntimeError(f"the data of task {task.name!r} changed while the suite ran; start it again")
     for name, limit in limits.items():
         if name in splits and len(splits[name]) > limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from t5peft.methods import METHODS
 from t5peft.tuning import Recipe
@@ -18,6 +19,14 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", default=default.backbone, help="mini, a hub name such as google/flan-t5-base, or a folder"
     )
     parser.add_argument("--method", choices=sorted(METHODS), default=default.method)
+    for option in WRAP_OPTIONS:
+        parser.add_argument(f"--{option}", type=int, help=f"{option} of the method, where it has one")
+    add_training_arguments(parser)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that say how it is trained, whatever the model."""
+    default = Recipe()
     parser.add_argument("--learning-rate", type=float, help="the method's own by default")
     parser.add_argument(
         "--batch-size", type=int, default=default.batch_size, help="examples of one optimizer step on one device"
@@ -32,16 +41,17 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-smoothing", type=float, default=default.label_smoothing)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--seed", type=int, default=default.seed)
-    for option in WRAP_OPTIONS:
-        parser.add_argument(f"--{option}", type=int, help=f"{option} of the method, where it has one")
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that ``args`` say."""
+    options = {name: getattr(args, name) for name in WRAP_OPTIONS if getattr(args, name) is not None}
+    return replace(read_training(args), method=args.method, backbone=args.backbone, options=options)
+
+
+def read_training(args: argparse.Namespace) -> Recipe:
+    """A recipe of no other fields than ``add_training_arguments`` adds."""
     return Recipe(
-        method=args.method,
-        backbone=args.backbone,
-        options={name: getattr(args, name) for name in WRAP_OPTIONS if getattr(args, name) is not None},
         learning_rate=args.learning_rate,
         batch_size=args.batch_size,
         epochs=args.epochs,

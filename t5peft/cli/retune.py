@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from t5peft.cli.data import load_saved_task, save_task
-from t5peft.cli.recipe import add_recipe_arguments, read_recipe
+from t5peft.cli.recipe import add_training_arguments, read_training
 from t5peft.retuning import replace, retune
 from t5peft.tasks import load_records
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("old-test", "old test records, to see what is forgotten"),
     ):
         parser.add_argument(f"--{name}", required=True, metavar="FILE", help=text)
-    add_recipe_arguments(parser)
+    add_training_arguments(parser)
     parser.add_argument("--replay", type=float, default=0.5, help="old records replayed for each new one")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the new version is saved")
     parser.add_argument(
@@ -35,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
     report = retune(
         args.adapter,
         task,
-        load_records(args.train),
-        load_records(args.old_train),
-        new_test=load_records(args.test),
-        old_test=load_records(args.old_test),
-        recipe=read_recipe(args),
+        load_records(args.train, "train"),
+        load_records(args.old_train, "train"),
+        new_test=load_records(args.test, "test"),
+        old_test=load_records(args.old_test, "test"),
+        recipe=read_training(args),
         output=args.output,
         replay=args.replay,
     )

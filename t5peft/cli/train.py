@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from t5peft.checkpoint import refuse_adapter, save_adapter
+from t5peft.checkpoint import check_output, refuse_adapter, save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
 from t5peft.tuning import fit, score_splits
@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     """Tune, save, score."""
     if args.method == "full":
         refuse_adapter(args.output)
+    else:
+        check_output(Path(args.output) / "adapter")
     task, splits = read_data(args)
     model, tokenizer = fit(task, splits, read_recipe(args), args.output, resume=args.resume)
     folder = Path(args.output)

@@ -1,4 +1,4 @@
-"""The pretraining loop: batches as a function of the step, so that a run that stops resumes with the same losses.
+"""The pretraining loop: batches and dropout as a function of the step, so that a run that stops resumes with the same losses.
 
 One step sees `micro_batches` batches of span corruption (or prefix language modelling) and, where `task_rows` says so,
 as many examples of self-supervised tasks. Text and tasks count alike: each gives a mean over its target tokens.
@@ -74,9 +74,11 @@ class PretrainConfig:
     save_every: int = 200
 
     def __post_init__(self) -> None:
-        counts = ("source_tokens", "rows", "micro_batches", "steps", "log_every", "eval_every", "save_every")
+        counts = ("source_tokens", "rows", "micro_batches", "flat", "steps", "log_every", "eval_every", "save_every")
         wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
-        wrong += [f"{name}={getattr(self, name)}" for name in ("task_rows", "cooldown") if getattr(self, name) < 0]
+        wrong += [
+            f"{name}={getattr(self, name)}" for name in ("task_rows", "warmup", "cooldown") if getattr(self, name) < 0
+        ]
         if wrong:
             raise ValueError(f"PretrainConfig: {', '.join(wrong)} came; expected positive whole numbers.")
 
@@ -100,6 +102,11 @@ class Pretrainer:
         self.device = next(model.parameters()).device
         self.sentinels = np.array(sentinel_ids(tokenizer))
         self.plan = _plan(config, len(self.sentinels))
+        if held_out is not None:
+            try:
+                held_out.rows(0, 1, self.plan.raw_tokens, 0)
+            except ValueError as error:
+                raise ValueError(f"The held-out text is too short: {error}") from error
         valences = VALENCES if config.valences is None else read_valences(config.valences)
         self.tasks = SelfSupervised(store, tokenizer, valences) if config.task_rows else None
         self.optimizer = make_optimizer(model, config.optimizer, config.learning_rate)
@@ -121,15 +128,17 @@ class Pretrainer:
                 elapsed = time.perf_counter() - window_start
                 self._log(loss=sum(losses) / len(losses), tokens_per_second=window_tokens / elapsed)
                 window_tokens, window_start, losses = 0, time.perf_counter(), []
-            if self.held_out is not None and self.step % self.config.eval_every == 0:
-                self._log(held_out_loss=self.held_out_loss())
             if self.step % self.config.save_every == 0:
                 self.save_state()
+            if self.held_out is not None and self.step % self.config.eval_every == 0:
+                self._log(held_out_loss=self.held_out_loss())
         self.save_state()
 
     def _step(self) -> tuple[float, int]:
         """One update; returns the mean loss of the text and the source and target tokens seen."""
         self.model.train()
+        # of dropout, which then does not depend on where a run began
+        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]))
         factor = self._rate_factor()
         for parameters, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             parameters["lr"] = rate * factor
@@ -225,6 +234,7 @@ class Pretrainer:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": self.config.optimizer,
             "step": self.step,
             "tokens_seen": self.tokens_seen,
         }
@@ -236,11 +246,15 @@ class Pretrainer:
 
         Raises:
             RuntimeError: the state belongs to another shape of model.
+            ValueError: it belongs to another optimizer.
         """
         path = self.directory / STATE_FILE
         if not path.is_file():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
+        saved, own = state.get("optimizer_name", self.config.optimizer), self.config.optimizer
+        if saved != own:
+            raise ValueError(f"{path} is of optimizer={saved!r}, not {own!r}; give that one, or another folder.")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from .template import one_line
+
+if TYPE_CHECKING:
+    from .task import Task
 
 Records = list[dict[str, Any]]
 Splits = dict[str, Records]
 _LAST = b"\xff" * 33  # behind every hash
+
+
+def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A hash of the records with the task's definition."""
+    content = json.dumps([asdict(task), splits], sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def hold_out(

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import torch
-from transformers.trainer_callback import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
 class Throughput:
@@ -60,7 +60,7 @@ class LineProgress(ProgressCallback):
             self.training_bar.write(format_logs(state.global_step, logs))
 
 
-class LinePrinter(TrainerCallback):
+class LinePrinter(PrinterCallback):
     """The same lines without a bar, for ``disable_tqdm``."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

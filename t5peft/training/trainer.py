@@ -14,6 +14,7 @@ Letters: B batch, T target tokens, G generated tokens.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -40,15 +41,17 @@ from transformers.trainer_utils import (
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
-from t5peft.checkpoint import SEAL, newest_complete, rotate, seal, verify
+from t5peft.checkpoint import SEAL, WEIGHTS, folder_of, newest_complete, of_another_model, rotate, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.wrapping import head_of
 from t5peft.speed import TokenBudget, kernels, layout_of, micro_batches, our_attention
 from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
-from t5peft.training.features import check_columns, check_features, collate_for_head, unpadded
+from t5peft.training.features import check_dataset, check_features, collate_for_head, unpadded
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
+
+logger = logging.getLogger("t5peft")
 
 Batch = dict[str, Any]
 
@@ -69,13 +72,15 @@ class T5PeftTrainer(Seq2SeqTrainer):
         processing_class: the tokenizer; saved with checkpoints.
         data_collator: needed by no method; one that returns tensors is used as it is, without cutting by length.
         compute_metrics: from ``EvalPrediction`` to a dictionary. With ``predict_with_generate`` it gets token ids
-            without -100, [B, G] and [B, T], padded with the padding token.
+            without -100, [B, G] and [B, T], padded with the padding token. ``predict`` too has ``predictions`` with it, or a class
+            head, alone; else they are None, as no logits exist.
 
     Raises:
-        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding, a stream
-            in several processes, and for what is not served: ``compute_metrics`` with neither ``predict_with_generate`` nor a class
-            head, ``compute_loss_func``, ``preprocess_logits_for_metrics``, ``include_for_metrics``, ``batch_eval_metrics``,
-            a class head of another ``problem_type`` than one class an example.
+        ValueError: for fp16, an empty data set, misspelt columns, sources without tokens, targets that are all padding, token ids
+            or classes that the model has not, a stream in several processes, and for what is not served: ``compute_metrics`` with
+            neither ``predict_with_generate`` nor a class head, ``compute_loss_func``, ``preprocess_logits_for_metrics``,
+            ``include_for_metrics``, ``batch_eval_metrics``, ``neftune_noise_alpha``, ``bf16_full_eval``, a head of other than
+            text or one class an example.
         FloatingPointError: when the loss is no longer a number; training stops there.
     """
 
@@ -92,12 +97,12 @@ class T5PeftTrainer(Seq2SeqTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(train_dataset, Mapping):
+            raise ValueError(
+                f"train_dataset is a mapping with {list(train_dataset)}; expected one data set, such as one of these."
+            )
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            if hasattr(dataset, "__len__") and len(dataset) == 0:
-                raise ValueError(f"{name} is empty; expected at least one record with `input_ids` and `labels`.")
-            indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, Mapping | IterableDataset)
-            if indexed and isinstance(dataset[0], Mapping):
-                check_columns(dataset[0].keys(), name)
+            check_dataset(dataset, name)
         args = as_t5peft_arguments(args)
         if args.world_size == 1:
             # Accelerate would take a batch of a stream for tensors, to hand them out to processes.
@@ -135,10 +140,20 @@ class T5PeftTrainer(Seq2SeqTrainer):
             problems.append("include_for_metrics (compute_metrics gets all rows, in the order of the data set)")
         if self.args.batch_eval_metrics:
             problems.append("batch_eval_metrics (compute_metrics is called once, with all rows)")
-        if self._has_class_head and t5_of(self.model).config.problem_type not in (None, "single_label_classification"):
-            problems.append(
-                f"problem_type={t5_of(self.model).config.problem_type!r} (a class head has one class an example)"
-            )
+        if self.args.neftune_noise_alpha is not None:
+            problems.append("neftune_noise_alpha (transformers adds the noise to a table that T5's stacks do not read)")
+        if self.args.bf16_full_eval:
+            problems.append("bf16_full_eval (bf16=True evaluates in bfloat16 too)")
+        if self.args.lora_plus_ratio != 1 and self.optimizer is not None:
+            problems.append("lora_plus_ratio with an optimizer of one's own (give its groups their rates)")
+        t5 = t5_of(self.model)
+        if not type(t5).__name__.endswith(("ForConditionalGeneration", "ForSequenceClassification")):
+            problems.append(f"{type(t5).__name__} (expected T5ForConditionalGeneration or T5ForSequenceClassification)")
+        elif self._has_class_head:
+            if t5.config.problem_type not in (None, "single_label_classification"):
+                problems.append(f"problem_type={t5.config.problem_type!r} (a class head has one class an example)")
+            if self.args.z_loss:
+                problems.append("z_loss for a class head (it is of the vocabulary's logits)")
         if problems:
             raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
 
@@ -152,13 +167,15 @@ class T5PeftTrainer(Seq2SeqTrainer):
             self._batches_of_a_step = _fold_batches(self.args)
             self._train_batch_size = self.args.train_batch_size
 
-    def _get_dataloader(self, dataset: Any, *given: Any, **options: Any) -> DataLoader:
+    def _get_dataloader(self, dataset: Any, description: str, *given: Any, **options: Any) -> DataLoader:
+        if description != "Training":
+            check_dataset(dataset, "eval_dataset" if description == "Evaluation" else "test_dataset")
         if isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
             raise ValueError(
                 f"Got a stream ({type(dataset).__name__}) in {self.accelerator.num_processes} processes; expected a list or a "
                 "datasets.Dataset, of which each process takes its part. Load it whole, or train in one process."
             )
-        return super()._get_dataloader(dataset, *given, **options)
+        return super()._get_dataloader(dataset, description, *given, **options)
 
     # --- training ------------------------------------------------------------------------------------------------------
 
@@ -172,6 +189,11 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
     def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Train, on our kernels; here and not in `train`, which may first replace the model by one of ``model_init``."""
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                f"Got a {type(self.model).__name__} with no parameter that requires a gradient; expected one that a *_wrap "
+                "returned, or load_adapter(folder, trainable=True)."
+            )
         keep = self.args.keep_activations
         with contextlib.ExitStack() as during:
             if self.args.fast_kernels and not self.args.torch_compile:
@@ -287,6 +309,10 @@ class T5PeftTrainer(Seq2SeqTrainer):
             return collate_for_head(features, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id)
         return collate(features, pad_token_id=config.pad_token_id, decoder_start_token_id=config.decoder_start_token_id)
 
+    def _check_features(self, features: Sequence[Mapping[str, Any]]) -> None:
+        config = t5_of(self.model).config
+        check_features(features, config.vocab_size, config.num_labels if self._has_class_head else None)
+
     @property
     def _has_class_head(self) -> bool:
         return head_of(t5_of(self.model)) is not None
@@ -296,7 +322,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if not batch_samples:
             return None
         for batch in batch_samples:
-            check_features(batch.get("features", []))
+            self._check_features(batch.get("features", []))
         if "features" in batch_samples[-1]:
             batch_samples[-1]["features"] = self._without_repeated(batch_samples[-1]["features"])
         count = sum(_items(batch) for batch in batch_samples)
@@ -352,28 +378,44 @@ class T5PeftTrainer(Seq2SeqTrainer):
             logs.update(self.throughput.read())
         super().log(logs, start_time)
 
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        """Count source tokens of all processes, where asked; features have no padding, so "all" is "non_padding"."""
+        if "features" not in inputs:
+            super()._track_num_input_tokens(inputs)
+        elif self.args.include_num_input_tokens_seen != "no":
+            tokens = torch.tensor(sum(len(f["input_ids"]) for f in inputs["features"]), device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+
     # --- checkpoints ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; ``resume_from_checkpoint=True`` goes on from the newest checkpoint that is complete.
 
         Raises:
-            ValueError: nothing to resume from, or a checkpoint that was damaged.
+            ValueError: nothing to resume from, or a checkpoint that was damaged or is another model's; nothing to train.
         """
         if resume_from_checkpoint is True:
             newest = newest_complete(self.args.output_dir)
             if newest is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
             resume_from_checkpoint = str(newest)
-        elif resume_from_checkpoint and (problems := verify(Path(resume_from_checkpoint))):
-            raise ValueError(f"The checkpoint {resume_from_checkpoint} cannot be resumed from: {'; '.join(problems)}.")
+        if resume_from_checkpoint:
+            self._check_checkpoint(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _check_checkpoint(self, folder: Path) -> None:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # which have formats of their own
+        if problems := verify(folder) or ([] if sharded else of_another_model(folder, self.model)):
+            raise ValueError(
+                f"The checkpoint {folder} cannot be resumed from: {'; '.join(problems)}. Expected a whole one, and the model that "
+                "it was saved of: make that again, or train into another folder."
+            )
+        if not sharded and not (folder / OPTIMIZER_NAME).is_file():
+            logger.warning("%s holds no optimizer: its state and the schedule of learning rates begin anew.", folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            (folder / SEAL).unlink(missing_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -385,7 +427,12 @@ class T5PeftTrainer(Seq2SeqTrainer):
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save the adapter alone; peft by itself would look on the hub whether the embeddings were resized."""
+        """Save the adapter alone; peft by itself would look on the hub whether the embeddings were resized.
+
+        A seal of what was there before goes: it would call the new files damaged.
+        """
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / SEAL).unlink(missing_ok=True)
         if not isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
@@ -394,6 +441,20 @@ class T5PeftTrainer(Seq2SeqTrainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             torch.save(self.args, Path(folder) / TRAINING_ARGS_NAME)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, of an adapter its own: transformers takes that called ``default`` whichever is trained."""
+        if not isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
+        best = Path(self.state.best_model_checkpoint)
+        for name in self.model.active_adapters:
+            folder = folder_of(best, name)
+            if not (folder / WEIGHTS).is_file():
+                raise ValueError(
+                    f"The best checkpoint {best} holds no weights of the adapter {name!r}; expected {WEIGHTS} in {folder}."
+                )
+            self.model.load_adapter(str(folder), name)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -409,10 +470,11 @@ class T5PeftTrainer(Seq2SeqTrainer):
         dataset: Any = dataloader.dataset
         if isinstance(dataset, IterableDataset):
             dataset = list(dataset)
+            check_dataset(dataset, "The stream")
+        self.callback_handler.eval_dataloader = dataloader
         model = self.accelerator.unwrap_model(self.model) if not self.is_fsdp_enabled else self.model_wrapped
         model.to(self.args.device)
-        was_training = model.training
-        model.eval()
+        model.eval()  # and stays so, as by transformers; a step of training sets what it needs
         outputs_wanted = not (self.args.prediction_loss_only or prediction_loss_only) and (
             self._has_class_head or self.args.predict_with_generate
         )
@@ -428,30 +490,24 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 if outputs_wanted:
                     rows += zip(indices, self._outputs(model, batch, limit), strict=True)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        model.train(was_training)
         self.throughput.restart()
         return self._summarise(dataset, loss_sum, items, rows, metric_key_prefix, limit)
 
     def _eval_batches(self, dataset: Any, dataloader: DataLoader) -> Iterator[tuple[list[int], Batch]]:
         """Batches of this process, longest first, with the indices of their rows in ``dataset``."""
-        raw = [unpadded(dataset[i]) for i in range(len(dataset))]
+        ours = self.data_collator is keep_features
+        unlabelled = {} if "labels" in dataset[0] else {"labels": 0 if self._has_class_head else [0]}
+        raw = [{**unpadded(dataset[i]), **unlabelled} for i in range(len(dataset))]
+        if ours:
+            self._check_features(raw)
         per_batch = max(1, self.args.per_device_eval_batch_size)
         order = sorted(range(len(raw)), key=lambda i: len(raw[i]["input_ids"]), reverse=True)
         cuts = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
         for cut in cuts[self.accelerator.process_index :: self.accelerator.num_processes]:
-            if self.data_collator is keep_features:
-                batch = (
-                    self._without_labels(raw, cut)
-                    if "labels" not in raw[cut[0]]
-                    else self._collate([raw[i] for i in cut])
-                )
-            else:
-                batch = self.data_collator([dataset[i] for i in cut])
+            batch = self._collate([raw[i] for i in cut]) if ours else dataloader.collate_fn([dataset[i] for i in cut])
+            if unlabelled:
+                batch = {name: value for name, value in batch.items() if name != "labels"}
             yield cut, self._prepare_inputs(batch)
-
-    def _without_labels(self, raw: list[dict[str, Any]], cut: list[int]) -> Batch:
-        batch = self._collate([{**raw[i], "labels": 0 if self._has_class_head else [0]} for i in cut])
-        return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def _outputs(self, model: nn.Module, batch: Batch, limit: dict[str, Any]) -> list[np.ndarray]:
         """Class scores, or generated tokens without padding, a row an example."""
@@ -514,7 +570,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         labels = [unpadded(dataset[i])["labels"] for i in range(len(dataset))]
         if self._has_class_head:
             return np.array(labels)
-        return _stack([np.array(row) for row in labels], pad)
+        return _stack([np.where(np.array(row) == IGNORED_LABEL, pad, row) for row in labels], pad)
 
 
 def _fold_batches(args: T5PeftTrainingArguments) -> int:
