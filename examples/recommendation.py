@@ -12,7 +12,7 @@ Promise: hits > 0.5; hits > most common words; hits > chance
 
 For T5 base and a data set of the hub with the columns history, item and candidates change two lines:
 
-    train, test = (load_records("YOUR/DATASET", split) for split in ("train", "test"))
+    train, test = (tasks.load_records("YOUR/DATASET", split) for split in ("train", "test"))
     model, tokenizer = load_backbone("google-t5/t5-base")
 """
 
@@ -23,9 +23,8 @@ from random import Random
 
 from transformers import set_seed
 
-from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, tasks
 from t5peft.evaluation import rank
-from t5peft.tasks import Task, load_task
 
 TASTES = (
     ("Italian", "Greek", "Spanish", "French"),
@@ -35,7 +34,7 @@ TASTES = (
 
 
 def users(split: str, count: int) -> list[dict]:
-    random, records = Random(split), load_task("restaurants")[1][split]
+    random, records = Random(split), tasks.load_task("restaurants")[1][split]
     places = [dict(re.findall(r"(\w+)\[(.*?)\]", record["mr"])) for record in records]
     by_food = {}
     for place in places:
@@ -53,7 +52,7 @@ def users(split: str, count: int) -> list[dict]:
 
 set_seed(0)
 train, test = users("train", 1000), users("test", 200)
-task = Task("recommendation", "recommend next: {history}", "{item}", max_source_length=96, max_target_length=32)
+task = tasks.Task("recommendation", "recommend next: {history}", "{item}", max_source_length=96, max_target_length=32)
 model, tokenizer = load_backbone("mini")
 model = lora_wrap(model, targets="all-linear")
 arguments = T5PeftTrainingArguments(

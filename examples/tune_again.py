@@ -10,7 +10,7 @@ Time: about 35 s on 2 cores.
 Last line: learned 0.889, forgotten 0.058, forgotten without replay 0.798
 Promise: learned > 0.4; forgotten < 0.2; forgotten < forgotten without replay
 
-For T5 base and a data set of the hub change two lines, with "neutral" below as one of its labels:
+For T5 base and a data set of the hub change two lines, and below "sentiment" to its column of labels and "neutral" to one of them:
 
     task, data = load_task("glue_sst2")
     recipe = Recipe(method="lora", backbone="google-t5/t5-base", options={"targets": "all-linear"}, steps=1000)

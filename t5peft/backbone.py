@@ -58,7 +58,7 @@ def load_backbone(
             of as many, else a new one. None: with the checkpoint's own head if there is one, else a language model.
 
     Raises:
-        ValueError: for float16, an unknown ``quantize``, or a checkpoint that is no T5, or an encoder alone.
+        ValueError: for float16, an unknown ``quantize``, no class at all, or a checkpoint that is no T5, or an encoder alone.
         FileNotFoundError: where nothing is found under ``name``, locally or on the hub.
     """
     if dtype == torch.float16:
@@ -70,6 +70,8 @@ def load_backbone(
         raise ValueError(f"Got quantize={quantize!r}; expected None, 'int8' or 'nf4'.")
     if quantize_wo and quantize != "nf4":
         raise ValueError(f"Got quantize_wo=True with quantize={quantize!r}; expected 'nf4', as wo breaks in 8 bits.")
+    if num_labels is not None and num_labels < 1:
+        raise ValueError(f"Got num_labels={num_labels}; expected at least 1.")
     path = str(MINI if str(name) == "mini" else name)
     config = _found(AutoConfig, path)
     if config.model_type not in FAMILIES:

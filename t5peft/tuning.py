@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,10 @@ def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> 
     try:
         return METHODS[recipe.method].wrap_for(backbone, example, recipe.options)
     except TypeError as error:
-        raise ValueError(f"The method {recipe.method!r} takes no such option: {error}") from error
+        taken = [name for name in signature(METHODS[recipe.method].wrap).parameters if name != "model"]
+        raise ValueError(
+            f"The method {recipe.method!r} takes no such option ({error}); it takes {', '.join(taken) or 'none'}."
+        ) from error
 
 
 def _arguments(recipe: Recipe, examples: int, output: str | Path) -> T5PeftTrainingArguments:

@@ -77,6 +77,11 @@ def test_float16_is_refused_with_the_reason() -> None:
         load_backbone("mini", dtype=torch.float16)
 
 
+def test_a_head_of_no_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="Got num_labels=0; expected at least 1"):
+        load_backbone("mini", num_labels=0)
+
+
 def test_an_unknown_quantisation_is_refused() -> None:
     with pytest.raises(ValueError, match="Got quantize='int4'; expected None, 'int8' or 'nf4'"):
         load_backbone("mini", quantize="int4")  # type: ignore[arg-type]

@@ -327,7 +327,7 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
             "Got --column, --template, which",
         ),
         (["bench", "--task", "finance", "--template", "{text}"], "Got --template, which go with files of your own"),
-        (["evaluate", "nowhere"], "nowhere has no task.yaml"),
+        (["evaluate", "nowhere"], "There is no folder nowhere"),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_code_2(
@@ -339,11 +339,21 @@ def test_wrong_input_ends_in_one_line_and_code_2(
     assert "Traceback" not in printed
 
 
+def test_the_folder_of_a_run_names_that_of_its_adapter(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(backbone, table, tmp_path / "run", "--steps", "1") == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--data", table]) == 2
+    assert f"its adapter is in {tmp_path / 'run' / 'adapter'}" in capsys.readouterr().err
+
+
 def test_an_option_that_a_method_does_not_have_is_an_error(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(backbone, table, tmp_path / "out", "--method", "ia3", "--rank", "4") == 2
     assert "'ia3' takes no such option" in capsys.readouterr().err
+    assert train(backbone, table, tmp_path / "out", "--method", "prefix", "--rank", "4") == 2
+    assert "it takes length, sites, reparametrise, initial_ids." in capsys.readouterr().err
 
 
 def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,15 +171,20 @@ def test_quantised_weights_take_a_byte_or_half_of_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "amount"), [("24GB", 24 * 10**9), ("16 GiB", 2**34), ("1.5gb", 15 * 10**8), ("1000", 1000)]
+    ("text", "amount"), [("24GB", 24 * 10**9), ("16 GiB", 2**34), ("1.5gb", 15 * 10**8), ("8g", 8 * 10**9)]
 )
 def test_memory_is_read_with_its_unit(text: str, amount: int) -> None:
     assert parse_bytes(text) == amount
 
 
-def test_what_is_no_amount_of_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match="'24 apples' is no amount of memory; expected a number with MB, GB"):
-        parse_bytes("24 apples")
+@pytest.mark.parametrize("text", ["24 apples", "24"])
+def test_what_is_no_amount_of_memory_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = f"'{text}' is no amount of memory; expected a number with MB, GB"
+    with pytest.raises(ValueError, match=message):
+        parse_bytes(text)
+    with pytest.raises(SystemExit):
+        main(["plan", "--memory", text])
+    assert message in capsys.readouterr().err
 
 
 def test_a_wrong_job_is_refused_with_everything_that_is_wrong() -> None:

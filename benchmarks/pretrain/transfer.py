@@ -12,7 +12,7 @@
     t5peft bench $RTE --output $BENCH/rte_parted_random --backbone runs/random
     python benchmarks/pretrain/transfer.py     # prints the table and writes it into benchmarks/records/pretrain/README.md
 
-Each column chooses its learning rates on its own validation scores. The last two are the differences to random weights on the
+Each column chooses its learning rates by its own loss on validation. The last two are the differences to random weights on the
 same test examples, with the 95 % interval of the paired bootstrap over examples and seeds.
 """
 

@@ -17,11 +17,11 @@ from t5peft.benchmark.suites import method_label
 from t5peft.methods import METHODS
 
 GB = 10**9
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": GB, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": GB, "G": GB, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def parse_bytes(text: str) -> int:
-    """`24GB`, `16 GiB` or a plain number of bytes.
+    """`24GB` or `16 GiB`.
 
     Raises:
         ValueError: neither.

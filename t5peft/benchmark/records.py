@@ -113,7 +113,7 @@ def load_records(directory: Path) -> list[dict[str, Any]]:
         ValueError: files that are no records, all of them in one error.
     """
     if not directory.is_dir():
-        raise FileNotFoundError(f"no folder of records at {directory}: run `t5peft bench` first, or give --records")
+        raise FileNotFoundError(f"no folder of records at {directory}: run `t5peft bench` first, or give its --output")
     records, problems = [], []
     for path in sorted(directory.glob("*.json")):
         try:

@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
     parser.add_argument("--steps", type=int, help="optimizer steps of a run")
     parser.add_argument("--data", help="folder of the public data sets (else the variable T5PEFT_DATA)")
-    parser.add_argument("--output", type=Path, help="folder of records and report (default: t5peft-bench/SUITE)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder of records and report (default: t5peft-bench/SUITE, or the folder's name of train.*)",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of a run (default: all)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument(

@@ -25,7 +25,7 @@ def add_data_arguments(
     parser.add_argument(
         "--task",
         required=True,
-        help=f"a task of the package (support_intent, sst2, ...), a YAML file, or, with --{splits[0]}, a family: "
+        help=f"a task of the package (support_intent, finance, ...), a YAML file, or, with --{splits[0]}, a family: "
         f"{', '.join(FAMILIES)}",
     )
     for split in splits:
@@ -99,6 +99,10 @@ def load_saved_task(folder: str | Path) -> Task:
         FileNotFoundError: the folder has none.
     """
     path = Path(folder) / TASK_FILE
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}; expected one that `t5peft train` has written.")
+    if (path.parent / "adapter" / TASK_FILE).is_file():
+        raise FileNotFoundError(f"{folder} is the folder of a run; its adapter is in {path.parent / 'adapter'}.")
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} has no {TASK_FILE}, which `t5peft train` writes beside an adapter; give --task."

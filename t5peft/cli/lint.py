@@ -13,7 +13,7 @@ from t5peft.tasks.lint import lint
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft lint``."""
-    parser.epilog = "Example: t5peft lint --task sst2 --backbone google/flan-t5-base"
+    parser.epilog = "Example: t5peft lint --task finance --backbone google/flan-t5-base"
     add_data_arguments(parser)
     parser.add_argument("--backbone", default="mini", help="whose tokenizer: mini, a hub name, or a folder")
 

@@ -24,10 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=int, default=128, help="target tokens of a row")
     parser.add_argument("--batch", type=int, default=16, help="examples of an optimizer step")
     parser.add_argument("--micro-batch", type=int, help="rows at once; default: all of them")
-    parser.add_argument("--memory", type=parse_bytes, help="what there is, such as 24GB")
+    parser.add_argument("--memory", type=_memory, help="what there is, such as 24GB")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as load_backbone chooses")
     parser.add_argument("--quantize", choices=["int8", "nf4"], help="for qlora; default int8")
+
+
+def _memory(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:

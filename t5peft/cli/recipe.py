@@ -20,7 +20,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--method", choices=sorted(METHODS), default=default.method)
     for option in WRAP_OPTIONS:
-        parser.add_argument(f"--{option}", type=int, help=f"{option} of the method, where it has one")
+        number = float if option == "alpha" else int
+        parser.add_argument(f"--{option}", type=number, help=f"{option} of the method, where it has one")
     add_training_arguments(parser)
 
 
@@ -31,7 +32,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=default.batch_size, help="examples of one optimizer step on one device"
     )
-    parser.add_argument("--epochs", type=float, default=default.epochs)
+    parser.add_argument("--epochs", type=float, default=default.epochs, help="rounds over the training records")
     parser.add_argument("--steps", type=int, help="optimizer steps, instead of epochs")
     parser.add_argument("--patience", type=int, help="stop after so many evaluations without a lower validation loss")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Merge an adapter into the weights of its backbone.
 
-LoRA, DoRA and IA3 are changes of weights and merge. Always into the unquantised backbone: rounding the merged weights to 8 or 4
-bits again would lose part of what was tuned (6 % of the effect in 8 bits, half of it in 4). Prefixes and prompts are no
-change of a weight; they are served as adapters.
+LoRA, DoRA, IA3 and norm tuning are changes of weights and merge. Always into the unquantised backbone: rounding the merged weights
+to 8 or 4 bits again would lose part of what was tuned (6 % of the effect in 8 bits, half of it in 4). Prefixes, prompts, bottleneck
+adapters and ladders are no change of a weight; they are served as adapters.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     ``model.save_pretrained(path)`` then writes a checkpoint that any T5 runtime reads.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~t5peft.load_adapter`; for prefixes and prompts, which do not merge.
+        FileNotFoundError, ValueError: as :func:`~t5peft.load_adapter`; for what is no change of a weight.
     """
     load = load_with_tokens if brings_tokens(folder) else load_adapter
     model, tokenizer = load(folder)

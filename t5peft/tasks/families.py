@@ -193,7 +193,10 @@ def _find_columns(
         elif free:
             found[role] = free[0]
         else:
-            problems.append(f"no column for the role {role!r}; say which, as columns={{{role!r}: ...}}")
+            problems.append(
+                f"no column for the role {role!r}; say which, by columns={{{role!r}: ...}}, or --column {role}=NAME, which in bench "
+                "are --source-column and --label-column"
+            )
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(f"family {family!r}:\n{listed}\nThe columns there are: {', '.join(map(repr, there))}.")

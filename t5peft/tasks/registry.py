@@ -49,7 +49,7 @@ def with_validation(task: Task, splits: Splits) -> Splits:
 
 
 def real_task(name: str) -> tuple[Task, Splits]:
-    """One of ``real_task_names``, from the folder of public data sets (``T5PEFT_DATA``).
+    """One of ``task_names("benchmark")``, from the folder of public data sets (``T5PEFT_DATA``).
 
     Raises:
         ValueError: no such name.
@@ -59,7 +59,7 @@ def real_task(name: str) -> tuple[Task, Splits]:
 
 
 def embedded_task(name: str) -> tuple[Task, Splits]:
-    """One of ``embedded_task_names``, from data that the package holds.
+    """One of ``task_names("embedded")``, from data that the package holds.
 
     Raises:
         ValueError: no such name.

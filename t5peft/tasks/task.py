@@ -156,7 +156,7 @@ class Task:
     def from_yaml(cls, path_or_name: str | Path) -> Task:
         """The task of a YAML file, or one of the package's own by name (``"sst2"``).
 
-        The file holds the fields of a task and may hold ``data``, where its records come from (``real_task``).
+        The file holds the fields of a task and may hold ``data``, where its records come from (``load_task``).
 
         Raises:
             FileNotFoundError: neither a file nor a name of the package.

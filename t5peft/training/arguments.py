@@ -1,4 +1,4 @@
-"""Training arguments: those of Seq2SeqTrainingArguments, with defaults that suit T5, and seven of our own."""
+"""Training arguments: those of Seq2SeqTrainingArguments, and seven of our own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     """Arguments of :class:`~t5peft.T5PeftTrainer`.
 
     ``per_device_train_batch_size * gradient_accumulation_steps`` examples make one optimizer step on one device; how they
-    are cut into micro-batches is a matter of memory and speed alone and does not change the gradient.
+    are cut into micro-batches is a matter of memory and speed alone and does not change the gradient. Give ``learning_rate``: the
+    default of transformers, 5e-5, is too low for adapters; ``METHODS[name].learning_rate`` is where to start.
 
     Raises:
         ValueError: for ``fp16``, in which T5 overflows.
