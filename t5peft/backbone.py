@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +61,7 @@ def load_backbone(
 
     Raises:
         ValueError: for float16, an unknown ``quantize``, no class at all, or a checkpoint that is no T5, or an encoder alone.
-        FileNotFoundError: where nothing is found under ``name``, locally or on the hub.
+        FileNotFoundError: where nothing is found under ``name``, locally or on the hub, or no tokenizer beside the weights.
     """
     if dtype == torch.float16:
         raise ValueError(
@@ -72,7 +74,7 @@ def load_backbone(
         raise ValueError(f"Got quantize_wo=True with quantize={quantize!r}; expected 'nf4', as wo breaks in 8 bits.")
     if num_labels is not None and num_labels < 1:
         raise ValueError(f"Got num_labels={num_labels}; expected at least 1.")
-    path = str(MINI if str(name) == "mini" else name)
+    path = _path(name)
     config = _found(AutoConfig, path)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}.")
@@ -92,8 +94,10 @@ def load_backbone(
         options["num_labels"] = num_labels
         # another number of classes than the checkpoint's own head has
         options["ignore_mismatched_sizes"] = num_labels != config.num_labels
+    tokenizer = load_tokenizer(name)
     auto_class = AutoModelForSeq2SeqLM if num_labels is None else AutoModelForSequenceClassification
-    model = _found(auto_class, path, **options)
+    with _no_tying_note():
+        model = _found(auto_class, path, **options)
     if quantize is not None:
         _undo_upcast(model, options["dtype"])
         _silence_casts()
@@ -104,7 +108,27 @@ def load_backbone(
     if quantize == "nf4":
         _keep_4_bits(model)
     correct_config(model)
-    return model.eval(), _found(AutoTokenizer, path)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path = "mini") -> PreTrainedTokenizerBase:
+    """The tokenizer of what :func:`load_backbone` finds under ``name``.
+
+    Raises:
+        FileNotFoundError: nothing is found, or a checkpoint without a tokenizer, for which transformers makes up one that knows no
+            piece: every text would be unknown.
+    """
+    try:
+        tokenizer = _found(AutoTokenizer, _path(name))
+        pieces = tokenizer.get_vocab().keys() - {token.content for token in tokenizer.added_tokens_decoder.values()}
+    except ValueError:  # of some classes it cannot make one up
+        pieces = set()
+    if len(pieces) < 2:
+        raise FileNotFoundError(
+            f"{name} has no tokenizer: expected tokenizer.json, spiece.model or the like beside its weights. Save that of the "
+            f"checkpoint that it comes from there: AutoTokenizer.from_pretrained(...).save_pretrained({str(name)!r})."
+        )
+    return tokenizer
 
 
 def t5_of(model: nn.Module) -> PreTrainedModel:
@@ -231,8 +255,27 @@ def _silence_casts() -> None:
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_note)
 
 
+@contextmanager
+def _no_tying_note() -> Iterator[None]:
+    """Drop the advice of transformers to write into the config of an untied head what stands there, as it reads it as tied."""
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_is_no_tying_note)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_tying_note)
+
+
+def _is_no_tying_note(record: logging.LogRecord) -> bool:
+    return "The tied weights mapping and config" not in record.getMessage()
+
+
 def _is_no_cast_note(record: logging.LogRecord) -> bool:
     return _CAST_NOTE not in record.getMessage()
+
+
+def _path(name: str | Path) -> str:
+    return str(MINI if str(name) == "mini" else name)
 
 
 def _found(auto_class: Any, path: str, **options: Any) -> Any:

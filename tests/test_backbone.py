@@ -12,7 +12,9 @@ from transformers import (
     BertConfig,
     MT5Config,
     MT5ForConditionalGeneration,
+    T5Config,
     T5EncoderModel,
+    T5ForConditionalGeneration,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
@@ -92,6 +94,16 @@ def test_a_name_that_is_nowhere_names_the_embedded_backbone_and_local_folders() 
         FileNotFoundError, match=r"No T5 could be loaded from 'google/flan-t5-base'.*'mini' .*a local folder"
     ):
         load_backbone("google/flan-t5-base")
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [(T5Config, T5ForConditionalGeneration), (UMT5Config, UMT5ForConditionalGeneration)]
+)
+def test_a_checkpoint_without_a_tokenizer_is_refused(config: type, kind: type, tmp_path: Path) -> None:
+    shape = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    kind(config(**shape)).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer: expected tokenizer\.json.*save_pretrained"):
+        load_backbone(tmp_path)
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:

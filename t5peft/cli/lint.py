@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from t5peft.backbone import MINI
+from t5peft.backbone import load_tokenizer
 from t5peft.cli.data import add_data_arguments, read_data
 from t5peft.tasks.lint import lint
 
@@ -21,18 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a report for each split; 1 where a problem would stop training."""
     task, splits = read_data(args)
-    tokenizer = _tokenizer(args.backbone)
+    tokenizer = load_tokenizer(args.backbone)
     reports = {split: lint(task, records, tokenizer) for split, records in splits.items()}
     for split, report in reports.items():
         print(f"== {split}\n{report}\n")
     return int(any(report.problems for report in reports.values()))
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(str(MINI) if name == "mini" else name)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no tokenizer under {name!r} ({str(error).splitlines()[0]}); give 'mini', a local folder, or with a "
-            "network a hub name"
-        ) from error

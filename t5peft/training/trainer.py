@@ -442,6 +442,12 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 self.processing_class.save_pretrained(folder)
             torch.save(self.args, Path(folder) / TRAINING_ARGS_NAME)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Tell keys that a checkpoint lacks, but for tied weights, which are in it under one name alone."""
+        tied = t5_of(self.model).all_tied_weights_keys
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _load_best_model(self) -> None:
         """Load the best checkpoint, of an adapter its own: transformers takes that called ``default`` whichever is trained."""
         if not isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
