@@ -1,8 +1,8 @@
 """Search for hyper-parameters with Optuna: ranges per method, pruning, resumable, with a picture and the best run's command.
 
 Every trial is one tuning run of the same steps; its value is the task's leading metric on validation. A trial whose
-validation loss is above the median of the others at the same step is stopped. The study lies in one SQLite file, so a search that
-was interrupted goes on, and one that is done is read.
+validation loss is above the median of the others at the same step, or no number, is stopped. The study lies in one SQLite file, so
+a search that was interrupted goes on, and one that is done is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from t5peft.evaluation import METRICS
 from t5peft.methods import METHODS
 from t5peft.tasks import Task
 from t5peft.tasks.splits import fingerprint_of_data
-from t5peft.tuning import Recipe, Splits, tune
+from t5peft.tuning import Recipe, Splits, check_splits, tune
 
 # What is searched beside the learning rate, weight decay and label smoothing, where not given, by method: option and choices.
 OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -49,8 +49,8 @@ class Found:
         recipe = self.recipe
         words = ["t5peft", "train", "--task", task, *data, "--method", recipe.method]
         words += ["--backbone", str(recipe.backbone)]
-        words += ["--learning-rate", f"{recipe.learning_rate:.3g}", "--weight-decay", f"{recipe.weight_decay:g}"]
-        words += ["--label-smoothing", f"{recipe.label_smoothing:g}", "--batch-size", str(recipe.batch_size)]
+        words += ["--learning-rate", f"{recipe.learning_rate:.3g}", "--weight-decay", f"{recipe.weight_decay or 0:g}"]
+        words += ["--label-smoothing", f"{recipe.label_smoothing or 0:g}", "--batch-size", str(recipe.batch_size)]
         words += ["--steps", str(recipe.steps)] if recipe.steps else ["--epochs", f"{recipe.epochs:g}"]
         words += ["--evaluations", str(recipe.evaluations), "--seed", str(recipe.seed)]
         words += ["--patience", str(recipe.patience)] if recipe.patience else []
@@ -71,7 +71,8 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
 
     Raises:
         ImportError: Optuna is not installed (``pip install t5peft[search]``).
-        ValueError: fewer than one trial, or a study that was begun by another recipe or on other data.
+        ValueError: fewer than one trial, no training or validation records, a study that was begun by another recipe or on other
+            data, or one whose trials all came to nothing.
     """
     try:
         import optuna
@@ -80,6 +81,7 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
 
     if trials < 1:
         raise ValueError(f"Got trials={trials}; expected at least 1.")
+    check_splits(task, splits)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,7 +98,7 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
     tried = {"train": splits["train"], "validation": splits["validation"]}
     given = json.loads(json.dumps(asdict(recipe), default=str))  # as the study keeps it
     given["data"] = fingerprint_of_data(task, tried)
-    begun = study.user_attrs.get("recipe", given)
+    begun = study.user_attrs.get("recipe", given) if _ended(study) else given
     if changed := {name: (begun.get(name), value) for name, value in given.items() if begun.get(name, value) != value}:
         raise ValueError(
             f"The study in {folder} was begun by another recipe or on other data (its own and the given: {changed}); its trials "
@@ -108,19 +110,34 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
         at = folder / f"trial-{trial.number}"
         try:
             tuned = tune(task, tried, suggest(trial, recipe), at, callbacks=[_Pruning(trial)])
+        except FloatingPointError as error:
+            raise optuna.TrialPruned(str(error)) from error
         finally:
             shutil.rmtree(at, ignore_errors=True)
         return tuned.scores["validation"][metric.lead]
 
-    finished = [trial for trial in study.trials if trial.state.is_finished()]
-    study.optimize(objective, n_trials=max(0, trials - len(finished)), catch=(FloatingPointError,))
+    study.optimize(objective, n_trials=max(0, trials - len(_ended(study))))
+    ended = _ended(study)
+    pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in ended)
+    if pruned == len(ended):
+        raise ValueError(
+            f"None of the {pruned} trials in {folder} came to its end: their losses were no numbers. Lower the learning rate that "
+            "the search starts from, and search in another folder."
+        )
     return Found(
         recipe=_recipe(study.best_params, recipe),
         value=study.best_value,
-        trials=len(study.trials),
-        pruned=sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials),
+        trials=len(ended),
+        pruned=pruned,
         picture=_draw(study, folder / "search.png", metric.lead),
     )
+
+
+def _ended(study: Any) -> list[Any]:
+    """The trials that came to their end or were stopped for their loss; not those that an error or a user broke off."""
+    from optuna.trial import TrialState
+
+    return [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
 
 def suggest(trial: Any, recipe: Recipe) -> Recipe:
@@ -129,7 +146,7 @@ def suggest(trial: Any, recipe: Recipe) -> Recipe:
     drawn: dict[str, Any] = {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)}
     choices = {"weight_decay": (0.0, 0.01, 0.1), "label_smoothing": (0.0, 0.1), **OPTIONS.get(recipe.method, {})}
     given = {**vars(recipe), **recipe.options}
-    drawn |= {name: trial.suggest_categorical(name, of) for name, of in choices.items() if not given.get(name)}
+    drawn |= {name: trial.suggest_categorical(name, of) for name, of in choices.items() if given.get(name) is None}
     return _recipe(drawn, recipe)
 
 
@@ -160,7 +177,7 @@ def _draw(study: Any, path: Path, metric: str) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    done = [trial for trial in study.trials if trial.value is not None]
+    done = [trial for trial in _ended(study) if trial.state.name == "COMPLETE"]  # the value of a pruned one is its loss
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter([trial.params["learning_rate"] for trial in done], [trial.value for trial in done], color="tab:blue")

@@ -44,20 +44,28 @@ class Recipe:
     """How often at most validation is scored, and the model saved, in training; the best is kept."""
     patience: int | None = None
     """Stop after so many evaluations without a lower validation loss."""
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
+    weight_decay: float | None = None
+    """None: 0, but for a search, which looks for it; so too with ``label_smoothing``."""
+    label_smoothing: float | None = None
     bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise one ValueError for all numbers that are not above 0."""
-        numbers = ("learning_rate", "batch_size", "epochs", "steps", "evaluations")
+        """Raise one ValueError for all numbers that are too small or too large."""
+        numbers = ("learning_rate", "batch_size", "epochs", "steps", "evaluations", "patience")
         values = {name: getattr(self, name) for name in numbers}
         wrong = [f"{name}={value}" for name, value in values.items() if value is not None and value <= 0]
-        if wrong:
-            raise ValueError(
-                f"Recipe: {', '.join(wrong)} came; expected numbers above 0 (learning_rate and steps may be None)."
-            )
+        problems = (
+            [f"{', '.join(wrong)} came; expected numbers above 0 (learning_rate, steps and patience may be None)"]
+            if wrong
+            else []
+        )
+        if (self.weight_decay or 0) < 0:
+            problems.append(f"weight_decay={self.weight_decay} came; expected at least 0")
+        if not 0 <= (self.label_smoothing or 0) < 1:
+            problems.append(f"label_smoothing={self.label_smoothing} came; expected at least 0 and less than 1")
+        if problems:
+            raise ValueError(f"Recipe: {'; '.join(problems)}.")
 
 
 @dataclass(frozen=True)
@@ -112,11 +120,7 @@ def fit(
         ValueError: no training or validation records, an unknown method or metric, an option that the method does not have,
             a column of references that no record has, or what ``Task.encode`` says of the records of any split.
     """
-    missing = [split for split in ("train", "validation") if not splits.get(split)]
-    if missing:
-        raise ValueError(
-            f"The task {task.name!r} has no {' and no '.join(missing)} records; expected at least one of each."
-        )
+    check_splits(task, splits)
     check_metrics(task)
     test = splits.get("test", ())
     if test:
@@ -138,6 +142,15 @@ def fit(
         callbacks=[*watching, *callbacks],
     ).train(resume_from_checkpoint=resume)
     return wrapped, tokenizer
+
+
+def check_splits(task: Task, splits: Splits) -> None:
+    """Raise ValueError where there are no records to train on, or none to validate by."""
+    missing = [split for split in ("train", "validation") if not splits.get(split)]
+    if missing:
+        raise ValueError(
+            f"The task {task.name!r} has no {' and no '.join(missing)} records; expected at least one of each."
+        )
 
 
 class _AtTheEnd(TrainerCallback):
@@ -195,8 +208,8 @@ def _arguments(recipe: Recipe, examples: int, output: str | Path) -> T5PeftTrain
         max_steps=steps,
         per_device_train_batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate or METHODS[recipe.method].learning_rate,
-        weight_decay=recipe.weight_decay,
-        label_smoothing_factor=recipe.label_smoothing,
+        weight_decay=recipe.weight_decay or 0.0,
+        label_smoothing_factor=recipe.label_smoothing or 0.0,
         bf16=recipe.bf16,
         logging_steps=max(1, every // 4),
         eval_strategy="steps",

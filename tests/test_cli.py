@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 from datetime import date
 from pathlib import Path
@@ -364,3 +365,38 @@ def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main([name, "--help"])
         assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("geometry", ["v1.0", "v1.1"])
+def test_full_tuning_says_nothing_of_tied_weights(
+    geometry: str, backbone: str, table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_t5(geometry).save_pretrained(backbone)
+    loggers = [logging.getLogger(f"transformers.{module}") for module in ("modeling_utils", "trainer")]
+    transformers.logging.set_verbosity_warning()
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    try:
+        assert train(backbone, table, tmp_path / "out", "--method", "full", "--steps", "3") == 0
+        assert main(["evaluate", str(tmp_path / "out"), "--data", table]) == 0
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+        transformers.logging.set_verbosity_error()
+    assert [note for note in caplog.messages if "tie" in note or "missing keys" in note] == []
+
+
+def test_a_training_that_diverges_ends_in_one_line(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--method", "full", "--learning-rate", "1e30", "--steps", "5", "--evaluations", "1"]
+    assert train(backbone, table, tmp_path / "out", *options) == 2
+    assert "Lower the learning rate" in capsys.readouterr().err
+
+
+def test_a_whole_model_beside_the_adapter_of_another_run_is_evaluated(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("lora", "full"):
+        assert train(backbone, table, tmp_path / "out", "--method", method) == 0
+    assert main(["evaluate", str(tmp_path / "out"), "--data", table]) == 0

@@ -97,6 +97,72 @@ def test_what_the_recipe_gives_is_not_searched(backbone: str) -> None:
     given = replace_fields(recipe(backbone), options={"rank": 2}, weight_decay=0.3)
     trial = optuna.trial.FixedTrial({"learning_rate": 2e-3, "label_smoothing": 0.1})
     assert suggest(trial, given) == replace_fields(given, learning_rate=2e-3, label_smoothing=0.1)
+    given = replace_fields(given, weight_decay=0.0, label_smoothing=0.0)
+    assert suggest(trial, given) == replace_fields(given, learning_rate=2e-3)
+
+
+def test_a_study_whose_first_trial_failed_may_be_begun_anew(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    splits = {"train": records(4), "validation": records(4, 100)}
+    with pytest.raises(ValueError, match="takes no such option"):
+        search(TASK, splits, replace_fields(recipe(backbone), options={"length": 4}), tmp_path / "study", trials=1)
+    assert search(TASK, splits, recipe(backbone), tmp_path / "study", trials=2).trials == 2
+
+
+def test_trials_that_diverge_are_pruned_and_a_study_of_such_alone_is_told(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    import t5peft.search as module
+
+    def diverge_once(*given: Any, **more: Any) -> Any:
+        monkeypatch.setattr(module, "tune", tune)
+        raise FloatingPointError("the loss is nan")
+
+    splits = {"train": records(4), "validation": records(4, 100)}
+    monkeypatch.setattr(module, "tune", diverge_once)
+    with pytest.raises(ValueError, match=r"None of the 1 trials in .* Lower the learning rate"):
+        module.search(TASK, splits, recipe(backbone), tmp_path / "study", trials=1)
+    found = module.search(TASK, splits, recipe(backbone), tmp_path / "study", trials=2)
+    assert (found.trials, found.pruned) == (2, 1)
+
+
+def test_the_picture_shows_values_and_not_the_losses_of_pruned_trials(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    from t5peft.search import _draw
+
+    study = optuna.create_study(direction="maximize")
+    distributions = {"learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)}
+    for state, value in ((optuna.trial.TrialState.COMPLETE, 0.5), (optuna.trial.TrialState.PRUNED, -7.0)):
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state, value=value, params={"learning_rate": 1e-3}, distributions=distributions
+            )
+        )
+    drawn: list[list[float]] = []
+    scatter = Axes.scatter
+
+    def recorded(axes: Axes, x: Any, y: Any, **more: Any) -> Any:
+        drawn.append(list(y))
+        return scatter(axes, x, y, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "scatter", recorded)
+        _draw(study, tmp_path / "search.png", "accuracy")
+    assert drawn == [[0.5], [0.5]]
+
+
+def test_a_search_needs_training_records(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.search import search
+
+    with pytest.raises(ValueError, match="has no train records"):
+        search(TASK, {"validation": records(4)}, recipe(backbone), tmp_path / "study", trials=1)
 
 
 def test_a_search_without_optuna_says_what_to_install(
@@ -111,13 +177,20 @@ def test_a_search_without_optuna_says_what_to_install(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 0}, {"epochs": -1.0}, {"steps": -5}, {"evaluations": -1}, {"learning_rate": 0.0}],
+    [{"batch_size": 0}, {"epochs": -1.0}, {"steps": -5}, {"evaluations": -1}, {"learning_rate": 0.0}, {"patience": 0}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_a_recipe_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"Recipe: {name}={value} came; expected .* above 0"):
         Recipe(**wrong)
+
+
+def test_weight_decay_and_label_smoothing_have_their_limits() -> None:
+    with pytest.raises(
+        ValueError, match=r"weight_decay=-0\.1 came; .*; label_smoothing=1 came; expected .* less than 1"
+    ):
+        Recipe(weight_decay=-0.1, label_smoothing=1)
 
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(9, 5), (11, 5), (10, 5), (3, 5)])

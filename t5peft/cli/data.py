@@ -101,7 +101,7 @@ def load_saved_task(folder: str | Path) -> Task:
     path = Path(folder) / TASK_FILE
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}; expected one that `t5peft train` has written.")
-    if (path.parent / "adapter" / TASK_FILE).is_file():
+    if not path.is_file() and (path.parent / "adapter" / TASK_FILE).is_file():
         raise FileNotFoundError(f"{folder} is the folder of a run; its adapter is in {path.parent / 'adapter'}.")
     if not path.is_file():
         raise FileNotFoundError(

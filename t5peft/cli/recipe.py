@@ -38,8 +38,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluations", type=int, default=default.evaluations, help="evaluations and checkpoints in training"
     )
-    parser.add_argument("--weight-decay", type=float, default=default.weight_decay)
-    parser.add_argument("--label-smoothing", type=float, default=default.label_smoothing)
+    parser.add_argument("--weight-decay", type=float, help="default: 0")
+    parser.add_argument("--label-smoothing", type=float, help="default: 0")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--seed", type=int, default=default.seed)
 

@@ -12,7 +12,7 @@ from t5peft.search import search
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``t5peft search``."""
     parser.epilog = (
-        "Searched are the learning rate, within ten times of --learning-rate either way, and what is not given, or 0, of "
+        "Searched are the learning rate, within ten times of --learning-rate either way, and what is not given of "
         "--weight-decay, --label-smoothing and the method's --rank or --length."
     )
     add_data_arguments(parser)
