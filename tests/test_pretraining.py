@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import dataclasses
+import gzip
 import hashlib
 import json
 import lzma
@@ -14,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 import t5peft
 from t5peft.cli import main
@@ -29,7 +32,7 @@ from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, cola, rte, 
 from t5peft.pretraining.sentences import Sentences
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
 from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
-from t5peft.pretraining.tokens import TokenStore, open_store, shuffled_documents, write_store
+from t5peft.pretraining.tokens import TokenStore, open_store, shuffled_documents, store_of_files, write_store
 from t5peft.pretraining.tone import Tone, read_valences
 
 MINI = Path(t5peft.__file__).parent / "mini"
@@ -166,6 +169,27 @@ def test_text_is_read_plainly_from_xz_and_repeated_paragraphs_go(tmp_path: Path)
         list(read_documents([tmp_path / "absent.txt"]))
 
 
+@pytest.mark.parametrize(("ending", "pack"), [(".bz2", bz2.compress), (".GZ", gzip.compress)])
+def test_packed_text_is_unpacked_and_told_where_it_broke_off(
+    ending: str, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / f"text.txt{ending}"
+    packed = pack(b"".join(b"Line %d is here.\n" % number for number in range(500)))
+    path.write_bytes(packed)
+    assert next(read_documents([path]))[0] == "Line 0 is here."
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match=r"cannot be unpacked .* is it whole"):
+        list(read_documents([path]))
+
+
+def test_text_of_another_encoding_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("Köln am Rhein\nplain\nGrüße".encode("latin-1"))
+    ((_, second, _),) = read_documents([path])
+    assert second == "plain"
+    assert "text.txt: 2 lines hold U+FFFD, as which bytes" in caplog.text
+
+
 def test_long_documents_are_cut_between_paragraphs() -> None:
     pieces = list(pieces_of_documents([["a" * 6, "b" * 6, "c" * 6]], max_characters=12))
     assert pieces == [["a" * 6, "b" * 6], ["c" * 6]]
@@ -225,6 +249,25 @@ def test_a_store_of_another_vocabulary_is_refused(
         open_store(tmp_path, other)
     with pytest.raises(FileNotFoundError, match="no finished token store"):
         open_store(tmp_path / "empty", tokenizer)
+
+
+def test_a_store_of_other_text_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    for number, path in enumerate((first, second)):
+        path.write_text("\n".join(_document(number)), encoding="utf-8")
+    store_of_files([first], tokenizer, tmp_path / "store")
+    with pytest.raises(ValueError, match=r"written from other text .*first\.txt.*second\.txt.* another folder"):
+        store_of_files([second], tokenizer, tmp_path / "store")
+    first.unlink()
+    assert len(store_of_files([first], tokenizer, tmp_path / "store").tokens)
+
+
+def test_no_text_is_told(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no text to write"):
+        write_store([], tokenizer, tmp_path / "store")
+    (tmp_path / "short.txt").write_text("Hello.\n\nBye.")
+    with pytest.raises(ValueError, match="paragraphs of 20 characters or more"):
+        store_of_files([tmp_path / "short.txt"], tokenizer, tmp_path / "store")
 
 
 def test_the_store_holds_the_text(
@@ -301,6 +344,12 @@ def test_a_sentence_is_acceptable_as_it_stands_in_the_text(
         assert (tuple(source) in whole) == (tokenizer.decode(target).strip() == "acceptable")
 
 
+def test_a_vocabulary_of_bytes_has_no_words_for_the_tasks(documents: list[list[str]], tmp_path: Path) -> None:
+    store = write_store(documents[:3], ByT5Tokenizer(), tmp_path)
+    with pytest.raises(ValueError, match="no pieces that begin a word"):
+        SelfSupervised(store, ByT5Tokenizer())
+
+
 def test_a_text_without_praise_and_blame_gives_the_other_tasks(
     documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -312,7 +361,7 @@ def test_a_text_without_praise_and_blame_gives_the_other_tasks(
     tasks, generator = SelfSupervised(store, tokenizer), np.random.default_rng(0)
     headings = {tokenizer.decode(tasks.pair(generator)[0]).split(":")[0] for _ in range(300)}
     assert headings == TASKS.keys() - {"sst2 sentence"}
-    with pytest.raises(RuntimeError, match=r"no sentence .* praise or blame"):
+    with pytest.raises(ValueError, match=r"no sentence .* praise or blame"):
         sst2(tasks, np.random.default_rng(0))
 
 
@@ -336,7 +385,7 @@ def test_a_text_whose_documents_do_not_give_a_task_gives_the_others(
     headings = {tokenizer.decode(tasks.pair(generator)[0]).split(":")[0] for _ in range(300)}
     assert headings & {"order", "same", "title"} == {"order", "same", "title"} - missing
     for name in missing:
-        with pytest.raises(RuntimeError, match="in 1,000 draws"):
+        with pytest.raises(ValueError, match="in 1,000 draws"):
             TASKS[name][0](tasks, np.random.default_rng(0))
 
 
@@ -516,6 +565,15 @@ def test_a_state_of_another_optimizer_is_not_resumed(
         _pretrainer(store, tokenizer, tmp_path, optimizer="adamw").resume()
 
 
+def test_a_state_of_another_model_is_not_resumed(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    _pretrainer(store, tokenizer, tmp_path).train(until=1)
+    other = new_model(tokenizer, dataclasses.replace(TINY, d_model=48))
+    with pytest.raises(ValueError, match=r"state\.pt is of another model .*; give the backbone or the shape"):
+        Pretrainer(other, tokenizer, store, PretrainConfig(source_tokens=32), tmp_path).resume()
+
+
 def test_a_held_out_text_that_is_too_short_is_told_before_the_training(
     store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -584,8 +642,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     run = _pretrainer(store, tokenizer, tmp_path)
     run.model.shared.weight.data.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="lower the learning rate"):
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
         run.train()
+
+
+def test_a_loss_of_tasks_that_is_not_finite_stops_the_run_before_the_update(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _pretrainer(store, tokenizer, tmp_path)
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr(
+        "t5peft.pretraining.pretrainer.target_loss", lambda model, batch: (model.shared.weight.sum() * next(losses), 1)
+    )
+    before = run.model.shared.weight.clone()
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        run.train()
+    assert torch.equal(run.model.shared.weight, before)
 
 
 def test_config_names_all_its_problems() -> None:
@@ -663,6 +735,12 @@ def test_the_command_makes_a_model_resumes_it_and_adapts_it(tmp_path: Path, caps
     assert main([*again, *common, "--objective", "prefix", "--matching-head", "--steps", "2"]) == 0
     model = T5ForConditionalGeneration.from_pretrained(tmp_path / "lm" / "model")
     assert len(AutoTokenizer.from_pretrained(tmp_path / "lm" / "model")) == model.config.vocab_size
+
+
+def test_options_of_a_new_model_beside_a_backbone_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--backbone", "mini", "--d-model", "64", "--vocabulary-share", "1"]
+    assert main(["pretrain", "--text", "no.txt", "--output", "no", *options]) == 2
+    assert "Got --vocabulary-share, --d-model, of a new model, and --backbone mini" in capsys.readouterr().err
 
 
 def test_the_shipped_files_are_those_of_the_card() -> None:

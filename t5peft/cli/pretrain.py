@@ -33,13 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     default = PretrainConfig()
     add = parser.add_argument
-    add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz or .gz; blank lines between documents")
+    add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines between documents")
     add("--output", type=Path, required=True, help="folder for vocabulary, tokens, state, log and model")
     add("--backbone", help="continue from mini, a hub name or a folder; default: new weights and a new vocabulary")
     add("--held-out", type=Path, help="text file for the held-out loss")
-    add("--vocabulary", type=int, default=8192, help="pieces of a new vocabulary, bytes and sentinels included")
-    add("--vocabulary-share", type=float, default=0.08, help="share of the text that a new vocabulary is trained on")
-    add("--embeddings", choices=["pmi", "random"], default="pmi", help="start of a new model's table")
+    add(
+        "--vocabulary",
+        type=int,
+        default=_NEW["vocabulary"],
+        help="pieces of a new vocabulary, bytes and sentinels included",
+    )
+    add(
+        "--vocabulary-share",
+        type=float,
+        default=_NEW["vocabulary_share"],
+        help="share of the text to train it on",
+    )
+    add("--embeddings", choices=["pmi", "random"], default=_NEW["embeddings"], help="start of a new model's table")
     add("--matching-head", action="store_true", help="let one head start by looking for the same piece elsewhere")
     for name, value in vars(Shape()).items():
         add(f"--{name.replace('_', '-')}", type=int, default=value, help="of a new model")
@@ -56,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights in OUTPUT/model")
 
 
+# Options of a new model, and their defaults.
+_NEW = {"vocabulary": 8192, "vocabulary_share": 0.08, "embeddings": "pmi", **vars(Shape())}
 _CONFIG_NUMBERS = (
     "source_tokens",
     "rows",
@@ -74,6 +86,7 @@ _CONFIG_NUMBERS = (
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and writes OUTPUT/model."""
+    _check_new(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(args)
     store = store_of_files(args.text, tokenizer, args.output / "tokens", seed=args.seed)
@@ -99,6 +112,16 @@ def run(args: argparse.Namespace) -> int:
     save_tokenizer(tokenizer, args.output / "model")
     print(f"step {pretrainer.step}, {pretrainer.tokens_seen:,} tokens seen; model in {args.output / 'model'}")
     return 0
+
+
+def _check_new(args: argparse.Namespace) -> None:
+    """Raise ValueError for options of a new model beside a backbone, which has its own."""
+    changed = {name: value for name, value in _NEW.items() if getattr(args, name) != value}
+    if args.backbone is not None and changed:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise ValueError(
+            f"Got {options}, of a new model, and --backbone {args.backbone}, which has its own; leave out one."
+        )
 
 
 class _Report:

@@ -155,15 +155,16 @@ class Pretrainer:
                 seen += int(batch["attention_mask"].sum())
             means.append(total / targets)
             seen += targets
-        main = means[0]
-        if not math.isfinite(main):
-            raise RuntimeError(f"the loss is {main} at step {self.step}; lower the learning rate and resume.")
+        if not all(map(math.isfinite, means)):
+            raise FloatingPointError(
+                f"the loss is {sum(means)} at step {self.step}; lower the learning rate and resume."
+            )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         self.tokens_seen += seen
-        return main, seen
+        return means[0], seen
 
     def _rate_factor(self) -> float:
         config = self.config
@@ -245,8 +246,7 @@ class Pretrainer:
         """Continue from the state in `directory`; False where there is none.
 
         Raises:
-            RuntimeError: the state belongs to another shape of model.
-            ValueError: it belongs to another optimizer.
+            ValueError: the state belongs to another optimizer, or another shape of model.
         """
         path = self.directory / STATE_FILE
         if not path.is_file():
@@ -255,7 +255,13 @@ class Pretrainer:
         saved, own = state.get("optimizer_name", self.config.optimizer), self.config.optimizer
         if saved != own:
             raise ValueError(f"{path} is of optimizer={saved!r}, not {own!r}; give that one, or another folder.")
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} is of another model than the given one ({str(error).splitlines()[1].strip():.100}...); give the backbone "
+                "or the shape that the run was begun with, or another folder."
+            ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
         return True

@@ -65,7 +65,7 @@ class SelfSupervised:
         ):  # documents of one sentence, or without a capital at their beginning, say
             try:
                 TASKS[name][0](self, np.random.default_rng(0))
-            except RuntimeError:
+            except ValueError:
                 weights[list(TASKS).index(name)] = 0
         self._shares = weights / weights.sum()
 
@@ -82,7 +82,7 @@ def _sentence(tasks: SelfSupervised, generator: np.random.Generator, longest: in
         words = sentences.words(sentences[sentences.draw(generator, longest=longest)])
         if len(words) >= 4:
             return words
-    raise RuntimeError("no sentence of four words in 1,000 draws; is the text prose, with spaces between its words?")
+    raise ValueError("no sentence of four words in 1,000 draws; is the text prose, with spaces between its words?")
 
 
 def _altered(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
@@ -251,7 +251,7 @@ def _strange_word(
     """A word of another sentence that is not among `words`, of the kind of `like` where the text has such.
 
     Raises:
-        RuntimeError: none found in 1,000 draws.
+        ValueError: none found in 1,000 draws.
     """
     sentences = tasks.sentences
     bare = [sentences.bare(word) for word in words]
@@ -260,7 +260,7 @@ def _strange_word(
         alike = like is None or sentences.kind(word) == sentences.kind(like)
         if word not in bare and (alike or attempt >= 500):
             return word
-    raise RuntimeError("every sentence drawn has the same words; is the text prose?")
+    raise ValueError("every sentence drawn has the same words; is the text prose?")
 
 
 def _with_strange_word(
@@ -277,7 +277,7 @@ def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """Two sentences that stand together, in their order or not.
 
     Raises:
-        RuntimeError: no two of one document in 1,000 draws.
+        ValueError: no two of one document in 1,000 draws.
     """
     sentences = tasks.sentences
     for _ in range(1000):
@@ -285,7 +285,7 @@ def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
         if sentences.documents[index] == sentences.documents[index + 1]:
             break
     else:
-        raise RuntimeError("no two sentences of one document in 1,000 draws; is the text prose in documents?")
+        raise ValueError("no two sentences of one document in 1,000 draws; is the text prose in documents?")
     pair = [sentences[index][:48], sentences[index + 1][:48]]
     right = generator.random() < 0.5
     return joined(pair if right else pair[::-1]), tasks.text["right" if right else "wrong"]
@@ -295,7 +295,7 @@ def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """Two passages that do not overlap, of one document or of two.
 
     Raises:
-        RuntimeError: no document long enough in 1,000 draws.
+        ValueError: no document long enough in 1,000 draws.
     """
     sentences, length = tasks.sentences, 48
     for index in generator.integers(1, len(sentences), size=1000):
@@ -304,7 +304,7 @@ def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
         if sentences.ends[two - 1] - sentences.ends[one - 1] >= length and one > 0:
             break
     else:
-        raise RuntimeError(f"no document of {2 * length} tokens in 1,000 draws; is the text prose in documents?")
+        raise ValueError(f"no document of {2 * length} tokens in 1,000 draws; is the text prose in documents?")
     alike = generator.random() < 0.5
     if not alike:
         two = int(generator.integers(1, len(sentences)))
@@ -330,7 +330,7 @@ def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """The beginning of a document without its first capitalised words, and those.
 
     Raises:
-        RuntimeError: no document that begins with such words in 1,000 draws.
+        ValueError: no document that begins with such words in 1,000 draws.
     """
     sentences = tasks.sentences
     for _ in range(1000):
@@ -344,7 +344,7 @@ def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
             answer = joined(words[:subject])
             following = sentences[first + 1] if first + 1 < len(sentences) else []
             return [tasks.gap, *joined(words[subject:]), *following][:72], answer[:24]
-    raise RuntimeError("no document that begins with a capital in 1,000 draws; is the text prose in documents?")
+    raise ValueError("no document that begins with a capital in 1,000 draws; is the text prose in documents?")
 
 
 TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], float]] = {

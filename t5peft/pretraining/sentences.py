@@ -22,12 +22,20 @@ class Sentences:
     Attributes:
         ends: position after the last token of each sentence, over all documents.
         documents: for each sentence the number of its document.
+
+    Raises:
+        ValueError: a tokenizer of bytes, or of another kind whose pieces do not say where words begin.
     """
 
     def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, limit_tokens: int = 1 << 25) -> None:
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.tokens = store.tokens[:limit_tokens]
         self.begins_word = np.array([piece.startswith("▁") for piece in pieces])
+        if not self.begins_word.any():
+            raise ValueError(
+                "the tokenizer has no pieces that begin a word by '▁', as SentencePiece's have and the tasks need; leave them "
+                "out (task_rows=0)."
+            )
         self.capital = np.array([piece[1:2].isupper() and piece[0] == "▁" for piece in pieces])
         self.digit = np.array([piece.strip("▁").isdigit() for piece in pieces])
         self.letters = np.array([sum(map(str.isalpha, piece)) for piece in pieces])
@@ -57,12 +65,12 @@ class Sentences:
         """Number of a random sentence of `shortest` to `longest` tokens.
 
         Raises:
-            RuntimeError: none found in 1,000 draws.
+            ValueError: none found in 1,000 draws.
         """
         for index in generator.integers(1, len(self), size=1000):
             if shortest <= self.ends[index] - self.ends[index - 1] <= longest:
                 return int(index)
-        raise RuntimeError(f"no sentence of {shortest} to {longest} tokens in 1,000 draws; is the text prose?")
+        raise ValueError(f"no sentence of {shortest} to {longest} tokens in 1,000 draws; is the text prose?")
 
     def words(self, ids: Ids) -> list[Ids]:
         """The tokens grouped into words; punctuation stays with the word before it."""

@@ -1,4 +1,4 @@
-"""Plain text files as documents: blank lines end a document, each line is a paragraph; `.xz` and `.gz` are read as they are.
+"""Plain text files as documents: blank lines end a document, each line is a paragraph; `.xz`, `.gz` and `.bz2` are unpacked.
 
 Typographic quotes and spaces are written plainly, because the text that people tune on is mostly typed on a keyboard and a
 small model should not learn two apostrophes. Repeated paragraphs (licences, templates, navigation) are dropped after
@@ -7,15 +7,19 @@ their first appearance.
 
 from __future__ import annotations
 
-import gzip
+import io
+import logging
 import lzma
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TextIO
 
-_OPENERS: dict[str, Callable[..., TextIO]] = {".xz": lzma.open, ".gz": gzip.open}
+from t5peft.tasks.files import OPENERS
+
+logger = logging.getLogger("t5peft")
+
 _PLAIN = str.maketrans(
     {
         "‘": "'",
@@ -40,29 +44,43 @@ def plain(paragraph: str) -> str:
 
 
 def open_text(path: str | Path) -> TextIO:
-    """Open a UTF-8 text file, decompressed where its suffix is `.xz` or `.gz`.
+    """Open a UTF-8 text file, decompressed where its suffix is `.xz`, `.gz` or `.bz2`.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected UTF-8 text, plain, .xz or .gz.")
-    return _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", errors="replace")
+        raise FileNotFoundError(f"{path} is not a file; expected UTF-8 text, plain, .xz, .gz or .bz2.")
+    opener = OPENERS.get(path.suffix.lower(), open)
+    return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8", errors="replace")
 
 
 def read_documents(paths: Iterable[str | Path]) -> Iterator[list[str]]:
-    """Documents of all files in their order, each a list of plain paragraphs."""
+    """Documents of all files in their order, each a list of plain paragraphs; warns of lines that are not UTF-8.
+
+    Raises:
+        ValueError: a file cannot be unpacked.
+    """
     for path in paths:
         paragraphs: list[str] = []
-        with open_text(path) as lines:
-            for line in lines:
-                paragraph = plain(line)
-                if paragraph:
-                    paragraphs.append(paragraph)
-                elif paragraphs:
-                    yield paragraphs
-                    paragraphs = []
+        broken = 0
+        try:
+            with open_text(path) as lines:
+                for line in lines:
+                    broken += "\ufffd" in line
+                    paragraph = plain(line)
+                    if paragraph:
+                        paragraphs.append(paragraph)
+                    elif paragraphs:
+                        yield paragraphs
+                        paragraphs = []
+        except (EOFError, lzma.LZMAError) as error:
+            raise ValueError(f"{path} cannot be unpacked ({error}); is it whole, and is its ending right?") from error
+        if broken:
+            logger.warning(
+                "%s: %d lines hold U+FFFD, as which bytes are read that are not UTF-8; is it such text?", path, broken
+            )
         if paragraphs:
             yield paragraphs
 

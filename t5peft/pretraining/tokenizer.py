@@ -37,7 +37,7 @@ def train_unigram(texts: Iterator[str], *, pieces: int, threads: int) -> list[tu
     try:
         import sentencepiece
     except ImportError as error:
-        raise RuntimeError(
+        raise ImportError(
             "Training a vocabulary needs the package sentencepiece, which is not installed; pip install 't5peft[pretraining]'."
         ) from error
     model = io.BytesIO()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -40,7 +41,10 @@ class TokenStore:
         """
         per_pass = len(self.tokens) // length - 1
         if per_pass < 1:
-            raise ValueError(f"{len(self.tokens)} tokens came; rows of {length} need at least {2 * length}.")
+            raise ValueError(
+                f"{len(self.tokens)} tokens came; rows of {length} need at least {2 * length}: give more text, or shorter rows "
+                "(source_tokens)."
+            )
         found = np.empty((count, length), dtype=self.tokens.dtype)
         for index in range(count):
             epoch, place = divmod(first + index, per_pass)
@@ -78,8 +82,18 @@ def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTo
     return found
 
 
-def write_store(documents: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerFast, directory: Path) -> TokenStore:
-    """Tokenise `documents` into a new store and open it."""
+def write_store(
+    documents: Iterable[Sequence[str]],
+    tokenizer: PreTrainedTokenizerFast,
+    directory: Path,
+    *,
+    origin: list[list[Any]] | None = None,
+) -> TokenStore:
+    """Tokenise `documents` into a new store and open it; `origin` is kept to tell whether they were others.
+
+    Raises:
+        ValueError: there is no text in them.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     dtype, name = _dtype_of(len(tokenizer))
     offsets = [0]
@@ -96,11 +110,13 @@ def write_store(documents: Iterable[Sequence[str]], tokenizer: PreTrainedTokeniz
             waiting.append(document)
             if len(waiting) == _DOCUMENTS_AT_ONCE:
                 flush()
-        flush()
+        if waiting:
+            flush()
+    if offsets[-1] == 0:
+        raise ValueError(f"there is no text to write to {directory}; expected documents of one paragraph or more.")
     np.save(directory / "offsets.npy", np.asarray(offsets, dtype=np.int64))
-    (directory / "store.json").write_text(
-        json.dumps({"tokens": offsets[-1], "file": name, "vocabulary": fingerprint(tokenizer)}), encoding="utf-8"
-    )
+    card = {"tokens": offsets[-1], "file": name, "vocabulary": fingerprint(tokenizer), "origin": origin}
+    (directory / "store.json").write_text(json.dumps(card), encoding="utf-8")
     return open_store(directory, tokenizer)
 
 
@@ -124,10 +140,27 @@ def open_store(directory: Path, tokenizer: PreTrainedTokenizerFast) -> TokenStor
 def store_of_files(
     paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerFast, directory: Path, *, seed: int = 0
 ) -> TokenStore:
-    """The store in `directory`; written from the text files, deduplicated and shuffled, where it is not yet there."""
-    if (directory / "store.json").is_file():
-        return open_store(directory, tokenizer)
-    return write_store(shuffled_documents(paths, seed=seed), tokenizer, directory)
+    """The store in `directory`; written from the text files, deduplicated and shuffled, where it is not yet there.
+
+    Raises:
+        ValueError: it was written from other files, there is no text in them, or what `open_store` says.
+    """
+    card = directory / "store.json"
+    if not card.is_file():
+        return write_store(shuffled_documents(paths, seed=seed), tokenizer, directory, origin=_origin(paths))
+    written, given = json.loads(card.read_text(encoding="utf-8")).get("origin"), _origin(paths)
+    if None not in (written, given) and written != given:
+        raise ValueError(
+            f"{directory} was written from other text (files and their bytes were {written}, and {given} came); give the same, "
+            "or another folder."
+        )
+    return open_store(directory, tokenizer)
+
+
+def _origin(paths: Sequence[str | Path]) -> list[list[Any]] | None:
+    """Name and size of each file; None where one is no longer there, which a store that is written does not need."""
+    files = [Path(path) for path in paths]
+    return sorted([path.name, path.stat().st_size] for path in files) if all(map(Path.is_file, files)) else None
 
 
 def shuffled_documents(paths: Sequence[str | Path], *, seed: int = 0) -> list[list[str]]:
@@ -139,7 +172,8 @@ def shuffled_documents(paths: Sequence[str | Path], *, seed: int = 0) -> list[li
     documents = list(pieces_of_documents(deduplicated(read_documents(paths))))
     if not documents:
         raise ValueError(
-            f"there is no text in {', '.join(map(str, paths))}; expected documents with blank lines between them."
+            f"there is no text in {', '.join(map(str, paths))}; expected documents with blank lines between them, and in them "
+            "paragraphs of 20 characters or more, each on a line of its own."
         )
     random.Random(seed).shuffle(documents)
     return documents

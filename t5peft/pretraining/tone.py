@@ -97,7 +97,7 @@ class Tone:
         """Tokens of a sentence or a part of one, and whether it praises.
 
         Raises:
-            RuntimeError: the text has no such words, or only in long sentences.
+            ValueError: the text has no such words, or only in long sentences.
         """
         for _ in range(1000 if self else 0):
             praise = bool(generator.random() < 0.5)
@@ -116,7 +116,7 @@ class Tone:
             if not denied and generator.random() < 0.33:
                 ids[at : at + len(word)] = [self.gap]
             return self._as_people_write(ids, at, generator, kept=_DENIED_WITHIN if denied else 0), praise != denied
-        raise RuntimeError(
+        raise ValueError(
             "no sentence of 4 to 60 tokens with a word of praise or blame; leave the task out for this text."
         )
 
