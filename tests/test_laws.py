@@ -36,9 +36,9 @@ from tiny import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
-from t5peft import METHODS, load_backbone, prompt_wrap
+from t5peft import METHODS, load_backbone, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.backbone import Quantization, t5_of
-from t5peft.methods.prefix import collapse
+from t5peft.methods.prefix import PrefixConfig, collapse, start_prefix
 from t5peft.methods.prompt import PromptConfig
 
 TOLERANCE = 1e-6
@@ -499,6 +499,27 @@ def test_an_added_prompt_starts_from_words_of_the_vocabulary() -> None:
     table = model.get_input_embeddings().weight
     for vector in model.base_model.model.encoder.t5prompt["other"]:
         assert (table == vector).all(dim=1).any()
+
+
+def test_an_added_prefix_can_start_where_the_first_one_does() -> None:
+    expected = prefix_wrap(tiny_t5(), length=5, initial_ids=[7, 8, 9])
+    model = prefix_wrap(tiny_t5(), length=2)
+    first = {name: tensor.detach().clone() for name, tensor in trained(model).items()}
+    for name, sites in (("other", ["encoder", "decoder", "cross"]), ("small", ["encoder"])):
+        model.add_adapter(name, PrefixConfig(length=5, sites=sites))
+        model.set_adapter(name)
+        start_prefix(model, [7, 8, 9])
+        started = {key.replace(f".{name}.", ".default."): tensor for key, tensor in trained(model).items()}
+        assert started
+        for key, tensor in started.items():
+            assert torch.equal(tensor, trained(expected)[key])
+    model.set_adapter("default")
+    for key, tensor in trained(model).items():
+        assert torch.equal(tensor, first[key])
+    with pytest.raises(ValueError, match="is a LORA; expected a prefix"):
+        start_prefix(lora_wrap(tiny_t5()), [7])
+    with pytest.raises(ValueError, match="is a reparametrised prefix; expected a prefix"):
+        start_prefix(prefix_wrap(tiny_t5(), reparametrise=4), [7])
 
 
 # A head

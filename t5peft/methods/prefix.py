@@ -222,8 +222,27 @@ def prefix_wrap(
         raise ValueError("Got reparametrise and initial_ids; a reparametrised prefix starts at random: leave one out.")
     wrapped = wrap(model, PrefixConfig(length=length, sites=list(sites), reparametrise=reparametrise))
     if reparametrise is None:
-        _start_from_activations(wrapped, _ids(model, length, initial_ids))
+        start_prefix(wrapped, initial_ids)
     return wrapped
+
+
+def start_prefix(model: PeftModel, initial_ids: Sequence[int] | None = None) -> None:
+    """Let the active prefix start as :func:`prefix_wrap` lets it, in place: what ``model.add_adapter`` adds starts at random.
+
+        model.add_adapter("second", PrefixConfig(length=20))
+        model.set_adapter("second")
+        start_prefix(model, train[0]["input_ids"][:-1])
+
+    Raises:
+        ValueError: the active adapter is no prefix, or a reparametrised one, which starts at random; ``initial_ids`` is empty.
+    """
+    config = model.active_peft_config
+    if not isinstance(config, PrefixConfig) or config.reparametrise is not None:
+        kind = "reparametrised prefix" if isinstance(config, PrefixConfig) else str(config.peft_type.value)
+        raise ValueError(
+            f"The active adapter {model.active_adapter!r} is a {kind}; expected a prefix of keys and values."
+        )
+    _start_from_activations(model, _ids(t5_of(model), config.length, initial_ids))
 
 
 def collapse(model: PeftModel) -> PeftModel:
@@ -271,6 +290,8 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
         t5.eval().base_model(**batch)
     t5.train(training)
     for layer in _layers(model):
+        if model.active_adapter not in layer.t5prefix:  # the site of another prefix alone
+            continue
         prefix = layer.t5prefix[model.active_adapter]
         for part, parameter in (("k", prefix.key), ("v", prefix.value)):
             parameter.copy_(made[layer, part][0].unflatten(-1, (parameter.shape[0], -1)).transpose(0, 1))
