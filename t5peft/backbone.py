@@ -118,15 +118,17 @@ def load_tokenizer(name: str | Path = "mini") -> PreTrainedTokenizerBase:
         FileNotFoundError: nothing is found, or a checkpoint without a tokenizer, for which transformers makes up one that knows no
             piece: every text would be unknown.
     """
+    why = ""
     try:
         tokenizer = _found(AutoTokenizer, _path(name))
         pieces = tokenizer.get_vocab().keys() - {token.content for token in tokenizer.added_tokens_decoder.values()}
-    except ValueError:  # of some classes it cannot make one up
-        pieces = set()
+    except ValueError as error:  # of some classes it cannot make one up
+        pieces, why = set(), f" ({' '.join(str(error).split())})"
     if len(pieces) < 2:
         raise FileNotFoundError(
-            f"{name} has no tokenizer: expected tokenizer.json, spiece.model or the like beside its weights. Save that of the "
-            f"checkpoint that it comes from there: AutoTokenizer.from_pretrained(...).save_pretrained({str(name)!r})."
+            f"{name} has no tokenizer that can be read here{why}: expected tokenizer.json beside its weights, or spiece.model "
+            "and the package sentencepiece. Save the tokenizer of the checkpoint that it comes from there: "
+            f"AutoTokenizer.from_pretrained(...).save_pretrained({str(name)!r})."
         )
     return tokenizer
 

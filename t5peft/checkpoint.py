@@ -259,13 +259,21 @@ def backbone_of(
     """The backbone that the adapter in ``folder`` belongs to, with a head of as many classes, and its tokenizer.
 
     ``quantize="nf4"`` quantises ``wo`` too where it was so in training.
+
+    Raises FileNotFoundError where it is not under the name that it was trained by.
     """
-    return load_backbone(
-        base_of(folder),
-        quantize=quantize,
-        quantize_wo=quantize == "nf4" and _seal_of(Path(folder)).get("quantized_wo", False),
-        num_labels=_labels(Path(folder)),
-    )
+    try:
+        return load_backbone(
+            base_of(folder),
+            quantize=quantize,
+            quantize_wo=quantize == "nf4" and _seal_of(Path(folder)).get("quantized_wo", False),
+            num_labels=_labels(Path(folder)),
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The backbone of the adapter in {folder} is not where it was trained, at {base_of(folder)!r}, seen from {Path.cwd()}: "
+            f"put it, or a link to it, there, or load it from elsewhere and give it to load_adapter(folder, model=). {error}"
+        ) from error
 
 
 def quantization_of(folder: str | Path) -> Quantization | None:

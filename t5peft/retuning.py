@@ -11,6 +11,7 @@ import dataclasses
 import json
 import random
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from t5peft.methods import method_of
 from t5peft.tasks import Task
 from t5peft.tasks.registry import with_validation
 from t5peft.tokens import brings_tokens, load_with_tokens
-from t5peft.tuning import Recipe, Records, tune
+from t5peft.tuning import Recipe, Records, fit
 
 REPORT = "retuning.json"
 
@@ -112,7 +113,7 @@ def retune(
     splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})
     before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     work = Path(output).with_name(f".{Path(output).name}-work")
-    tune(task, splits, recipe, work, model=(model, tokenizer))
+    fit(task, splits, recipe, work, model=(model, tokenizer))
     after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     save_adapter(model, output, tokenizer=tokenizer if brings_tokens(adapter) else None)
     shutil.rmtree(work, ignore_errors=True)
@@ -136,9 +137,11 @@ def replace(adapter: str | Path, report: Retuned, *, tolerance: float = 0.0) -> 
         raise ValueError(f"{adapter} is not replaced by {report.folder}: {'; '.join(reasons)}.")
     adapter = Path(adapter)
     kept = adapter.with_name(f"{adapter.name}.old")
-    shutil.rmtree(kept, ignore_errors=True)
-    adapter.rename(kept)
-    shutil.copytree(report.folder, adapter)
+    with tempfile.TemporaryDirectory(prefix=f".{adapter.name}-", dir=adapter.parent) as beside:
+        copy = shutil.copytree(report.folder, Path(beside) / "new")
+        shutil.rmtree(kept, ignore_errors=True)
+        adapter.rename(kept)
+        copy.rename(adapter)
     return adapter
 
 

@@ -16,9 +16,11 @@ import torch
 import transformers
 from datasets import Dataset
 from tiny import tiny_t5, tiny_tokenizer
+from transformers import UMT5Config, UMT5ForConditionalGeneration
 
 import t5peft
 from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
+from t5peft.backbone import load_tokenizer
 from t5peft.benchmark.data import data_of, load_data
 from t5peft.cli import COMMANDS, bench, main
 from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
@@ -400,3 +402,31 @@ def test_a_whole_model_beside_the_adapter_of_another_run_is_evaluated(
     for method in ("lora", "full"):
         assert train(backbone, table, tmp_path / "out", "--method", method) == 0
     assert main(["evaluate", str(tmp_path / "out"), "--data", table]) == 0
+
+
+def test_an_adapter_whose_backbone_is_elsewhere_says_where_it_was(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(backbone, table, tmp_path / "out", "--steps", "1") == 0
+    Path(backbone).rename(tmp_path / "elsewhere")
+    assert main(["evaluate", str(tmp_path / "out" / "adapter"), "--data", table]) == 2
+    assert f"is not where it was trained, at {backbone!r}" in capsys.readouterr().err
+
+
+def test_a_merged_umt5_says_what_transformers_makes_of_its_head(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = {"vocab_size": 8192, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    model = UMT5ForConditionalGeneration(UMT5Config(**shape))
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(8192, 32))
+    model.save_pretrained(tmp_path / "umt5")
+    load_tokenizer("mini").save_pretrained(tmp_path / "umt5")
+    adapter = save_adapter(lora_wrap(load_backbone(tmp_path / "umt5")[0]), tmp_path / "adapter")
+    assert main(["merge", str(adapter), "--output", str(tmp_path / "merged")]) == 0
+    assert "set model.config.tie_word_embeddings = False" in caplog.text
+    ids = torch.tensor([[7, 8, 9, 1]])
+    expected = load_adapter(adapter)[0](input_ids=ids, labels=ids).logits
+    plain = UMT5ForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+    assert not torch.allclose(plain(input_ids=ids, labels=ids).logits, expected, atol=1e-3), "the warning can go"
+    plain.config.tie_word_embeddings = False
+    assert torch.allclose(plain(input_ids=ids, labels=ids).logits, expected, atol=1e-4)

@@ -125,5 +125,7 @@ def test_what_does_not_fit_together_is_told_at_once() -> None:
         assert part in str(error.value)
     with pytest.raises(ValueError, match=r"task 'a' has no examples; cap is 0; .*temperature is 0"):
         mixture_rates({"a": 0}, cap=0, temperature=0)
+    with pytest.raises(ValueError, match=r"the rate of 'a' is nan; .*\n.*the rate of 'b' is inf"):
+        Mixture({"a": made("a", 1), "b": made("b", 1)}, {"a": float("nan"), "b": float("inf")})
     with pytest.raises(IndexError, match="draws are counted from 0"):
         Mixture({"a": made("a", 1)}, {"a": 1}).draw(-1)

@@ -126,11 +126,23 @@ def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"is not utf-8 .* often encoding='latin-1'"):
         load_records(tmp_path / "a.csv")
     assert load_records(tmp_path / "a.csv", encoding="latin-1") == [{"x": "é"}]
+    (tmp_path / "b.csv").write_bytes("x\né\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"is not utf-8 .* by its first bytes is encoding='utf-16'"):
+        load_records(tmp_path / "b.csv")
+    assert load_records(tmp_path / "b.csv", encoding="utf-16") == [{"x": "é"}]
     with pytest.raises(ValueError, match="there is no encoding 'utf-17'"):
         load_records(tmp_path / "a.csv", encoding="utf-17")
     (tmp_path / "a.csv.gz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot be unpacked"):
         load_records(tmp_path / "a.csv.gz")
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ",")])
+def test_cells_separated_by_something_else_are_told(name: str, mark: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f"text{mark}label\nyes, well{mark}1\n")
+    with pytest.raises(ValueError, match=r"has one column by its header.* seem to be separated by") as error:
+        load_records(tmp_path / name)
+    assert repr(mark) in str(error.value)
 
 
 def test_an_unknown_ending_is_told_with_those_known(tmp_path: Path) -> None:

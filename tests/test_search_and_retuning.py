@@ -298,6 +298,24 @@ def test_a_better_version_takes_the_place_and_the_old_one_is_kept(tmp_path: Path
     replace(tmp_path / "v1", better)
     assert (tmp_path / "v1" / "which").read_text() == "v2"
     assert (tmp_path / "v1.old" / "which").read_text() == "v1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v1", "v1.old", "v2"]
+
+
+@pytest.mark.parametrize("folder", ["v1.old", "absent"])
+def test_a_new_version_is_not_lost_where_it_takes_the_old_ones_place(folder: str, tmp_path: Path) -> None:
+    for name in ("v1", "v1.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    better = Retuned(
+        "accuracy", old_before=0.8, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / folder)
+    )
+    if folder == "absent":
+        with pytest.raises(FileNotFoundError):
+            replace(tmp_path / "v1", better)
+    else:
+        replace(tmp_path / "v1", better)
+    kept = ["v1", "v1.old"] if folder == "absent" else ["v1.old", "v1"]
+    assert [(tmp_path / name / "which").read_text() for name in ("v1", "v1.old")] == kept
 
 
 def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: Path) -> None:

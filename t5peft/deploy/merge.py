@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import t5_of
+from t5peft.backbone import has_untied_head, t5_of
 from t5peft.checkpoint import load_adapter, quantization_of
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
@@ -62,6 +62,11 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     ids = tokenizer(PROBE, return_tensors="pt").input_ids.to(model.device)
     unmerged = _logits(model, ids)
     merged = model.merge_and_unload()
+    if merged.config.model_type == "umt5" and has_untied_head(merged):
+        logger.warning(
+            "transformers takes the head of every umT5 for a tied one and makes its logits smaller by the root of d_model: after "
+            "from_pretrained of the merged model set model.config.tie_word_embeddings = False, as load_backbone does."
+        )
     expected = _logits(merged, ids)
     quantised = None
     if (quantize := quantization_of(folder)) is not None:

@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
+from . import checks
 from .rewording import Rewording
 from .task import Task
 from .template import Template
@@ -88,14 +89,18 @@ def augment(
         cache_folder: for the result; a folder in that of ``datasets`` if not given.
 
     Raises:
-        ValueError: no records, less than one copy, or columns that are not the source's or that are the target's.
+        ValueError: no records, or none that are mappings, less than one copy, columns that are not the source's or that are the
+            target's, or what ``Task.check_sources`` says.
     """
+    records = list(records)
+    checks.raise_all(task.name, checks.no_records(records))
     rows = [dict(record) for record in records]
     # a data set has the columns of its first row: each record gets those that only others have, as None
     names = dict.fromkeys(name for row in rows for name in row)
     rows = [{name: row.get(name) for name in names} for row in rows]
     chosen = _columns(task, columns)
     _check(rows, copies, chosen)
+    task.check_sources(rows)
     fingerprint = _fingerprint(rows, rewording, copies, seed, chosen)
     folder = Path(cache_folder or Path(datasets.config.HF_DATASETS_CACHE) / "t5peft_augmented")
     folder.mkdir(parents=True, exist_ok=True)

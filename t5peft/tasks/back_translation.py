@@ -9,9 +9,9 @@ from functools import cached_property
 from random import Random
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import MINI
+from t5peft.backbone import MINI, load_tokenizer
 
 logger = logging.getLogger("t5peft")
 
@@ -85,7 +85,7 @@ class Checkpoint:
         """
         path = str(MINI) if self.name == "mini" else self.name
         try:
-            return AutoModelForSeq2SeqLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+            return AutoModelForSeq2SeqLM.from_pretrained(path).eval(), load_tokenizer(path)
         except OSError as error:
             raise FileNotFoundError(
                 f"no sequence-to-sequence checkpoint under {self.name!r} ({str(error).splitlines()[0]}); give a local "

@@ -9,6 +9,7 @@ Cells of CSV and TSV stay text: a label 0 is ``"0"``, as target words have it. C
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -146,9 +147,11 @@ def _text(path: Path, encoding: str) -> str:
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        guess = "by its first bytes is encoding='utf-16'" if marked else "in older files is often encoding='latin-1'"
         raise ValueError(
             f"{path} is not {encoding} (byte {error.start} is {data[error.start]:#04x}); save it as UTF-8, or give load_records "
-            "the encoding that it has, which in older files is often encoding='latin-1'"
+            f"the encoding that it has, which {guess}"
         ) from None
     except LookupError:
         raise ValueError(
@@ -184,6 +187,12 @@ def _table(path: Path, text: str, delimiter: str, header: Sequence[str] | None, 
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         problems.append(f"the header has columns of the same name: {', '.join(map(repr, repeated))}")
+    others = [mark for mark in ",;\t|" if mark != delimiter and header is None and len(names) == 1 and mark in names[0]]
+    if others:
+        raise ValueError(
+            f"{path} has one column by its header, {names[0]!r}: its cells seem to be separated by {others[0]!r}; by its ending "
+            f"{delimiter!r} was expected: save it so, or as JSONL"
+        )
     _raise_lines(
         path,
         problems,

@@ -74,7 +74,7 @@ class Mixture:
         problems += [
             f"the rate of {name!r} is {rate}; a number above 0 was expected, or leave the task out"
             for name, rate in self.rates.items()
-            if rate <= 0
+            if not 0 < rate < float("inf")
         ]
         problems += [f"task {name!r} has no examples" for name, dataset in self.datasets.items() if len(dataset) == 0]
         if not self.datasets or len(self.datasets) > BLOCK:

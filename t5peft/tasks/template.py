@@ -39,7 +39,7 @@ class Template:
             if column is not None and (not column or specification or conversion):
                 raise ValueError(
                     f"template {text!r} has a field that is not the plain name of a column; write {{column}} without "
-                    "':' or '!', and a brace of the text itself twice"
+                    "':' or '!', and a brace of the text itself twice; rename a column that has them in its name"
                 )
         return cls(text, tuple((literal, column) for literal, column, _, _ in parsed))
 
