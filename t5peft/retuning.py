@@ -17,12 +17,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.checkpoint import check_output, load_adapter, quantization_of, save_adapter
+from t5peft.checkpoint import check_output, quantization_of, save_adapter
 from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.methods import method_of
 from t5peft.tasks import Task
 from t5peft.tasks.registry import with_validation
-from t5peft.tokens import brings_tokens, load_with_tokens
+from t5peft.tokens import brings_tokens, load_saved
 from t5peft.tuning import Recipe, Records, fit
 
 REPORT = "retuning.json"
@@ -105,9 +105,7 @@ def retune(
     if replay < 0:
         raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
     check_output(output)
-    load = load_with_tokens if brings_tokens(adapter) else load_adapter
-    model, tokenizer = load(adapter, trainable=True, quantize=quantization_of(adapter))
-    assert tokenizer is not None
+    model, tokenizer = load_saved(adapter, trainable=True, quantize=quantization_of(adapter))
     recipe = dataclasses.replace(recipe, method=method_of(model) or recipe.method)
     replayed = random.Random(recipe.seed).sample(list(old), min(len(old), round(replay * len(new))))
     splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})

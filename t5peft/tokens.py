@@ -105,6 +105,20 @@ def brings_tokens(folder: str | Path) -> bool:
     return json.loads(config.read_text()).get("trainable_token_indices") is not None
 
 
+def load_saved(
+    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """An adapter beside its backbone, with the tokens that it brings if it does.
+
+    Raises:
+        FileNotFoundError, ValueError: what ``load_adapter`` says.
+    """
+    load = load_with_tokens if brings_tokens(folder) else load_adapter
+    model, tokenizer = load(folder, trainable=trainable, quantize=quantize)
+    assert tokenizer is not None  # as no model was given
+    return model, tokenizer
+
+
 def load_with_tokens(
     folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:

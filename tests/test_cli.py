@@ -241,6 +241,15 @@ def test_answers_are_json_whatever_the_other_columns_hold(backbone: str, tmp_pat
     assert (answer["scores"], answer["cut"]) == ([None, 1.5], "\ud83d")
 
 
+def test_texts_that_are_cut_before_they_are_answered_are_told(
+    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task("echo", "{text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",), max_source_length=8)
+    model, tokenizer = load_backbone(backbone)
+    assert len(list(answered(model, tokenizer, task, [{"text": "far too long"}, {"text": "short"}]))) == 2
+    assert "task echo: 1 of 2 sources were longer than 8 tokens" in caplog.text
+
+
 def test_the_file_of_answers_is_made_before_a_model_is_loaded_and_so_is_its_folder(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +340,7 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
         ),
         (["bench", "--task", "finance", "--template", "{text}"], "Got --template, which go with files of your own"),
         (["evaluate", "nowhere"], "There is no folder nowhere"),
+        (["plan", "--micro-batch", "0"], "micro_batch is 0, expected at least 1"),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_code_2(
@@ -357,6 +367,13 @@ def test_an_option_that_a_method_does_not_have_is_an_error(
     assert "'ia3' takes no such option" in capsys.readouterr().err
     assert train(backbone, table, tmp_path / "out", "--method", "prefix", "--rank", "4") == 2
     assert "it takes length, sites, reparametrise, initial_ids." in capsys.readouterr().err
+
+
+def test_an_option_that_contradicts_itself_is_an_error(
+    backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(backbone, table, tmp_path / "out", "--target-word", "1=fine", "--column", "text=stars") == 2
+    assert "--column names 'text' more than once" in capsys.readouterr().err
 
 
 def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,4 +114,8 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     wrong = [text for text in texts if "=" not in text]
     if wrong:
         raise ValueError(f"{option} got {wrong}; expected NAME=VALUE.")
-    return dict(text.split("=", 1) for text in texts)
+    pairs = [text.split("=", 1) for text in texts]
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{option} names {', '.join(map(repr, twice))} more than once; expected each once.")
+    return dict(pairs)

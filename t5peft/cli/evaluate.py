@@ -9,12 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import load_backbone
-from t5peft.checkpoint import CONFIG, load_adapter, quantization_of
+from t5peft.checkpoint import CONFIG, quantization_of
 from t5peft.cli.data import load_saved_task
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Task, load_records, load_task
 from t5peft.tasks.definition import definition_names, read_definition
-from t5peft.tokens import brings_tokens, load_with_tokens
+from t5peft.tokens import load_saved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +54,7 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """An adapter beside its backbone, or a whole model, and the tokenizer."""
     if not (Path(folder) / CONFIG).is_file():
         return load_backbone(folder)
-    load = load_with_tokens if brings_tokens(folder) else load_adapter
-    model, tokenizer = load(folder, quantize=quantization_of(folder))
-    assert tokenizer is not None
-    return model, tokenizer
+    return load_saved(folder, quantize=quantization_of(folder))
 
 
 def _test_records(task: Task, named: str | None) -> list[dict[str, Any]]:

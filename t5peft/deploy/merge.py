@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.backbone import has_untied_head, t5_of
-from t5peft.checkpoint import load_adapter, quantization_of
+from t5peft.checkpoint import quantization_of
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
-from t5peft.tokens import brings_tokens, load_with_tokens
+from t5peft.tokens import load_saved
 
 logger = logging.getLogger("t5peft")
 
@@ -51,9 +51,7 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     Raises:
         FileNotFoundError, ValueError: as :func:`~t5peft.load_adapter`; for what is no change of a weight.
     """
-    load = load_with_tokens if brings_tokens(folder) else load_adapter
-    model, tokenizer = load(folder)
-    assert tokenizer is not None
+    model, tokenizer = load_saved(folder)
     if any(isinstance(module, (PrefixLayer, PromptEncoder)) for module in model.modules()):
         raise ValueError(
             f"The adapter in {folder} is a prefix or a prompt: trained vectors before the text, which are no change of a "
@@ -71,7 +69,7 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     quantised = None
     if (quantize := quantization_of(folder)) is not None:
         try:
-            trained, _ = load(folder, quantize=quantize)
+            trained, _ = load_saved(folder, quantize=quantize)
         except ImportError as error:
             logger.warning(
                 "The merged model is not compared with the one in %s it was trained beside: %s", quantize, error

@@ -238,7 +238,7 @@ class Task:
         return [self.read(text) for text in references or [self.target_text(record)]]
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Sources as ``tokenize`` makes them, as text: cut in the columns, special tokens broken up. Needs no target.
+        """Sources as ``tokenize`` makes and tells of them, as text: cut in the columns, special tokens broken up. Needs no target.
 
         Raises:
             ValueError: all problems with the records, at once.
@@ -247,6 +247,7 @@ class Task:
         self.check_sources(records)
         fitted = self._fit_sources(records, tokenizer)
         checks.raise_all(self.name, checks.unusable(fitted, self._template, "source", self.max_source_length))
+        self._tell("sources", fitted, self.max_source_length)
         return fitted.texts
 
     def encode(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -280,20 +281,8 @@ class Task:
             ValueError: what ``encode`` says.
         """
         encoded = self.encode(records, tokenizer)
-        for side, fitted, limit in (
-            ("sources", encoded.sources, self.max_source_length),
-            ("targets", encoded.targets, self.max_target_length),
-        ):
-            if fitted.cut:
-                logger.warning(
-                    "task %s: %d of %d %s were longer than %d tokens; their columns were cut, not the template",
-                    self.name, len(fitted.cut), len(fitted.texts), side, limit,
-                )  # fmt: skip
-            if fitted.escaped:
-                logger.warning(
-                    "task %s: special tokens spelled out in %d of %d %s were broken up (</s> became < /s>)",
-                    self.name, len(fitted.escaped), len(fitted.texts), side,
-                )  # fmt: skip
+        self._tell("sources", encoded.sources, self.max_source_length)
+        self._tell("targets", encoded.targets, self.max_target_length)
         return encoded.dataset()
 
     def tokenize_for_head(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -342,6 +331,18 @@ class Task:
         if self.target_words is None:
             return []
         return checks.unknown_labels(records, self._target.columns[0], self.labels)
+
+    def _tell(self, side: str, fitted: Fitted, limit: int) -> None:
+        if fitted.cut:
+            logger.warning(
+                "task %s: %d of %d %s were longer than %d tokens; their columns were cut, not the template",
+                self.name, len(fitted.cut), len(fitted.texts), side, limit,
+            )  # fmt: skip
+        if fitted.escaped:
+            logger.warning(
+                "task %s: special tokens spelled out in %d of %d %s were broken up (</s> became < /s>)",
+                self.name, len(fitted.escaped), len(fitted.texts), side,
+            )  # fmt: skip
 
     def _fit_sources(self, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> Fitted:
         rows = [_values(record, self._template) for record in records]
