@@ -42,6 +42,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
             once.
     """
     check_plain(model)
+    tokens = tokens if isinstance(tokens, str) else list(tokens)
     _check_tokens(tokens, tokenizer)
     correct_config(model)
     old_size = len(tokenizer)
@@ -148,7 +149,7 @@ def _check_tokens(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
     problems = [] if tokens and not isinstance(tokens, str) else [f"a list of tokens was expected, got {tokens!r}"]
     vocabulary = tokenizer.get_vocab()
     for token in dict.fromkeys(tokens):
-        if not token or token == " ":
+        if not token or token == " " or not isinstance(token, str):
             problems.append(f"{token!r} cannot be a token")
         if token in vocabulary:
             problems.append(f"{token!r} is in the vocabulary already, as {vocabulary[token]}")

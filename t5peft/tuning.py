@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
@@ -123,11 +123,11 @@ def fit(
     check_splits(task, splits)
     check_metrics(task)
     test = splits.get("test", ())
-    if test:
+    if not _is_empty(test):
         checks.raise_all(task.name, checks.missing_references([*splits["validation"], *test], task.references))
     set_seed(recipe.seed)
     wrapped, tokenizer = _backbone(recipe) if model is None else model
-    if test:
+    if not _is_empty(test):
         task.encode(test, tokenizer)
     train, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
     if model is None:
@@ -146,11 +146,16 @@ def fit(
 
 def check_splits(task: Task, splits: Splits) -> None:
     """Raise ValueError where there are no records to train on, or none to validate by."""
-    missing = [split for split in ("train", "validation") if not splits.get(split)]
+    missing = [split for split in ("train", "validation") if _is_empty(splits.get(split))]
     if missing:
         raise ValueError(
             f"The task {task.name!r} has no {' and no '.join(missing)} records; expected at least one of each."
         )
+
+
+def _is_empty(records: Any) -> bool:
+    """Asked of the length, as a DataFrame has no truth; what it is instead of records is told when they are tokenised."""
+    return records is None or (isinstance(records, Sized) and len(records) == 0)
 
 
 class _AtTheEnd(TrainerCallback):
@@ -168,7 +173,7 @@ def score_splits(
     return {
         split: evaluate_task(model, tokenizer, _of_split(task, splits[split]), splits[split])
         for split in ("validation", "test")
-        if splits.get(split)
+        if not _is_empty(splits.get(split))
     }
 
 

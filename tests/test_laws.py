@@ -615,6 +615,8 @@ def test_every_method_is_trained_and_generates_beside_quantised_weights_in_bfloa
     ("method", "options", "text"),
     [
         ("lora", {"rank": 0}, "rank=0"),
+        ("lora", {"alpha": 0}, r"alpha=0 .* nothing is learned"),
+        ("lora", {"dropout": 1.0}, r"dropout=1\.0, with which nothing is learned"),
         ("lora", {"targets": "q"}, "a list of names"),
         ("lora", {"targets": []}, "a list of names"),
         ("prefix", {"length": 0}, "length=0"),

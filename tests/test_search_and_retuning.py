@@ -8,6 +8,7 @@ from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tiny import tiny_t5, tiny_tokenizer
 from transformers import TrainerCallback
@@ -229,6 +230,13 @@ def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None
 def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no train and no validation records"):
         tune(TASK, {"test": records(4)}, recipe(backbone), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_data_frame_in_place_of_records_is_told(split: str, backbone: str, tmp_path: Path) -> None:
+    splits = {"train": records(4), "validation": records(4), "test": records(4)}
+    with pytest.raises(ValueError, match=r"record 0 is 'text'.*of a pandas DataFrame give df\.to_dict"):
+        tune(TASK, splits | {split: pd.DataFrame(records(4))}, recipe(backbone), tmp_path)
 
 
 def test_references_that_only_the_test_split_has_are_used_there_and_nowhere_else(backbone: str, tmp_path: Path) -> None:

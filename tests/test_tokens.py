@@ -281,9 +281,12 @@ def test_tokens_that_cannot_be_added_are_told_at_once() -> None:
         add_tokens(model, tokenizer, ["", "</s>", "{", "{"])
     for part in ("'</s>' is in the vocabulary already, as 1", "'{' is there 2 times"):
         assert part in str(error.value)
+    with pytest.raises(ValueError, match="No token was added: 7 cannot be a token"):
+        add_tokens(model, tokenizer, [7])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="a list of tokens was expected"):
         add_tokens(model, tokenizer, [])
     assert len(tokenizer) == len(small_tokenizer())
+    assert len(add_tokens(model, tokenizer, iter(["<g>", "<h>"]))) == 2  # type: ignore[arg-type]
 
 
 def test_only_lora_adapters_train_tokens_and_once() -> None:

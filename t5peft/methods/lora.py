@@ -53,12 +53,17 @@ def lora_wrap(
         rank_stabilised: scale by ``alpha / sqrt(R)``.
 
     Raises:
-        ValueError: for a wrapped model, a rank below one, targets that match nothing, in whole or in part, or DoRA beside
-            8-bit weights on a CPU.
+        ValueError: for a wrapped model, a rank below one, an alpha or dropout that leaves nothing to learn, targets that
+            match nothing, in whole or in part, or DoRA beside 8-bit weights on a CPU.
     """
     check_plain(model)
     if rank < 1:
         raise ValueError(f"Got rank={rank}; expected a whole number of at least 1.")
+    if (alpha is not None and alpha <= 0) or not 0 <= dropout < 1:
+        raise ValueError(
+            f"Got alpha={alpha} and dropout={dropout}, with which nothing is learned; expected an alpha above 0, or None, and a "
+            "dropout of at least 0 and less than 1."
+        )
     if dora and model.device.type == "cpu" and quantization_of_model(model) == "int8":
         raise ValueError(
             "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
