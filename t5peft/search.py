@@ -26,6 +26,8 @@ from t5peft.tuning import Recipe, Splits, check_splits, tune
 # What is searched beside the learning rate, weight decay and label smoothing, where not given, by method: option and choices.
 OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
     "lora": {"rank": (4, 8, 16, 32)},
+    "lora-all": {"rank": (4, 8, 16, 32)},
+    "dora": {"rank": (4, 8, 16, 32)},
     "qlora": {"rank": (4, 8, 16, 32)},
     "prefix": {"length": (5, 10, 20, 50)},
     "prompt": {"length": (10, 20, 50, 100)},
@@ -55,7 +57,8 @@ class Found:
         words += ["--evaluations", str(recipe.evaluations), "--seed", str(recipe.seed)]
         words += ["--patience", str(recipe.patience)] if recipe.patience else []
         words += ["--bf16"] if recipe.bf16 else []
-        words += [part for name, value in recipe.options.items() for part in (f"--{name}", str(value))]
+        for name, value in recipe.options.items():
+            words += [f"--{name}", *map(str, [value] if isinstance(value, (str, int, float)) else value)]
         return shlex.join([*words, "--output", output])
 
 

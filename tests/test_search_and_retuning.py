@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from argparse import ArgumentParser
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainingArguments, load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import main
+from t5peft.cli.recipe import read_recipe
+from t5peft.cli.train import add_arguments
 from t5peft.retuning import Retuned, replace, retune
 from t5peft.tasks import Task
 from t5peft.tuning import Recipe, _arguments, fit, tune
@@ -89,6 +92,13 @@ def test_a_search_goes_on_by_a_recipe_with_a_path_and_a_tuple(backbone: str, tmp
         found = search(TASK, splits, given, tmp_path / "study", trials=trials)
     assert found.trials == 2
     assert f"--backbone {backbone}" in found.command("film.yaml", "out")
+    parser = ArgumentParser()
+    add_arguments(parser)
+    for targets in (("q", "k", "v"), "all-linear"):
+        best = replace_fields(found.recipe, options={"targets": targets, "rank": 8})
+        command = shlex.split(replace_fields(found, recipe=best).command("film.yaml", "out"))
+        read = read_recipe(parser.parse_args(command[2:]))
+        assert read.options == {"targets": list(targets) if isinstance(targets, tuple) else targets, "rank": 8}
 
 
 def test_what_the_recipe_gives_is_not_searched(backbone: str) -> None:

@@ -22,6 +22,12 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     for option in WRAP_OPTIONS:
         number = float if option == "alpha" else int
         parser.add_argument(f"--{option}", type=number, help=f"{option} of the method, where it has one")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="NAME",
+        help="linear maps of LoRA, such as q v, or all-linear, where the method has them",
+    )
     add_training_arguments(parser)
 
 
@@ -46,7 +52,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that ``args`` say."""
-    options = {name: getattr(args, name) for name in WRAP_OPTIONS if getattr(args, name) is not None}
+    given = (*WRAP_OPTIONS, "targets")
+    options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+    if args.targets == ["all-linear"]:
+        options["targets"] = "all-linear"
     return replace(read_training(args), method=args.method, backbone=args.backbone, options=options)
 
 
