@@ -271,8 +271,9 @@ def backbone_of(
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The backbone of the adapter in {folder} is not where it was trained, at {base_of(folder)!r}, seen from {Path.cwd()}: "
-            f"put it, or a link to it, there, or load it from elsewhere and give it to load_adapter(folder, model=). {error}"
+            f"The backbone of the adapter in {folder} cannot be loaded as in training, by {base_of(folder)!r} (in "
+            f"{Path.cwd()}): put it, or a link to it, there, or load it from elsewhere and give it to "
+            f"load_adapter(folder, model=). {error}"
         ) from error
 
 

@@ -427,7 +427,7 @@ def test_an_adapter_whose_backbone_is_elsewhere_says_where_it_was(
     assert train(backbone, table, tmp_path / "out", "--steps", "1") == 0
     Path(backbone).rename(tmp_path / "elsewhere")
     assert main(["evaluate", str(tmp_path / "out" / "adapter"), "--data", table]) == 2
-    assert f"is not where it was trained, at {backbone!r}" in capsys.readouterr().err
+    assert f"cannot be loaded as in training, by {backbone!r}" in capsys.readouterr().err
 
 
 def test_a_merged_umt5_says_what_transformers_makes_of_its_head(

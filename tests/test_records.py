@@ -132,6 +132,11 @@ def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> Non
     assert load_records(tmp_path / "b.csv", encoding="utf-16") == [{"x": "é"}]
     with pytest.raises(ValueError, match="there is no encoding 'utf-17'"):
         load_records(tmp_path / "a.csv", encoding="utf-17")
+    packed = bytearray(gzip.compress(b"".join(b"line %d\n" % number for number in range(500))))
+    packed[len(packed) // 2] ^= 0xFF
+    (tmp_path / "a.txt.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        load_records(tmp_path / "a.txt.gz")
     (tmp_path / "a.csv.gz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="cannot be unpacked"):
         load_records(tmp_path / "a.csv.gz")

@@ -11,6 +11,7 @@ import io
 import logging
 import lzma
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_documents(paths: Iterable[str | Path]) -> Iterator[list[str]]:
                     elif paragraphs:
                         yield paragraphs
                         paragraphs = []
-        except (EOFError, lzma.LZMAError) as error:
+        except (EOFError, lzma.LZMAError, zlib.error) as error:
             raise ValueError(f"{path} cannot be unpacked ({error}); is it whole, and is its ending right?") from error
         if broken:
             logger.warning(

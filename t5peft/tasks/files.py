@@ -16,6 +16,7 @@ import io
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -142,7 +143,7 @@ def _text(path: Path, encoding: str) -> str:
     try:
         with opener(path, "rb") as file:
             data = file.read()
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked ({error}); is it whole, and is its ending right?") from None
     try:
         return data.decode(encoding).removeprefix("\ufeff")
