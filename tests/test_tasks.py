@@ -336,6 +336,18 @@ def test_numbers_that_would_be_two_labels_are_told_and_decimals_are_numbers() ->
     assert family_task("classification", decimals).answers(decimals[0]) == ["1.5"]
 
 
+def test_family_tells_of_columns_that_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
+    records = [{"instruction": "Add.", "input": "1 2", "output": "3"}]
+    with caplog.at_level(logging.WARNING):
+        assert family_task("generation", records).source(records[0]) == "Add."
+        assert "the source has the column 'instruction', not 'input'" in caplog.text
+        assert "such as '{instruction} {input}'" in caplog.text
+        caplog.clear()
+        family_task("generation", records, columns={"prompt": "instruction"})
+        assert family_task("generation", records, template="{instruction} {input}").source(records[0]) == "Add. 1 2"
+        assert not caplog.text
+
+
 def test_labels_that_share_a_word_are_refused() -> None:
     with pytest.raises(ValueError, match="labels '0', '1' share the target word 'yes'; give each its own"):
         Task("x", "{a}", "{b}", {"0": "yes", "1": " yes"})

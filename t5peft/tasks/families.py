@@ -7,6 +7,7 @@ Where T5 was pretrained on a prefix for the family, the template has it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from . import checks
 from .task import Task
 from .template import Template, as_text
+
+logger = logging.getLogger("t5peft")
 
 MOST_LABELS = 200
 LANGUAGES = {
@@ -159,12 +162,15 @@ def family_task(
     checks.raise_all(name or family, checks.no_records([*records, *scored]))
     found = _find_columns(family, kind, records, dict(columns or {}))
     target_column = list(found.values())[-1]
+    if template is None:
+        template = _template(family, kind, found)
+        _tell_left_out(family, kind, records[0], found, columns or {}, template)
     words = dict(target_words) if target_words else None
     if kind.has_labels and words is None:
         words = {label: label for label in _labels(records, target_column)}
     return Task(
         name=name or family,
-        template=template or _template(family, kind, found),
+        template=template,
         target=f"{{{target_column}}}",
         target_words=words,
         metrics=kind.metrics,
@@ -201,6 +207,27 @@ def _find_columns(
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(f"family {family!r}:\n{listed}\nThe columns there are: {', '.join(map(repr, there))}.")
     return found
+
+
+def _tell_left_out(
+    family: str,
+    kind: Family,
+    record: Mapping[str, Any],
+    found: Mapping[str, str],
+    named: Mapping[str, str],
+    template: str,
+) -> None:
+    """Warn of columns that could be part of the source, beside one that was found by its name, not given."""
+    for role in list(kind.roles)[:-1]:
+        left_out = [name for name in kind.roles[role] if name in record and name not in found.values()]
+        if left_out and role not in named:
+            own = f"{{{found[role]}}}"
+            both = template.replace(own, " ".join([own, *(f"{{{name}}}" for name in left_out)]))
+            logger.warning(
+                "family %r: the source has the column %r, not %s; give a template over all, such as '%s', or say which is the "
+                "role %r",
+                family, found[role], ", ".join(map(repr, left_out)), both, role,
+            )  # fmt: skip
 
 
 def _template(family: str, kind: Family, found: Mapping[str, str]) -> str:
