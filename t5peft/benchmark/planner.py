@@ -95,7 +95,7 @@ def step_bytes(job: Job) -> StepBytes:
 
     Raises:
         FileNotFoundError: the backbone's configuration is not found.
-        ValueError: the method refuses the backbone or its options.
+        ValueError: the backbone is no T5, or the method refuses it or its options.
     """
     return simulate_step(
         config_of(job.backbone),
