@@ -223,7 +223,9 @@ def _sensitivity(table: TaskTable) -> Iterator[str]:
     row = next(row for _, row, _ in _finished(table))
     values = [point for _, line in series for point in line.points]
     names = " or ".join(dict.fromkeys(name for name, _ in series))
-    x = Axis.over(f"{names} (log scale)", [p[0] for p in values], text=lambda value: f"{value:g}", log=True)
+    log = all(p[0] > 0 for p in values)
+    name = f"{names} (log scale)" if log else names
+    x = Axis.over(name, [p[0] for p in values], text=lambda value: f"{value:g}", log=log)
     y = Axis.over(f"test {table.metric}", [p[1] for p in values], text=_score_text(row))
     title = f"{table.task}: sensitivity to {names}"
     yield _figure(lines([line for _, line in series], x, y, title=title), f"Sensitivity to {names}")
@@ -236,10 +238,15 @@ def _figure(svg: str, caption: str) -> str:
 def _conditions(tables: Sequence[TaskTable], command: str) -> Iterator[str]:
     yield "<h2>How it was measured</h2><ul>"
     yield f"<li>Command: <code>{escape(command)}</code></li>"
-    for table in tables[:1]:
-        versions = ", ".join(f"{name} {version}" for name, version in table.conditions["versions"].items() if version)
-        yield f"<li>Versions: {escape(versions)}</li>"
-        yield f"<li>Commit: {escape(', '.join(table.conditions['commits']))} (+ where the source was changed)</li>"
+    versions = {
+        f"{name} {version}": None
+        for table in tables
+        for name, version in table.conditions["versions"].items()
+        if version
+    }
+    commits = sorted({commit for table in tables for commit in table.conditions["commits"]})
+    yield f"<li>Versions: {escape(', '.join(versions))}</li>"
+    yield f"<li>Commit: {escape(', '.join(commits))} (+ where the source was changed)</li>"
     yield (
         "<li>Every method gets the same examples, steps and seeds; its learning rate is chosen by the loss on validation, "
         "the score is of the last step on test. One process a run; peak memory is that process's while it trains.</li>"

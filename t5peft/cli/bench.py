@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
     suite = suite_of(args)
     output = args.output or Path("t5peft-bench") / suite.name
     records_folder = output / "records"
-    if not args.report_only:
-        _run_suite(suite, records_folder, args)
+    asked = [] if args.report_only else _run_suite(suite, records_folder, args)
     from t5peft.benchmark.report import write_report
     from t5peft.benchmark.tables import fill_markers
 
@@ -82,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         command=_command(),
         tasks=args.tasks if args.report_only else None,
         methods=args.methods if args.report_only else None,
+        asked=asked,
     )
     print(f"\n{report.text}\n")
     print("\n".join(f"{what}: {path}" for what, path in report.paths.items()))
@@ -163,8 +163,8 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
     return tuple(replace(entry, learning_rates=around(entry.method)) for entry in methods)
 
 
-def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> None:
-    """Imports of the libraries wait until the arguments are known to be right."""
+def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of the suite. Imports of the libraries wait until the arguments are known to be right."""
     from t5peft.benchmark.configs import base_configs
     from t5peft.benchmark.process import RunProcesses
     from t5peft.benchmark.runner import run as worker
@@ -187,7 +187,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> None:
         preload=("t5peft.benchmark.runner",),
     )
     try:
-        run_suite(cells, folder, execute, say=line.say, begin=line.begin)
+        return run_suite(cells, folder, execute, say=line.say, begin=line.begin)
     except KeyboardInterrupt:
         line.say("interrupted: the same command goes on with the run that was cut off")
         raise SystemExit(130) from None
