@@ -54,10 +54,10 @@ def write_report(
         and record["config"]["method"] in (methods or [record["config"]["method"]])
     ]
     if not records:
-        asked = "".join(
+        narrowed = "".join(
             f", {what} {', '.join(names)}" for what, names in (("tasks", tasks), ("methods", methods)) if names
         )
-        raise ValueError(f"{folder} holds no records{asked}: run `t5peft bench` first")
+        raise ValueError(f"{folder} holds no records{narrowed}: run `t5peft bench` first")
     tables = summarise(records, asked)
     details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
     output.mkdir(parents=True, exist_ok=True)

@@ -156,11 +156,14 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
     """Three learning rates around each method's own, as the quick suite's were tuned on "mini"."""
     from t5peft.methods import METHODS
 
-    def around(method: str) -> tuple[float, ...]:
-        rate = METHODS[method.removeprefix("peft-")].learning_rate  # a peer's is that of the same method here
-        return tuple(float(f"{rate * factor:.3g}") for factor in (1 / 3, 1, 3))
+    def around(entry: SuiteMethod) -> SuiteMethod:
+        known = METHODS.get(entry.method.removeprefix("peft-"))  # a peer's rate is that of the same method here
+        if known is None:
+            return entry
+        rates = tuple(float(f"{known.learning_rate * factor:.3g}") for factor in (1 / 3, 1, 3))
+        return replace(entry, learning_rates=rates)
 
-    return tuple(replace(entry, learning_rates=around(entry.method)) for entry in methods)
+    return tuple(map(around, methods))
 
 
 def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -170,7 +173,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dic
     from t5peft.benchmark.runner import run as worker
     from t5peft.benchmark.schedule import plans, run_suite
 
-    device = args.device or _device()
+    device = _device(args.device)
     cells = plans(suite, base_configs(suite, device))
     least = sum(cell.least_runs for cell in cells)
     print(
@@ -193,10 +196,16 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dic
         raise SystemExit(130) from None
 
 
-def _device() -> str:
+def _device(asked: str | None) -> str:
+    """The device asked for, or the fastest there is."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and found == "cpu":
+        raise ValueError(
+            "--device cuda came, but torch finds no CUDA device here; leave it out for the CPU, or install a torch for CUDA"
+        )
+    return asked or found
 
 
 class _Line:
