@@ -464,6 +464,14 @@ def test_a_split_has_the_scores_of_evaluate_task_perplexity_and_gleu_among_them(
     assert found.scores == {name: pytest.approx(expected[name]) for name in ("loss", "perplexity", "gleu")}
 
 
+def test_matthews_correlation_of_one_example_is_whether_it_is_right() -> None:
+    """Of one example there is none: 0 for each would make all methods the same."""
+    _, tokenizer = load_backbone("mini")
+    task = Task(name="free", template="{text}", target="{answer}", metrics=["matthews"])
+    split = Split(task, [{"text": "a", "answer": "b"}], tokenizer)
+    assert [split._lead_by_example([answer]) for answer in ("b", "c")] == [[1.0], [0.0]]
+
+
 def test_a_metric_of_which_less_is_better_does_not_lead() -> None:
     own = {"name": "t", "template": "{text}", "target": "{label}", "metrics": ["perplexity"], "files": {}}
     with pytest.raises(ValueError, match="leads with perplexity, of which less is better"):

@@ -242,13 +242,14 @@ def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None
         "adapter (",
         "optimizer (AdamW)",
         "peak of a step",
-        "in 1.00 GB",
+        "in 1 GB",
         "It fits",
     ):
         assert line in printed
     assert main([*arguments, "--memory", "1MB"]) == 1
     assert "Nothing tried makes it fit" in capsys.readouterr().out
     assert main([*arguments, "--batch", "0"]) == 2
+    assert main([*arguments, "--micro-batch", "0"]) == 2
 
 
 def measured() -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command() -> str:
-    return "t5peft " + " ".join(sys.argv[1:] if Path(sys.argv[0]).stem == "t5peft" else ["bench", "..."])
+    return shlex.join(["t5peft", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "t5peft" else "t5peft bench ..."
 
 
 def suite_of(args: argparse.Namespace) -> Suite:

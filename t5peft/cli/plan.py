@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         source_tokens=args.source,
         target_tokens=args.target,
         batch=args.batch,
-        micro_batch=args.micro_batch or args.batch,
+        micro_batch=args.batch if args.micro_batch is None else args.micro_batch,
         device=args.device,
         quantize=args.quantize,
         dtype=None if args.dtype is None else getattr(torch, args.dtype),
