@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import synthetic
 from transformers import set_seed
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
-from t5peft.benchmark.data import data_of, load_data
+from t5peft.benchmark.configs import base_configs
+from t5peft.benchmark.data import backbone_fingerprint, data_of, load_data
 from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.records import RunConfig, find_record, load_records, write_record
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.schedule import Plan, Progress, best_rate, next_rate, run_suite
 from t5peft.benchmark.scoring import Split
 from t5peft.benchmark.suites import SuiteMethod, SuiteTask, load_suite, suite_from, suite_names
-from t5peft.cli.bench import _grids
+from t5peft.cli.bench import _device, _grids
 from t5peft.evaluation import evaluate_task, loss_and_perplexity
 from t5peft.tasks import Task
 
@@ -160,11 +162,75 @@ def test_single_values_in_place_of_lists_are_named() -> None:
         assert problem in str(error.value)
 
 
+def test_what_is_no_number_of_a_suite_is_named() -> None:
+    content = {
+        "steps": "6e2",
+        "examples_per_step": 0,
+        "seeds": ["first", -1],
+        "limits": 100,
+        "tasks": ["a", {"task": "a", "steps": 0, "limits": {"test": "all"}}],
+        "methods": [{"method": "full", "learning_rates": ["fast"]}],
+    }
+    with pytest.raises(ValueError) as error:
+        suite_from("own", content)
+    for problem in (
+        "steps is '6e2', expected a whole number of at least 1",
+        "examples_per_step is 0, expected a whole number of at least 1",
+        "seed is 'first', expected a whole number of at least 0",
+        "seed is -1, expected a whole number of at least 0",
+        "limits is 100, expected a mapping of splits to numbers",
+        "task 'a': steps is 0, expected a whole number of at least 1",
+        "task 'a': limit of test is 'all', expected a whole number of at least 1",
+        "task 'a' is named twice",
+        "method 'full': learning_rates holds ['fast'], expected numbers",
+    ):
+        assert problem in str(error.value)
+
+
+def test_a_task_may_lift_the_limits_of_its_suite() -> None:
+    content = {"steps": 3, "limits": {"test": 5}, "methods": [{"method": "full", "learning_rates": [1e-3]}]}
+    suite = suite_from("own", content | {"tasks": ["support_intent", {"task": "finance", "limits": {}}]})
+    base = base_configs(suite, "cpu")
+    assert [base(task, suite.methods[0]).limits for task in suite.tasks] == [{"test": 5}, {}]
+
+
+def test_a_backbone_that_is_nowhere_is_told_before_the_first_run(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    for backbone in ("google/flan-t5-bse", str(tmp_path)):
+        suite = replace(load_suite("quick"), backbone=backbone, methods=(SuiteMethod("lara", (1.0,)),))
+        with pytest.raises(
+            ValueError, match=rf"(?s)method 'lara' is unknown.*'{backbone}' is neither a model's folder nor"
+        ):
+            base_configs(suite, "cpu")
+
+
+def test_a_backbone_of_the_hub_is_known_by_its_commit_from_the_first_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is asked for where it is not in the cache yet: else the runs of the first call would not be found by the second."""
+    cached: list[str] = []
+
+    def of_the_hub(name: str, file: str, *, local_files_only: bool = False, **_: Any) -> str | None:
+        cached.extend([] if local_files_only else [name])
+        return str(tmp_path / "commit" / file) if name in cached else None
+
+    monkeypatch.setattr("t5peft.benchmark.data.cached_file", of_the_hub)
+    assert [backbone_fingerprint("google/flan-t5-small") for _ in range(2)] == ["commit", "commit"]
+
+
+def test_a_gpu_that_is_not_there_is_told_before_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _device(None) == "cpu"
+    with pytest.raises(ValueError, match="--device cuda came, but torch finds no CUDA device here"):
+        _device("cuda")
+
+
 def test_rates_around_those_of_a_method_are_a_peers_too() -> None:
     methods = (SuiteMethod("lora", (1.0,)), SuiteMethod("peft-lora", (1.0,)))
     ours, peers = _grids(methods)
     assert ours.learning_rates == peers.learning_rates
     assert ours.learning_rates[1] == METHODS["lora"].learning_rate
+    assert _grids((SuiteMethod("lara", (1.0,)),)) == (SuiteMethod("lara", (1.0,)),)  # which is refused later
 
 
 # --- the sweep
@@ -230,11 +296,19 @@ def test_what_is_recorded_is_not_run_again(tmp_path: Path) -> None:
     assert sweep(1e-3, (3e-4, 1e-3, 3e-3), (0, 1), folder=tmp_path) == []
 
 
+def test_a_run_that_another_process_recorded_meanwhile_stands(tmp_path: Path) -> None:
+    def execute(made: RunConfig) -> dict[str, Any]:
+        write_record(tmp_path, made, record_of(made, 0.7))
+        return record_of(made, 0.8)
+
+    records = run_suite([Plan(synthetic.config(), (1e-3,), (0, 1))], tmp_path, execute, say=lambda text: None)
+    assert [record["scores"]["validation"]["accuracy"] for record in records] == [0.7, 0.7]
+
+
 def test_the_time_left_follows_from_the_runs_that_were_timed() -> None:
     progress = Progress(runs=10, done=4)
     assert progress.line() == "4/10 runs"
-    for seconds in (10.0, 30.0):
-        progress.timed(synthetic.config(), seconds)
+    progress.seconds += [10.0, 30.0]
     assert progress.line() == "4/10 runs, about 2 min left"
 
 
@@ -388,6 +462,14 @@ def test_a_split_has_the_scores_of_evaluate_task_perplexity_and_gleu_among_them(
     assert split.texts == [record["text"] for record in records]
     found = split.score(model)
     assert found.scores == {name: pytest.approx(expected[name]) for name in ("loss", "perplexity", "gleu")}
+
+
+def test_matthews_correlation_of_one_example_is_whether_it_is_right() -> None:
+    """Of one example there is none: 0 for each would make all methods the same."""
+    _, tokenizer = load_backbone("mini")
+    task = Task(name="free", template="{text}", target="{answer}", metrics=["matthews"])
+    split = Split(task, [{"text": "a", "answer": "b"}], tokenizer)
+    assert [split._lead_by_example([answer]) for answer in ("b", "c")] == [[1.0], [0.0]]
 
 
 def test_a_metric_of_which_less_is_better_does_not_lead() -> None:

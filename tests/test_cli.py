@@ -352,6 +352,11 @@ def test_wrong_input_ends_in_one_line_and_code_2(
     assert "Traceback" not in printed
 
 
+def test_a_report_names_a_command_that_can_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/t5peft", "bench", "--template", "intent: {text}"])
+    assert bench._command() == "t5peft bench --template 'intent: {text}'"
+
+
 def test_the_folder_of_a_run_names_that_of_its_adapter(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

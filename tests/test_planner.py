@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from tiny import GEOMETRIES, Geometry, tiny_config, tiny_t5
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, BartConfig, ByT5Tokenizer
 
-from t5peft.backbone import computes_bfloat16
+from t5peft.backbone import computes_bfloat16, load_backbone
 from t5peft.benchmark.geometry import config_of, known_checkpoints
 from t5peft.benchmark.planner import Job, changes, parse_bytes, step_bytes
 from t5peft.benchmark.simulate import LiveBytes, simulate_step
@@ -52,6 +52,24 @@ def test_every_known_checkpoint_has_a_configuration() -> None:
 def test_a_backbone_that_is_nowhere_is_refused_with_what_is_known() -> None:
     with pytest.raises(FileNotFoundError, match=r"no local folder with a config\.json.*google/flan-t5-xl"):
         config_of("./nowhere")
+
+
+def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    BartConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a 'bart' checkpoint; expected one of t5, mt5, umt5"):
+        config_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_counted_as_the_folder_has_it(gated: bool, tied: bool, tmp_path: Path) -> None:
+    """Not as the variant mostly has it: a gated T5 may be tied, and one of the first version may not be."""
+    model = tiny_t5(feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    loaded, _ = load_backbone(tmp_path)
+    planned = step_bytes(Job(str(tmp_path), "lora", 8, 4, batch=1, micro_batch=1, device="cpu"))
+    assert planned.weights_bytes == sum(parameter.nbytes for parameter in loaded.parameters())
 
 
 # --- the simulation
@@ -154,6 +172,14 @@ def test_a_simulation_keeps_nothing_alive() -> None:
     assert models[0]() is None
 
 
+def test_dora_is_planned_beside_four_bits() -> None:
+    """peft takes each weight in full there, to find its norm."""
+    shape = {"batch": 2, "source_tokens": 16, "target_tokens": 8, "quantize": "nf4"}
+    lora, dora = (simulate_step(tiny_config(), METHODS[name].wrap, **shape) for name in ("lora", "dora"))  # type: ignore[arg-type]
+    assert dora.trainable_parameters == lora.trainable_parameters + 6 * 2 * 32  # a factor for each output of q and v
+    assert dora.peak_bytes > lora.peak_bytes
+
+
 def test_quantised_weights_take_a_byte_or_half_of_one() -> None:
     config = tiny_config("v1.1", d_model=128, d_ff=256, num_heads=2, d_kv=64)
     of = {
@@ -216,13 +242,14 @@ def test_the_command_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None
         "adapter (",
         "optimizer (AdamW)",
         "peak of a step",
-        "in 1.00 GB",
+        "in 1 GB",
         "It fits",
     ):
         assert line in printed
     assert main([*arguments, "--memory", "1MB"]) == 1
     assert "Nothing tried makes it fit" in capsys.readouterr().out
     assert main([*arguments, "--batch", "0"]) == 2
+    assert main([*arguments, "--micro-batch", "0"]) == 2
 
 
 def measured() -> list[dict[str, Any]]:

@@ -390,6 +390,69 @@ def test_the_advice_says_so_where_nothing_tells_the_methods_apart(tmp_path: Path
     assert not any("Highest" in sentence or "Not clearly worse" in sentence for sentence in said)
 
 
+def test_the_advice_says_nothing_of_adapters_that_did_not_run(tmp_path: Path) -> None:
+    full = synthetic.config("full")
+    write_record(tmp_path, full, synthetic.finished(full, 0.9, parameters=1, peak=100, seconds=1.0))
+    write_record(tmp_path, synthetic.config("lora"), {"outcome": "failed", "reason": "no"})
+    (table,) = summarise(load_records(tmp_path))
+    assert not any("adapter" in sentence for sentence in advice(table))
+
+
+def test_the_advice_does_not_say_that_nothing_finished_where_peers_did(tmp_path: Path) -> None:
+    made = synthetic.config("peft-lora")
+    write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
+    assert advice(summarise(load_records(tmp_path))[0]) == [
+        "No run of a method of this library finished, so nothing can be recommended; the table gives the reasons."
+    ]
+
+
+def test_an_option_may_be_zero(tmp_path: Path) -> None:
+    """Its plot cannot have a logarithmic axis then."""
+    for dropout in (0.0, 0.1):
+        made = synthetic.config(method_options={"dropout": dropout})
+        write_record(tmp_path / "records", made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
+    report = write_report(tmp_path / "records", tmp_path, title="", about="", command="")
+    page = report.paths["page"].read_text(encoding="utf-8")
+    assert ">dropout</text>" in page
+    assert "Sensitivity to dropout" in page
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell(tmp_path: Path) -> None:
+    for task in ("yes|no", "other"):
+        made = synthetic.config("full", task=task)
+        write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
+    lost = synthetic.config("lora", task="other")
+    write_record(tmp_path, lost, {"outcome": "failed", "reason": "a|b"})
+    tables = summarise(load_records(tmp_path))
+    assert overview_markdown(tables).split("\n\n")[1].splitlines()[0].count(" | ") == 7
+    assert r"yes\|no, accuracy" in overview_markdown(tables)
+    assert r"| lora | failed: a\|b | –" in "".join(map(markdown, tables))
+
+
+def test_the_page_names_the_commits_of_every_task(tmp_path: Path) -> None:
+    for task, commit in (("first", "aaaa"), ("second", "bbbb")):
+        made = synthetic.config("full", task=task)
+        record = synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0)
+        write_record(tmp_path / "records", made, record | {"commit": commit})
+    page = write_report(tmp_path / "records", tmp_path, title="", about="", command="").paths["page"]
+    assert "Commit: aaaa, bbbb" in page.read_text(encoding="utf-8")
+
+
+def test_the_tables_are_of_the_conditions_that_were_asked_for(tmp_path: Path) -> None:
+    """Not of the newest records, where those that were asked for are older."""
+    asked, other = synthetic.config("full", steps=100), synthetic.config("full", steps=200, seed=1)
+    for made in (asked, other):
+        write_record(tmp_path / "records", made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
+    found = load_records(tmp_path / "records")
+    named = {"title": "", "about": "", "command": ""}
+    text = write_report(
+        tmp_path / "records", tmp_path, **named, asked=[r for r in found if r["config"]["steps"] == 100]
+    ).text
+    assert "100 steps" in text
+    assert "200 steps" not in text
+    assert "200 steps" in write_report(tmp_path / "records", tmp_path, **named).text
+
+
 def test_the_advice_says_so_where_nothing_finished(tmp_path: Path) -> None:
     write_record(tmp_path, synthetic.config(), {"outcome": "failed", "reason": "no data"})
     (table,) = summarise(load_records(tmp_path))

@@ -16,7 +16,8 @@ def advice(table: TaskTable) -> list[str]:
     """
     rows = [row for row in table.rows if row.test is not None and not row.method.startswith("peft-")]
     if not rows:
-        return ["No run finished, so nothing can be recommended; the table gives the reasons."]
+        of_whom = " of a method of this library" if any(row.test for row in table.rows) else ""
+        return [f"No run{of_whom} finished, so nothing can be recommended; the table gives the reasons."]
     best = max(rows, key=lambda row: row.test.mean)  # type: ignore[union-attr]
     sentences = [f"Highest of these methods on the test split: {best.label} with {_score(best)} {table.metric}."]
     full = next((row for row in rows if row.method == "full"), None)
@@ -30,7 +31,7 @@ def advice(table: TaskTable) -> list[str]:
             f"Every method scores the same on every test example ({_score(best)} {table.metric}): nothing here tells them "
             "apart but what they cost."
         ]
-    elif full is not None and (adapters or not apart):
+    elif full is not None and (adapters or (len(rows) > 1 and not apart)):
         sentences.append(_compared(adapters, full))
     if adapters:
         sentences += _cheapest(adapters, full)

@@ -17,7 +17,7 @@ def base_configs(suite: Suite, device: str) -> Callable[[SuiteTask, SuiteMethod]
     Reads the data of every task once, so that what is missing is said before the first run.
 
     Raises:
-        ValueError: methods that are not known, or data that are not there, all of them in one error.
+        ValueError: methods that are not known, data or a backbone that are not there, all of them in one error.
     """
     problems = [
         f"method {entry.method!r} is unknown, expected one of {', '.join([*METHODS, *PEERS])}"
@@ -30,9 +30,12 @@ def base_configs(suite: Suite, device: str) -> Callable[[SuiteTask, SuiteMethod]
             data[task.name] = data_of(task)
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(f"task {task.name!r}: {error}")
+    try:
+        fingerprint = backbone_fingerprint(suite.backbone)
+    except OSError as error:
+        problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
-    fingerprint = backbone_fingerprint(suite.backbone)
 
     def base(task: SuiteTask, method: SuiteMethod) -> RunConfig:
         return RunConfig(
@@ -47,7 +50,7 @@ def base_configs(suite: Suite, device: str) -> Callable[[SuiteTask, SuiteMethod]
             device=device,
             data=data[task.name],
             evaluations=suite.evaluations,
-            limits=task.limits or suite.limits,
+            limits=suite.limits if task.limits is None else task.limits,
             method_options=method.options,
             training_options=suite.training_options,
         )

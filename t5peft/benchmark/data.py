@@ -66,14 +66,28 @@ def _load(data: Mapping[str, Any]) -> tuple[Task, Splits]:
 
 
 def backbone_fingerprint(backbone: str) -> str:
-    """The SHA-256 of a local backbone's configuration and weights; for a hub name the commit in the cache, if any."""
-    folder = MINI if backbone == "mini" else Path(backbone).expanduser()
-    if folder.is_dir():
+    """The SHA-256 of a local backbone's configuration and weights; for a hub name the commit, which a run will load.
+
+    Raises:
+        FileNotFoundError: neither a folder with a config.json nor what the hub or its cache has.
+    """
+    folder = MINI if backbone == "mini" else Path(backbone)
+    if (folder / "config.json").is_file():
         digest = hashlib.sha256()
         for path in sorted(folder.glob("*")):
             if path.suffix in (".json", ".safetensors", ".bin", ".model"):
-                digest.update(path.name.encode() + path.read_bytes())
+                digest.update(path.name.encode())
+                with path.open("rb") as file:
+                    while block := file.read(1 << 24):  # weights may be more than the memory holds
+                        digest.update(block)
         return digest.hexdigest()[:16]
-    found = cached_file(backbone, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False,
-                        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False)  # fmt: skip
-    return Path(found).parent.name if found else "unknown"
+    try:
+        found, why = cached_file(backbone, "config.json"), "no config.json is there"
+    except OSError as error:
+        found, why = None, str(error).splitlines()[0]
+    if found is None:
+        raise FileNotFoundError(
+            f"backbone {backbone!r} is neither a model's folder nor what the hub has ({why}); expected 'mini', a local folder, "
+            "or, with a network, a hub name such as 'google/flan-t5-base'"
+        )
+    return Path(found).parent.name

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5Config
 
-from t5peft.backbone import MINI
+from t5peft.backbone import FAMILIES, MINI
 
 # d_model, d_kv, d_ff, encoder layers, decoder layers, heads
 _V1_0 = {
@@ -49,6 +49,7 @@ def _config(kind: type[PretrainedConfig], shape: _Shape, vocabulary: int, gated:
         num_heads=heads,
         vocab_size=vocabulary,
         feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=not gated,
         decoder_start_token_id=0,
     )
 
@@ -82,15 +83,19 @@ def config_of(backbone: str) -> PretrainedConfig:
 
     Raises:
         FileNotFoundError: none of these.
+        ValueError: it is no T5.
     """
     known = known_checkpoints()
     if backbone in known:
         return _config(*known[backbone])
     path: Any = MINI if backbone == "mini" else Path(backbone).expanduser()
     try:
-        return AutoConfig.from_pretrained(path if path.is_dir() else backbone)
+        config = AutoConfig.from_pretrained(path if path.is_dir() else backbone)
     except OSError as error:
         raise FileNotFoundError(
             f"{backbone!r} is no local folder with a config.json, the hub did not answer, and its shape is not among those "
             f"known here: {', '.join(sorted(known))}. Give one of these, 'mini', or a folder"
         ) from error
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{backbone} is a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}")
+    return config

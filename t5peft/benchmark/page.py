@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -60,13 +59,9 @@ def _anchor(table: TaskTable) -> str:
 def _overview(tables: Sequence[TaskTable]) -> Iterator[str]:
     if len(tables) > 1:
         yield f"<h2>All tasks</h2><p>{escape(overview_note(tables))}</p>"
-        yield _table(overview_header(tables), _texts(overview_rows(tables)))
+        yield _table(overview_header(tables), overview_rows(tables))
         if peers := peers_rows(tables):
-            yield _table(peers_header(tables), _texts(peers))
-
-
-def _texts(rows: Sequence[Sequence[Cell]]) -> list[list[tuple[str, float | None, str]]]:
-    return [[(cell.text, cell.value, cell.title) for cell in row] for row in rows]
+            yield _table(peers_header(tables), peers)
 
 
 def _section(table: TaskTable) -> Iterator[str]:
@@ -83,21 +78,18 @@ def _section(table: TaskTable) -> Iterator[str]:
 
 
 def _rows_table(table: TaskTable) -> str:
-    rows: list[list[tuple[str, float | None, str]]] = []
-    for row in table.rows:
-        found = cells(row)
-        if row.test is None:
-            rows.append([(row.label, None, ""), (row.reason or "not run", None, "")])
-            continue
-        rows.append([(found[name].text, found[name].value, found[name].title) for name, _ in COLUMNS])
+    names = [name for name, _ in COLUMNS]
+    rows = [
+        [cells(row)[name] for name in (names if row.test is not None else ("method", "score"))] for row in table.rows
+    ]
     titles = [title for _, title in COLUMNS]
     words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(title)}</dd>" for name, title in COLUMNS)
     note = f"<details><summary>What the columns say; a touch on a name sorts</summary><dl>{words}</dl></details>"
     return _table(header(table.metric), rows, titles) + note
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[tuple[Any, ...]]], titles: Sequence[str] = ()) -> str:
-    """A sortable table; cells are (text, number or None, and maybe a title)."""
+def _table(names: Sequence[str], rows: Sequence[Sequence[Cell]], titles: Sequence[str] = ()) -> str:
+    """A sortable table."""
     heads = "".join(
         f'<th scope="col"><button title="{escape(titles[i]) if titles else ""}">{escape(name)}</button></th>'
         for i, name in enumerate(names)
@@ -106,21 +98,17 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[tuple[Any, ...]]], titl
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cells_of(row: Sequence[tuple[Any, ...]], columns: int) -> Iterator[str]:
+def _cells_of(row: Sequence[Cell], columns: int) -> Iterator[str]:
     """The cells of a row; the last of a short one, a reason, takes all columns that are left."""
-    yield from (_cell(*cell) for cell in row[:-1])
-    last = _cell(*row[-1])
-    yield (
-        last
-        if len(row) == columns
-        else last.replace("<td", f'<td class="reason" colspan="{columns - len(row) + 1}"', 1)
-    )
+    yield from (_cell(cell) for cell in row[:-1])
+    left = columns - len(row) + 1
+    yield _cell(row[-1], "" if left == 1 else f' class="reason" colspan="{left}"')
 
 
-def _cell(text: str, value: float | None, title: str = "") -> str:
-    data = "" if value is None else f' data-value="{value!r}"'
-    reason = f' title="{escape(title)}"' if title else ""
-    return f"<td{data}{reason}>{escape(text)}</td>"
+def _cell(cell: Cell, attributes: str = "") -> str:
+    data = "" if cell.value is None else f' data-value="{cell.value!r}"'
+    title = f' title="{escape(cell.title)}"' if cell.title else ""
+    return f"<td{attributes}{data}{title}>{escape(cell.text)}</td>"
 
 
 def _published(table: TaskTable) -> Iterator[str]:
@@ -129,7 +117,7 @@ def _published(table: TaskTable) -> Iterator[str]:
     if here:
         yield "<h3>Published, not measured here</h3>"
         rows = [
-            [(n["method"], None), (n["metric"], None), (str(n["value"]), n["value"]), (n["source"], None)] for n in here
+            [Cell(n["method"]), Cell(n["metric"]), Cell(str(n["value"]), n["value"]), Cell(n["source"])] for n in here
         ]
         yield _table(["method", "metric", "value", "source"], rows)
 
@@ -223,7 +211,9 @@ def _sensitivity(table: TaskTable) -> Iterator[str]:
     row = next(row for _, row, _ in _finished(table))
     values = [point for _, line in series for point in line.points]
     names = " or ".join(dict.fromkeys(name for name, _ in series))
-    x = Axis.over(f"{names} (log scale)", [p[0] for p in values], text=lambda value: f"{value:g}", log=True)
+    log = all(p[0] > 0 for p in values)
+    name = f"{names} (log scale)" if log else names
+    x = Axis.over(name, [p[0] for p in values], text=lambda value: f"{value:g}", log=log)
     y = Axis.over(f"test {table.metric}", [p[1] for p in values], text=_score_text(row))
     title = f"{table.task}: sensitivity to {names}"
     yield _figure(lines([line for _, line in series], x, y, title=title), f"Sensitivity to {names}")
@@ -236,10 +226,15 @@ def _figure(svg: str, caption: str) -> str:
 def _conditions(tables: Sequence[TaskTable], command: str) -> Iterator[str]:
     yield "<h2>How it was measured</h2><ul>"
     yield f"<li>Command: <code>{escape(command)}</code></li>"
-    for table in tables[:1]:
-        versions = ", ".join(f"{name} {version}" for name, version in table.conditions["versions"].items() if version)
-        yield f"<li>Versions: {escape(versions)}</li>"
-        yield f"<li>Commit: {escape(', '.join(table.conditions['commits']))} (+ where the source was changed)</li>"
+    versions = {
+        f"{name} {version}": None
+        for table in tables
+        for name, version in table.conditions["versions"].items()
+        if version
+    }
+    commits = sorted({commit for table in tables for commit in table.conditions["commits"]})
+    yield f"<li>Versions: {escape(', '.join(versions))}</li>"
+    yield f"<li>Commit: {escape(', '.join(commits))} (+ where the source was changed)</li>"
     yield (
         "<li>Every method gets the same examples, steps and seeds; its learning rate is chosen by the loss on validation, "
         "the score is of the last step on test. One process a run; peak memory is that process's while it trains.</li>"

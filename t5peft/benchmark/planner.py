@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -14,10 +13,10 @@ from t5peft.backbone import Quantization, computes_bfloat16
 from t5peft.benchmark.geometry import config_of
 from t5peft.benchmark.simulate import StepBytes, simulate_step
 from t5peft.benchmark.suites import method_label
+from t5peft.benchmark.tables import bytes_text
 from t5peft.methods import METHODS
 
-GB = 10**9
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": GB, "G": GB, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def parse_bytes(text: str) -> int:
@@ -95,7 +94,7 @@ def step_bytes(job: Job) -> StepBytes:
 
     Raises:
         FileNotFoundError: the backbone's configuration is not found.
-        ValueError: the method refuses the backbone or its options.
+        ValueError: the backbone is no T5, or the method refuses it or its options.
     """
     return simulate_step(
         config_of(job.backbone),
@@ -178,50 +177,36 @@ def plan_table(job: Job, memory_bytes: int | None) -> str:
     """The plan as text: bytes with and without checkpointing, whether they fit, and what to change."""
     columns = {"plain": step_bytes(replace(job, checkpointing=False))}
     columns["checkpointing"] = step_bytes(replace(job, checkpointing=True))
-    lines = [job.describe(), "", f"{'':34}" + "".join(f"{name:>16}" for name in columns)]
-    lines += [
-        f"{label:34}" + "".join(f"{_gb(values[key]):>16}" for values in rows) for label, key, rows in _rows(columns)
+    steps = columns.values()
+    rows = {
+        "": list(columns),
+        "weights of the backbone": [bytes_text(step.weights_bytes) for step in steps],
+        f"adapter ({columns['plain'].trainable_parameters:,} trained)": [
+            bytes_text(step.adapter_bytes) for step in steps
+        ],
+        "optimizer (AdamW)": [bytes_text(step.optimizer_bytes) for step in steps],
+        "activations kept for backward": [bytes_text(step.activations_bytes) for step in steps],
+        "gradients, loss, one layer's work": [bytes_text(step.transient_bytes) for step in steps],
+        "peak of a step": [bytes_text(step.peak_bytes) for step in steps],
+    }
+    if memory_bytes is not None:
+        verdicts = ["fits" if step.peak_bytes <= memory_bytes else "does not fit" for step in steps]
+        rows[f"in {bytes_text(memory_bytes)}"] = verdicts
+    lines = [
+        job.describe(),
+        "",
+        *(f"{label:34}" + "".join(f"{cell:>16}" for cell in cells) for label, cells in rows.items()),
     ]
     if memory_bytes is not None:
-        verdicts = ["fits" if column.peak_bytes <= memory_bytes else "does not fit" for column in columns.values()]
-        lines.append(f"{'in ' + _gb(memory_bytes):34}" + "".join(f"{verdict:>16}" for verdict in verdicts))
         lines += ["", *_advice(job, memory_bytes)]
     return "\n".join(lines)
-
-
-def _rows(columns: Mapping[str, StepBytes]) -> list[tuple[str, str, list[dict[str, int]]]]:
-    values = [
-        {
-            "weights": column.weights_bytes,
-            "adapter": column.adapter_bytes,
-            "optimizer": column.optimizer_bytes,
-            "activations": column.activations_bytes,
-            "transient": column.transient_bytes,
-            "peak": column.peak_bytes,
-        }
-        for column in columns.values()
-    ]
-    trained = next(iter(columns.values())).trainable_parameters
-    labels = {
-        "weights": "weights of the backbone",
-        "adapter": f"adapter ({trained:,} trained)",
-        "optimizer": "optimizer (AdamW)",
-        "activations": "activations kept for backward",
-        "transient": "gradients, loss, one layer's work",
-        "peak": "peak of a step",
-    }
-    return [(label, key, values) for key, label in labels.items()]
 
 
 def _advice(job: Job, memory_bytes: int) -> list[str]:
     if step_bytes(job).peak_bytes <= memory_bytes:
         left = memory_bytes - step_bytes(job).peak_bytes
-        return [f"It fits, with {_gb(left)} to spare."]
+        return [f"It fits, with {bytes_text(left)} to spare."]
     found = changes(job, memory_bytes)
     if not found:
         return ["Nothing tried makes it fit: take a smaller backbone, or shorter sources."]
-    return ["To make it fit:", *(f"  - {change.text} ({_gb(change.bytes.peak_bytes)})" for change in found)]
-
-
-def _gb(amount_bytes: int) -> str:
-    return f"{amount_bytes / GB:.2f} GB" if amount_bytes >= 10**7 else f"{amount_bytes / 10**6:.2f} MB"
+    return ["To make it fit:", *(f"  - {change.text} ({bytes_text(change.bytes.peak_bytes)})" for change in found)]

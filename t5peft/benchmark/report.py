@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.page import page
@@ -36,8 +37,11 @@ def write_report(
     command: str,
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
+    asked: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
     """Writes report.md, report.csv and report.html into `output`, of these tasks and methods alone (None: of all).
+
+    Tables are of the conditions under which the records `asked` were made; of tasks that are not among them, of the newest.
 
     Raises:
         FileNotFoundError: there is no such folder of records.
@@ -50,11 +54,11 @@ def write_report(
         and record["config"]["method"] in (methods or [record["config"]["method"]])
     ]
     if not records:
-        asked = "".join(
+        narrowed = "".join(
             f", {what} {', '.join(names)}" for what, names in (("tasks", tasks), ("methods", methods)) if names
         )
-        raise ValueError(f"{folder} holds no records{asked}: run `t5peft bench` first")
-    tables = summarise(records)
+        raise ValueError(f"{folder} holds no records{narrowed}: run `t5peft bench` first")
+    tables = summarise(records, asked)
     details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
     output.mkdir(parents=True, exist_ok=True)
     paths = {"table": output / "report.md", "CSV": output / "report.csv", "page": output / "report.html"}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +100,11 @@ class Progress:
     runs: int
     done: int = 0
     found: int = 0
-    _seconds: dict[str, list[float]] | None = None
-
-    def timed(self, config: RunConfig, seconds: float) -> None:
-        """Takes the duration of a run into the estimate."""
-        self._seconds = self._seconds or {}
-        self._seconds.setdefault(config.method, []).append(seconds)
+    seconds: list[float] = field(default_factory=list)
 
     def seconds_left(self) -> float | None:
         """Estimate over the runs that are left, at least; None before the first run has ended."""
-        if not self._seconds:
-            return None
-        every = [second for seconds in self._seconds.values() for second in seconds]
-        return (self.runs - self.done) * sum(every) / len(every)
+        return (self.runs - self.done) * sum(self.seconds) / len(self.seconds) if self.seconds else None
 
     def line(self) -> str:
         """`12/48 runs, about 7 min left`."""
@@ -146,6 +139,7 @@ def run_suite(
         say: gets a line after each run.
         begin: is told of each run before it starts.
     """
+    directory.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told before the first run
     progress = Progress(sum(cell.least_runs for cell in cells))
     records: list[Record] = []
     for cell in cells:
@@ -180,11 +174,13 @@ def _one_run(
         return found
     begin(config, progress)
     started = time.perf_counter()
-    write_record(directory, config, execute(config))
+    made = execute(config)
+    with suppress(FileExistsError):  # another process has made the same run meanwhile: its record stands
+        write_record(directory, config, made)
     progress.done += 1
-    progress.timed(config, time.perf_counter() - started)
+    progress.seconds.append(time.perf_counter() - started)
     record = find_record(directory, config)
-    assert record is not None  # written two lines above
+    assert record is not None  # written above, or by that process
     say(f"[{progress.line()}] {describe(config)}: {outcome_text(record)}")
     return record
 

@@ -66,7 +66,7 @@ class Split:
     def _lead_by_example(self, predictions: list[str]) -> list[float]:
         """The leading metric of each example alone; for BLEU its mean is not the score of the corpus."""
         metric = METRICS[self.task.metrics[0]]
-        if self.task.target_words is not None:
+        if self.task.target_words is not None or metric.name == "matthews":  # which is 0 for any example alone
             return [float(p in r) for p, r in zip(predictions, self.references, strict=True)]
         rows = zip(predictions, self.references, self.texts, strict=True)
         return [compute(metric.name, [p], [r], sources=[t])[metric.lead] for p, r, t in rows]

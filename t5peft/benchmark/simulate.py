@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel, T5Config
 
 from t5peft import attention
 from t5peft.backbone import Quantization, t5_of
@@ -89,7 +89,7 @@ class _QuantisedLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, quantize: Quantization, keeps_input: bool) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, dtype=torch.bfloat16)
-        self.keeps_input = keeps_input
+        self.keeps_input, self.full_dtype = keeps_input, linear.weight.dtype
         cells = linear.in_features * linear.out_features
         # int8: a byte a weight and a float a row; nf4: half a byte, and a byte and a bit a block of 64
         nbytes = cells + 4 * linear.out_features if quantize == "int8" else cells // 2 + cells // 64 + cells // 64 // 64
@@ -99,6 +99,15 @@ class _QuantisedLinear(nn.Linear):
         """States [.., in] -> [.., out]."""
         product: Tensor = _QuantisedProduct.apply(states, self.weight, self.out_features, self.keeps_input)
         return product
+
+    @property
+    def W_q(self) -> Tensor:
+        """The weight, by the name by which peft knows a map that it asks to `dequantize`, as its DoRA does."""
+        return self.weight
+
+    def dequantize(self) -> Tensor:
+        """The weight in full [out, in]."""
+        return self.weight.new_empty((self.out_features, self.in_features), dtype=self.full_dtype)
 
 
 def _quantise(model: PreTrainedModel, quantize: Quantization, keeps_input: bool) -> None:
@@ -142,7 +151,6 @@ def simulate_step(
     target_tokens: int,
     quantize: Quantization | None = None,
     dtype: torch.dtype = torch.float32,
-    tied: bool | None = None,
     checkpointing: bool = False,
     accumulation: int = 1,
     device: str = "cpu",
@@ -158,7 +166,6 @@ def simulate_step(
         target_tokens: T, padding included.
         quantize: as `load_backbone` takes it.
         dtype: of the weights that are not quantised.
-        tied: whether the head is the embedding table; None: as the variant has it.
         checkpointing: gradient checkpointing.
         accumulation: micro-batches of a step; from the second on, gradients exist while activations are kept.
         device: "cpu" or "cuda"; kernels differ in what they keep.
@@ -166,7 +173,7 @@ def simulate_step(
     """
     ours = fast_kernels and device == "cpu"
     with torch.device("meta"):
-        model = _model(config, dtype, tied)
+        model = _model(config, dtype)
         if quantize is not None:
             _quantise(model, quantize, keeps_input=quantize == "int8" and not ours)
         backbone = list(model.parameters())
@@ -209,10 +216,11 @@ def _passes(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes, accum
     return kept
 
 
-def _model(config: PretrainedConfig, dtype: torch.dtype, tied: bool | None) -> PreTrainedModel:
+def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     model = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=dtype)  # what follows writes into it
-    untied = config.is_gated_act if tied is None else not tied
-    if untied:
+    # transformers marks every T5 as tied; what its config.json said, T5Config keeps as the output's scale, and the others lose.
+    tied = config.scale_decoder_outputs if isinstance(config, T5Config) else not config.is_gated_act
+    if not tied:
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         model.config.tie_word_embeddings = False
     return model

@@ -37,6 +37,7 @@ _FIELDS = {
     "training_options",
 }  # fmt: skip
 _REQUIRED = {"tasks", "methods", "steps"}
+_LEAST = {"steps": 1, "examples_per_step": 1, "evaluations": 0}
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,35 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
         if not isinstance(content.get(key) or [], list):
             problems.append(f"field {key!r} holds {content[key]!r}, expected a list")
             content = {**content, key: []}
+    problems += _wrong_numbers(content)
+    problems += [problem for seed in content.get("seeds") or () for problem in _no_number("seed", seed, 0)]
     tasks = [_task(entry, problems) for entry in content.get("tasks") or ()]
     methods = [_method(entry, problems) for entry in content.get("methods") or ()]
     for what, entries in (("task", tasks), ("method", methods)):
         if not entries:
             problems.append(f"it has no {what}")
+    names = [task.name for task in tasks]
+    problems += [f"task {name!r} is named twice" for name in dict.fromkeys(names) if name and names.count(name) > 1]
     if problems:
         raise ValueError(f"suite {name!r}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     others = {key: value for key, value in content.items() if key not in ("tasks", "methods", "seeds")}
     seeds = tuple(content.get("seeds") or (0,))
     return Suite(name=name, tasks=tuple(tasks), methods=tuple(methods), seeds=seeds, **others)
+
+
+def _wrong_numbers(content: Mapping[str, Any]) -> list[str]:
+    """What is no number among the numbers of a suite or of a task."""
+    problems = [p for name, least in _LEAST.items() if name in content for p in _no_number(name, content[name], least)]
+    limits = content.get("limits", {})
+    if not isinstance(limits, dict):
+        return [*problems, f"limits is {limits!r}, expected a mapping of splits to numbers"]
+    return problems + [p for split, limit in limits.items() for p in _no_number(f"limit of {split}", limit, 1)]
+
+
+def _no_number(name: str, value: Any, least: int) -> list[str]:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return []
+    return [f"{name} is {value!r}, expected a whole number of at least {least}"]
 
 
 def _task(entry: Any, problems: list[str]) -> SuiteTask:
@@ -190,6 +210,7 @@ def _task(entry: Any, problems: list[str]) -> SuiteTask:
         return SuiteTask("")
     unknown = entry.keys() - {"task", "steps", "limits"}
     problems += [f"task {entry['task']!r}: unknown field {key!r}" for key in sorted(unknown)]
+    problems += [f"task {entry['task']!r}: {problem}" for problem in _wrong_numbers(entry)]
     return SuiteTask(entry["task"], steps=entry.get("steps"), limits=entry.get("limits"))
 
 
@@ -204,7 +225,13 @@ def _method(entry: Any, problems: list[str]) -> SuiteMethod:
             f"method {entry['method']!r}: learning_rates holds {entry['learning_rates']!r}, expected a list"
         )
         return SuiteMethod(entry["method"], ())
-    rates = tuple(float(rate) for rate in entry["learning_rates"])
+    try:
+        rates = tuple(float(rate) for rate in entry["learning_rates"])
+    except (TypeError, ValueError):
+        problems.append(
+            f"method {entry['method']!r}: learning_rates holds {entry['learning_rates']!r}, expected numbers"
+        )
+        return SuiteMethod(entry["method"], ())
     if list(rates) != sorted(set(rates)) or rates[0] <= 0:
         problems.append(f"method {entry['method']!r}: learning rates {list(rates)} must be positive and rise")
     return SuiteMethod(entry["method"], rates, entry.get("options") or {})

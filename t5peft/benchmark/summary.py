@@ -92,16 +92,17 @@ class TaskTable:
     left_out: int
 
 
-def summarise(records: Iterable[Record]) -> list[TaskTable]:
+def summarise(records: Iterable[Record], asked: Iterable[Record] = ()) -> list[TaskTable]:
     """One table a task, in the order in which the tasks were first run.
 
-    Records of the same task under other conditions (backbone, steps, data, device) than the newest are left out and counted;
-    those of another machine, number of threads or version of torch give scores, but no seconds and bytes.
+    Records of the same task under other conditions (backbone, steps, data, device) than those of `asked`, or else the newest, are
+    left out and counted; those of another machine, number of threads or version of torch give scores, but no seconds and bytes.
     """
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.get("started", "")):
         by_task[record["config"]["task"]].append(record)
-    return [_table(task, found) for task, found in by_task.items()]
+    wanted = {record["config"]["task"]: record for record in asked}
+    return [_table(task, found, _conditions(wanted.get(task, found[-1]))) for task, found in by_task.items()]
 
 
 _CONDITIONS = (
@@ -120,9 +121,8 @@ def _conditions(record: Record) -> str:
     return json.dumps({name: record["config"].get(name) for name in _CONDITIONS}, sort_keys=True)
 
 
-def _table(task: str, records: Sequence[Record]) -> TaskTable:
-    newest = _conditions(records[-1])
-    used = [record for record in records if _conditions(record) == newest]
+def _table(task: str, records: Sequence[Record], under: str) -> TaskTable:
+    used = [record for record in records if _conditions(record) == under]
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in used:
         config = record["config"]
@@ -231,8 +231,7 @@ class _Chosen:
 
 
 def _why(record: Record) -> str:
-    reason = record["reason"].replace("|", "/")  # which would end a cell
-    return f"{record['outcome'].replace('_', ' ')}: {reason}"
+    return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
 
 
 _FIGURES = (

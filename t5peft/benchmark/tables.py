@@ -31,6 +31,10 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
+BAR = r"\|"
+"""A bar that does not end a cell of Markdown."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A cell as people read it, with the number that it is sorted by (None: goes last)."""
@@ -274,7 +278,7 @@ def overview_markdown(tables: Sequence[TaskTable]) -> str:
 
 def _markdown(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     lines = [names, ["---"] + ["---:"] * (len(names) - 1), *([cell.text for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(text.replace('|', BAR) for text in line)} |" for line in lines)
 
 
 def csv_text(tables: Sequence[TaskTable]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
     suite = suite_of(args)
     output = args.output or Path("t5peft-bench") / suite.name
     records_folder = output / "records"
-    if not args.report_only:
-        _run_suite(suite, records_folder, args)
+    asked = [] if args.report_only else _run_suite(suite, records_folder, args)
     from t5peft.benchmark.report import write_report
     from t5peft.benchmark.tables import fill_markers
 
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         command=_command(),
         tasks=args.tasks if args.report_only else None,
         methods=args.methods if args.report_only else None,
+        asked=asked,
     )
     print(f"\n{report.text}\n")
     print("\n".join(f"{what}: {path}" for what, path in report.paths.items()))
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command() -> str:
-    return "t5peft " + " ".join(sys.argv[1:] if Path(sys.argv[0]).stem == "t5peft" else ["bench", "..."])
+    return shlex.join(["t5peft", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "t5peft" else "t5peft bench ..."
 
 
 def suite_of(args: argparse.Namespace) -> Suite:
@@ -156,21 +157,24 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
     """Three learning rates around each method's own, as the quick suite's were tuned on "mini"."""
     from t5peft.methods import METHODS
 
-    def around(method: str) -> tuple[float, ...]:
-        rate = METHODS[method.removeprefix("peft-")].learning_rate  # a peer's is that of the same method here
-        return tuple(float(f"{rate * factor:.3g}") for factor in (1 / 3, 1, 3))
+    def around(entry: SuiteMethod) -> SuiteMethod:
+        known = METHODS.get(entry.method.removeprefix("peft-"))  # a peer's rate is that of the same method here
+        if known is None:
+            return entry
+        rates = tuple(float(f"{known.learning_rate * factor:.3g}") for factor in (1 / 3, 1, 3))
+        return replace(entry, learning_rates=rates)
 
-    return tuple(replace(entry, learning_rates=around(entry.method)) for entry in methods)
+    return tuple(map(around, methods))
 
 
-def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> None:
-    """Imports of the libraries wait until the arguments are known to be right."""
+def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of the suite. Imports of the libraries wait until the arguments are known to be right."""
     from t5peft.benchmark.configs import base_configs
     from t5peft.benchmark.process import RunProcesses
     from t5peft.benchmark.runner import run as worker
     from t5peft.benchmark.schedule import plans, run_suite
 
-    device = args.device or _device()
+    device = _device(args.device)
     cells = plans(suite, base_configs(suite, device))
     least = sum(cell.least_runs for cell in cells)
     print(
@@ -187,16 +191,22 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> None:
         preload=("t5peft.benchmark.runner",),
     )
     try:
-        run_suite(cells, folder, execute, say=line.say, begin=line.begin)
+        return run_suite(cells, folder, execute, say=line.say, begin=line.begin)
     except KeyboardInterrupt:
         line.say("interrupted: the same command goes on with the run that was cut off")
         raise SystemExit(130) from None
 
 
-def _device() -> str:
+def _device(asked: str | None) -> str:
+    """The device asked for, or the fastest there is."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and found == "cpu":
+        raise ValueError(
+            "--device cuda came, but torch finds no CUDA device here; leave it out for the CPU, or install a torch for CUDA"
+        )
+    return asked or found
 
 
 class _Line:

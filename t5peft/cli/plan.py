@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=_memory, help="what there is, such as 24GB")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as load_backbone chooses")
-    parser.add_argument("--quantize", choices=["int8", "nf4"], help="for qlora; default int8")
+    parser.add_argument("--quantize", choices=["int8", "nf4"], help="weights of 8 or 4 bits; default: int8 for qlora")
 
 
 def _memory(text: str) -> int:
