@@ -375,6 +375,15 @@ def test_the_advice_does_not_compare_seeds_that_full_fine_tuning_has_not(tmp_pat
     assert not any(sentence.startswith(("Not clearly worse", "Every adapter", "Short of")) for sentence in said)
 
 
+def test_the_advice_without_full_fine_tuning_compares_with_the_best(tmp_path: Path) -> None:
+    for method, accuracy, peak in (("lora", 0.9, 200), ("prompt", 0.3, 100)):
+        made = synthetic.config(method)
+        write_record(tmp_path, made, synthetic.finished(made, accuracy, parameters=1, peak=peak, seconds=1.0))
+    said = " ".join(advice(summarise(load_records(tmp_path))[0]))
+    assert "Clearly below lora here: prompt (-60.0)." in said
+    assert "Short of memory: lora" in said
+
+
 def test_the_advice_says_so_where_nothing_tells_the_methods_apart(tmp_path: Path) -> None:
     for method in ("full", "lora", "ia3"):
         for seed in range(3):

@@ -12,7 +12,7 @@ def advice(table: TaskTable) -> list[str]:
     """Sentences for one task: what scores best, what is not clearly worse, and which of these costs least.
 
     Only methods of this library are recommended, not peers. "Not clearly worse" means that the 95 % interval of the paired
-    difference to full fine-tuning does not lie below zero; where full fine-tuning did not finish, every method counts.
+    difference to full fine-tuning does not lie below zero; where full fine-tuning did not finish, to the best of the methods.
     """
     rows = [row for row in table.rows if row.test is not None and not row.method.startswith("peft-")]
     if not rows:
@@ -21,10 +21,11 @@ def advice(table: TaskTable) -> list[str]:
     best = max(rows, key=lambda row: row.test.mean)  # type: ignore[union-attr]
     sentences = [f"Highest of these methods on the test split: {best.label} with {_score(best)} {table.metric}."]
     full = next((row for row in rows if row.method == "full"), None)
-    apart = [row for row in rows if full is not None and row is not full and row.difference is None]
-    good = [
-        row for row in rows if row not in apart and (row is best or not (row.difference and row.difference.high < 0))
-    ]
+    reference = full or best
+    compared = [(row, row.difference if full else difference((row, best))) for row in rows if row is not reference]
+    apart = [row for row, found in compared if found is None]
+    worse = [(row, found) for row, found in compared if found and found.high < 0 and row is not best]
+    good = [row for row in rows if row not in (*apart, *(row for row, _ in worse))]
     adapters = [row for row in good if row.method != "full"]
     if full is not None and len(rows) > 1 and all(map(_same_as_full, rows)):
         sentences = [
@@ -35,12 +36,13 @@ def advice(table: TaskTable) -> list[str]:
         sentences.append(_compared(adapters, full))
     if adapters:
         sentences += _cheapest(adapters, full)
-    worse = [row for row in rows if row not in good and row not in apart]
+    name = "full fine-tuning" if full else best.label
     if worse:
-        sentences.append(f"Clearly below full fine-tuning here: {', '.join(map(_with_difference, worse))}.")
+        names = ", ".join(f"{row.label} ({found.mean * row.factor:+.1f})" for row, found in worse)
+        sentences.append(f"Clearly below {name} here: {names}.")
     if apart:
         names = ", ".join(row.label for row in apart)
-        sentences.append(f"Not compared, as full fine-tuning has no run with their seeds: {names}.")
+        sentences.append(f"Not compared, as {name} has no run with their seeds: {names}.")
     if peers := [(ours, found) for ours, peer in against_peer(table) if (found := difference((ours, peer)))]:
         names = ", ".join(f"{ours.label} {found.text(ours.factor)}" for ours, found in peers)
         sentences.append(f"Against peft's own under Seq2SeqTrainer: {names}.")
@@ -101,8 +103,3 @@ def file_bytes(row: Row) -> float:
 
 def _score(row: Row) -> str:
     return row.test.text(1, row.factor) if row.test else "no score"
-
-
-def _with_difference(row: Row) -> str:
-    assert row.difference is not None  # a row is worse only by its difference
-    return f"{row.label} ({row.difference.mean * row.factor:+.1f})"
