@@ -96,6 +96,7 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
         ("benchmarks/RESULTS.md", "real_tasks", "real_tasks"),
         ("benchmarks/RESULTS.md", "sensitivity", "sensitivity"),
         ("benchmarks/RESULTS.md", "quantisation", "quantisation"),
+        ("benchmarks/RESULTS.md", "eight_bits", "eight_bits"),
         ("benchmarks/RESULTS.md", "ladder", "ladder"),
     ],
 )
