@@ -224,6 +224,7 @@ def test_records_made_under_other_conditions_are_left_out_and_counted(tmp_path: 
         write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=1, seconds=1.0))
     (table,) = summarise(load_records(tmp_path))
     assert (table.left_out, table.conditions["steps"], table.conditions["seeds"]) == (1, 300, [1])
+    assert "; 1 record made under other conditions left out\n" in markdown(table)
 
 
 def rows_by_method(table: TaskTable) -> dict[str, Row]:
@@ -427,6 +428,16 @@ def test_an_option_may_be_zero(tmp_path: Path) -> None:
     assert "Sensitivity to dropout" in page
 
 
+def test_answers_after_merging_are_timed_over_the_seeds_that_were_merged(tmp_path: Path) -> None:
+    for seed, merged in ((0, 0.1), (1, None)):
+        made = synthetic.config(seed=seed)
+        record = synthetic.finished(made, 0.9, parameters=1, peak=1, seconds=1.0)
+        record["latency"] |= {"merged_seconds": merged}
+        write_record(tmp_path, made, record)
+    ((row,),) = (table.rows for table in summarise(load_records(tmp_path)))
+    assert row.merged_latency.n == 1
+
+
 def test_a_bar_in_a_name_does_not_end_a_cell(tmp_path: Path) -> None:
     for task in ("yes|no", "other"):
         made = synthetic.config("full", task=task)
@@ -485,6 +496,9 @@ def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path
     readme.write_text("before\n<!-- table:quick -->\nold\n<!-- /table -->\nafter\n")
     fill_markers(readme, {"quick": "| a\\1 |", "other": "b"})
     assert readme.read_text() == "before\n<!-- table:quick -->\n| a\\1 |\n<!-- /table -->\nafter\n"
+    readme.write_bytes(b"before\r\n<!-- table:quick -->\r\nold\r\n<!-- /table -->\r\n")
+    fill_markers(readme, {"quick": "a\nb"})
+    assert readme.read_bytes() == b"before\r\n<!-- table:quick -->\r\na\r\nb\r\n<!-- /table -->\r\n"
     with pytest.raises(ValueError, match="no place for the table of 'real', but for quick"):
         fill_markers(readme, {"real": ""})
 

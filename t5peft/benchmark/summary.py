@@ -260,6 +260,7 @@ def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, A
     # Records that do not say what evaluations left held count it as the training's.
     metered = [record for record in here if "left_by_evaluation_bytes" in record["memory"]]
     latency = records[0]["latency"]
+    merged = [record for record in here if record["latency"]["merged_seconds"] is not None]
     return {
         "trainable": records[0]["parameters"]["trainable"],
         "stored_bytes": records[0]["parameters"]["stored_bytes"],
@@ -273,7 +274,7 @@ def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, A
         # Norm tuning was timed "merged" for a while, which it was not.
         "merged_latency": latency.get("merged_reason", "not merged")
         if latency["merged_seconds"] is None or records[0]["config"]["method"] == "norm"
-        else spread_of(over("latency.merged_seconds", here)),
+        else spread_of(over("latency.merged_seconds", merged)),
     }
 
 

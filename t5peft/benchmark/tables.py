@@ -137,7 +137,13 @@ def conditions_text(table: TaskTable) -> str:
         f"backbone {_backbone(table)}, {budget}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
         f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}"
+        f"{left_out_text(table.left_out)}"
     )
+
+
+def left_out_text(count: int) -> str:
+    """What stands behind the conditions where records were made under others."""
+    return f"; {count:,} record{'s' if count != 1 else ''} made under other conditions left out" if count else ""
 
 
 def _backbone(table: TaskTable) -> str:
@@ -310,10 +316,12 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file has markers for none of them.
     """
-    content, filled = path.read_text(encoding="utf-8"), 0
+    with path.open(encoding="utf-8", newline="") as file:  # so that ends of lines stay what they are
+        content, filled = file.read(), 0
+    end = "\r\n" if "\r\n" in content else "\n"
     for name, text in texts.items():
-        pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
-        content, found = pattern.subn(partial(_between, text), content)
+        pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\r?\n).*?(<!-- /table -->)", re.DOTALL)
+        content, found = pattern.subn(partial(_between, f"{text}\n".replace("\n", end)), content)
         filled += found
     if not filled:
         others = ", ".join(re.findall(r"<!-- table:(\S+) -->", content)) or "none"
@@ -321,8 +329,8 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
             f"{path} has no place for the table of {' or '.join(map(repr, texts))}, but for {others}: write the two lines "
             f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` where it belongs"
         )
-    path.write_text(content, encoding="utf-8")
+    path.write_text(content, encoding="utf-8", newline="")
 
 
 def _between(text: str, match: re.Match[str]) -> str:
-    return f"{match[1]}{text}\n{match[2]}"
+    return f"{match[1]}{text}{match[2]}"

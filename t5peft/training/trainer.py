@@ -403,6 +403,13 @@ class T5PeftTrainer(Seq2SeqTrainer):
             self._check_checkpoint(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """None of a run whose steps are all done, of which transformers would take one more: it looks after a step alone."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     def _check_checkpoint(self, folder: Path) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # which have formats of their own
         if problems := verify(folder) or ([] if sharded else of_another_model(folder, self.model)):
