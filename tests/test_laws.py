@@ -492,6 +492,17 @@ def test_an_added_adapter_is_new_and_the_first_stays(case: Case, geometry: Geome
     assert_same(logits_of(model.eval(), batch), expected, 0.0)
 
 
+@pytest.mark.parametrize("scale", [0.1, 20.0])
+def test_a_random_prompt_is_of_the_tables_scale(scale: float) -> None:
+    """That of real checkpoints differs by orders of magnitude; peft's start has a deviation of 1 whatever it is."""
+    base = tiny_t5()
+    base.get_input_embeddings().weight.data.normal_(std=scale)
+    model = prompt_wrap(base, length=200, initialise="random")
+    (prompt,) = (p.detach() for name, p in model.named_parameters() if p.requires_grad)
+    assert float(prompt.std()) == pytest.approx(scale, rel=0.1)
+    assert not any((base.get_input_embeddings().weight == row).all(dim=1).any() for row in prompt[:3])
+
+
 def test_an_added_prompt_starts_from_words_of_the_vocabulary() -> None:
     """From zeros, where the norm's gradient is a thousand times as large, it hardly learned."""
     model = prompt_wrap(tiny_t5(), length=2)
@@ -627,6 +638,7 @@ def test_every_method_is_trained_and_generates_beside_quantised_weights_in_bfloa
         ("prefix", {"initial_ids": [5], "reparametrise": 8}, "leave one out"),
         ("prompt", {"length": 0}, "length=0"),
         ("prompt", {"initialise": lambda table, length: table[: length + 1]}, r"expected \[P, H\]"),
+        ("prompt", {"initialise": "text"}, r"initialise='text'; expected one of vocabulary, random, or a function"),
     ],
 )
 def test_options_out_of_range_are_told(method: str, options: dict[str, Any], text: str) -> None:
