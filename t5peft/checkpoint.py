@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +289,8 @@ def _quantises_wo(model: PreTrainedModel) -> bool:
     )
 
 
-def seal(folder: Path, model: PreTrainedModel) -> None:
-    """Write :data:`SEAL` into ``folder``, after all else is on disk."""
+def seal(folder: Path, model: PreTrainedModel, data: Mapping[str, Any] | None = None) -> None:
+    """Write :data:`SEAL` into ``folder``, after all else is on disk; ``data`` says what a run that resumes must go on with."""
     hashes = {str(path.relative_to(folder)): _hash(path) for path in _files(folder)}
     for path in _files(folder):
         _sync(path)
@@ -301,6 +301,7 @@ def seal(folder: Path, model: PreTrainedModel) -> None:
         "quantized": quantization_of_model(model),
         "quantized_wo": _quantises_wo(model),
         "files": hashes,
+        "data": data,
         "saved": time.time(),  # seconds since 1970
     }
     temporary = folder / f".{SEAL}"
@@ -330,6 +331,11 @@ def verify(folder: Path) -> list[str]:
         if broken:
             problems.append(f"these tensors hold NaN or infinity: {broken[:5]}")
     return problems
+
+
+def data_of(checkpoint: Path) -> dict[str, Any]:
+    """What :func:`seal` was told of the training data; nothing where it was not."""
+    return _seal_of(checkpoint).get("data") or {}
 
 
 def folder_of(checkpoint: Path, adapter: str) -> Path:

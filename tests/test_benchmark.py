@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -22,10 +23,12 @@ from t5peft.benchmark.configs import base_configs
 from t5peft.benchmark.data import backbone_fingerprint, data_of, load_data
 from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.records import RunConfig, find_record, load_records, write_record
+from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.schedule import Plan, Progress, best_rate, next_rate, run_suite
 from t5peft.benchmark.scoring import Split
 from t5peft.benchmark.suites import SuiteMethod, SuiteTask, load_suite, suite_from, suite_names
+from t5peft.cli import bench
 from t5peft.cli.bench import _device, _grids
 from t5peft.evaluation import evaluate_task, loss_and_perplexity
 from t5peft.tasks import Task
@@ -63,6 +66,21 @@ def test_a_record_of_files_of_ones_own_names_them_without_their_folder(tmp_path:
     assert "somebody" not in path.read_text(encoding="utf-8")
     assert find_record(tmp_path, moved)["config"]["data"]["own"]["files"] == {"train": "train.csv"}
     assert made.data["own"]["files"]["train"].startswith("/home")  # the run itself still finds its file
+
+
+def test_a_tasks_file_is_one_task_by_whatever_path(tmp_path: Path) -> None:
+    made, moved = (
+        synthetic.config(task=path, data={"task": path, "fingerprint": "f"})
+        for path in ("/home/somebody/films.yaml", "films.yaml")
+    )
+    path = write_record(tmp_path / "records", made, record_of(made))
+    assert "somebody" not in path.name + path.read_text(encoding="utf-8")
+    assert find_record(tmp_path / "records", moved)["config"]["task"] == "films.yaml"
+    assert made.data["task"].startswith("/home")  # the run itself still finds its file
+    report = write_report(
+        tmp_path / "records", tmp_path, title="", about="", command="", tasks=["/home/somebody/films.yaml"]
+    )
+    assert "**films.yaml**" in report.text
 
 
 def test_a_record_is_never_edited(tmp_path: Path) -> None:
@@ -223,6 +241,16 @@ def test_a_gpu_that_is_not_there_is_told_before_the_first_run(monkeypatch: pytes
     assert _device(None) == "cpu"
     with pytest.raises(ValueError, match="--device cuda came, but torch finds no CUDA device here"):
         _device("cuda")
+
+
+def test_the_quick_suites_rates_are_not_taken_to_another_backbone() -> None:
+    """They were tuned on "mini"; grids of other suites stand, as they grow."""
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    for suite, alone, grown in (("quick", 1, 3), ("embedded", 3, 3)):
+        for backbone, rates in (("mini", alone), ("google/flan-t5-small", grown)):
+            found = bench.suite_of(parser.parse_args(["--suite", suite, "--backbone", backbone]))
+            assert {len(entry.learning_rates) for entry in found.methods} == {rates}
 
 
 def test_rates_around_those_of_a_method_are_a_peers_too() -> None:

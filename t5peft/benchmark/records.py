@@ -47,8 +47,11 @@ class RunConfig:
     training_options: Mapping[str, Any] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
-        """The fields as they are recorded: of files of one's own the names alone, as the fingerprint says what they hold."""
+        """The fields as they are recorded: of files the names alone, as the fingerprint says what they hold."""
         fields = asdict(self)
+        fields["task"] = Path(self.task).name
+        if "task" in fields["data"]:
+            fields["data"]["task"] = Path(fields["data"]["task"]).name
         own = fields["data"].get("own", {})
         if "files" in own:
             own["files"] = {split: Path(path).name for split, path in own["files"].items()}
@@ -61,7 +64,7 @@ class RunConfig:
 
     def file_name(self) -> str:
         """`TASK-METHOD-lrRATE-sSEED-IDENTITY.json`: readable first, unique by its end."""
-        readable = f"{self.task}-{self.method}-lr{self.learning_rate:g}-s{self.seed}"
+        readable = f"{Path(self.task).name}-{self.method}-lr{self.learning_rate:g}-s{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', readable)}-{self.identity()}.json"
 
 

@@ -50,7 +50,7 @@ def write_report(
     records = [
         record
         for record in load_records(folder)
-        if record["config"]["task"] in (tasks or [record["config"]["task"]])
+        if record["config"]["task"] in ([Path(task).name for task in tasks or ()] or [record["config"]["task"]])
         and record["config"]["method"] in (methods or [record["config"]["method"]])
     ]
     if not records:

@@ -178,7 +178,7 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
     for what, entries in (("task", tasks), ("method", methods)):
         if not entries:
             problems.append(f"it has no {what}")
-    names = [task.name for task in tasks]
+    names = [Path(task.name).name for task in tasks]  # by which its records know a task
     problems += [f"task {name!r} is named twice" for name in dict.fromkeys(names) if name and names.count(name) > 1]
     if problems:
         raise ValueError(f"suite {name!r}:\n" + "\n".join(f"  - {problem}" for problem in problems))

@@ -96,7 +96,8 @@ def summarise(records: Iterable[Record], asked: Iterable[Record] = ()) -> list[T
     """One table a task, in the order in which the tasks were first run.
 
     Records of the same task under other conditions (backbone, steps, data, device) than those of `asked`, or else the newest, are
-    left out and counted; those of another machine, number of threads or version of torch give scores, but no seconds and bytes.
+    left out and counted. Seconds and bytes are of one machine, number of threads and version of torch, those of full fine-tuning's
+    newest run, or else of the newest; records of others give scores alone.
     """
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.get("started", "")):
@@ -129,14 +130,16 @@ def _table(task: str, records: Sequence[Record], under: str) -> TaskTable:
         groups[config["method"], json.dumps(config["method_options"], sort_keys=True)].append(record)
     metric = next((record["metric"] for record in used if "metric" in record), "score")
     chosen = [_Chosen.of(group) for group in groups.values()]
-    rows = [group.row(task, metric, _measured_on(used[-1])) for group in chosen]
+    reference = [record for record in used if record["config"]["method"] == "full" and record["outcome"] == "finished"]
+    measured = (reference or used)[-1]
+    rows = [group.row(task, metric, _measured_on(measured)) for group in chosen]
     full = next((row for row in rows if row.method == "full"), None)
     if full is not None:
         rows = [row if row is full else replace(row, difference=difference((row, full))) for row in rows]
     rows.sort(key=place)
     conditions = {name: used[-1]["config"].get(name) for name in _CONDITIONS}
-    conditions["machine"] = used[-1].get("machine", {})
-    conditions["versions"] = used[-1].get("versions", {})
+    conditions["machine"] = measured.get("machine", {})
+    conditions["versions"] = measured.get("versions", {})
     conditions["commits"] = sorted({str(record.get("commit")) for record in used})
     conditions["examples"] = next((record["examples"] for record in used if "examples" in record), {})
     conditions["seeds"] = sorted({record["config"]["seed"] for record in used})
@@ -260,6 +263,7 @@ def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, A
     # Records that do not say what evaluations left held count it as the training's.
     metered = [record for record in here if "left_by_evaluation_bytes" in record["memory"]]
     latency = records[0]["latency"]
+    merged = [record for record in here if record["latency"]["merged_seconds"] is not None]
     return {
         "trainable": records[0]["parameters"]["trainable"],
         "stored_bytes": records[0]["parameters"]["stored_bytes"],
@@ -273,7 +277,7 @@ def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, A
         # Norm tuning was timed "merged" for a while, which it was not.
         "merged_latency": latency.get("merged_reason", "not merged")
         if latency["merged_seconds"] is None or records[0]["config"]["method"] == "norm"
-        else spread_of(over("latency.merged_seconds", here)),
+        else spread_of(over("latency.merged_seconds", merged)),
     }
 
 

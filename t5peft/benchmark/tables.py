@@ -137,7 +137,13 @@ def conditions_text(table: TaskTable) -> str:
         f"backbone {_backbone(table)}, {budget}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
         f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}"
+        f"{left_out_text(table.left_out)}"
     )
+
+
+def left_out_text(count: int) -> str:
+    """What stands behind the conditions where records were made under others."""
+    return f"; {count:,} record{'s' if count != 1 else ''} made under other conditions left out" if count else ""
 
 
 def _backbone(table: TaskTable) -> str:
@@ -152,8 +158,8 @@ def overview_note(tables: Sequence[TaskTable]) -> str:
         f"Backbone {', '.join(backbones)}. Scores on the test split: mean ± standard deviation over seeds; of a mean over "
         "tasks, ± is its standard error. Differences are means of examples scored alone, with 95 % intervals. Memory (at the peak "
         "of training, above libraries and data) and time of a step are "
-        f"parts of full fine-tuning's, geometric mean over {', '.join(_ran_by_all(_rows_by_label(tables))) or 'no task'}, which "
-        "every method ran."
+        f"parts of full fine-tuning's, geometric mean over {', '.join(_measured_for_all(_rows_by_label(tables))) or 'no task'}, on "
+        "which every method was measured by one machine."
     )
 
 
@@ -173,7 +179,7 @@ def overview_header(tables: Sequence[TaskTable]) -> list[str]:
 def overview_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
     """Every method with its score on every task, its means over tasks that are scored alike, and what it takes."""
     found = _rows_by_label(tables)
-    reference = {task: row for task, row in found.get("full", {}).items() if task in _ran_by_all(found)}
+    reference = {task: row for task, row in found.get("full", {}).items() if task in _measured_for_all(found)}
     return [_overview_row(label, rows, tables, reference) for label, rows in found.items()]
 
 
@@ -188,10 +194,10 @@ def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
     return {label: rows for label, rows in found.items() if all(len(rows) == tasks[r.method] for r in rows.values())}
 
 
-def _ran_by_all(rows_by_label: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Tasks that every method finished which finished any: a ratio over other tasks is no ratio to compare."""
-    finished = [[task for task, row in rows.items() if row.test is not None] for rows in rows_by_label.values()]
-    first, *others = [tasks for tasks in finished if tasks] or [[]]
+def _measured_for_all(rows_by_label: Mapping[str, Mapping[str, Row]]) -> list[str]:
+    """Tasks on which each method was measured that was on any: a ratio over other tasks is no ratio to compare."""
+    measured = [[task for task, row in rows.items() if row.step_seconds is not None] for rows in rows_by_label.values()]
+    first, *others = [tasks for tasks in measured if tasks] or [[]]
     return [task for task in first if all(task in tasks for tasks in others)]
 
 
@@ -310,10 +316,12 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file has markers for none of them.
     """
-    content, filled = path.read_text(encoding="utf-8"), 0
+    with path.open(encoding="utf-8", newline="") as file:  # so that ends of lines stay what they are
+        content, filled = file.read(), 0
+    end = "\r\n" if "\r\n" in content else "\n"
     for name, text in texts.items():
-        pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
-        content, found = pattern.subn(partial(_between, text), content)
+        pattern = re.compile(rf"(<!-- table:{re.escape(name)} -->\r?\n).*?(<!-- /table -->)", re.DOTALL)
+        content, found = pattern.subn(partial(_between, f"{text}\n".replace("\n", end)), content)
         filled += found
     if not filled:
         others = ", ".join(re.findall(r"<!-- table:(\S+) -->", content)) or "none"
@@ -321,8 +329,8 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
             f"{path} has no place for the table of {' or '.join(map(repr, texts))}, but for {others}: write the two lines "
             f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` where it belongs"
         )
-    path.write_text(content, encoding="utf-8")
+    path.write_text(content, encoding="utf-8", newline="")
 
 
 def _between(text: str, match: re.Match[str]) -> str:
-    return f"{match[1]}{text}\n{match[2]}"
+    return f"{match[1]}{text}{match[2]}"

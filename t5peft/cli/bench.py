@@ -110,6 +110,8 @@ def suite_of(args: argparse.Namespace) -> Suite:
         )
     if args.task is None and not any((args.train, args.validation, args.test)):
         suite = load_suite(args.suite or "quick")
+        if suite.name == "quick" and args.backbone not in (None, suite.backbone):
+            suite = replace(suite, methods=_grids(suite.methods))
     else:
         suite = _own_suite(args)
     return suite.narrowed(

@@ -34,9 +34,16 @@ Initialiser = Callable[[Tensor, int], Tensor]
 """From the embedding table [V, H] and a length P to a first prompt [P, H]."""
 
 
-def from_random(std: float = 0.5) -> Initialiser:
-    """Uniform in [-std, std], as in section 3.2 of the paper."""
-    return lambda embeddings, length: torch.empty(length, embeddings.shape[1]).uniform_(-std, std)
+def from_random(std: float | None = None) -> Initialiser:
+    """Normal, with the standard deviation of the embedding table or with ``std``.
+
+    The paper's random start is uniform in ±0.5, whatever the scale of the table.
+    """
+
+    def draw(embeddings: Tensor, length: int) -> Tensor:
+        return torch.randn(length, embeddings.shape[1]) * (float(embeddings.float().std()) if std is None else std)
+
+    return draw
 
 
 def from_vocabulary(most_common: int = 5000) -> Initialiser:
@@ -67,6 +74,9 @@ def from_class_labels(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) 
         return torch.cat([rows, from_vocabulary()(embeddings, length - len(rows))])
 
     return initialise
+
+
+INITIALISERS: dict[str, Callable[[], Initialiser]] = {"vocabulary": from_vocabulary, "random": from_random}
 
 
 @dataclass
@@ -225,17 +235,18 @@ def lengthen(attention_mask: Tensor, length: int) -> Tensor:
     return torch.cat([prompt, attention_mask], dim=1).take_along_dim(prompt_order(attention_mask, length), dim=1)
 
 
-def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initialiser | None = None) -> PeftModel:
+def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initialiser | str = "vocabulary") -> PeftModel:
     """Wrap ``model`` for prompt tuning, in place.
 
     Args:
         model: a T5 of any geometry with a decoder, with or without a classification head.
         length: P, the number of trained vectors.
-        initialise: :func:`from_random`, :func:`from_vocabulary` (the default), :func:`from_text`,
-            :func:`from_class_labels`, or a function of your own from embeddings [V, H] and P to [P, H].
+        initialise: "vocabulary" (:func:`from_vocabulary`, ahead of random in the paper), "random" (:func:`from_random`),
+            :func:`from_text`, :func:`from_class_labels`, or a function of your own from embeddings [V, H] and P to [P, H].
 
     Raises:
-        ValueError: for a wrapped model, an encoder alone, a length below one, or an initialiser that returns another shape.
+        ValueError: for a wrapped model, an encoder alone, a length below one, an initialiser of an unknown name or that returns
+            another shape.
     """
     check_plain(model)
     if not model.config.is_encoder_decoder:
@@ -245,8 +256,14 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initial
         )
     if length < 1:
         raise ValueError(f"Got length={length}; expected a whole number of at least 1.")
+    if isinstance(initialise, str):
+        if initialise not in INITIALISERS:
+            raise ValueError(
+                f"Got initialise={initialise!r}; expected one of {', '.join(INITIALISERS)}, or a function."
+            )
+        initialise = INITIALISERS[initialise]()
     embeddings = model.get_input_embeddings().weight.detach()
-    first = (initialise or from_vocabulary())(embeddings, length)
+    first = initialise(embeddings, length)
     if first.shape != (length, embeddings.shape[1]):
         raise ValueError(
             f"The initialiser returned a prompt of shape {tuple(first.shape)}; expected [P, H] = "

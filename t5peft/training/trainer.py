@@ -41,7 +41,7 @@ from transformers.trainer_utils import (
 
 from t5peft.backbone import t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
-from t5peft.checkpoint import SEAL, WEIGHTS, folder_of, newest_complete, of_another_model, rotate, seal, verify
+from t5peft.checkpoint import SEAL, WEIGHTS, data_of, folder_of, newest_complete, of_another_model, rotate, seal, verify
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
@@ -403,6 +403,13 @@ class T5PeftTrainer(Seq2SeqTrainer):
             self._check_checkpoint(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """None of a run whose steps are all done, of which transformers would take one more: it looks after a step alone."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     def _check_checkpoint(self, folder: Path) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # which have formats of their own
         if problems := verify(folder) or ([] if sharded else of_another_model(folder, self.model)):
@@ -412,6 +419,23 @@ class T5PeftTrainer(Seq2SeqTrainer):
             )
         if not sharded and not (folder / OPTIMIZER_NAME).is_file():
             logger.warning("%s holds no optimizer: its state and the schedule of learning rates begin anew.", folder)
+        own = self._data()
+        if changed := {
+            name: (saved, own[name]) for name, saved in data_of(folder).items() if saved != own.get(name, saved)
+        }:
+            logger.warning(
+                "The checkpoint %s is of a run with other training data (%s): the steps that it took are skipped in another order, "
+                "so that some examples come twice and others not at all.",
+                folder,
+                ", ".join(f"{name} {now}, not {saved}" for name, (saved, now) in changed.items()),
+            )
+
+    def _data(self) -> dict[str, int]:
+        """What decides the order of the training examples; nothing of a stream."""
+        if isinstance(self.train_dataset, IterableDataset):
+            return {}
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return {"examples": len(self.train_dataset), "seed": seed}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
@@ -423,7 +447,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal(folder, self.model)
+            seal(folder, self.model, self._data())
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
