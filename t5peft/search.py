@@ -58,7 +58,7 @@ class Found:
         words += ["--patience", str(recipe.patience)] if recipe.patience else []
         words += ["--bf16"] if recipe.bf16 else []
         for name, value in recipe.options.items():
-            words += [f"--{name}", *map(str, [value] if isinstance(value, (str, int, float)) else value)]
+            words += ["--option", f"{name}={json.dumps(value, default=str)}"]
         return shlex.join([*words, "--output", output])
 
 

@@ -55,7 +55,7 @@ def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone:
     assert done.picture is None or done.picture.stat().st_size > 1000
     command = done.command("film.yaml", "out")
     assert f"--learning-rate {done.recipe.learning_rate:.3g}" in command
-    assert f"--rank {done.recipe.options['rank']}" in command
+    assert f"--option rank={done.recipe.options['rank']}" in command
     assert not list((tmp_path / "study").glob("trial-*"))
 
 
@@ -94,11 +94,35 @@ def test_a_search_goes_on_by_a_recipe_with_a_path_and_a_tuple(backbone: str, tmp
     assert f"--backbone {backbone}" in found.command("film.yaml", "out")
     parser = ArgumentParser()
     add_arguments(parser)
-    for targets in (("q", "k", "v"), "all-linear"):
-        best = replace_fields(found.recipe, options={"targets": targets, "rank": 8})
+    only_wraps = {"dropout": 1e-05, "dora": True, "rank_stabilised": False}
+    for options in (
+        {"targets": ["q", "k", "v"], "rank": 8},
+        {"targets": "all-linear", **only_wraps},
+        {"initialise": "random"},
+    ):
+        best = replace_fields(found.recipe, options=options)
         command = shlex.split(replace_fields(found, recipe=best).command("film.yaml", "out"))
-        read = read_recipe(parser.parse_args(command[2:]))
-        assert read.options == {"targets": list(targets) if isinstance(targets, tuple) else targets, "rank": 8}
+        assert read_recipe(parser.parse_args(command[2:])).options == options
+
+
+def test_any_option_of_a_wrap_can_be_given(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
+    data = ["train", "--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
+    given = ["--option", "dropout=0.25", "--option", "dora=true", "--option", "targets=[q, k]"]
+    assert main([*data, *given, "--steps", "1", "--output", str(tmp_path / "run")]) == 0
+    config = load_adapter(tmp_path / "run" / "adapter")[0].active_peft_config
+    assert (config.lora_dropout, config.use_dora, config.target_modules) == (0.25, True, {"q", "k"})
+    wrong = {
+        ("--option", "dropout"): "'dropout' came; expected NAME=VALUE",
+        ("--option", "dropout=0", "--option", "dropout=1"): "each name once",
+        ("--rank", "2", "--option", "rank=3"): "rank came twice",
+        ("--option", "targets=[q"): "no value in YAML",
+        ("--option", "droput=0.1"): "it takes rank, alpha, dropout",
+    }
+    for words, message in wrong.items():
+        capsys.readouterr()
+        assert main([*data, *words, "--output", str(tmp_path / "other")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_the_recipe_gives_is_not_searched(backbone: str) -> None:
