@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 from tiny import tiny_t5, tiny_tokenizer
 from transformers import TrainerCallback
 
@@ -69,6 +70,16 @@ def test_a_study_is_not_continued_by_another_recipe(backbone: str, tmp_path: Pat
         search(TASK, splits, replace_fields(recipe(backbone), steps=3), tmp_path / "study", trials=2)
     with pytest.raises(ValueError, match=r"begun by another recipe or on other data .*'data'"):
         search(TASK, {**splits, "train": records(5)}, recipe(backbone), tmp_path / "study", trials=2)
+    of_arrow = {name: Dataset.from_list(rows) for name, rows in splits.items()}
+    assert search(TASK, of_arrow, recipe(backbone), tmp_path / "study", trials=2).trials == 2
+    with pytest.raises(ValueError, match=r"begun by another recipe or on other data .*'data'"):
+        search(
+            TASK,
+            {**of_arrow, "train": Dataset.from_list(records(4, 50))},
+            recipe(backbone),
+            tmp_path / "study",
+            trials=3,
+        )
 
 
 def test_trials_of_a_search_that_goes_on_are_new_ones(backbone: str, tmp_path: Path) -> None:
@@ -356,8 +367,10 @@ def test_a_new_version_is_not_lost_where_it_takes_the_old_ones_place(folder: str
             replace(tmp_path / "v1", better)
     else:
         replace(tmp_path / "v1", better)
-    kept = ["v1", "v1.old"] if folder == "absent" else ["v1.old", "v1"]
-    assert [(tmp_path / name / "which").read_text() for name in ("v1", "v1.old")] == kept
+    kept = {"v1": "v1", "v1.old": "v1.old"}
+    if folder != "absent":
+        kept = {"v1": "v1.old", "v1.old": "v1.old", "v1.old-2": "v1"}
+    assert {path.name: (path / "which").read_text() for path in tmp_path.iterdir()} == kept
 
 
 def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: Path) -> None:

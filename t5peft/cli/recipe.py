@@ -37,7 +37,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other argument of the method's wrap, such as dropout=0.1, dora=true or size=64; may be given again",
+        help="any other argument of the method's wrap: dropout=0.1, dora=true, sites=[encoder,decoder]; may be given again",
     )
     add_training_arguments(parser)
 
