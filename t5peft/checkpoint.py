@@ -24,7 +24,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, get_peft_model_state_dict, load_peft_weights
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,6 +38,9 @@ logger = logging.getLogger("t5peft")
 
 SEAL = "t5peft.json"
 WEIGHTS = "adapter_model.safetensors"
+UNFINISHED = (
+    "checkpoint-is-incomplete.txt"  # beside a checkpoint that transformers saves on a signal, until it is saved
+)
 OLD_WEIGHTS = "adapter_model.bin"  # of early versions of peft
 CONFIG = "adapter_config.json"
 # the model of an adapter by its task type, where it is neither a language model nor a classifier of texts
@@ -150,7 +153,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
             f"The adapters {active} are active at once and one folder holds one; save each after model.set_adapter(name)."
         )
     name = model.active_adapter
-    broken = _not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    broken = not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).items())
     if broken:
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
     check_output(folder)
@@ -316,18 +319,18 @@ def verify(folder: Path) -> list[str]:
     problems = []
     for name, expected in _seal_of(folder).get("files", {}).items():
         path = folder / name
-        if path.name == "README.md":
-            continue  # peft's draft of a model card, to be written in
+        if path.name in ("README.md", UNFINISHED):
+            continue  # a README is peft's draft of a model card, to be written in
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif _hash(path) != expected:
             problems.append(f"{name} was changed or damaged since it was saved")
-    weights = folder / WEIGHTS
-    if not problems and weights.is_file():
+    for weights in () if problems else sorted(folder.rglob("*.safetensors")):
         try:
-            broken = _not_finite(load_file(weights))
+            with safe_open(weights, "pt") as file:
+                broken = not_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
         except Exception as error:  # safetensors has one class for all of its errors, without a base of its own
-            return [f"{WEIGHTS} cannot be read ({error})"]
+            return [f"{weights.relative_to(folder)} cannot be read ({error})"]
         if broken:
             problems.append(f"these tensors hold NaN or infinity: {broken[:5]}")
     return problems
@@ -456,7 +459,7 @@ def _seal_of(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SEAL, UNFINISHED))
 
 
 def _hash(path: Path) -> str:
@@ -467,8 +470,9 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
-    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
 
 
 def _foreign(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ import random
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,10 +135,10 @@ def replace(adapter: str | Path, report: Retuned, *, tolerance: float = 0.0) -> 
     if reasons := report.worse(tolerance):
         raise ValueError(f"{adapter} is not replaced by {report.folder}: {'; '.join(reasons)}.")
     adapter = Path(adapter)
-    kept = adapter.with_name(f"{adapter.name}.old")
+    names = (f"{adapter.name}.old{f'-{number}' if number > 1 else ''}" for number in count(1))
+    kept = next(path for name in names if not (path := adapter.with_name(name)).exists())
     with tempfile.TemporaryDirectory(prefix=f".{adapter.name}-", dir=adapter.parent) as beside:
         copy = shutil.copytree(report.folder, Path(beside) / "new")
-        shutil.rmtree(kept, ignore_errors=True)
         adapter.rename(kept)
         copy.rename(adapter)
     return adapter

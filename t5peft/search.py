@@ -58,7 +58,7 @@ class Found:
         words += ["--patience", str(recipe.patience)] if recipe.patience else []
         words += ["--bf16"] if recipe.bf16 else []
         for name, value in recipe.options.items():
-            words += [f"--{name}", *map(str, [value] if isinstance(value, (str, int, float)) else value)]
+            words += ["--option", f"{name}={json.dumps(value, default=str)}"]
         return shlex.join([*words, "--output", output])
 
 
@@ -87,7 +87,7 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
     check_splits(task, splits)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are the traces of errors that are raised
     study = optuna.create_study(
         storage=f"sqlite:///{folder / 'study.db'}",
         study_name=f"{task.name}-{recipe.method}",

@@ -96,6 +96,7 @@ def train_tokens(model: PeftModel, ids: Sequence[int]) -> None:
     config.trainable_token_indices = {table: list(ids) for table in tables}
     set_additional_trainable_modules(t5, config, t5.config.to_dict(), name)
     _share_rows(t5, name)
+    model.set_adapter(name)  # peft leaves the rows of every adapter but the first without gradients
 
 
 def brings_tokens(folder: str | Path) -> bool:

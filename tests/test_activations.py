@@ -184,3 +184,18 @@ def test_targets_are_not_taken_for_those_of_a_source_that_was_encoded_before() -
     with kept_activations(model, PLENTY):
         model(**first)
         assert [model(**batch).loss.item() for batch in (given, crossed)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_that_counts_behind_a_targets_end_has_the_same_loss_in_every_epoch(tmp_path: Path) -> None:
+    """A tokenizer's padding of labels, without -100."""
+    model = ladder()
+    end = t5_of(model).config.eos_token_id
+    records = [{**one, "labels": [*one["labels"], end, *[0] * (6 - len(one["labels"]))]} for one in examples()]
+    args = arguments(
+        tmp_path, optim="sgd", lr_scheduler_type="constant", max_grad_norm=1e-12, gradient_accumulation_steps=2,
+        fast_kernels=False, keep_activations=PLENTY, logging_steps=1,
+    )  # fmt: skip
+    trainer = T5PeftTrainer(model, args, train_dataset=records)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses == [pytest.approx(losses[0], rel=1e-5)] * 4  # an epoch is a step

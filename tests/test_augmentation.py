@@ -75,6 +75,25 @@ def test_the_same_seed_gives_the_same_and_rows_do_not_depend_on_each_other(name:
         assert other != first
 
 
+def test_numbers_of_a_target_stay_as_they_are_told(tmp_path: Path) -> None:
+    task = Task("score", "{text}", "{score}", metrics=("accuracy",))
+    rows = [{"text": "a big film", "score": 5, "other": 1}, {"text": "a big play", "score": 2.5, "other": 2}]
+    augmented = augment(rows, task, REWORDINGS["synonyms"], cache_folder=tmp_path)
+    assert {task.target_text(row) for row in augmented.dataset} == {"5", "2.5"}
+    assert set(augmented.dataset["other"]) == {1, 2}
+
+
+def test_another_translator_in_the_same_folder_is_another_one(tmp_path: Path) -> None:
+    def identity() -> str:
+        return BackTranslation.of_checkpoints(str(tmp_path), "a/hub-name").identity
+
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = identity()
+    assert identity() == first
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert identity() != first
+
+
 def test_copies_that_say_nothing_new_are_left_out_and_counted(tmp_path: Path) -> None:
     records = [{"text": "big", "more": "-", "label": 0}, {"text": "unknown", "more": "-", "label": 1}]
     augmented = augment(records, TASK, synonyms({"big": ["large"]}), copies=3, cache_folder=tmp_path)

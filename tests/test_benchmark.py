@@ -30,7 +30,7 @@ from t5peft.benchmark.scoring import Split
 from t5peft.benchmark.suites import SuiteMethod, SuiteTask, load_suite, suite_from, suite_names
 from t5peft.cli import bench
 from t5peft.cli.bench import _device, _grids
-from t5peft.evaluation import evaluate_task, loss_and_perplexity
+from t5peft.evaluation import METRICS, evaluate_task, loss_and_perplexity
 from t5peft.tasks import Task
 
 TESTS = Path(__file__).parent
@@ -131,14 +131,19 @@ def test_a_wrong_suite_is_refused_with_everything_that_is_wrong() -> None:
         "tasks": ["a", {"steps": 3}],
         "methods": [{"method": "lora", "learning_rates": [1e-2, 1e-3], "rank": 8}, {"method": "full"}],
         "epochs": 3,
+        "limits": {"valid": 20},
+        "training_options": {"gradient_accumulation_steps": 4, "weight_decay": 0.1},
     }
     with pytest.raises(ValueError) as error:
         suite_from("wrong", content)
+    assert "weight_decay" not in str(error.value)
     for problem in (
         "unknown field 'epochs'",
         "field 'steps' is missing",
         "task {'steps': 3}: expected a name",
         "unknown field 'rank'",
+        "limits are of train, validation and test, but 'valid' came",
+        "training_options has 'gradient_accumulation_steps', which the suite's own fields",
         "learning rates [0.01, 0.001] must be positive and rise",
         "method {'method': 'full'}: expected a mapping with method and learning_rates",
     ):
@@ -498,6 +503,34 @@ def test_matthews_correlation_of_one_example_is_whether_it_is_right() -> None:
     task = Task(name="free", template="{text}", target="{answer}", metrics=["matthews"])
     split = Split(task, [{"text": "a", "answer": "b"}], tokenizer)
     assert [split._lead_by_example([answer]) for answer in ("b", "c")] == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize("metric", ["bleu", "gleu"])
+def test_a_short_example_alone_has_the_score_of_a_sentence(metric: str) -> None:
+    _, tokenizer = load_backbone("mini")
+    task = Task(name="short", template="{text}", target="{answer}", metrics=[metric])
+    split = Split(task, [{"text": "I is here", "answer": "I am here"}], tokenizer)
+    highest = METRICS[metric].highest
+    assert [split._lead_by_example([answer]) for answer in ("I am here", "no")] == [[pytest.approx(highest)], [0.0]]
+
+
+def test_files_of_ones_own_are_looked_through_before_the_first_run(tmp_path: Path) -> None:
+    for name, rows in {
+        "train": [{"text": f"t{i}", "label": "a"} for i in range(20)],
+        "test": [{"text": "t", "label": "a"}],
+        "empty": [{"text": "t", "label": None}],
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = {"name": "t", "template": "{text}", "target": "{label}", "metrics": ["accuracy"]}
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    assert data_of(SuiteTask("t", own={**own, "files": files}))["fingerprint"]
+    for changes, message in (
+        ({"references": "labels", "files": files}, "references are in the column 'labels', which is in none"),
+        ({"files": {"train": files["train"]}}, "has no test records"),
+        ({"files": {**files, "test": str(tmp_path / "empty.jsonl")}}, "the column 'label' holds NoneType in row 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data_of(SuiteTask("t", own={**own, **changes}))
 
 
 def test_a_metric_of_which_less_is_better_does_not_lead() -> None:

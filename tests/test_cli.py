@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import re
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -214,10 +216,11 @@ def test_an_answer_is_the_likeliest_label_also_where_the_printed_shares_are_equa
 
 
 def test_columns_that_an_answer_would_take_the_place_of_are_told() -> None:
-    task = Task("question", "{question}", "{answer}", max_target_length=4)
-    records = [{"question": "who?", "answer": "Bob"}]
-    with pytest.raises(ValueError, match=r"columns that predict adds \(answer\); rename them"):
-        list(answered(tiny_t5(), tiny_tokenizer(), task, records))
+    for target, taken in (("{name}", "answer"), ("{answer}", "prediction")):
+        task = Task("question", "{question}", target, max_target_length=4)
+        records = [{"question": "who?", "name": "Bob", "answer": "Bob", "prediction": "Eve"}]
+        with pytest.raises(ValueError, match=rf"columns that predict adds \({taken}\); rename them"):
+            list(answered(tiny_t5(), tiny_tokenizer(), task, records))
 
 
 def test_predict_writes_dates_and_takes_one_kind_of_input(
@@ -232,13 +235,19 @@ def test_predict_writes_dates_and_takes_one_kind_of_input(
     assert "Got both --data and --text; expected one of them" in capsys.readouterr().err
 
 
-def test_answers_are_json_whatever_the_other_columns_hold(backbone: str, tmp_path: Path) -> None:
+def test_answers_are_json_whatever_the_other_columns_hold(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "film", "scores": [NaN, 1.5], "cut": "\\ud83d"}\n')
     output = tmp_path / "answers.jsonl"
     arguments = ["predict", backbone, "--task", own_task(tmp_path, "own", "test"), "--data", str(tmp_path / "a.jsonl")]
     assert main([*arguments, "--output", str(output)]) == 0
     answer = json.loads(output.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert (answer["scores"], answer["cut"]) == ([None, 1.5], "\ud83d")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert main(arguments) == 0
+    sys.stdout.seek(0)
+    assert json.loads(sys.stdout.read())["cut"] == "\ud83d"
 
 
 def test_texts_that_are_cut_before_they_are_answered_are_told(
@@ -452,3 +461,49 @@ def test_a_merged_umt5_says_what_transformers_makes_of_its_head(
     assert not torch.allclose(plain(input_ids=ids, labels=ids).logits, expected, atol=1e-3), "the warning can go"
     plain.config.tie_word_embeddings = False
     assert torch.allclose(plain(input_ids=ids, labels=ids).logits, expected, atol=1e-4)
+
+
+def test_an_interrupted_run_is_not_begun_anew_over_its_checkpoints(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
+    command = ["train", "--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
+    command += ["--steps", "2", "--evaluations", "2", "--output", str(tmp_path / "run")]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("t5peft.cli.train.save_adapter", interrupt)
+        assert main(command) == 130
+    assert "interrupted; what was saved stays" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "holds checkpoint-2 of a run that was interrupted; give --resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert main(command) == 0  # one that came to its end may be repeated
+
+
+def test_predictions_stand_beside_the_answers_of_question_answering(backbone: str) -> None:
+    model, tokenizer = load_backbone(backbone)
+    task = Task("qa", "question: {question}", "{answer}", metrics=("exact_match",))
+    (row,) = answered(model, tokenizer, task, [{"question": "who?", "answer": "me"}])
+    assert row.keys() == {"question", "answer", "prediction"}
+    assert row["answer"] == "me"
+
+
+def test_references_that_the_task_does_not_name_are_told(
+    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", "label": "b", "references": ["b", "c"]}))
+    (tmp_path / "own.yaml").write_text(
+        "name: own\ntemplate: '{text}'\ntarget: '{label}'\nmetrics: [rouge]\nmax_target_length: 4\n"
+    )
+    task = str(tmp_path / "own.yaml")
+    assert main(["evaluate", backbone, "--task", task, "--data", str(tmp_path / "a.jsonl")]) == 0
+    assert "has 'references: references' to score by them" in caplog.text
+
+
+def test_labels_that_are_empty_are_named_by_row() -> None:
+    records = [{"text": "a", "label": "x"}, {"text": "b", "label": ""}, {"text": "c", "label": "y"}]
+    with pytest.raises(ValueError, match="the column 'label' of labels is empty in row 1 of the training records"):
+        family_task("classification", records)

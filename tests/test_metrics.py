@@ -150,6 +150,21 @@ def test_what_is_missing_is_no_word():
             compute("bleu", ["a"], [nothing])
 
 
+def test_elements_of_a_tensor_are_labels():
+    torch = pytest.importorskip("torch")
+    assert compute("accuracy", torch.tensor([1, 0]), torch.tensor([1, 1])) == {"accuracy": 0.5}
+
+
+def test_f1_binary_is_scikit_learns_of_label_1_and_refuses_other_labels():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    predictions, references = label_sets()[0]
+    expected = sklearn.f1_score(references, predictions, pos_label="1")
+    assert compute("f1_binary", predictions, references) == {"f1_binary": pytest.approx(expected)}
+    assert compute("f1_binary", ["0"], ["0"]) == {"f1_binary": 0.0}
+    with pytest.raises(ValueError, match=r"there are labels \['no', 'yes'\]; take f1"):
+        compute("f1_binary", ["yes"] * 2, ["yes", "no"])
+
+
 def test_references_may_be_arrays():
     assert compute("rouge", ["the cat"], [np.array(["a dog", "the cat"])])["rougeL"] == 1.0
     truths = np.array([True, False])
@@ -269,6 +284,30 @@ def test_gleu_of_one_sentence_is_the_formula_by_hand():
     assert compute("gleu", [short], [reference], sources=[reference])["gleu"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_sentence_is_scored_alone_by_the_orders_it_is_long_enough_for():
+    from sacrebleu.metrics import BLEU
+
+    bleu, gleu = METRICS["bleu"].sentence, METRICS["gleu"].sentence
+    assert (bleu("the red car", ["the red car"]), gleu("I am here", ["I am here"], "I is here")) == (
+        pytest.approx(100),
+        pytest.approx(1),
+    )
+    assert (bleu("a b", ["the red car"]), gleu("a b c", ["I am here"], "I is here"), gleu("", ["a"], "b")) == (0, 0, 0)
+    text, references = "the cat sat on the mat today", ["the cat sat on a mat", "a cat sat there"]
+    assert bleu(text, references) == BLEU(effective_order=True).sentence_score(text, references).score
+    # With every order among the hits it is GLEU itself; with none of an order, half a hit, then a quarter.
+    source, reference, hypothesis = (
+        "she go to the sea every days",
+        "she goes to the sea every day",
+        "she goes to the sea every days",
+    )
+    whole = compute("gleu", [hypothesis], [reference], sources=[source])["gleu"]
+    assert gleu(hypothesis, [reference, reference], source) == pytest.approx(whole)
+    assert gleu("she was at sea", ["she goes to sea"], "") == pytest.approx(
+        (2 / 4 * 0.5 / 3 * 0.25 / 2 * 0.125) ** 0.25
+    )
+
+
 def test_no_metric_of_corrections_takes_a_missing_comma_for_a_correction():
     for metrics in (
         FAMILIES["correction"].metrics,
@@ -313,14 +352,14 @@ def test_perplexity_is_taken_over_tokens_and_not_over_examples():
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name != "perplexity"])
 def test_every_metric_is_at_its_best_on_its_own_references(name):
-    texts = [text for text in REFERENCES if len(text.split()) > 4]
+    texts = ["0", "1", "1"] if name == "f1_binary" else [text for text in REFERENCES if len(text.split()) > 4]
     scores = compute(name, texts, texts, sources=texts)
     assert scores[METRICS[name].lead] == pytest.approx(METRICS[name].highest)
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in ("perplexity", "f1", "matthews")])
 def test_empty_predictions_score_nothing(name):
-    texts = [text for text in REFERENCES if text]
+    texts = ["0", "1"] if name == "f1_binary" else [text for text in REFERENCES if text]
     assert compute(name, [""] * len(texts), texts, sources=texts)[METRICS[name].lead] == 0.0
 
 
@@ -348,8 +387,10 @@ for name, metric in METRICS.items():
         assert module.compute(predictions=[1.0, 2.0], references=[3, 4]) == compute(name, [1.0, 2.0], [3, 4])
         continue
     more = {"sources": s} if metric.needs_sources else {}
+    if name == "f1_binary":
+        p, r = ["0", "1", "1"], ["0", "1", "0"]
     assert module.compute(predictions=p, references=r, **more) == compute(name, p, r, **more), name
-    several = [[one, one] if name not in ("f1", "matthews") else [one] for one in r]
+    several = [[one, one] if name not in ("f1", "f1_binary", "matthews") else [one] for one in r]
     assert module.compute(predictions=p, references=several, **more) == compute(name, p, several, **more), name
 print(len(METRICS))
 """

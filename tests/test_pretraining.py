@@ -307,6 +307,24 @@ def test_tasks_are_of_the_text_and_repeat_with_the_generator(
         assert len({tuple(target) for _, target in pairs}) >= 2
 
 
+def test_a_passage_at_the_end_of_the_text_is_one(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = SelfSupervised(store, tokenizer)
+    last = len(tasks.sentences) - 1
+    draw, monkey = tasks.sentences.draw, monkeypatch
+    monkey.setattr(tasks.sentences, "documents", np.zeros_like(tasks.sentences.documents))
+    for seed in range(60):
+        drawn = iter([last - seed % 2])
+        monkey.setattr(tasks.sentences, "draw", lambda g, d=drawn, **k: next(d, None) or draw(g, **k))
+        assert all(rte(tasks, np.random.default_rng(seed)))
+
+
+def test_a_vocabulary_too_large_to_count_pairs_of_is_told() -> None:
+    with pytest.raises(ValueError, match=r"32,000 times 32,000 numbers, 20 GB .*--embeddings random"):
+        pmi_embeddings(np.zeros(4, dtype=np.uint16), 32_000, 8)
+
+
 def test_a_hypothesis_that_holds_has_the_content_words_of_the_passage_in_their_order(
     store: TokenStore, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -249,6 +249,26 @@ def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTab
     assert f"| full | 90.5 ± 0.5 | 80.5 ± 0.5 | {mean} | 9,400,000 | 1.00 | 1.00 |" in overview_markdown(tables)
 
 
+def test_examples_that_were_scored_differently_are_not_compared(tmp_path: Path) -> None:
+    for method in ("full", "lora"):
+        made = synthetic.config(method)
+        record = synthetic.finished(made, 0.9, parameters=1, peak=1, seconds=1.0)
+        form = {"example_metric": "sentence_bleu"} if method == "lora" else {}
+        write_record(tmp_path, made, record | form)
+    (table,) = summarise(load_records(tmp_path))
+    assert rows_by_method(table)["lora"].difference is None
+    assert not any("scores the same" in sentence for sentence in advice(table))
+
+
+def test_methods_with_other_scores_are_not_said_to_be_the_same(tmp_path: Path) -> None:
+    for method, accuracy in (("full", 0.9), ("lora", 0.5)):
+        made = synthetic.config(method)
+        record = synthetic.finished(made, accuracy, parameters=1, peak=1, seconds=1.0)
+        write_record(tmp_path, made, record | {"test_score_by_example": [0.0] * 200})
+    (table,) = summarise(load_records(tmp_path))
+    assert not any("scores the same" in sentence for sentence in advice(table))
+
+
 def test_costs_are_compared_over_the_tasks_that_every_method_ran(tmp_path: Path) -> None:
     for task, tokens in (("short", 1), ("long", 10)):
         for method, peak in (("full", 400), ("lora", 100 * tokens ** (1 / 3)), ("ia3", 100)):

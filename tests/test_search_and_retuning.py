@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 from tiny import tiny_t5, tiny_tokenizer
 from transformers import TrainerCallback
 
@@ -55,7 +56,7 @@ def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone:
     assert done.picture is None or done.picture.stat().st_size > 1000
     command = done.command("film.yaml", "out")
     assert f"--learning-rate {done.recipe.learning_rate:.3g}" in command
-    assert f"--rank {done.recipe.options['rank']}" in command
+    assert f"--option rank={done.recipe.options['rank']}" in command
     assert not list((tmp_path / "study").glob("trial-*"))
 
 
@@ -69,6 +70,16 @@ def test_a_study_is_not_continued_by_another_recipe(backbone: str, tmp_path: Pat
         search(TASK, splits, replace_fields(recipe(backbone), steps=3), tmp_path / "study", trials=2)
     with pytest.raises(ValueError, match=r"begun by another recipe or on other data .*'data'"):
         search(TASK, {**splits, "train": records(5)}, recipe(backbone), tmp_path / "study", trials=2)
+    of_arrow = {name: Dataset.from_list(rows) for name, rows in splits.items()}
+    assert search(TASK, of_arrow, recipe(backbone), tmp_path / "study", trials=2).trials == 2
+    with pytest.raises(ValueError, match=r"begun by another recipe or on other data .*'data'"):
+        search(
+            TASK,
+            {**of_arrow, "train": Dataset.from_list(records(4, 50))},
+            recipe(backbone),
+            tmp_path / "study",
+            trials=3,
+        )
 
 
 def test_trials_of_a_search_that_goes_on_are_new_ones(backbone: str, tmp_path: Path) -> None:
@@ -94,11 +105,35 @@ def test_a_search_goes_on_by_a_recipe_with_a_path_and_a_tuple(backbone: str, tmp
     assert f"--backbone {backbone}" in found.command("film.yaml", "out")
     parser = ArgumentParser()
     add_arguments(parser)
-    for targets in (("q", "k", "v"), "all-linear"):
-        best = replace_fields(found.recipe, options={"targets": targets, "rank": 8})
+    only_wraps = {"dropout": 1e-05, "dora": True, "rank_stabilised": False}
+    for options in (
+        {"targets": ["q", "k", "v"], "rank": 8},
+        {"targets": "all-linear", **only_wraps},
+        {"initialise": "random"},
+    ):
+        best = replace_fields(found.recipe, options=options)
         command = shlex.split(replace_fields(found, recipe=best).command("film.yaml", "out"))
-        read = read_recipe(parser.parse_args(command[2:]))
-        assert read.options == {"targets": list(targets) if isinstance(targets, tuple) else targets, "rank": 8}
+        assert read_recipe(parser.parse_args(command[2:])).options == options
+
+
+def test_any_option_of_a_wrap_can_be_given(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
+    data = ["train", "--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
+    given = ["--option", "dropout=0.25", "--option", "dora=true", "--option", "targets=[q, k]"]
+    assert main([*data, *given, "--steps", "1", "--output", str(tmp_path / "run")]) == 0
+    config = load_adapter(tmp_path / "run" / "adapter")[0].active_peft_config
+    assert (config.lora_dropout, config.use_dora, config.target_modules) == (0.25, True, {"q", "k"})
+    wrong = {
+        ("--option", "dropout"): "'dropout' came; expected NAME=VALUE",
+        ("--option", "dropout=0", "--option", "dropout=1"): "each name once",
+        ("--rank", "2", "--option", "rank=3"): "rank came twice",
+        ("--option", "targets=[q"): "no value in YAML",
+        ("--option", "droput=0.1"): "it takes rank, alpha, dropout",
+    }
+    for words, message in wrong.items():
+        capsys.readouterr()
+        assert main([*data, *words, "--output", str(tmp_path / "other")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_the_recipe_gives_is_not_searched(backbone: str) -> None:
@@ -332,8 +367,10 @@ def test_a_new_version_is_not_lost_where_it_takes_the_old_ones_place(folder: str
             replace(tmp_path / "v1", better)
     else:
         replace(tmp_path / "v1", better)
-    kept = ["v1", "v1.old"] if folder == "absent" else ["v1.old", "v1"]
-    assert [(tmp_path / name / "which").read_text() for name in ("v1", "v1.old")] == kept
+    kept = {"v1": "v1", "v1.old": "v1.old"}
+    if folder != "absent":
+        kept = {"v1": "v1.old", "v1.old": "v1.old", "v1.old-2": "v1"}
+    assert {path.name: (path / "which").read_text() for path in tmp_path.iterdir()} == kept
 
 
 def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: Path) -> None:

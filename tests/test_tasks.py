@@ -165,6 +165,18 @@ def test_what_is_broken_up_is_reported_and_the_rest_is_untouched(
     assert SUMMARY.sources(records, mini) == ["summarize: plain words end", "summarize: words < /s> more end"]
 
 
+def test_special_tokens_of_target_words_are_trained_as_they_are_ranked(mini: PreTrainedTokenizerBase) -> None:
+    words = {"0": "<extra_id_0> bad", "1": "<extra_id_0> good"}
+    task = Task("cloze", "{text} <extra_id_0>", "{label}", target_words=words, metrics=("accuracy",))
+    labels = task.tokenize([{"text": "a film", "label": 1}, {"text": "a play", "label": 0}], mini)["labels"]
+    assert list(labels) == [mini(word)["input_ids"] for word in ("<extra_id_0> good", "<extra_id_0> bad")]
+
+
+def test_truth_values_of_numpy_are_text(mini: PreTrainedTokenizerBase) -> None:
+    task = Task("truth", "{text}", "{label}", target_words={"True": "yes", "False": "no"}, metrics=("accuracy",))
+    assert [task.target_text({"text": "a", "label": kind(1)}) for kind in (bool, np.bool_)] == ["yes", "yes"]
+
+
 def test_special_tokens_that_the_template_writes_stay(mini: PreTrainedTokenizerBase) -> None:
     sentinel = mini.convert_tokens_to_ids("<extra_id_0>")
     task = Task("cloze", "{text} It was <extra_id_0>.", "<extra_id_0> {label}", {"0": "bad", "1": "good"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from tiny import Geometry, tiny_batch, tiny_classifier, tiny_t5, tiny_tokenizer
 from torch import Tensor
@@ -312,3 +312,17 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     save_adapter(wrapped, tmp_path / "adapter")
     with pytest.raises(FileNotFoundError, match="holds no tokenizer; save the adapter by"):
         load_with_tokens(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_of_a_second_adapter_are_trained(shape: Geometry) -> None:
+    model, _, ids = trained(shape)
+    model.add_adapter("b", LoraConfig(r=2, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"))
+    model.set_adapter("b")
+    train_tokens(model, ids)
+    rows = {name: parameter for name, parameter in model.named_parameters() if "delta.b" in name}
+    assert rows
+    assert all(parameter.requires_grad for parameter in rows.values())
+    before = {name: parameter.detach().clone() for name, parameter in rows.items()}
+    step(model, batch_with(ids))
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in rows.items())

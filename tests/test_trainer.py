@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
 from tiny import EOS, PAD, tiny_classifier, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
@@ -23,9 +24,12 @@ from transformers import (
     T5EncoderModel,
     T5ForTokenClassification,
     TrainerCallback,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, load_adapter, lora_wrap, save_adapter
+from t5peft.checkpoint import newest_complete, seal, verify
 from t5peft.speed import takes_rows
 from t5peft.training.progress import format_logs
 
@@ -707,3 +711,206 @@ def test_lora_plus_needs_lora(tmp_path: Path) -> None:
     trainer = T5PeftTrainer(full_wrap(tiny_t5()), arguments(tmp_path, lora_plus_ratio=4), train_dataset=tiny_records(4))
     with pytest.raises(ValueError, match=r"lora_plus_ratio=4 for a model with 0 LoRA layers; expected .* lora_wrap"):
         trainer.train()
+
+
+# What the plain Trainer serves too
+
+
+class PutInfinity(TrainerCallback):
+    """Makes one gradient infinite before the given step, whose loss is still a number."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step + 1 == self.step:
+            next(p for p in model.parameters() if p.requires_grad).grad.fill_(float("inf"))
+
+
+@pytest.mark.parametrize("wrap", [lora_wrap, full_wrap])
+def test_weights_that_are_no_numbers_are_not_saved_and_the_last_whole_checkpoint_stays(
+    wrap: Any, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=1)
+    trainer = T5PeftTrainer(wrap(tiny_t5()), args, train_dataset=tiny_records(16), callbacks=[PutInfinity(3)])
+    with pytest.raises(FloatingPointError, match="After step 3 these weights are no numbers"):
+        trainer.train()
+    newest = newest_complete(tmp_path)
+    assert newest is not None
+    assert newest.name == "checkpoint-2"
+
+
+def test_a_last_step_that_leaves_no_numbers_is_told(tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=3, save_strategy="no")
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(16), callbacks=[PutInfinity(3)])
+    with pytest.raises(FloatingPointError, match="After step 3"):
+        trainer.train()
+
+
+def test_a_checkpoint_of_weights_that_are_no_numbers_is_not_whole_whatever_file_they_are_in(tmp_path: Path) -> None:
+    model = full_wrap(tiny_t5())
+    next(model.parameters()).data.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    seal(tmp_path, model)
+    assert "hold NaN or infinity" in verify(tmp_path)[0]
+
+
+class AskForASave(TrainerCallback):
+    """What a SIGTERM asks for where ``enable_jit_checkpoint=True``."""
+
+    trainer: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for callback in self.trainer.callback_handler.callbacks:
+            if state.global_step == 2 and type(callback).__name__ == "JITCheckpointCallback":
+                callback.jit_manager.is_checkpoint_requested = True
+
+
+def test_a_checkpoint_saved_on_a_signal_is_resumed_from(tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=4, save_strategy="no", enable_jit_checkpoint=True)
+    ask = AskForASave()
+    first = T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(16), callbacks=[ask])
+    ask.trainer = first
+    first.train()
+    newest = newest_complete(tmp_path)
+    assert newest is not None
+    resumed = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path, max_steps=4), train_dataset=tiny_records(16))
+    assert resumed.train(resume_from_checkpoint=True).global_step == 4
+
+
+def with_two_active_adapters() -> Any:
+    torch.manual_seed(0)
+    model = lora_wrap(tiny_t5())
+    model.add_adapter("b", LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"))
+    model.base_model.set_adapter(["default", "b"])
+    return model
+
+
+def test_all_active_adapters_are_resumed(tmp_path: Path) -> None:
+    records = tiny_records(16)
+    whole = T5PeftTrainer(with_two_active_adapters(), arguments(tmp_path / "whole", max_steps=4), train_dataset=records)
+    whole.train()
+    args = arguments(tmp_path / "cut", max_steps=4, save_strategy="steps", save_steps=2)
+    T5PeftTrainer(with_two_active_adapters(), args, train_dataset=records, callbacks=[StopAfter(2)]).train()
+    resumed = T5PeftTrainer(with_two_active_adapters(), args, train_dataset=records)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.model.active_adapters == ["default", "b"]
+    ours, theirs = dict(resumed.model.named_parameters()), dict(whole.model.named_parameters())
+    assert [name for name, p in ours.items() if p.requires_grad] == [n for n, p in theirs.items() if p.requires_grad]
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.items())
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+class ScheduleFree(torch.optim.SGD):
+    """An optimizer with two modes, as those of schedulefree have."""
+
+    mode = "eval"
+
+    def train(self) -> None:
+        self.mode = "train"
+
+    def eval(self) -> None:
+        self.mode = "eval"
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.mode == "train"
+        return super().step(closure)
+
+
+def test_an_optimizer_with_modes_is_in_the_right_one(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    optimizer = ScheduleFree([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    args = arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1)
+    data = {"train_dataset": tiny_records(8), "eval_dataset": tiny_records(4)}
+    T5PeftTrainer(model, args, optimizers=(optimizer, None), **data).train()
+    assert optimizer.mode == "eval"
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_an_untied_umt5_that_plain_transformers_loaded_has_the_loss_of_its_weights(
+    wrapped: bool, tmp_path: Path
+) -> None:
+    config = UMT5Config(**{**tiny_config().to_dict(), "tie_word_embeddings": False})
+    torch.manual_seed(0)
+    UMT5ForConditionalGeneration(config).save_pretrained(tmp_path / "umt5")
+    saved = json.loads((tmp_path / "umt5" / "config.json").read_text())
+    (tmp_path / "umt5" / "config.json").write_text(json.dumps({**saved, "tie_word_embeddings": True}))
+
+    def loss(wrap: Any) -> float:
+        model = UMT5ForConditionalGeneration.from_pretrained(tmp_path / "umt5")
+        return T5PeftTrainer(wrap(model), arguments(tmp_path), eval_dataset=tiny_records(8)).evaluate()["eval_loss"]
+
+    assert loss(full_wrap if wrapped else lambda model: model) == pytest.approx(loss(lora_wrap), rel=1e-6)
+
+
+def words_of(records: list[dict[str, list[int]]]) -> list[dict[str, Any]]:
+    return [{"source": record["input_ids"], "target": record["labels"]} for record in records]
+
+
+def collate_words(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def pad(lists: list[list[int]], value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in lists], True, value)
+
+    sources, labels = pad([row["source"] for row in rows], PAD), pad([row["target"] for row in rows], -100)
+    return {"input_ids": sources, "labels": labels}
+
+
+def test_a_collator_that_makes_the_tokens_evaluates_and_predicts(tmp_path: Path) -> None:
+    records = tiny_records(8, shortest=5, longest=5)
+    kept: dict[str, Any] = {}
+
+    def keep(predictions: Any) -> dict[str, float]:
+        kept[str(len(kept))] = predictions
+        return {"n": len(predictions.label_ids)}
+
+    found = []
+    for data, collator in ((records, None), (words_of(records), collate_words)):
+        args = arguments(tmp_path, remove_unused_columns=False, predict_with_generate=True, max_steps=1)
+        options = {"train_dataset": data, "eval_dataset": data, "data_collator": collator, "compute_metrics": keep}
+        trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, **options)
+        found.append(trainer.evaluate(max_new_tokens=6))
+        trainer.train()
+    assert found[1]["eval_loss"] == pytest.approx(found[0]["eval_loss"], rel=1e-6)
+    assert found[1]["eval_n"] == 8
+    for part in ("predictions", "label_ids"):
+        assert np.array_equal(getattr(kept["0"], part), getattr(kept["1"], part))
+
+
+def test_a_loader_of_ones_own_is_trained_on_and_its_checkpoints_are_sealed(tmp_path: Path) -> None:
+    class OwnLoader(T5PeftTrainer):
+        def get_train_dataloader(self) -> Any:
+            return self.accelerator.prepare(DataLoader(tiny_records(16), batch_size=4, collate_fn=self.data_collator))
+
+    OwnLoader(lora_wrap(tiny_t5()), arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)).train()
+    assert newest_complete(tmp_path) is not None
+
+
+@pytest.mark.parametrize(("count", "steps"), [(20, 2), (12, 1), (18, 1)])
+def test_a_last_step_of_fewer_batches_is_not_dropped_with_the_last_batch(
+    count: int, steps: int, tmp_path: Path
+) -> None:
+    changes = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 4, "dataloader_drop_last": True}
+    args = arguments(tmp_path, per_device_train_batch_size=4, **changes)
+    assert T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(count)).train().global_step == steps
+
+
+def test_peers_prompt_learning_is_refused_by_name(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_t5(), PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4))
+    with pytest.raises(ValueError, match=r"peft's own PROMPT_TUNING \(wrap by prompt_wrap"):
+        T5PeftTrainer(model, arguments(tmp_path), train_dataset=tiny_records(4))
+
+
+def test_a_frozen_classification_head_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = lora_wrap(tiny_classifier())
+    model.add_adapter("b", LoraConfig(r=4, target_modules=["q", "v"]))
+    model.set_adapter("b")
+    records = [{"input_ids": record["input_ids"], "labels": 1} for record in tiny_records(4)]
+    T5PeftTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=records).train()
+    assert "modules_to_save=['classification_head']" in caplog.text

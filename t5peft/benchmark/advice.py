@@ -27,7 +27,7 @@ def advice(table: TaskTable) -> list[str]:
     worse = [(row, found) for row, found in compared if found and found.high < 0 and row is not best]
     good = [row for row in rows if row not in (*apart, *(row for row, _ in worse))]
     adapters = [row for row in good if row.method != "full"]
-    if full is not None and len(rows) > 1 and all(map(_same_as_full, rows)):
+    if full is not None and len(rows) > 1 and all(_same_as(row, full) for row in rows):
         sentences = [
             f"Every method scores the same on every test example ({_score(best)} {table.metric}): nothing here tells them "
             "apart but what they cost."
@@ -51,8 +51,9 @@ def advice(table: TaskTable) -> list[str]:
     return sentences
 
 
-def _same_as_full(row: Row) -> bool:
-    return row.method == "full" or (row.difference is not None and row.difference.low == row.difference.high == 0)
+def _same_as(row: Row, full: Row) -> bool:
+    alike = row.difference is not None and row.difference.low == row.difference.high == 0
+    return row is full or (alike and row.test == full.test)
 
 
 def _compared(adapters: Sequence[Row], full: Row) -> str:

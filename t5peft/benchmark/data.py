@@ -14,7 +14,7 @@ from t5peft.backbone import MINI
 from t5peft.benchmark.suites import SuiteTask
 from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import check_metrics
-from t5peft.tasks import Task, load_records, load_task
+from t5peft.tasks import Task, checks, load_records, load_task
 from t5peft.tasks.registry import with_validation
 from t5peft.tasks.splits import fingerprint_of_data
 
@@ -25,7 +25,8 @@ def data_of(task: SuiteTask) -> dict[str, Any]:
     """What a `RunConfig` holds of the data: where it is, and the SHA-256 of its content with the task's definition.
 
     Raises:
-        ValueError: the task's first metric is one of which less is better, or there is none of that name.
+        ValueError: the task's first metric is one of which less is better, or there is none of that name; files of one's own
+            without records to train on or to test by, or with records that the task cannot read.
     """
     data: dict[str, Any] = {"task": task.name} if task.own is None else {"own": dict(task.own)}
     definition, splits = _load(data)
@@ -35,7 +36,22 @@ def data_of(task: SuiteTask) -> dict[str, Any]:
             f"task {definition.name!r} leads with {definition.metrics[0]}, of which less is better; tables and figures take the "
             "first metric for one of which more is: give another one first"
         )
+    if task.own is not None:
+        _check_own(definition, splits)
     return data | {"fingerprint": fingerprint_of_data(definition, splits)}
+
+
+def _check_own(task: Task, splits: Splits) -> None:
+    """Raise ValueError for what would else stop every run, or score it by the wrong references."""
+    if missing := [split for split in ("train", "test") if not splits.get(split)]:
+        raise ValueError(
+            f"task {task.name!r} has no {' and no '.join(missing)} records; expected files of train and of test, and maybe of "
+            "validation"
+        )
+    tested = [*splits["validation"], *splits["test"]]
+    checks.raise_all(task.name, checks.missing_references(tested, task.references))
+    for records in splits.values():
+        task.check(records)
 
 
 def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, Splits]:

@@ -177,6 +177,7 @@ class _Run:
             "scores": {"validation": _without_position(watch.curve[-1]), "test": scored.scores},
             "validation_loss": watch.curve[-1]["loss"],
             "test_score_by_example": scored.per_example,
+            "example_metric": scored.example_metric,
             "curve": watch.curve,
             "train_losses": watch.losses,
             "examples": {"train": len(train), "validation": len(validation.features), "test": len(test.features)},

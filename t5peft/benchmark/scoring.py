@@ -28,6 +28,8 @@ class Scored:
 
     scores: dict[str, float]
     per_example: list[float]
+    example_metric: str
+    """What `per_example` holds: `sentence_bleu`, say, where the leading score itself is one of a corpus."""
 
 
 class Split:
@@ -61,14 +63,18 @@ class Split:
                 scores |= {"loss": loss, "perplexity": math.exp(loss)}
             else:
                 scores |= score_of(self.task, name, predictions, self.references, self.texts)
-        return Scored(scores, [round(score, 4) for score in self._lead_by_example(predictions)])
+        metric = METRICS[self.task.metrics[0]]
+        example_metric = metric.lead if metric.sentence is None else f"sentence_{metric.lead}"
+        return Scored(scores, [round(score, 4) for score in self._lead_by_example(predictions)], example_metric)
 
     def _lead_by_example(self, predictions: list[str]) -> list[float]:
-        """The leading metric of each example alone; for BLEU its mean is not the score of the corpus."""
+        """The leading metric of each example alone; for BLEU and GLEU, in a sentence's form, its mean is not the score."""
         metric = METRICS[self.task.metrics[0]]
         if self.task.target_words is not None or metric.name == "matthews":  # which is 0 for any example alone
             return [float(p in r) for p, r in zip(predictions, self.references, strict=True)]
         rows = zip(predictions, self.references, self.texts, strict=True)
+        if metric.sentence is not None:
+            return [metric.sentence(p, r, t) if metric.needs_sources else metric.sentence(p, r) for p, r, t in rows]
         return [compute(metric.name, [p], [r], sources=[t])[metric.lead] for p, r, t in rows]
 
     def loss(self, model: nn.Module) -> float:

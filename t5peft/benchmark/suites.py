@@ -37,6 +37,10 @@ _FIELDS = {
     "training_options",
 }  # fmt: skip
 _REQUIRED = {"tasks", "methods", "steps"}
+_FIXED = {
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "seed",
+}  # fmt: skip
+"""Training arguments on which the examples of a step, and so equal effort, depend."""
 _LEAST = {"steps": 1, "examples_per_step": 1, "evaluations": 0}
 
 
@@ -172,6 +176,8 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
             problems.append(f"field {key!r} holds {content[key]!r}, expected a list")
             content = {**content, key: []}
     problems += _wrong_numbers(content)
+    fixed = sorted(_FIXED & (content.get("training_options") or {}).keys())
+    problems += [f"training_options has {name!r}, which the suite's own fields or learning_rates say" for name in fixed]
     problems += [problem for seed in content.get("seeds") or () for problem in _no_number("seed", seed, 0)]
     tasks = [_task(entry, problems) for entry in content.get("tasks") or ()]
     methods = [_method(entry, problems) for entry in content.get("methods") or ()]
@@ -193,6 +199,8 @@ def _wrong_numbers(content: Mapping[str, Any]) -> list[str]:
     limits = content.get("limits", {})
     if not isinstance(limits, dict):
         return [*problems, f"limits is {limits!r}, expected a mapping of splits to numbers"]
+    unknown = sorted(map(str, limits.keys() - {"train", "validation", "test"}))
+    problems += [f"limits are of train, validation and test, but {split!r} came" for split in unknown]
     return problems + [p for split, limit in limits.items() for p in _no_number(f"limit of {split}", limit, 1)]
 
 

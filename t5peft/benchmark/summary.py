@@ -19,7 +19,7 @@ from t5peft.benchmark.suites import method_label
 
 ORDER = ("full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3")
 """Rows come in this order, the reference first; then other methods by name, and peers last."""
-PERCENT = {"accuracy", "f1_macro", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
+PERCENT = {"accuracy", "f1_macro", "f1_binary", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
 """Scores that are fractions and stand in tables as hundredths."""
 
 Record = Mapping[str, Any]
@@ -58,7 +58,8 @@ class Row:
     merged_latency: Spread | str | None
     curves: tuple[tuple[tuple[float, float], ...], ...]
     failed: tuple[str, ...]
-    by_example: Mapping[int, np.ndarray] = field(compare=False)  # test scores [examples] by seed
+    # Test scores [examples] by seed and by what an example alone is scored by, so that none is compared with another's.
+    by_example: Mapping[tuple[int, str], np.ndarray] = field(compare=False)
 
     @property
     def label(self) -> str:
@@ -70,9 +71,9 @@ class Row:
         """What scores are multiplied by in tables."""
         return 100.0 if self.metric in PERCENT else 1.0
 
-    def scores_of(self, seeds: Sequence[int]) -> np.ndarray:
-        """Test scores of these seeds [seeds, examples]."""
-        return np.stack([self.by_example[seed] for seed in seeds])
+    def scores_of(self, runs: Sequence[tuple[int, str]]) -> np.ndarray:
+        """Test scores of these runs [runs, examples]."""
+        return np.stack([self.by_example[run] for run in runs])
 
     @property
     def grid_end_won(self) -> bool:
@@ -149,13 +150,13 @@ def _table(task: str, records: Sequence[Record], under: str) -> TaskTable:
 def difference(*pairs: tuple[Row, Row]) -> Difference | None:
     """The first row of each pair less the second, over seeds that both have; of several tasks' pairs, their mean.
 
-    None where a pair has no seed in common.
+    None where a pair has no seed in common whose examples were scored alike.
     """
-    seeds = [sorted(ours.by_example.keys() & other.by_example.keys()) for ours, other in pairs]
-    if not pairs or not all(seeds):
+    runs = [sorted(ours.by_example.keys() & other.by_example.keys()) for ours, other in pairs]
+    if not pairs or not all(runs):
         return None
     return paired_bootstrap(
-        *((ours.scores_of(shared), other.scores_of(shared)) for (ours, other), shared in zip(pairs, seeds, strict=True))
+        *((ours.scores_of(shared), other.scores_of(shared)) for (ours, other), shared in zip(pairs, runs, strict=True))
     )
 
 
@@ -227,7 +228,10 @@ class _Chosen:
             ),
             failed=reasons if self.finished else (),
             by_example={
-                record["config"]["seed"]: np.array(record["test_score_by_example"]) for record in self.finished
+                (record["config"]["seed"], record.get("example_metric", metric)): np.array(
+                    record["test_score_by_example"]
+                )
+                for record in self.finished
             },
             **figures,
         )

@@ -50,3 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"t5peft {name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"t5peft {name}: interrupted; what was saved stays.", file=sys.stderr)
+        return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from t5peft.cli.data import load_saved_task
 from t5peft.evaluation import evaluate_task
 from t5peft.tasks import Task, load_records, load_task
 from t5peft.tasks.definition import definition_names, read_definition
+from t5peft.tasks.families import has_references
 from t5peft.tokens import load_saved
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +41,12 @@ def run(args: argparse.Namespace) -> int:
     """Print every score of the task."""
     task = read_task(args)
     records = load_records(args.data, "test") if args.data else _test_records(task, args.task)
+    if task.references is None and not task.target_words and any(has_references(record) for record in records):
+        logger.warning(
+            "task %s: the records have lists of references, which it does not name, so that it is scored by its one target; give "
+            "--task with a YAML file that has 'references: references' to score by them",
+            task.name,
+        )
     model, tokenizer = load_tuned(args.model)
     scores = evaluate_task(model, tokenizer, task, records)
     print(f"{task.name}, {len(records)} records")

@@ -15,6 +15,7 @@ from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
 from t5peft.evaluation import predict
 from t5peft.evaluation.scores import rank_targets
 from t5peft.tasks import Task, load_records
+from t5peft.tasks.template import Template
 
 Record = dict[str, Any]
 
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace")
         print(f"{len(lines)} answers in {args.output}")
     else:
-        sys.stdout.write(text)
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
 
 
@@ -59,24 +61,25 @@ def answered(
 ) -> Iterator[Record]:
     """``records`` with an ``answer``; a task with target words adds the ``probability`` of each label.
 
+    A task whose targets are in a column of the name ``answer`` gets them as ``prediction``.
+
     Raises:
         ValueError: the records have columns of these names, which would be lost, or what ``Task.sources`` says.
     """
-    taken = {"answer", *(["probability"] if task.target_words else [])} & {
-        name for record in records for name in record
-    }
+    answer = "prediction" if "answer" in Template.parse(task.target).columns else "answer"
+    taken = {answer, *(["probability"] if task.target_words else [])} & {name for record in records for name in record}
     if taken:
         raise ValueError(f"The records have columns that predict adds ({', '.join(sorted(taken))}); rename them.")
     sources = task.sources(records, tokenizer)
     if task.target_words is None:
         texts = predict(model, tokenizer, sources, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
         for record, text in zip(records, texts, strict=True):
-            yield {**record, "answer": task.read(text)}
+            yield {**record, answer: task.read(text)}
         return
     ranking = rank_targets(model, tokenizer, task, sources)
     for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):
         shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
-        yield {**record, "answer": task.labels[best], "probability": shares}
+        yield {**record, answer: task.labels[best], "probability": shares}
 
 
 def _json(record: Record) -> str:

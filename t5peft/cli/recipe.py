@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+import yaml
 
 from t5peft.methods import METHODS
 from t5peft.tuning import Recipe
 
-# Options of a wrap that the command line offers, by the name of the wrap's argument.
+# Options of a wrap that have an argument of their own, by the name of the wrap's argument.
 WRAP_OPTIONS = ("rank", "alpha", "length", "reparametrise")
 
 
@@ -27,6 +31,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="linear maps of LoRA, such as q v, or all-linear, where the method has them",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other argument of the method's wrap: dropout=0.1, dora=true, sites=[encoder,decoder]; may be given again",
     )
     add_training_arguments(parser)
 
@@ -56,7 +67,33 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
     options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     if args.targets == ["all-linear"]:
         options["targets"] = "all-linear"
+    named = read_options(args.option)
+    if twice := sorted(options.keys() & named.keys()):
+        raise ValueError(f"{', '.join(twice)} came twice, by --option and as an argument of its own; expected it once.")
+    options |= named
     return replace(read_training(args), method=args.method, backbone=args.backbone, options=options)
+
+
+def read_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options of a wrap by name from ``NAME=VALUE``, the value as YAML has it: a number, true, a word, ``[q, v]``."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals and text) or name in options:
+            raise ValueError(f"--option {pair!r} came; expected NAME=VALUE, such as dropout=0.1, and each name once.")
+        options[name] = _value(text)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--option came with {text!r}, which is no value in YAML: {error}") from error
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML takes 1e-3 for a word
+    except ValueError:
+        return value
 
 
 def read_training(args: argparse.Namespace) -> Recipe:

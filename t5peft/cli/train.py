@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from t5peft.checkpoint import check_output, refuse_adapter, save_adapter
+from t5peft.checkpoint import check_output, newest_complete, refuse_adapter, save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
 from t5peft.tuning import fit, score_splits
@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune, save, score."""
+    if not args.resume:
+        _refuse_interrupted(Path(args.output))
     if args.method == "full":
         refuse_adapter(args.output)
     else:
@@ -40,6 +42,16 @@ def run(args: argparse.Namespace) -> int:
     (folder / "scores.json").write_text(json.dumps(scores, indent=1))
     print_scores(scores)
     return 0
+
+
+def _refuse_interrupted(output: Path) -> None:
+    """Raise ValueError where ``output`` holds checkpoints of a run that saved no model, which a new run would delete."""
+    ended = any((output / name).is_file() for name in ("scores.json", "adapter/adapter_config.json", "config.json"))
+    newest = None if ended else newest_complete(output)
+    if newest is not None:
+        raise ValueError(
+            f"{output} holds {newest.name} of a run that was interrupted; give --resume to go on from it, or another --output."
+        )
 
 
 def print_scores(scores: dict[str, dict[str, float]]) -> None:

@@ -23,11 +23,13 @@ def accepted_answers(references: References) -> list[list[str]]:
     return [[str(answer) for answer in answers_of(reference)] for reference in references]
 
 
-def answers_of(reference: object) -> list[Any]:
+def answers_of(reference: Any) -> list[Any]:
     """The answers of one example as they came, in plain Python's types; None, a missing one, is left out."""
+    if getattr(reference, "ndim", None) == 0:
+        return [reference.item()]  # an element of an array or a tensor
     several = isinstance(reference, Iterable) and not isinstance(reference, str | Mapping)
-    answers = list(reference) if several else [reference]  # type: ignore[call-overload]
-    return [answer.item() if isinstance(answer, np.generic) else answer for answer in answers if answer is not None]
+    answers = list(reference) if several else [reference]
+    return [answer.item() if getattr(answer, "ndim", None) == 0 else answer for answer in answers if answer is not None]
 
 
 def single_labels(references: References) -> list[str]:
@@ -130,6 +132,20 @@ def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
         "f1_weighted": report.weighted()[2],
         **per_class,
     }
+
+
+def f1_binary(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """F1 of label 1 where labels are 0 and 1, as GLUE's F1 and scikit-learn's `average="binary"` are.
+
+    Raises:
+        ValueError: references that are other labels.
+    """
+    if other := set(single_labels(references)) - {"0", "1"}:
+        raise ValueError(
+            f"f1_binary is the F1 of label 1 beside label 0, but there are labels {sorted(other)[:5]}; take f1, which has every "
+            "label's own beside their mean"
+        )
+    return {"f1_binary": f1(predictions, references).get("f1/1", 0.0)}
 
 
 def matthews(predictions: Sequence[str], references: References) -> dict[str, float]:

@@ -72,6 +72,26 @@ def _gleu_of(totals: np.ndarray) -> float:
     return float(np.exp(brevity + np.log(precisions).mean()))
 
 
+def sentence_gleu(prediction: str, references: Sequence[str], source: str) -> float:
+    """GLEU of one sentence, 0 to 1: the mean over references.
+
+    Of the orders of n-grams that the prediction is long enough for, and with sacrebleu's exponential smoothing where none of
+    an order counts: GLEU itself is 0 for whatever has fewer than four words.
+    """
+    scores = []
+    for reference in references:
+        totals = np.array(_gleu_statistics(prediction.split(), reference.split(), source.split()), dtype=float)
+        hits, found = totals[2::2][totals[3::2] > 0], totals[3::2][totals[3::2] > 0]
+        if not hits.any():
+            scores.append(0.0)
+            continue
+        missed = hits == 0
+        hits[missed] = 0.5 ** np.arange(1, missed.sum() + 1)
+        brevity = min(0.0, 1.0 - totals[1] / totals[0])
+        scores.append(float(np.exp(brevity + np.log(hits / found).mean())))
+    return float(np.mean(scores))
+
+
 def google_bleu(predictions: Sequence[str], references: References) -> dict[str, float]:
     """Google's GLEU, 0 to 1."""
     shared_total = larger_total = 0

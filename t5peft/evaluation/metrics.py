@@ -20,9 +20,9 @@ from typing import Any
 
 from t5peft.evaluation.answers import exact_match, token_f1
 from t5peft.evaluation.calibration import perplexity
-from t5peft.evaluation.classification import References, accepted_answers, accuracy, answers_of, f1, matthews
-from t5peft.evaluation.gleu import gleu, google_bleu
-from t5peft.evaluation.overlap import bleu, chrf, rouge
+from t5peft.evaluation.classification import References, accepted_answers, accuracy, answers_of, f1, f1_binary, matthews
+from t5peft.evaluation.gleu import gleu, google_bleu, sentence_gleu
+from t5peft.evaluation.overlap import bleu, chrf, rouge, sentence_bleu
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Metric:
         highest: what the lead score of a perfect model is.
         needs_sources: whether the texts that the predictions were made from are needed.
         greater_is_better: False for perplexity alone.
+        sentence: the lead score of one example, where the function's own, made for a corpus, is 0 for most short ones.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Metric:
     highest: float = 1.0
     needs_sources: bool = False
     greater_is_better: bool = True
+    sentence: Callable[..., float] | None = None
 
     @property
     def module(self) -> Path:
@@ -56,13 +58,14 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("accuracy", accuracy, lead="accuracy"),
         Metric("f1", f1, lead="f1_macro"),
+        Metric("f1_binary", f1_binary, lead="f1_binary"),
         Metric("matthews", matthews, lead="matthews"),
         Metric("exact_match", exact_match, lead="exact_match"),
         Metric("token_f1", token_f1, lead="token_f1"),
         Metric("rouge", rouge, lead="rougeL"),
-        Metric("bleu", bleu, lead="bleu", highest=100.0),
+        Metric("bleu", bleu, lead="bleu", highest=100.0, sentence=sentence_bleu),
         Metric("chrf", chrf, lead="chrf", highest=100.0),
-        Metric("gleu", gleu, lead="gleu", needs_sources=True),
+        Metric("gleu", gleu, lead="gleu", needs_sources=True, sentence=sentence_gleu),
         Metric("google_bleu", google_bleu, lead="google_bleu"),
         Metric("perplexity", perplexity, lead="perplexity", greater_is_better=False),
     )
@@ -100,7 +103,7 @@ def compute(
     if problems:
         raise ValueError(f"metric {name!r}: " + "; ".join(problems))
     if name != "perplexity":
-        predictions = [str(prediction) for prediction in predictions]
+        predictions = [str(answers_of([prediction])[0]) for prediction in predictions]
         references = accepted_answers(references)
     if metric.needs_sources:
         return metric.function(predictions, references, sources)

@@ -61,6 +61,13 @@ def bleu(predictions: Sequence[str], references: References) -> dict[str, float]
     return {"bleu": float(BLEU().corpus_score(list(predictions), reference_streams(references)).score)}
 
 
+def sentence_bleu(prediction: str, references: Sequence[str]) -> float:
+    """BLEU of one sentence, 0 to 100, as sacrebleu computes it: of the orders of n-grams that the sentence is long enough for."""
+    from sacrebleu.metrics import BLEU
+
+    return float(BLEU(effective_order=True).sentence_score(prediction, list(references)).score)
+
+
 def chrf(predictions: Sequence[str], references: References) -> dict[str, float]:
     """Corpus chrF2, 0 to 100, as sacrebleu computes it by default (character 6-grams; Popovic 2015)."""
     from sacrebleu.metrics import CHRF

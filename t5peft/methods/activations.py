@@ -105,5 +105,7 @@ def _spans(stack: nn.Module, inputs: Mapping[str, Any], layout: Any) -> list[tup
     lengths = (real * torch.arange(1, width + 1, device=real.device)).amax(1)
     if mask is not None and not torch.equal(lengths, real.sum(1)):
         return []
+    if mask is None and (tokens[lengths > 0, lengths[lengths > 0] - 1] == stack.config.eos_token_id).any():
+        return []  # a target that goes on behind its end, in padding that counts
     # The first token of a target is padding by its number.
     return [(row, slice(0, max(1, length))) for row, length in enumerate(lengths.tolist())]

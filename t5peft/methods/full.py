@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from t5peft.backbone import correct_config
 from t5peft.methods.wrapping import check_plain
 
 
@@ -14,4 +15,5 @@ def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(
             "Quantised weights cannot be trained; load the backbone without quantize for full fine-tuning."
         )
+    correct_config(model)
     return model.requires_grad_(True)

@@ -213,7 +213,7 @@ def prefix_wrap(
     check_plain(model)
     unknown = [site for site in sites if site not in SITES]
     if unknown or not sites:
-        raise ValueError(f"Got the sites {list(sites)}; expected one or more of {', '.join(SITES)}.")
+        raise ValueError(f"Got the sites {sites!r}; expected a list of one or more of {', '.join(SITES)}.")
     if length < 1 or (reparametrise is not None and reparametrise < 1):
         raise ValueError(
             f"Got length={length} and reparametrise={reparametrise}; expected whole numbers of at least 1."

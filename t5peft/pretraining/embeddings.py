@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MOST = 16_384
+"""Tokens of the largest vocabulary whose pairs are counted."""
+
 
 def cooccurrences(tokens: np.ndarray, vocabulary: int, *, window: int, block: int = 1 << 24) -> np.ndarray:
     """Symmetric counts [V, V] of pairs within `window` tokens, each weighted by 1/distance."""
@@ -37,7 +40,16 @@ def positive_pmi(counts: np.ndarray, *, smoothing: float = 0.75) -> Tensor:
 
 
 def pmi_embeddings(tokens: np.ndarray, vocabulary: int, d_model: int, *, window: int = 5, seed: int = 0) -> Tensor:
-    """Embeddings [V, H] with standard deviation 1, as T5 initialises its table; tokens never seen get normal noise."""
+    """Embeddings [V, H] with standard deviation 1, as T5 initialises its table; tokens never seen get normal noise.
+
+    Raises:
+        ValueError: a vocabulary whose counts would take more than some 5 GB.
+    """
+    if vocabulary > MOST:
+        raise ValueError(
+            f"Vectors by counting take tables of {vocabulary:,} times {vocabulary:,} numbers, {20e-9 * vocabulary**2:.0f} GB in "
+            f"all; expected a vocabulary of at most {MOST:,}, or a random start (--embeddings random)."
+        )
     pmi = positive_pmi(cooccurrences(tokens, vocabulary, window=window))
     with torch.random.fork_rng():
         torch.manual_seed(seed)

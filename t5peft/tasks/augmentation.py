@@ -15,18 +15,21 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import SequenceMatcher
+from numbers import Real
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset
 
 from . import checks
 from .rewording import Rewording
 from .task import Task
-from .template import Template
+from .template import Template, as_text
 
 VERSION = 1
 """Raise it when a rewording's outcome changes, so that cached results are made anew."""
@@ -98,6 +101,8 @@ def augment(
     # a data set has the columns of its first row: each record gets those that only others have, as None
     names = dict.fromkeys(name for row in rows for name in row)
     rows = [{name: row.get(name) for name in names} for row in rows]
+    mixed = _mixed(task, rows)
+    rows = [{**row, **{name: as_text(row[name]) for name in mixed if row[name] is not None}} for row in rows]
     chosen = _columns(task, columns)
     _check(rows, copies, chosen)
     task.check_sources(rows)
@@ -114,6 +119,15 @@ def augment(
         desc="augmentation",
     )
     return Augmented(reworded, _report(reworded, len(rows), copies, chosen))
+
+
+def _mixed(task: Task, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns of the templates with numbers of several kinds, which one type of a data set would change: 5 into 5.0."""
+    kinds = {
+        name: {type(row[name]) for row in rows if isinstance(row.get(name), Real | Decimal | np.bool_)}
+        for name in dict.fromkeys([*task.columns, *Template.parse(task.target).columns])
+    }
+    return [name for name, found in kinds.items() if len(found) > 1]
 
 
 def _columns(task: Task, columns: Sequence[str] | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from random import Random
 
 import torch
@@ -66,8 +67,14 @@ class BackTranslation:
         """
         there = Checkpoint(forward)
         back = there if backward == forward else Checkpoint(backward)
-        name = f"{forward} {forward_prefix!r} {backward} {backward_prefix!r}"
+        name = f"{forward} {_version(forward)}{forward_prefix!r} {backward} {_version(backward)}{backward_prefix!r}"
         return cls(Translator(there, forward_prefix), Translator(back, backward_prefix), name)
+
+
+def _version(checkpoint: str) -> str:
+    """What changes when a folder's model is saved again; nothing for a hub name."""
+    files = sorted(Path(checkpoint).glob("*")) if Path(checkpoint).is_dir() else []
+    return "".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns} " for file in files)
 
 
 class Checkpoint:

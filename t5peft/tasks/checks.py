@@ -71,7 +71,7 @@ def missing_references(records: Sequence[Mapping[str, Any]], column: str | None)
     there = ", ".join(map(repr, records[0] if records else ())) or "none"
     return [
         f"its references are in the column {column!r}, which is in none of the {len(records)} records; the columns there "
-        f"are: {there}. Rename the column, or leave out 'references' to score by the one target"
+        f"are: {there}. Rename the column, or leave out 'references' (of an adapter: in its task.yaml) to score by the one target"
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import checks
 from .task import Task
-from .template import Template, as_text
+from .template import Template, as_text, some_rows
 
 logger = logging.getLogger("t5peft")
 
@@ -177,7 +177,7 @@ def family_task(
         max_source_length=kind.max_source_length,
         max_target_length=kind.max_target_length,
         num_beams=kind.num_beams,
-        references="references" if not words and any(map(_has_references, (*records, *scored))) else None,
+        references="references" if not words and any(map(has_references, (*records, *scored))) else None,
     )
 
 
@@ -249,7 +249,8 @@ def _languages(columns: Sequence[str]) -> list[str]:
     return [language for language in found if language is not None]
 
 
-def _has_references(record: Mapping[str, Any]) -> bool:
+def has_references(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a list of references under that name."""
     cell = record.get("references")
     return isinstance(cell, Collection) and not isinstance(cell, (str, bytes, Mapping))
 
@@ -260,6 +261,10 @@ def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
         number = int(min(twice))
         raise ValueError(
             f"the column {column!r} holds {number} and {number}.0 as numbers, which would be two labels; write them alike"
+        )
+    if blank := [i for i, cell in enumerate(cells) if isinstance(cell, str) and not cell.strip()]:
+        raise ValueError(
+            f"the column {column!r} of labels is empty in {some_rows(blank)} of the training records; fill it, or leave them out"
         )
     labels = sorted({label for cell in cells if (label := as_text(cell)) is not None})
     if len(labels) > MOST_LABELS:

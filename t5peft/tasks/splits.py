@@ -20,7 +20,8 @@ _LAST = b"\xff" * 33  # behind every hash
 
 def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A hash of the records with the task's definition."""
-    content = json.dumps([asdict(task), splits], sort_keys=True, ensure_ascii=False, default=str)
+    records = {split: [dict(record) for record in rows] for split, rows in splits.items()}
+    content = json.dumps([asdict(task), records], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

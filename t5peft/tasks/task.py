@@ -250,6 +250,13 @@ class Task:
         self._tell("sources", fitted, self.max_source_length)
         return fitted.texts
 
+    def check(self, records: Sequence[Record], more: Sequence[str] = ()) -> None:
+        """Raise one ValueError for all rows without a source or a target, and for the problems in ``more``."""
+        checks.raise_all(self.name, checks.no_records(records))
+        problems = checks.missing_columns(records, self._template) + checks.missing_columns(records, self._target)
+        problems += checks.mapped_references(records, self.references)
+        checks.raise_all(self.name, [*problems, *self._unknown(list(records)), *more])
+
     def encode(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Tokenise records and say which were changed.
 
@@ -259,14 +266,9 @@ class Task:
                 leaves no room for its columns.
         """
         records = list(records)
-        checks.raise_all(self.name, checks.no_records(records))
-        problems = checks.missing_columns(records, self._template) + checks.missing_columns(records, self._target)
-        problems += checks.mapped_references(records, self.references)
-        problems += self._unknown(records) + self.collisions(tokenizer)
-        checks.raise_all(self.name, problems)
+        self.check(records, self.collisions(tokenizer))
         sources = self._fit_sources(records, tokenizer)
-        rows = [self._target_values(record) for record in records]
-        targets = fit(self._target, rows, tokenizer, self.max_target_length)
+        targets = self._fit_targets(records, tokenizer)
         checks.raise_all(
             self.name,
             checks.unusable(sources, self._template, "source", self.max_source_length)
@@ -343,6 +345,15 @@ class Task:
                 "task %s: special tokens spelled out in %d of %d %s were broken up (</s> became < /s>)",
                 self.name, len(fitted.escaped), len(fitted.texts), side,
             )  # fmt: skip
+
+    def _fit_targets(self, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> Fitted:
+        rows = [self._target_values(record) for record in records]
+        if self.target_words is None:
+            return fit(self._target, rows, tokenizer, self.max_target_length)
+        # Target words are the task's own, no user's text: they are what is ranked, special tokens among them too.
+        texts = [self._target.render(row) for row in rows]
+        ids = dict(zip(self.candidates, encode(self.candidates, tokenizer), strict=True))
+        return Fitted(texts, [list(ids[text]) for text in texts], cut=[], escaped=[], empty=[], crowded_out=[])
 
     def _fit_sources(self, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> Fitted:
         rows = [_values(record, self._template) for record in records]

@@ -13,6 +13,8 @@ from decimal import Decimal
 from numbers import Real
 from string import Formatter
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Template:
@@ -63,7 +65,7 @@ def as_text(value: object) -> str | None:
     """A cell as text, or ``None`` where it is neither text nor a number nor a truth value; NaN, a missing cell, is none."""
     if isinstance(value, str):
         return value
-    is_number = isinstance(value, Real | Decimal) and value == value  # NaN is not equal to itself
+    is_number = isinstance(value, Real | Decimal | np.bool_) and value == value  # NaN is not equal to itself
     return str(value) if is_number else None
 
 

@@ -39,9 +39,20 @@ from transformers.trainer_utils import (
     denumpify_detensorize,
 )
 
-from t5peft.backbone import t5_of
+from t5peft.backbone import correct_config, t5_of
 from t5peft.batches import IGNORED_LABEL, collate, cut_by_tokens
-from t5peft.checkpoint import SEAL, WEIGHTS, data_of, folder_of, newest_complete, of_another_model, rotate, seal, verify
+from t5peft.checkpoint import (
+    SEAL,
+    WEIGHTS,
+    data_of,
+    folder_of,
+    newest_complete,
+    not_finite,
+    of_another_model,
+    rotate,
+    seal,
+    verify,
+)
 from t5peft.loss import target_loss
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
@@ -107,7 +118,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if args.world_size == 1:
             # Accelerate would take a batch of a stream for tensors, to hand them out to processes.
             args.accelerator_config = replace(args.accelerator_config, dispatch_batches=False)
-        self._folds_batches = data_collator is None and args.deepspeed is None
+        # Folded into one, the batches that an epoch does not fill would be left out with the examples of the last.
+        self._folds_batches = data_collator is None and args.deepspeed is None and not args.dataloader_drop_last
         self._batches_of_a_step = _fold_batches(args) if self._folds_batches else 1
         self.throughput = Throughput()
         super().__init__(
@@ -121,6 +133,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self._check_served()
+        correct_config(t5_of(self.model))
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
@@ -154,6 +167,10 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 problems.append(f"problem_type={t5.config.problem_type!r} (a class head has one class an example)")
             if self.args.z_loss:
                 problems.append("z_loss for a class head (it is of the vocabulary's logits)")
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            problems.append(
+                f"peft's own {self.model.active_peft_config.peft_type.value} (wrap by prompt_wrap or prefix_wrap)"
+            )
         if problems:
             raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
 
@@ -194,6 +211,15 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 f"Got a {type(self.model).__name__} with no parameter that requires a gradient; expected one that a *_wrap "
                 "returned, or load_adapter(folder, trainable=True)."
             )
+        head = head_of(t5_of(self.model))
+        if head and not any(
+            parameter.requires_grad for parameter in t5_of(self.model).get_submodule(head).parameters()
+        ):
+            logger.warning(
+                "The classification head is frozen: of an adapter that add_adapter added, name it in modules_to_save=[%r] of "
+                "its config, as the first one's wrap does.",
+                head,
+            )
         keep = self.args.keep_activations
         with contextlib.ExitStack() as during:
             if self.args.fast_kernels and not self.args.torch_compile:
@@ -202,7 +228,9 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 during.enter_context(our_attention(self.model))
             if keep:
                 during.enter_context(kept_activations(self.model, keep))
-            return super()._inner_training_loop(batch_size, **kwargs)
+            output = super()._inner_training_loop(batch_size, **kwargs)
+        self._check_weights()
+        return output
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one batch, cut into micro-batches; returns the loss [] per target token of the step.
@@ -210,6 +238,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
         Where memory runs out, the step starts again with half the tokens a micro-batch.
         """
         model.train()
+        if hasattr(self.optimizer, "train"):  # schedule-free ones
+            self.optimizer.train()
         while True:
             try:
                 total = self._forward_backward(model, self.micro_batches(inputs), num_items_in_batch)
@@ -349,6 +379,14 @@ class T5PeftTrainer(Seq2SeqTrainer):
         labels = IGNORED_LABEL if self._has_class_head else [IGNORED_LABEL] * len(features[0]["labels"])
         return [{**features[0], "labels": labels}]
 
+    def _check_weights(self) -> None:
+        """Raise FloatingPointError where a step has left trained weights that are no numbers."""
+        if broken := not_finite((name, p.data) for name, p in self.model.named_parameters() if p.requires_grad):
+            raise FloatingPointError(
+                f"After step {self.state.global_step} these weights are no numbers: {broken[:5]}. Training stops, and nothing is "
+                "saved of it, so that the last checkpoint is kept. Lower the learning rate, or clip gradients (max_grad_norm)."
+            )
+
     def _why_not_finite(self, loss: float) -> str:
         broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
         where = (
@@ -431,14 +469,18 @@ class T5PeftTrainer(Seq2SeqTrainer):
             )
 
     def _data(self) -> dict[str, int]:
-        """What decides the order of the training examples; nothing of a stream."""
-        if isinstance(self.train_dataset, IterableDataset):
+        """What decides the order of the training examples; nothing of a stream, or of a loader of one's own."""
+        if not hasattr(self.train_dataset, "__len__"):
             return {}
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return {"examples": len(self.train_dataset), "seed": seed}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go."""
+        """Save, then seal: a checkpoint counts when its seal is written, and only then may an older one go.
+
+        Raises FloatingPointError, before anything is saved or goes, for weights that are no numbers.
+        """
+        self._check_weights()
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -477,14 +519,28 @@ class T5PeftTrainer(Seq2SeqTrainer):
         if not isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
             return
-        best = Path(self.state.best_model_checkpoint)
-        for name in self.model.active_adapters:
-            folder = folder_of(best, name)
+        self._load_adapters(self.model, Path(self.state.best_model_checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load a checkpoint, of an adapter every active one: transformers takes the first alone, and leaves that alone active."""
+        model = self.model if model is None else model
+        if not isinstance(model, PeftModel) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._load_adapters(model, Path(resume_from_checkpoint))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+
+    @staticmethod
+    def _load_adapters(model: PeftModel, checkpoint: Path) -> None:
+        for name in model.active_adapters:
+            folder = folder_of(checkpoint, name)
             if not (folder / WEIGHTS).is_file():
                 raise ValueError(
-                    f"The best checkpoint {best} holds no weights of the adapter {name!r}; expected {WEIGHTS} in {folder}."
+                    f"The checkpoint {checkpoint} holds no weights of the adapter {name!r}; expected {WEIGHTS} in {folder}."
                 )
-            self.model.load_adapter(str(folder), name)
+            model.load_adapter(str(folder), name)
 
     # --- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -504,13 +560,15 @@ class T5PeftTrainer(Seq2SeqTrainer):
         self.callback_handler.eval_dataloader = dataloader
         model = self.accelerator.unwrap_model(self.model) if not self.is_fsdp_enabled else self.model_wrapped
         model.to(self.args.device)
+        if hasattr(self.optimizer, "eval"):  # schedule-free ones
+            self.optimizer.eval()
         model.eval()  # and stays so, as by transformers; a step of training sets what it needs
         outputs_wanted = not (self.args.prediction_loss_only or prediction_loss_only) and (
             self._has_class_head or self.args.predict_with_generate
         )
         limit = self._generation_limit(dataset) if outputs_wanted and not self._has_class_head else {}
         loss_sum, items = 0.0, 0
-        rows: list[tuple[int, np.ndarray]] = []
+        rows: list[tuple[int, np.ndarray, np.ndarray | None]] = []
         for indices, batch in self._eval_batches(dataset, dataloader):
             with torch.no_grad(), self.compute_loss_context_manager():
                 if "labels" in batch:
@@ -518,7 +576,8 @@ class T5PeftTrainer(Seq2SeqTrainer):
                     loss_sum += float(loss)
                     items += count
                 if outputs_wanted:
-                    rows += zip(indices, self._outputs(model, batch, limit), strict=True)
+                    labels = list(batch["labels"].cpu().numpy()) if "labels" in batch else [None] * len(indices)
+                    rows += zip(indices, self._outputs(model, batch, limit), labels, strict=True)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         self.throughput.restart()
         return self._summarise(dataset, loss_sum, items, rows, metric_key_prefix, limit)
@@ -526,22 +585,25 @@ class T5PeftTrainer(Seq2SeqTrainer):
     def _eval_batches(self, dataset: Any, dataloader: DataLoader) -> Iterator[tuple[list[int], Batch]]:
         """Batches of this process, longest first, with the indices of their rows in ``dataset``."""
         ours = self.data_collator is keep_features
-        unlabelled = {} if "labels" in dataset[0] else {"labels": 0 if self._has_class_head else [0]}
-        raw = [{**unpadded(dataset[i]), **unlabelled} for i in range(len(dataset))]
+        order = list(range(len(dataset)))
+        unlabelled: Batch = {}
         if ours:
+            unlabelled = {} if "labels" in dataset[0] else {"labels": 0 if self._has_class_head else [0]}
+            raw = [{**unpadded(dataset[i]), **unlabelled} for i in order]
             self._check_features(raw)
+        if "input_ids" in dataset[0]:  # and not what a collator makes them of
+            order.sort(key=lambda i: len(dataset[i]["input_ids"]), reverse=True)
         per_batch = max(1, self.args.per_device_eval_batch_size)
-        order = sorted(range(len(raw)), key=lambda i: len(raw[i]["input_ids"]), reverse=True)
         cuts = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
         for cut in cuts[self.accelerator.process_index :: self.accelerator.num_processes]:
             batch = self._collate([raw[i] for i in cut]) if ours else dataloader.collate_fn([dataset[i] for i in cut])
-            if unlabelled:
+            if unlabelled or batch.get("labels") is None:  # as transformers' collator gives them
                 batch = {name: value for name, value in batch.items() if name != "labels"}
             yield cut, self._prepare_inputs(batch)
 
     def _outputs(self, model: nn.Module, batch: Batch, limit: dict[str, Any]) -> list[np.ndarray]:
         """Class scores, or generated tokens without padding, a row an example."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         if self._has_class_head:
             return list(model(**inputs).logits.float().cpu().numpy())
         tokens = t5_of(model).generate(**inputs, **limit)[:, 1:]
@@ -572,7 +634,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         dataset: Any,
         loss_sum: float,
         items: int,
-        rows: list[tuple[int, np.ndarray]],
+        rows: list[tuple[int, np.ndarray, np.ndarray | None]],
         prefix: str,
         limit: dict[str, Any],
     ) -> EvalLoopOutput:
@@ -584,20 +646,24 @@ class T5PeftTrainer(Seq2SeqTrainer):
         rows.sort(key=lambda row: row[0])
         metrics: dict[str, Any] = {f"{prefix}_loss": loss_sum / items} if items else {}
         pad = t5_of(self.model).config.pad_token_id
-        predictions = _stack([row for _, row in rows], pad) if rows else None
-        labels = self._labels(dataset, pad)
+        predictions = _stack([row for _, row, _ in rows], pad) if rows else None
+        labels = self._labels([label for _, _, label in rows], dataset, pad)
         if predictions is not None and not self._has_class_head and "max_new_tokens" in limit:
             end = t5_of(self.model).config.eos_token_id
-            metrics[f"{prefix}_cut_share"] = float(np.mean([row[-1:].tolist() != [end] for _, row in rows]))
+            metrics[f"{prefix}_cut_share"] = float(np.mean([row[-1:].tolist() != [end] for _, row, _ in rows]))
         if self.compute_metrics is not None and predictions is not None and labels is not None:
             computed = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
             metrics.update({k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in computed.items()})
         return EvalLoopOutput(predictions, labels, denumpify_detensorize(metrics), len(dataset))
 
-    def _labels(self, dataset: Any, pad: int) -> np.ndarray | None:
-        if "labels" not in dataset[0]:
+    def _labels(self, collated: list[np.ndarray | None], dataset: Any, pad: int) -> np.ndarray | None:
+        """Labels of the data, or else those that a collator made, in the order of the data."""
+        if "labels" in dataset[0]:
+            labels = [unpadded(dataset[i])["labels"] for i in range(len(dataset))]
+        elif any(label is None for label in collated) or not collated:
             return None
-        labels = [unpadded(dataset[i])["labels"] for i in range(len(dataset))]
+        else:
+            labels = collated
         if self._has_class_head:
             return np.array(labels)
         return _stack([np.where(np.array(row) == IGNORED_LABEL, pad, row) for row in labels], pad)

@@ -1,0 +1,15 @@
+"""`f1_binary` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.classification.f1_binary`."""
+
+import evaluate
+
+from t5peft.evaluation import carried
+
+
+class F1Binary(evaluate.Metric):
+    """Loaded by `evaluate.load(path)`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return carried.info("f1_binary")
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return carried.scores("f1_binary", predictions, references)
