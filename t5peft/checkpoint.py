@@ -158,7 +158,8 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
     check_output(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    stays = folder.is_dir() and (folder.is_mount() or not os.access(folder.parent, os.W_OK))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder if stays else folder.parent))
     staging = temporary / "new"  # mkdtemp's own is closed to other users
     try:
         staging.mkdir()
@@ -170,7 +171,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
         seal(staging, model)
-        _replace(staging, folder)
+        (_fill if stays else _replace)(staging, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -495,6 +496,22 @@ def _replace(staging: Path, folder: Path) -> None:
     else:
         staging.replace(folder)
     _sync(folder.parent)
+
+
+def _fill(staging: Path, folder: Path) -> None:
+    """Put the files of ``staging``, which lies in ``folder``, in the place of those there, where the folder cannot be moved.
+
+    The seal goes last: until then that of the old ones says that they were changed.
+    """
+    old = [path for path in _files(folder) if staging.parent not in path.parents]
+    new = [path.relative_to(staging) for path in _files(staging)]
+    for name in (*new, Path(SEAL)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).replace(folder / name)
+    for path in old:
+        if path.relative_to(folder) not in new:
+            path.unlink()
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

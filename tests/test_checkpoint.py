@@ -43,6 +43,7 @@ from t5peft.checkpoint import (
     newest_complete,
     quantization_of,
     seal,
+    verify,
 )
 from t5peft.cli.data import TASK_FILE
 from t5peft.retuning import REPORT
@@ -127,6 +128,27 @@ def test_saving_over_a_checkpoint_or_a_file_is_refused(tmp_path: Path) -> None:
     for name, message in (("checkpoint-2", "trainer_state.json"), ("file", "file")):
         with pytest.raises(ValueError, match=message):
             save_adapter(trainer.model, tmp_path / name)
+
+
+def test_an_adapter_is_saved_to_a_folder_that_cannot_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume of a container, say."""
+    folder, move = tmp_path / "volume", Path.replace
+    folder.mkdir()
+
+    def busy(path: Path, target: Path) -> Path:
+        if folder in (path, Path(target)):
+            raise OSError(16, "Device or resource busy")
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    monkeypatch.setattr(Path, "replace", busy)
+    save_adapter(lora_wrap(tiny_t5()), folder, tokenizer=tiny_tokenizer())
+    second = lora_wrap(tiny_t5(), rank=2)
+    save_adapter(second, folder)
+    assert not (folder / "tokenizer_config.json").exists()
+    assert not list(folder.glob(".volume-*"))
+    assert verify(folder) == []
+    assert load_adapter(folder, model=tiny_t5())[0].peft_config["default"].r == 2
 
 
 def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
