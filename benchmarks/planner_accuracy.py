@@ -89,9 +89,10 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from t5peft.backbone import MINI, load_backbone, t5_of
-    from t5peft.loss import target_loss
-    from t5peft.speed import kernels
+    from t5peft.models.backbone import MINI, load_backbone
+    from t5peft.models.unwrap import t5_of
+    from t5peft.nn.fast import kernels
+    from t5peft.nn.loss import target_loss
 
     with tempfile.TemporaryDirectory() as folder:
         built = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)

@@ -33,9 +33,9 @@ from throughput_systems import SYSTEMS, Features, time_training
 from throughput_tables import RECORDS, TABLES
 from transformers import T5Config, logging
 
-from t5peft.backbone import t5_of
 from t5peft.benchmark.machine import commit, machine, versions
-from t5peft.kernels.linear import product
+from t5peft.models.unwrap import t5_of
+from t5peft.nn.kernels.linear import product
 
 # Examples of a run: enough tokens that a step's length is the data's, few enough that a repeat takes minutes.
 EXAMPLES = {"sst2": 256, "trec": 256, "rte": 64, "e2e": 64, "aeslc": 32, "dialogsum": 32}

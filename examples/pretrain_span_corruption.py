@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from t5peft.backbone import load_backbone
+from t5peft.models.backbone import load_backbone
 from t5peft.pretraining import PretrainConfig, Pretrainer, read_documents, write_store
 from t5peft.tasks import load_task
 

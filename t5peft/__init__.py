@@ -27,7 +27,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 )
 
 _HOMES = {
-    "load_backbone": "t5peft.backbone",
+    "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
     "merge": "t5peft.deploy",
     "predict": "t5peft.evaluation",

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t5peft.kernels.linear import row_multiple
-from t5peft.kernels.rows import RowLayout
+from t5peft.nn.kernels.linear import row_multiple
+from t5peft.nn.kernels.varlen import RowLayout
+from t5peft.nn.loss import IGNORED_LABEL
 
 Feature = Mapping[str, Any]
-
-IGNORED_LABEL = -100  # a position that the loss leaves out, as in torch and transformers
 
 
 def collate(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Tensor]:

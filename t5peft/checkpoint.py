@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
-from t5peft.backbone import MINI, Quantization, correct_config, load_backbone, quantization_of_model, t5_of
 from t5peft.methods.ia3 import corrected
 from t5peft.methods.norm import NormLayer
-from t5peft.methods.wrapping import check_plain
+from t5peft.models.backbone import MINI, Quantization, correct_config, load_backbone, quantization_of_model
+from t5peft.models.unwrap import check_plain, t5_of
 
 logger = logging.getLogger("t5peft")
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.adapters.tokens import brings_tokens, load_saved
 from t5peft.checkpoint import check_output, quantization_of, save_adapter
 from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.methods import method_of
 from t5peft.tasks import Task
 from t5peft.tasks.registry import with_validation
-from t5peft.tokens import brings_tokens, load_saved
 from t5peft.tuning import Recipe, Records, fit
 
 REPORT = "retuning.json"

@@ -12,10 +12,10 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from t5peft.backbone import load_backbone
 from t5peft.evaluation import evaluate_task
 from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
+from t5peft.models.backbone import load_backbone
 from t5peft.tasks import Task, checks
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone
-from t5peft.backbone import correct_config
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import Side
 from t5peft.methods.norm import NormLayer
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
+from t5peft.models.backbone import correct_config
 
 UNWRAPPED = {"full"}  # no adapter: the model itself is trained
 

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from t5peft import load_adapter, load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap, save_adapter
-from t5peft.backbone import MINI, Quantization, has_untied_head, t5_of
+from t5peft.models.backbone import MINI, Quantization, has_untied_head
+from t5peft.models.unwrap import t5_of
 from t5peft.tasks import Task
 from t5peft.tuning import Recipe, tune
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from t5peft.attention import use_attention
 from t5peft.batches import collate, cut_by_tokens, lay_in_row, pack
-from t5peft.loss import target_loss
+from t5peft.nn.attention import use_attention
+from t5peft.nn.loss import target_loss
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
 

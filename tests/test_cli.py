@@ -22,12 +22,12 @@ from transformers import UMT5Config, UMT5ForConditionalGeneration
 
 import t5peft
 from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
-from t5peft.backbone import load_tokenizer
 from t5peft.benchmark.data import data_of, load_data
 from t5peft.cli import COMMANDS, bench, main
 from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
 from t5peft.cli.predict import answered
 from t5peft.evaluation import classify, rank
+from t5peft.models.backbone import load_tokenizer
 from t5peft.tasks import Task, family_task, load_records
 
 

@@ -22,7 +22,6 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft.backbone import MINI, correct_config, has_untied_head, load_backbone, t5_of
 from t5peft.evaluation import (
     Ranking,
     candidates,
@@ -38,9 +37,11 @@ from t5peft.evaluation import (
     ranking,
 )
 from t5peft.evaluation.inference import evaluating, length_batches
-from t5peft.kernels.linear import Linear
 from t5peft.methods import METHODS, lora_wrap, qlora_wrap
-from t5peft.speed import kernels
+from t5peft.models.backbone import MINI, correct_config, has_untied_head, load_backbone
+from t5peft.models.unwrap import t5_of
+from t5peft.nn.fast import kernels
+from t5peft.nn.kernels.linear import Linear
 from t5peft.tasks.task import Task
 
 TOKENIZER = AutoTokenizer.from_pretrained(MINI)

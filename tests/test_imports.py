@@ -40,7 +40,7 @@ ORDER = (
 )
 OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece")
 # parts of a feature that is for one optional package alone; imported where that feature is used
-FOR_ONE_PACKAGE = {"t5peft.kernels.int8"}
+FOR_ONE_PACKAGE = {"t5peft.nn.kernels.int8"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "numpy", *OPTIONAL)
 
 

@@ -20,26 +20,17 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft.attention import use_attention
 from t5peft.batches import collate, lay_in_row
-from t5peft.kernels import linear
-from t5peft.kernels.attention import attend_row, attend_with_dropout, toeplitz
-from t5peft.kernels.dropout import DropMask, dropout
-from t5peft.kernels.linear import Linear, product, product_over_rows, row_multiple
-from t5peft.kernels.rows import RowLayout
-from t5peft.loss import target_loss
 from t5peft.methods import METHODS
-from t5peft.speed import (
-    FASTER,
-    TokenBudget,
-    faster,
-    kernels,
-    layout_of,
-    micro_batches,
-    our_attention,
-    ran_out_of_memory,
-    takes_rows,
-)
+from t5peft.nn.attention import use_attention
+from t5peft.nn.fast import FASTER, faster, kernels, our_attention
+from t5peft.nn.kernels import linear
+from t5peft.nn.kernels.attention import attend_row, attend_with_dropout, toeplitz
+from t5peft.nn.kernels.dropout import DropMask, dropout
+from t5peft.nn.kernels.linear import Linear, product, product_over_rows, row_multiple
+from t5peft.nn.kernels.varlen import RowLayout
+from t5peft.nn.loss import target_loss
+from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches, ran_out_of_memory, takes_rows
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
 SHAPE = {

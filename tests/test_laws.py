@@ -37,9 +37,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone, lora_wrap, prefix_wrap, prompt_wrap
-from t5peft.backbone import Quantization, t5_of
 from t5peft.methods.prefix import PrefixConfig, collapse, start_prefix
 from t5peft.methods.prompt import PromptConfig
+from t5peft.models.backbone import Quantization
+from t5peft.models.unwrap import t5_of
 
 TOLERANCE = 1e-6
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
 
-from t5peft.loss import linear_cross_entropy, logits_loss, target_loss, with_hidden_states
+from t5peft.nn.loss import linear_cross_entropy, logits_loss, target_loss, with_hidden_states
 
 OPTIONS = [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.1, 1e-2)]
 

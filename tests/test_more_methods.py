@@ -25,11 +25,11 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, EncoderDecoderCache
 
 from t5peft import METHODS, bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, prompt_wrap, save_adapter
-from t5peft.backbone import t5_of
 from t5peft.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import upper_cache
 from t5peft.methods.norm import NormConfig, NormLayer
+from t5peft.models.unwrap import t5_of
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 

@@ -13,13 +13,13 @@ import torch
 from tiny import GEOMETRIES, Geometry, tiny_config, tiny_t5
 from transformers import AutoModelForSeq2SeqLM, BartConfig, ByT5Tokenizer
 
-from t5peft.backbone import computes_bfloat16, load_backbone
 from t5peft.benchmark.geometry import config_of, known_checkpoints
 from t5peft.benchmark.planner import Job, changes, parse_bytes, step_bytes
 from t5peft.benchmark.simulate import LiveBytes, simulate_step
 from t5peft.cli import main
-from t5peft.loss import target_loss
 from t5peft.methods import METHODS, lora_wrap
+from t5peft.models.backbone import computes_bfloat16, load_backbone
+from t5peft.nn.loss import target_loss
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "records" / "bench" / "planner.json"
 
@@ -150,7 +150,7 @@ def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:
 
 
 def test_nothing_of_the_library_is_changed_by_a_simulation_for_cuda() -> None:
-    from t5peft.loss import CHUNK_ELEMENTS
+    from t5peft.nn.loss import CHUNK_ELEMENTS
 
     before = (dict(CHUNK_ELEMENTS), torch.nn.functional.scaled_dot_product_attention)
     config = tiny_config(dropout_rate=0.1)

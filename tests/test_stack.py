@@ -46,8 +46,8 @@ from transformers import (
 )
 
 from t5peft import load_backbone, lora_wrap, merge, prompt_wrap, qlora_wrap, save_adapter
-from t5peft.backbone import MINI
-from t5peft.tokens import train_tokens
+from t5peft.models.backbone import MINI
+from t5peft.models.tokens import train_tokens
 
 DidNotRaise = pytest.fail.Exception
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

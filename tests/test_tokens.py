@@ -13,14 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, T5Tokenizer
 from vocabulary import small_tokenizer
 
-from t5peft.backbone import has_untied_head, load_backbone
+from t5peft.adapters.tokens import load_with_tokens
 from t5peft.checkpoint import load_adapter, save_adapter
 from t5peft.cli.evaluate import load_tuned
 from t5peft.deploy import merge
 from t5peft.methods import ia3_wrap, lora_wrap
+from t5peft.models.backbone import has_untied_head, load_backbone
+from t5peft.models.tokens import add_tokens, train_tokens
 from t5peft.retuning import retune
 from t5peft.tasks import Task
-from t5peft.tokens import add_tokens, load_with_tokens, train_tokens
 from t5peft.tuning import Recipe
 
 SHAPES: tuple[Geometry, ...] = ("v1.0", "v1.1")

@@ -30,7 +30,7 @@ from transformers import (
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, load_adapter, lora_wrap, save_adapter
 from t5peft.checkpoint import newest_complete, seal, verify
-from t5peft.speed import takes_rows
+from t5peft.training.micro_batches import takes_rows
 from t5peft.training.progress import format_logs
 
 # every kind of training: all weights, weights beside the model's, keys and values, input vectors, factors, modules

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from t5peft.backbone import load_backbone
+from t5peft.models.backbone import load_backbone
 from t5peft.pretraining import Shape, new_model
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5Config
 
-from t5peft.backbone import FAMILIES, MINI
+from t5peft.models.backbone import MINI
+from t5peft.models.families import FAMILIES
 
 # d_model, d_kv, d_ff, encoder layers, decoder layers, heads
 _V1_0 = {

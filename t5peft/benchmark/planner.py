@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from t5peft.backbone import Quantization, computes_bfloat16
 from t5peft.benchmark.geometry import config_of
 from t5peft.benchmark.simulate import StepBytes, simulate_step
 from t5peft.benchmark.suites import method_label
 from t5peft.benchmark.tables import bytes_text
 from t5peft.methods import METHODS
+from t5peft.models.backbone import Quantization, computes_bfloat16
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

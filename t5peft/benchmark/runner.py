@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback, set_seed
 
-from t5peft.backbone import MINI, load_backbone, t5_of
 from t5peft.benchmark.data import load_data
 from t5peft.benchmark.machine import commit, machine, versions
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
@@ -31,6 +30,8 @@ from t5peft.benchmark.records import RunConfig
 from t5peft.benchmark.scoring import Split
 from t5peft.evaluation import merged
 from t5peft.methods import METHODS
+from t5peft.models.backbone import MINI, load_backbone
+from t5peft.models.unwrap import t5_of
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 
 Tell = Callable[[int, int], None]

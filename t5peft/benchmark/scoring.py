@@ -15,10 +15,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.backbone import t5_of
-from t5peft.batches import IGNORED_LABEL, collate
+from t5peft.batches import collate
 from t5peft.evaluation import METRICS, compute, loss_and_perplexity, predict, rank
 from t5peft.evaluation.scores import score_of
+from t5peft.models.unwrap import t5_of
+from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.tasks import Task
 
 

@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel, T5Config
 
-from t5peft import attention
-from t5peft.backbone import Quantization, t5_of
-from t5peft.loss import CHUNK_ELEMENTS, target_loss
-from t5peft.speed import kernels
+from t5peft.models.backbone import Quantization
+from t5peft.models.unwrap import t5_of
+from t5peft.nn import attention
+from t5peft.nn.fast import kernels
+from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
 
 _aten = torch.ops.aten
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from t5peft.backbone import load_tokenizer
 from t5peft.cli.data import add_data_arguments, read_data
+from t5peft.models.backbone import load_tokenizer
 from t5peft.tasks.lint import lint
 
 

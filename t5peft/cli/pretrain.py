@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from t5peft.backbone import load_backbone
+from t5peft.models.backbone import load_backbone
 from t5peft.pretraining.embeddings import pmi_embeddings
 from t5peft.pretraining.fresh import Shape, matmul_flops_per_second, new_model, step_flops
 from t5peft.pretraining.matching import set_matching_head

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import has_untied_head, t5_of
+from t5peft.adapters.tokens import load_saved
 from t5peft.checkpoint import quantization_of
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
-from t5peft.tokens import load_saved
+from t5peft.models.backbone import has_untied_head
+from t5peft.models.unwrap import t5_of
 
 logger = logging.getLogger("t5peft")
 

@@ -14,10 +14,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import t5_of
 from t5peft.batches import OVERHEAD_TOKENS, cut_by_tokens
-from t5peft.kernels.linear import Linear
-from t5peft.speed import kernels
+from t5peft.models.unwrap import t5_of
+from t5peft.nn.fast import kernels
+from t5peft.nn.kernels.linear import Linear
 from t5peft.tasks.fitting import encode
 
 Sources = Sequence[str] | Sequence[Sequence[int]]

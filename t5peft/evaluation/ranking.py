@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_mask, trees
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
-from t5peft.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, with_hidden_states
+from t5peft.nn.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, with_hidden_states
 from t5peft.tasks.fitting import encode
 
 
@@ -186,7 +186,7 @@ def _decode(
 def _tree_log_probabilities(t5: PreTrainedModel, hidden: Tensor, tree: CandidateTree) -> Tensor:
     """Decoder states [B, T or more, H] to the log-probabilities [B, C] of the tree's candidates, in fp32.
 
-    As in `t5peft.loss`, logits exist for one chunk of positions at a time.
+    As in `t5peft.nn.loss`, logits exist for one chunk of positions at a time.
     """
     rows, positions = len(hidden), len(tree.tokens)
     hidden = hidden[:, :positions].flatten(0, 1)

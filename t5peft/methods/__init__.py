@@ -10,7 +10,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from t5peft.backbone import Quantization
 from t5peft.methods.bottleneck import bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
@@ -20,6 +19,7 @@ from t5peft.methods.norm import norm_wrap
 from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
+from t5peft.models.backbone import Quantization
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from t5peft.methods.registration import OwnTuner, moved, register
-from t5peft.methods.wrapping import check_plain, wrap
+from t5peft.methods.wrapping import wrap
+from t5peft.models.unwrap import check_plain
 
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
 Activation = Literal["relu", "gelu", "silu"]

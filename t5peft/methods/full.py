@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from t5peft.backbone import correct_config
-from t5peft.methods.wrapping import check_plain
+from t5peft.models.backbone import correct_config
+from t5peft.models.unwrap import check_plain
 
 
 def full_wrap(model: PreTrainedModel) -> PreTrainedModel:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.methods.registration import no_mixed_batches
-from t5peft.methods.wrapping import check_plain, wrap
+from t5peft.methods.wrapping import wrap
+from t5peft.models.unwrap import check_plain
 
 
 def ia3_wrap(model: PreTrainedModel) -> PeftModel:

@@ -40,7 +40,8 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, S
 
 from t5peft.methods.activations import Activations
 from t5peft.methods.registration import OwnTuner, StackLayer, moved, register
-from t5peft.methods.wrapping import check_plain, wrap
+from t5peft.methods.wrapping import wrap
+from t5peft.models.unwrap import check_plain
 
 GATE_TEMPERATURE = 0.1
 

@@ -19,8 +19,9 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from t5peft.backbone import has_untied_head, quantization_of_model
-from t5peft.methods.wrapping import check_plain, wrap
+from t5peft.methods.wrapping import wrap
+from t5peft.models.backbone import has_untied_head, quantization_of_model
+from t5peft.models.unwrap import check_plain
 
 ATTENTION = ("q", "k", "v", "o")
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.methods.registration import OwnTuner, register
-from t5peft.methods.wrapping import check_plain, wrap
+from t5peft.methods.wrapping import wrap
+from t5peft.models.unwrap import check_plain
 
 
 @dataclass

@@ -33,10 +33,10 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.attention import NAME, use_attention
-from t5peft.backbone import t5_of
 from t5peft.methods.registration import OwnTuner, moved, register
-from t5peft.methods.wrapping import check_plain, wrap
+from t5peft.methods.wrapping import wrap
+from t5peft.models.unwrap import check_plain, t5_of
+from t5peft.nn.attention import NAME, use_attention
 
 Site = Literal["encoder", "decoder", "cross"]
 SITES: tuple[Site, ...] = ("encoder", "decoder", "cross")

@@ -26,9 +26,10 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.kernels.rows import RowLayout
 from t5peft.methods.registration import OwnTuner, StackLayer, register
-from t5peft.methods.wrapping import check_plain, wrap
+from t5peft.methods.wrapping import wrap
+from t5peft.models.unwrap import check_plain
+from t5peft.nn.kernels.varlen import RowLayout
 
 Initialiser = Callable[[Tensor, int], Tensor]
 """From the embedding table [V, H] and a length P to a first prompt [P, H]."""

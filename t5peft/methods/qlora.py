@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from t5peft.methods.lora import lora_wrap
-from t5peft.methods.wrapping import check_plain
+from t5peft.models.unwrap import check_plain
 
 
 def qlora_wrap(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import warnings
 
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 from transformers import PreTrainedModel
 
-from t5peft.backbone import FAMILIES, correct_config
+from t5peft.models.backbone import correct_config
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
@@ -19,27 +17,6 @@ _HEADS: dict[str, tuple[str, TaskType]] = {
     "ForQuestionAnswering": ("qa_outputs", TaskType.QUESTION_ANS),
     "EncoderModel": ("", TaskType.FEATURE_EXTRACTION),
 }
-
-
-def check_plain(model: nn.Module) -> PreTrainedModel:
-    """Return ``model`` if it is a plain T5.
-
-    Raises ValueError for a model that is wrapped already, or is no T5.
-    """
-    # A wrap changes its argument in place: the model inside of a PeftModel is wrapped as well.
-    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        adapters = sorted(getattr(model, "peft_config", {}))
-        raise ValueError(
-            f"The model is already wrapped with the adapter(s) {adapters}. A wrap expects a plain T5: "
-            "call model.unload() or load_backbone() first, or model.add_adapter(name, config) for a second adapter."
-        )
-    if not isinstance(model, PreTrainedModel) or model.config.model_type not in FAMILIES:
-        raise ValueError(
-            f"A wrap expects a T5 of transformers (model type {', '.join(FAMILIES)}), but got {type(model).__name__}"
-            f"{f' of type {model.config.model_type!r}' if isinstance(model, PreTrainedModel) else ''}. "
-            "load_backbone(name) returns one."
-        )
-    return model
 
 
 def head_of(model: PreTrainedModel) -> str | None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from t5peft.loss import target_loss
+from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
 from t5peft.pretraining.optimizers import OptimizerName, make_optimizer, rate_factor
 from t5peft.pretraining.selfsupervised import SelfSupervised

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from .augmentation import Augmented, augment
-from .back_translation import BackTranslation
-from .families import FAMILIES, family_task
-from .files import load_aligned, load_records
-from .lint import LintReport, lint
-from .mixtures import Mixture, mixture_rates
-from .registry import embedded_task, load_task, real_task, task_names
-from .rewording import Synonyms, Thesaurus, WordDropout, WordSwap
-from .splits import hold_out
-from .task import Encoded, Task
+from t5peft.tasks.augmentation import Augmented, augment
+from t5peft.tasks.back_translation import BackTranslation
+from t5peft.tasks.families import FAMILIES, family_task
+from t5peft.tasks.files import load_aligned, load_records
+from t5peft.tasks.lint import LintReport, lint
+from t5peft.tasks.mixtures import Mixture, mixture_rates
+from t5peft.tasks.registry import embedded_task, load_task, real_task, task_names
+from t5peft.tasks.rewording import Synonyms, Thesaurus, WordDropout, WordSwap
+from t5peft.tasks.splits import hold_out
+from t5peft.tasks.task import Encoded, Task
 
 __all__ = [
     "FAMILIES",

@@ -26,10 +26,10 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from . import checks
-from .rewording import Rewording
-from .task import Task
-from .template import Template, as_text
+from t5peft.tasks import checks
+from t5peft.tasks.rewording import Rewording
+from t5peft.tasks.task import Task
+from t5peft.tasks.template import Template, as_text
 
 VERSION = 1
 """Raise it when a rewording's outcome changes, so that cached results are made anew."""

@@ -12,7 +12,7 @@ from random import Random
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import MINI, load_tokenizer
+from t5peft.models.backbone import MINI, load_tokenizer
 
 logger = logging.getLogger("t5peft")
 

@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .files import load_aligned, load_records
-from .splits import Records, Splits, group_references, hold_out
+from t5peft.tasks.files import load_aligned, load_records
+from t5peft.tasks.splits import Records, Splits, group_references, hold_out
 
 logger = logging.getLogger(__name__)
 

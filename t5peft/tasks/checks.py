@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from .fitting import Fitted
-from .template import Template, as_text, some_rows
+from t5peft.tasks.fitting import Fitted
+from t5peft.tasks.template import Template, as_text, some_rows
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 

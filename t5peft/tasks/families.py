@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import checks
-from .task import Task
-from .template import Template, as_text, some_rows
+from t5peft.tasks import checks
+from t5peft.tasks.task import Task
+from t5peft.tasks.template import Template, as_text, some_rows
 
 logger = logging.getLogger("t5peft")
 

@@ -24,7 +24,7 @@ from typing import IO, Any
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 from datasets import load_dataset
 
-from .splits import Records
+from t5peft.tasks.splits import Records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from .template import Template
+from t5peft.tasks.template import Template
 
 Row = dict[str, str]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from . import checks
-from .fitting import Fitted, encode, fit, special_ids
-from .task import Record, Task
-from .template import Template, as_text, one_line
+from t5peft.tasks import checks
+from t5peft.tasks.fitting import Fitted, encode, fit, special_ids
+from t5peft.tasks.task import Record, Task
+from t5peft.tasks.template import Template, as_text, one_line
 
 SHOWN_CHARACTERS = 12
 
@@ -191,7 +191,7 @@ def _advice(side: Side) -> list[str]:
     if side.lost:
         advice.append(
             f"{side.name}: replace {_names(side.lost)} by text that the tokenizer knows, or add them as tokens "
-            "(t5peft.tokens.add_tokens); ByT5 knows every character"
+            "(t5peft.models.tokens.add_tokens); ByT5 knows every character"
         )
     breaks = [character for character, (fate, _) in side.changed.items() if not fate.strip() and character != " "]
     if breaks:

@@ -20,8 +20,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from .splits import Records
-from .task import Task
+from t5peft.tasks.splits import Records
+from t5peft.tasks.task import Task
 
 BLOCK = 1000
 

@@ -12,11 +12,11 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import load_benchmark
-from .definition import definition_names, read_definition
-from .files import load_aligned, load_records
-from .splits import Records, Splits, hold_out
-from .task import Task
+from t5peft.tasks.benchmarks import load_benchmark
+from t5peft.tasks.definition import definition_names, read_definition
+from t5peft.tasks.files import load_aligned, load_records
+from t5peft.tasks.splits import Records, Splits, hold_out
+from t5peft.tasks.task import Task
 
 SPLITS = ("train", "validation", "test")
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .template import one_line
+from t5peft.tasks.template import one_line
 
 if TYPE_CHECKING:
-    from .task import Task
+    from t5peft.tasks.task import Task
 
 Records = list[dict[str, Any]]
 Splits = dict[str, Records]

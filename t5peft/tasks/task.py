@@ -18,10 +18,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from . import checks
-from .definition import read_definition
-from .fitting import Fitted, encode, fit
-from .template import Template, as_text, one_line, texts_of
+from t5peft.tasks import checks
+from t5peft.tasks.definition import read_definition
+from t5peft.tasks.fitting import Fitted, encode, fit
+from t5peft.tasks.template import Template, as_text, one_line, texts_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from t5peft.batches import IGNORED_LABEL
+from t5peft.nn.loss import IGNORED_LABEL
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 

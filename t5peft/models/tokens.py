@@ -15,19 +15,16 @@ A T5 tokenizer puts a space after an added token when it decodes: ``{b}`` comes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils import set_additional_trainable_modules
 from torch import Tensor, nn
-from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.backbone import Quantization, correct_config, has_untied_head, t5_of
-from t5peft.checkpoint import CONFIG, backbone_of, load_adapter
-from t5peft.methods.wrapping import check_plain
+from t5peft.models.backbone import correct_config, has_untied_head
+from t5peft.models.unwrap import check_plain, t5_of
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
@@ -95,55 +92,8 @@ def train_tokens(model: PeftModel, ids: Sequence[int]) -> None:
         tables = (*stacks, "lm_head") if has_untied_head(t5) else ("shared",)
     config.trainable_token_indices = {table: list(ids) for table in tables}
     set_additional_trainable_modules(t5, config, t5.config.to_dict(), name)
-    _share_rows(t5, name)
+    share_rows(t5, name)
     model.set_adapter(name)  # peft leaves the rows of every adapter but the first without gradients
-
-
-def brings_tokens(folder: str | Path) -> bool:
-    """Whether the adapter trains rows of tokens and was saved with the tokenizer that knows them: for ``load_with_tokens``."""
-    config = Path(folder) / CONFIG
-    if not config.is_file() or not (Path(folder) / "tokenizer_config.json").is_file():
-        return False
-    return json.loads(config.read_text()).get("trainable_token_indices") is not None
-
-
-def load_saved(
-    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """An adapter beside its backbone, with the tokens that it brings if it does.
-
-    Raises:
-        FileNotFoundError, ValueError: what ``load_adapter`` says.
-    """
-    load = load_with_tokens if brings_tokens(folder) else load_adapter
-    model, tokenizer = load(folder, trainable=trainable, quantize=quantize)
-    assert tokenizer is not None  # as no model was given
-    return model, tokenizer
-
-
-def load_with_tokens(
-    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Load an adapter that was saved with its tokenizer, beside its backbone, quantised or not, with the tokens added.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter, or no tokenizer (``save_adapter(..., tokenizer=tokenizer)``).
-        ValueError: what ``load_adapter`` says.
-    """
-    try:
-        saved = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{folder} holds no tokenizer; save the adapter by save_adapter(model, folder, tokenizer=tokenizer)."
-        ) from error
-    model, tokenizer = backbone_of(folder, quantize=quantize)
-    known = tokenizer.get_vocab()
-    new = sorted((index, token) for token, index in saved.get_added_vocab().items() if token not in known)
-    if new:
-        add_tokens(model, tokenizer, [token for _, token in new])
-    wrapped, _ = load_adapter(folder, model=model, trainable=trainable)
-    _share_rows(t5_of(wrapped), str(wrapped.active_adapter))
-    return wrapped, tokenizer
 
 
 def _check_tokens(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -176,7 +126,7 @@ def _lengthened(table: Tensor, ids: Sequence[int], pieces: Sequence[list[int]], 
     return grown
 
 
-def _share_rows(t5: PreTrainedModel, adapter: str) -> None:
+def share_rows(t5: PreTrainedModel, adapter: str) -> None:
     """Let encoder and decoder read one parameter for the new rows, where peft has given them one each."""
     layers = [
         layer

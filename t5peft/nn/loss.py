@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from t5peft.backbone import t5_of
-from t5peft.batches import IGNORED_LABEL
-from t5peft.kernels.linear import Linear, product, product_over_rows
+from t5peft.models.unwrap import t5_of
+from t5peft.nn.kernels.linear import Linear, product, product_over_rows
+
+IGNORED_LABEL = -100  # a position that the loss leaves out, as in torch and transformers
 
 # Elements of one chunk of logits. Smaller chunks stream the head's weights through the cache more often than they save.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}

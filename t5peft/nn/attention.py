@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from t5peft.kernels.attention import BiasByDistance, attend_row, attend_with_dropout, toeplitz
-from t5peft.kernels.rows import RowLayout
+from t5peft.nn.kernels.attention import BiasByDistance, attend_row, attend_with_dropout, toeplitz
+from t5peft.nn.kernels.varlen import RowLayout
 
 NAME = "t5peft"
 

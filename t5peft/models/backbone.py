@@ -31,10 +31,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from t5peft.models.families import FAMILIES
+from t5peft.models.unwrap import t5_of
+
 logger = logging.getLogger("t5peft")
 
-FAMILIES = ("t5", "mt5", "umt5")
-MINI = Path(__file__).parent / "mini"
+MINI = Path(__file__).parents[1] / "mini"
 
 Quantization = Literal["int8", "nf4"]
 
@@ -131,22 +133,6 @@ def load_tokenizer(name: str | Path = "mini") -> PreTrainedTokenizerBase:
             f"AutoTokenizer.from_pretrained(...).save_pretrained({str(name)!r})."
         )
     return tokenizer
-
-
-def t5_of(model: nn.Module) -> PreTrainedModel:
-    """The T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself.
-
-    Raises ValueError where there is none.
-    """
-    inner = model
-    while not isinstance(inner, PreTrainedModel):
-        # Read from what the module itself holds: peft's modules answer for attributes of the model inside of them too.
-        parts = inner.__dict__.get("_modules", {})
-        name = next((name for name in ("module", "_orig_mod", "base_model", "model") if name in parts), None)
-        if name is None:
-            raise ValueError(f"Expected a T5, plain or wrapped, but got {type(model).__name__}.")
-        inner = parts[name]
-    return inner
 
 
 def quantization_of_model(model: PreTrainedModel) -> Quantization | None:

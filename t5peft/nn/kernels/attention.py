@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from t5peft.kernels.dropout import DropMask
-from t5peft.kernels.rows import RowLayout, Side
+from t5peft.nn.kernels.dropout import DropMask
+from t5peft.nn.kernels.varlen import RowLayout, Side
 
 Prefix = tuple[Tensor, Tensor]
 

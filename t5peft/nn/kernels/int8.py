@@ -13,7 +13,7 @@ from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from t5peft.kernels.linear import product
+from t5peft.nn.kernels.linear import product
 
 
 def _dequantised(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

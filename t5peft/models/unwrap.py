@@ -1,0 +1,47 @@
+"""Reach the T5 inside wrappers, and refuse a model that is wrapped already."""
+
+from __future__ import annotations
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from t5peft.models.families import FAMILIES
+
+
+def t5_of(model: nn.Module) -> PreTrainedModel:
+    """The T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself.
+
+    Raises ValueError where there is none.
+    """
+    inner = model
+    while not isinstance(inner, PreTrainedModel):
+        # Read from what the module itself holds: peft's modules answer for attributes of the model inside of them too.
+        parts = inner.__dict__.get("_modules", {})
+        name = next((name for name in ("module", "_orig_mod", "base_model", "model") if name in parts), None)
+        if name is None:
+            raise ValueError(f"Expected a T5, plain or wrapped, but got {type(model).__name__}.")
+        inner = parts[name]
+    return inner
+
+
+def check_plain(model: nn.Module) -> PreTrainedModel:
+    """Return ``model`` if it is a plain T5.
+
+    Raises ValueError for a model that is wrapped already, or is no T5.
+    """
+    # A wrap changes its argument in place: the model inside of a PeftModel is wrapped as well.
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        adapters = sorted(getattr(model, "peft_config", {}))
+        raise ValueError(
+            f"The model is already wrapped with the adapter(s) {adapters}. A wrap expects a plain T5: "
+            "call model.unload() or load_backbone() first, or model.add_adapter(name, config) for a second adapter."
+        )
+    if not isinstance(model, PreTrainedModel) or model.config.model_type not in FAMILIES:
+        raise ValueError(
+            f"A wrap expects a T5 of transformers (model type {', '.join(FAMILIES)}), but got {type(model).__name__}"
+            f"{f' of type {model.config.model_type!r}' if isinstance(model, PreTrainedModel) else ''}. "
+            "load_backbone(name) returns one."
+        )
+    return model

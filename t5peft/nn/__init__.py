@@ -1,0 +1,1 @@
+"""Building blocks of a T5 step: attention, the loss, and kernels."""
