@@ -23,11 +23,11 @@ from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
 from t5peft.benchmark.data import backbone_fingerprint
-from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.benchmark.environment import commit, machine, versions
 from t5peft.benchmark.statistics import spread
 from t5peft.benchmark.tables import fill_markers
+from t5peft.data import Synonyms, WordDropout, WordSwap, augment, load_task
 from t5peft.evaluation import evaluate_task
-from t5peft.tasks import Synonyms, WordDropout, WordSwap, augment, load_task
 
 RECORD = Path(__file__).parent / "records" / "augmentation.json"
 EXAMPLES, COPIES, STEPS, BATCH, LEARNING_RATE = 100, 2, 120, 16, 3e-3

@@ -23,7 +23,7 @@ GENERATORS = {
     "subjects": subjects.records,
     "phrases": phrases.records,
 }
-DATA = Path(__file__).resolve().parents[1] / "t5peft" / "tasks" / "data"
+DATA = Path(__file__).resolve().parents[1] / "t5peft" / "data" / "embedded"
 
 
 def write(name: str, folder: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.benchmark.environment import commit, machine, versions
 from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.tables import fill_markers
 from t5peft.methods import METHODS
@@ -55,7 +55,7 @@ SHAPES = (
 
 def predicted_bytes(shape: Shape, method: str) -> int:
     """What the planner says."""
-    from t5peft.benchmark.planner import Job, step_bytes
+    from t5peft.planning.plan import Job, step_bytes
 
     job = Job(
         shape.backbone, method, shape.source_tokens, shape.target_tokens, shape.rows, shape.rows, device="cpu",
@@ -68,8 +68,8 @@ def measured_bytes(shape: Shape, method: str) -> int:
     """The peak of two steps in this process, above the imports."""
     import torch
 
-    from t5peft.benchmark.geometry import config_of
     from t5peft.benchmark.memory import MemoryMeter, return_freed_memory
+    from t5peft.planning.geometry import config_of
 
     return_freed_memory(
         1 << 17
@@ -140,7 +140,7 @@ def worker(pair: Any, tell: Any) -> dict[str, Any]:
 def measure_all() -> dict[str, Any]:
     """The record: the peak of every shape and method, or why there is none."""
     log = Path(tempfile.mkdtemp()) / "log.txt"
-    measure = RunProcesses(worker, log=log, threads=1, preload=("t5peft.benchmark.planner", "bitsandbytes"))
+    measure = RunProcesses(worker, log=log, threads=1, preload=("t5peft.planning.plan", "bitsandbytes"))
     started, rows = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), []
     for shape in SHAPES:
         for method in METHODS:

@@ -33,7 +33,7 @@ from throughput_systems import SYSTEMS, Features, time_training
 from throughput_tables import RECORDS, TABLES
 from transformers import T5Config, logging
 
-from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.benchmark.environment import commit, machine, versions
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.kernels.linear import product
 

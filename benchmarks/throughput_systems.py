@@ -23,7 +23,7 @@ from torch import nn
 from transformers import Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, TrainerCallback
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, qlora_wrap
-from t5peft.benchmark.peers import PEERS, plain_trainer
+from t5peft.benchmark.baselines import PEERS, plain_trainer
 from t5peft.methods import METHODS
 
 SYSTEMS = ("t5peft", "t5peft-int8", "peft", "peft-grouped", "adapters")

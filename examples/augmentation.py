@@ -25,8 +25,8 @@ from random import Random
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft.data import Synonyms, augment, load_task
 from t5peft.evaluation import evaluate_task
-from t5peft.tasks import Synonyms, augment, load_task
 
 task, data = load_task("finance")
 BACKBONE = "mini"

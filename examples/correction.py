@@ -10,7 +10,7 @@ Promise: GLEU > text as it came
 
 For T5 base and a data set of the hub change two lines:
 
-    task, data = load_task("mine.yaml")  # as t5peft/tasks/definitions/wmt16_en_de.yaml, for grammarly/coedit say
+    task, data = load_task("mine.yaml")  # as t5peft/data/definitions/wmt16_en_de.yaml, for grammarly/coedit say
     model, tokenizer = load_backbone("google-t5/t5-base")
 """
 
@@ -19,8 +19,8 @@ from __future__ import annotations
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, save_adapter
+from t5peft.data import load_task
 from t5peft.evaluation import compute, predict
-from t5peft.tasks import load_task
 
 set_seed(0)
 task, data = load_task("correction")

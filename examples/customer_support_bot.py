@@ -10,10 +10,10 @@ Time: about 35 s on 2 cores.
 Last line: answered 0.528, right where answered 0.803, right on all 0.604, intent of the most similar message 0.500
 Promise: right where answered > right on all; right on all > 0.4; answered > 0.1
 
-On all messages tf-idf with logistic regression is right more often, 0.780 of the time (t5peft/tasks/data/support/README.md).
+On all messages tf-idf with logistic regression is right more often, 0.780 of the time (t5peft/data/embedded/support/README.md).
 For T5 base and a data set of the hub with the columns message, intent and reply change two lines:
 
-    intents, data = load_task("mine.yaml")  # as t5peft/tasks/definitions/glue_sst2.yaml, with the name of the data set
+    intents, data = load_task("mine.yaml")  # as t5peft/data/definitions/glue_sst2.yaml, with the name of the data set
     model, tokenizer = load_backbone("google-t5/t5-base")
 """
 
@@ -25,8 +25,8 @@ import bm25s
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft.data import Mixture, load_task
 from t5peft.evaluation import fit_temperature, rank
-from t5peft.tasks import Mixture, load_task
 
 set_seed(0)
 intents, data = load_task("support_intent")

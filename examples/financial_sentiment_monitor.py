@@ -13,7 +13,7 @@ Promise: days from the failure to the alert <= 6; days of false alert <= 2; accu
 
 For T5 base and a data set of the hub with the columns headline, sentiment and date change two lines:
 
-    task, data = load_task("mine.yaml")  # as t5peft/tasks/definitions/glue_sst2.yaml, with the name of the data set
+    task, data = load_task("mine.yaml")  # as t5peft/data/definitions/glue_sst2.yaml, with the name of the data set
     model, tokenizer = load_backbone("google-t5/t5-base")
 """
 
@@ -26,8 +26,8 @@ from itertools import groupby
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft.data import load_task
 from t5peft.evaluation import rank
-from t5peft.tasks import load_task
 
 set_seed(0)
 task, data = load_task("finance")

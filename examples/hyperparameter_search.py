@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from t5peft.search import search
-from t5peft.tasks import load_task
-from t5peft.tuning import Recipe, tune
+from t5peft.data import load_task
+from t5peft.training.search import search
+from t5peft.training.train import Recipe, tune
 
 task, data = load_task("finance")
 recipe = Recipe(method="lora", options={"targets": "all-linear"}, learning_rate=3e-3, steps=25, evaluations=2)

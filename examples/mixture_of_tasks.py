@@ -20,8 +20,8 @@ from __future__ import annotations
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft.data import Mixture, load_task
 from t5peft.evaluation import evaluate_task
-from t5peft.tasks import Mixture, load_task
 
 TASKS = {"finance": load_task("finance"), "intent": load_task("support_intent")}
 BACKBONE = "mini"

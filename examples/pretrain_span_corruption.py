@@ -17,9 +17,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from t5peft.data import load_task
 from t5peft.models.backbone import load_backbone
 from t5peft.pretraining import PretrainConfig, Pretrainer, read_documents, write_store
-from t5peft.tasks import load_task
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--text", nargs="+", help="UTF-8 files, plain, .xz or .gz; a blank line ends a document")

@@ -23,8 +23,8 @@ from collections import Counter
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, merge, qlora_wrap, save_adapter
+from t5peft.data import load_task
 from t5peft.evaluation import evaluate_task
-from t5peft.tasks import load_task
 
 set_seed(0)
 task, data = load_task("finance")

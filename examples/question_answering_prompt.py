@@ -23,8 +23,8 @@ from collections import Counter
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, prompt_wrap, save_adapter
+from t5peft.data import load_task
 from t5peft.evaluation import compute, loss_and_perplexity, predict
-from t5peft.tasks import load_task
 
 set_seed(0)
 task, data = load_task("passages")

@@ -23,7 +23,8 @@ from random import Random
 
 from transformers import set_seed
 
-from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, tasks
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
+from t5peft import data as tasks
 from t5peft.evaluation import rank
 
 TASTES = (

@@ -9,7 +9,7 @@ Time: about 20 s on 2 cores.
 Last line: accuracy 0.799, most frequent sentiment 0.302
 Promise: accuracy > 0.5; accuracy > most frequent sentiment
 
-tf-idf with logistic regression has 0.611 on these headlines (t5peft/tasks/data/finance/README.md).
+tf-idf with logistic regression has 0.611 on these headlines (t5peft/data/embedded/finance/README.md).
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
@@ -23,8 +23,8 @@ from collections import Counter
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, save_adapter
+from t5peft.data import load_task
 from t5peft.evaluation import evaluate_task, rank
-from t5peft.tasks import load_task
 
 set_seed(0)
 task, data = load_task("finance")

@@ -21,8 +21,8 @@ from __future__ import annotations
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, save_adapter
+from t5peft.data import load_task
 from t5peft.evaluation import compute, predict
-from t5peft.tasks import load_task
 
 set_seed(0)
 task, data = load_task("phrases")

@@ -19,9 +19,9 @@ For T5 base and a data set of the hub change two lines, and below "sentiment" to
 from __future__ import annotations
 
 from t5peft import save_adapter
-from t5peft.retuning import replace, retune
-from t5peft.tasks import load_task
-from t5peft.tuning import Recipe, tune
+from t5peft.data import load_task
+from t5peft.training.continue_training import replace, retune
+from t5peft.training.train import Recipe, tune
 
 task, data = load_task("finance")
 recipe = Recipe(method="lora", options={"targets": "all-linear"}, learning_rate=3e-3, steps=60, evaluations=2)

@@ -29,8 +29,8 @@ import torch
 from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, save_adapter
+from t5peft.data import load_task
 from t5peft.evaluation import evaluate_task
-from t5peft.tasks import load_task
 
 processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
 set_seed(0)

@@ -29,7 +29,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 _HOMES = {
     "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
-    "merge": "t5peft.deploy",
+    "merge": "t5peft.adapters",
     "predict": "t5peft.evaluation",
     "rank": "t5peft.evaluation",
     "METHODS": "t5peft.methods",
@@ -42,11 +42,11 @@ _HOMES = {
     "prefix_wrap": "t5peft.methods",
     "prompt_wrap": "t5peft.methods",
     "qlora_wrap": "t5peft.methods",
-    "Task": "t5peft.tasks",
+    "Task": "t5peft.data",
     "T5PeftTrainer": "t5peft.training",
     "T5PeftTrainingArguments": "t5peft.training",
-    "load_adapter": "t5peft.checkpoint",
-    "save_adapter": "t5peft.checkpoint",
+    "load_adapter": "t5peft.adapters.checkpoint",
+    "save_adapter": "t5peft.adapters.checkpoint",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, ladder_wrap, lora_wrap
-from t5peft.batches import collate, lay_in_row, pack
+from t5peft.data.collate import collate, lay_in_row, pack
 from t5peft.methods.ladder import kept_activations
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.fast import kernels

@@ -13,10 +13,10 @@ from random import Random
 import pytest
 from tiny import tiny_t5, tiny_tokenizer
 
-from t5peft.tasks import Task, embedded_task
-from t5peft.tasks.augmentation import augment
-from t5peft.tasks.back_translation import BackTranslation
-from t5peft.tasks.rewording import Rewording, Synonyms, Thesaurus, WordDropout, WordSwap
+from t5peft.data import Task, embedded_task
+from t5peft.data.augmentation import augment
+from t5peft.data.back_translation import BackTranslation
+from t5peft.data.rewording import Rewording, Synonyms, Thesaurus, WordDropout, WordSwap
 
 REPOSITORY = Path(__file__).parent.parent
 TASK = Task("t", "say: {text} and {more}", "{label}", {"0": "no", "1": "yes"})
@@ -135,9 +135,9 @@ def test_another_process_finds_the_cached_result(tmp_path: Path) -> None:
     words = tmp_path / "words.json"
     words.write_text('{"big": ["large"], "cat": ["kitten", "puss"]}')
     code = f"""
-from t5peft.tasks import Task
-from t5peft.tasks.augmentation import augment
-from t5peft.tasks.rewording import Synonyms, Thesaurus
+from t5peft.data import Task
+from t5peft.data.augmentation import augment
+from t5peft.data.rewording import Synonyms, Thesaurus
 task = Task("t", "{{text}}", "{{label}}")
 records = [{{"label": str(i), "text": "A big cat"}} for i in range(9)]
 augmented = augment(records, task, Synonyms(Thesaurus.load({str(words)!r})), cache_folder={str(tmp_path)!r})

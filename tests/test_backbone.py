@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from t5peft import load_adapter, load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap, save_adapter
+from t5peft.data import Task
 from t5peft.models.backbone import MINI, Quantization, has_untied_head
 from t5peft.models.unwrap import t5_of
-from t5peft.tasks import Task
-from t5peft.tuning import Recipe, tune
+from t5peft.training.train import Recipe, tune
 
 
 @pytest.fixture

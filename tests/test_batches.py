@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from t5peft.batches import collate, cut_by_tokens, lay_in_row, pack
+from t5peft.data.collate import collate, cut_by_tokens, lay_in_row, pack
 from t5peft.nn.attention import use_attention
 from t5peft.nn.loss import target_loss
 

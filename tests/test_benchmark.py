@@ -30,8 +30,8 @@ from t5peft.benchmark.scoring import Split
 from t5peft.benchmark.suites import SuiteMethod, SuiteTask, load_suite, suite_from, suite_names
 from t5peft.cli import bench
 from t5peft.cli.bench import _device, _grids
+from t5peft.data import Task
 from t5peft.evaluation import METRICS, evaluate_task, loss_and_perplexity
-from t5peft.tasks import Task
 
 TESTS = Path(__file__).parent
 

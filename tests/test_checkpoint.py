@@ -26,7 +26,6 @@ from t5peft import (
     METHODS,
     T5PeftTrainer,
     T5PeftTrainingArguments,
-    checkpoint,
     load_adapter,
     load_backbone,
     lora_wrap,
@@ -34,7 +33,8 @@ from t5peft import (
     qlora_wrap,
     save_adapter,
 )
-from t5peft.checkpoint import (
+from t5peft.adapters import checkpoint
+from t5peft.adapters.checkpoint import (
     CONFIG,
     SEAL,
     WEIGHTS,
@@ -46,7 +46,7 @@ from t5peft.checkpoint import (
     verify,
 )
 from t5peft.cli.data import TASK_FILE
-from t5peft.retuning import REPORT
+from t5peft.training.continue_training import REPORT
 
 ADAPTERS = [name for name, method in METHODS.items() if name != "full" and method.quantize is None]
 

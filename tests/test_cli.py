@@ -26,9 +26,9 @@ from t5peft.benchmark.data import data_of, load_data
 from t5peft.cli import COMMANDS, bench, main
 from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
 from t5peft.cli.predict import answered
+from t5peft.data import Task, family_task, load_records
 from t5peft.evaluation import classify, rank
 from t5peft.models.backbone import load_tokenizer
-from t5peft.tasks import Task, family_task, load_records
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_the_adapter_is_saved_before_it_is_scored(
     def broken(*args: object, **kwargs: object) -> None:
         raise ValueError("out of memory, say")
 
-    monkeypatch.setattr("t5peft.tuning.evaluate_task", broken)
+    monkeypatch.setattr("t5peft.training.train.evaluate_task", broken)
     assert train(backbone, table, tmp_path / "out") == 2
     load_adapter(tmp_path / "out" / "adapter")
 
@@ -177,7 +177,7 @@ def test_a_folder_and_a_data_set_of_the_hub_give_the_split_that_is_asked_for(
     def load(name: str, config: str | None, split: str) -> Dataset:
         return Dataset.from_list(load_records(data_set, split))
 
-    monkeypatch.setattr("t5peft.tasks.files.load_dataset", load)
+    monkeypatch.setattr("t5peft.data.files.load_dataset", load)
     monkeypatch.chdir(data_set)
     path = {"folder": data_set, "here": ".", "hub": "someone/reviews"}[origin]
     given = ["--task", "classification", "--train", path, "--test", path]

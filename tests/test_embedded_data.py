@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "t5peft" / "tasks" / "data"
+DATA = ROOT / "t5peft" / "data" / "embedded"
 SCRIPT = ROOT / "benchmarks" / "make_embedded_data.py"
 SPLITS = ("train", "validation", "test")
 COLUMNS = {

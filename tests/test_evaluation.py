@@ -22,6 +22,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from t5peft.data.task import Task
 from t5peft.evaluation import (
     Ranking,
     candidates,
@@ -42,7 +43,6 @@ from t5peft.models.backbone import MINI, correct_config, has_untied_head, load_b
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.fast import kernels
 from t5peft.nn.kernels.linear import Linear
-from t5peft.tasks.task import Task
 
 TOKENIZER = AutoTokenizer.from_pretrained(MINI)
 SOURCES = [

@@ -18,24 +18,17 @@ PACKAGE = Path(t5peft.__file__).parent
 
 # A part imports only from what stands before it; the way of the data.
 ORDER = (
-    "kernels",
-    "attention",
-    "backbone",
+    "compat",
+    "models",
+    "nn",
     "methods",
-    "checkpoint",
-    "tokens",
-    "tasks",
-    "batches",
-    "loss",
-    "speed",
-    "training",
-    "pretraining",
+    "data",
+    "adapters",
     "evaluation",
-    "tuning",
-    "retuning",
-    "search",
+    "training",
+    "planning",
+    "pretraining",
     "benchmark",
-    "deploy",
     "cli",
 )
 OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece")

@@ -20,7 +20,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft.batches import collate, lay_in_row
+from t5peft.data.collate import collate, lay_in_row
 from t5peft.methods import METHODS
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import FASTER, faster, kernels, our_attention

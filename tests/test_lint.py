@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 from vocabulary import small_tokenizer
 
 from t5peft.cli import main
-from t5peft.tasks import Task
-from t5peft.tasks.lint import fate_of, lint
+from t5peft.data import Task
+from t5peft.data.lint import fate_of, lint
 
 REPOSITORY = Path(__file__).parent.parent
 REAL = Path(os.environ.get("T5PEFT_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t5peft.data import FAMILIES, Task
 from t5peft.evaluation import (
     METRICS,
     classification_report,
@@ -19,7 +20,6 @@ from t5peft.evaluation import (
     confusion_matrix,
     confusion_picture,
 )
-from t5peft.tasks import FAMILIES, Task
 
 TEXT = "the a cat dog sat on mat quickly, brown fox jumped over lazy river. Was it? Yes! running runs 3,000 U.S. it's"
 WORDS = TEXT.split()

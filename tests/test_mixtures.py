@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 from vocabulary import small_tokenizer
 
-from t5peft.tasks import Task
-from t5peft.tasks.mixtures import BLOCK, Mixture, mixture_rates, shuffled
+from t5peft.data import Task
+from t5peft.data.mixtures import BLOCK, Mixture, mixture_rates, shuffled
 
 SIZES = {"large": 5000, "middle": 300, "small": 20}
 

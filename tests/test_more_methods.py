@@ -25,7 +25,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, EncoderDecoderCache
 
 from t5peft import METHODS, bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, prompt_wrap, save_adapter
-from t5peft.checkpoint import fingerprint
+from t5peft.adapters.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import upper_cache
 from t5peft.methods.norm import NormConfig, NormLayer

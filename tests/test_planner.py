@@ -13,13 +13,14 @@ import torch
 from tiny import GEOMETRIES, Geometry, tiny_config, tiny_t5
 from transformers import AutoModelForSeq2SeqLM, BartConfig, ByT5Tokenizer
 
-from t5peft.benchmark.geometry import config_of, known_checkpoints
-from t5peft.benchmark.planner import Job, changes, parse_bytes, step_bytes
-from t5peft.benchmark.simulate import LiveBytes, simulate_step
 from t5peft.cli import main
 from t5peft.methods import METHODS, lora_wrap
 from t5peft.models.backbone import computes_bfloat16, load_backbone
 from t5peft.nn.loss import target_loss
+from t5peft.planning.geometry import config_of, known_checkpoints
+from t5peft.planning.plan import Job, changes, step_bytes
+from t5peft.planning.simulate import LiveBytes, simulate_step
+from t5peft.planning.units import parse_bytes
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "records" / "bench" / "planner.json"
 

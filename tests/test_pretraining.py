@@ -23,17 +23,17 @@ import t5peft
 from t5peft.cli import main
 from t5peft.pretraining.corruption import corrupt, corruption_for_source, corruption_of, noise_mask, split_prefix
 from t5peft.pretraining.embeddings import cooccurrences, pmi_embeddings, positive_pmi
-from t5peft.pretraining.fresh import Shape, new_model, step_flops
-from t5peft.pretraining.matching import set_matching_head
+from t5peft.pretraining.init import Shape, new_model, step_flops
+from t5peft.pretraining.matching_head import set_matching_head
 from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalised, rate_factor
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
 from t5peft.pretraining.questions import KINDS, Questions
 from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, cola, rte, sst2
 from t5peft.pretraining.sentences import Sentences
+from t5peft.pretraining.sentiment import Tone, read_valences
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
 from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
 from t5peft.pretraining.tokens import TokenStore, open_store, shuffled_documents, store_of_files, write_store
-from t5peft.pretraining.tone import Tone, read_valences
 
 MINI = Path(t5peft.__file__).parent / "mini"
 EOS = 1

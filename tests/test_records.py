@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from t5peft.tasks import load_aligned, load_records
+from t5peft.data import load_aligned, load_records
 
 ROWS = [{"text": 'a "b", c', "label": "0"}, {"text": "d\u2028e", "label": "1"}]
 
@@ -178,7 +178,7 @@ def test_names_of_files_and_of_the_hub_are_told_apart(
         asked.append(path)
         return Dataset.from_list([{"text": "a"}])
 
-    monkeypatch.setattr("t5peft.tasks.files.load_dataset", load)
+    monkeypatch.setattr("t5peft.data.files.load_dataset", load)
     if is_file:
         with pytest.raises(FileNotFoundError, match="no such file"):
             load_records(name)

@@ -19,9 +19,9 @@ from t5peft import METHODS, T5PeftTrainingArguments, load_adapter, load_backbone
 from t5peft.cli import main
 from t5peft.cli.recipe import read_recipe
 from t5peft.cli.train import add_arguments
-from t5peft.retuning import Retuned, replace, retune
-from t5peft.tasks import Task
-from t5peft.tuning import Recipe, _arguments, fit, tune
+from t5peft.data import Task
+from t5peft.training.continue_training import Retuned, replace, retune
+from t5peft.training.train import Recipe, _arguments, fit, tune
 
 TASK = Task("film", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
 
@@ -44,7 +44,7 @@ def recipe(backbone: str) -> Recipe:
 
 def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    from t5peft.search import search
+    from t5peft.training.search import search
 
     splits = {"train": records(12), "validation": records(6, 100)}
     first = search(TASK, splits, recipe(backbone), tmp_path / "study", trials=2)
@@ -62,7 +62,7 @@ def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone:
 
 def test_a_study_is_not_continued_by_another_recipe(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    from t5peft.search import search
+    from t5peft.training.search import search
 
     splits = {"train": records(4), "validation": records(4, 100)}
     search(TASK, splits, recipe(backbone), tmp_path / "study", trials=1)
@@ -84,7 +84,7 @@ def test_a_study_is_not_continued_by_another_recipe(backbone: str, tmp_path: Pat
 
 def test_trials_of_a_search_that_goes_on_are_new_ones(backbone: str, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
-    from t5peft.search import search
+    from t5peft.training.search import search
 
     splits = {"train": records(4), "validation": records(4, 100)}
     for trials in (1, 2, 3):
@@ -95,7 +95,7 @@ def test_trials_of_a_search_that_goes_on_are_new_ones(backbone: str, tmp_path: P
 
 def test_a_search_goes_on_by_a_recipe_with_a_path_and_a_tuple(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    from t5peft.search import search
+    from t5peft.training.search import search
 
     splits = {"train": records(4), "validation": records(4, 100)}
     given = replace_fields(recipe(backbone), backbone=Path(backbone), options={"targets": ("q", "k", "v")}, steps=1)
@@ -138,7 +138,7 @@ def test_any_option_of_a_wrap_can_be_given(backbone: str, tmp_path: Path, capsys
 
 def test_what_the_recipe_gives_is_not_searched(backbone: str) -> None:
     optuna = pytest.importorskip("optuna")
-    from t5peft.search import suggest
+    from t5peft.training.search import suggest
 
     given = replace_fields(recipe(backbone), options={"rank": 2}, weight_decay=0.3)
     trial = optuna.trial.FixedTrial({"learning_rate": 2e-3, "label_smoothing": 0.1})
@@ -149,7 +149,7 @@ def test_what_the_recipe_gives_is_not_searched(backbone: str) -> None:
 
 def test_a_study_whose_first_trial_failed_may_be_begun_anew(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    from t5peft.search import search
+    from t5peft.training.search import search
 
     splits = {"train": records(4), "validation": records(4, 100)}
     with pytest.raises(ValueError, match="takes no such option"):
@@ -161,7 +161,7 @@ def test_trials_that_diverge_are_pruned_and_a_study_of_such_alone_is_told(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna")
-    import t5peft.search as module
+    import t5peft.training.search as module
 
     def diverge_once(*given: Any, **more: Any) -> Any:
         monkeypatch.setattr(module, "tune", tune)
@@ -180,7 +180,7 @@ def test_the_picture_shows_values_and_not_the_losses_of_pruned_trials(tmp_path: 
     pytest.importorskip("matplotlib")
     from matplotlib.axes import Axes
 
-    from t5peft.search import _draw
+    from t5peft.training.search import _draw
 
     study = optuna.create_study(direction="maximize")
     distributions = {"learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)}
@@ -205,7 +205,7 @@ def test_the_picture_shows_values_and_not_the_losses_of_pruned_trials(tmp_path: 
 
 def test_a_search_needs_training_records(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    from t5peft.search import search
+    from t5peft.training.search import search
 
     with pytest.raises(ValueError, match="has no train records"):
         search(TASK, {"validation": records(4)}, recipe(backbone), tmp_path / "study", trials=1)
@@ -258,7 +258,7 @@ def test_the_last_step_is_scored_too(backbone: str, tmp_path: Path) -> None:
 
 
 def test_an_epoch_of_two_processes_has_half_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t5peft.tuning.T5PeftTrainingArguments", lambda **given: given["max_steps"])
+    monkeypatch.setattr("t5peft.training.train.T5PeftTrainingArguments", lambda **given: given["max_steps"])
     steps = [_arguments(Recipe(batch_size=4, epochs=2.0), 20, tmp_path)]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert [*steps, _arguments(Recipe(batch_size=4, epochs=2.0), 20, tmp_path)] == [10, 6]
@@ -266,7 +266,7 @@ def test_an_epoch_of_two_processes_has_half_the_steps(tmp_path: Path, monkeypatc
 
 def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    from t5peft.search import search
+    from t5peft.training.search import search
 
     with pytest.raises(ValueError, match="Got trials=0; expected at least 1"):
         search(TASK, {"train": records(4), "validation": records(4)}, recipe(backbone), tmp_path, trials=0)
@@ -319,7 +319,7 @@ def test_an_adapter_is_tuned_again_at_its_own_methods_learning_rate(
     def stop(args: T5PeftTrainingArguments, **_: Any) -> None:
         raise Stop(args.learning_rate)
 
-    monkeypatch.setattr("t5peft.tuning.T5PeftTrainer", stop)
+    monkeypatch.setattr("t5peft.training.train.T5PeftTrainer", stop)
     old = save_adapter(METHODS[method].wrap(load_backbone(backbone)[0]), tmp_path / "v1")
     given = {"new_test": records(2), "old_test": records(2), "recipe": Recipe(steps=1), "output": tmp_path / "v2"}
     with pytest.raises(Stop) as rate:
@@ -390,7 +390,7 @@ def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
     for folder in (tmp_path / "v2", tmp_path / "run" / "adapter"):
         folder.mkdir(parents=True)
         (folder / "notes.txt").write_text("of the user")
-    monkeypatch.setattr("t5peft.tuning.T5PeftTrainer", None)
+    monkeypatch.setattr("t5peft.training.train.T5PeftTrainer", None)
     given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
     with pytest.raises(ValueError, match=r"not saved to .*v2, which holds .*\['notes.txt'\]"):
         retune(old, TASK, records(4, 20), records(4), **given)
@@ -407,7 +407,7 @@ def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(
         raise OSError("disk full")
 
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
-    monkeypatch.setattr("t5peft.retuning.save_adapter", broken)
+    monkeypatch.setattr("t5peft.training.continue_training.save_adapter", broken)
     given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
     with pytest.raises(OSError, match="disk full"):
         retune(old, TASK, records(8, 20), records(4), **given)

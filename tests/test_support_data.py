@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parent.parent / "t5peft" / "tasks" / "data"
+DATA = Path(__file__).parent.parent / "t5peft" / "data" / "embedded"
 CARD = (DATA / "support" / "README.md").read_text(encoding="utf-8")
 COUNTS = {"train": 1100, "validation": 150, "test": 250}
 STEMS = {  # how the target word of each intent begins, in all its forms

@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from t5peft.tasks import Task, embedded_task, hold_out, load_task, real_task, task_names
-from t5peft.tasks.definition import definition_names, read_definition
+from t5peft.data import Task, embedded_task, hold_out, load_task, real_task, task_names
+from t5peft.data.definition import definition_names, read_definition
 
 REPOSITORY = Path(__file__).parent.parent
 REAL = Path(os.environ.get("T5PEFT_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -111,9 +111,9 @@ def test_hub_definitions_work_on_records_with_the_hubs_columns(
     def first_text(row: dict[str, object]) -> str:
         return next((key for key, value in row.items() if isinstance(value, str)), "id")
 
-    monkeypatch.setattr("t5peft.tasks.files.load_dataset", load)
+    monkeypatch.setattr("t5peft.data.files.load_dataset", load)
     if name == "wmt16_en_de":
-        monkeypatch.setattr("t5peft.tasks.registry.hold_out", lambda records, key: (records, records))
+        monkeypatch.setattr("t5peft.data.registry.hold_out", lambda records, key: (records, records))
     task, splits = load_task(name)
     assert set(splits) == {"train", "validation", "test"}
     assert {path for path, _, _ in asked} == {read_definition(name)["data"]["hub"]}
@@ -185,7 +185,7 @@ def test_embedded_tasks_tokenize_without_a_cut_template_or_an_unknown_label(
     name: str, mini: PreTrainedTokenizerBase
 ) -> None:
     folder = read_definition(name)["data"]["embedded"]
-    if not (REPOSITORY / "t5peft" / "tasks" / "data" / folder / "test.jsonl").is_file():
+    if not (REPOSITORY / "t5peft" / "data" / "embedded" / folder / "test.jsonl").is_file():
         pytest.skip(f"the embedded data set {folder} is not there")
     task, splits = embedded_task(name)
     assert list(splits) == ["train", "validation", "test"]

@@ -15,14 +15,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from vocabulary import small_tokenizer
 
-from t5peft.tasks import (
-    FAMILIES,
-    Task,
-    family_task,
-)
-from t5peft.tasks.fitting import special_ids, without_special_tokens
-from t5peft.tasks.registry import with_validation
-from t5peft.tasks.template import Template
+from t5peft.data import FAMILIES, Task, family_task
+from t5peft.data.registry import with_validation
+from t5peft.data.template import Template
+from t5peft.data.truncation import special_ids, without_special_tokens
 
 REPOSITORY = Path(__file__).parent.parent
 REAL = Path(os.environ.get("T5PEFT_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -13,16 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, T5Tokenizer
 from vocabulary import small_tokenizer
 
+from t5peft.adapters.checkpoint import load_adapter, save_adapter
+from t5peft.adapters.merge import merge
 from t5peft.adapters.tokens import load_with_tokens
-from t5peft.checkpoint import load_adapter, save_adapter
 from t5peft.cli.evaluate import load_tuned
-from t5peft.deploy import merge
+from t5peft.data import Task
 from t5peft.methods import ia3_wrap, lora_wrap
 from t5peft.models.backbone import has_untied_head, load_backbone
 from t5peft.models.tokens import add_tokens, train_tokens
-from t5peft.retuning import retune
-from t5peft.tasks import Task
-from t5peft.tuning import Recipe
+from t5peft.training.continue_training import retune
+from t5peft.training.train import Recipe
 
 SHAPES: tuple[Geometry, ...] = ("v1.0", "v1.1")
 NEW = ["{", "<br>", "positively"]

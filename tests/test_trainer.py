@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, load_adapter, lora_wrap, save_adapter
-from t5peft.checkpoint import newest_complete, seal, verify
+from t5peft.adapters.checkpoint import newest_complete, seal, verify
 from t5peft.training.micro_batches import takes_rows
 from t5peft.training.progress import format_logs
 

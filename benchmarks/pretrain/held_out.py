@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.benchmark.environment import commit, machine, versions
 from t5peft.models.backbone import load_backbone
 from t5peft.pretraining import (
     PretrainConfig,

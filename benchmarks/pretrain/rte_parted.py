@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from t5peft.tasks import hold_out, load_task
-from t5peft.tasks.definition import read_definition
+from t5peft.data import hold_out, load_task
+from t5peft.data.definition import read_definition
 
 TEST_OF_TRAIN = 800
 

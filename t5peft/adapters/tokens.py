@@ -8,7 +8,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from t5peft.checkpoint import CONFIG, backbone_of, load_adapter
+from t5peft.adapters.checkpoint import CONFIG, backbone_of, load_adapter
 from t5peft.models.backbone import Quantization
 from t5peft.models.tokens import add_tokens, share_rows
 from t5peft.models.unwrap import t5_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from t5peft.benchmark.summary import Row, TaskTable, against_peer, difference
-from t5peft.benchmark.tables import bytes_text, seconds_text
+from t5peft.planning.units import bytes_text, seconds_text
 
 
 def advice(table: TaskTable) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from t5peft.benchmark.baselines import PEERS
 from t5peft.benchmark.data import backbone_fingerprint, data_of
-from t5peft.benchmark.peers import PEERS
 from t5peft.benchmark.records import RunConfig
 from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 from t5peft.methods import METHODS

@@ -11,12 +11,12 @@ from typing import Any
 from transformers.utils import cached_file
 
 from t5peft.benchmark.suites import SuiteTask
+from t5peft.data import Task, checks, load_records, load_task
+from t5peft.data.registry import with_validation
+from t5peft.data.splits import fingerprint_of_data
 from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import check_metrics
 from t5peft.models.backbone import MINI
-from t5peft.tasks import Task, checks, load_records, load_task
-from t5peft.tasks.registry import with_validation
-from t5peft.tasks.splits import fingerprint_of_data
 
 Splits = dict[str, list[dict[str, Any]]]
 

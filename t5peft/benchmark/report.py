@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t5peft.benchmark.advice import advice
-from t5peft.benchmark.page import page
+from t5peft.benchmark.html_report import page
 from t5peft.benchmark.records import load_records
 from t5peft.benchmark.summary import summarise
 from t5peft.benchmark.tables import csv_text, markdown, overview_markdown

@@ -22,10 +22,10 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback, set_seed
 
+from t5peft.benchmark.baselines import PEERS, plain_trainer
 from t5peft.benchmark.data import load_data
-from t5peft.benchmark.machine import commit, machine, versions
+from t5peft.benchmark.environment import commit, machine, versions
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
-from t5peft.benchmark.peers import PEERS, plain_trainer
 from t5peft.benchmark.records import RunConfig
 from t5peft.benchmark.scoring import Split
 from t5peft.evaluation import merged

@@ -15,12 +15,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.batches import collate
+from t5peft.data import Task
+from t5peft.data.collate import collate
 from t5peft.evaluation import METRICS, compute, loss_and_perplexity, predict, rank
 from t5peft.evaluation.scores import score_of
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.loss import IGNORED_LABEL
-from t5peft.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from typing import Any
 
 import yaml
 
+from t5peft.methods.registry import method_label
+
 SUITES = Path(__file__).parent / "suites"
 _FIELDS = {
     "about", "backbone", "seeds", "steps", "examples_per_step", "evaluations", "limits", "tasks", "methods",
@@ -73,13 +75,6 @@ class SuiteMethod:
     def label(self) -> str:
         """`prefix (prefix_length=64)`: the row's name in tables."""
         return method_label(self.method, self.options)
-
-
-def method_label(method: str, options: Mapping[str, Any]) -> str:
-    """The name of a method with the options that are not its defaults."""
-    if not options:
-        return method
-    return f"{method} ({', '.join(f'{name}={value}' for name, value in sorted(options.items()))})"
 
 
 @dataclass(frozen=True)

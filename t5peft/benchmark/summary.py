@@ -15,7 +15,7 @@ import numpy as np
 
 from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, Spread, paired_bootstrap, spread
-from t5peft.benchmark.suites import method_label
+from t5peft.methods.registry import method_label
 
 ORDER = ("full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3")
 """Rows come in this order, the reference first; then other methods by name, and peers last."""

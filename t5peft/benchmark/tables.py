@@ -13,23 +13,7 @@ from pathlib import Path
 
 from t5peft.benchmark.statistics import Difference, Spread
 from t5peft.benchmark.summary import Mean, Row, TaskTable, against_peer, difference, means_over_tasks, place
-
-
-def bytes_text(amount: float) -> str:
-    """`792 kB`, `149 MB`, `1.62 GB`."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if amount >= size:
-            value = amount / size
-            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
-    return f"{amount:.0f} B"
-
-
-def seconds_text(seconds: float) -> str:
-    """`12 ms`, `0.31 s`, `48 s`."""
-    if seconds < 0.1:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-
+from t5peft.planning.units import bytes_text, seconds_text
 
 BAR = r"\|"
 """A bar that does not end a cell of Markdown."""

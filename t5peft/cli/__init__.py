@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("t5peft.cli.evaluate", "score a tuned adapter on a file or a named task"),
     "predict": ("t5peft.cli.predict", "write a tuned adapter's answers to the records of a file"),
     "search": ("t5peft.cli.search", "search for hyper-parameters, resumable"),
-    "retune": ("t5peft.cli.retune", "tune an adapter again on new data, and say what it forgot"),
+    "retune": ("t5peft.cli.continue_training", "tune an adapter again on new data, and say what it forgot"),
     "merge": ("t5peft.cli.merge", "merge an adapter into its unquantised backbone"),
     "bench": ("t5peft.cli.bench", "compare methods with full fine-tuning: a table and a report"),
     "plan": ("t5peft.cli.plan", "what fits into the memory, from the config alone"),
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "--version":
-        versions = import_module("t5peft.benchmark.machine").versions()
+        versions = import_module("t5peft.benchmark.environment").versions()
         print("\n".join(f"{package} {version}" for package, version in versions.items() if version is not None))
         return 0
     if name not in COMMANDS:

@@ -128,7 +128,7 @@ def _own_suite(args: argparse.Namespace) -> Suite:
 
 
 def _own_task(args: argparse.Namespace) -> SuiteTask:
-    from t5peft.tasks import FAMILIES, family_task, load_records
+    from t5peft.data import FAMILIES, family_task, load_records
 
     needed = {"--task": args.task in FAMILIES, "--train": args.train, "--test": args.test}
     missing = [name for name, given in needed.items() if not given]

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from t5peft.tasks import FAMILIES, Task, family_task, load_records, load_task
-from t5peft.tasks.definition import definition_names
-from t5peft.tasks.registry import with_validation
+from t5peft.data import FAMILIES, Task, family_task, load_records, load_task
+from t5peft.data.definition import definition_names
+from t5peft.data.registry import with_validation
 
 Splits = dict[str, list[dict[str, Any]]]
 TASK_FILE = "task.yaml"
@@ -55,7 +55,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     """The task and its records by split; validation is held out from train where no file is given for it.
 
     Raises:
-        ValueError, FileNotFoundError: as the loaders of :mod:`t5peft.tasks` say.
+        ValueError, FileNotFoundError: as the loaders of :mod:`t5peft.data` say.
     """
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     splits: Splits = {split: load_records(path, split) for split, path in given.items()}

@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.adapters.checkpoint import CONFIG, quantization_of
 from t5peft.adapters.tokens import load_saved
-from t5peft.checkpoint import CONFIG, quantization_of
 from t5peft.cli.data import load_saved_task
+from t5peft.data import Task, load_records, load_task
+from t5peft.data.definition import definition_names, read_definition
+from t5peft.data.presets import has_references
 from t5peft.evaluation import evaluate_task
 from t5peft.models.backbone import load_backbone
-from t5peft.tasks import Task, load_records, load_task
-from t5peft.tasks.definition import definition_names, read_definition
-from t5peft.tasks.families import has_references
 
 logger = logging.getLogger(__name__)
 

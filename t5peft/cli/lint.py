@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from t5peft.cli.data import add_data_arguments, read_data
+from t5peft.data.lint import lint
 from t5peft.models.backbone import load_tokenizer
-from t5peft.tasks.lint import lint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from t5peft.checkpoint import refuse_adapter
+from t5peft.adapters.checkpoint import refuse_adapter
+from t5peft.adapters.merge import merge
 from t5peft.cli.data import TASK_FILE
-from t5peft.deploy import merge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

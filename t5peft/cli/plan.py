@@ -6,8 +6,9 @@ import argparse
 
 import torch
 
-from t5peft.benchmark.planner import Job, fits, parse_bytes, plan_table
 from t5peft.methods import METHODS
+from t5peft.planning.plan import Job, fits, plan_table
+from t5peft.planning.units import parse_bytes
 
 EPILOG = """
 Example: t5peft plan --backbone google/flan-t5-xl --method qlora --source 512 --target 64 --batch 16 --memory 24GB

@@ -12,10 +12,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
+from t5peft.data import Task, load_records
+from t5peft.data.template import Template
 from t5peft.evaluation import predict
 from t5peft.evaluation.scores import rank_targets
-from t5peft.tasks import Task, load_records
-from t5peft.tasks.template import Template
 
 Record = dict[str, Any]
 

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditiona
 
 from t5peft.models.backbone import load_backbone
 from t5peft.pretraining.embeddings import pmi_embeddings
-from t5peft.pretraining.fresh import Shape, matmul_flops_per_second, new_model, step_flops
-from t5peft.pretraining.matching import set_matching_head
+from t5peft.pretraining.init import Shape, matmul_flops_per_second, new_model, step_flops
+from t5peft.pretraining.matching_head import set_matching_head
 from t5peft.pretraining.optimizers import LEARNING_RATES
 from t5peft.pretraining.pretrainer import STATE_FILE, PretrainConfig, Pretrainer
 from t5peft.pretraining.text import read_documents

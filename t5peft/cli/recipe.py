@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from t5peft.methods import METHODS
-from t5peft.tuning import Recipe
+from t5peft.training.train import Recipe
 
 # Options of a wrap that have an argument of their own, by the name of the wrap's argument.
 WRAP_OPTIONS = ("rank", "alpha", "length", "reparametrise")
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add one argument a field of :class:`~t5peft.tuning.Recipe`, with its default."""
+    """Add one argument a field of :class:`~t5peft.training.train.Recipe`, with its default."""
     default = Recipe()
     parser.add_argument(
         "--backbone", default=default.backbone, help="mini, a hub name such as google/flan-t5-base, or a folder"

@@ -6,7 +6,7 @@ import argparse
 
 from t5peft.cli.data import add_data_arguments, read_data
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
-from t5peft.search import search
+from t5peft.training.search import search
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

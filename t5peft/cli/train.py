@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from t5peft.checkpoint import check_output, newest_complete, refuse_adapter, save_adapter
+from t5peft.adapters.checkpoint import check_output, newest_complete, refuse_adapter, save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
-from t5peft.tuning import fit, score_splits
+from t5peft.training.train import fit, score_splits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,11 +14,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.batches import OVERHEAD_TOKENS, cut_by_tokens
+from t5peft.data.collate import OVERHEAD_TOKENS, cut_by_tokens
+from t5peft.data.truncation import encode
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.fast import kernels
 from t5peft.nn.kernels.linear import Linear
-from t5peft.tasks.fitting import encode
 
 Sources = Sequence[str] | Sequence[Sequence[int]]
 """Texts, or token ids that end in `</s>`, as `Task.tokenize` makes them."""

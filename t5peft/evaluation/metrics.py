@@ -18,11 +18,11 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from t5peft.evaluation.answers import exact_match, token_f1
 from t5peft.evaluation.calibration import perplexity
 from t5peft.evaluation.classification import References, accepted_answers, accuracy, answers_of, f1, f1_binary, matthews
 from t5peft.evaluation.gleu import gleu, google_bleu, sentence_gleu
 from t5peft.evaluation.overlap import bleu, chrf, rouge, sentence_bleu
+from t5peft.evaluation.squad import exact_match, token_f1
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from t5peft.data.truncation import encode
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_mask, trees
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
 from t5peft.nn.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, with_hidden_states
-from t5peft.tasks.fitting import encode
 
 
 @dataclass(frozen=True)

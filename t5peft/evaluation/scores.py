@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.batches import collate, cut_by_tokens
+from t5peft.data import checks
+from t5peft.data.collate import collate, cut_by_tokens
+from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
 from t5peft.evaluation.metrics import METRICS, compute
@@ -17,8 +19,6 @@ from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.loss import target_loss
-from t5peft.tasks import checks
-from t5peft.tasks.task import Task
 
 
 def evaluate_task(

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from t5peft.methods.registration import OwnTuner, moved, register
+from t5peft.compat.peft import register
+from t5peft.methods.base import OwnTuner, moved
 from t5peft.methods.wrapping import wrap
 from t5peft.models.unwrap import check_plain
 

@@ -17,7 +17,7 @@ from peft.tuners.ia3 import IA3Layer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.methods.registration import no_mixed_batches
+from t5peft.methods.base import no_mixed_batches
 from t5peft.methods.wrapping import wrap
 from t5peft.models.unwrap import check_plain
 

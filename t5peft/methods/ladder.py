@@ -38,8 +38,9 @@ from torch.nn.functional import rms_norm
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, StaticLayer
 
-from t5peft.methods.activations import Activations
-from t5peft.methods.registration import OwnTuner, StackLayer, moved, register
+from t5peft.compat.peft import register
+from t5peft.methods.activation_cache import Activations
+from t5peft.methods.base import OwnTuner, StackLayer, moved
 from t5peft.methods.wrapping import wrap
 from t5peft.models.unwrap import check_plain
 

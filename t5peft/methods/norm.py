@@ -21,7 +21,8 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.methods.registration import OwnTuner, register
+from t5peft.compat.peft import register
+from t5peft.methods.base import OwnTuner
 from t5peft.methods.wrapping import wrap
 from t5peft.models.unwrap import check_plain
 

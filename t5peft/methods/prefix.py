@@ -33,7 +33,8 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.methods.registration import OwnTuner, moved, register
+from t5peft.compat.peft import register
+from t5peft.methods.base import OwnTuner, moved
 from t5peft.methods.wrapping import wrap
 from t5peft.models.unwrap import check_plain, t5_of
 from t5peft.nn.attention import NAME, use_attention

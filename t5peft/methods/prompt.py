@@ -26,7 +26,8 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.methods.registration import OwnTuner, StackLayer, register
+from t5peft.compat.peft import register
+from t5peft.methods.base import OwnTuner, StackLayer
 from t5peft.methods.wrapping import wrap
 from t5peft.models.unwrap import check_plain
 from t5peft.nn.kernels.varlen import RowLayout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,6 +29,10 @@ def check_plain(model: nn.Module) -> PreTrainedModel:
 
     Raises ValueError for a model that is wrapped already, or is no T5.
     """
+    # Here and not above: importing peft imports our methods, which import the module that imports this one.
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     # A wrap changes its argument in place: the model inside of a PeftModel is wrapped as well.
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         adapters = sorted(getattr(model, "peft_config", {}))

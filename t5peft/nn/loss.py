@@ -262,7 +262,7 @@ def target_loss(
 
     Args:
         model: a T5ForConditionalGeneration, alone or inside PeftModel, DistributedDataParallel and the like.
-        batch: what `t5peft.batches.collate` or `pack` returns; without decoder_input_ids, labels are shifted here.
+        batch: what `t5peft.data.collate.collate` or `pack` returns; without decoder_input_ids, labels are shifted here.
         label_smoothing, z_loss: as in `linear_cross_entropy`.
 
     The logits are left out where the head is a plain linear layer; a head that is itself adapted (LoRA on lm_head, a head

@@ -2,8 +2,8 @@
 
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, corruption_of, split_prefix
 from t5peft.pretraining.embeddings import pmi_embeddings
-from t5peft.pretraining.fresh import Shape, new_model
-from t5peft.pretraining.matching import set_matching_head
+from t5peft.pretraining.init import Shape, new_model
+from t5peft.pretraining.matching_head import set_matching_head
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
 from t5peft.pretraining.selfsupervised import SelfSupervised
 from t5peft.pretraining.text import read_documents

@@ -26,9 +26,9 @@ from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
 from t5peft.pretraining.optimizers import OptimizerName, make_optimizer, rate_factor
 from t5peft.pretraining.selfsupervised import SelfSupervised
+from t5peft.pretraining.sentiment import VALENCES, read_valences
 from t5peft.pretraining.tokenizer import sentinel_ids
 from t5peft.pretraining.tokens import TokenStore
-from t5peft.pretraining.tone import VALENCES, read_valences
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"

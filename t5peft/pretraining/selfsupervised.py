@@ -31,8 +31,8 @@ from transformers import PreTrainedTokenizerFast
 
 from t5peft.pretraining.questions import KINDS, Questions
 from t5peft.pretraining.sentences import Ids, Sentences, joined
+from t5peft.pretraining.sentiment import VALENCES, Tone
 from t5peft.pretraining.tokens import TokenStore
-from t5peft.pretraining.tone import VALENCES, Tone
 
 Pair = tuple[Ids, Ids]
 _ANSWERS = (

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TextIO
 
-from t5peft.tasks.files import OPENERS
+from t5peft.data.files import OPENERS
 
 logger = logging.getLogger("t5peft")
 

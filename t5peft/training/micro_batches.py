@@ -10,8 +10,8 @@ import psutil
 import torch
 from torch import nn
 
-from t5peft.batches import Feature, collate, cut_by_tokens, cut_evenly, lay_in_row
-from t5peft.batches import pack as pack_rows
+from t5peft.data.collate import Feature, collate, cut_by_tokens, cut_evenly, lay_in_row
+from t5peft.data.collate import pack as pack_rows
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.attention import NAME
 from t5peft.nn.kernels.attention import BiasByDistance

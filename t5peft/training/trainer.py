@@ -39,8 +39,7 @@ from transformers.trainer_utils import (
     denumpify_detensorize,
 )
 
-from t5peft.batches import collate, cut_by_tokens
-from t5peft.checkpoint import (
+from t5peft.adapters.checkpoint import (
     SEAL,
     WEIGHTS,
     data_of,
@@ -52,6 +51,8 @@ from t5peft.checkpoint import (
     seal,
     verify,
 )
+from t5peft.data.collate import collate, collate_for_head, cut_by_tokens
+from t5peft.data.features import check_dataset, check_features, unpadded
 from t5peft.methods.ladder import kept_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.wrapping import head_of
@@ -60,7 +61,6 @@ from t5peft.models.unwrap import t5_of
 from t5peft.nn.fast import kernels, our_attention
 from t5peft.nn.loss import IGNORED_LABEL, target_loss
 from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
-from t5peft.training.features import check_dataset, check_features, collate_for_head, unpadded
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 

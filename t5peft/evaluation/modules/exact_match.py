@@ -1,8 +1,8 @@
-"""`exact_match` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.answers.exact_match`."""
+"""`exact_match` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.squad.exact_match`."""
 
 import evaluate
 
-from t5peft.evaluation import carried
+from t5peft.evaluation import offline_modules as carried
 
 
 class ExactMatch(evaluate.Metric):

@@ -2,7 +2,7 @@
 
 import evaluate
 
-from t5peft.evaluation import carried
+from t5peft.evaluation import offline_modules as carried
 
 
 class F1(evaluate.Metric):

@@ -1,8 +1,8 @@
-"""`token_f1` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.answers.token_f1`."""
+"""`token_f1` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.squad.token_f1`."""
 
 import evaluate
 
-from t5peft.evaluation import carried
+from t5peft.evaluation import offline_modules as carried
 
 
 class TokenF1(evaluate.Metric):

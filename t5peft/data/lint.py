@@ -1,0 +1,237 @@
+"""What a tokenizer loses of a data set, said before training, with what to do.
+
+    print(lint(task, records, tokenizer))
+
+T5's vocabulary has no line break and no brace, so code, JSON and lists reach the model without them; characters that
+it does not know become one unknown piece, which a model can neither tell apart nor write.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from t5peft.data import checks
+from t5peft.data.task import Record, Task
+from t5peft.data.template import Template, as_text, one_line
+from t5peft.data.truncation import Fitted, encode, fit, special_ids
+
+SHOWN_CHARACTERS = 12
+
+
+@dataclass(frozen=True)
+class Side:
+    """Sources or targets as the tokenizer takes them.
+
+    Args:
+        name: ``"sources"`` or ``"targets"``.
+        rows: how many there are.
+        tokens: of all rows, before any cut, with ``</s>``.
+        unknown_tokens: how many of them are the unknown piece.
+        unknown_rows: rows with at least one.
+        lost: each character that becomes the unknown piece, and in how many rows it is.
+        changed: each character that becomes other text (or a space), what it becomes, and in how many rows it is.
+        special_rows: rows whose text spells a special token such as ``</s>``.
+        lengths: tokens of each row, sorted.
+        limit: tokens that are kept.
+    """
+
+    name: str
+    rows: int
+    tokens: int
+    unknown_tokens: int
+    unknown_rows: int
+    lost: dict[str, int]
+    changed: dict[str, tuple[str, int]]
+    special_rows: int
+    lengths: tuple[int, ...]
+    limit: int
+
+    @property
+    def cut_rows(self) -> int:
+        """Rows longer than the limit."""
+        return sum(length > self.limit for length in self.lengths)
+
+    def length_of(self, share: float) -> int:
+        """Tokens that this share of the rows does not exceed."""
+        return self.lengths[max(0, min(len(self.lengths) - 1, round(share * len(self.lengths)) - 1))]
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """What ``lint`` found. ``str(report)`` is for reading, before training.
+
+    Args:
+        task: its name.
+        sources: what happens to them.
+        targets: what happens to them.
+        unwritable: rows whose target the tokenizer cannot give back, so that no answer can equal it.
+        problems: what ``Task.encode`` would raise.
+        advice: what to do, most harmful first; empty where nothing is lost.
+    """
+
+    task: str
+    sources: Side
+    targets: Side
+    unwritable: int
+    problems: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"tokenizer lint of task {self.task!r}", *_lines_of(self.sources), *_lines_of(self.targets)]
+        if self.unwritable:
+            lines.append(f"  {_share(self.unwritable, self.targets.rows)} of targets cannot be written exactly")
+        lines += [f"error: {problem}" for problem in self.problems]
+        lines += [f"do: {advice}" for advice in self.advice]
+        return "\n".join(lines if self.problems or self.advice else [*lines, "nothing is lost"])
+
+
+def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> LintReport:
+    """Look at every record as the tokenizer will take it. Nothing is changed, and nothing raised that can be reported.
+
+    Raises:
+        ValueError: columns are missing or hold no text; nothing can be said of such records.
+    """
+    records = list(records)
+    target = Template.parse(task.target)
+    template = Template.parse(task.template)
+    missing = checks.missing_columns(records, template) + checks.missing_columns(records, target)
+    checks.raise_all(task.name, missing)
+    words = task.target_words or {}
+    rows = [{column: as_text(record[column]) or "" for column in template.columns} for record in records]
+    target_rows = [{column: as_text(record[column]) or "" for column in target.columns} for record in records]
+    target_rows = [{column: words.get(text, text) for column, text in row.items()} for row in target_rows]
+    sources, source_fit = _side("sources", template, rows, tokenizer, task.max_source_length)
+    targets, target_fit = _side("targets", target, target_rows, tokenizer, task.max_target_length)
+    unwritable = _unwritable(target_fit.texts, tokenizer)
+    problems = checks.unknown_labels(records, target.columns[0], task.labels) if words else []
+    problems += task.collisions(tokenizer)
+    problems += checks.unusable(source_fit, template, "source", task.max_source_length)
+    problems += checks.unusable(target_fit, target, "target", task.max_target_length)
+    advice = _advice(sources) + _advice(targets)
+    if unwritable:
+        advice.insert(0, _advice_on_unwritable(unwritable, targets, classes=bool(words)))
+    return LintReport(task.name, sources, targets, unwritable, tuple(problems), tuple(advice))
+
+
+def _side(
+    name: str, template: Template, rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[Side, Fitted]:
+    fitted = fit(template, rows, tokenizer, limit)
+    texts = [template.render(row) for row in rows]
+    encoded = encode(texts, tokenizer)
+    unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
+    seen = Counter(character for text in texts for character in set(text))
+    fates = {character: fate_of(character, tokenizer) for character in seen}
+    side = Side(
+        name=name,
+        rows=len(texts),
+        tokens=sum(map(len, encoded)),
+        unknown_tokens=sum(unknown),
+        unknown_rows=sum(map(bool, unknown)),
+        lost={character: count for character, count in seen.most_common() if fates[character] is None},
+        changed={
+            character: (fate, count)
+            for character, count in seen.most_common()
+            if (fate := fates[character]) is not None and fate != character
+        },
+        special_rows=len(fitted.escaped),
+        lengths=tuple(sorted(map(len, encoded))),
+        limit=limit,
+    )
+    return side, fitted
+
+
+def fate_of(character: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What a tokenizer gives back for a character within a word; ``None`` where it becomes the unknown piece."""
+    # digits around it: no accent combines with them, and no tokenizer strips them
+    ids = tokenizer(f"1{character}1", add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id in ids:
+        return None
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text[text.index("1") + 1 : text.rindex("1")]
+
+
+def _unwritable(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many texts the tokenizer does not give back, white space aside."""
+    special = special_ids(tokenizer)
+    distinct = Counter(texts)
+    lost = 0
+    for (text, count), ids in zip(distinct.items(), encode(list(distinct), tokenizer), strict=True):
+        back = tokenizer.decode([i for i in ids if i != tokenizer.eos_token_id], clean_up_tokenization_spaces=False)
+        if one_line(back) != one_line(text) and not special & set(ids[:-1]):
+            lost += count
+    return lost
+
+
+def _lines_of(side: Side) -> list[str]:
+    lines = [
+        f"{side.name}: {side.rows}, {side.tokens / side.rows:.1f} tokens on average, 95 % up to "
+        f"{side.length_of(0.95)}, longest {side.lengths[-1]}; limit {side.limit}: {_share(side.cut_rows, side.rows)} cut"
+    ]
+    if side.unknown_tokens:
+        lines.append(
+            f"  unknown pieces: {100 * side.unknown_tokens / side.tokens:.2f} % of tokens, in "
+            f"{_share(side.unknown_rows, side.rows)}: {_characters(side.lost)}"
+        )
+    if side.changed:
+        lines.append(f"  changed characters: {_characters(side.changed)}")
+    if side.special_rows:
+        lines.append(f"  special tokens spelled out: in {_share(side.special_rows, side.rows)}")
+    return lines
+
+
+def _advice(side: Side) -> list[str]:
+    advice = []
+    column = side.name[:-1]
+    if side.lost:
+        advice.append(
+            f"{side.name}: replace {_names(side.lost)} by text that the tokenizer knows, or add them as tokens "
+            "(t5peft.models.tokens.add_tokens); ByT5 knows every character"
+        )
+    breaks = [character for character, (fate, _) in side.changed.items() if not fate.strip() and character != " "]
+    if breaks:
+        advice.append(
+            f"{side.name}: {_names(breaks)} reach the model as a space or not at all; where they carry meaning, put a "
+            "word or a mark such as ' | ' in their place, or add a token"
+        )
+    if side.special_rows:
+        advice.append(
+            f"{side.name}: special tokens in the text are broken up (</s> becomes < /s>) so that they do not end it; if "
+            "they are left over from an earlier tokenisation, take them out"
+        )
+    if side.cut_rows:
+        advice.append(
+            f"{side.name}: max_{column}_length={side.lengths[-1]} would keep all of every row, "
+            f"{side.length_of(0.95)} that of 95 %; with less the ends of the longest columns are cut"
+        )
+    return advice
+
+
+def _advice_on_unwritable(rows: int, targets: Side, *, classes: bool) -> str:
+    share = _share(rows, targets.rows)
+    if classes:
+        return f"targets: the target words of {share} hold characters that the tokenizer loses; choose other words"
+    return f"targets: no answer can equal {share} of them exactly; exact match is at most {1 - rows / targets.rows:.3f}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({100 * part / whole:.1f} %)"
+
+
+def _characters(found: dict[str, Any]) -> str:
+    shown = []
+    for character, value in list(found.items())[:SHOWN_CHARACTERS]:
+        becomes, rows = value if isinstance(value, tuple) else (None, value)
+        shown.append(f"{character!a}{'' if becomes is None else f' -> {becomes!a}'} in {rows}")
+    more = f" and {len(found) - SHOWN_CHARACTERS} more" if len(found) > SHOWN_CHARACTERS else ""
+    return ", ".join(shown) + more
+
+
+def _names(characters: Iterable[str]) -> str:
+    names = [repr(character) for character in characters]
+    return ", ".join(names[:SHOWN_CHARACTERS]) + (" and others" if len(names) > SHOWN_CHARACTERS else "")

@@ -1,0 +1,170 @@
+"""Several tasks in one training set: how often each is drawn, and which of its examples comes next.
+
+Rates follow the T5 paper (Raffel et al. 2020, section 3.5.2): r_t = min(e_t, K)^(1/T) / sum over tasks, with e_t examples,
+a cap K and a temperature T; or they are fixed.
+
+Draw i is a function of the seed and of i alone, so a run resumes anywhere. Draws come in blocks: every block holds each
+task as often as its rate says, in an order of its own, and a task's examples all come once, shuffled, before any
+comes again. (Independent draws, as in seqio's sampling, would leave some examples out and repeat others.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from t5peft.data.splits import Records
+from t5peft.data.task import Task
+
+BLOCK = 1000
+
+
+def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperature: float = 1.0) -> dict[str, float]:
+    """Examples-proportional rates that sum to 1.
+
+    Args:
+        sizes: examples of each task.
+        cap: the most examples that a task may count; None: no cap.
+        temperature: 1 is proportional, more is closer to equal.
+
+    Raises:
+        ValueError: no tasks, an empty one, a cap below 1 or a temperature that is not positive.
+    """
+    problems = [] if sizes else ["there are no tasks"]
+    problems += [f"task {name!r} has no examples" for name, size in sizes.items() if size < 1]
+    if cap is not None and cap < 1:
+        problems.append(f"cap is {cap}; at least 1 was expected")
+    if not temperature > 0:
+        problems.append(f"temperature is {temperature}; a number above 0 was expected")
+    if problems:
+        raise ValueError(f"mixture: {'; '.join(problems)}")
+    largest = max(sizes.values()) if temperature < 1 else 1  # a high power of a size would overflow
+    weights = {name: (min(size, cap or size) / largest) ** (1 / temperature) for name, size in sizes.items()}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Tokenised tasks and the rates they are drawn at.
+
+    Args:
+        datasets: by task; columns ``input_ids`` and ``labels``, as ``Task.tokenize`` gives them.
+        rates: how often each task is drawn; positive numbers, brought to sum to 1, kept to a thousandth.
+        seed: of the order.
+
+    Raises:
+        ValueError: tasks and rates do not match, a rate is not positive, or a data set is empty.
+    """
+
+    datasets: Mapping[str, Dataset]
+    rates: Mapping[str, float]
+    seed: int = 0
+    _orders: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        problems = [f"task {name!r} has no rate" for name in self.datasets if name not in self.rates]
+        problems += [f"rate for {name!r}, which is no task here" for name in self.rates if name not in self.datasets]
+        problems += [
+            f"the rate of {name!r} is {rate}; a number above 0 was expected, or leave the task out"
+            for name, rate in self.rates.items()
+            if not 0 < rate < float("inf")
+        ]
+        problems += [f"task {name!r} has no examples" for name, dataset in self.datasets.items() if len(dataset) == 0]
+        if not self.datasets or len(self.datasets) > BLOCK:
+            problems.append(f"there are {len(self.datasets)} tasks; 1 to {BLOCK} were expected")
+        if problems:
+            raise ValueError("mixture:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+    @classmethod
+    def of_tasks(
+        cls,
+        tasks: Mapping[str, tuple[Task, Records]],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        cap: int | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> Mixture:
+        """The examples-proportional mixture of tasks over their training records.
+
+        Raises:
+            ValueError: what ``Task.encode`` and ``mixture_rates`` say.
+        """
+        datasets = {name: task.tokenize(records, tokenizer) for name, (task, records) in tasks.items()}
+        sizes = {name: len(dataset) for name, dataset in datasets.items()}
+        return cls(datasets, mixture_rates(sizes, cap=cap, temperature=temperature), seed)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How often each task is drawn in every block of 1,000: its rate to the thousandth, at least one."""
+        total = sum(self.rates.values())
+        exact = {name: self.rates[name] / total * BLOCK for name in self.datasets}
+        counts = {name: max(1, int(share)) for name, share in exact.items()}
+        # what rounding left goes to those who lost most by it, and comes from those who gained most
+        while (missing := BLOCK - sum(counts.values())) != 0:
+            step = 1 if missing > 0 else -1
+            candidates = [name for name in counts if counts[name] + step >= 1]
+            neediest = max(candidates, key=lambda name: step * (exact[name] - counts[name]))
+            counts[neediest] += step
+        return counts
+
+    def draw(self, index: int) -> tuple[str, int]:
+        """The task of draw ``index`` and the row of its data set, whatever was drawn before.
+
+        Raises:
+            IndexError: a negative index.
+        """
+        if index < 0:
+            raise IndexError(f"draw {index}: draws are counted from 0")
+        block, place = divmod(index, BLOCK)
+        order = self._order("", block, BLOCK)
+        ends = dict(zip(self.counts, accumulate(self.counts.values()), strict=True))
+        name = next(name for name, end in ends.items() if order[place] < end)
+        end, count = ends[name], self.counts[name]
+        before = int(np.count_nonzero((order[:place] >= end - count) & (order[:place] < end)))
+        size = len(self.datasets[name])
+        epoch, position = divmod(block * count + before, size)
+        return name, int(self._order(name, epoch, size)[position])
+
+    def dataset(self, length: int, *, start: int = 0) -> Dataset:
+        """Draws ``start`` to ``start + length`` as one data set, for a trainer; it shares the tasks' memory.
+
+        ``length`` should cover the run: a second epoch over it repeats the same draws.
+        """
+        offsets, together = {}, 0
+        for name, dataset in self.datasets.items():
+            offsets[name] = together
+            together += len(dataset)
+        draws = (self.draw(index) for index in range(start, start + length))
+        rows = [offsets[name] + row for name, row in draws]
+        columns = [dataset.select_columns(["input_ids", "labels"]) for dataset in self.datasets.values()]
+        return concatenate_datasets(columns).select(rows)
+
+    def _order(self, name: str, epoch: int, size: int) -> np.ndarray:
+        """The shuffled numbers 0 to size of one epoch of a task, or of one block for the name ``""``."""
+        key = (name, epoch)
+        if key not in self._orders:
+            # one order a name is kept: draws mostly come in sequence
+            for old in [other for other in self._orders if other[0] == name]:
+                del self._orders[old]
+            self._orders[key] = shuffled(size, f"{self.seed}/{name}/{epoch}")
+        return self._orders[key]
+
+
+def shuffled(size: int, key: str) -> np.ndarray:
+    """The numbers 0 to size in an order that follows from the key, the same with every version of numpy [size]."""
+    start = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
+    # splitmix64 (Steele, Lea and Flood 2014) over a counter
+    with np.errstate(over="ignore"):
+        mixed = start + np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(31)
+    return np.argsort(mixed, kind="stable")

@@ -1,0 +1,71 @@
+"""Held-out records, the same on every machine and whatever order the file has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from t5peft.data.template import one_line
+
+if TYPE_CHECKING:
+    from t5peft.data.task import Task
+
+Records = list[dict[str, Any]]
+Splits = dict[str, Records]
+_LAST = b"\xff" * 33  # behind every hash
+
+
+def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A hash of the records with the task's definition."""
+    records = {split: [dict(record) for record in rows] for split, rows in splits.items()}
+    content = json.dumps([asdict(task), records], sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def hold_out(
+    records: Records, key: Callable[[dict[str, Any]], str], *, share: float = 0.1, at_most: int = 1000
+) -> tuple[Records, Records]:
+    """Part records into the rest and a held-out share, both in their old order.
+
+    Records with the same key go together, so that a source with several targets, or one that is there twice, is never
+    on both sides; keys that differ in white space alone are the same, as they are to T5. Which keys are held out follows from a
+    hash of the key alone.
+
+    Args:
+        records: what to part.
+        key: what makes two records the same; most often the source.
+        share: of the keys, to hold out; at least one.
+        at_most: keys to hold out.
+
+    Raises:
+        ValueError: fewer than two different keys.
+    """
+    names = [key(record) for record in records]
+    ranks: dict[str, bytes] = {}
+    for name in set(names):
+        ranks[one_line(name)] = min(_rank(name), ranks.get(one_line(name), _LAST))
+    if len(ranks) < 2:
+        raise ValueError(
+            f"{len(records)} records have {len(ranks)} different keys; two or more are needed to part them"
+        )
+    count = min(max(1, round(share * len(ranks))), at_most, len(ranks) - 1)
+    held = set(sorted(ranks, key=ranks.__getitem__)[:count])
+    parted: tuple[Records, Records] = [], []
+    for name, record in zip(names, records, strict=True):
+        parted[one_line(name) in held].append(record)
+    return parted
+
+
+def group_references(records: Records, key: Callable[[dict[str, Any]], str], column: str) -> Records:
+    """One record for each key, with ``references``: the column's texts over all records of that key."""
+    groups: dict[str, Records] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return [group[0] | {"references": [record[column] for record in group]} for group in groups.values()]
+
+
+def _rank(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

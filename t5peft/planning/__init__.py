@@ -1,0 +1,1 @@
+"""Plan a run before it starts: published geometries, and the memory that a training step takes."""

@@ -1,0 +1,197 @@
+"""What a training run will take in memory, before it is started and without the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+
+from t5peft.methods import METHODS
+from t5peft.methods.registry import method_label
+from t5peft.models.backbone import Quantization, computes_bfloat16
+from t5peft.planning.geometry import config_of
+from t5peft.planning.simulate import StepBytes, simulate_step
+from t5peft.planning.units import bytes_text
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run as far as memory goes: one optimizer step of `batch` examples in micro-batches of `micro_batch`.
+
+    `dtype` None is what `load_backbone` takes: float32, or bfloat16 for a quantised backbone where it is fast.
+    """
+
+    backbone: str
+    method: str
+    source_tokens: int
+    target_tokens: int
+    batch: int
+    micro_batch: int
+    device: str = "cuda"
+    quantize: Quantization | None = None
+    dtype: torch.dtype | None = None
+    checkpointing: bool = False
+    method_options: tuple[tuple[str, Any], ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)}, expected at least 1"
+            for name in ("source_tokens", "target_tokens", "batch", "micro_batch")
+            if getattr(self, name) < 1
+        ]
+        if self.method not in METHODS:
+            problems.append(f"method {self.method!r} is unknown, expected one of {', '.join(METHODS)}")
+        if self.batch % max(1, self.micro_batch):
+            problems.append(f"{self.batch} examples do not divide into micro-batches of {self.micro_batch}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Of the backbone: the method's own unless chosen."""
+        return self.quantize or METHODS[self.method].quantize
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Of the weights that are not quantised."""
+        if self.dtype is not None:
+            return self.dtype
+        fast = self.device == "cuda" or computes_bfloat16()
+        return torch.bfloat16 if self.quantization and fast else torch.float32
+
+    def describe(self) -> str:
+        """The job in one line."""
+        parts = [self.backbone, method_label(self.method, dict(self.method_options))]
+        parts += [self.quantization or "", str(self.weights_dtype).removeprefix("torch."), self.device]
+        parts.append(f"{self.batch} examples of {self.source_tokens} -> {self.target_tokens} tokens a step")
+        if self.micro_batch != self.batch:
+            parts.append(f"in micro-batches of {self.micro_batch}")
+        if self.checkpointing:
+            parts.append("gradient checkpointing")
+        return ", ".join(part for part in parts if part)
+
+
+@lru_cache(maxsize=64)
+def step_bytes(job: Job) -> StepBytes:
+    """Bytes of one step of `job`.
+
+    Raises:
+        FileNotFoundError: the backbone's configuration is not found.
+        ValueError: the backbone is no T5, or the method refuses it or its options.
+    """
+    return simulate_step(
+        config_of(job.backbone),
+        partial(METHODS[job.method].wrap, **dict(job.method_options)),
+        batch=job.micro_batch,
+        source_tokens=job.source_tokens,
+        target_tokens=job.target_tokens,
+        quantize=job.quantization,
+        dtype=job.weights_dtype,
+        checkpointing=job.checkpointing,
+        accumulation=job.batch // job.micro_batch,
+        device=job.device,
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that makes a job fit: what to change, the job then, and its bytes."""
+
+    text: str
+    job: Job
+    bytes: StepBytes
+
+
+def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
+    """The largest micro-batch whose step fits, with as many of them as give the same step; None where one row is too much.
+
+    The peak grows with rows along a straight line, near enough to find the candidate; the candidate is then simulated.
+    """
+    if job.micro_batch == 1:
+        return None
+    one = step_bytes(replace(job, micro_batch=1))
+    if one.peak_bytes > memory_bytes:
+        return None
+    per_row = (step_bytes(job).peak_bytes - one.peak_bytes) / (job.micro_batch - 1)
+    for rows in sorted((rows for rows in range(1, job.micro_batch) if job.batch % rows == 0), reverse=True):
+        if one.peak_bytes + (rows - 1) * per_row > 1.05 * memory_bytes:
+            continue
+        candidate = replace(job, micro_batch=rows)
+        if step_bytes(candidate).peak_bytes <= memory_bytes:
+            text = f"micro-batches of {rows}, {job.batch // rows} of them a step: the same gradient"
+            return Change(text, candidate, step_bytes(candidate))
+    return None
+
+
+def changes(job: Job, memory_bytes: int) -> list[Change]:
+    """What makes `job` fit, the least intrusive first, until one change does alone; empty where it fits as it is."""
+    if step_bytes(job).peak_bytes <= memory_bytes:
+        return []
+    found: list[Change] = []
+    for text, changed in _alternatives(job):
+        bytes_ = step_bytes(changed)
+        if bytes_.peak_bytes <= memory_bytes:
+            return [*found, Change(text, changed, bytes_)]
+        if (smaller := largest_micro_batch(changed, memory_bytes)) is not None:
+            found.append(replace(smaller, text=f"{text}, and {smaller.text}" if text else smaller.text))
+    return found
+
+
+def fits(job: Job, memory_bytes: int) -> bool:
+    """Whether `job` fits, as it is or with one of the changes."""
+    return step_bytes(job).peak_bytes <= memory_bytes or bool(changes(job, memory_bytes))
+
+
+def _alternatives(job: Job) -> list[tuple[str, Job]]:
+    """The job itself (for smaller micro-batches), then with checkpointing, then with smaller weights."""
+    checkpointed = replace(job, checkpointing=True)
+    found = [("", job)]
+    if not job.checkpointing:
+        found.append(("gradient checkpointing: the same gradient, about a third more time", checkpointed))
+    if job.weights_dtype == torch.float32:
+        found.append(("weights in bfloat16, gradient checkpointing", replace(checkpointed, dtype=torch.bfloat16)))
+    if job.quantization != "nf4":
+        smaller = replace(checkpointed, method="qlora", quantize="nf4", method_options=())
+        found.append(("method qlora with nf4, gradient checkpointing", smaller))
+    return found
+
+
+def plan_table(job: Job, memory_bytes: int | None) -> str:
+    """The plan as text: bytes with and without checkpointing, whether they fit, and what to change."""
+    columns = {"plain": step_bytes(replace(job, checkpointing=False))}
+    columns["checkpointing"] = step_bytes(replace(job, checkpointing=True))
+    steps = columns.values()
+    rows = {
+        "": list(columns),
+        "weights of the backbone": [bytes_text(step.weights_bytes) for step in steps],
+        f"adapter ({columns['plain'].trainable_parameters:,} trained)": [
+            bytes_text(step.adapter_bytes) for step in steps
+        ],
+        "optimizer (AdamW)": [bytes_text(step.optimizer_bytes) for step in steps],
+        "activations kept for backward": [bytes_text(step.activations_bytes) for step in steps],
+        "gradients, loss, one layer's work": [bytes_text(step.transient_bytes) for step in steps],
+        "peak of a step": [bytes_text(step.peak_bytes) for step in steps],
+    }
+    if memory_bytes is not None:
+        verdicts = ["fits" if step.peak_bytes <= memory_bytes else "does not fit" for step in steps]
+        rows[f"in {bytes_text(memory_bytes)}"] = verdicts
+    lines = [
+        job.describe(),
+        "",
+        *(f"{label:34}" + "".join(f"{cell:>16}" for cell in cells) for label, cells in rows.items()),
+    ]
+    if memory_bytes is not None:
+        lines += ["", *_advice(job, memory_bytes)]
+    return "\n".join(lines)
+
+
+def _advice(job: Job, memory_bytes: int) -> list[str]:
+    if step_bytes(job).peak_bytes <= memory_bytes:
+        left = memory_bytes - step_bytes(job).peak_bytes
+        return [f"It fits, with {bytes_text(left)} to spare."]
+    found = changes(job, memory_bytes)
+    if not found:
+        return ["Nothing tried makes it fit: take a smaller backbone, or shorter sources."]
+    return ["To make it fit:", *(f"  - {change.text} ({bytes_text(change.bytes.peak_bytes)})" for change in found)]

@@ -1,0 +1,35 @@
+"""Amounts in words: bytes and seconds."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """`24GB` or `16 GiB`.
+
+    Raises:
+        ValueError: neither.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is no amount of memory; expected a number with MB, GB, MiB or GiB, such as 24GB")
+    return round(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def bytes_text(amount: float) -> str:
+    """`792 kB`, `149 MB`, `1.62 GB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if amount >= size:
+            value = amount / size
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{amount:.0f} B"
+
+
+def seconds_text(seconds: float) -> str:
+    """`12 ms`, `0.31 s`, `48 s`."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
