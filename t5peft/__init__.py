@@ -29,7 +29,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 _HOMES = {
     "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
-    "merge": "t5peft.adapters",
+    "merge": "t5peft.adapters.merge",
     "predict": "t5peft.evaluation",
     "rank": "t5peft.evaluation",
     "METHODS": "t5peft.methods",

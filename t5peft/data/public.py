@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def data_folder() -> Path:
-    """Where the public data sets lie.
+    """Return the folder of the public data sets, which the environment variable ``T5PEFT_DATA`` names.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: The variable is not set, or there is no such folder.
     """
     named = os.environ.get("T5PEFT_DATA")
-    folder = Path(named) if named else Path(__file__).parents[2].parent / "shared" / "data"
-    if not folder.is_dir():
+    folder = Path(named or "")
+    if not named or not folder.is_dir():
         raise FileNotFoundError(
-            f"no folder {folder} with the public data sets; set the environment variable T5PEFT_DATA to the folder "
-            "that holds sst2_glue, trec and the others"
+            f"Got {'no such folder as ' + str(folder) if named else 'no folder'} for the public data sets; expected the one that "
+            "holds sst2_glue, trec and the others. Set the environment variable T5PEFT_DATA to it."
         )
     return folder
 

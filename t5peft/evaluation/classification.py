@@ -1,6 +1,6 @@
 """Scores of label predictions: accuracy, F1, Matthews correlation, the report per class and its picture.
 
-Written with numpy; equal to scikit-learn's functions of the same names (tests/test_metrics.py). Labels are compared as
+Written with numpy; equal to scikit-learn's functions of the same names (tests/evaluation/test_metrics.py). Labels are compared as
 strings. The classes of a score are those of the references together with whatever was predicted, so an answer outside
 the target words counts as a class of its own without references: it lowers recall and macro F1 and stays visible.
 """

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import synthetic
+from paths import ROOT
 from transformers import set_seed
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
@@ -369,7 +370,7 @@ def start_suite(folder: Path) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     script = folder / "suite.py"
     script.write_text(SUITE_SCRIPT.format(tests=str(TESTS)))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])}
     command = [sys.executable, str(script), str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 

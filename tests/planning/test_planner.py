@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 from tiny import GEOMETRIES, Geometry, tiny_config, tiny_t5
 from transformers import AutoModelForSeq2SeqLM, BartConfig, ByT5Tokenizer
 
@@ -22,7 +23,7 @@ from t5peft.planning.plan import Job, changes, step_bytes
 from t5peft.planning.simulate import LiveBytes, simulate_step
 from t5peft.planning.units import parse_bytes
 
-RECORD = Path(__file__).parents[1] / "benchmarks" / "records" / "bench" / "planner.json"
+RECORD = ROOT / "benchmarks" / "records" / "bench" / "planner.json"
 
 # As papers and cards give them, in millions: Raffel et al. 2020 (Appendix, table of models), Xue et al. 2021 and 2022.
 PUBLISHED_MILLIONS = {

@@ -1,4 +1,4 @@
-"""What T5PeftTrainer promises beside the splits (tests/test_splits.py) and the stack's faults (tests/test_stack.py)."""
+"""What T5PeftTrainer promises beside the splits (tests/training/test_splits.py) and the stack's faults (tests/test_stack.py)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import ready_t5, stir
 from torch import nn
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, ladder_wrap, lora_wrap
@@ -17,7 +18,6 @@ from t5peft.methods.ladder import kept_activations
 from t5peft.models.unwrap import t5_of
 from t5peft.nn.fast import kernels
 from t5peft.nn.loss import target_loss
-from tests.cases import ready_t5, stir
 
 PLENTY = 10**9
 IDS = {"pad_token_id": 0, "decoder_start_token_id": 0}

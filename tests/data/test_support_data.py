@@ -8,11 +8,11 @@ import itertools
 import json
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-DATA = Path(__file__).parent.parent / "t5peft" / "data" / "embedded"
+DATA = ROOT / "t5peft" / "data" / "embedded"
 CARD = (DATA / "support" / "README.md").read_text(encoding="utf-8")
 COUNTS = {"train": 1100, "validation": 150, "test": 250}
 STEMS = {  # how the target word of each intent begins, in all its forms

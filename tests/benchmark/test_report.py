@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import synthetic
+from paths import ROOT
 
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.records import load_records, write_record
@@ -36,7 +37,6 @@ from t5peft.benchmark.tables import (
     seconds_text,
 )
 
-ROOT = Path(__file__).parents[1]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from paths import PUBLIC_DATA, ROOT
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from vocabulary import small_tokenizer
 
@@ -14,21 +14,19 @@ from t5peft.cli import main
 from t5peft.data import Task
 from t5peft.data.lint import fate_of, lint
 
-REPOSITORY = Path(__file__).parent.parent
-REAL = Path(os.environ.get("T5PEFT_DATA", REPOSITORY.parent / "shared" / "data"))
 ECHO = Task("echo", "say: {text}", "{title}", max_source_length=16, max_target_length=8)
 
 
 @pytest.fixture(scope="module")
 def mini() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(REPOSITORY / "t5peft" / "mini")
+    return AutoTokenizer.from_pretrained(ROOT / "t5peft" / "mini")
 
 
 @pytest.fixture(scope="module")
 def t5() -> PreTrainedTokenizerBase:
-    if not REAL.is_dir():
+    if not PUBLIC_DATA.is_dir():
         pytest.skip("no real data: set T5PEFT_DATA to their folder")
-    return T5Tokenizer.from_pretrained(REAL / "t5_vocab")
+    return T5Tokenizer.from_pretrained(PUBLIC_DATA / "t5_vocab")
 
 
 def test_plain_text_is_said_to_lose_nothing(mini: PreTrainedTokenizerBase) -> None:

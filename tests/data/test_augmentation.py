@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from paths import ROOT
 from tiny import tiny_t5, tiny_tokenizer
 
 from t5peft.data import Task, embedded_task
@@ -18,7 +19,6 @@ from t5peft.data.augmentation import augment
 from t5peft.data.back_translation import BackTranslation
 from t5peft.data.rewording import Rewording, Synonyms, Thesaurus, WordDropout, WordSwap
 
-REPOSITORY = Path(__file__).parent.parent
 TASK = Task("t", "say: {text} and {more}", "{label}", {"0": "no", "1": "yes"})
 TEXTS = ["The big film was not good at all", "A small cat and a big dog", "One two three four five six seven"]
 RECORDS = [{"text": text, "more": f"big words {i}", "label": i % 2, "other": text} for i, text in enumerate(TEXTS)]
@@ -143,7 +143,7 @@ records = [{{"label": str(i), "text": "A big cat"}} for i in range(9)]
 augmented = augment(records, task, Synonyms(Thesaurus.load({str(words)!r})), cache_folder={str(tmp_path)!r})
 print(augmented.dataset._fingerprint, [row["text"] for row in augmented.dataset])
 """
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "7"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     (cached,) = tmp_path.glob("*.arrow")
     written = cached.stat().st_mtime_ns

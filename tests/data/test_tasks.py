@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
+from paths import PUBLIC_DATA, ROOT
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from vocabulary import small_tokenizer
 
@@ -20,9 +20,7 @@ from t5peft.data.registry import with_validation
 from t5peft.data.template import Template
 from t5peft.data.truncation import special_ids, without_special_tokens
 
-REPOSITORY = Path(__file__).parent.parent
-REAL = Path(os.environ.get("T5PEFT_DATA", REPOSITORY.parent / "shared" / "data"))
-needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="no real data: set T5PEFT_DATA to their folder")
+needs_real_data = pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="no real data: set T5PEFT_DATA to their folder")
 
 SENTIMENT = Task(
     "sentiment",
@@ -36,7 +34,7 @@ SUMMARY = Task("summary", "summarize: {text} end", "{title}", max_source_length=
 
 @pytest.fixture(scope="module")
 def mini() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(REPOSITORY / "t5peft" / "mini")
+    return AutoTokenizer.from_pretrained(ROOT / "t5peft" / "mini")
 
 
 @pytest.fixture(scope="module", params=["mini", "small", "t5", "byt5"])
@@ -47,9 +45,9 @@ def tokenizer(request: pytest.FixtureRequest, mini: PreTrainedTokenizerBase) -> 
         return ByT5Tokenizer()
     if request.param == "small":
         return small_tokenizer()
-    if not REAL.is_dir():
+    if not PUBLIC_DATA.is_dir():
         pytest.skip("no real data: set T5PEFT_DATA to their folder")
-    return T5Tokenizer.from_pretrained(REAL / "t5_vocab")
+    return T5Tokenizer.from_pretrained(PUBLIC_DATA / "t5_vocab")
 
 
 # What a record becomes

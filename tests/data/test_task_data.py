@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from paths import PUBLIC_DATA, ROOT
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from t5peft.data import Task, embedded_task, hold_out, load_task, real_task, task_names
 from t5peft.data.definition import definition_names, read_definition
 
-REPOSITORY = Path(__file__).parent.parent
-REAL = Path(os.environ.get("T5PEFT_DATA", REPOSITORY.parent / "shared" / "data"))
-needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="no real data: set T5PEFT_DATA to their folder")
+needs_real_data = pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="no real data: set T5PEFT_DATA to their folder")
 
 
 @pytest.fixture(scope="module")
 def mini() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(REPOSITORY / "t5peft" / "mini")
+    return AutoTokenizer.from_pretrained(ROOT / "t5peft" / "mini")
 
 
 # Held-out records
@@ -185,7 +183,7 @@ def test_embedded_tasks_tokenize_without_a_cut_template_or_an_unknown_label(
     name: str, mini: PreTrainedTokenizerBase
 ) -> None:
     folder = read_definition(name)["data"]["embedded"]
-    if not (REPOSITORY / "t5peft" / "data" / "embedded" / folder / "test.jsonl").is_file():
+    if not (ROOT / "t5peft" / "data" / "embedded" / folder / "test.jsonl").is_file():
         pytest.skip(f"the embedded data set {folder} is not there")
     task, splits = embedded_task(name)
     assert list(splits) == ["train", "validation", "test"]

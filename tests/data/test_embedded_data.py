@@ -13,8 +13,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "t5peft" / "data" / "embedded"
 SCRIPT = ROOT / "benchmarks" / "make_embedded_data.py"
 SPLITS = ("train", "validation", "test")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import PUBLIC_DATA
 
 from t5peft.data import FAMILIES, Task
 from t5peft.evaluation import (
@@ -329,12 +330,9 @@ def test_gleu_rewards_the_correction_and_not_the_copy():
     assert compute("gleu", ["", ""], references, sources=sources)["gleu"] == 0.0
 
 
-DATA = Path(os.environ.get("T5PEFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
-
 @pytest.mark.parametrize(("split", "published"), [("dev", 38.21), ("test", 40.54)])
 def test_gleu_of_uncorrected_jfleg_is_the_published_figure(split, published):
-    folder = DATA / "jfleg"
+    folder = PUBLIC_DATA / "jfleg"
     if not folder.exists():
         pytest.skip(f"no JFLEG in {folder}; set T5PEFT_DATA")
     sources = (folder / f"{split}.src").read_text(encoding="utf-8").splitlines()

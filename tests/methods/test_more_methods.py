@@ -1,4 +1,4 @@
-"""What bottlenecks, norm tuning and ladders promise beside the laws (tests/test_laws.py, where their references are)."""
+"""What bottlenecks, norm tuning and ladders promise beside the laws (tests/methods/test_laws.py, where their references are)."""
 
 from __future__ import annotations
 
