@@ -24,7 +24,7 @@ from transformers import set_seed
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
 from t5peft.benchmark.data import backbone_fingerprint
 from t5peft.benchmark.environment import commit, machine, versions
-from t5peft.benchmark.statistics import spread
+from t5peft.benchmark.statistics import mean_std
 from t5peft.benchmark.tables import fill_markers
 from t5peft.data import Synonyms, WordDropout, WordSwap, augment, load_task
 from t5peft.evaluation import evaluate_task
@@ -38,7 +38,7 @@ def accuracy(task: Any, records: Any, test: Any, seed: int) -> float:
     """LoRA at every linear map, tuned on `records`."""
     set_seed(seed)
     model, tokenizer = load_backbone("mini")
-    model = lora_wrap(model, targets="all-linear")
+    model = lora_wrap(model, target_modules="all-linear")
     with tempfile.TemporaryDirectory() as folder:
         arguments = T5PeftTrainingArguments(
             folder,
@@ -117,7 +117,7 @@ def table(record: dict[str, Any]) -> str:
         for kind, scores in result["scores"].items():
             gain = result["gains"].get(kind)
             change = "" if gain is None else f"{100 * gain['mean']:+.1f} ± {100 * (gain['deviation'] or 0):.1f}"
-            lines.append(f"| {task} | {kind} | {spread(scores).text(1, 100.0)} | {change} |")
+            lines.append(f"| {task} | {kind} | {mean_std(scores).text(1, 100.0)} | {change} |")
     return "\n".join(lines)
 
 

@@ -90,7 +90,7 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     from t5peft.models.backbone import MINI, load_backbone
-    from t5peft.models.unwrap import t5_of
+    from t5peft.models.unwrap import unwrap_t5
     from t5peft.nn.fast import kernels
     from t5peft.nn.loss import target_loss
 
@@ -109,7 +109,7 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
                 parameter.data = parameter.data.clone()
         model = METHODS[method].wrap(model).train()
         if shape.checkpointing:
-            t5_of(model).activation_checkpointing_enable({"use_reentrant": False})
+            unwrap_t5(model).activation_checkpointing_enable({"use_reentrant": False})
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
         batch = _batch(shape)

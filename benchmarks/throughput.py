@@ -34,7 +34,7 @@ from throughput_tables import RECORDS, TABLES
 from transformers import T5Config, logging
 
 from t5peft.benchmark.environment import commit, machine, versions
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.kernels.linear import product
 
 # Examples of a run: enough tokens that a step's length is the data's, few enough that a repeat takes minutes.
@@ -90,7 +90,7 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
             run: dict[str, Any] = {"matmul_flops_per_second": matmul_flops_per_second()}
             for system in args.systems:
                 run[system], model = time_training(system, used, tokenizer, args)
-                config = config if model is None else t5_of(model).config
+                config = config if model is None else unwrap_t5(model).config
             run["matmul_flops_per_second"] = max(run["matmul_flops_per_second"], matmul_flops_per_second())
             if repeat >= 0:
                 runs.append(run)

@@ -40,7 +40,7 @@ for seed in SEEDS:
     for name, records in (("plain", few), ("augmented", augmented.dataset)):
         set_seed(seed)
         model, tokenizer = load_backbone(BACKBONE)
-        model = lora_wrap(model, targets="all-linear")
+        model = lora_wrap(model, target_modules="all-linear")
         arguments = T5PeftTrainingArguments(
             f"runs/augmentation/{name}-{seed}",
             max_steps=80,

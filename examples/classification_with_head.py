@@ -29,7 +29,7 @@ from t5peft.evaluation import classification_report, classify, confusion_picture
 set_seed(0)
 task, data = load_task("finance")
 model, tokenizer = load_backbone("mini", num_labels=len(task.labels))
-model = lora_wrap(model, targets="all-linear")
+model = lora_wrap(model, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/classification_with_head",

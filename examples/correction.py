@@ -25,7 +25,7 @@ from t5peft.evaluation import compute, predict
 set_seed(0)
 task, data = load_task("correction")
 model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, rank=32, targets="all-linear")
+model = lora_wrap(model, rank=32, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/correction",

@@ -42,7 +42,7 @@ for split, records in data.items():
 
 task = replace(intents, template="similar: {similar} message: {message}")
 model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, targets="all-linear")
+model = lora_wrap(model, target_modules="all-linear")
 both = {"intent": task.tokenize(past, tokenizer), "reply": replies.tokenize(past, tokenizer)}
 train = Mixture(both, {"intent": 0.75, "reply": 0.25}).dataset(120 * 16)
 arguments = T5PeftTrainingArguments(

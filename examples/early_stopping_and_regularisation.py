@@ -29,7 +29,7 @@ from t5peft.evaluation import evaluate_task
 set_seed(0)
 task, data = load_task("finance")
 model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, targets="all-linear", dropout=0.1)
+model = lora_wrap(model, target_modules="all-linear", dropout=0.1)
 
 arguments = T5PeftTrainingArguments(
     "runs/early_stopping_and_regularisation",

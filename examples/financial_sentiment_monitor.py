@@ -32,7 +32,7 @@ from t5peft.evaluation import rank
 set_seed(0)
 task, data = load_task("finance")
 model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, targets="all-linear")
+model = lora_wrap(model, target_modules="all-linear")
 arguments = T5PeftTrainingArguments(
     "runs/financial_sentiment_monitor",
     max_steps=100,

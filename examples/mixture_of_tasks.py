@@ -40,7 +40,7 @@ scores = {}
 for run, (train, max_steps) in runs.items():
     set_seed(0)
     model, tokenizer = load_backbone(BACKBONE)
-    model = lora_wrap(model, targets="all-linear")
+    model = lora_wrap(model, target_modules="all-linear")
     arguments = T5PeftTrainingArguments(
         f"runs/mixture_of_tasks/{run}",
         max_steps=max_steps,

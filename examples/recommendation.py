@@ -55,7 +55,7 @@ set_seed(0)
 train, test = users("train", 1000), users("test", 200)
 task = tasks.Task("recommendation", "recommend next: {history}", "{item}", max_source_length=96, max_target_length=32)
 model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, targets="all-linear")
+model = lora_wrap(model, target_modules="all-linear")
 arguments = T5PeftTrainingArguments(
     "runs/recommendation",
     max_steps=100,

@@ -29,7 +29,7 @@ from t5peft.evaluation import evaluate_task, rank
 set_seed(0)
 task, data = load_task("finance")
 model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, targets="all-linear")
+model = lora_wrap(model, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/text_classification_lora",

@@ -36,7 +36,7 @@ processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accele
 set_seed(0)
 task, data = load_task("finance")
 model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, targets="all-linear")
+model = lora_wrap(model, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/two_processes",

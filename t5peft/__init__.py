@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from t5peft.deprecated import install as install_deprecated_modules
+
 __version__ = "0.1.0"
 
 # As soon as peft imports it, bitsandbytes asks for a package that speeds up 4 bits on some processors and is not needed.
@@ -95,3 +97,5 @@ if "peft" in sys.modules:
     import_module("t5peft.methods")
 else:
     sys.meta_path.insert(0, _PeftWatcher())
+
+install_deprecated_modules()

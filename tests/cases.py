@@ -46,13 +46,13 @@ _SMALL: dict[str, dict[str, Any]] = {
     "houlsby": {"size": 5},
     "pfeiffer": {"size": 5},
     "parallel": {"size": 5},
-    "dora": {"rank": 2, "targets": ["q", "wo"]},
+    "dora": {"rank": 2, "target_modules": ["q", "wo"]},
     "ladder": {"reduction": 4},
-    "lora-all": {"rank": 3, "rank_stabilised": True},
+    "lora-all": {"rank": 3, "rank_stabilized": True},
 }
 CASES = [
     *(Case(name, _SMALL.get(name, {})) for name in METHODS),
-    Case("prefix", {"length": 3, "reparametrise": 7}, "reparametrised"),
+    Case("prefix", {"length": 3, "projection_size": 7}, "reparametrised"),
     Case("prefix", {"length": 2, "sites": ["encoder"]}, "encoder"),
     Case("prefix", {"length": 2, "sites": ["decoder"]}, "decoder"),
     Case("prefix", {"length": 2, "sites": ["cross"]}, "cross"),

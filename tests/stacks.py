@@ -129,7 +129,7 @@ class OurStack:
     def prefix(self, model: PreTrainedModel, *, projection: bool = False) -> PeftModel:
         from t5peft import prefix_wrap
 
-        return prefix_wrap(model, length=PREFIX_LENGTH, reparametrise=16 if projection else None)
+        return prefix_wrap(model, length=PREFIX_LENGTH, projection_size=16 if projection else None)
 
     def prompt(self, model: PreTrainedModel) -> PeftModel:
         from t5peft import prompt_wrap

@@ -18,6 +18,7 @@ PACKAGE = Path(t5peft.__file__).parent
 
 # A part imports only from what stands before it; the way of the data.
 ORDER = (
+    "deprecated",
     "compat",
     "models",
     "nn",

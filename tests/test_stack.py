@@ -438,7 +438,7 @@ def test_d4_a_prompt_made_from_text_has_no_end_token_ours() -> None:
     from t5peft.methods.prompt import from_text
 
     base = tiny_t5()
-    model = prompt_wrap(base, length=5, initialise=from_text(tiny_tokenizer(), "abc"))
+    model = prompt_wrap(base, length=5, initialize=from_text(tiny_tokenizer(), "abc"))
     (rows,) = (parameter for parameter in model.parameters() if parameter.requires_grad)
     ids = [3 + byte for byte in b"abcab"]
     torch.testing.assert_close(rows.detach(), base.shared.weight[ids].detach(), rtol=0, atol=0)
@@ -518,11 +518,11 @@ def test_d6_lora_on_a_tied_head_merges_to_what_it_was_plain() -> None:
 
 def test_d6_lora_on_a_tied_head_is_refused_with_the_reason_ours() -> None:
     with pytest.raises(ValueError, match="output head of this model is its table of embeddings"):
-        lora_wrap(tiny_t5(), targets=["q", "lm_head"])
+        lora_wrap(tiny_t5(), target_modules=["q", "lm_head"])
 
 
 def test_d6_lora_on_an_untied_head_merges_to_what_it_was_ours() -> None:
-    model, batch = lora_wrap(tiny_t5("v1.1"), rank=4, targets=["q", "lm_head"]).eval(), tiny_batch()
+    model, batch = lora_wrap(tiny_t5("v1.1"), rank=4, target_modules=["q", "lm_head"]).eval(), tiny_batch()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -544,7 +544,7 @@ def test_d6_saving_the_embeddings_trains_them_plain() -> None:
 
 def test_d6_new_rows_of_the_embeddings_are_trained_and_saved_alone_ours(tmp_path: Path) -> None:
     ids = [6, 9]
-    model = lora_wrap(tiny_t5(), targets=["q"])
+    model = lora_wrap(tiny_t5(), target_modules=["q"])
     train_tokens(model, ids)
     before = model.get_input_embeddings()(torch.arange(20)).detach().clone()
     batch = tiny_batch()

@@ -25,7 +25,7 @@ import numpy as np
 
 from t5peft.benchmark.records import load_records
 from t5peft.benchmark.statistics import paired_bootstrap
-from t5peft.benchmark.summary import Row, summarise
+from t5peft.benchmark.summary import Row, summarize
 from t5peft.benchmark.tables import fill_markers
 
 BENCH = Path(__file__).parents[1] / "records" / "bench"
@@ -58,7 +58,7 @@ def transfers(suffix: str) -> dict[tuple[str, str], Transfer]:
     found = {}
     for folder in (BENCH / f"real{suffix}" / "records", BENCH / f"rte_parted{suffix}" / "records"):
         records = load_records(folder) if folder.is_dir() else []
-        for row in (row for table in summarise(records) for row in table.rows):
+        for row in (row for table in summarize(records) for row in table.rows):
             scores = [
                 record["test_score_by_example"]
                 for record in records

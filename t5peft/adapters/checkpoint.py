@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
-from t5peft.methods.ia3 import corrected
+from t5peft.methods.ia3 import patch_ia3
 from t5peft.methods.norm import NormLayer
 from t5peft.models.backbone import MINI, Quantization, correct_config, load_backbone, quantization_of_model
-from t5peft.models.unwrap import check_plain, t5_of
+from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 
 logger = logging.getLogger("t5peft")
 
-SEAL = "t5peft.json"
+MANIFEST = "t5peft.json"
 WEIGHTS = "adapter_model.safetensors"
 UNFINISHED = (
     "checkpoint-is-incomplete.txt"  # beside a checkpoint that transformers saves on a signal, until it is saved
@@ -53,7 +53,7 @@ _OTHERS = {
 FREE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "init_ia3_weights", "init_lora_weights"}
 FREE |= {"lora_dropout", "peft_version", "revision"}
 # what peft, `t5peft train` and `t5peft retune` write beside an adapter
-BESIDE = (CONFIG, WEIGHTS, SEAL, "README.md", "task.yaml", "scores.json", "retuning.json")
+BESIDE = (CONFIG, WEIGHTS, MANIFEST, "README.md", "task.yaml", "scores.json", "retuning.json")
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -61,7 +61,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     Taken of the geometry and of weights that are never quantised: embeddings and final norms, without an adapter, in bfloat16.
     """
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     config = t5.config
     digest = hashlib.sha256()
     geometry = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
@@ -85,7 +85,7 @@ def fingerprint_of_maps(model: PreTrainedModel) -> str | None:
     None where the maps are not those of the backbone: quantised, with an adapter merged into them for the time being, or changed
     by how an adapter starts (PiSSA and the like).
     """
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     if any(_changes_maps(config) for config in getattr(model, "peft_config", {}).values()):
         return None
     if getattr(t5, "is_quantized", False) or any(m.merged for m in t5.modules() if isinstance(m, BaseTunerLayer)):
@@ -153,7 +153,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
             f"The adapters {active} are active at once and one folder holds one; save each after model.set_adapter(name)."
         )
     name = model.active_adapter
-    broken = not_finite(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).items())
+    broken = non_finite_names(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).items())
     if broken:
         raise ValueError(f"The adapter is not saved, as these tensors hold NaN or infinity: {broken[:5]}.")
     check_output(folder)
@@ -170,7 +170,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
             (staging / name).rmdir()
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
-        seal(staging, model)
+        write_manifest(staging, model)
         (_fill if stays else _replace)(staging, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -211,8 +211,10 @@ def load_adapter(
     """
     folder = Path(folder)
     if model is not None:
-        check_plain(model)
-    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in (WEIGHTS, OLD_WEIGHTS, SEAL)):
+        ensure_unwrapped(model)
+    if not (folder / CONFIG).is_file() or not any(
+        (folder / name).is_file() for name in (WEIGHTS, OLD_WEIGHTS, MANIFEST)
+    ):
         raise FileNotFoundError(
             f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS}, as save_adapter writes them."
         )
@@ -223,9 +225,9 @@ def load_adapter(
         model, tokenizer = backbone_of(folder, quantize=quantize)
     if model is not None:
         problems += _of_another_backbone(folder, config, model)
-    _raise(folder, problems)
+    raise_if_problems(folder, problems)
     assert model is not None
-    correct_config(t5_of(model))
+    correct_config(unwrap_t5(model))
     with warnings.catch_warnings():
         # Missing keys are an error below, not a warning.
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -235,11 +237,11 @@ def load_adapter(
             wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit this model: {error}") from error
-    _raise(folder, _wrong_keys(wrapped, folder))
-    return corrected(wrapped), tokenizer
+    raise_if_problems(folder, _wrong_keys(wrapped, folder))
+    return patch_ia3(wrapped), tokenizer
 
 
-def refuse_adapter(folder: str | Path) -> None:
+def ensure_no_adapter(folder: str | Path) -> None:
     """Raise before a whole model is saved into ``folder`` where an adapter lies, which is what would be loaded from there.
 
     Raises:
@@ -270,7 +272,7 @@ def backbone_of(
         return load_backbone(
             base_of(folder),
             quantize=quantize,
-            quantize_wo=quantize == "nf4" and _seal_of(Path(folder)).get("quantized_wo", False),
+            quantize_wo=quantize == "nf4" and _read_manifest(Path(folder)).get("quantized_wo", False),
             num_labels=_labels(Path(folder)),
         )
     except FileNotFoundError as error:
@@ -283,42 +285,42 @@ def backbone_of(
 
 def quantization_of(folder: str | Path) -> Quantization | None:
     """How the backbone was quantised that the adapter in ``folder`` was trained beside."""
-    return _seal_of(Path(folder)).get("quantized")
+    return _read_manifest(Path(folder)).get("quantized")
 
 
-def _quantises_wo(model: PreTrainedModel) -> bool:
+def _quantizes_wo(model: PreTrainedModel) -> bool:
     return (
         quantization_of_model(model) == "nf4"
-        and "wo" not in t5_of(model).config.quantization_config.llm_int8_skip_modules
+        and "wo" not in unwrap_t5(model).config.quantization_config.llm_int8_skip_modules
     )
 
 
-def seal(folder: Path, model: PreTrainedModel, data: Mapping[str, Any] | None = None) -> None:
-    """Write :data:`SEAL` into ``folder``, after all else is on disk; ``data`` says what a run that resumes must go on with."""
+def write_manifest(folder: Path, model: PreTrainedModel, data: Mapping[str, Any] | None = None) -> None:
+    """Write :data:`MANIFEST` into ``folder``, after all else is on disk; ``data`` says what a run that resumes must go on with."""
     hashes = {str(path.relative_to(folder)): _hash(path) for path in _files(folder)}
     for path in _files(folder):
         _sync(path)
     content = {
         "backbone": fingerprint(model),
         "maps": fingerprint_of_maps(model),
-        "rows": len(_table(t5_of(model))),
+        "rows": len(_table(unwrap_t5(model))),
         "quantized": quantization_of_model(model),
-        "quantized_wo": _quantises_wo(model),
+        "quantized_wo": _quantizes_wo(model),
         "files": hashes,
         "data": data,
         "saved": time.time(),  # seconds since 1970
     }
-    temporary = folder / f".{SEAL}"
+    temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
     _sync(temporary)
-    temporary.replace(folder / SEAL)
+    temporary.replace(folder / MANIFEST)
     _sync(folder)
 
 
 def verify(folder: Path) -> list[str]:
     """What is wrong with the files in ``folder``, in words; nothing for one that is whole, or was never sealed."""
     problems = []
-    for name, expected in _seal_of(folder).get("files", {}).items():
+    for name, expected in _read_manifest(folder).get("files", {}).items():
         path = folder / name
         if path.name in ("README.md", UNFINISHED):
             continue  # a README is peft's draft of a model card, to be written in
@@ -329,7 +331,7 @@ def verify(folder: Path) -> list[str]:
     for weights in () if problems else sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(weights, "pt") as file:
-                broken = not_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
+                broken = non_finite_names((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (no mapping)
         except Exception as error:  # safetensors has one class for all of its errors, without a base of its own
             return [f"{weights.relative_to(folder)} cannot be read ({error})"]
         if broken:
@@ -337,9 +339,9 @@ def verify(folder: Path) -> list[str]:
     return problems
 
 
-def data_of(checkpoint: Path) -> dict[str, Any]:
-    """What :func:`seal` was told of the training data; nothing where it was not."""
-    return _seal_of(checkpoint).get("data") or {}
+def read_run_state(checkpoint: Path) -> dict[str, Any]:
+    """What :func:`write_manifest` was told of the training data; nothing where it was not."""
+    return _read_manifest(checkpoint).get("data") or {}
 
 
 def folder_of(checkpoint: Path, adapter: str) -> Path:
@@ -367,7 +369,7 @@ def of_another_model(checkpoint: Path, model: PreTrainedModel | PeftModel) -> li
 
 
 def _of_another_backbone(folder: Path, config: dict[str, Any], model: PreTrainedModel) -> list[str]:
-    sealed = _seal_of(folder)
+    sealed = _read_manifest(folder)
     problems = []
     for name, own in (("backbone", fingerprint(model)), ("maps", fingerprint_of_maps(model))):
         if None not in (sealed.get(name), own) and sealed[name] != own:
@@ -376,7 +378,7 @@ def _of_another_backbone(folder: Path, config: dict[str, Any], model: PreTrained
                 f"than the given one ({own}, {model.name_or_path!r})"
             )
             break
-    rows = len(_table(t5_of(model)))
+    rows = len(_table(unwrap_t5(model)))
     if sealed.get("rows", 0) > rows:
         problems.append(
             f"it was trained beside a table of {sealed['rows']} tokens and the given one has {rows}: add the tokens first, or load "
@@ -395,7 +397,7 @@ def _plain(setting: Any) -> Any:
 def newest_complete(run_folder: str | Path) -> Path | None:
     """The ``checkpoint-N`` sealed last in ``run_folder`` that is undamaged, or None; says which ones it passes over."""
     for folder in reversed(_checkpoints(run_folder)):
-        problems = verify(folder) if (folder / SEAL).is_file() else ["saving it was not finished"]
+        problems = verify(folder) if (folder / MANIFEST).is_file() else ["saving it was not finished"]
         if not problems:
             return folder
         logger.warning("Passing over %s: %s.", folder, "; ".join(problems))
@@ -413,7 +415,7 @@ def rotate(run_folder: str | Path, limit: int | None, best: str | None) -> None:
 def _checkpoints(run_folder: str | Path) -> list[Path]:
     """Each ``checkpoint-N``, oldest first: by the time of its seal, as an earlier run may have left higher numbers."""
     folders = [path for path in Path(run_folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    return sorted(folders, key=lambda path: (_seal_of(path).get("saved", 0.0), int(path.name.split("-")[-1])))
+    return sorted(folders, key=lambda path: (_read_manifest(path).get("saved", 0.0), int(path.name.split("-")[-1])))
 
 
 def _labels(folder: Path) -> int | None:
@@ -446,7 +448,8 @@ def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
     return problems
 
 
-def _raise(folder: Path, problems: list[str]) -> None:
+def raise_if_problems(folder: Path, problems: list[str]) -> None:
+    """Raise one ValueError for all ``problems`` of the adapter in ``folder``, if there are any."""
     if problems:
         raise ValueError(
             f"The adapter in {folder} is not loaded: {'; '.join(problems)}. Load it beside the backbone that it was trained "
@@ -454,13 +457,13 @@ def _raise(folder: Path, problems: list[str]) -> None:
         )
 
 
-def _seal_of(folder: Path) -> dict[str, Any]:
-    path = folder / SEAL
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SEAL, UNFINISHED))
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, UNFINISHED))
 
 
 def _hash(path: Path) -> str:
@@ -471,7 +474,7 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+def non_finite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of the tensors that hold NaN or infinity."""
     return [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
 
@@ -480,7 +483,7 @@ def _foreign(folder: Path) -> list[str]:
     """What is in ``folder``, or the file that it is, beside an earlier adapter and what was sealed or written with it."""
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
-    known = {*BESIDE, *_seal_of(folder).get("files", {})} if (folder / CONFIG).is_file() else set()
+    known = {*BESIDE, *_read_manifest(folder).get("files", {})} if (folder / CONFIG).is_file() else set()
     known -= {"trainer_state.json"}  # a checkpoint is more than an adapter
     own = {path for name in known for path in (folder / name, *(folder / name).parents)}
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path not in own)
@@ -505,7 +508,7 @@ def _fill(staging: Path, folder: Path) -> None:
     """
     old = [path for path in _files(folder) if staging.parent not in path.parents]
     new = [path.relative_to(staging) for path in _files(staging)]
-    for name in (*new, Path(SEAL)):
+    for name in (*new, Path(MANIFEST)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (staging / name).replace(folder / name)
     for path in old:

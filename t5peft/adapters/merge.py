@@ -20,7 +20,7 @@ from t5peft.adapters.tokens import load_saved
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
 from t5peft.models.backbone import has_untied_head
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 
 logger = logging.getLogger("t5peft")
 
@@ -83,7 +83,7 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
 @torch.no_grad()
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [1, T, V] with the text as source and as target, or those of a classification head [1, C]."""
-    targets = {"labels": ids} if t5_of(model).can_generate() else {}
+    targets = {"labels": ids} if unwrap_t5(model).can_generate() else {}
     return model.eval()(input_ids=ids, **targets).logits.float()
 
 

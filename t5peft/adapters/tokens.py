@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from t5peft.adapters.checkpoint import CONFIG, backbone_of, load_adapter
 from t5peft.models.backbone import Quantization
 from t5peft.models.tokens import add_tokens, share_rows
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 
 
 def brings_tokens(folder: str | Path) -> bool:
@@ -57,5 +57,5 @@ def load_with_tokens(
     if new:
         add_tokens(model, tokenizer, [token for _, token in new])
     wrapped, _ = load_adapter(folder, model=model, trainable=trainable)
-    share_rows(t5_of(wrapped), str(wrapped.active_adapter))
+    share_rows(unwrap_t5(wrapped), str(wrapped.active_adapter))
     return wrapped, tokenizer

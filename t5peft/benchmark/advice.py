@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from t5peft.benchmark.summary import Row, TaskTable, against_peer, difference
+from t5peft.benchmark.summary import Row, TaskTable, against_baseline, difference
 from t5peft.planning.units import bytes_text, seconds_text
 
 
@@ -43,7 +43,7 @@ def advice(table: TaskTable) -> list[str]:
     if apart:
         names = ", ".join(row.label for row in apart)
         sentences.append(f"Not compared, as {name} has no run with their seeds: {names}.")
-    if peers := [(ours, found) for ours, peer in against_peer(table) if (found := difference((ours, peer)))]:
+    if peers := [(ours, found) for ours, peer in against_baseline(table) if (found := difference((ours, peer)))]:
         names = ", ".join(f"{ours.label} {found.text(ours.factor)}" for ours, found in peers)
         sentences.append(f"Against peft's own under Seq2SeqTrainer: {names}.")
     if all(row.test.n == 1 for row in rows):  # type: ignore[union-attr]

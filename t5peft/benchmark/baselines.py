@@ -33,7 +33,7 @@ def peft_prompt(model: PreTrainedModel, *, length: int = 20, **options: Any) -> 
     )
 
 
-PEERS: dict[str, Callable[..., PeftModel]] = {
+BASELINES: dict[str, Callable[..., PeftModel]] = {
     "peft-lora": peft_lora,
     "peft-prefix": peft_prefix,
     "peft-prompt": peft_prompt,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from t5peft.benchmark.baselines import PEERS
+from t5peft.benchmark.baselines import BASELINES
 from t5peft.benchmark.data import backbone_fingerprint, data_of
 from t5peft.benchmark.records import RunConfig
 from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
@@ -20,9 +20,9 @@ def base_configs(suite: Suite, device: str) -> Callable[[SuiteTask, SuiteMethod]
         ValueError: methods that are not known, data or a backbone that are not there, all of them in one error.
     """
     problems = [
-        f"method {entry.method!r} is unknown, expected one of {', '.join([*METHODS, *PEERS])}"
+        f"method {entry.method!r} is unknown, expected one of {', '.join([*METHODS, *BASELINES])}"
         for entry in suite.methods
-        if entry.method not in METHODS and entry.method not in PEERS
+        if entry.method not in METHODS and entry.method not in BASELINES
     ]
     data = {}
     for task in suite.tasks:

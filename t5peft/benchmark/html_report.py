@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from t5peft.benchmark.advice import advice
-from t5peft.benchmark.statistics import Spread
+from t5peft.benchmark.statistics import MeanStd
 from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.benchmark.svg import Axis, Line, Point, lines, scatter
 from t5peft.benchmark.tables import (
@@ -30,7 +30,7 @@ from t5peft.benchmark.tables import (
 HERE = Path(__file__).parent
 
 
-def page(tables: Sequence[TaskTable], *, title: str, about: str, command: str) -> str:
+def html_report(tables: Sequence[TaskTable], *, title: str, about: str, command: str) -> str:
     """The report as one HTML document."""
     body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(about)}</p>" if about else ""]
     body += [f"<nav>{' '.join(_link(table) for table in tables)}</nav>" if len(tables) > 1 else ""]
@@ -122,7 +122,7 @@ def _published(table: TaskTable) -> Iterator[str]:
         yield _table(["method", "metric", "value", "source"], rows)
 
 
-def _finished(table: TaskTable) -> list[tuple[int, Row, Spread]]:
+def _finished(table: TaskTable) -> list[tuple[int, Row, MeanStd]]:
     """Rows with a score, numbered by their place in the table, which picks their style."""
     return [(i, row, row.test) for i, row in enumerate(table.rows) if row.test is not None]
 
@@ -131,7 +131,7 @@ def _score_text(row: Row) -> Callable[[float], str]:
     return lambda value: f"{value * row.factor:.3g}"
 
 
-def _mean(value: Spread | None) -> float | None:
+def _mean(value: MeanStd | None) -> float | None:
     return None if value is None else value.mean
 
 

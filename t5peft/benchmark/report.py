@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from t5peft.benchmark.advice import advice
-from t5peft.benchmark.html_report import page
+from t5peft.benchmark.html_report import html_report
 from t5peft.benchmark.records import load_records
-from t5peft.benchmark.summary import summarise
+from t5peft.benchmark.summary import summarize
 from t5peft.benchmark.tables import csv_text, markdown, overview_markdown
 
 
@@ -58,12 +58,12 @@ def write_report(
             f", {what} {', '.join(names)}" for what, names in (("tasks", tasks), ("methods", methods)) if names
         )
         raise ValueError(f"{folder} holds no records{narrowed}: run `t5peft bench` first")
-    tables = summarise(records, asked)
+    tables = summarize(records, asked)
     details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
     output.mkdir(parents=True, exist_ok=True)
     paths = {"table": output / "report.md", "CSV": output / "report.csv", "page": output / "report.html"}
     report = Report(overview_markdown(tables), "\n\n".join(details), paths)
-    contents = (report.text + "\n", csv_text(tables), page(tables, title=title, about=about, command=command))
+    contents = (report.text + "\n", csv_text(tables), html_report(tables, title=title, about=about, command=command))
     for path, content in zip(paths.values(), contents, strict=True):
         path.write_text(content, encoding="utf-8")
     return report

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback, set_seed
 
-from t5peft.benchmark.baselines import PEERS, plain_trainer
+from t5peft.benchmark.baselines import BASELINES, plain_trainer
 from t5peft.benchmark.data import load_data
 from t5peft.benchmark.environment import commit, machine, versions
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
@@ -31,12 +31,12 @@ from t5peft.benchmark.scoring import Split
 from t5peft.evaluation import merged
 from t5peft.methods import METHODS
 from t5peft.models.backbone import MINI, load_backbone
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 
 Tell = Callable[[int, int], None]
 BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, what `load_backbone` takes
-TRAINING_OPTIONS = ("keep_activations", "lora_plus_ratio")  # and what the trainer's arguments take
+TRAINING_OPTIONS = ("activation_cache_bytes", "lora_plus_ratio")  # and what the trainer's arguments take
 LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16
 
@@ -225,7 +225,7 @@ class _Run:
         loading |= {name: options.pop(name) for name in BACKBONE_OPTIONS if name in options}
         model, _ = load_backbone(config.backbone, **loading)
         if method is None:
-            return PEERS[config.method](model, **options).to(config.device)
+            return BASELINES[config.method](model, **options).to(config.device)
         return method.wrap_for(model, train.features[0]["input_ids"][:-1], options).to(config.device)
 
     def _trainer(
@@ -249,7 +249,7 @@ class _Run:
             "use_cpu": config.device == "cpu",
         } | dict(config.training_options)
         arguments |= {name: config.method_options[name] for name in TRAINING_OPTIONS if name in config.method_options}
-        if config.method in PEERS:
+        if config.method in BASELINES:
             return plain_trainer(model, arguments, train, tokenizer, callbacks=[watch])
         return T5PeftTrainer(
             model=model,
@@ -287,7 +287,7 @@ def _latency(model: nn.Module, test: Split) -> dict[str, Any]:
 
 
 def _generate_seconds(model: nn.Module, sources: list[list[int]]) -> float:
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     own = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     model.eval()
     seconds = []

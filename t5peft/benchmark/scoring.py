@@ -19,7 +19,7 @@ from t5peft.data import Task
 from t5peft.data.collate import collate
 from t5peft.evaluation import METRICS, compute, loss_and_perplexity, predict, rank
 from t5peft.evaluation.scores import score_of
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 
 
@@ -45,7 +45,7 @@ class Split:
     def score(self, model: nn.Module) -> Scored:
         """Ranks the target words where there are some, else generates."""
         sources = [feature["input_ids"] for feature in self.features]
-        if self.task.target_words is not None:
+        if self.task.verbalizer is not None:
             best = _best_candidates(model, self.tokenizer, sources, self.task.candidates)
             predictions = [self.task.labels[i] for i in best]
         else:
@@ -71,7 +71,7 @@ class Split:
     def _lead_by_example(self, predictions: list[str]) -> list[float]:
         """The leading metric of each example alone; for BLEU and GLEU, in a sentence's form, its mean is not the score."""
         metric = METRICS[self.task.metrics[0]]
-        if self.task.target_words is not None or metric.name == "matthews":  # which is 0 for any example alone
+        if self.task.verbalizer is not None or metric.name == "matthews":  # which is 0 for any example alone
             return [float(p in r) for p, r in zip(predictions, self.references, strict=True)]
         rows = zip(predictions, self.references, self.texts, strict=True)
         if metric.sentence is not None:
@@ -118,7 +118,7 @@ def _best_candidates(
 
 
 def _collated(model: nn.Module, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     ids = {"pad_token_id": t5.config.pad_token_id, "decoder_start_token_id": t5.config.decoder_start_token_id}
     return {name: tensor.to(t5.device) for name, tensor in collate(features, **ids).items()}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """Mean and sample standard deviation over n runs; the deviation of a single run is not known (None)."""
 
     mean: float
@@ -26,7 +26,7 @@ class Spread:
         return f"{mean} ± {self.deviation * factor:.{decimals}f} ({self.n})"
 
 
-def spread(values: Sequence[float]) -> Spread:
+def mean_std(values: Sequence[float]) -> MeanStd:
     """Mean ± sample deviation.
 
     Raises:
@@ -35,7 +35,7 @@ def spread(values: Sequence[float]) -> Spread:
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"expected at least one finite value, got {list(values)!r}")
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), deviation, len(values))
+    return MeanStd(statistics.fmean(values), deviation, len(values))
 
 
 @dataclass(frozen=True)

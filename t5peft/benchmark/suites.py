@@ -16,7 +16,7 @@ A suite is a YAML file in `t5peft/benchmark/suites/` (by name) or anywhere (by p
       - {method: full, learning_rates: [3.0e-4, 1.0e-3, 3.0e-3]}
       - {method: prefix, options: {length: 64}, learning_rates: [1.0e-3, 3.0e-3, 1.0e-2]}
 
-`options` are those of the method's wrap, `quantize` and `quantize_wo` of `load_backbone`, and `keep_activations` and
+`options` are those of the method's wrap, `quantize` and `quantize_wo` of `load_backbone`, and `activation_cache_bytes` and
 `lora_plus_ratio` of the trainer's arguments.
 
 Equal effort: every method gets the same examples, steps and seeds, and a grid of as many rates as every other.
@@ -31,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from t5peft.deprecated import current_options
 from t5peft.methods.registry import method_label
 
 SUITES = Path(__file__).parent / "suites"
@@ -237,4 +238,4 @@ def _method(entry: Any, problems: list[str]) -> SuiteMethod:
         return SuiteMethod(entry["method"], ())
     if list(rates) != sorted(set(rates)) or rates[0] <= 0:
         problems.append(f"method {entry['method']!r}: learning rates {list(rates)} must be positive and rise")
-    return SuiteMethod(entry["method"], rates, entry.get("options") or {})
+    return SuiteMethod(entry["method"], rates, current_options(entry.get("options") or {}))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from t5peft.benchmark.schedule import best_rate, validation_score
-from t5peft.benchmark.statistics import Difference, Spread, paired_bootstrap, spread
+from t5peft.benchmark.statistics import Difference, MeanStd, mean_std, paired_bootstrap
 from t5peft.methods.registry import method_label
 
 ORDER = ("full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3")
@@ -44,18 +44,18 @@ class Row:
     options: Mapping[str, Any]
     learning_rate: float | None
     sweep: tuple[SweepPoint, ...]
-    test: Spread | None
+    test: MeanStd | None
     reason: str | None
     difference: Difference | None
     trainable: int | None
     stored_bytes: int | None
-    peak_bytes: Spread | None
-    step_seconds: Spread | None
-    tokens_per_second: Spread | None
-    train_seconds: Spread | None
-    to_best_seconds: Spread | None
-    latency_seconds: Spread | None
-    merged_latency: Spread | str | None
+    peak_bytes: MeanStd | None
+    step_seconds: MeanStd | None
+    tokens_per_second: MeanStd | None
+    train_seconds: MeanStd | None
+    to_best_seconds: MeanStd | None
+    latency_seconds: MeanStd | None
+    merged_latency: MeanStd | str | None
     curves: tuple[tuple[tuple[float, float], ...], ...]
     failed: tuple[str, ...]
     # Test scores [examples] by seed and by what an example alone is scored by, so that none is compared with another's.
@@ -93,7 +93,7 @@ class TaskTable:
     left_out: int
 
 
-def summarise(records: Iterable[Record], asked: Iterable[Record] = ()) -> list[TaskTable]:
+def summarize(records: Iterable[Record], asked: Iterable[Record] = ()) -> list[TaskTable]:
     """One table a task, in the order in which the tasks were first run.
 
     Records of the same task under other conditions (backbone, steps, data, device) than those of `asked`, or else the newest, are
@@ -137,7 +137,7 @@ def _table(task: str, records: Sequence[Record], under: str) -> TaskTable:
     full = next((row for row in rows if row.method == "full"), None)
     if full is not None:
         rows = [row if row is full else replace(row, difference=difference((row, full))) for row in rows]
-    rows.sort(key=place)
+    rows.sort(key=sort_key)
     conditions = {name: used[-1]["config"].get(name) for name in _CONDITIONS}
     conditions["machine"] = measured.get("machine", {})
     conditions["versions"] = measured.get("versions", {})
@@ -160,7 +160,7 @@ def difference(*pairs: tuple[Row, Row]) -> Difference | None:
     )
 
 
-def against_peer(table: TaskTable) -> list[tuple[Row, Row]]:
+def against_baseline(table: TaskTable) -> list[tuple[Row, Row]]:
     """Each method of the library that peft has too, with peft's own of the same options, where both finished."""
     by_name = {(row.method, method_label("", row.options)): row for row in table.rows if row.test}
     return [
@@ -170,7 +170,7 @@ def against_peer(table: TaskTable) -> list[tuple[Row, Row]]:
     ]
 
 
-def place(row: Row) -> tuple[Any, ...]:
+def sort_key(row: Row) -> tuple[Any, ...]:
     """By this rows are sorted: the library's methods before peers, both in ORDER, and by their options."""
     peer, method = row.method.startswith("peft-"), row.method
     return peer, ORDER.index(method) if method in ORDER else len(ORDER), method, len(row.options), _numbers(row.options)
@@ -220,7 +220,7 @@ class _Chosen:
             options=first["method_options"],
             learning_rate=self.rate,
             sweep=self.sweep,
-            test=spread([record["scores"]["test"][metric] for record in self.finished]) if self.finished else None,
+            test=mean_std([record["scores"]["test"][metric] for record in self.finished]) if self.finished else None,
             reason=None if self.finished else _why(self.failed[0]),
             difference=None,
             curves=tuple(
@@ -260,8 +260,8 @@ def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, A
         part, name = path.split(".")
         return [float(record[part][name]) for record in of]
 
-    def spread_of(values: Sequence[float]) -> Spread | None:
-        return spread(values) if values else None
+    def spread_of(values: Sequence[float]) -> MeanStd | None:
+        return mean_std(values) if values else None
 
     here = [record for record in records if _measured_on(record) == machine]
     # Records that do not say what evaluations left held count it as the training's.
@@ -338,7 +338,7 @@ def _means(tables: tuple[TaskTable, ...]) -> Means:
 
 def _mean(rows: Sequence[Row], full: Sequence[Row]) -> Mean:
     spreads = [row.test for row in rows if row.test]
-    variances = [spread.deviation**2 / spread.n for spread in spreads if spread.deviation is not None]
+    variances = [mean_std.deviation**2 / mean_std.n for mean_std in spreads if mean_std.deviation is not None]
     error = sum(variances) ** 0.5 / len(spreads) if len(variances) == len(spreads) else None
     to_full = None if rows == full or not full else difference(*zip(rows, full, strict=True))
-    return Mean(sum(spread.mean for spread in spreads) / len(spreads), error, to_full)
+    return Mean(sum(mean_std.mean for mean_std in spreads) / len(spreads), error, to_full)

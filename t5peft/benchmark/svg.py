@@ -17,7 +17,7 @@ FONT = 12
 CHARACTER = 6.5
 """Width of a character of FONT, on average and a little more."""
 
-COLOURS = ("#222222", "#c8472b", "#1f6fb5", "#b8860b", "#2e8b57", "#8a4fa3", "#5f6b73", "#d070a0", "#3aa6a6")
+COLORS = ("#222222", "#c8472b", "#1f6fb5", "#b8860b", "#2e8b57", "#8a4fa3", "#5f6b73", "#d070a0", "#3aa6a6")
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4", "4 2 1 2", "3 5", "12 3")
 _MARKERS = ("circle", "square", "triangle", "diamond", "down", "plus", "cross", "bar", "ring", "star", "box")
 
@@ -175,7 +175,7 @@ class _Plot:
 
 
 def _style(index: int) -> tuple[str, str]:
-    return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+    return COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
 
 
 def _marker(x: float, y: float, style: int, size: float) -> str:

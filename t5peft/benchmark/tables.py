@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from t5peft.benchmark.statistics import Difference, Spread
-from t5peft.benchmark.summary import Mean, Row, TaskTable, against_peer, difference, means_over_tasks, place
+from t5peft.benchmark.statistics import Difference, MeanStd
+from t5peft.benchmark.summary import Mean, Row, TaskTable, against_baseline, difference, means_over_tasks, sort_key
 from t5peft.planning.units import bytes_text, seconds_text
 
 BAR = r"\|"
@@ -82,7 +82,7 @@ def _difference(row: Row) -> Cell:
     return Cell(row.difference.text(row.factor), row.difference.mean)
 
 
-def _spread(value: Spread | None, text: Callable[[float], str]) -> Cell:
+def _spread(value: MeanStd | None, text: Callable[[float], str]) -> Cell:
     return Cell("–") if value is None else Cell(text(value.mean), value.mean)
 
 
@@ -90,7 +90,7 @@ def _latency(row: Row) -> Cell:
     if row.latency_seconds is None:
         return Cell("–")
     seconds = row.latency_seconds.mean
-    if isinstance(row.merged_latency, Spread):
+    if isinstance(row.merged_latency, MeanStd):
         return Cell(f"{seconds_text(seconds)} ({seconds_text(row.merged_latency.mean)})", seconds)
     return Cell(seconds_text(seconds), seconds, row.merged_latency or "")
 
@@ -171,7 +171,7 @@ def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
     """Rows by label and task, in the order of a table; without variants of a method that ran on fewer tasks than another."""
     found: dict[str, dict[str, Row]] = {}
     tasks: dict[str, int] = {}
-    for row in sorted((row for table in tables for row in table.rows), key=place):
+    for row in sorted((row for table in tables for row in table.rows), key=sort_key):
         of_label = found.setdefault(row.label, {})
         of_label[row.task] = row
         tasks[row.method] = max(tasks.get(row.method, 0), len(of_label))
@@ -229,7 +229,7 @@ def peers_header(tables: Sequence[TaskTable]) -> list[str]:
 
 def peers_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
     """Each method less what peft has by that name, under `Seq2SeqTrainer`: on every task, and its means over tasks."""
-    pairs = {table.task: {ours.label: (ours, peer) for ours, peer in against_peer(table)} for table in tables}
+    pairs = {table.task: {ours.label: (ours, peer) for ours, peer in against_baseline(table)} for table in tables}
     rows = []
     for label in dict.fromkeys(label for found in pairs.values() for label in found):
         of_label = {task: found[label] for task, found in pairs.items() if label in found}
@@ -248,7 +248,7 @@ def peers_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
 
 
 def _against(
-    rows: Mapping[str, Row], reference: Mapping[str, Row], figure: Callable[[Row], Spread | None]
+    rows: Mapping[str, Row], reference: Mapping[str, Row], figure: Callable[[Row], MeanStd | None]
 ) -> float | None:
     """Geometric mean over tasks of a figure's ratio to full fine-tuning."""
     pairs = [(figure(row), figure(reference[task])) for task, row in rows.items() if task in reference]

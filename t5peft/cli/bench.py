@@ -128,19 +128,19 @@ def _own_suite(args: argparse.Namespace) -> Suite:
 
 
 def _own_task(args: argparse.Namespace) -> SuiteTask:
-    from t5peft.data import FAMILIES, family_task, load_records
+    from t5peft.data import PRESETS, load_records, preset_task
 
-    needed = {"--task": args.task in FAMILIES, "--train": args.train, "--test": args.test}
+    needed = {"--task": args.task in PRESETS, "--train": args.train, "--test": args.test}
     missing = [name for name, given in needed.items() if not given]
     if missing:
         raise ValueError(
             f"files of your own need {', '.join(needed)}, and {', '.join(missing)} is missing or wrong; --task is one of the "
-            f"families {', '.join(FAMILIES)}, and {args.task!r} came"
+            f"families {', '.join(PRESETS)}, and {args.task!r} came"
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
     files = {split: path for split, path in files.items() if path}
     records = [record for split, path in files.items() for record in load_records(path, split)]
-    *sources, target = FAMILIES[args.task].roles
+    *sources, target = PRESETS[args.task].roles
     if args.source_column and len(args.source_column) != len(sources):
         raise ValueError(
             f"--source-column got {args.source_column}; {args.task} needs a column for {', '.join(sources)}"
@@ -150,7 +150,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
         columns[target] = args.label_column
     path = Path(args.train).resolve() if Path(args.train).is_dir() else Path(args.train)
     name = path.resolve().parent.name if path.stem.startswith("train") else path.stem
-    task = family_task(args.task, records, name=name, columns=columns, template=args.template)
+    task = preset_task(args.task, records, name=name, columns=columns, template=args.template)
     fields = {field: value for field, value in asdict(task).items() if value is not None}
     return SuiteTask(name, own=fields | {"metrics": list(task.metrics), "files": files})
 

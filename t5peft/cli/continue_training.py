@@ -7,7 +7,7 @@ import argparse
 from t5peft.cli.data import load_saved_task, save_task
 from t5peft.cli.recipe import add_training_arguments, read_training
 from t5peft.data import load_records
-from t5peft.training.continue_training import replace, retune
+from t5peft.training.continue_training import continue_training, replace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune again, report, and replace if asked."""
     task = load_saved_task(args.adapter)
-    report = retune(
+    report = continue_training(
         args.adapter,
         task,
         load_records(args.train, "train"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from t5peft.data import FAMILIES, Task, family_task, load_records, load_task
+from t5peft.data import PRESETS, Task, load_records, load_task, preset_task
 from t5peft.data.definition import definition_names
 from t5peft.data.registry import with_validation
 
@@ -26,7 +26,7 @@ def add_data_arguments(
         "--task",
         required=True,
         help=f"a task of the package (support_intent, finance, ...), a YAML file, or, with --{splits[0]}, a family: "
-        f"{', '.join(FAMILIES)}",
+        f"{', '.join(PRESETS)}",
     )
     for split in splits:
         parser.add_argument(
@@ -59,14 +59,14 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     """
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     splits: Splits = {split: load_records(path, split) for split, path in given.items()}
-    if args.task in FAMILIES and (splits or args.task not in definition_names()):
+    if args.task in PRESETS and (splits or args.task not in definition_names()):
         if not splits:
             raise ValueError(f"The family {args.task!r} needs records: give files by --train, --validation, --test.")
-        task = family_task(
+        task = preset_task(
             args.task,
             next(iter(splits.values())),
             columns=_pairs(args.column, "--column"),
-            target_words=_pairs(args.target_word, "--target-word") or None,
+            verbalizer=_pairs(args.target_word, "--target-word") or None,
             template=args.template,
             scored=[record for split in ("validation", "test") for record in splits.get(split, ())],
         )

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Print every score of the task."""
     task = read_task(args)
     records = load_records(args.data, "test") if args.data else _test_records(task, args.task)
-    if task.references is None and not task.target_words and any(has_references(record) for record in records):
+    if task.references is None and not task.verbalizer and any(has_references(record) for record in records):
         logger.warning(
             "task %s: the records have lists of references, which it does not name, so that it is scored by its one target; give "
             "--task with a YAML file that has 'references: references' to score by them",

@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from t5peft.adapters.checkpoint import refuse_adapter
+from t5peft.adapters.checkpoint import ensure_no_adapter
 from t5peft.adapters.merge import merge
 from t5peft.cli.data import TASK_FILE
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge and save."""
-    refuse_adapter(args.output)
+    ensure_no_adapter(args.output)
     model, tokenizer, parity = merge(args.adapter)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)

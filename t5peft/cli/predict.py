@@ -67,11 +67,11 @@ def answered(
         ValueError: the records have columns of these names, which would be lost, or what ``Task.sources`` says.
     """
     answer = "prediction" if "answer" in Template.parse(task.target).columns else "answer"
-    taken = {answer, *(["probability"] if task.target_words else [])} & {name for record in records for name in record}
+    taken = {answer, *(["probability"] if task.verbalizer else [])} & {name for record in records for name in record}
     if taken:
         raise ValueError(f"The records have columns that predict adds ({', '.join(sorted(taken))}); rename them.")
     sources = task.sources(records, tokenizer)
-    if task.target_words is None:
+    if task.verbalizer is None:
         texts = predict(model, tokenizer, sources, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
         for record, text in zip(records, texts, strict=True):
             yield {**record, answer: task.read(text)}

@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 
 from t5peft.methods import METHODS
-from t5peft.training.train import Recipe
+from t5peft.training.train import TrainConfig
 
 # Options of a wrap that have an argument of their own, by the name of the wrap's argument.
-WRAP_OPTIONS = ("rank", "alpha", "length", "reparametrise")
+WRAP_OPTIONS = ("rank", "alpha", "length", "projection_size")
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one argument a field of :class:`~t5peft.training.train.Recipe`, with its default."""
-    default = Recipe()
+    default = TrainConfig()
     parser.add_argument(
         "--backbone", default=default.backbone, help="mini, a hub name such as google/flan-t5-base, or a folder"
     )
@@ -27,7 +27,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         number = float if option == "alpha" else int
         parser.add_argument(f"--{option}", type=number, help=f"{option} of the method, where it has one")
     parser.add_argument(
-        "--targets",
+        "--target-modules",
         nargs="+",
         metavar="NAME",
         help="linear maps of LoRA, such as q v, or all-linear, where the method has them",
@@ -44,7 +44,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Those that say how it is trained, whatever the model."""
-    default = Recipe()
+    default = TrainConfig()
     parser.add_argument("--learning-rate", type=float, help="the method's own by default")
     parser.add_argument(
         "--batch-size", type=int, default=default.batch_size, help="examples of one optimizer step on one device"
@@ -61,12 +61,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed)
 
 
-def read_recipe(args: argparse.Namespace) -> Recipe:
+def read_recipe(args: argparse.Namespace) -> TrainConfig:
     """The recipe that ``args`` say."""
-    given = (*WRAP_OPTIONS, "targets")
+    given = (*WRAP_OPTIONS, "target_modules")
     options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
-    if args.targets == ["all-linear"]:
-        options["targets"] = "all-linear"
+    if args.target_modules == ["all-linear"]:
+        options["target_modules"] = "all-linear"
     named = read_options(args.option)
     if twice := sorted(options.keys() & named.keys()):
         raise ValueError(f"{', '.join(twice)} came twice, by --option and as an argument of its own; expected it once.")
@@ -96,9 +96,9 @@ def _value(text: str) -> Any:
         return value
 
 
-def read_training(args: argparse.Namespace) -> Recipe:
+def read_training(args: argparse.Namespace) -> TrainConfig:
     """A recipe of no other fields than ``add_training_arguments`` adds."""
-    return Recipe(
+    return TrainConfig(
         learning_rate=args.learning_rate,
         batch_size=args.batch_size,
         epochs=args.epochs,

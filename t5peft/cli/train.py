@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from t5peft.adapters.checkpoint import check_output, newest_complete, refuse_adapter, save_adapter
+from t5peft.adapters.checkpoint import check_output, ensure_no_adapter, newest_complete, save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
-from t5peft.training.train import fit, score_splits
+from t5peft.training.train import score_splits, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +25,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.resume:
         _refuse_interrupted(Path(args.output))
     if args.method == "full":
-        refuse_adapter(args.output)
+        ensure_no_adapter(args.output)
     else:
         check_output(Path(args.output) / "adapter")
     task, splits = read_data(args)
-    model, tokenizer = fit(task, splits, read_recipe(args), args.output, resume=args.resume)
+    model, tokenizer = train(task, splits, read_recipe(args), args.output, resume=args.resume)
     folder = Path(args.output)
     if args.method == "full":
         model.save_pretrained(folder)

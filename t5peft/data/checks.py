@@ -99,7 +99,7 @@ def unknown_labels(records: Sequence[Mapping[str, Any]], column: str, labels: Se
             unknown.setdefault(label, []).append(i)
     return [
         f"the label {label!r} in {some_rows(rows)} has no target word; the labels are: "
-        f"{', '.join(map(repr, labels))}. Add it to target_words, or leave those records out"
+        f"{', '.join(map(repr, labels))}. Add it to verbalizer, or leave those records out"
         for label, rows in unknown.items()
     ]
 

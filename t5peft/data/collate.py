@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from t5peft.nn.kernels.linear import row_multiple
-from t5peft.nn.kernels.varlen import RowLayout
+from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.nn.loss import IGNORED_LABEL
 
 Feature = Mapping[str, Any]
@@ -73,7 +73,7 @@ def _shift_right(labels: Tensor, pad_token_id: int, decoder_start_token_id: int)
 OVERHEAD_TOKENS = 24
 
 
-def cut_by_tokens(
+def bucket_by_length(
     features: Sequence[Feature], tokens_per_micro_batch: int, *, overhead_tokens: int = OVERHEAD_TOKENS
 ) -> list[list[int]]:
     """Cut the examples of one optimizer step into micro-batches of similar lengths.
@@ -112,7 +112,7 @@ def cut_by_tokens(
     return cuts[::-1]
 
 
-def cut_evenly(features: Sequence[Feature], tokens_per_micro_batch: int) -> list[list[int]]:
+def split_evenly(features: Sequence[Feature], tokens_per_micro_batch: int) -> list[list[int]]:
     """Cut the examples of one optimizer step into few micro-batches of about equal size.
 
     For rows, which have no padding: `tokens_per_micro_batch` counts real tokens, and an example that has more is alone.
@@ -147,7 +147,9 @@ def _check_budget(tokens_per_micro_batch: int) -> None:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Any]:
+def collate_padding_free(
+    features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int
+) -> dict[str, Any]:
     """Features end to end in one row, for the "t5peft" attention function, which reads the layout.
 
     Shortest examples first, so that neighbours have similar lengths. The row is filled up by an example of padding to a
@@ -174,7 +176,7 @@ def lay_in_row(features: Sequence[Feature], *, pad_token_id: int, decoder_start_
         "decoder_input_ids": decoder_input_ids.masked_fill_(decoder_input_ids == IGNORED_LABEL, pad_token_id),
         "decoder_attention_mask": torch.zeros(1, 1, 1, 1),
         "labels": torch.tensor([[token for target in targets for token in target]]),
-        "layout": RowLayout(tuple(map(len, sources)), tuple(map(len, targets))),
+        "layout": VarlenLayout(tuple(map(len, sources)), tuple(map(len, targets))),
     }
 
 

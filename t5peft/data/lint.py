@@ -101,7 +101,7 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
     template = Template.parse(task.template)
     missing = checks.missing_columns(records, template) + checks.missing_columns(records, target)
     checks.raise_all(task.name, missing)
-    words = task.target_words or {}
+    words = task.verbalizer or {}
     rows = [{column: as_text(record[column]) or "" for column in template.columns} for record in records]
     target_rows = [{column: as_text(record[column]) or "" for column in target.columns} for record in records]
     target_rows = [{column: words.get(text, text) for column, text in row.items()} for row in target_rows]

@@ -1,6 +1,6 @@
 """Tasks for a user's own file: a family gives the template, the columns of the file are found or named.
 
-    family_task("classification", records, columns={"text": "review", "label": "stars"})
+    preset_task("classification", records, columns={"text": "review", "label": "stars"})
 
 Where T5 was pretrained on a prefix for the family, the template has it.
 """
@@ -28,7 +28,7 @@ LANGUAGES = {
 
 
 @dataclass(frozen=True)
-class Family:
+class TaskPreset:
     """What the tasks of a kind share.
 
     Args:
@@ -53,11 +53,11 @@ class Family:
 TEXT = ("text", "sentence", "message", "headline", "question", "review", "comment", "content", "body", "title")
 LABEL = ("label", "intent", "sentiment", "class", "category", "target")
 DOCUMENT = ("document", "article", "dialogue", "dialog", "body", "text", "passage")
-FAMILIES: dict[str, Family] = {
-    "classification": Family(
+PRESETS: dict[str, TaskPreset] = {
+    "classification": TaskPreset(
         "classify: {text}", {"text": TEXT, "label": LABEL}, ("accuracy", "f1"), 256, 16, has_labels=True
     ),
-    "sentence_pairs": Family(
+    "sentence_pairs": TaskPreset(
         "sentence1: {first} sentence2: {second}",
         {
             "first": ("sentence1", "premise", "question1", "text1", "first"),
@@ -68,13 +68,13 @@ FAMILIES: dict[str, Family] = {
         max_target_length=16,
         has_labels=True,
     ),
-    "summarisation": Family(
+    "summarisation": TaskPreset(
         "summarize: {document}",
         {"document": DOCUMENT, "summary": ("summary", "highlights", "subject", "title", "target")},
         ("rouge",),
         num_beams=4,
     ),
-    "question_answering": Family(
+    "question_answering": TaskPreset(
         "question: {question} context: {context}",
         {
             "question": ("question", "query"),
@@ -84,7 +84,7 @@ FAMILIES: dict[str, Family] = {
         ("exact_match", "token_f1"),
         max_target_length=32,
     ),
-    "translation": Family(
+    "translation": TaskPreset(
         "translate {from} to {to}: {source}",
         {"source": ("source", "english", "en"), "target": ("target", "german", "de", "french", "fr")},
         ("bleu", "chrf"),
@@ -92,26 +92,26 @@ FAMILIES: dict[str, Family] = {
         256,
         num_beams=4,
     ),
-    "dialogue": Family(
+    "dialogue": TaskPreset(
         "reply: {message}",
         {"message": ("message", "dialogue", "dialog", "history", "prompt", "text"), "reply": ("reply", "response")},
         ("rouge", "bleu"),
     ),
-    "data_to_text": Family(
+    "data_to_text": TaskPreset(
         "describe: {data}",
         {"data": ("data", "mr", "table", "triples", "input"), "text": ("text", "ref", "reference", "target")},
         ("bleu", "rouge", "chrf"),
         256,
         num_beams=4,
     ),
-    "correction": Family(
+    "correction": TaskPreset(
         "correct: {text}",
         {"text": ("text", "source", "input", "original"), "corrected": ("corrected", "correction", "target")},
         ("gleu", "accuracy"),
         256,
         256,
     ),
-    "generation": Family(
+    "generation": TaskPreset(
         "{prompt}",
         {
             "prompt": ("prompt", "instruction", "input", "source", "text"),
@@ -119,7 +119,7 @@ FAMILIES: dict[str, Family] = {
         },
         ("rouge", "exact_match"),
     ),
-    "recommendation": Family(
+    "recommendation": TaskPreset(
         "recommend next: {history}",
         {"history": ("history", "items", "query", "text"), "item": ("item", "next", "choice", "target")},
         ("accuracy",),
@@ -130,24 +130,24 @@ FAMILIES: dict[str, Family] = {
 """By the name that the command line uses. Recommendation and retrieval score every item of the catalogue as a label."""
 
 
-def family_task(
+def preset_task(
     family: str,
     records: Sequence[Mapping[str, Any]],
     *,
     name: str | None = None,
     columns: Mapping[str, str] | None = None,
-    target_words: Mapping[str, str] | None = None,
+    verbalizer: Mapping[str, str] | None = None,
     template: str | None = None,
     scored: Sequence[Mapping[str, Any]] = (),
 ) -> Task:
     """A task of a family for records of the user's.
 
     Args:
-        family: a key of ``FAMILIES``.
+        family: a key of ``PRESETS``.
         records: the training records; labels are read from them.
         name: of the task; the family's if not given.
         columns: role to column, such as ``{"text": "review"}``; the others are found by their common names.
-        target_words: label to word, where the family has labels; each label is its own word if not given.
+        verbalizer: label to word, where the family has labels; each label is its own word if not given.
         template: over the columns, instead of the family's.
         scored: validation and test records; a column ``references`` that holds a list, here or in ``records``, is the task's.
 
@@ -155,9 +155,9 @@ def family_task(
         ValueError: no such family or role, a role whose column is neither named nor found, or too many labels: all at
             once; columns of a translation that name no language, without a template.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
-    kind = FAMILIES[family]
+    if family not in PRESETS:
+        raise ValueError(f"no family {family!r}; there are {', '.join(PRESETS)}")
+    kind = PRESETS[family]
     records = list(records)
     checks.raise_all(name or family, checks.no_records([*records, *scored]))
     found = _find_columns(family, kind, records, dict(columns or {}))
@@ -165,14 +165,14 @@ def family_task(
     if template is None:
         template = _template(family, kind, found)
         _tell_left_out(family, kind, records[0], found, columns or {}, template)
-    words = dict(target_words) if target_words else None
+    words = dict(verbalizer) if verbalizer else None
     if kind.has_labels and words is None:
         words = {label: label for label in _labels(records, target_column)}
     return Task(
         name=name or family,
         template=template,
         target=f"{{{target_column}}}",
-        target_words=words,
+        verbalizer=words,
         metrics=kind.metrics,
         max_source_length=kind.max_source_length,
         max_target_length=kind.max_target_length,
@@ -182,7 +182,7 @@ def family_task(
 
 
 def _find_columns(
-    family: str, kind: Family, records: Sequence[Mapping[str, Any]], named: dict[str, str]
+    family: str, kind: TaskPreset, records: Sequence[Mapping[str, Any]], named: dict[str, str]
 ) -> dict[str, str]:
     if not records:
         raise ValueError(f"family {family!r}: there are no records to read columns from; the file is empty")
@@ -211,7 +211,7 @@ def _find_columns(
 
 def _tell_left_out(
     family: str,
-    kind: Family,
+    kind: TaskPreset,
     record: Mapping[str, Any],
     found: Mapping[str, str],
     named: Mapping[str, str],
@@ -230,7 +230,7 @@ def _tell_left_out(
             )  # fmt: skip
 
 
-def _template(family: str, kind: Family, found: Mapping[str, str]) -> str:
+def _template(family: str, kind: TaskPreset, found: Mapping[str, str]) -> str:
     fields = {role: f"{{{column}}}" for role, column in found.items()}
     if family == "translation":
         fields["from"], fields["to"] = _languages(list(found.values()))
@@ -270,6 +270,6 @@ def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     if len(labels) > MOST_LABELS:
         raise ValueError(
             f"the column {column!r} has {len(labels)} different values, more than {MOST_LABELS}: is it a label? If so, "
-            "give target_words; else choose the column of labels"
+            "give verbalizer; else choose the column of labels"
         )
     return labels

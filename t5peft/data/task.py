@@ -48,7 +48,7 @@ class Task:
         name: how tables and mixtures call it.
         template: the source, an instruction over the record's columns.
         target: the target over the record's columns.
-        target_words: for classification: each label, as text, and the words that T5 says for it. ``target`` then names
+        verbalizer: for classification: each label, as text, and the words that T5 says for it. ``target`` then names
             one column, which holds labels.
         metrics: names in ``t5peft.evaluation.METRICS``; the first leads tables. ``exact_match`` of a free target is SQuAD's,
             without punctuation, case and articles; ``accuracy`` compares texts as they are.
@@ -64,7 +64,7 @@ class Task:
     name: str
     template: str
     target: str = "{target}"
-    target_words: Mapping[str, str] | None = None
+    verbalizer: Mapping[str, str] | None = None
     metrics: tuple[str, ...] = ("exact_match",)
     max_source_length: int = 512
     max_target_length: int = 128
@@ -73,9 +73,9 @@ class Task:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(self.metrics))
-        if self.target_words is not None:
-            words = {str(label): as_text(word) for label, word in self.target_words.items()}
-            object.__setattr__(self, "target_words", words)
+        if self.verbalizer is not None:
+            words = {str(label): as_text(word) for label, word in self.verbalizer.items()}
+            object.__setattr__(self, "verbalizer", words)
         checks.raise_all(self.name, self._contradictions())
 
     def _contradictions(self) -> list[str]:
@@ -96,18 +96,18 @@ class Task:
         return problems or self._contradictions_of_labels()
 
     def _contradictions_of_labels(self) -> list[str]:
-        if self.target_words is None:
+        if self.verbalizer is None:
             return []
         problems = []
-        if len(self.target_words) < 2:
-            problems.append(f"it has {len(self.target_words)} target words; a choice needs two or more")
+        if len(self.verbalizer) < 2:
+            problems.append(f"it has {len(self.verbalizer)} target words; a choice needs two or more")
         if len(self._target.columns) != 1:
             problems.append(
                 f"it has target words, so its target must name the one column of labels, but {self.target!r} names "
                 f"{', '.join(self._target.columns)}"
             )
         by_word: dict[str, list[str]] = {}
-        for label, word in self.target_words.items():
+        for label, word in self.verbalizer.items():
             if word is None or not word.strip():
                 problems.append(f"label {label!r} has {'an empty' if word is not None else 'no'} target word")
             elif checks.SURROGATE.search(word):
@@ -130,16 +130,16 @@ class Task:
         Raises:
             ValueError: a field that a task does not have, or one that is missing, or of the wrong kind.
         """
-        nothing = [key for key in ("references", "target_words") if values.get(key) in ("", "~", "null")]
+        nothing = [key for key in ("references", "verbalizer") if values.get(key) in ("", "~", "null")]
         values = {key: value for key, value in values.items() if key not in nothing}
         known = {field.name for field in fields(cls)}
         problems = [
             f"it has no field {key!r}; the fields are {', '.join(sorted(known))}" for key in set(values) - known
         ]
         problems += [f"{key!r} is missing" for key in ("name", "template") if key not in values]
-        words = values.get("target_words")
+        words = values.get("verbalizer")
         if words is not None and not isinstance(words, Mapping):
-            problems.append("target_words must be a mapping from label to word")
+            problems.append("verbalizer must be a mapping from label to word")
         converted = dict(values)
         if isinstance(converted.get("metrics"), str):
             converted["metrics"] = converted["metrics"].replace(",", " ").split()
@@ -175,9 +175,9 @@ class Task:
     @cached_property
     def _labels_by_answer(self) -> dict[str, str]:
         """Labels by what T5 may answer: the whole target, or the word alone where decoding drops the rest."""
-        if self.target_words is None:
+        if self.verbalizer is None:
             return {}
-        words = {one_line(word): label for label, word in self.target_words.items()}
+        words = {one_line(word): label for label, word in self.verbalizer.items()}
         return words | {one_line(text): label for label, text in zip(self.labels, self.candidates, strict=True)}
 
     @property
@@ -187,14 +187,14 @@ class Task:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of ``target_words``; none where the target is free."""
-        return tuple(self.target_words or ())
+        """The labels in the order of ``verbalizer``; none where the target is free."""
+        return tuple(self.verbalizer or ())
 
     @property
     def candidates(self) -> tuple[str, ...]:
         """The whole target of every label, in the order of ``labels``: what ``rank`` compares."""
         column = self._target.columns[0]
-        return tuple(self._target.render({column: word}) for word in (self.target_words or {}).values())
+        return tuple(self._target.render({column: word}) for word in (self.verbalizer or {}).values())
 
     def source(self, record: Record) -> str:
         """The source of one record as the template renders it; neither cut nor looked through for special tokens."""
@@ -293,7 +293,7 @@ class Task:
         Raises:
             ValueError: the task has no target words, or what ``encode`` says.
         """
-        if self.target_words is None:
+        if self.verbalizer is None:
             checks.raise_all(self.name, ["it has no target words; a classification head needs labels to choose from"])
         records = list(records)
         places = {label: place for place, label in enumerate(self.labels)}
@@ -303,7 +303,7 @@ class Task:
 
     def collisions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Problems with target words that a model could not tell apart or could not say within the limit."""
-        if self.target_words is None:
+        if self.verbalizer is None:
             return []
         problems: list[str] = []
         by_tokens: dict[tuple[int, ...], list[str]] = {}
@@ -325,12 +325,12 @@ class Task:
 
     def _target_values(self, record: Record) -> dict[str, str]:
         values = _values(record, self._target)
-        if self.target_words is None:
+        if self.verbalizer is None:
             return values
-        return {column: self.target_words[label] for column, label in values.items()}
+        return {column: self.verbalizer[label] for column, label in values.items()}
 
     def _unknown(self, records: list[Record]) -> list[str]:
-        if self.target_words is None:
+        if self.verbalizer is None:
             return []
         return checks.unknown_labels(records, self._target.columns[0], self.labels)
 
@@ -348,7 +348,7 @@ class Task:
 
     def _fit_targets(self, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> Fitted:
         rows = [self._target_values(record) for record in records]
-        if self.target_words is None:
+        if self.verbalizer is None:
             return fit(self._target, rows, tokenizer, self.max_target_length)
         # Target words are the task's own, no user's text: they are what is ranked, special tokens among them too.
         texts = [self._target.render(row) for row in rows]

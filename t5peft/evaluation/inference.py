@@ -14,9 +14,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.data.collate import OVERHEAD_TOKENS, cut_by_tokens
+from t5peft.data.collate import OVERHEAD_TOKENS, bucket_by_length
 from t5peft.data.truncation import encode
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.fast import kernels
 from t5peft.nn.kernels.linear import Linear
 
@@ -31,7 +31,7 @@ def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
     After the block all is as before: every module gets its own training flag back, and every weight its own bits.
     """
     flags = [(module, module.training) for module in model.modules()]
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     try:
         model.eval()
         with torch.no_grad(), merged(model), kernels(model) if t5.device.type == "cpu" else nullcontext():
@@ -117,7 +117,7 @@ def length_batches(
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}; expected at least 1")
     features = [{"input_ids": source, "labels": range(more_per_row)} for source in sources]
     budget = max(1, tokens_per_batch // copies)
-    return cut_by_tokens(features, budget, overhead_tokens=OVERHEAD_TOKENS * passes)
+    return bucket_by_length(features, budget, overhead_tokens=OVERHEAD_TOKENS * passes)
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,11 +15,11 @@ from t5peft.evaluation.inference import Sources, evaluating, length_batches, pad
 
 
 class Predictions(list[str]):
-    """One text a source; `cut_share` is the share of them that ended at `max_new_tokens` and not by themselves."""
+    """One text a source; `truncated_fraction` is the share of them that ended at `max_new_tokens` and not by themselves."""
 
-    def __init__(self, texts: Iterable[str], cut_share: float) -> None:
+    def __init__(self, texts: Iterable[str], truncated_fraction: float) -> None:
         super().__init__(texts)
-        self.cut_share = cut_share
+        self.truncated_fraction = truncated_fraction
 
 
 def predict(

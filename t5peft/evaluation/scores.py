@@ -10,14 +10,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
-from t5peft.data.collate import collate, cut_by_tokens
+from t5peft.data.collate import bucket_by_length, collate
 from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
 from t5peft.evaluation.metrics import METRICS, compute
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import target_loss
 
 
@@ -35,7 +35,7 @@ def evaluate_task(
     are the target words in their order; any other by generation.
 
     Returns:
-        Every score of every metric, and beside them `expected_calibration_error` for target words, `cut_share` for
+        Every score of every metric, and beside them `expected_calibration_error` for target words, `truncated_fraction` for
         generated answers, and `loss` with perplexity.
 
     Raises:
@@ -47,7 +47,7 @@ def evaluate_task(
     features = task.tokenize(records, tokenizer).to_list()
     sources = [feature["input_ids"] for feature in features]
     scores: dict[str, float] = {}
-    if task.target_words is not None:
+    if task.verbalizer is not None:
         ranking = rank_targets(model, tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
         predictions = [task.labels[i] for i in ranking.best]
         right = [task.labels.index(task.read(task.target_text(record))) for record in records]
@@ -62,7 +62,7 @@ def evaluate_task(
             tokens_per_batch=tokens_per_batch,
         )
         predictions = [task.read(text) for text in answers]
-        scores["cut_share"] = answers.cut_share
+        scores["truncated_fraction"] = answers.truncated_fraction
     references = [task.answers(record) for record in records]
     texts = [task.content(record) for record in records]
     for name in task.metrics:
@@ -86,7 +86,7 @@ def score_of(
     task: Task, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], sources: Sequence[str]
 ) -> dict[str, float]:
     """`compute`, but for exact match of labels, which are compared as they are: -1 is not 1, and C# is not C++."""
-    if name == "exact_match" and task.target_words is not None:
+    if name == "exact_match" and task.verbalizer is not None:
         return {name: compute("accuracy", predictions, references)["accuracy"]}
     return compute(name, predictions, references, sources=sources)
 
@@ -99,7 +99,7 @@ def rank_targets(
     Raises:
         ValueError: a head with another number of classes than the task has labels.
     """
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     if t5.can_generate():
         return rank(model, tokenizer, sources, task.candidates, tokens_per_batch=tokens_per_batch)
     if t5.config.num_labels != len(task.labels):
@@ -121,15 +121,15 @@ def loss_and_perplexity(
     Raises:
         ValueError: a model without a language model head.
     """
-    if not t5_of(model).can_generate():
+    if not unwrap_t5(model).can_generate():
         raise ValueError(
-            f"{type(t5_of(model)).__name__} has no language model head, so that its targets have no perplexity; leave "
+            f"{type(unwrap_t5(model)).__name__} has no language model head, so that its targets have no perplexity; leave "
             "perplexity out of the task's metrics"
         )
     total, tokens = 0.0, 0
     with evaluating(model) as t5:
         ids = {"pad_token_id": t5.config.pad_token_id, "decoder_start_token_id": t5.config.decoder_start_token_id}
-        for batch in cut_by_tokens(features, tokens_per_batch):
+        for batch in bucket_by_length(features, tokens_per_batch):
             inputs = collate([features[i] for i in batch], **ids)
             loss, count = target_loss(model, {name: tensor.to(t5.device) for name, tensor in inputs.items()})
             total, tokens = total + float(loss), tokens + count

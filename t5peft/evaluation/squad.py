@@ -18,7 +18,7 @@ from t5peft.evaluation.classification import References, accepted_answers
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """The text as SQuAD's scores see it."""
     text = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
@@ -44,7 +44,7 @@ def _shared_words_f1(prediction: str, answer: str) -> float:
 
 def _mean_of_best(score: Callable[[str, str], float], predictions: Sequence[str], references: References) -> float:
     best = [
-        max(score(normalise_answer(prediction), normalise_answer(answer)) for answer in answers)
+        max(score(normalize_answer(prediction), normalize_answer(answer)) for answer in answers)
         for prediction, answers in zip(predictions, accepted_answers(references), strict=True)
     ]
     return sum(best) / len(best)

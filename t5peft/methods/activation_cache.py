@@ -1,7 +1,7 @@
 """What a frozen backbone computes of each example, kept over epochs: from the second on, a ladder trains without running it.
 
 Nothing trained stands before what a ladder reads, so it reads the same of an example in every epoch, as long as the backbone
-drops nothing: inside ``kept_activations`` (in `ladder.py`) it runs as in evaluation, and dropout is the side's alone.
+drops nothing: inside ``cached_activations`` (in `ladder.py`) it runs as in evaluation, and dropout is the side's alone.
 
 Letters: B batch, T tokens, H d_model, L layers.
 """
@@ -71,7 +71,7 @@ class Activations:
             if not self._full:
                 logger.warning(
                     "The %.2g GB for kept activations are full after %d sources and targets: batches with any other are "
-                    "computed anew in every epoch. Give more with keep_activations=, or train on fewer examples.",
+                    "computed anew in every epoch. Give more with activation_cache_bytes=, or train on fewer examples.",
                     self.limit_bytes / 1e9,
                     len(self._kept),
                 )

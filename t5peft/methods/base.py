@@ -44,7 +44,7 @@ class OwnTuner(BaseTuner):
         return f"{start}.{cls.prefix}{rest}" if found and rest[:1] in ("", ".") else key
 
 
-def moved(adapter: nn.Module, device: torch.device) -> nn.Module:
+def to_device_unless_meta(adapter: nn.Module, device: torch.device) -> nn.Module:
     """``adapter`` on ``device``, or as it is while peft loads it without memory (``low_cpu_mem_usage=True``)."""
     return adapter if any(parameter.is_meta for parameter in adapter.parameters()) else adapter.to(device)
 

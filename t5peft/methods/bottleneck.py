@@ -29,9 +29,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from t5peft.compat.peft import register
-from t5peft.methods.base import OwnTuner, moved
+from t5peft.methods.base import OwnTuner, to_device_unless_meta
 from t5peft.methods.wrapping import wrap
-from t5peft.models.unwrap import check_plain
+from t5peft.models.unwrap import ensure_unwrapped
 
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
 Activation = Literal["relu", "gelu", "silu"]
@@ -138,7 +138,7 @@ class BottleneckTuner(OwnTuner):
             peft_config.activation,
             parallel=peft_config.placement == "parallel",
         )
-        layer.t5bottleneck[adapter_name] = moved(adapter, next(layer.base_layer.parameters()).device)
+        layer.t5bottleneck[adapter_name] = to_device_unless_meta(adapter, next(layer.base_layer.parameters()).device)
         if layer is not target:
             setattr(parent, target_name, layer)
 
@@ -161,7 +161,7 @@ def bottleneck_wrap(
     Raises:
         ValueError: for a wrapped model, a size below one, or an unknown placement or activation; all problems at once.
     """
-    check_plain(model)
+    ensure_unwrapped(model)
     problems = [
         text
         for wrong, text in (

@@ -5,12 +5,12 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from t5peft.models.backbone import correct_config
-from t5peft.models.unwrap import check_plain
+from t5peft.models.unwrap import ensure_unwrapped
 
 
 def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
     """Make every weight of ``model`` trainable, in place. Raises ValueError for a wrapped or a quantised model."""
-    check_plain(model)
+    ensure_unwrapped(model)
     if getattr(model, "is_quantized", False):
         raise ValueError(
             "Quantised weights cannot be trained; load the backbone without quantize for full fine-tuning."

@@ -19,16 +19,16 @@ from transformers import PreTrainedModel
 
 from t5peft.methods.base import no_mixed_batches
 from t5peft.methods.wrapping import wrap
-from t5peft.models.unwrap import check_plain
+from t5peft.models.unwrap import ensure_unwrapped
 
 
 def ia3_wrap(model: PreTrainedModel) -> PeftModel:
     """Wrap ``model`` for IA3, in place. Raises ValueError for a wrapped model."""
-    check_plain(model)
-    return corrected(wrap(model, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"])))
+    ensure_unwrapped(model)
+    return patch_ia3(wrap(model, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"])))
 
 
-def corrected(model: PeftModel) -> PeftModel:
+def patch_ia3(model: PeftModel) -> PeftModel:
     """``model``, with what this module changes of peft's IA3 where it is one."""
     if isinstance(model.base_model, IA3Model):
         model.base_model._enable_peft_forward_hooks = no_mixed_batches

@@ -7,7 +7,7 @@ each of its layers i it takes in what the backbone knows after its own layer i, 
 
 Its decoder looks at its own encoder. What it ends with is projected up to d_model and goes through the backbone's frozen head. The
 backbone runs without a graph: no backward pass goes through it, and none of its activations is kept, which is the method's point.
-What it computes of an example can be kept over epochs (``kept_activations``, the trainer's ``keep_activations``).
+What it computes of an example can be kept over epochs (``cached_activations``, the trainer's ``activation_cache_bytes``).
 
 Two tuner layers do it, around the stacks. The side is a stack of transformers with another config, so masks, position biases,
 caches, packing and checkpointing are its own. The encoder's side states travel behind those of the backbone, as [B, S, H + W],
@@ -40,9 +40,9 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, S
 
 from t5peft.compat.peft import register
 from t5peft.methods.activation_cache import Activations
-from t5peft.methods.base import OwnTuner, StackLayer, moved
+from t5peft.methods.base import OwnTuner, StackLayer, to_device_unless_meta
 from t5peft.methods.wrapping import wrap
-from t5peft.models.unwrap import check_plain
+from t5peft.models.unwrap import ensure_unwrapped
 
 GATE_TEMPERATURE = 0.1
 
@@ -276,7 +276,7 @@ class LadderTuner(OwnTuner):
             setattr(parent, target_name, layer)
         backbone = layer.base_layer
         side = Side(backbone, peft_config.reduction).train(backbone.training)
-        layer.t5ladder[adapter_name] = moved(side, backbone.device)
+        layer.t5ladder[adapter_name] = to_device_unless_meta(side, backbone.device)
 
 
 def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:
@@ -289,7 +289,7 @@ def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:
     Raises:
         ValueError: for a wrapped model, an encoder alone, or a reduction that leaves nothing.
     """
-    check_plain(model)
+    ensure_unwrapped(model)
     if not model.config.is_encoder_decoder:
         raise ValueError(f"A ladder ends in the decoder, and {type(model).__name__} has none; take another method.")
     narrowest = min(model.config.d_model, model.config.d_ff)
@@ -299,7 +299,7 @@ def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:
 
 
 @contextmanager
-def kept_activations(model: nn.Module, limit_bytes: int) -> Iterator[Activations]:
+def cached_activations(model: nn.Module, limit_bytes: int) -> Iterator[Activations]:
     """Inside the block, what the frozen backbone of a ladder computes in training is computed once an example.
 
     Args:
@@ -312,8 +312,8 @@ def kept_activations(model: nn.Module, limit_bytes: int) -> Iterator[Activations
     stacks = [module for module in model.modules() if isinstance(module, LadderStack)]
     if not stacks:
         raise ValueError(
-            f"Got keep_activations={limit_bytes} for a model without a ladder; other methods change what the backbone "
-            "computes, or need its graph. Take ladder_wrap, or leave keep_activations at 0."
+            f"Got activation_cache_bytes={limit_bytes} for a model without a ladder; other methods change what the backbone "
+            "computes, or need its graph. Take ladder_wrap, or leave activation_cache_bytes at 0."
         )
     kept = Activations(limit_bytes)
     for stack in stacks:

@@ -19,9 +19,10 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from t5peft.deprecated import renamed_arguments
 from t5peft.methods.wrapping import wrap
 from t5peft.models.backbone import has_untied_head, quantization_of_model
-from t5peft.models.unwrap import check_plain
+from t5peft.models.unwrap import ensure_unwrapped
 
 ATTENTION = ("q", "k", "v", "o")
 
@@ -31,15 +32,16 @@ def linear_maps(model: PreTrainedModel) -> tuple[str, ...]:
     return (*ATTENTION, *(("wi_0", "wi_1", "wo") if model.config.is_gated_act else ("wi", "wo")))
 
 
+@renamed_arguments(targets="target_modules", rank_stabilised="rank_stabilized")
 def lora_wrap(
     model: PreTrainedModel,
     *,
     rank: int = 16,
     alpha: float | None = None,
     dropout: float = 0.0,
-    targets: Sequence[str] | Literal["all-linear"] = ("q", "v"),
+    target_modules: Sequence[str] | Literal["all-linear"] = ("q", "v"),
     dora: bool = False,
-    rank_stabilised: bool = False,
+    rank_stabilized: bool = False,
 ) -> PeftModel:
     """Wrap ``model`` for LoRA, in place.
 
@@ -48,16 +50,16 @@ def lora_wrap(
         rank: R.
         alpha: numerator of the scale; None: twice the rank.
         dropout: probability that an input of A is dropped in training.
-        targets: names of linear maps, query and value as in the paper by default; ``"all-linear"``: every linear map of
+        target_modules: names of linear maps, query and value as in the paper by default; ``"all-linear"``: every linear map of
             attention and feed-forward.
         dora: weight-decomposed LoRA.
-        rank_stabilised: scale by ``alpha / sqrt(R)``.
+        rank_stabilized: scale by ``alpha / sqrt(R)``.
 
     Raises:
         ValueError: for a wrapped model, a rank below one, an alpha or dropout that leaves nothing to learn, targets that
             match nothing, in whole or in part, or DoRA beside 8-bit weights on a CPU.
     """
-    check_plain(model)
+    ensure_unwrapped(model)
     if rank < 1:
         raise ValueError(f"Got rank={rank}; expected a whole number of at least 1.")
     if (alpha is not None and alpha <= 0) or not 0 <= dropout < 1:
@@ -70,7 +72,7 @@ def lora_wrap(
             "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
             "backbone in float32 or quantize='nf4', or a GPU."
         )
-    names = linear_maps(model) if targets == "all-linear" else targets
+    names = linear_maps(model) if target_modules == "all-linear" else target_modules
     check_targets(model, names)
     return wrap(
         model,
@@ -80,27 +82,27 @@ def lora_wrap(
             lora_dropout=dropout,
             target_modules=list(names),
             use_dora=dora,
-            use_rslora=rank_stabilised,
+            use_rslora=rank_stabilized,
         ),
     )
 
 
-def check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Raise ValueError unless each of ``targets`` names linear maps of ``model`` that an adapter can change alone."""
-    if isinstance(targets, str) or not targets:
-        raise ValueError(f"Got targets={targets!r}; expected a list of names, or 'all-linear'.")
+def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None:
+    """Raise ValueError unless each of ``target_modules`` names linear maps of ``model`` that an adapter can change alone."""
+    if isinstance(target_modules, str) or not target_modules:
+        raise ValueError(f"Got target_modules={target_modules!r}; expected a list of names, or 'all-linear'.")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    missing = [target for target in target_modules if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if missing:
         raise ValueError(
             f"The targets {missing} match no linear map of this model; expected names among {list(linear_maps(model))}, or "
             "'all-linear'."
         )
     # Asked of the weights: transformers marks every T5 config as tied.
-    if "lm_head" in targets and not has_untied_head(model):
+    if "lm_head" in target_modules and not has_untied_head(model):
         raise ValueError(
             "The output head of this model is its table of embeddings: an adapter on lm_head would change the embeddings "
-            f"as well when merged. Leave it out of the targets {list(targets)}."
+            f"as well when merged. Leave it out of the target_modules {list(target_modules)}."
         )
 
 

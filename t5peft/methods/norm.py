@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from t5peft.compat.peft import register
 from t5peft.methods.base import OwnTuner
 from t5peft.methods.wrapping import wrap
-from t5peft.models.unwrap import check_plain
+from t5peft.models.unwrap import ensure_unwrapped
 
 
 @dataclass
@@ -116,7 +116,7 @@ class NormTuner(OwnTuner):
 
 def norm_wrap(model: PreTrainedModel) -> PeftModel:
     """Wrap ``model`` for norm tuning, in place. Raises ValueError for a wrapped model."""
-    check_plain(model)
+    ensure_unwrapped(model)
     return wrap(model, NormConfig())
 
 

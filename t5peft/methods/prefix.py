@@ -8,7 +8,7 @@ which stand before those of the sequence:
 The prefix has no position: its columns get a relative position bias of zero, and no mask. A prefix of zeros is therefore not
 the identity, as a key of zeros takes its share of the softmax; wrapping changes the model, as it does in the paper.
 
-With ``reparametrise`` the keys and values of one site (encoder, decoder, cross) come from one small network,
+With ``projection_size`` the keys and values of one site (encoder, decoder, cross) come from one small network,
 ``projection(tanh(linear(embedding)))``, as in section 4.3 of the paper. It is saved, and so can be trained on;
 :func:`collapse` replaces it by its output for serving.
 
@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.compat.peft import register
-from t5peft.methods.base import OwnTuner, moved
+from t5peft.deprecated import renamed_arguments
+from t5peft.methods.base import OwnTuner, to_device_unless_meta
 from t5peft.methods.wrapping import wrap
-from t5peft.models.unwrap import check_plain, t5_of
+from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 from t5peft.nn.attention import NAME, use_attention
 
 Site = Literal["encoder", "decoder", "cross"]
@@ -56,7 +57,7 @@ class PrefixConfig(PeftConfig):
 
     length: int = 20
     sites: list[str] = field(default_factory=lambda: list(SITES))
-    reparametrise: int | None = None
+    projection_size: int | None = None
     modules_to_save: list[str] | None = None
     target_modules: str | None = None
     exclude_modules: list[str] | None = None
@@ -94,7 +95,7 @@ class Trunk(nn.Module):
         return torch.tanh(self.linear(self.embedding))
 
 
-class ReparametrisedPrefix(nn.Module):
+class ReparametrizedPrefix(nn.Module):
     """Keys and values of one attention as a projection of the site's trunk; the first attention of a site owns the trunk."""
 
     def __init__(self, heads: int, d_kv: int, trunk: Trunk, owns_trunk: bool) -> None:
@@ -168,15 +169,15 @@ class PrefixTuner(OwnTuner):
         layer = target if isinstance(target, PrefixLayer) else PrefixLayer(target)
         attention = layer.get_base_layer()
         heads, d_kv = attention.n_heads, attention.key_value_proj_dim
-        if peft_config.reparametrise is None:
+        if peft_config.projection_size is None:
             prefix: nn.Module = Prefix(heads, peft_config.length, d_kv)
         else:
             shared = (adapter_name, site_of(attention))
             owns_trunk = shared not in self._trunks
             if owns_trunk:
-                self._trunks[shared] = Trunk(peft_config.length, attention.d_model, peft_config.reparametrise)
-            prefix = ReparametrisedPrefix(heads, d_kv, self._trunks[shared], owns_trunk)
-        layer.t5prefix[adapter_name] = moved(prefix, attention.q.weight.device)
+                self._trunks[shared] = Trunk(peft_config.length, attention.d_model, peft_config.projection_size)
+            prefix = ReparametrizedPrefix(heads, d_kv, self._trunks[shared], owns_trunk)
+        layer.t5prefix[adapter_name] = to_device_unless_meta(prefix, attention.q.weight.device)
         if layer is not target:
             setattr(parent, target_name, layer)
 
@@ -188,12 +189,13 @@ def site_of(attention: nn.Module) -> Site:
     return "decoder" if attention.is_causal else "cross"
 
 
+@renamed_arguments(reparametrise="projection_size")
 def prefix_wrap(
     model: PreTrainedModel,
     *,
     length: int = 20,
     sites: Sequence[Site] = SITES,
-    reparametrise: int | None = None,
+    projection_size: int | None = None,
     initial_ids: Sequence[int] | None = None,
 ) -> PeftModel:
     """Wrap ``model`` for prefix tuning, in place.
@@ -202,27 +204,29 @@ def prefix_wrap(
         model: a T5 of any geometry.
         length: P, the number of keys and values before each attention.
         sites: which attentions get a prefix.
-        reparametrise: hidden size M of the network that makes the prefix (the paper has 512 to 800); None: the
+        projection_size: hidden size M of the network that makes the prefix (the paper has 512 to 800); None: the
             keys and values are trained themselves.
         initial_ids: token ids whose keys and values the prefix starts from, repeated up to ``length``. Those of one of the
             task's sources gave a lower loss than random ones (benchmarks/RESULTS.md), as in the paper; None: random ones.
             A reparametrised prefix starts at random, as there.
 
     Raises:
-        ValueError: for a wrapped model, an unknown site, a length below one, or both ``reparametrise`` and ``initial_ids``.
+        ValueError: for a wrapped model, an unknown site, a length below one, or both ``projection_size`` and ``initial_ids``.
     """
-    check_plain(model)
+    ensure_unwrapped(model)
     unknown = [site for site in sites if site not in SITES]
     if unknown or not sites:
         raise ValueError(f"Got the sites {sites!r}; expected a list of one or more of {', '.join(SITES)}.")
-    if length < 1 or (reparametrise is not None and reparametrise < 1):
+    if length < 1 or (projection_size is not None and projection_size < 1):
         raise ValueError(
-            f"Got length={length} and reparametrise={reparametrise}; expected whole numbers of at least 1."
+            f"Got length={length} and projection_size={projection_size}; expected whole numbers of at least 1."
         )
-    if reparametrise is not None and initial_ids is not None:
-        raise ValueError("Got reparametrise and initial_ids; a reparametrised prefix starts at random: leave one out.")
-    wrapped = wrap(model, PrefixConfig(length=length, sites=list(sites), reparametrise=reparametrise))
-    if reparametrise is None:
+    if projection_size is not None and initial_ids is not None:
+        raise ValueError(
+            "Got projection_size and initial_ids; a reparametrised prefix starts at random: leave one out."
+        )
+    wrapped = wrap(model, PrefixConfig(length=length, sites=list(sites), projection_size=projection_size))
+    if projection_size is None:
         start_prefix(wrapped, initial_ids)
     return wrapped
 
@@ -238,12 +242,12 @@ def start_prefix(model: PeftModel, initial_ids: Sequence[int] | None = None) -> 
         ValueError: the active adapter is no prefix, or a reparametrised one, which starts at random; ``initial_ids`` is empty.
     """
     config = model.active_peft_config
-    if not isinstance(config, PrefixConfig) or config.reparametrise is not None:
+    if not isinstance(config, PrefixConfig) or config.projection_size is not None:
         kind = "reparametrised prefix" if isinstance(config, PrefixConfig) else str(config.peft_type.value)
         raise ValueError(
             f"The active adapter {model.active_adapter!r} is a {kind}; expected a prefix of keys and values."
         )
-    _start_from_activations(model, _ids(t5_of(model), config.length, initial_ids))
+    _start_from_activations(model, _ids(unwrap_t5(model), config.length, initial_ids))
 
 
 def collapse(model: PeftModel) -> PeftModel:
@@ -260,11 +264,11 @@ def collapse(model: PeftModel) -> PeftModel:
                 plain.value.copy_(value)
                 layer.t5prefix[name] = (
                     plain.requires_grad_(prefix.projection.weight.requires_grad)
-                    if isinstance(prefix, ReparametrisedPrefix)
+                    if isinstance(prefix, ReparametrizedPrefix)
                     else prefix
                 )
     for config in model.peft_config.values():
-        config.reparametrise = None
+        config.projection_size = None
     return model
 
 
@@ -280,7 +284,7 @@ def _ids(model: PreTrainedModel, length: int, given: Sequence[int] | None) -> Te
 @torch.no_grad()
 def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
     """Set each prefix to the keys and values that the backbone makes of ``ids`` [P]."""
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     training = t5.training
     made: dict[tuple[nn.Module, str], Tensor] = {}
     batch = {"input_ids": ids[None].to(t5.device)}

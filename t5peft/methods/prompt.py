@@ -27,16 +27,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.compat.peft import register
+from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import OwnTuner, StackLayer
 from t5peft.methods.wrapping import wrap
-from t5peft.models.unwrap import check_plain
-from t5peft.nn.kernels.varlen import RowLayout
+from t5peft.models.unwrap import ensure_unwrapped
+from t5peft.nn.kernels.varlen import VarlenLayout
 
-Initialiser = Callable[[Tensor, int], Tensor]
+Initializer = Callable[[Tensor, int], Tensor]
 """From the embedding table [V, H] and a length P to a first prompt [P, H]."""
 
 
-def from_random(std: float | None = None) -> Initialiser:
+def from_random(std: float | None = None) -> Initializer:
     """Normal, with the standard deviation of the embedding table or with ``std``.
 
     The paper's random start is uniform in ±0.5, whatever the scale of the table.
@@ -48,7 +49,7 @@ def from_random(std: float | None = None) -> Initialiser:
     return draw
 
 
-def from_vocabulary(most_common: int = 5000) -> Initialiser:
+def from_vocabulary(most_common: int = 5000) -> Initializer:
     """Embeddings of random tokens among the ``most_common``, which stand first in a T5 vocabulary."""
 
     def sample(embeddings: Tensor, length: int) -> Tensor:
@@ -57,7 +58,7 @@ def from_vocabulary(most_common: int = 5000) -> Initialiser:
     return sample
 
 
-def from_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Initialiser:
+def from_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Initializer:
     """Embeddings of the tokens of ``text``, repeated up to the length, without its ``</s>``."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     if not ids:
@@ -65,20 +66,20 @@ def from_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Initialiser:
     return lambda embeddings, length: embeddings[[ids[i % len(ids)] for i in range(length)]]
 
 
-def from_class_labels(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Initialiser:
+def from_class_labels(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Initializer:
     """One row a target word (the mean of its tokens' embeddings), filled up from the vocabulary; best in the paper."""
     ids = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
     if not ids or not all(ids):
         raise ValueError(f"Got the words {list(words)}; expected at least one, and none that is empty.")
 
-    def initialise(embeddings: Tensor, length: int) -> Tensor:
+    def initialize(embeddings: Tensor, length: int) -> Tensor:
         rows = torch.stack([embeddings[tokens].mean(0) for tokens in ids])[:length]
         return torch.cat([rows, from_vocabulary()(embeddings, length - len(rows))])
 
-    return initialise
+    return initialize
 
 
-INITIALISERS: dict[str, Callable[[], Initialiser]] = {"vocabulary": from_vocabulary, "random": from_random}
+INITIALIZERS: dict[str, Callable[[], Initializer]] = {"vocabulary": from_vocabulary, "random": from_random}
 
 
 @dataclass
@@ -129,7 +130,7 @@ class PromptEncoder(_PromptedStack):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        layout: RowLayout | None = None,
+        layout: VarlenLayout | None = None,
         **kwargs: Any,
     ) -> Any:
         """Encode input_ids [B, S] (or inputs_embeds [B, S, H]) after the prompt: states [B, P + S, H].
@@ -173,7 +174,7 @@ class PromptDecoder(_PromptedStack):
         self,
         *args: Any,
         encoder_attention_mask: Tensor | None = None,
-        layout: RowLayout | None = None,
+        layout: VarlenLayout | None = None,
         **kwargs: Any,
     ) -> Any:
         """Decode with encoder_attention_mask [B, S] lengthened by the prompt to [B, P + S], or the row's layout likewise."""
@@ -219,8 +220,8 @@ def prompt_order(attention_mask: Tensor, length: int) -> Tensor:
     source_length = attention_mask.shape[1]
     padding = attention_mask.to(torch.bool).to(torch.uint8).argmax(dim=1, keepdim=True)
     position = torch.arange(length + source_length, device=attention_mask.device).expand(len(attention_mask), -1)
-    moved = torch.where(position < padding, position + length, position - padding)
-    return torch.where(position < padding + length, moved, position)
+    to_device_unless_meta = torch.where(position < padding, position + length, position - padding)
+    return torch.where(position < padding + length, to_device_unless_meta, position)
 
 
 def lengthen(attention_mask: Tensor, length: int) -> Tensor:
@@ -237,7 +238,8 @@ def lengthen(attention_mask: Tensor, length: int) -> Tensor:
     return torch.cat([prompt, attention_mask], dim=1).take_along_dim(prompt_order(attention_mask, length), dim=1)
 
 
-def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initialiser | str = "vocabulary") -> PeftModel:
+@renamed_arguments(initialise="initialize")
+def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialize: Initializer | str = "vocabulary") -> PeftModel:
     """Wrap ``model`` for prompt tuning, in place.
 
     Args:
@@ -250,7 +252,7 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initial
         ValueError: for a wrapped model, an encoder alone, a length below one, an initialiser of an unknown name or that returns
             another shape.
     """
-    check_plain(model)
+    ensure_unwrapped(model)
     if not model.config.is_encoder_decoder:
         raise ValueError(
             f"{type(model).__name__} has no decoder, so the states of a prompt would stand among those of the text that it "
@@ -258,14 +260,14 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialise: Initial
         )
     if length < 1:
         raise ValueError(f"Got length={length}; expected a whole number of at least 1.")
-    if isinstance(initialise, str):
-        if initialise not in INITIALISERS:
+    if isinstance(initialize, str):
+        if initialize not in INITIALIZERS:
             raise ValueError(
-                f"Got initialise={initialise!r}; expected one of {', '.join(INITIALISERS)}, or a function."
+                f"Got initialize={initialize!r}; expected one of {', '.join(INITIALIZERS)}, or a function."
             )
-        initialise = INITIALISERS[initialise]()
+        initialize = INITIALIZERS[initialize]()
     embeddings = model.get_input_embeddings().weight.detach()
-    first = initialise(embeddings, length)
+    first = initialize(embeddings, length)
     if first.shape != (length, embeddings.shape[1]):
         raise ValueError(
             f"The initialiser returned a prompt of shape {tuple(first.shape)}; expected [P, H] = "

@@ -15,17 +15,19 @@ from typing import Literal
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from t5peft.deprecated import renamed_arguments
 from t5peft.methods.lora import lora_wrap
-from t5peft.models.unwrap import check_plain
+from t5peft.models.unwrap import ensure_unwrapped
 
 
+@renamed_arguments(targets="target_modules")
 def qlora_wrap(
     model: PreTrainedModel,
     *,
     rank: int = 16,
     alpha: float | None = None,
     dropout: float = 0.0,
-    targets: Sequence[str] | Literal["all-linear"] = "all-linear",
+    target_modules: Sequence[str] | Literal["all-linear"] = "all-linear",
 ) -> PeftModel:
     """Wrap a quantised ``model`` for LoRA, in place.
 
@@ -34,15 +36,15 @@ def qlora_wrap(
         rank: R.
         alpha: numerator of the scale; None: twice the rank.
         dropout: probability that an input of A is dropped in training.
-        targets: names of linear maps, or all of attention and feed-forward.
+        target_modules: names of linear maps, or all of attention and feed-forward.
 
     Raises:
         ValueError: for a model that is not quantised, and as :func:`~t5peft.lora_wrap` does.
     """
-    check_plain(model)
+    ensure_unwrapped(model)
     if not getattr(model, "is_quantized", False):
         raise ValueError(
             "qlora_wrap expects a quantised model, but this one is not: load it by load_backbone(name, quantize='int8') or "
             "'nf4', or call lora_wrap."
         )
-    return lora_wrap(model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+    return lora_wrap(model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)

@@ -41,7 +41,7 @@ class Method:
             example: token ids of a source of the task, without ``</s>``, which a method that starts from text starts from.
             options: arguments of the wrap; they go before the example.
         """
-        if self.starts_from_text and not options.keys() & {"initial_ids", "reparametrise"}:
+        if self.starts_from_text and not options.keys() & {"initial_ids", "projection_size"}:
             options = {**options, "initial_ids": example}
         return self.wrap(model, **options)
 
@@ -70,7 +70,7 @@ METHODS: dict[str, Method] = {
     # As "lora": the same two maps, and a factor for each output.
     "dora": Method(partial(lora_wrap, dora=True), 1e-3),
     # As "lora", and as QLoRA, which stands at every linear map too.
-    "lora-all": Method(partial(lora_wrap, targets="all-linear"), 1e-3),
+    "lora-all": Method(partial(lora_wrap, target_modules="all-linear"), 1e-3),
 }
 
 # The method of each kind of adapter; those of one kind have one learning rate.

@@ -19,7 +19,7 @@ _HEADS: dict[str, tuple[str, TaskType]] = {
 }
 
 
-def head_of(model: PreTrainedModel) -> str | None:
+def head_module_name(model: PreTrainedModel) -> str | None:
     """Name of the freshly initialised head of ``model``, which every method must train and save, or None."""
     return _kind(model)[0] or None
 

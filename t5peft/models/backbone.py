@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from t5peft.models.families import FAMILIES
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 
 logger = logging.getLogger("t5peft")
 
@@ -106,7 +106,7 @@ def load_backbone(
     if num_labels is not None and options["dtype"] != torch.float32:
         _head_in_float32(model)
     if quantize_wo:
-        _quantise_wo(model, options["dtype"])
+        _quantize_wo(model, options["dtype"])
     if quantize == "nf4":
         _keep_4_bits(model)
     correct_config(model)
@@ -137,7 +137,7 @@ def load_tokenizer(name: str | Path = "mini") -> PreTrainedTokenizerBase:
 
 def quantization_of_model(model: PreTrainedModel) -> Quantization | None:
     """How ``model`` is quantised."""
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     if not getattr(t5, "is_quantized", False):
         return None
     return "int8" if t5.config.quantization_config.load_in_8bit else "nf4"
@@ -200,7 +200,7 @@ def _float_inputs(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
     return tuple(states.float() for states in inputs)
 
 
-def _quantise_wo(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def _quantize_wo(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Put every ``wo`` into nf4, stored as ``dtype``: T5 casts its input to the dtype that ``wo.weight`` says it has."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.models.backbone import correct_config, has_untied_head
-from t5peft.models.unwrap import check_plain, t5_of
+from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
@@ -38,7 +38,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         ValueError: a wrapped model, no tokens, tokens that are empty, there twice, or pieces of the vocabulary already: all at
             once.
     """
-    check_plain(model)
+    ensure_unwrapped(model)
     tokens = tokens if isinstance(tokens, str) else list(tokens)
     _check_tokens(tokens, tokenizer)
     correct_config(model)
@@ -79,7 +79,7 @@ def train_tokens(model: PeftModel, ids: Sequence[int]) -> None:
         raise ValueError(f"Got a model with {kind}; expected one wrapped by lora_wrap or qlora_wrap, which store rows.")
     if config.trainable_token_indices is not None:
         raise ValueError(f"The adapter {name!r} trains tokens already; give all ids in one call.")
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     outside = [i for i in ids if not 0 <= i < t5.config.vocab_size]
     if outside or not ids:
         raise ValueError(

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from t5peft.models.families import FAMILIES
 
 
-def t5_of(model: nn.Module) -> PreTrainedModel:
+def unwrap_t5(model: nn.Module) -> PreTrainedModel:
     """The T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself.
 
     Raises ValueError where there is none.
@@ -24,7 +24,7 @@ def t5_of(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def check_plain(model: nn.Module) -> PreTrainedModel:
+def ensure_unwrapped(model: nn.Module) -> PreTrainedModel:
     """Return ``model`` if it is a plain T5.
 
     Raises ValueError for a model that is wrapped already, or is no T5.

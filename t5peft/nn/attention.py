@@ -27,7 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from t5peft.nn.kernels.attention import BiasByDistance, attend_row, attend_with_dropout, toeplitz
-from t5peft.nn.kernels.varlen import RowLayout
+from t5peft.nn.kernels.varlen import VarlenLayout
 
 NAME = "t5peft"
 
@@ -45,7 +45,7 @@ def attend(
     encoder_block_mask: Tensor | None = None,
     decoder_block_mask: Tensor | None = None,
     cross_block_mask: Tensor | None = None,
-    layout: RowLayout | None = None,
+    layout: VarlenLayout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention with relative position bias, an optional prefix, and optional block masks or a layout.
@@ -100,7 +100,7 @@ def _attend_row(
     dropout: float,
     position_bias: Tensor | None,
     prefix: tuple[Tensor, Tensor] | None,
-    layout: RowLayout,
+    layout: VarlenLayout,
 ) -> Tensor:
     """Attention of each example in a row: query [1, N, Q, D], key and value [1, N, K, D] -> [1, Q, N, D]."""
     sides = (int(bool(module.is_decoder)), int(bool(module.is_decoder and module.is_causal)))

@@ -16,7 +16,7 @@ from transformers.models.mt5.modeling_mt5 import MT5Attention, MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 from transformers.models.umt5.modeling_umt5 import UMT5Attention, UMT5LayerNorm
 
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import use_attention
 from t5peft.nn.kernels.attention import BiasByDistance
 from t5peft.nn.kernels.dropout import Dropout
@@ -72,7 +72,7 @@ def kernels(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def our_attention(model: nn.Module) -> Iterator[None]:
     """Inside the block `model` calls the attention function "t5peft", without which packed examples would see each other."""
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     implementation = t5.config._attn_implementation
     use_attention(t5)
     try:

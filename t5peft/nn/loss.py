@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.kernels.linear import Linear, product, product_over_rows
 
 IGNORED_LABEL = -100  # a position that the loss leaves out, as in torch and transformers
@@ -268,7 +268,7 @@ def target_loss(
     The logits are left out where the head is a plain linear layer; a head that is itself adapted (LoRA on lm_head, a head
     in modules_to_save) is called as it is, and its logits exist.
     """
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     inputs = dict(batch)
     labels = inputs.pop("labels")
     if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel, T5Config
 
 from t5peft.models.backbone import Quantization
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn import attention
 from t5peft.nn.fast import kernels
 from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
@@ -70,7 +70,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-class _QuantisedProduct(torch.autograd.Function):
+class _QuantizedProduct(torch.autograd.Function):
     """What a product of bitsandbytes makes and keeps: the weight in full for its time; its input in 8 bits, but for our kernel."""
 
     @staticmethod
@@ -85,7 +85,7 @@ class _QuantisedProduct(torch.autograd.Function):
         return grad @ ctx.weight.new_empty(ctx.shape, dtype=ctx.dtype), None, None, None
 
 
-class _QuantisedLinear(nn.Linear):
+class _QuantizedLinear(nn.Linear):
     """Stands for a linear map of bitsandbytes, with its bytes."""
 
     def __init__(self, linear: nn.Linear, quantize: Quantization, keeps_input: bool) -> None:
@@ -98,7 +98,7 @@ class _QuantisedLinear(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """States [.., in] -> [.., out]."""
-        product: Tensor = _QuantisedProduct.apply(states, self.weight, self.out_features, self.keeps_input)
+        product: Tensor = _QuantizedProduct.apply(states, self.weight, self.out_features, self.keeps_input)
         return product
 
     @property
@@ -111,12 +111,12 @@ class _QuantisedLinear(nn.Linear):
         return self.weight.new_empty((self.out_features, self.in_features), dtype=self.full_dtype)
 
 
-def _quantise(model: PreTrainedModel, quantize: Quantization, keeps_input: bool) -> None:
+def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool) -> None:
     kept = {"lm_head", "wo"}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name not in kept:
-                setattr(parent, name, _QuantisedLinear(child, quantize, keeps_input))
+                setattr(parent, name, _QuantizedLinear(child, quantize, keeps_input))
     model.is_quantized = True
 
 
@@ -176,12 +176,12 @@ def simulate_step(
     with torch.device("meta"):
         model = _model(config, dtype)
         if quantize is not None:
-            _quantise(model, quantize, keeps_input=quantize == "int8" and not ours)
+            _quantize(model, quantize, keeps_input=quantize == "int8" and not ours)
         backbone = list(model.parameters())
         weights_bytes = _bytes_of(backbone)
         wrapped = wrap(model).train()
         if checkpointing:
-            t5_of(wrapped).activation_checkpointing_enable({"use_reentrant": False})
+            unwrap_t5(wrapped).activation_checkpointing_enable({"use_reentrant": False})
     fake = FakeTensorMode()
     with fake:
         _give_fakes(wrapped)

@@ -1,8 +1,8 @@
 """Optimizers that learn from few tokens, and their schedule.
 
-* `muon`: momentum whose matrix updates are orthogonalised by a Newton-Schulz iteration (Jordan et al. 2024), for all
+* `muon`: momentum whose matrix updates are orthogonalized by a Newton-Schulz iteration (Jordan et al. 2024), for all
   matrices of the stacks; AdamW for embeddings, position tables and norms. Differs from `torch.optim.Muon`: matrices of
-  one shape are orthogonalised together, in bfloat16 where the machine computes in it, and queries move less, because T5
+  one shape are orthogonalized together, in bfloat16 where the machine computes in it, and queries move less, because T5
   does not divide attention logits by sqrt(D): its initialisation keeps queries sqrt(D) smaller.
 * `adafactor`: `torch.optim.Adafactor`, updates scaled by the parameters' RMS, as T5 was trained.
 * `adamw`: `torch.optim.AdamW` with betas (0.9, 0.98).
@@ -28,7 +28,7 @@ ADAM_SCALE = 0.25  # of the learning rate, for what Muon leaves to AdamW
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalised(matrices: Tensor, *, steps: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor, *, steps: int = 5) -> Tensor:
     """Each matrix of [K, R, C] with its singular values pushed to about 1."""
     a, b, c = _NEWTON_SCHULZ
     x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
             average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
             average.lerp_(gradient, 1 - group["momentum"])
             averaged.append(gradient.lerp(average, group["momentum"]))
-        updates = orthogonalised(torch.stack(averaged).bfloat16())
+        updates = orthogonalized(torch.stack(averaged).bfloat16())
         rows, columns = parameters[0].shape
         rate = group["lr"] * group["scale"] * max(1.0, rows / columns) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):

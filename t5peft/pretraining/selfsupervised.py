@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from t5peft.pretraining.questions import KINDS, Questions
 from t5peft.pretraining.sentences import Ids, Sentences, joined
-from t5peft.pretraining.sentiment import VALENCES, Tone
+from t5peft.pretraining.sentiment import VALENCES, Sentiment
 from t5peft.pretraining.tokens import TokenStore
 
 Pair = tuple[Ids, Ids]
@@ -55,8 +55,8 @@ class SelfSupervised:
         self.heading = {name: tokenizer(f"{name}:", add_special_tokens=False).input_ids for name in TASKS}
         weights = np.array([weight for _, weight in TASKS.values()], dtype=float)
         self.questions = Questions(self.sentences, tokenizer)
-        self.tone = Tone(self.sentences, tokenizer, valences)
-        if not self.tone:  # a text of another language, say
+        self.sentiment = Sentiment(self.sentences, tokenizer, valences)
+        if not self.sentiment:  # a text of another language, say
             weights[list(TASKS).index("sst2 sentence")] = 0
         for name in (
             "order",
@@ -316,7 +316,7 @@ def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 def sst2(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     """A sentence that praises or blames, and which of the two."""
-    source, praise = tasks.tone.draw(generator)
+    source, praise = tasks.sentiment.draw(generator)
     return source, tasks.text["positive" if praise else "negative"]
 
 

@@ -57,7 +57,7 @@ def read_valences(path: str | Path, *, least: float = 1.0) -> dict[str, float]:
     return found
 
 
-class Tone:
+class Sentiment:
     """Draws sentences that praise or blame.
 
     Attributes:

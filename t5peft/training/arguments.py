@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from t5peft.deprecated import renamed_arguments
+
 
 @dataclass
 class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
@@ -24,7 +26,7 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
 
     tokens_per_micro_batch: int | None = None
     """Padded source and target tokens of one micro-batch at most; None: chosen from the memory there is."""
-    cut_by_length: bool = True
+    bucket_by_length: bool = True
     """Whether an optimizer step is cut into micro-batches of similar lengths; False: one padded batch, as it comes."""
     pack: bool | None = None
     """Whether several examples share a row; None: where it saves padding."""
@@ -32,7 +34,7 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     """Whether dropout and LoRA run on kernels of our own, equal in result and cheaper."""
     z_loss: float = 0.0
     """Factor of the squared log of the softmax's denominator, added to the loss of training; T5X pretrains with 1e-4."""
-    keep_activations: int = 0
+    activation_cache_bytes: int = 0
     """Bytes of main memory for what the frozen backbone of a ladder computes of each example, kept over epochs; the
     backbone then drops nothing. 0: computed in every step."""
 
@@ -47,6 +49,11 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
             self.use_cpu = True
         super().__post_init__()
         _settle(self)
+
+
+T5PeftTrainingArguments.__init__ = renamed_arguments(  # type: ignore[method-assign]
+    cut_by_length="bucket_by_length", keep_activations="activation_cache_bytes"
+)(T5PeftTrainingArguments.__init__)
 
 
 def as_t5peft_arguments(args: TrainingArguments | None) -> T5PeftTrainingArguments:

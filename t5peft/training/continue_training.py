@@ -24,13 +24,13 @@ from t5peft.data import Task
 from t5peft.data.registry import with_validation
 from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.methods import method_of
-from t5peft.training.train import Recipe, Records, fit
+from t5peft.training.train import Records, TrainConfig, train
 
 REPORT = "retuning.json"
 
 
 @dataclass(frozen=True)
-class Retuned:
+class ContinuedTraining:
     """Scores of the task's leading metric before and after, on the old and the new test records."""
 
     metric: str
@@ -70,7 +70,7 @@ class Retuned:
         )
 
 
-def retune(
+def continue_training(
     adapter: str | Path,
     task: Task,
     new: Records,
@@ -78,10 +78,10 @@ def retune(
     *,
     new_test: Records,
     old_test: Records,
-    recipe: Recipe,
+    recipe: TrainConfig,
     output: str | Path,
     replay: float = 0.5,
-) -> Retuned:
+) -> ContinuedTraining:
     """Tune the adapter again and save the new version to ``output``, with its report.
 
     Args:
@@ -112,21 +112,21 @@ def retune(
     splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})
     before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     work = Path(output).with_name(f".{Path(output).name}-work")
-    fit(task, splits, recipe, work, model=(model, tokenizer))
+    train(task, splits, recipe, work, model=(model, tokenizer))
     after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
     save_adapter(model, output, tokenizer=tokenizer if brings_tokens(adapter) else None)
     shutil.rmtree(work, ignore_errors=True)
-    report = Retuned(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
+    report = ContinuedTraining(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
     (Path(output) / REPORT).write_text(json.dumps(asdict(report), indent=1))
     return report
 
 
-def replace(adapter: str | Path, report: Retuned, *, tolerance: float = 0.0) -> Path:
+def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float = 0.0) -> Path:
     """Put the new version in the place of ``adapter``; the old one is kept as ``ADAPTER.old``.
 
     Args:
         adapter: folder of the old version.
-        report: what :func:`retune` returned.
+        report: what :func:`continue_training` returned.
         tolerance: how much the old records may lose.
 
     Raises:

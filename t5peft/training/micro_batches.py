@@ -10,9 +10,9 @@ import psutil
 import torch
 from torch import nn
 
-from t5peft.data.collate import Feature, collate, cut_by_tokens, cut_evenly, lay_in_row
+from t5peft.data.collate import Feature, bucket_by_length, collate, collate_padding_free, split_evenly
 from t5peft.data.collate import pack as pack_rows
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import NAME
 from t5peft.nn.kernels.attention import BiasByDistance
 
@@ -21,12 +21,12 @@ logger = logging.getLogger("t5peft")
 Layout = Literal["padded", "rows", "packed"]
 
 
-def takes_rows(model: nn.Module) -> bool:
+def supports_padding_free(model: nn.Module) -> bool:
     """Whether steps of `model` run on rows of examples without padding: on a CPU, on our kernels.
 
     Not on a GPU, where one padded block of many examples keeps the device busier than many small ones.
     """
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     return t5.device.type == "cpu" and any(isinstance(part, BiasByDistance) for part in t5.modules())
 
 
@@ -35,9 +35,9 @@ def layout_of(model: nn.Module, pack: bool | None) -> Layout:
 
     Packed only where the attention function "t5peft" reads the block masks; no other does.
     """
-    if pack is not False and takes_rows(model):
+    if pack is not False and supports_padding_free(model):
         return "rows"
-    return "packed" if pack and t5_of(model).config._attn_implementation == NAME else "padded"
+    return "packed" if pack and unwrap_t5(model).config._attn_implementation == NAME else "padded"
 
 
 def micro_batches(
@@ -52,8 +52,8 @@ def micro_batches(
             row by block masks, for a GPU.
         pad_token_id, decoder_start_token_id: of the model's config.
     """
-    cut = cut_by_tokens if layout == "padded" else cut_evenly
-    lay_out = {"padded": collate, "rows": lay_in_row, "packed": pack_rows}[layout]
+    cut = bucket_by_length if layout == "padded" else split_evenly
+    lay_out = {"padded": collate, "rows": collate_padding_free, "packed": pack_rows}[layout]
     return [
         (
             chosen,
@@ -103,10 +103,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def _tokens_for(model: nn.Module) -> int:
     """Tokens whose activations fit into half of the free memory; on a CPU no more than the cache is good for."""
-    config = t5_of(model).config
+    config = unwrap_t5(model).config
     inner = _KEPT_PER_LAYER * config.d_model + 5 * config.d_ff
     layers = config.num_layers + config.num_decoder_layers
-    bytes_per_token = layers * inner * torch.finfo(t5_of(model).dtype).bits // 8
+    bytes_per_token = layers * inner * torch.finfo(unwrap_t5(model).dtype).bits // 8
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
         return max(MIN_TOKENS, free // 2 // bytes_per_token)

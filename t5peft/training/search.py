@@ -21,7 +21,7 @@ from t5peft.data import Task
 from t5peft.data.splits import fingerprint_of_data
 from t5peft.evaluation import METRICS
 from t5peft.methods import METHODS
-from t5peft.training.train import Recipe, Splits, check_splits, tune
+from t5peft.training.train import Splits, TrainConfig, check_splits, train_and_evaluate
 
 # What is searched beside the learning rate, weight decay and label smoothing, where not given, by method: option and choices.
 OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
 class Found:
     """The best trial of a search."""
 
-    recipe: Recipe
+    recipe: TrainConfig
     value: float
     """The task's leading metric on validation."""
     trials: int
@@ -62,7 +62,7 @@ class Found:
         return shlex.join([*words, "--output", output])
 
 
-def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, trials: int = 20) -> Found:
+def search(task: Task, splits: Splits, recipe: TrainConfig, output: str | Path, *, trials: int = 20) -> Found:
     """Search around ``recipe``; a study in ``output`` is continued up to ``trials`` trials.
 
     Args:
@@ -112,7 +112,7 @@ def search(task: Task, splits: Splits, recipe: Recipe, output: str | Path, *, tr
     def objective(trial: optuna.Trial) -> float:
         at = folder / f"trial-{trial.number}"
         try:
-            tuned = tune(task, tried, suggest(trial, recipe), at, callbacks=[_Pruning(trial)])
+            tuned = train_and_evaluate(task, tried, suggest(trial, recipe), at, callbacks=[_Pruning(trial)])
         except FloatingPointError as error:
             raise optuna.TrialPruned(str(error)) from error
         finally:
@@ -143,7 +143,7 @@ def _ended(study: Any) -> list[Any]:
     return [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
 
 
-def suggest(trial: Any, recipe: Recipe) -> Recipe:
+def suggest(trial: Any, recipe: TrainConfig) -> TrainConfig:
     """A recipe around ``recipe``: the learning rate within a factor of ten, and the choices that it does not give."""
     rate = recipe.learning_rate or METHODS[recipe.method].learning_rate
     drawn: dict[str, Any] = {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)}
@@ -153,7 +153,7 @@ def suggest(trial: Any, recipe: Recipe) -> Recipe:
     return _recipe(drawn, recipe)
 
 
-def _recipe(drawn: Mapping[str, Any], recipe: Recipe) -> Recipe:
+def _recipe(drawn: Mapping[str, Any], recipe: TrainConfig) -> TrainConfig:
     own = {name: drawn[name] for name in ("learning_rate", "weight_decay", "label_smoothing") if name in drawn}
     return replace(recipe, **own, options={**recipe.options, **{k: v for k, v in drawn.items() if k not in own}})
 

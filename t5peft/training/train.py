@@ -26,7 +26,7 @@ Splits = Mapping[str, Records]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainConfig:
     """How a model is tuned."""
 
     method: str = "lora"
@@ -69,7 +69,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TrainResult:
     """A tuned model, and its scores by split and metric."""
 
     model: PreTrainedModel
@@ -77,28 +77,28 @@ class Tuned:
     scores: dict[str, dict[str, float]]
 
 
-def tune(
+def train_and_evaluate(
     task: Task,
     splits: Splits,
-    recipe: Recipe,
+    recipe: TrainConfig,
     output: str | Path,
     *,
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
-) -> Tuned:
+) -> TrainResult:
     """Tune by ``recipe`` on ``splits["train"]``, keep the lowest loss on validation, score validation and test.
 
-    Args and errors are those of :func:`fit`, which tunes without scoring.
+    Args and errors are those of :func:`train`, which tunes without scoring.
     """
-    wrapped, tokenizer = fit(task, splits, recipe, output, model=model, resume=resume, callbacks=callbacks)
-    return Tuned(wrapped, tokenizer, score_splits(wrapped, tokenizer, task, splits))
+    wrapped, tokenizer = train(task, splits, recipe, output, model=model, resume=resume, callbacks=callbacks)
+    return TrainResult(wrapped, tokenizer, score_splits(wrapped, tokenizer, task, splits))
 
 
-def fit(
+def train(
     task: Task,
     splits: Splits,
-    recipe: Recipe,
+    recipe: TrainConfig,
     output: str | Path,
     *,
     model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
@@ -185,7 +185,7 @@ def _of_split(task: Task, records: Records) -> Task:
     return replace(task, references=None)
 
 
-def _backbone(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _backbone(recipe: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if recipe.method not in METHODS:
         raise ValueError(f"There is no method {recipe.method!r}; expected one of {', '.join(METHODS)}.")
     model, tokenizer = load_backbone(recipe.backbone, quantize=METHODS[recipe.method].quantize)
@@ -194,7 +194,7 @@ def _backbone(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     return model, tokenizer
 
 
-def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> PreTrainedModel:
+def _wrap(backbone: PreTrainedModel, recipe: TrainConfig, example: Sequence[int]) -> PreTrainedModel:
     try:
         return METHODS[recipe.method].wrap_for(backbone, example, recipe.options)
     except TypeError as error:
@@ -204,7 +204,7 @@ def _wrap(backbone: PreTrainedModel, recipe: Recipe, example: Sequence[int]) -> 
         ) from error
 
 
-def _arguments(recipe: Recipe, examples: int, output: str | Path) -> T5PeftTrainingArguments:
+def _arguments(recipe: TrainConfig, examples: int, output: str | Path) -> T5PeftTrainingArguments:
     batch = recipe.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
     steps = recipe.steps or max(1, round(recipe.epochs * max(1, -(-examples // batch))))
     every = -(-steps // recipe.evaluations)

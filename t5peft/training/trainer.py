@@ -40,24 +40,24 @@ from transformers.trainer_utils import (
 )
 
 from t5peft.adapters.checkpoint import (
-    SEAL,
+    MANIFEST,
     WEIGHTS,
-    data_of,
     folder_of,
     newest_complete,
-    not_finite,
+    non_finite_names,
     of_another_model,
+    read_run_state,
     rotate,
-    seal,
     verify,
+    write_manifest,
 )
-from t5peft.data.collate import collate, collate_for_head, cut_by_tokens
+from t5peft.data.collate import bucket_by_length, collate, collate_for_head
 from t5peft.data.features import check_dataset, check_features, unpadded
-from t5peft.methods.ladder import kept_activations
+from t5peft.methods.ladder import cached_activations
 from t5peft.methods.lora import set_lora_plus
-from t5peft.methods.wrapping import head_of
+from t5peft.methods.wrapping import head_module_name
 from t5peft.models.backbone import correct_config
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.fast import kernels, our_attention
 from t5peft.nn.loss import IGNORED_LABEL, target_loss
 from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
@@ -135,7 +135,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self._check_served()
-        correct_config(t5_of(self.model))
+        correct_config(unwrap_t5(self.model))
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
@@ -161,7 +161,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             problems.append("bf16_full_eval (bf16=True evaluates in bfloat16 too)")
         if self.args.lora_plus_ratio != 1 and self.optimizer is not None:
             problems.append("lora_plus_ratio with an optimizer of one's own (give its groups their rates)")
-        t5 = t5_of(self.model)
+        t5 = unwrap_t5(self.model)
         if not type(t5).__name__.endswith(("ForConditionalGeneration", "ForSequenceClassification")):
             problems.append(f"{type(t5).__name__} (expected T5ForConditionalGeneration or T5ForSequenceClassification)")
         elif self._has_class_head:
@@ -213,23 +213,23 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 f"Got a {type(self.model).__name__} with no parameter that requires a gradient; expected one that a *_wrap "
                 "returned, or load_adapter(folder, trainable=True)."
             )
-        head = head_of(t5_of(self.model))
+        head = head_module_name(unwrap_t5(self.model))
         if head and not any(
-            parameter.requires_grad for parameter in t5_of(self.model).get_submodule(head).parameters()
+            parameter.requires_grad for parameter in unwrap_t5(self.model).get_submodule(head).parameters()
         ):
             logger.warning(
                 "The classification head is frozen: of an adapter that add_adapter added, name it in modules_to_save=[%r] of "
                 "its config, as the first one's wrap does.",
                 head,
             )
-        keep = self.args.keep_activations
+        keep = self.args.activation_cache_bytes
         with contextlib.ExitStack() as during:
             if self.args.fast_kernels and not self.args.torch_compile:
                 during.enter_context(kernels(self.model))
             elif self.args.pack:
                 during.enter_context(our_attention(self.model))
             if keep:
-                during.enter_context(kept_activations(self.model, keep))
+                during.enter_context(cached_activations(self.model, keep))
             output = super()._inner_training_loop(batch_size, **kwargs)
         self._check_weights()
         return output
@@ -316,12 +316,12 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
     def _lay_out(self, features: list[Batch]) -> list[tuple[list[int], Batch]]:
         """Micro-batches with the indices of their features."""
-        if not self.args.cut_by_length or self.is_deepspeed_enabled:
+        if not self.args.bucket_by_length or self.is_deepspeed_enabled:
             return [(list(range(len(features))), self._collate(features))]
         if self._has_class_head:
-            cuts = cut_by_tokens([{**feature, "labels": [0]} for feature in features], self.budget.tokens)
+            cuts = bucket_by_length([{**feature, "labels": [0]} for feature in features], self.budget.tokens)
             return [(cut, self._collate([features[i] for i in cut])) for cut in cuts]
-        config = t5_of(self.model).config
+        config = unwrap_t5(self.model).config
         return micro_batches(
             features,
             self.budget.tokens,
@@ -336,18 +336,18 @@ class T5PeftTrainer(Seq2SeqTrainer):
         return TokenBudget(self.model, self.args.tokens_per_micro_batch)
 
     def _collate(self, features: Sequence[Mapping[str, Any]]) -> Batch:
-        config = t5_of(self.model).config
+        config = unwrap_t5(self.model).config
         if self._has_class_head:
             return collate_for_head(features, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id)
         return collate(features, pad_token_id=config.pad_token_id, decoder_start_token_id=config.decoder_start_token_id)
 
     def _check_features(self, features: Sequence[Mapping[str, Any]]) -> None:
-        config = t5_of(self.model).config
+        config = unwrap_t5(self.model).config
         check_features(features, config.vocab_size, config.num_labels if self._has_class_head else None)
 
     @property
     def _has_class_head(self) -> bool:
-        return head_of(t5_of(self.model)) is not None
+        return head_module_name(unwrap_t5(self.model)) is not None
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
         """Target tokens (or examples, for a head) of one step, over all processes; None at the end of a stream."""
@@ -383,7 +383,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
     def _check_weights(self) -> None:
         """Raise FloatingPointError where a step has left trained weights that are no numbers."""
-        if broken := not_finite((name, p.data) for name, p in self.model.named_parameters() if p.requires_grad):
+        if broken := non_finite_names((name, p.data) for name, p in self.model.named_parameters() if p.requires_grad):
             raise FloatingPointError(
                 f"After step {self.state.global_step} these weights are no numbers: {broken[:5]}. Training stops, and nothing is "
                 "saved of it, so that the last checkpoint is kept. Lower the learning rate, or clip gradients (max_grad_norm)."
@@ -410,7 +410,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
     @cached_property
     def _parameters_beside_embeddings(self) -> int:
-        return t5_of(self.model).num_parameters(exclude_embeddings=True)
+        return unwrap_t5(self.model).num_parameters(exclude_embeddings=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with tokens per second, share of padding and peak memory beside the loss."""
@@ -461,7 +461,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             logger.warning("%s holds no optimizer: its state and the schedule of learning rates begin anew.", folder)
         own = self._data()
         if changed := {
-            name: (saved, own[name]) for name, saved in data_of(folder).items() if saved != own.get(name, saved)
+            name: (saved, own[name]) for name, saved in read_run_state(folder).items() if saved != own.get(name, saved)
         }:
             logger.warning(
                 "The checkpoint %s is of a run with other training data (%s): the steps that it took are skipped in another order, "
@@ -491,7 +491,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal(folder, self.model, self._data())
+            write_manifest(folder, self.model, self._data())
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -500,7 +500,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
         A seal of what was there before goes: it would call the new files damaged.
         """
         if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / SEAL).unlink(missing_ok=True)
+            (Path(output_dir or self.args.output_dir) / MANIFEST).unlink(missing_ok=True)
         if not isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
@@ -512,7 +512,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Tell keys that a checkpoint lacks, but for tied weights, which are in it under one name alone."""
-        tied = t5_of(self.model).all_tied_weights_keys
+        tied = unwrap_t5(self.model).all_tied_weights_keys
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
@@ -582,7 +582,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
                     rows += zip(indices, self._outputs(model, batch, limit), labels, strict=True)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         self.throughput.restart()
-        return self._summarise(dataset, loss_sum, items, rows, metric_key_prefix, limit)
+        return self._summarize(dataset, loss_sum, items, rows, metric_key_prefix, limit)
 
     def _eval_batches(self, dataset: Any, dataloader: DataLoader) -> Iterator[tuple[list[int], Batch]]:
         """Batches of this process, longest first, with the indices of their rows in ``dataset``."""
@@ -608,15 +608,15 @@ class T5PeftTrainer(Seq2SeqTrainer):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         if self._has_class_head:
             return list(model(**inputs).logits.float().cpu().numpy())
-        tokens = t5_of(model).generate(**inputs, **limit)[:, 1:]
-        pad, end = t5_of(model).config.pad_token_id, t5_of(model).config.eos_token_id
+        tokens = unwrap_t5(model).generate(**inputs, **limit)[:, 1:]
+        pad, end = unwrap_t5(model).config.pad_token_id, unwrap_t5(model).config.eos_token_id
         return [_until_end(row, pad, end) for row in tokens.cpu().numpy()]
 
     def _generation_limit(self, dataset: Any) -> dict[str, Any]:
         """Arguments of generate: given ones, else as many new tokens as the model's generation config says, or else as the
         longest target of the data has.
         """
-        t5 = t5_of(self.model)
+        t5 = unwrap_t5(self.model)
         if self.args.generation_config is not None:
             # transformers gives it to the wrapper, which is not what generates
             t5.generation_config = self.load_generation_config(self.args.generation_config)
@@ -631,7 +631,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 return {**given, "max_new_tokens": max(_length(unpadded(row)["labels"]) for row in data)}
         return {**given, "max_new_tokens": 64}
 
-    def _summarise(
+    def _summarize(
         self,
         dataset: Any,
         loss_sum: float,
@@ -647,11 +647,11 @@ class T5PeftTrainer(Seq2SeqTrainer):
             rows = [row for part in parts for row in part[2]]
         rows.sort(key=lambda row: row[0])
         metrics: dict[str, Any] = {f"{prefix}_loss": loss_sum / items} if items else {}
-        pad = t5_of(self.model).config.pad_token_id
+        pad = unwrap_t5(self.model).config.pad_token_id
         predictions = _stack([row for _, row, _ in rows], pad) if rows else None
         labels = self._labels([label for _, _, label in rows], dataset, pad)
         if predictions is not None and not self._has_class_head and "max_new_tokens" in limit:
-            end = t5_of(self.model).config.eos_token_id
+            end = unwrap_t5(self.model).config.eos_token_id
             metrics[f"{prefix}_cut_share"] = float(np.mean([row[-1:].tolist() != [end] for _, row, _ in rows]))
         if self.compute_metrics is not None and predictions is not None and labels is not None:
             computed = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))

@@ -36,14 +36,14 @@ from t5peft import (
 from t5peft.adapters import checkpoint
 from t5peft.adapters.checkpoint import (
     CONFIG,
-    SEAL,
+    MANIFEST,
     WEIGHTS,
     fingerprint,
     fingerprint_of_maps,
     newest_complete,
     quantization_of,
-    seal,
     verify,
+    write_manifest,
 )
 from t5peft.cli.data import TASK_FILE
 from t5peft.training.continue_training import REPORT
@@ -87,7 +87,7 @@ def with_a_second_adapter(value: float) -> PeftModel:
 def test_the_active_adapter_is_saved_to_the_folder_itself_whatever_its_name(tmp_path: Path) -> None:
     model = with_a_second_adapter(0.1)
     folder = save_adapter(model, tmp_path / "adapter")
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS, SEAL]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS, MANIFEST]
     loaded, _ = load_adapter(folder, model=tiny_t5())
     assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
     model.delete_adapter("default")
@@ -108,7 +108,7 @@ def test_saving_again_replaces_what_the_commands_wrote_beside_the_old_adapter(sa
     for name in (TASK_FILE, "scores.json", REPORT):
         (saved / name).write_text("of the old adapter")
     save_adapter(lora_wrap(tiny_t5()), saved)
-    assert sorted(path.name for path in saved.iterdir()) == ["README.md", CONFIG, WEIGHTS, SEAL]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", CONFIG, WEIGHTS, MANIFEST]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "README.md", "checkpoint-2/optimizer.pt", "trainer_state.json"])
@@ -170,7 +170,7 @@ def put_nan(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     next(iter(weights.values()))[0] = float("nan")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    seal(folder, tiny_t5())
+    write_manifest(folder, tiny_t5())
 
 
 def scale_alpha(folder: Path) -> None:
@@ -182,7 +182,7 @@ def drop_a_tensor(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     weights.pop(next(iter(weights)))
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    seal(folder, tiny_t5())
+    write_manifest(folder, tiny_t5())
 
 
 def rename_every_tensor(folder: Path) -> None:
@@ -190,7 +190,7 @@ def rename_every_tensor(folder: Path) -> None:
     save_file(
         {f"foreign.{name}": value for name, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
     )
-    seal(folder, tiny_t5())
+    write_manifest(folder, tiny_t5())
 
 
 def lose_the_weights(folder: Path) -> None:
@@ -274,9 +274,9 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
     load_adapter(folder, model=second().to(torch.bfloat16))
     with pytest.raises(ValueError, match="it was trained on another backbone"):
         load_adapter(folder, model=tiny_t5())
-    seal_of_old = json.loads((folder / SEAL).read_text())
+    seal_of_old = json.loads((folder / MANIFEST).read_text())
     del seal_of_old["maps"]
-    (folder / SEAL).write_text(json.dumps(seal_of_old))
+    (folder / MANIFEST).write_text(json.dumps(seal_of_old))
     load_adapter(folder, model=tiny_t5())
 
 
@@ -341,8 +341,8 @@ def test_merging_what_was_trained_in_8_bits_does_not_need_bitsandbytes(
     tiny_t5().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     folder = save_adapter(lora_wrap(load_backbone(tmp_path / "base")[0]), tmp_path / "adapter")
-    content = json.loads((folder / SEAL).read_text())
-    (folder / SEAL).write_text(json.dumps(content | {"quantized": "int8"}))
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(content | {"quantized": "int8"}))
 
     def without(name: str, *, quantize: str | None, **options: Any) -> Any:
         if quantize is not None:
@@ -407,7 +407,7 @@ def train(folder: Path, steps: int = 6) -> T5PeftTrainer:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda f: (f / SEAL).unlink(), flip_a_bit, lose_the_weights, lambda f: (f / "optimizer.pt").unlink()]
+    "damage", [lambda f: (f / MANIFEST).unlink(), flip_a_bit, lose_the_weights, lambda f: (f / "optimizer.pt").unlink()]
 )
 def test_resuming_passes_over_a_checkpoint_that_is_not_whole(damage: Callable[[Path], None], tmp_path: Path) -> None:
     trainer = train(tmp_path)

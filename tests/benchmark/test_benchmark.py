@@ -482,13 +482,13 @@ def test_a_run_records_what_the_trainer_and_the_evaluation_give_by_hand(tmp_path
     assert 0 < record["seconds"]["test_scoring"] < record["seconds"]["total"] - record["curve"][-1]["seconds"]
 
 
-@pytest.mark.parametrize("target_words", [None, {"a": "yes", "b": "no"}])
+@pytest.mark.parametrize("verbalizer", [None, {"a": "yes", "b": "no"}])
 def test_a_split_has_the_scores_of_evaluate_task_perplexity_and_gleu_among_them(
-    target_words: dict[str, str] | None,
+    verbalizer: dict[str, str] | None,
 ) -> None:
     records = [{"text": "he go there", "answer": "a"}, {"text": "a much longer line than the first one", "answer": "b"}]
     task = Task(
-        "t", "correct this: {text}", "{answer}", target_words, metrics=("gleu", "perplexity"), max_target_length=6
+        "t", "correct this: {text}", "{answer}", verbalizer, metrics=("gleu", "perplexity"), max_target_length=6
     )
     model, tokenizer = load_backbone("mini")
     expected = evaluate_task(model, tokenizer, task, records)

@@ -22,8 +22,8 @@ from paths import ROOT
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.records import load_records, write_record
 from t5peft.benchmark.report import write_report
-from t5peft.benchmark.statistics import paired_bootstrap, spread
-from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks, summarise
+from t5peft.benchmark.statistics import mean_std, paired_bootstrap
+from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks, summarize
 from t5peft.benchmark.svg import Axis, Point, scatter
 from t5peft.benchmark.tables import (
     COLUMNS,
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(folder: Path) -> list[TaskTable]:
-    return summarise(load_records(folder / "records"))
+    return summarize(load_records(folder / "records"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
     assert "| full |" in text
     assert "| lora (rank=4) |" in text
     assert "| prompt |" not in text
-    assert len(summarise(load_records(folder / "records"))) == 2
+    assert len(summarize(load_records(folder / "records"))) == 2
     assert text.count("backbone ") == 1
     with pytest.raises(ValueError, match=r"holds no records, tasks other, methods full: run `t5peft bench` first"):
         text_of(["other"], ["full"])
@@ -113,13 +113,13 @@ def test_a_table_in_the_documents_is_that_of_its_records(document: str, name: st
 
 
 def test_a_spread_is_mean_and_sample_deviation() -> None:
-    found = spread([0.8, 0.9, 1.0])
+    found = mean_std([0.8, 0.9, 1.0])
     assert (found.mean, found.n) == (pytest.approx(0.9), 3)
     assert found.deviation == pytest.approx(np.std([0.8, 0.9, 1.0], ddof=1))
     assert found.text(1, 100) == "90.0 ± 10.0 (3)"
-    assert spread([0.5]).text(1, 100) == "50.0 (1)"
+    assert mean_std([0.5]).text(1, 100) == "50.0 (1)"
     with pytest.raises(ValueError, match="at least one finite value"):
-        spread([float("nan")])
+        mean_std([float("nan")])
 
 
 def test_the_interval_of_a_difference_covers_it_as_often_as_it_says() -> None:
@@ -222,7 +222,7 @@ def test_records_made_under_other_conditions_are_left_out_and_counted(tmp_path: 
     old, new = synthetic.config(steps=100), synthetic.config(seed=1)
     for made in (old, new):
         write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=1, seconds=1.0))
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     assert (table.left_out, table.conditions["steps"], table.conditions["seeds"]) == (1, 300, [1])
     assert "; 1 record made under other conditions left out\n" in markdown(table)
 
@@ -255,7 +255,7 @@ def test_examples_that_were_scored_differently_are_not_compared(tmp_path: Path) 
         record = synthetic.finished(made, 0.9, parameters=1, peak=1, seconds=1.0)
         form = {"example_metric": "sentence_bleu"} if method == "lora" else {}
         write_record(tmp_path, made, record | form)
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     assert rows_by_method(table)["lora"].difference is None
     assert not any("scores the same" in sentence for sentence in advice(table))
 
@@ -265,7 +265,7 @@ def test_methods_with_other_scores_are_not_said_to_be_the_same(tmp_path: Path) -
         made = synthetic.config(method)
         record = synthetic.finished(made, accuracy, parameters=1, peak=1, seconds=1.0)
         write_record(tmp_path, made, record | {"test_score_by_example": [0.0] * 200})
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     assert not any("scores the same" in sentence for sentence in advice(table))
 
 
@@ -276,7 +276,7 @@ def test_costs_are_compared_over_the_tasks_that_every_method_ran(tmp_path: Path)
                 made = synthetic.config(method, task=task)
                 record = synthetic.finished(made, 0.9, parameters=1, peak=round(peak), seconds=1.0)
                 write_record(tmp_path, made, record)
-    tables = summarise(load_records(tmp_path))
+    tables = summarize(load_records(tmp_path))
     assert [row[-2].text for row in overview_rows(tables)] == ["1.00", "0.25", "0.25"]
     assert "geometric mean over short, on which every method was measured" in overview_markdown(tables)
 
@@ -287,7 +287,7 @@ def test_a_variant_that_ran_on_some_tasks_alone_is_not_in_the_overview(tmp_path:
             if task == "short" or not (options or method == "peft-lora"):
                 made = synthetic.config(method, task=task, method_options=options)
                 write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
-    tables = summarise(load_records(tmp_path))
+    tables = summarize(load_records(tmp_path))
     assert [row[0].text for row in overview_rows(tables)] == ["full", "lora", "peft-lora"]
     assert "lora (rank=4)" in rows_by_method(next(table for table in tables if table.task == "short"))
 
@@ -301,7 +301,7 @@ def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path
     record["machine"] = record["machine"] | {"threads": 16}
     record["started"] = "2025-01-01T00:00:00Z"
     write_record(tmp_path, elsewhere, record)
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     full, lora = (cells(row) for row in table.rows)
     assert (full["step"].text, full["tokens/s"].text) == ("2.00 s", "200")
     assert (lora["step"].text, lora["peak memory"].text, lora["answer"].text) == ("–", "–", "–")
@@ -318,7 +318,7 @@ def test_costs_are_those_of_the_machine_that_measured_full_fine_tuning(tmp_path:
             record["machine"] = record["machine"] | {"name": machine}
             record["started"] = f"2026-01-0{day}T00:00:00Z"
             write_record(tmp_path, made, record)
-    one, two = summarise(load_records(tmp_path))
+    one, two = summarize(load_records(tmp_path))
     for table, lora in ((one, "1.00 s"), (two, "–")):
         assert table.conditions["machine"]["name"] == "a processor"
         steps = {row.method: cells(row)["step"].text for row in table.rows}
@@ -385,9 +385,9 @@ def test_a_peak_that_counts_what_evaluations_left_is_not_shown(tmp_path: Path) -
             del record["memory"]["left_by_evaluation_bytes"]
         write_record(tmp_path, made, record)
     records = load_records(tmp_path)
-    (both,) = summarise(records)
+    (both,) = summarize(records)
     assert cells(both.rows[0])["peak memory"].text == "100 MB"
-    (unmetered,) = summarise([record for record in records if record["config"]["seed"] == 1])
+    (unmetered,) = summarize([record for record in records if record["config"]["seed"] == 1])
     assert cells(unmetered.rows[0])["peak memory"].text == "–"
     assert not any("memory" in sentence for sentence in advice(unmetered))
 
@@ -396,7 +396,7 @@ def test_the_advice_does_not_recommend_what_saves_nothing(tmp_path: Path) -> Non
     for method, peak in (("full", 400), ("qlora", 600)):
         made = synthetic.config(method)
         write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1000, peak=peak, seconds=0.1))
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     (memory,) = [sentence for sentence in advice(table) if sentence.startswith("Short of memory")]
     assert re.fullmatch(
         r"Short of memory: none of these saves any; qlora takes \d+ MB at the peak \(1\d\d% of full fine-tuning\)\.",
@@ -408,7 +408,7 @@ def test_the_advice_does_not_compare_seeds_that_full_fine_tuning_has_not(tmp_pat
     for method, seed, accuracy in (("full", 0, 0.9), ("lora", 1, 0.5)):
         made = synthetic.config(method, seed=seed)
         write_record(tmp_path, made, synthetic.finished(made, accuracy, parameters=1000, peak=100, seconds=0.1))
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     said = advice(table)
     assert "Not compared, as full fine-tuning has no run with their seeds: lora." in said
     assert not any(sentence.startswith(("Not clearly worse", "Every adapter", "Short of")) for sentence in said)
@@ -418,7 +418,7 @@ def test_the_advice_without_full_fine_tuning_compares_with_the_best(tmp_path: Pa
     for method, accuracy, peak in (("lora", 0.9, 200), ("prompt", 0.3, 100)):
         made = synthetic.config(method)
         write_record(tmp_path, made, synthetic.finished(made, accuracy, parameters=1, peak=peak, seconds=1.0))
-    said = " ".join(advice(summarise(load_records(tmp_path))[0]))
+    said = " ".join(advice(summarize(load_records(tmp_path))[0]))
     assert "Clearly below lora here: prompt (-60.0)." in said
     assert "Short of memory: lora" in said
 
@@ -429,7 +429,7 @@ def test_the_advice_says_so_where_nothing_tells_the_methods_apart(tmp_path: Path
             made = synthetic.config(method, seed=seed)
             record = synthetic.finished(made, 0.5, parameters=1000, peak=100, seconds=0.1)
             write_record(tmp_path, made, record)
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     said = advice(table)
     assert said[0] == (
         "Every method scores the same on every test example (50.0 ± 0.0 (3) accuracy): nothing here tells them apart but "
@@ -442,14 +442,14 @@ def test_the_advice_says_nothing_of_adapters_that_did_not_run(tmp_path: Path) ->
     full = synthetic.config("full")
     write_record(tmp_path, full, synthetic.finished(full, 0.9, parameters=1, peak=100, seconds=1.0))
     write_record(tmp_path, synthetic.config("lora"), {"outcome": "failed", "reason": "no"})
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     assert not any("adapter" in sentence for sentence in advice(table))
 
 
 def test_the_advice_does_not_say_that_nothing_finished_where_peers_did(tmp_path: Path) -> None:
     made = synthetic.config("peft-lora")
     write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
-    assert advice(summarise(load_records(tmp_path))[0]) == [
+    assert advice(summarize(load_records(tmp_path))[0]) == [
         "No run of a method of this library finished, so nothing can be recommended; the table gives the reasons."
     ]
 
@@ -471,7 +471,7 @@ def test_answers_after_merging_are_timed_over_the_seeds_that_were_merged(tmp_pat
         record = synthetic.finished(made, 0.9, parameters=1, peak=1, seconds=1.0)
         record["latency"] |= {"merged_seconds": merged}
         write_record(tmp_path, made, record)
-    ((row,),) = (table.rows for table in summarise(load_records(tmp_path)))
+    ((row,),) = (table.rows for table in summarize(load_records(tmp_path)))
     assert row.merged_latency.n == 1
 
 
@@ -481,7 +481,7 @@ def test_a_bar_in_a_name_does_not_end_a_cell(tmp_path: Path) -> None:
         write_record(tmp_path, made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
     lost = synthetic.config("lora", task="other")
     write_record(tmp_path, lost, {"outcome": "failed", "reason": "a|b"})
-    tables = summarise(load_records(tmp_path))
+    tables = summarize(load_records(tmp_path))
     assert overview_markdown(tables).split("\n\n")[1].splitlines()[0].count(" | ") == 7
     assert r"yes\|no, accuracy" in overview_markdown(tables)
     assert r"| lora | failed: a\|b | –" in "".join(map(markdown, tables))
@@ -513,7 +513,7 @@ def test_the_tables_are_of_the_conditions_that_were_asked_for(tmp_path: Path) ->
 
 def test_the_advice_says_so_where_nothing_finished(tmp_path: Path) -> None:
     write_record(tmp_path, synthetic.config(), {"outcome": "failed", "reason": "no data"})
-    (table,) = summarise(load_records(tmp_path))
+    (table,) = summarize(load_records(tmp_path))
     assert advice(table) == ["No run finished, so nothing can be recommended; the table gives the reasons."]
 
 

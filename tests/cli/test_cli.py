@@ -26,7 +26,7 @@ from t5peft.benchmark.data import data_of, load_data
 from t5peft.cli import COMMANDS, bench, main
 from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
 from t5peft.cli.predict import answered
-from t5peft.data import Task, family_task, load_records
+from t5peft.data import Task, load_records, preset_task
 from t5peft.evaluation import classify, rank
 from t5peft.models.backbone import load_tokenizer
 
@@ -142,7 +142,7 @@ def test_evaluate_asks_for_data_where_the_task_brings_no_test_records(
 def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_task(family_task("correction", [{"text": "he go", "corrected": "he goes"}]), tmp_path)
+    save_task(preset_task("correction", [{"text": "he go", "corrected": "he goes"}]), tmp_path)
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "not the package's task 'correction', only called so" in capsys.readouterr().err
 
@@ -292,7 +292,7 @@ def test_a_trained_classification_head_answers_alone_beside_its_backbone_and_mer
     records = load_records(table)
     model, tokenizer = load_backbone(backbone, num_labels=2)
     torch.nn.init.normal_(model.classification_head.out_proj.weight)
-    wrapped = lora_wrap(model, targets="all-linear")
+    wrapped = lora_wrap(model, target_modules="all-linear")
     expected = classify(wrapped, tokenizer, task.sources(records, tokenizer)).probabilities[:, 1]
     assert expected.std() > 1e-3
     adapter, merged = str(save_adapter(wrapped, tmp_path / "adapter")), str(tmp_path / "merged")
@@ -380,7 +380,7 @@ def test_an_option_that_a_method_does_not_have_is_an_error(
     assert train(backbone, table, tmp_path / "out", "--method", "ia3", "--rank", "4") == 2
     assert "'ia3' takes no such option" in capsys.readouterr().err
     assert train(backbone, table, tmp_path / "out", "--method", "prefix", "--rank", "4") == 2
-    assert "it takes length, sites, reparametrise, initial_ids." in capsys.readouterr().err
+    assert "it takes length, sites, projection_size, initial_ids." in capsys.readouterr().err
 
 
 def test_an_option_that_contradicts_itself_is_an_error(
@@ -506,4 +506,4 @@ def test_references_that_the_task_does_not_name_are_told(
 def test_labels_that_are_empty_are_named_by_row() -> None:
     records = [{"text": "a", "label": "x"}, {"text": "b", "label": ""}, {"text": "c", "label": "y"}]
     with pytest.raises(ValueError, match="the column 'label' of labels is empty in row 1 of the training records"):
-        family_task("classification", records)
+        preset_task("classification", records)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from t5peft.data.collate import collate, cut_by_tokens, lay_in_row, pack
+from t5peft.data.collate import bucket_by_length, collate, collate_padding_free, pack
 from t5peft.nn.attention import use_attention
 from t5peft.nn.loss import target_loss
 
@@ -74,7 +74,7 @@ def test_collate_names_empty_examples() -> None:
 @pytest.mark.parametrize("overhead_tokens", [0, 24, 1000])
 def test_cut_keeps_every_example_once_and_the_budget(budget: int, overhead_tokens: int) -> None:
     features = some_features(40)
-    cuts = cut_by_tokens(features, budget, overhead_tokens=overhead_tokens)
+    cuts = bucket_by_length(features, budget, overhead_tokens=overhead_tokens)
     assert sorted(index for cut in cuts for index in cut) == list(range(40))
     for cut in cuts:
         tokens = len(cut) * (
@@ -97,7 +97,7 @@ def test_cut_is_the_cheapest_of_all_cuts_in_order_of_length() -> None:
             total += overhead + (float("inf") if tokens > budget and len(cut) > 1 else tokens)
         return total
 
-    chosen = cut_by_tokens(features, budget, overhead_tokens=overhead)
+    chosen = bucket_by_length(features, budget, overhead_tokens=overhead)
     order = [index for cut in chosen for index in cut]
     assert [len(features[index]["input_ids"]) for index in order] == sorted(
         (len(feature["input_ids"]) for feature in features), reverse=True
@@ -115,9 +115,9 @@ def test_cut_is_the_cheapest_of_all_cuts_in_order_of_length() -> None:
 
 
 def test_cut_of_nothing_is_nothing_and_a_budget_of_nothing_is_an_error() -> None:
-    assert cut_by_tokens([], 10) == []
+    assert bucket_by_length([], 10) == []
     with pytest.raises(ValueError, match="tokens_per_micro_batch is 0"):
-        cut_by_tokens(some_features(), 0)
+        bucket_by_length(some_features(), 0)
 
 
 def gradients(
@@ -137,7 +137,7 @@ def test_cut_and_packed_steps_have_the_gradient_of_the_plain_step(feed_forward: 
     model, features = tiny_t5(feed_forward), some_features()
     loss, expected = gradients(model, [collate(features, **PADS)])
     ways = {
-        "cut": [collate([features[index] for index in cut], **PADS) for cut in cut_by_tokens(features, 60)],
+        "cut": [collate([features[index] for index in cut], **PADS) for cut in bucket_by_length(features, 60)],
         "packed": [pack(features, **PADS)],
         "packed into long rows": [pack(features, max_source_tokens=50, max_target_tokens=31, **PADS)],
     }
@@ -190,7 +190,7 @@ def test_rows_are_filled_to_few_lengths() -> None:
     for _ in range(300):
         lengths = torch.randint(1, 40, (16, 2), generator=generator).tolist()
         features = [{"input_ids": [5] * source, "labels": [6] * target} for source, target in lengths]
-        row = lay_in_row(features, **PADS)
+        row = collate_padding_free(features, **PADS)
         for name, token, sides in (("input_ids", 5, "source_lengths"), ("labels", 6, "target_lengths")):
             tokens, real = row[name].shape[1], sum(len(feature[name]) for feature in features)
             assert int((row[name] == token).sum()) == real
@@ -204,12 +204,12 @@ def test_rows_are_filled_to_few_lengths() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 7, 15, 40, 64])
 def test_short_rows_are_filled_little(tokens: int) -> None:
-    row = lay_in_row([{"input_ids": [5] * tokens, "labels": [6]}], **PADS)
+    row = collate_padding_free([{"input_ids": [5] * tokens, "labels": [6]}], **PADS)
     assert row["input_ids"].shape[1] <= 1.125 * tokens + 1
     assert row["labels"].shape[1] <= 2
 
 
 def test_a_row_of_a_round_length_is_not_filled() -> None:
-    row = lay_in_row([{"input_ids": [5] * 64, "labels": [6] * 64}], **PADS)
+    row = collate_padding_free([{"input_ids": [5] * 64, "labels": [6] * 64}], **PADS)
     assert row["input_ids"].shape == row["labels"].shape == (1, 64)
     assert row["layout"].source_lengths == (64,)

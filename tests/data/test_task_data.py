@@ -191,7 +191,7 @@ def test_embedded_tasks_tokenize_without_a_cut_template_or_an_unknown_label(
         encoded = task.encode(records, mini)
         assert not encoded.sources.cut
         assert not encoded.targets.cut
-    if task.target_words:
+    if task.verbalizer:
         assert {task.answers(record)[0] for record in splits["train"]} == set(task.labels)
 
 

@@ -15,7 +15,7 @@ from paths import PUBLIC_DATA, ROOT
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from vocabulary import small_tokenizer
 
-from t5peft.data import FAMILIES, Task, family_task
+from t5peft.data import PRESETS, Task, preset_task
 from t5peft.data.registry import with_validation
 from t5peft.data.template import Template
 from t5peft.data.truncation import special_ids, without_special_tokens
@@ -102,7 +102,7 @@ def test_references_that_hold_columns_of_their_own_are_refused(cell: object, min
 
 
 def test_references_to_labels_are_read_as_labels() -> None:
-    task = Task("sentiment", "{text}", "{label}", SENTIMENT.target_words, references="labels")
+    task = Task("sentiment", "{text}", "{label}", SENTIMENT.verbalizer, references="labels")
     assert task.answers({"text": "a", "label": 1, "labels": ["negative", 1]}) == ["0", "1"]
 
 
@@ -161,13 +161,13 @@ def test_what_is_broken_up_is_reported_and_the_rest_is_untouched(
 
 def test_special_tokens_of_target_words_are_trained_as_they_are_ranked(mini: PreTrainedTokenizerBase) -> None:
     words = {"0": "<extra_id_0> bad", "1": "<extra_id_0> good"}
-    task = Task("cloze", "{text} <extra_id_0>", "{label}", target_words=words, metrics=("accuracy",))
+    task = Task("cloze", "{text} <extra_id_0>", "{label}", verbalizer=words, metrics=("accuracy",))
     labels = task.tokenize([{"text": "a film", "label": 1}, {"text": "a play", "label": 0}], mini)["labels"]
     assert list(labels) == [mini(word)["input_ids"] for word in ("<extra_id_0> good", "<extra_id_0> bad")]
 
 
 def test_truth_values_of_numpy_are_text(mini: PreTrainedTokenizerBase) -> None:
-    task = Task("truth", "{text}", "{label}", target_words={"True": "yes", "False": "no"}, metrics=("accuracy",))
+    task = Task("truth", "{text}", "{label}", verbalizer={"True": "yes", "False": "no"}, metrics=("accuracy",))
     assert [task.target_text({"text": "a", "label": kind(1)}) for kind in (bool, np.bool_)] == ["yes", "yes"]
 
 
@@ -287,7 +287,7 @@ def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenize
         SENTIMENT.tokenize(records, mini)
     assert "the column 'label' holds NaN, a missing cell, in row 1" in text_of(error)
     twice = [records[0], {"text": "b", "label": "1"}]
-    assert family_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
+    assert preset_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
 
 
 @pytest.mark.parametrize("records", [pd.DataFrame({"text": ["a"], "title": ["b"]}), {"text": ["a"], "title": ["b"]}])
@@ -297,7 +297,7 @@ def test_columns_in_place_of_records_are_told_what_to_give(records: Any, mini: P
         with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):
             use(records, mini)
     with pytest.raises(ValueError, match=r"record 0 is 'text'.* df.to_dict\('records'\)"):
-        family_task("summarisation", records)
+        preset_task("summarisation", records)
 
 
 def test_half_a_character_is_named_by_its_column_and_rows(mini: PreTrainedTokenizerBase) -> None:
@@ -311,7 +311,7 @@ def test_half_a_character_is_named_by_its_column_and_rows(mini: PreTrainedTokeni
     with pytest.raises(ValueError, match="the column 'title' holds half of a character, a lone surrogate, in row 1"):
         SUMMARY.tokenize(records, mini)
     with pytest.raises(ValueError, match=r"of label '.ud83d' holds half of a character"):
-        family_task("classification", [{"text": "a", "label": "\ud83d"}, {"text": "b", "label": "c"}])
+        preset_task("classification", [{"text": "a", "label": "\ud83d"}, {"text": "b", "label": "c"}])
 
 
 def test_all_contradictions_of_a_task_are_raised_at_once() -> None:
@@ -336,21 +336,21 @@ def test_target_words_may_be_numbers_and_none_is_told() -> None:
 def test_numbers_that_would_be_two_labels_are_told_and_decimals_are_numbers() -> None:
     labels = [{"text": "a", "label": label} for label in (1, 1.0, 0)]
     with pytest.raises(ValueError, match=r"the column 'label' holds 1 and 1.0 as numbers, which would be two labels"):
-        family_task("classification", labels)
-    assert family_task("classification", [*labels[::2], {"text": "b", "label": "2.0"}]).labels == ("0", "1", "2.0")
+        preset_task("classification", labels)
+    assert preset_task("classification", [*labels[::2], {"text": "b", "label": "2.0"}]).labels == ("0", "1", "2.0")
     decimals = [{"text": "a", "label": Decimal(label)} for label in ("1.5", "2")]
-    assert family_task("classification", decimals).answers(decimals[0]) == ["1.5"]
+    assert preset_task("classification", decimals).answers(decimals[0]) == ["1.5"]
 
 
 def test_family_tells_of_columns_that_it_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
     records = [{"instruction": "Add.", "input": "1 2", "output": "3"}]
     with caplog.at_level(logging.WARNING):
-        assert family_task("generation", records).source(records[0]) == "Add."
+        assert preset_task("generation", records).source(records[0]) == "Add."
         assert "the source has the column 'instruction', not 'input'" in caplog.text
         assert "such as '{instruction} {input}'" in caplog.text
         caplog.clear()
-        family_task("generation", records, columns={"prompt": "instruction"})
-        assert family_task("generation", records, template="{instruction} {input}").source(records[0]) == "Add. 1 2"
+        preset_task("generation", records, columns={"prompt": "instruction"})
+        assert preset_task("generation", records, template="{instruction} {input}").source(records[0]) == "Add. 1 2"
         assert not caplog.text
 
 
@@ -371,10 +371,10 @@ def test_a_yaml_file_keeps_labels_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
         "name: mine\ntemplate: 'is it: {text}'\ntarget: '{label}'\nmetrics: [accuracy, f1]\nmax_source_length: 64\n"
-        "target_words:\n  0: no\n  true: yes\n"
+        "verbalizer:\n  0: no\n  true: yes\n"
     )
     task = Task.from_yaml(path)
-    assert task.target_words == {"0": "no", "true": "yes"}
+    assert task.verbalizer == {"0": "no", "true": "yes"}
     assert task.metrics == ("accuracy", "f1")
     assert task.max_source_length == 64
 
@@ -384,7 +384,7 @@ def test_a_field_of_a_yaml_file_may_say_that_there_is_none(nothing: str, tmp_pat
     path = tmp_path / "mine.yaml"
     path.write_text(f"name: mine\ntemplate: '{{text}}'\nreferences: {nothing}\ntarget_words: {nothing}\n")
     task = Task.from_yaml(path)
-    assert (task.references, task.target_words) == (None, None)
+    assert (task.references, task.verbalizer) == (None, None)
 
 
 def test_a_yaml_file_with_wrong_fields_names_them_all(tmp_path: Path) -> None:
@@ -417,11 +417,11 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PRESETS)
 def test_a_family_finds_common_columns(family: str) -> None:
     record, source, target = EXAMPLES[family]
-    records = [record, record | {"label": "y", "item": "y"}] if FAMILIES[family].has_labels else [record]
-    task = family_task(family, records)
+    records = [record, record | {"label": "y", "item": "y"}] if PRESETS[family].has_labels else [record]
+    task = preset_task(family, records)
     assert task.source(record) == source
     assert task.target_text(record) == target
 
@@ -431,24 +431,24 @@ def test_a_family_finds_common_columns(family: str) -> None:
     [("translation.en", "translation.de", "English to German"), ("EN", "Portuguese", "English to Portuguese")],
 )
 def test_a_translation_names_the_languages_of_its_columns(source: str, target: str, said: str) -> None:
-    task = family_task("translation", [{source: "a", target: "b"}], columns={"source": source, "target": target})
+    task = preset_task("translation", [{source: "a", target: "b"}], columns={"source": source, "target": target})
     assert task.template == f"translate {said}: {{{source}}}"
 
 
 def test_columns_of_a_translation_that_are_no_languages_ask_for_a_template() -> None:
     records = [{"source": "a", "target": "b"}]
     with pytest.raises(ValueError, match=r"'source', 'target' name no language .* give a template .*English to German"):
-        family_task("translation", records)
-    assert family_task("translation", records, template="to German: {source}").source(records[0]) == "to German: a"
+        preset_task("translation", records)
+    assert preset_task("translation", records, template="to German: {source}").source(records[0]) == "to German: a"
 
 
 def test_a_family_takes_named_columns_words_and_a_template() -> None:
     records = [{"review": "a", "stars": 5}, {"review": "b", "stars": 1}]
-    task = family_task(
+    task = preset_task(
         "classification",
         records,
         columns={"text": "review", "label": "stars"},
-        target_words={"1": "bad", "5": "good"},
+        verbalizer={"1": "bad", "5": "good"},
         template="review: {review}",
     )
     assert (task.source(records[0]), task.target_text(records[0])) == ("review: a", "good")
@@ -456,20 +456,20 @@ def test_a_family_takes_named_columns_words_and_a_template() -> None:
 
 def test_a_family_takes_lists_of_references_from_any_record_of_any_split_and_no_other_column_of_that_name() -> None:
     plain, several = {"mr": "a", "ref": "b"}, {"mr": "a", "ref": "b", "references": ["b", "c"]}
-    assert family_task("data_to_text", [plain, several]).references == "references"
-    assert family_task("data_to_text", [plain], scored=[plain, several]).references == "references"
-    assert family_task("data_to_text", [plain | {"references": "Smith 2020"}]).references is None
+    assert preset_task("data_to_text", [plain, several]).references == "references"
+    assert preset_task("data_to_text", [plain], scored=[plain, several]).references == "references"
+    assert preset_task("data_to_text", [plain | {"references": "Smith 2020"}]).references is None
 
 
 def test_a_family_says_all_that_it_cannot_find() -> None:
     with pytest.raises(ValueError, match="no role 'txt'; its roles are text, label") as error:
-        family_task("classification", [{"a": "x", "b": "y"}], columns={"txt": "a", "label": "c"})
+        preset_task("classification", [{"a": "x", "b": "y"}], columns={"txt": "a", "label": "c"})
     for part in ("no column 'c' for the role 'label'", "no column for the role 'text'", "are: 'a', 'b'"):
         assert part in text_of(error)
     with pytest.raises(ValueError, match="no family 'poetry'; there are classification"):
-        family_task("poetry", [{"a": "x"}])
+        preset_task("poetry", [{"a": "x"}])
 
 
 def test_a_column_with_hundreds_of_values_is_no_label() -> None:
     with pytest.raises(ValueError, match="'label' has 201 different values, more than 200: is it a label"):
-        family_task("classification", [{"text": "a", "label": str(i)} for i in range(201)])
+        preset_task("classification", [{"text": "a", "label": str(i)} for i in range(201)])

@@ -40,7 +40,7 @@ from t5peft.evaluation import (
 from t5peft.evaluation.inference import evaluating, length_batches
 from t5peft.methods import METHODS, lora_wrap, qlora_wrap
 from t5peft.models.backbone import MINI, correct_config, has_untied_head, load_backbone
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.fast import kernels
 from t5peft.nn.kernels.linear import Linear
 
@@ -172,12 +172,12 @@ def test_predict_gives_what_generate_gives_for_each_source_alone(make, num_beams
             model, TOKENIZER, SOURCES, max_new_tokens=7, num_beams=num_beams, tokens_per_batch=tokens_per_batch
         )
         assert list(found) == [text for text, _ in alone]
-        assert found.cut_share == pytest.approx(sum(cut for _, cut in alone) / len(alone))
+        assert found.truncated_fraction == pytest.approx(sum(cut for _, cut in alone) / len(alone))
 
 
 def test_some_answers_end_and_some_are_cut_so_that_the_tests_of_predict_see_both():
-    assert 0 < predict(wide(), TOKENIZER, SOURCES, max_new_tokens=7).cut_share < 1
-    assert predict(wide(), TOKENIZER, SOURCES[:1], max_new_tokens=1).cut_share == 1.0
+    assert 0 < predict(wide(), TOKENIZER, SOURCES, max_new_tokens=7).truncated_fraction < 1
+    assert predict(wide(), TOKENIZER, SOURCES[:1], max_new_tokens=1).truncated_fraction == 1.0
 
 
 @pytest.mark.parametrize("make", [v1_0, umt5])
@@ -465,7 +465,7 @@ def test_a_task_with_target_words_is_scored_by_ranking_them():
 
 def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
     model = headed(3)
-    task = Task("sentiment", "{text}", "{label}", SENTIMENT.target_words, metrics=("accuracy",))
+    task = Task("sentiment", "{text}", "{label}", SENTIMENT.verbalizer, metrics=("accuracy",))
     best = classify(model, TOKENIZER, [record["text"] for record in LABELLED]).best
     right = sum(column == record["label"] for column, record in zip(best, LABELLED, strict=True))
     assert evaluate_task(model, TOKENIZER, task, LABELLED)["accuracy"] == pytest.approx(right / len(LABELLED))
@@ -474,7 +474,7 @@ def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
 
 
 def test_a_class_head_has_no_perplexity():
-    task = Task("sentiment", "{text}", "{label}", SENTIMENT.target_words, metrics=("accuracy", "perplexity"))
+    task = Task("sentiment", "{text}", "{label}", SENTIMENT.verbalizer, metrics=("accuracy", "perplexity"))
     with pytest.raises(ValueError, match="no language model head, so that its targets have no perplexity"):
         evaluate_task(headed(3), TOKENIZER, task, LABELLED)
 
@@ -499,7 +499,7 @@ def test_a_task_with_free_targets_is_scored_by_generation():
     )  # fmt: skip
     found = evaluate_task(model, TOKENIZER, task, records)
     assert found["exact_match"] == pytest.approx(sum(i % 2 for i in range(len(texts))) / len(texts))
-    assert found["cut_share"] == pytest.approx(sum(cut for _, cut in answers) / len(answers))
+    assert found["truncated_fraction"] == pytest.approx(sum(cut for _, cut in answers) / len(answers))
     assert 0 < found["bleu"] < 100
     assert "gleu" in found
     with pytest.raises(ValueError, match=r"names metrics that there are not: \['rouje'\]"):
@@ -524,7 +524,7 @@ def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(make):
         found = loss_and_perplexity(model, features, tokens_per_batch=tokens_per_batch)
         assert found["loss"] == pytest.approx(expected, rel=1e-5)
         assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
-    assert t5_of(model).training == model.training
+    assert unwrap_t5(model).training == model.training
 
 
 def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_size():

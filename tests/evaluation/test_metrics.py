@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from paths import PUBLIC_DATA
 
-from t5peft.data import FAMILIES, Task
+from t5peft.data import PRESETS, Task
 from t5peft.evaluation import (
     METRICS,
     classification_report,
@@ -311,7 +311,7 @@ def test_a_sentence_is_scored_alone_by_the_orders_it_is_long_enough_for():
 
 def test_no_metric_of_corrections_takes_a_missing_comma_for_a_correction():
     for metrics in (
-        FAMILIES["correction"].metrics,
+        PRESETS["correction"].metrics,
         Task.from_yaml("correction").metrics,
         Task.from_yaml("jfleg").metrics,
     ):

@@ -13,9 +13,9 @@ from cases import ready_t5, stir
 from torch import nn
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, ladder_wrap, lora_wrap
-from t5peft.data.collate import collate, lay_in_row, pack
-from t5peft.methods.ladder import kept_activations
-from t5peft.models.unwrap import t5_of
+from t5peft.data.collate import collate, collate_padding_free, pack
+from t5peft.methods.ladder import cached_activations
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.fast import kernels
 from t5peft.nn.loss import target_loss
 
@@ -60,12 +60,12 @@ def runs_of_the_backbone(model: Any) -> list[str]:
     """A list that grows with each run of one of the backbone's stacks."""
     seen: list[str] = []
     for name in ("encoder", "decoder"):
-        stack = getattr(t5_of(model), name).base_layer
+        stack = getattr(unwrap_t5(model), name).base_layer
         stack.register_forward_hook(lambda *_, name=name: seen.append(name))
     return seen
 
 
-@pytest.mark.parametrize("lay_out", [collate, lay_in_row])
+@pytest.mark.parametrize("lay_out", [collate, collate_padding_free])
 def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
     model = ladder()
     # the second epoch has other neighbours, and so other padding
@@ -73,7 +73,7 @@ def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
     with kernels(model):
         expected = [gradients(model, batch) for batch in laid]
         seen = runs_of_the_backbone(model)
-        with kept_activations(model, PLENTY) as kept:
+        with cached_activations(model, PLENTY) as kept:
             found = [gradients(model, batch) for batch in laid]
     assert seen == ["encoder", "decoder"] * 2
     assert kept.bytes > 0
@@ -86,10 +86,10 @@ def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
 def test_the_backbone_drops_nothing_and_the_side_does() -> None:
     model = ladder(dropout=0.5)
     (batch,) = batches(collate, [[0, 1, 2, 3]])
-    backbone = t5_of(model).decoder.base_layer
+    backbone = unwrap_t5(model).decoder.base_layer
     modes: list[bool] = []
     backbone.register_forward_pre_hook(lambda *_: modes.append(backbone.training))
-    with kept_activations(model, PLENTY):
+    with cached_activations(model, PLENTY):
         losses = {target_loss(model, batch)[0].item() for _ in range(3)}
         assert modes == [False]
         assert len(losses) == 3
@@ -102,7 +102,7 @@ def test_a_full_store_says_so_once_and_computes_the_rest(caplog: pytest.LogCaptu
     model = ladder()
     laid = batches(collate, [[0, 1], [2, 3], [2, 3], [0, 1]])
     expected = [gradients(model, batch) for batch in laid]
-    with caplog.at_level(logging.WARNING, "t5peft"), kept_activations(model, 6_000) as kept:
+    with caplog.at_level(logging.WARNING, "t5peft"), cached_activations(model, 6_000) as kept:
         found = [gradients(model, batch) for batch in laid]
     assert 0 < kept.bytes <= 6_000
     assert [record.message.count("full after") for record in caplog.records] == [1]
@@ -113,7 +113,7 @@ def test_a_full_store_says_so_once_and_computes_the_rest(caplog: pytest.LogCaptu
 def test_rows_told_apart_by_masks_alone_are_computed_anew() -> None:
     model = ladder()
     features = examples()
-    with kernels(model), kept_activations(model, PLENTY) as kept:
+    with kernels(model), cached_activations(model, PLENTY) as kept:
         gradients(model, pack(features, **IDS))
     assert kept.bytes == 0
 
@@ -137,18 +137,18 @@ def test_training_runs_the_backbone_in_the_first_epoch_alone(tmp_path: Path) -> 
         torch.manual_seed(0)
         model = ladder()
         seen = runs_of_the_backbone(model)
-        T5PeftTrainer(model, arguments(tmp_path, keep_activations=keep), train_dataset=examples(8)).train()
+        T5PeftTrainer(model, arguments(tmp_path, activation_cache_bytes=keep), train_dataset=examples(8)).train()
         assert len(seen) == (2 * 2 if keep else 4 * 2 * 2)  # two steps an epoch, encoder and decoder
-        assert t5_of(model).encoder.kept is None
+        assert unwrap_t5(model).encoder.kept is None
         weights.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
 
 
 def test_only_a_ladder_keeps_activations(tmp_path: Path) -> None:
     trainer = T5PeftTrainer(
-        lora_wrap(ready_t5("v1.0")), arguments(tmp_path, keep_activations=5), train_dataset=examples()
+        lora_wrap(ready_t5("v1.0")), arguments(tmp_path, activation_cache_bytes=5), train_dataset=examples()
     )
-    with pytest.raises(ValueError, match=r"keep_activations=5 for a model without a ladder.*ladder_wrap"):
+    with pytest.raises(ValueError, match=r"activation_cache_bytes=5 for a model without a ladder.*ladder_wrap"):
         trainer.train()
 
 
@@ -169,7 +169,7 @@ def test_what_the_tokens_of_an_example_do_not_tell_is_computed_anew(change: Any)
     laid = batches(collate, [[0, 1], [0, 3], [3, 0]])
     laid = [laid[0], *map(change, laid)]
     expected = [model(**batch).loss.item() for batch in laid]
-    with kept_activations(model, PLENTY):
+    with cached_activations(model, PLENTY):
         assert [model(**batch).loss.item() for batch in laid] == pytest.approx(expected, rel=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_targets_are_not_taken_for_those_of_a_source_that_was_encoded_before() -
     given = {"encoder_outputs": states, "attention_mask": second["attention_mask"], **targets}
     crossed = {"input_ids": first["input_ids"], "attention_mask": first["attention_mask"], **targets}
     expected = [model(**batch).loss.item() for batch in (given, crossed)]
-    with kept_activations(model, PLENTY):
+    with cached_activations(model, PLENTY):
         model(**first)
         assert [model(**batch).loss.item() for batch in (given, crossed)] == pytest.approx(expected, rel=1e-5)
 
@@ -189,11 +189,11 @@ def test_targets_are_not_taken_for_those_of_a_source_that_was_encoded_before() -
 def test_padding_that_counts_behind_a_targets_end_has_the_same_loss_in_every_epoch(tmp_path: Path) -> None:
     """A tokenizer's padding of labels, without -100."""
     model = ladder()
-    end = t5_of(model).config.eos_token_id
+    end = unwrap_t5(model).config.eos_token_id
     records = [{**one, "labels": [*one["labels"], end, *[0] * (6 - len(one["labels"]))]} for one in examples()]
     args = arguments(
         tmp_path, optim="sgd", lr_scheduler_type="constant", max_grad_norm=1e-12, gradient_accumulation_steps=2,
-        fast_kernels=False, keep_activations=PLENTY, logging_steps=1,
+        fast_kernels=False, activation_cache_bytes=PLENTY, logging_steps=1,
     )  # fmt: skip
     trainer = T5PeftTrainer(model, args, train_dataset=records)
     trainer.train()

@@ -40,7 +40,7 @@ from t5peft import METHODS, load_backbone, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.methods.prefix import PrefixConfig, collapse, start_prefix
 from t5peft.methods.prompt import PromptConfig
 from t5peft.models.backbone import Quantization
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 
 TOLERANCE = 1e-6
 
@@ -173,7 +173,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("case", BY_HAND, ids=str)
 def test_logits_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry, side: str) -> None:
     model, batch = precise(stir(wrap(case, ready_t5(geometry)))), tiny_batch(side=side, extra_pads=2)
-    config = t5_of(model).config
+    config = unwrap_t5(model).config
     with torch.no_grad():
         expected = reference.logits(
             in_double(state_of(case, geometry, model)),
@@ -191,7 +191,7 @@ def test_logits_are_those_of_the_reference_by_hand(case: Case, geometry: Geometr
 def test_gradients_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry) -> None:
     # in double precision: the gradient of a ladder's gate is one number, a sum over all tokens that all but cancels
     model, batch = precise(stir(wrap(case, ready_t5(geometry)))).double(), tiny_batch()
-    parameters, config = trained(model), t5_of(model).config
+    parameters, config = trained(model), unwrap_t5(model).config
     scores = reference.logits(
         {name: tensor.double() for name, tensor in in_double(state_of(case, geometry, model)).items()},
         config,
@@ -350,8 +350,8 @@ def test_what_cannot_be_merged_says_so(case: Case, geometry: Geometry) -> None:
 
 @two_geometries
 def test_a_collapsed_prefix_equals_the_reparametrised_one_and_is_smaller(geometry: Geometry, tmp_path: Path) -> None:
-    model, batch = stir(wrap(Case("prefix", {"length": 3, "reparametrise": 7}), ready_t5(geometry))), tiny_batch()
-    expected, inner = logits_of(model, batch), t5_of(model).config
+    model, batch = stir(wrap(Case("prefix", {"length": 3, "projection_size": 7}), ready_t5(geometry))), tiny_batch()
+    expected, inner = logits_of(model, batch), unwrap_t5(model).config
     collapse(model)
     assert_same(logits_of(model, batch), expected, 0.0)
     model.save_pretrained(tmp_path)
@@ -392,7 +392,7 @@ def test_greedy_generation_is_that_of_the_reference_by_hand(case: Case, geometry
     with torch.no_grad():
         expected = reference.generate_greedily(
             state_of(case, geometry, model),
-            t5_of(model).config,
+            unwrap_t5(model).config,
             batch["input_ids"],
             batch["attention_mask"],
             GREEDY["max_new_tokens"],
@@ -425,7 +425,7 @@ def test_gradient_checkpointing_changes_nothing(case: Case, geometry: Geometry, 
     # Gradients are summed in another order: what differs must be rounding, in double precision.
     expected_loss, expected = model(**batch).loss.item(), gradients_of(model, batch)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert t5_of(model).is_gradient_checkpointing
+    assert unwrap_t5(model).is_gradient_checkpointing
     assert model(**batch).loss.item() == pytest.approx(expected_loss, rel=1e-6)
     assert_same_gradients(gradients_of(model, batch), expected, 1e-7)
 
@@ -496,7 +496,7 @@ def test_a_random_prompt_is_of_the_tables_scale(scale: float) -> None:
     """That of real checkpoints differs by orders of magnitude; peft's start has a deviation of 1 whatever it is."""
     base = tiny_t5()
     base.get_input_embeddings().weight.data.normal_(std=scale)
-    model = prompt_wrap(base, length=200, initialise="random")
+    model = prompt_wrap(base, length=200, initialize="random")
     (prompt,) = (p.detach() for name, p in model.named_parameters() if p.requires_grad)
     assert float(prompt.std()) == pytest.approx(scale, rel=0.1)
     assert not any((base.get_input_embeddings().weight == row).all(dim=1).any() for row in prompt[:3])
@@ -529,7 +529,7 @@ def test_an_added_prefix_can_start_where_the_first_one_does() -> None:
     with pytest.raises(ValueError, match="is a LORA; expected a prefix"):
         start_prefix(lora_wrap(tiny_t5()), [7])
     with pytest.raises(ValueError, match="is a reparametrised prefix; expected a prefix"):
-        start_prefix(prefix_wrap(tiny_t5(), reparametrise=4), [7])
+        start_prefix(prefix_wrap(tiny_t5(), projection_size=4), [7])
 
 
 # A head
@@ -552,7 +552,7 @@ def test_a_classifier_is_that_of_the_reference_and_its_head_is_trained_and_saved
     got = logits_of(model, batch)
     with torch.no_grad():
         expected = reference.class_logits(
-            state, t5_of(model).config, batch["input_ids"], batch["attention_mask"], by_hand(model)
+            state, unwrap_t5(model).config, batch["input_ids"], batch["attention_mask"], by_hand(model)
         )
     assert_same(got, expected)
     assert all(gradient.abs().max() > 0 for gradient in gradients_of(model, batch).values())
@@ -589,13 +589,13 @@ def test_the_inside_of_a_wrapped_model_is_an_error_too(case: Case) -> None:
 
 def test_targets_that_match_nothing_are_named() -> None:
     with pytest.raises(ValueError, match=r"\['nonexistent'\] match no linear map .*'q', 'k', 'v', 'o', 'wi', 'wo'"):
-        METHODS["lora"].wrap(tiny_t5(), targets=["q", "nonexistent"])
+        METHODS["lora"].wrap(tiny_t5(), target_modules=["q", "nonexistent"])
 
 
 def test_a_tied_head_is_no_target() -> None:
     with pytest.raises(ValueError, match="table of embeddings"):
-        METHODS["lora"].wrap(tiny_t5(), targets=["q", "lm_head"])
-    wrapped = METHODS["lora"].wrap(ready_t5("v1.1"), targets=["q", "lm_head"])
+        METHODS["lora"].wrap(tiny_t5(), target_modules=["q", "lm_head"])
+    wrapped = METHODS["lora"].wrap(ready_t5("v1.1"), target_modules=["q", "lm_head"])
     assert any("lm_head" in name for name in trained(wrapped))
 
 
@@ -627,14 +627,14 @@ def test_every_method_is_trained_and_generates_beside_quantised_weights_in_bfloa
         ("lora", {"rank": 0}, "rank=0"),
         ("lora", {"alpha": 0}, r"alpha=0 .* nothing is learned"),
         ("lora", {"dropout": 1.0}, r"dropout=1\.0, with which nothing is learned"),
-        ("lora", {"targets": "q"}, "a list of names"),
-        ("lora", {"targets": []}, "a list of names"),
+        ("lora", {"target_modules": "q"}, "a list of names"),
+        ("lora", {"target_modules": []}, "a list of names"),
         ("prefix", {"length": 0}, "length=0"),
         ("prefix", {"sites": ["encoder", "middle"]}, "middle"),
         ("prefix", {"sites": []}, "one or more of encoder, decoder, cross"),
-        ("prefix", {"reparametrise": 0}, "reparametrise=0"),
+        ("prefix", {"projection_size": 0}, "projection_size=0"),
         ("prefix", {"initial_ids": []}, "initial_ids is empty"),
-        ("prefix", {"initial_ids": [5], "reparametrise": 8}, "leave one out"),
+        ("prefix", {"initial_ids": [5], "projection_size": 8}, "leave one out"),
         ("prompt", {"length": 0}, "length=0"),
         ("prompt", {"initialise": lambda table, length: table[: length + 1]}, r"expected \[P, H\]"),
         ("prompt", {"initialise": "text"}, r"initialise='text'; expected one of vocabulary, random, or a function"),
@@ -667,4 +667,4 @@ def test_a_prefix_for_a_task_starts_from_its_example_unless_told_otherwise() -> 
         assert found
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not torch.equal(keys({})[0], keys({"initial_ids": None})[0])
-    assert keys({"reparametrise": 8}) == []
+    assert keys({"projection_size": 8}) == []

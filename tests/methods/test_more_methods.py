@@ -29,7 +29,7 @@ from t5peft.adapters.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import upper_cache
 from t5peft.methods.norm import NormConfig, NormLayer
-from t5peft.models.unwrap import t5_of
+from t5peft.models.unwrap import unwrap_t5
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
@@ -165,7 +165,7 @@ def test_merged_norms_come_out_again_bit_for_bit() -> None:
             assert torch.equal(model(**batch).logits, plain)
         assert torch.equal(model(**batch).logits, tuned)
     names = dict(base.named_parameters())
-    for name, module in t5_of(model).named_modules():
+    for name, module in unwrap_t5(model).named_modules():
         if isinstance(module, NormLayer):
             assert torch.equal(module.base_layer.weight, names[f"{name}.weight"])
 
@@ -236,7 +236,7 @@ def saved_by(model: nn.Module) -> tuple[set[int], int]:
 
 def test_the_backward_pass_of_a_ladder_reads_no_weight_of_the_backbone_but_the_head() -> None:
     model = ladder_wrap(ready_t5("v1.1"), reduction=4)
-    t5 = t5_of(model)
+    t5 = unwrap_t5(model)
     frozen = {p.untyped_storage().data_ptr(): name for name, p in t5.named_parameters() if not p.requires_grad}
     read, kept_bytes = saved_by(model)
     assert {frozen[address] for address in read & frozen.keys()} == {"lm_head.weight"}
@@ -247,7 +247,7 @@ def test_the_backward_pass_of_a_ladder_reads_no_weight_of_the_backbone_but_the_h
 
 def test_a_ladder_is_narrower_by_its_reduction_and_as_deep() -> None:
     model = ladder_wrap(ready_t5("wide"), reduction=4)
-    stack = t5_of(model).decoder.t5ladder["default"].stack
+    stack = unwrap_t5(model).decoder.t5ladder["default"].stack
     assert (stack.config.d_model, stack.config.d_ff, stack.config.d_kv, len(stack.block)) == (6, 10, 2, 3)
     with pytest.raises(ValueError, match=r"reduction=25; expected a whole number from 1 to 24"):
         ladder_wrap(ready_t5("wide"), reduction=25)
@@ -299,7 +299,7 @@ def test_hidden_states_are_given_out_only_where_they_are_asked_for() -> None:
 def test_encoder_states_without_a_ladder_are_refused_by_its_decoder() -> None:
     model, batch = ladder_wrap(ready_t5("v1.0")), tiny_batch()
     with model.disable_adapter():
-        states = t5_of(model).encoder(**inputs_of(batch))
+        states = unwrap_t5(model).encoder(**inputs_of(batch))
     with pytest.raises(
         ValueError, match=r"encoder states of shape .*32\); expected \[B, S, 36\] .* Encode with the adapter"
     ):

@@ -22,8 +22,8 @@ from transformers import (
 from t5peft import load_adapter, load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap, save_adapter
 from t5peft.data import Task
 from t5peft.models.backbone import MINI, Quantization, has_untied_head
-from t5peft.models.unwrap import t5_of
-from t5peft.training.train import Recipe, tune
+from t5peft.models.unwrap import unwrap_t5
+from t5peft.training.train import TrainConfig, train_and_evaluate
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_mt5_and_umt5_load_and_take_every_kind_of_adapter(config: type, kind: ty
     loss = wrapped(**tiny_batch()).loss
     loss.backward()
     assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
-    assert t5_of(wrapped) is model
+    assert unwrap_t5(wrapped) is model
 
 
 def test_float16_is_refused_with_the_reason() -> None:
@@ -120,7 +120,9 @@ def test_a_trained_classification_head_is_loaded_without_saying_how_many_classes
     head = load_backbone(tmp_path)[0].classification_head.out_proj.weight
     assert torch.equal(head, trained.classification_head.out_proj.weight)
     with pytest.raises(ValueError, match="has a classification head; expected a T5 with a language model head"):
-        tune(Task("t", "{a}", "{b}"), {"train": [{}], "validation": [{}]}, Recipe(backbone=str(tmp_path)), tmp_path)
+        train_and_evaluate(
+            Task("t", "{a}", "{b}"), {"train": [{}], "validation": [{}]}, TrainConfig(backbone=str(tmp_path)), tmp_path
+        )
 
 
 def test_another_number_of_classes_than_the_checkpoints_gets_a_new_head(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from t5peft.data import Task
 from t5peft.methods import ia3_wrap, lora_wrap
 from t5peft.models.backbone import has_untied_head, load_backbone
 from t5peft.models.tokens import add_tokens, train_tokens
-from t5peft.training.continue_training import retune
-from t5peft.training.train import Recipe
+from t5peft.training.continue_training import continue_training
+from t5peft.training.train import TrainConfig
 
 SHAPES: tuple[Geometry, ...] = ("v1.0", "v1.1")
 NEW = ["{", "<br>", "positively"]
@@ -237,8 +237,8 @@ def test_an_adapter_brings_its_tokens_from_its_folder_beside_its_backbone_and_me
     task = Task("t", "say: {text}", "{label}", metrics=("accuracy",), max_source_length=16, max_target_length=4)
     records = [{"text": f"a {i} <br>", "label": "a"} for i in range(8)]
     tests = {"new_test": records[:2], "old_test": records[:2]}
-    recipe = Recipe(steps=1, batch_size=4, evaluations=1)
-    retune(tmp_path / "adapter", task, records, records, **tests, recipe=recipe, output=tmp_path / "again")
+    recipe = TrainConfig(steps=1, batch_size=4, evaluations=1)
+    continue_training(tmp_path / "adapter", task, records, records, **tests, recipe=recipe, output=tmp_path / "again")
     _, its_tokenizer = load_tuned(tmp_path / "again")
     assert its_tokenizer("positively { <br> a")["input_ids"] == tokenizer("positively { <br> a")["input_ids"]
 

@@ -20,7 +20,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft.data.collate import collate, lay_in_row
+from t5peft.data.collate import collate, collate_padding_free
 from t5peft.methods import METHODS
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import FASTER, faster, kernels, our_attention
@@ -28,9 +28,15 @@ from t5peft.nn.kernels import linear
 from t5peft.nn.kernels.attention import attend_row, attend_with_dropout, toeplitz
 from t5peft.nn.kernels.dropout import DropMask, dropout
 from t5peft.nn.kernels.linear import Linear, product, product_over_rows, row_multiple
-from t5peft.nn.kernels.varlen import RowLayout
+from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.nn.loss import target_loss
-from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches, ran_out_of_memory, takes_rows
+from t5peft.training.micro_batches import (
+    TokenBudget,
+    layout_of,
+    micro_batches,
+    ran_out_of_memory,
+    supports_padding_free,
+)
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
 SHAPE = {
@@ -91,7 +97,7 @@ def assert_same_gradients(ours: tuple[Tensor, dict[str, Tensor]], plain: tuple[T
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layout", [collate, lay_in_row])
+@pytest.mark.parametrize("layout", [collate, collate_padding_free])
 def test_kernels_and_rows_leave_loss_and_gradients_of_full_training_alone(family: str, layout) -> None:
     model = tiny(family)
     plain = gradients(model, collate(features(), **PADS))
@@ -109,25 +115,25 @@ def test_kernels_and_rows_leave_loss_and_gradients_of_every_method_alone(method:
     plain = gradients(model, collate(features(), **PADS))
     with kernels(model):
         assert_same_gradients(gradients(model, collate(features(), **PADS)), plain)
-        assert takes_rows(model)
-        assert_same_gradients(gradients(model, lay_in_row(features(), **PADS)), plain)
+        assert supports_padding_free(model)
+        assert_same_gradients(gradients(model, collate_padding_free(features(), **PADS)), plain)
 
 
 def test_a_row_needs_no_kernels() -> None:
     model = tiny()
     plain = gradients(model, collate(features(), **PADS))
     use_attention(model)
-    assert_same_gradients(gradients(model, lay_in_row(features(), **PADS)), plain)
+    assert_same_gradients(gradients(model, collate_padding_free(features(), **PADS)), plain)
 
 
 def test_rows_equal_padded_batches_under_gradient_checkpointing() -> None:
     model = tiny(dropout_rate=0.3)
     with kernels(model):
         torch.manual_seed(7)
-        plain = gradients(model, lay_in_row(features(), **PADS))
+        plain = gradients(model, collate_padding_free(features(), **PADS))
         model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(7)
-        assert_same_gradients(gradients(model, lay_in_row(features(), **PADS)), plain)
+        assert_same_gradients(gradients(model, collate_padding_free(features(), **PADS)), plain)
 
 
 def test_generation_inside_the_block_equals_that_outside() -> None:
@@ -321,14 +327,14 @@ def test_toeplitz_spreads_a_bias_by_distance_over_pairs() -> None:
     assert torch.equal(toeplitz(table, 3, 5), expected)
 
 
-def row_inputs(longest: int, prefix: int) -> tuple[RowLayout, list[Tensor]]:
+def row_inputs(longest: int, prefix: int) -> tuple[VarlenLayout, list[Tensor]]:
     generator = torch.Generator().manual_seed(2)
     lengths = tuple(int(n) for n in torch.randint(1, longest + 1, (9,), generator=generator))
     targets = tuple(int(n) for n in torch.randint(1, longest + 1, (9,), generator=generator))
     shapes = [(1, 2, sum(targets), 4), *[(1, 2, sum(lengths), 4)] * 2, (1, 2, longest, longest)]
     shapes += [(1, 2, prefix, 4)] * 2 if prefix else []
     tensors = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
-    return RowLayout(lengths, targets), tensors
+    return VarlenLayout(lengths, targets), tensors
 
 
 @pytest.mark.parametrize("longest", [5, 60])

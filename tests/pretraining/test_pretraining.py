@@ -25,12 +25,12 @@ from t5peft.pretraining.corruption import corrupt, corruption_for_source, corrup
 from t5peft.pretraining.embeddings import cooccurrences, pmi_embeddings, positive_pmi
 from t5peft.pretraining.init import Shape, new_model, step_flops
 from t5peft.pretraining.matching_head import set_matching_head
-from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalised, rate_factor
+from t5peft.pretraining.optimizers import Muon, make_optimizer, orthogonalized, rate_factor
 from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
 from t5peft.pretraining.questions import KINDS, Questions
 from t5peft.pretraining.selfsupervised import TASKS, SelfSupervised, cola, rte, sst2
 from t5peft.pretraining.sentences import Sentences
-from t5peft.pretraining.sentiment import Tone, read_valences
+from t5peft.pretraining.sentiment import Sentiment, read_valences
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, plain, read_documents
 from t5peft.pretraining.tokenizer import sentinel_ids, train_tokenizer
 from t5peft.pretraining.tokens import TokenStore, open_store, shuffled_documents, store_of_files, write_store
@@ -45,11 +45,11 @@ _NAMES = ("Anna", "Bruno", "Clara", "David", "Elena", "Felix", "Greta", "Henry",
 
 def _document(number: int) -> list[str]:
     name, place, other = _NAMES[number % 10], _PLACES[number % 7], _PLACES[(number * 3 + 1) % 10]
-    tone = "good" if number % 2 else "bad"
+    sentiment = "good" if number % 2 else "bad"
     return [
         f"{name} Miller was born near the old {place} in {1900 + number} and walked to the {other} every morning.",
         f"The {other} was built by {number + 2} workers from the {place}. It still stands there, and people like it. "
-        f"Nobody remembers why {name} left the quiet {place} so early. A {tone} road leads to the {other}.",
+        f"Nobody remembers why {name} left the quiet {place} so early. A {sentiment} road leads to the {other}.",
     ]
 
 
@@ -417,8 +417,8 @@ def test_a_sentence_praises_by_its_words_unless_they_are_denied_or_outweighed(tm
     ] * 20
     tokenizer = train_tokenizer(documents, vocabulary=520, sentinels=100, share=1.0, threads=1)
     sentences = Sentences(write_store(documents, tokenizer, tmp_path), tokenizer)
-    tone = Tone(sentences, tokenizer, {"good": 2.0, "rude": -2.0, "horror": -2.5})
-    drawn = [tone.draw(np.random.default_rng(seed)) for seed in range(200)]
+    sentiment = Sentiment(sentences, tokenizer, {"good": 2.0, "rude": -2.0, "horror": -2.5})
+    drawn = [sentiment.draw(np.random.default_rng(seed)) for seed in range(200)]
     seen = [(tokenizer.decode(ids).lower(), praise) for ids, praise in drawn]
     assert {praise for text, praise in seen if "not good" in text} == {False}
     assert {praise for text, praise in seen if "good and" in text and "not" not in text} == {True}
@@ -482,7 +482,7 @@ def test_tokens_in_the_same_company_get_similar_embeddings() -> None:
 @pytest.mark.parametrize("shape", [(3, 32, 16), (2, 16, 48), (1, 24, 24)])
 def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int, int]) -> None:
     values = torch.linalg.svdvals(
-        orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(1)), steps=8)
+        orthogonalized(torch.randn(shape, generator=torch.Generator().manual_seed(1)), steps=8)
     )
     assert values.min() > 0.6
     assert values.max() < 1.3

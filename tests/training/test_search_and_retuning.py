@@ -20,8 +20,8 @@ from t5peft.cli import main
 from t5peft.cli.recipe import read_recipe
 from t5peft.cli.train import add_arguments
 from t5peft.data import Task
-from t5peft.training.continue_training import Retuned, replace, retune
-from t5peft.training.train import Recipe, _arguments, fit, tune
+from t5peft.training.continue_training import ContinuedTraining, continue_training, replace
+from t5peft.training.train import TrainConfig, _arguments, train, train_and_evaluate
 
 TASK = Task("film", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
 
@@ -38,8 +38,8 @@ def backbone(tmp_path: Path) -> str:
     return str(folder)
 
 
-def recipe(backbone: str) -> Recipe:
-    return Recipe(backbone=backbone, steps=2, batch_size=4, evaluations=2, learning_rate=1e-2)
+def recipe(backbone: str) -> TrainConfig:
+    return TrainConfig(backbone=backbone, steps=2, batch_size=4, evaluations=2, learning_rate=1e-2)
 
 
 def test_a_search_goes_on_where_it_was_and_names_the_best_runs_command(backbone: str, tmp_path: Path) -> None:
@@ -98,17 +98,19 @@ def test_a_search_goes_on_by_a_recipe_with_a_path_and_a_tuple(backbone: str, tmp
     from t5peft.training.search import search
 
     splits = {"train": records(4), "validation": records(4, 100)}
-    given = replace_fields(recipe(backbone), backbone=Path(backbone), options={"targets": ("q", "k", "v")}, steps=1)
+    given = replace_fields(
+        recipe(backbone), backbone=Path(backbone), options={"target_modules": ("q", "k", "v")}, steps=1
+    )
     for trials in (1, 2):
         found = search(TASK, splits, given, tmp_path / "study", trials=trials)
     assert found.trials == 2
     assert f"--backbone {backbone}" in found.command("film.yaml", "out")
     parser = ArgumentParser()
     add_arguments(parser)
-    only_wraps = {"dropout": 1e-05, "dora": True, "rank_stabilised": False}
+    only_wraps = {"dropout": 1e-05, "dora": True, "rank_stabilized": False}
     for options in (
-        {"targets": ["q", "k", "v"], "rank": 8},
-        {"targets": "all-linear", **only_wraps},
+        {"target_modules": ["q", "k", "v"], "rank": 8},
+        {"target_modules": "all-linear", **only_wraps},
         {"initialise": "random"},
     ):
         best = replace_fields(found.recipe, options=options)
@@ -119,7 +121,7 @@ def test_a_search_goes_on_by_a_recipe_with_a_path_and_a_tuple(backbone: str, tmp
 def test_any_option_of_a_wrap_can_be_given(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
     data = ["train", "--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
-    given = ["--option", "dropout=0.25", "--option", "dora=true", "--option", "targets=[q, k]"]
+    given = ["--option", "dropout=0.25", "--option", "dora=true", "--option", "target_modules=[q, k]"]
     assert main([*data, *given, "--steps", "1", "--output", str(tmp_path / "run")]) == 0
     config = load_adapter(tmp_path / "run" / "adapter")[0].active_peft_config
     assert (config.lora_dropout, config.use_dora, config.target_modules) == (0.25, True, {"q", "k"})
@@ -127,7 +129,7 @@ def test_any_option_of_a_wrap_can_be_given(backbone: str, tmp_path: Path, capsys
         ("--option", "dropout"): "'dropout' came; expected NAME=VALUE",
         ("--option", "dropout=0", "--option", "dropout=1"): "each name once",
         ("--rank", "2", "--option", "rank=3"): "rank came twice",
-        ("--option", "targets=[q"): "no value in YAML",
+        ("--option", "target_modules=[q"): "no value in YAML",
         ("--option", "droput=0.1"): "it takes rank, alpha, dropout",
     }
     for words, message in wrong.items():
@@ -164,7 +166,7 @@ def test_trials_that_diverge_are_pruned_and_a_study_of_such_alone_is_told(
     import t5peft.training.search as module
 
     def diverge_once(*given: Any, **more: Any) -> Any:
-        monkeypatch.setattr(module, "tune", tune)
+        monkeypatch.setattr(module, "tune", train_and_evaluate)
         raise FloatingPointError("the loss is nan")
 
     splits = {"train": records(4), "validation": records(4, 100)}
@@ -229,19 +231,19 @@ def test_a_search_without_optuna_says_what_to_install(
 def test_a_recipe_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"Recipe: {name}={value} came; expected .* above 0"):
-        Recipe(**wrong)
+        TrainConfig(**wrong)
 
 
 def test_weight_decay_and_label_smoothing_have_their_limits() -> None:
     with pytest.raises(
         ValueError, match=r"weight_decay=-0\.1 came; .*; label_smoothing=1 came; expected .* less than 1"
     ):
-        Recipe(weight_decay=-0.1, label_smoothing=1)
+        TrainConfig(weight_decay=-0.1, label_smoothing=1)
 
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(9, 5), (11, 5), (10, 5), (3, 5)])
 def test_validation_is_scored_as_often_as_asked_at_most(steps: int, evaluations: int, tmp_path: Path) -> None:
-    args = _arguments(Recipe(steps=steps, evaluations=evaluations), 100, tmp_path)
+    args = _arguments(TrainConfig(steps=steps, evaluations=evaluations), 100, tmp_path)
     assert 3 <= -(-steps // args.eval_steps) <= evaluations
 
 
@@ -253,15 +255,15 @@ def test_the_last_step_is_scored_too(backbone: str, tmp_path: Path) -> None:
             seen.append(state.global_step)
 
     splits = {"train": records(12), "validation": records(6, 100)}
-    fit(TASK, splits, replace_fields(recipe(backbone), steps=7, evaluations=3), tmp_path, callbacks=[Watch()])
+    train(TASK, splits, replace_fields(recipe(backbone), steps=7, evaluations=3), tmp_path, callbacks=[Watch()])
     assert seen == [3, 6, 7]
 
 
 def test_an_epoch_of_two_processes_has_half_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t5peft.training.train.T5PeftTrainingArguments", lambda **given: given["max_steps"])
-    steps = [_arguments(Recipe(batch_size=4, epochs=2.0), 20, tmp_path)]
+    steps = [_arguments(TrainConfig(batch_size=4, epochs=2.0), 20, tmp_path)]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert [*steps, _arguments(Recipe(batch_size=4, epochs=2.0), 20, tmp_path)] == [10, 6]
+    assert [*steps, _arguments(TrainConfig(batch_size=4, epochs=2.0), 20, tmp_path)] == [10, 6]
 
 
 def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None:
@@ -274,23 +276,23 @@ def test_a_search_of_no_trials_is_refused(backbone: str, tmp_path: Path) -> None
 
 def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no train and no validation records"):
-        tune(TASK, {"test": records(4)}, recipe(backbone), tmp_path)
+        train_and_evaluate(TASK, {"test": records(4)}, recipe(backbone), tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_data_frame_in_place_of_records_is_told(split: str, backbone: str, tmp_path: Path) -> None:
     splits = {"train": records(4), "validation": records(4), "test": records(4)}
     with pytest.raises(ValueError, match=r"record 0 is 'text'.*of a pandas DataFrame give df\.to_dict"):
-        tune(TASK, splits | {split: pd.DataFrame(records(4))}, recipe(backbone), tmp_path)
+        train_and_evaluate(TASK, splits | {split: pd.DataFrame(records(4))}, recipe(backbone), tmp_path)
 
 
 def test_references_that_only_the_test_split_has_are_used_there_and_nowhere_else(backbone: str, tmp_path: Path) -> None:
     task = Task("echo", "{text}", "{label}", metrics=("exact_match",), max_target_length=4, references="references")
     test = [record | {"references": ["a", "b"]} for record in records(4)]
     splits = {"train": records(8), "validation": records(4), "test": test}
-    assert set(tune(task, splits, recipe(backbone), tmp_path).scores) == {"validation", "test"}
+    assert set(train_and_evaluate(task, splits, recipe(backbone), tmp_path).scores) == {"validation", "test"}
     with pytest.raises(ValueError, match="'references', which is in none of the 8 records"):
-        tune(task, splits | {"test": records(4)}, recipe(backbone), tmp_path)
+        train_and_evaluate(task, splits | {"test": records(4)}, recipe(backbone), tmp_path)
 
 
 def test_tuning_again_saves_a_new_version_with_both_scores_and_leaves_the_old_one(
@@ -298,7 +300,7 @@ def test_tuning_again_saves_a_new_version_with_both_scores_and_leaves_the_old_on
 ) -> None:
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
     before = (old / "adapter_model.safetensors").read_bytes()
-    report = retune(
+    report = continue_training(
         old, TASK, records(12, 200), records(12), new_test=records(6, 300), old_test=records(6, 400),
         recipe=recipe(backbone), output=tmp_path / "v2",
     )  # fmt: skip
@@ -321,15 +323,15 @@ def test_an_adapter_is_tuned_again_at_its_own_methods_learning_rate(
 
     monkeypatch.setattr("t5peft.training.train.T5PeftTrainer", stop)
     old = save_adapter(METHODS[method].wrap(load_backbone(backbone)[0]), tmp_path / "v1")
-    given = {"new_test": records(2), "old_test": records(2), "recipe": Recipe(steps=1), "output": tmp_path / "v2"}
+    given = {"new_test": records(2), "old_test": records(2), "recipe": TrainConfig(steps=1), "output": tmp_path / "v2"}
     with pytest.raises(Stop) as rate:
-        retune(old, TASK, records(8, 20), records(4), **given)
+        continue_training(old, TASK, records(8, 20), records(4), **given)
     assert rate.value.args == (METHODS[method].learning_rate,)
 
 
 def test_a_worse_version_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "v1").mkdir()
-    worse = Retuned(
+    worse = ContinuedTraining(
         "accuracy", old_before=0.9, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / "v2")
     )
     with pytest.raises(
@@ -345,7 +347,7 @@ def test_a_better_version_takes_the_place_and_the_old_one_is_kept(tmp_path: Path
     for name in ("v1", "v2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
-    better = Retuned(
+    better = ContinuedTraining(
         "accuracy", old_before=0.8, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / "v2")
     )
     replace(tmp_path / "v1", better)
@@ -359,7 +361,7 @@ def test_a_new_version_is_not_lost_where_it_takes_the_old_ones_place(folder: str
     for name in ("v1", "v1.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
-    better = Retuned(
+    better = ContinuedTraining(
         "accuracy", old_before=0.8, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / folder)
     )
     if folder == "absent":
@@ -380,7 +382,7 @@ def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: 
     new[2] = {**new[2], column: None}
     given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
     with pytest.raises(ValueError, match=rf"the column '{column}' holds NoneType in row 2;"):
-        retune(old, TASK, new, records(4), **given)
+        continue_training(old, TASK, new, records(4), **given)
 
 
 def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
@@ -393,7 +395,7 @@ def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
     monkeypatch.setattr("t5peft.training.train.T5PeftTrainer", None)
     given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
     with pytest.raises(ValueError, match=r"not saved to .*v2, which holds .*\['notes.txt'\]"):
-        retune(old, TASK, records(4, 20), records(4), **given)
+        continue_training(old, TASK, records(4, 20), records(4), **given)
     (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
     data = ["--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
     assert main(["train", *data, "--output", str(tmp_path / "run")]) == 2
@@ -410,13 +412,13 @@ def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(
     monkeypatch.setattr("t5peft.training.continue_training.save_adapter", broken)
     given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
     with pytest.raises(OSError, match="disk full"):
-        retune(old, TASK, records(8, 20), records(4), **given)
+        continue_training(old, TASK, records(8, 20), records(4), **given)
     assert list((tmp_path / ".v2-work").glob("checkpoint-*"))
 
 
 def test_the_output_of_tuning_again_may_not_be_the_adapter_itself(backbone: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is the adapter itself"):
-        retune(tmp_path, TASK, [], [], new_test=[], old_test=[], recipe=recipe(backbone), output=tmp_path)
+        continue_training(tmp_path, TASK, [], [], new_test=[], old_test=[], recipe=recipe(backbone), output=tmp_path)
 
 
 def test_the_commands_search_and_retune_run(backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

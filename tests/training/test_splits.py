@@ -112,7 +112,7 @@ def test_splits_in_single_precision_agree_with_each_other(
 
 
 @all_methods
-@pytest.mark.parametrize("cutting", [{"cut_by_length": False}, {"tokens_per_micro_batch": 50}], ids=str)
+@pytest.mark.parametrize("cutting", [{"bucket_by_length": False}, {"tokens_per_micro_batch": 50}], ids=str)
 def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
     case: Case, model: PreTrainedModel, cutting: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, load_adapter, lora_wrap, save_adapter
-from t5peft.adapters.checkpoint import newest_complete, seal, verify
-from t5peft.training.micro_batches import takes_rows
+from t5peft.adapters.checkpoint import newest_complete, verify, write_manifest
+from t5peft.training.micro_batches import supports_padding_free
 from t5peft.training.progress import format_logs
 
 # every kind of training: all weights, weights beside the model's, keys and values, input vectors, factors, modules
@@ -133,7 +133,7 @@ def seeded(make: Any) -> Any:
             r"its adapter has other settings than the model's \(.*'lora_alpha': \(32, 1\)",
         ),
         (lambda: lora_wrap(tiny_t5(), rank=4), r"'r': \(16, 4\)"),
-        (lambda: lora_wrap(tiny_t5(), targets=["q", "k"]), r"'target_modules': \(\['q', 'v'\], \['k', 'q'\]\)"),
+        (lambda: lora_wrap(tiny_t5(), target_modules=["q", "k"]), r"'target_modules': \(\['q', 'v'\], \['k', 'q'\]\)"),
         (lambda: METHODS["ia3"].wrap(tiny_t5()), r"'peft_type': \('LORA', 'IA3'\)"),
         (lambda: full_wrap(tiny_t5()), "it holds an adapter, which the model has not"),
         (lambda: get_peft_model(tiny_t5(), LoraConfig(target_modules=["q"]), "mine"), "it holds no adapter 'mine'"),
@@ -249,7 +249,7 @@ def test_packed_examples_do_not_see_each_other_without_our_kernels(tmp_path: Pat
 def test_a_model_of_model_init_is_trained_on_our_kernels(tmp_path: Path) -> None:
     class Watch(TrainerCallback):
         def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
-            rows.append(takes_rows(model))
+            rows.append(supports_padding_free(model))
 
     rows: list[bool] = []
     args = arguments(tmp_path, max_steps=2, logging_steps=1, per_device_train_batch_size=8)
@@ -258,7 +258,7 @@ def test_a_model_of_model_init_is_trained_on_our_kernels(tmp_path: Path) -> None
     plain = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, **given)
     assert losses_of(made) == pytest.approx(losses_of(plain), rel=1e-5)
     assert rows == [True] * 4
-    assert not takes_rows(made.model)
+    assert not supports_padding_free(made.model)
 
 
 class Stream(IterableDataset[Any]):
@@ -751,7 +751,7 @@ def test_a_checkpoint_of_weights_that_are_no_numbers_is_not_whole_whatever_file_
     model = full_wrap(tiny_t5())
     next(model.parameters()).data.fill_(float("nan"))
     model.save_pretrained(tmp_path)
-    seal(tmp_path, model)
+    write_manifest(tmp_path, model)
     assert "hold NaN or infinity" in verify(tmp_path)[0]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from t5peft.nn.kernels.dropout import DropMask
-from t5peft.nn.kernels.varlen import RowLayout, Side
+from t5peft.nn.kernels.varlen import Side, VarlenLayout
 
 Prefix = tuple[Tensor, Tensor]
 
@@ -126,7 +126,7 @@ class _Block:
     A group of one example is a slice, [N, L, D]; a group of several a padded copy, [G, N, L, D].
     """
 
-    layout: RowLayout
+    layout: VarlenLayout
     queries: Side
     keys: Side
 
@@ -196,7 +196,7 @@ def attend_row(
     value: Tensor,
     bias: Tensor | None,
     prefix: Prefix | None,
-    layout: RowLayout,
+    layout: VarlenLayout,
     sides: tuple[int, int],
     p: float,
 ) -> Tensor:

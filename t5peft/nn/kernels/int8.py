@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from t5peft.nn.kernels.linear import product
 
 
-def _dequantised(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """codes [O, I] int8 and scale [O] to the weight [O, I]."""
     return codes.to(dtype).mul_(scale[:, None] * (1 / 127))
 
@@ -26,13 +26,13 @@ class _Int8Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         """x [.., I], codes [O, I], scale [O] -> [.., O]."""
         ctx.save_for_backward(codes, scale)
-        return product(x, _dequantised(codes, scale, x.dtype))
+        return product(x, _dequantized(codes, scale, x.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         codes, scale = ctx.saved_tensors
-        return product(grad, _dequantised(codes, scale, grad.dtype).t()), None, None
+        return product(grad, _dequantized(codes, scale, grad.dtype).t()), None, None
 
 
 class Int8Linear(Linear8bitLt):

@@ -60,7 +60,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class RowLayout:
+class VarlenLayout:
     """The examples of a row, by source and target length, in groups of neighbours."""
 
     source_lengths: tuple[int, ...]
@@ -80,9 +80,9 @@ class RowLayout:
             source_start, target_start = source.tokens.stop, target.tokens.stop
         return groups
 
-    def with_prompt(self, length: int) -> RowLayout:
+    def with_prompt(self, length: int) -> VarlenLayout:
         """The layout of the same row with a prompt of `length` before each source."""
-        return RowLayout(tuple(tokens + length for tokens in self.source_lengths), self.target_lengths)
+        return VarlenLayout(tuple(tokens + length for tokens in self.source_lengths), self.target_lengths)
 
     def indices(self, side: Side, heads: int) -> tuple[Tensor, Tensor]:
         """`side.to_block(heads)` and `side.from_block(heads)`, made once a row: every layer needs them."""
