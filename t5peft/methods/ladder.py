@@ -140,8 +140,7 @@ class LadderStack(StackLayer):
         """Return the output of the backbone for ``inputs``, run without a graph, and the side states [B, T, W]."""
         wants_states = options.pop("output_hidden_states", False)
         shared = {name: value for name, value in options.items() if name not in ("output_attentions", "return_dict")}
-        options = {**options, "return_dict": True, "output_hidden_states": True}
-        output = self._run_backbone(inputs, options, target_lengths)
+        output = self._run_backbone(inputs, {**options, "return_dict": True}, target_lengths)
         hidden_states = output.hidden_states
         if not wants_states:
             output = type(output)(**{name: value for name, value in output.items() if name != "hidden_states"})
@@ -154,15 +153,40 @@ class LadderStack(StackLayer):
         self, inputs: dict[str, Any], options: dict[str, Any], target_lengths: Sequence[int] | None
     ) -> Any:
         backbone = self.base_layer
+
+        def run() -> Any:
+            with _layer_inputs(backbone) as states:
+                output = backbone(**inputs, **options)
+            output.hidden_states = (*states, output.last_hidden_state)
+            return output
+
         if self.cache is None or not self.training:
-            return backbone(**inputs, **options)
+            return run()
         flags = [(module, module.training) for module in backbone.modules()]
         backbone.eval()
         try:
-            return self.cache.states(backbone, inputs, options, lambda: backbone(**inputs, **options), target_lengths)
+            return self.cache.states(backbone, inputs, options, run, target_lengths)
         finally:
             for module, was_training in flags:
                 module.training = was_training
+
+
+@contextmanager
+def _layer_inputs(stack: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collect the states [B, T, H] that each layer of ``stack`` reads inside the block.
+
+    ``output_hidden_states`` of transformers would leave hooks behind with which a model cannot be pickled.
+    """
+    states: list[Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+        for layer in cast(nn.ModuleList, stack.block)
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class LadderEncoder(LadderStack):
