@@ -8,7 +8,7 @@
     python benchmarks/throughput.py --systems t5peft t5peft-int8    # 8 bits against fp32
 
 A t5-small shape with random weights and the real T5 vocabulary: a step costs what it costs with a checkpoint. The systems stand in
-`throughput_systems.py`.
+``throughput_systems.py``.
 
 Speed is counted in real tokens, source and target, without padding. Each repeat runs every system once over the same
 examples; figures are medians, ratios are medians of the ratios within a repeat. Records go to benchmarks/records/speed/.

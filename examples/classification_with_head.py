@@ -2,7 +2,7 @@
 
     python examples/classification_with_head.py        # needs matplotlib: pip install "t5peft[plots]"
 
-`num_labels` puts a new head on T5 (T5ForSequenceClassification). On the plain stack, peft neither trains nor saves that
+``num_labels`` puts a new head on T5 (T5ForSequenceClassification). On the plain stack, peft neither trains nor saves that
 head; here every wrap does both, and every message gets exactly the one </s> at which the head reads.
 
 Time: about 40 s on 2 cores.

@@ -3,7 +3,7 @@
     python examples/hyperparameter_search.py        # needs optuna: pip install "t5peft[search]"
 
 Each trial is a short run, scored on validation; one that does worse than most is stopped early. The study is a file: run
-the example again and it is read, raise `trials` and it goes on. Delete runs/hyperparameter_search to begin anew.
+the example again and it is read, raise ``trials`` and it goes on. Delete runs/hyperparameter_search to begin anew.
 
 Time: about 45 s on 2 cores.
 Last line: trials 5, pruned 0, accuracy on validation 0.625, accuracy on test 0.631, most frequent sentiment 0.302

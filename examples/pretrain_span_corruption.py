@@ -9,7 +9,7 @@ Time: about 60 s on 2 cores.
 Last line: held-out loss 3.094, before 4.212
 Promise: held-out loss < before
 
-The same from the command line, and new models from nothing: `t5peft pretrain --help`.
+The same from the command line, and new models from nothing: ``t5peft pretrain --help``.
 """
 
 from __future__ import annotations

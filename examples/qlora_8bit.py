@@ -2,8 +2,8 @@
 
     python examples/qlora_8bit.py        # needs bitsandbytes: pip install "t5peft[quantized]"
 
-The linear maps of attention and feed-forward are held in 8 bits; embeddings, `wo` and head keep 16 or 32, as the machine
-computes. Merging into the quantised weights would lose part of what was tuned, so `merge` takes the unquantised ones
+The linear maps of attention and feed-forward are held in 8 bits; embeddings, ``wo`` and head keep 16 or 32, as the machine
+computes. Merging into the quantised weights would lose part of what was tuned, so ``merge`` takes the unquantised ones
 and says how close the merged model stays.
 
 Time: about 25 s on 2 cores.

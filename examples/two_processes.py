@@ -4,7 +4,7 @@
     accelerate launch --multi_gpu --num_processes 2 examples/two_processes.py        # the same, with or without GPUs
     python examples/two_processes.py                                                 # one process
 
-`accelerate launch --cpu --num_processes 2` would start one process, without a word.
+``accelerate launch --cpu --num_processes 2`` would start one process, without a word.
 
 Each step is the same 16 examples, however many processes share them: the loss is a sum over target tokens, divided by
 their number over all processes. Steps are equal up to rounding, which fifty steps of Adam let grow: one process ended at a loss

@@ -1,6 +1,6 @@
 """Short e-mails with their subject lines (summarisation).
 
-`subjects_scenarios.txt` holds one scenario a paragraph: "S:" a subject line, "-" a sentence of the body, "?" a sentence that may be
+``subjects_scenarios.txt`` holds one scenario a paragraph: "S:" a subject line, "-" a sentence of the body, "?" a sentence that may be
 left out, "slot = a|b" words of this scenario; "[a|b]" is a choice and "{slot}" the same words in body and subject ("{Slot}" with a
 capital). The first sentence leads in; what the subject says comes later.
 """
