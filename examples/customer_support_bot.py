@@ -1,16 +1,16 @@
-"""A customer-support bot: finds similar past messages, names the intent, answers, and hands over when unsure.
+"""A customer-support bot that finds similar messages, names the intent, answers, and hands over when unsure.
 
     python examples/customer_support_bot.py        # needs bm25s: pip install "t5peft[retrieval]"
 
-BM25 finds five similar messages of the past. T5 reads their intents beside the message and gives each intent a probability.
-The reply is the one that T5 finds most probable among those to similar messages of this intent. A person answers where
-the probability is below the limit above which, on validation, four answers in five are right.
+BM25 finds five similar past messages. T5 reads their intents beside the message and gives each intent a probability. Among the
+replies to similar messages of this intent, the bot takes the one that T5 finds most probable. A person answers if the
+probability is below a limit; on validation, four of five answers above the limit are right.
 
 Time: about 35 s on 2 cores.
 Last line: answered 0.528, right where answered 0.803, right on all 0.604, intent of the most similar message 0.500
 Promise: right where answered > right on all; right on all > 0.4; answered > 0.1
 
-On all messages tf-idf with logistic regression is right more often, 0.780 of the time (t5peft/data/embedded/support/README.md).
+Over all messages, tf-idf with logistic regression is right more often: 0.780 (t5peft/data/embedded/support/README.md).
 For T5 base and a data set of the hub with the columns message, intent and reply change two lines:
 
     intents, data = load_task("mine.yaml")  # as t5peft/data/definitions/glue_sst2.yaml, with the name of the data set

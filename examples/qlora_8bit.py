@@ -1,10 +1,10 @@
-"""QLoRA: LoRA beside a backbone of 8 bits, merged into the unquantised one at the end.
+"""QLoRA: LoRA beside an 8-bit backbone, merged into the unquantized one at the end.
 
     python examples/qlora_8bit.py        # needs bitsandbytes: pip install "t5peft[quantized]"
 
-The linear maps of attention and feed-forward are held in 8 bits; embeddings, ``wo`` and head keep 16 or 32, as the machine
-computes. Merging into the quantised weights would lose part of what was tuned, so ``merge`` takes the unquantised ones
-and says how close the merged model stays.
+The linear maps of attention and feed-forward have 8 bits. The embeddings, ``wo`` and the head keep 16 or 32 bits, depending on the
+machine. Merging into quantized weights would lose a part of the tuning, so ``merge`` takes the unquantized weights and reports
+how close the merged model is.
 
 Time: about 25 s on 2 cores.
 Last line: accuracy 0.765, merged 0.765, most frequent sentiment 0.302, weights in 8 bits 0.361

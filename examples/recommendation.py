@@ -1,10 +1,10 @@
-"""Recommendation: which of five restaurants fits a user's history, by scoring each as T5's answer.
+"""Recommendation: choose the restaurant of five that fits a user's history, by scoring each as T5's answer.
 
     python examples/recommendation.py
 
-Users are simulated over the embedded restaurants: each likes four cuisines, has been to places of three of them, and
-next goes to one of the fourth. So no word of the history gives the answer away, and counting common words fails: which
-cuisines go together is learned from other users. Test restaurants do not occur in training.
+Users of the embedded restaurants are simulated. Each likes four cuisines, has visited restaurants of three, and next goes to one
+of the fourth. So the history never contains the answer, and counting common words fails. The model learns from other users
+which cuisines go together. Test restaurants do not occur in training.
 
 Time: about 25 s on 2 cores.
 Last line: hits 1.000, mean reciprocal rank 1.000, most common words 0.156, chance 0.200

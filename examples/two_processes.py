@@ -1,14 +1,14 @@
-"""Two processes: one optimizer step over both, with the loss and the evaluation that one process has.
+"""Two processes share each optimizer step, with the loss and the evaluation of one process.
 
     torchrun --nproc-per-node 2 examples/two_processes.py
     accelerate launch --multi_gpu --num_processes 2 examples/two_processes.py        # the same, with or without GPUs
     python examples/two_processes.py                                                 # one process
 
-``accelerate launch --cpu --num_processes 2`` would start one process, without a word.
+``accelerate launch --cpu --num_processes 2`` silently starts one process.
 
-Each step is the same 16 examples, however many processes share them: the loss is a sum over target tokens, divided by
-their number over all processes. Steps are equal up to rounding, which fifty steps of Adam let grow: one process ended at a loss
-of 0.339393 and an accuracy of 0.705.
+Each step has the same 16 examples, however many processes share them. The loss is a sum over target tokens, divided by their
+number over all processes. Steps are equal up to rounding, which grows over fifty steps of Adam: one process ended at a loss of
+0.339393 and an accuracy of 0.705.
 
 Time: about 20 s on 2 cores.
 Last line: processes 2, evaluation loss 0.339422, accuracy 0.718, most frequent sentiment 0.302

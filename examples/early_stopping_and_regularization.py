@@ -1,10 +1,10 @@
-"""Early stopping and regularisation, where 160 examples are soon learned by heart.
+"""Early stopping and regularization, with 160 examples that a model soon memorizes.
 
-    python examples/early_stopping_and_regularisation.py
+    python examples/early_stopping_and_regularization.py
 
-Four things against overfitting: training stops when the validation loss no longer falls, and the best checkpoint is
-taken back; label smoothing; weight decay; dropout before the adapter. The loss on validation is the exact mean over
-target tokens, so it can be compared from one evaluation to the next, however the batches fall.
+Four measures against overfitting: early stopping on the validation loss, with the best checkpoint restored; label smoothing;
+weight decay; dropout before the adapter. The validation loss is the exact mean over target tokens, so it does not depend on how
+the batches fall.
 
 Time: about 25 s on 2 cores.
 Last line: accuracy 0.725, most frequent sentiment 0.302, best step 70, stopped at step 100
@@ -32,7 +32,7 @@ model, tokenizer = load_backbone("mini")
 model = lora_wrap(model, target_modules="all-linear", dropout=0.1)
 
 arguments = T5PeftTrainingArguments(
-    "runs/early_stopping_and_regularisation",
+    "runs/early_stopping_and_regularization",
     max_steps=300,
     per_device_train_batch_size=16,
     learning_rate=3e-3,
