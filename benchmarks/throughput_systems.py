@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from throughput_data import data_folder, load_tokenizer
 from torch import nn
-from transformers import Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, TrainerCallback
+from transformers import PreTrainedModel, Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, TrainerCallback
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, qlora_wrap
 from t5peft.benchmark.baselines import BASELINES, plain_trainer
@@ -37,7 +37,7 @@ def new_model(method: str, system: str, vocabulary: int | None = None, dropout: 
     settings |= {} if vocabulary is None else {"vocab_size": vocabulary}
     settings |= {} if dropout is None else {"dropout_rate": dropout}
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config.from_dict(settings))
+    model: PreTrainedModel = T5ForConditionalGeneration(T5Config.from_dict(settings))
     if system == "t5peft-int8":
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)

@@ -31,15 +31,15 @@ task, data = load_task("finance")
 BACKBONE = "mini"
 SEEDS = (0, 1)
 
-accuracies = {"plain": [], "augmented": []}
+accuracies: dict[str, list[float]] = {"plain": [], "augmented": []}
 for seed in SEEDS:
     few = Random(seed).sample(data["train"], 100)
     augmented = augment(few, task, Synonyms(), copies=2, seed=seed)
     print(augmented.report)
     for name, records in (("plain", few), ("augmented", augmented.dataset)):
         set_seed(seed)
-        model, tokenizer = load_backbone(BACKBONE)
-        model = lora_wrap(model, target_modules="all-linear")
+        backbone, tokenizer = load_backbone(BACKBONE)
+        model = lora_wrap(backbone, target_modules="all-linear")
         arguments = T5PeftTrainingArguments(
             f"runs/augmentation/{name}-{seed}",
             max_steps=80,

@@ -11,7 +11,7 @@ Promise: GLEU > text as it came
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("mine.yaml")  # as t5peft/data/definitions/wmt16_en_de.yaml, for example for grammarly/coedit
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from t5peft.evaluation import compute, predict
 
 set_seed(0)
 task, data = load_task("correction")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, rank=32, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, rank=32, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/correction",

@@ -13,7 +13,7 @@ Promise: accuracy > 0.45; accuracy > most frequent sentiment; stopped at step < 
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from t5peft.evaluation import evaluate_task
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear", dropout=0.1)
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear", dropout=0.1)
 
 arguments = T5PeftTrainingArguments(
     "runs/early_stopping_and_regularization",
@@ -56,7 +56,7 @@ trainer = T5PeftTrainer(
     callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
 )
 trainer.train()
-best, stopped = int(trainer.state.best_model_checkpoint.split("-")[-1]), trainer.state.global_step
+best, stopped = int(str(trainer.state.best_model_checkpoint).split("-")[-1]), trainer.state.global_step
 
 accuracy = evaluate_task(model, tokenizer, task, data["test"])["accuracy"]
 labels = [task.target_text(record) for record in data["test"]]

@@ -13,7 +13,7 @@ Promise: days from the failure to the alert <= 6; days of false alert <= 2; accu
 For T5 base and a data set of the hub with the columns headline, sentiment and date change two lines:
 
     task, data = load_task("mine.yaml")  # as t5peft/data/definitions/glue_sst2.yaml, with the name of the data set
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from t5peft.evaluation import rank
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear")
 arguments = T5PeftTrainingArguments(
     "runs/financial_sentiment_monitor",
     max_steps=100,

@@ -39,8 +39,8 @@ runs |= {name: (mixture.datasets[name], steps[name]) for name in TASKS}
 scores = {}
 for run, (train, max_steps) in runs.items():
     set_seed(0)
-    model, tokenizer = load_backbone(BACKBONE)
-    model = lora_wrap(model, target_modules="all-linear")
+    backbone, tokenizer = load_backbone(BACKBONE)
+    model = lora_wrap(backbone, target_modules="all-linear")
     arguments = T5PeftTrainingArguments(
         f"runs/mixture_of_tasks/{run}",
         max_steps=max_steps,

@@ -13,7 +13,7 @@ Promise: accuracy > 0.5; merged > 0.5; weights in 8 bits < 0.8; accuracy > most 
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base", quantize="int8")
+    backbone, tokenizer = load_backbone("google-t5/t5-base", quantize="int8")
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from t5peft.evaluation import evaluate_task
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini", quantize="int8")
-quantised_bytes = model.get_memory_footprint()
-model = qlora_wrap(model)
+backbone, tokenizer = load_backbone("mini", quantize="int8")
+quantized_bytes = backbone.get_memory_footprint()
+model = qlora_wrap(backbone)
 
 arguments = T5PeftTrainingArguments(
     "runs/qlora_8bit",
@@ -49,7 +49,7 @@ save_adapter(model, "runs/qlora_8bit/adapter")
 merged_model, tokenizer, parity = merge("runs/qlora_8bit/adapter")
 merged_model.save_pretrained("runs/qlora_8bit/merged")
 merged = evaluate_task(merged_model, tokenizer, task, data["test"])["accuracy"]
-share = quantised_bytes / merged_model.get_memory_footprint()
+share = quantized_bytes / merged_model.get_memory_footprint()
 print(f"\n{parity}")
 
 labels = [task.target_text(record) for record in data["test"]]

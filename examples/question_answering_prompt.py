@@ -12,7 +12,7 @@ Promise: loss < loss before; token F1 > most frequent answer
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("squad")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from t5peft.evaluation import compute, loss_and_perplexity, predict
 
 set_seed(0)
 task, data = load_task("passages")
-model, tokenizer = load_backbone("mini")
+backbone, tokenizer = load_backbone("mini")
 test = data["test"]
 features = task.tokenize(test, tokenizer).to_list()
-before = loss_and_perplexity(model, features)["loss"]
-model = prompt_wrap(model, length=20)
+before = loss_and_perplexity(backbone, features)["loss"]
+model = prompt_wrap(backbone, length=20)
 model.print_trainable_parameters()
 
 arguments = T5PeftTrainingArguments(

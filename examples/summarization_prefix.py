@@ -12,7 +12,7 @@ Promise: ROUGE-L > first sentence
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("samsum")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from t5peft.evaluation import compute, predict
 
 set_seed(0)
 task, data = load_task("subjects")
-model, tokenizer = load_backbone("mini")
+backbone, tokenizer = load_backbone("mini")
 train = task.tokenize(data["train"], tokenizer)
-model = prefix_wrap(model, length=20, initial_ids=train[0]["input_ids"][:-1])
+model = prefix_wrap(backbone, length=20, initial_ids=train[0]["input_ids"][:-1])
 model.print_trainable_parameters()
 
 arguments = T5PeftTrainingArguments(

@@ -13,7 +13,7 @@ tf-idf with logistic regression has 0.611 on these headlines (t5peft/data/embedd
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from t5peft.evaluation import evaluate_task, rank
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/text_classification_lora",

@@ -13,7 +13,7 @@ Promise: chrF > 5
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("wmt16_en_de")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from t5peft.evaluation import compute, predict
 
 set_seed(0)
 task, data = load_task("phrases")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, rank=32, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, rank=32, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/translation",

@@ -17,7 +17,7 @@ Promise: processes >= 1; accuracy > 0.45; accuracy > most frequent sentiment
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from t5peft.evaluation import evaluate_task
 processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/two_processes",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Shape:
 
 
 def new_model(
-    tokenizer: PreTrainedTokenizerFast, shape: Shape, *, embeddings: Tensor | None = None, seed: int = 0
+    tokenizer: PreTrainedTokenizerBase, shape: Shape, *, embeddings: Tensor | None = None, seed: int = 0
 ) -> T5ForConditionalGeneration:
     """Return a T5 with random weights, initialized as T5 does, without dropout.
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 OptimizerName = Literal["muon", "adafactor", "adamw"]
 LEARNING_RATES: dict[OptimizerName, float] = {"muon": 2e-2, "adafactor": 1e-2, "adamw": 2e-3}
@@ -106,7 +106,7 @@ def parameter_groups(model: nn.Module, *, d_kv: int) -> list[dict[str, Any]]:
 
 
 def make_optimizer(
-    model: T5ForConditionalGeneration, name: OptimizerName, learning_rate: float | None = None
+    model: PreTrainedModel, name: OptimizerName, learning_rate: float | None = None
 ) -> torch.optim.Optimizer:
     """Return the optimizer ``name`` for a T5; a learning rate of None takes that of ``LEARNING_RATES``."""
     rate = LEARNING_RATES[name] if learning_rate is None else learning_rate

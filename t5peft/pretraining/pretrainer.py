@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
@@ -97,8 +97,8 @@ class Pretrainer:
 
     def __init__(
         self,
-        model: T5ForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerFast,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         store: TokenStore,
         config: PretrainConfig,
         directory: Path,

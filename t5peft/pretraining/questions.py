@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.sentences import Ids, Sentences, joined
 
@@ -78,7 +78,7 @@ KINDS = tuple(_KINDS)
 class Questions:
     """Draw questions and their kinds."""
 
-    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerBase) -> None:
         def encoded(texts: list[str]) -> list[Ids]:
             return list(tokenizer(texts, add_special_tokens=False).input_ids) if texts else []
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.questions import KINDS, Questions
 from t5peft.pretraining.sentences import Ids, Sentences, joined
@@ -46,7 +46,7 @@ class SelfSupervised:
     """Draw pairs of source and target, both ending in ``</s>``, from the text of a token store."""
 
     def __init__(
-        self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, valences: Mapping[str, float] = VALENCES
+        self, store: TokenStore, tokenizer: PreTrainedTokenizerBase, valences: Mapping[str, float] = VALENCES
     ) -> None:
         self.sentences = Sentences(store, tokenizer)
         self.eos: int = tokenizer.eos_token_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.tokens import TokenStore
 
@@ -27,7 +27,7 @@ class Sentences:
         ValueError: The pieces of the tokenizer do not show where words begin, as in a byte tokenizer.
     """
 
-    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, limit_tokens: int = 1 << 25) -> None:
+    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerBase, *, limit_tokens: int = 1 << 25) -> None:
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.tokens = store.tokens[:limit_tokens]
         self.begins_word = np.array([piece.startswith("▁") for piece in pieces])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.sentences import Ids, Sentences, joined
 
@@ -66,7 +66,7 @@ class Sentiment:
         words: For positive (True) and negative (False): the tokens of each word, its valence, and its places in the text.
     """
 
-    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerFast, valences: Mapping[str, float]) -> None:
+    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerBase, valences: Mapping[str, float]) -> None:
         self.sentences = sentences
         (self.gap,) = cast(Ids, tokenizer.convert_tokens_to_ids(["<extra_id_0>"]))
         vocabulary = tokenizer.get_vocab()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -129,12 +129,12 @@ def train_tokenizer(
     return build_tokenizer(train_unigram(texts, pieces=vocabulary - sentinels, threads=threads), sentinels=sentinels)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
     tokenizer.save_pretrained(str(directory))
 
 
-def sentinel_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of ``<extra_id_0>``, ``<extra_id_1>``, ... in this order.
 
     Raises:

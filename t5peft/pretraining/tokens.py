@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, read_documents
 
@@ -64,7 +64,7 @@ class TokenStore:
         return generator.randrange(length), multiplier
 
 
-def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the token ids of each document, without ``</s>``.
 
     Paragraphs are separated by the token of a newline if the tokenizer has one. A special token that is written out in the text
@@ -86,7 +86,7 @@ def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTo
 
 def write_store(
     documents: Iterable[Sequence[str]],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     *,
     origin: list[list[Any]] | None = None,
@@ -128,7 +128,7 @@ def write_store(
     return open_store(directory, tokenizer)
 
 
-def open_store(directory: Path, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
+def open_store(directory: Path, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
     """Open the store in ``directory``, memory-mapped.
 
     Raises:
@@ -151,7 +151,7 @@ def open_store(directory: Path, tokenizer: PreTrainedTokenizerFast) -> TokenStor
 
 
 def store_of_files(
-    paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerFast, directory: Path, *, seed: int = 0
+    paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, directory: Path, *, seed: int = 0
 ) -> TokenStore:
     """Open the store in ``directory``, or write it from the text files, deduplicated and shuffled.
 
@@ -192,7 +192,7 @@ def shuffled_documents(paths: Sequence[str | Path], *, seed: int = 0) -> list[li
     return documents
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash the vocabulary and its ids."""
     pieces = json.dumps(sorted(tokenizer.get_vocab().items()))
     return blake2b(pieces.encode(), digest_size=8).hexdigest()
