@@ -72,9 +72,16 @@ def answered(
         raise ValueError(f"The records have columns that predict adds ({', '.join(sorted(taken))}); rename them.")
     sources = task.sources(records, tokenizer)
     if task.verbalizer is None:
-        texts = predict(model, tokenizer, sources, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
+        texts = predict(
+            model,
+            tokenizer,
+            sources,
+            max_new_tokens=task.max_target_length,
+            num_beams=task.num_beams,
+            keep=task.special_tokens(tokenizer),
+        )
         for record, text in zip(records, texts, strict=True):
-            yield {**record, answer: task.read(text)}
+            yield {**record, answer: task.read(text, tokenizer)}
         return
     ranking = rank_targets(model, tokenizer, task, sources)
     for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):
