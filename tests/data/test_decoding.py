@@ -92,7 +92,8 @@ def test_added_tokens_are_written_without_a_space_of_the_tokenizers(text: str, a
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [("mini", "if a: x"), ("byt5", "if a:\n  x"), ("t5 with tokens", "if a: x"), ("mini", "if a:\n\tx")]
+    ("name", "other"),
+    [("mini", "if a: x"), ("byt5", "if a:\n  x"), ("t5 with tokens", "if a: x"), ("mini", "if a:\n\tx")],
 )
 def test_another_layout_is_another_answer_where_the_tokenizer_can_tell(name: str, other: str) -> None:
     assert perfect(CODE, [{"text": "go", "code": other}], made(name)) != CODE.answers(
@@ -138,7 +139,9 @@ def answers_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Task, list[dict[str
 
     def install(task: Task, records: list[dict[str, Any]]) -> None:
         encoded = task.encode(records, ByT5Tokenizer())
-        by_source = {tuple(source): target for source, target in zip(encoded.sources.ids, encoded.targets.ids, strict=True)}
+        by_source = {
+            tuple(source): target for source, target in zip(encoded.sources.ids, encoded.targets.ids, strict=True)
+        }
 
         def generate(model: object, t5: object, rows: list[list[int]], *_: object) -> torch.Tensor:
             found = [[0, *by_source[tuple(row)]] for row in rows]
