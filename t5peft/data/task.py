@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.data import checks
 from t5peft.data.decoding import as_written
 from t5peft.data.definition import read_definition
-from t5peft.data.fields import contradictions, field_problems, fields_of_file
+from t5peft.data.fields import fields_of_file, problems_of
 from t5peft.data.sources import read_records
 from t5peft.data.template import Template, as_text, one_line, texts_of
 from t5peft.data.truncation import Truncated, encode, special_ids, truncate
@@ -90,11 +90,10 @@ class Task:
             object.__setattr__(self, "metrics", tuple(self.metrics.replace(",", " ").split()))
         elif isinstance(self.metrics, list):
             object.__setattr__(self, "metrics", tuple(self.metrics))
-        problems = field_problems(vars(self))
-        if isinstance(self.verbalizer, Mapping):
+        checks.raise_all(self.name, problems_of(vars(self)))
+        if self.verbalizer is not None:
             words = {str(label): as_text(word) for label, word in self.verbalizer.items()}
             object.__setattr__(self, "verbalizer", words)
-        checks.raise_all(self.name, problems or contradictions(vars(self)))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Task:
@@ -114,7 +113,7 @@ class Task:
         if problems:
             if isinstance(converted.get("metrics"), str):
                 converted["metrics"] = (converted["metrics"],)
-            checks.raise_all(converted.get("name", "without a name"), [*problems, *field_problems(converted)])
+            checks.raise_all(converted.get("name", "without a name"), [*problems, *problems_of(converted)])
         return cls(**converted)
 
     @classmethod

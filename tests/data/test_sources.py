@@ -71,7 +71,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "batch": (lambda: TOKENIZER(TEXTS), "Got transformers.BatchEncoding as sources"),
     "missing": (lambda: ["one", None], r"source 1 is None \(NoneType, a missing value\)"),
     "only missing": (lambda: [None], r"Got None \(NoneType, a missing value\) as source 0"),
-    "NaN": (lambda: pd.Series(["one", None], dtype=object).replace({None: np.nan}), "source 1 is nan .float, a missing"),
+    "NaN": (
+        lambda: pd.Series(["one", None], dtype=object).replace({None: np.nan}),
+        "source 1 is nan .float, a missing",
+    ),
     "numbers": (lambda: [1.5, 2.5], r"Got 1.5 \(float\) as source 0"),
     "ids of one source": (lambda: [5, 6, 1], r"Got 5 \(int\) as source 0"),
     "tensor of one source": (lambda: torch.tensor([5, 6, 1]), r"Got 5 \(int\) as source 0"),

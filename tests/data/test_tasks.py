@@ -242,7 +242,9 @@ def test_a_template_that_names_a_missing_column_lists_those_there(mini: PreTrain
 
 def test_a_label_outside_the_target_words_names_its_rows_and_the_labels(mini: PreTrainedTokenizerBase) -> None:
     records = [{"sentence": "a", "label": label} for label in (0, 2, 1, 2)]
-    with pytest.raises(ValueError, match="The label '2' of the column 'label' in rows 1, 3 has no word; the labels are: '0', '1'"):
+    with pytest.raises(
+        ValueError, match="The label '2' of the column 'label' in rows 1, 3 has no word; the labels are: '0', '1'"
+    ):
         SENTIMENT.tokenize(records, mini)
     with pytest.raises(ValueError, match="The label '2' of the column 'label' in row 0 has no word"):
         SENTIMENT.target_text(records[1])
@@ -471,5 +473,7 @@ def test_a_family_says_all_that_it_cannot_find() -> None:
 
 
 def test_a_column_with_hundreds_of_values_is_no_label() -> None:
-    with pytest.raises(ValueError, match="Got 201 different values in the column 'label'; expected at most 200: is it a label"):
+    with pytest.raises(
+        ValueError, match="Got 201 different values in the column 'label'; expected at most 200: is it a label"
+    ):
         preset_task("classification", [{"text": "a", "label": str(i)} for i in range(201)])
