@@ -47,8 +47,8 @@ _HOMES = {
     "Task": "t5peft.data",
     "T5PeftTrainer": "t5peft.training",
     "T5PeftTrainingArguments": "t5peft.training",
-    "load_adapter": "t5peft.adapters.checkpoint",
-    "save_adapter": "t5peft.adapters.checkpoint",
+    "load_adapter": "t5peft.adapters.load",
+    "save_adapter": "t5peft.adapters.save",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -87,7 +87,8 @@ class _PeftWatcher(MetaPathFinder):
             def load_and_register(module: ModuleType) -> None:
                 load(module)
                 sys.meta_path.remove(self)
-                import_module("t5peft.methods")
+                if "t5peft.compat.peft" not in sys.modules or hasattr(sys.modules["t5peft.compat.peft"], "register"):
+                    import_module("t5peft.methods")
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

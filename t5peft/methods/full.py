@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from t5peft.models.backbone import correct_config
+from t5peft.models.backbone import correct_config, ensure_trainable_dtype
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -15,5 +15,6 @@ def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError(
             "Quantised weights cannot be trained; load the backbone without quantize for full fine-tuning."
         )
+    ensure_trainable_dtype(model)
     correct_config(model)
     return model.requires_grad_(True)

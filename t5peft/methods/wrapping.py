@@ -7,7 +7,7 @@ import warnings
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from t5peft.models.backbone import correct_config
+from t5peft.models.backbone import correct_config, ensure_trainable_dtype
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
@@ -27,6 +27,7 @@ def head_module_name(model: PreTrainedModel) -> str | None:
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Wrap ``model`` in place by ``config``: task type and trained head are filled in, the backbone is frozen."""
     head, config.task_type = _kind(model)
+    ensure_trainable_dtype(model)
     correct_config(model)
     if head:
         config.modules_to_save = sorted({*(config.modules_to_save or []), head})
