@@ -52,8 +52,9 @@ def stored_numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield each parameter by its name; of a quantized one the scales, which are NaN or infinite where the weight was."""
     for name, weight in model.named_parameters():
         state = getattr(weight, "quant_state", None)
-        if getattr(weight, "SCB", None) is not None:
-            yield name, weight.SCB
+        row_scales = getattr(weight, "SCB", None)
+        if row_scales is not None:
+            yield name, row_scales
         elif state is None:
             yield name, weight
         elif state.nested:
@@ -65,7 +66,10 @@ def stored_numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def compute_dtypes(model: nn.Module) -> set[torch.dtype]:
     """Return the dtypes in which the weights of 4 bits are multiplied."""
-    return {module.compute_dtype for module in model.modules() if type(module).__name__ == "Linear4bit"}
+    found = (
+        getattr(module, "compute_dtype", None) for module in model.modules() if type(module).__name__ == "Linear4bit"
+    )
+    return {dtype for dtype in found if isinstance(dtype, torch.dtype)}
 
 
 def _is_not_cast_note(record: logging.LogRecord) -> bool:

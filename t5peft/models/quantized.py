@@ -74,5 +74,5 @@ def _quantize_wo(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Put every ``wo`` into nf4, stored as ``dtype``: T5 casts its input to the dtype that ``wo.weight`` says it has."""
     model.config.quantization_config.llm_int8_skip_modules.remove("wo")
     for module in model.modules():
-        if isinstance(getattr(module, "wo", None), nn.Linear):
-            module.wo = linear_nf4(module.wo, dtype)
+        if isinstance(plain := getattr(module, "wo", None), nn.Linear):
+            module.wo = linear_nf4(plain, dtype)

@@ -3,8 +3,8 @@
     python kill_saves.py FOLDER FIRST STRIDE
 
 A save is killed at its operations FIRST, FIRST + STRIDE and so on, in each mode: "exchange", "two renames" (a system without the
-exchange), "fill" (a folder that cannot be moved) and "model" (a fully tuned model in a folder with other files). It prints the number
-of kills in each mode.
+exchange), "fill" (a folder that cannot be moved) and "model" (a fully tuned model in a folder with other files). It prints the
+number of kills in each mode.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
@@ -30,10 +31,11 @@ from t5peft import (
     load_backbone,
     lora_wrap,
     merge,
+    prefix_wrap,
     qlora_wrap,
     save_adapter,
 )
-from t5peft.adapters import fingerprint, fingerprint_of_maps, load, quantization_of, write_manifest
+from t5peft.adapters import base_of, fingerprint, fingerprint_of_maps, load, quantization_of, write_manifest
 from t5peft.adapters.checkpoints import newest_complete
 from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS
 from t5peft.cli.data import TASK_FILE
@@ -369,6 +371,43 @@ def test_an_adapter_comes_back_beside_the_backbone_as_it_was_quantised(quantize_
     with torch.no_grad():
         got, expected = (m(**batch, labels=batch.input_ids).logits for m in (loaded, adapted))
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["mini", None])
+def test_an_adapter_names_the_embedded_backbone_and_not_its_path(name: str | None, tmp_path: Path) -> None:
+    model, tokenizer = load_backbone("mini")
+    folder = save_adapter(prefix_wrap(model, length=2), tmp_path / "adapter")
+    config = json.loads((folder / CONFIG).read_text())
+    assert config["base_model_name_or_path"] == "mini"
+    if name is None:  # as 0.1.0 saved it, on another machine
+        config["base_model_name_or_path"] = "/home/someone/venv/lib/python3.12/site-packages/t5peft/mini"
+        (folder / CONFIG).write_text(json.dumps(config))
+        (folder / MANIFEST).unlink()
+    assert base_of(folder) == "mini"
+    loaded, _ = load_adapter(folder)
+    by_peft = PeftModel.from_pretrained(load_backbone("mini")[0], str(folder))
+    batch = tokenizer(["some words"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**batch, labels=batch.input_ids).logits
+        for got in (loaded, by_peft):
+            assert torch.equal(got.eval()(**batch, labels=batch.input_ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("base", "has_metadata"), [("mini", False), ("google/flan-t5-base", True), ("", False), (None, False)]
+)
+def test_the_readme_says_what_the_adapter_is_and_how_to_load_it(
+    base: str | None, has_metadata: bool, tmp_path: Path
+) -> None:
+    model = lora_wrap(tiny_t5(), rank=1)
+    model.peft_config["default"].base_model_name_or_path = base
+    card = ModelCard.load(save_adapter(model, tmp_path / "adapter") / "README.md")
+    assert card.data.base_model == (base if has_metadata else None)
+    assert card.data.tags == ["t5peft", "lora"]
+    assert f"An adapter for {base or 'a T5'}" in card.text
+    assert f"lora ({sum(p.numel() for p in model.parameters() if p.requires_grad):,} weights)" in card.text
+    assert "load_adapter" in card.text
+    assert "[More Information Needed]" not in card.text
 
 
 def test_a_folder_without_an_adapter_says_what_was_expected(tmp_path: Path) -> None:
