@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.compat.peft import AuxiliaryTrainingWrapper, adapter_modules
-from t5peft.methods.norm import NormLayer
+from t5peft.methods.base import AdapterLayer
 from t5peft.models.unwrap import unwrap_t5
 
 _GEOMETRY = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
@@ -91,7 +91,7 @@ def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
 
 def _plain_weight(norm: nn.Module) -> Tensor:
     """The backbone's weight of ``norm``, which may be in an adapter."""
-    if isinstance(norm, NormLayer) and norm.unmerged_weight is not None:
+    if isinstance(norm, AdapterLayer) and norm.unmerged_weight is not None:
         return norm.unmerged_weight
     if isinstance(norm, AuxiliaryTrainingWrapper):
         norm = norm.original_module

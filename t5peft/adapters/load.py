@@ -19,7 +19,6 @@ from t5peft.adapters.manifest import (
     read_config,
 )
 from t5peft.compat.peft import adapter_state, share_rows, stored_state
-from t5peft.methods.ia3 import patch_ia3
 from t5peft.models.backbone import Quantization, correct_config, ensure_trainable_dtype, load_backbone
 from t5peft.models.embedded import backbone_name
 from t5peft.models.folders import recover
@@ -71,7 +70,7 @@ def load_adapter(
     wrapped = _wrap(model, folder, trainable=trainable)
     raise_if_problems(folder, _wrong_keys(wrapped, folder))
     share_rows(unwrap_t5(wrapped), str(wrapped.active_adapter))
-    return patch_ia3(wrapped), tokenizer
+    return wrapped, tokenizer
 
 
 def load_with_tokens(

@@ -10,6 +10,7 @@ from t5peft.adapters import check_output, ensure_no_adapter, save_adapter, save_
 from t5peft.adapters.checkpoints import newest_complete
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
+from t5peft.methods import METHODS
 from t5peft.training.train import score_splits, train
 
 
@@ -25,14 +26,14 @@ def run(args: argparse.Namespace) -> int:
     """Tune, save, score."""
     if not args.resume:
         _refuse_interrupted(Path(args.output))
-    if args.method == "full":
+    if not METHODS[args.method].has_adapter:
         ensure_no_adapter(args.output)
     else:
         check_output(Path(args.output) / "adapter")
     task, splits = read_data(args)
     model, tokenizer = train(task, splits, read_recipe(args), args.output, resume=args.resume)
     folder = Path(args.output)
-    if args.method == "full":
+    if not METHODS[args.method].has_adapter:
         save_model(model, folder, tokenizer=tokenizer)
     else:
         folder = save_adapter(model, folder / "adapter")
