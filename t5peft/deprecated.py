@@ -28,7 +28,7 @@ MODULES = {
     "t5peft.benchmark.peers": "t5peft.benchmark.baselines",
     "t5peft.benchmark.planner": "t5peft.planning.plan",
     "t5peft.benchmark.simulate": "t5peft.planning.simulate",
-    "t5peft.checkpoint": "t5peft.adapters.checkpoint",
+    "t5peft.checkpoint": "t5peft.adapters",
     "t5peft.deploy": "t5peft.adapters.merge",
     "t5peft.deploy.merge": "t5peft.adapters.merge",
     "t5peft.evaluation.answers": "t5peft.evaluation.squad",
@@ -73,6 +73,14 @@ MODULES = {
 
 MOVED = {
     ("t5peft.backbone", "t5_of"): "t5peft.models.unwrap",
+    ("t5peft.checkpoint", "CONFIG"): "t5peft.adapters.manifest",
+    ("t5peft.checkpoint", "SEAL"): "t5peft.adapters.manifest",
+    ("t5peft.checkpoint", "WEIGHTS"): "t5peft.adapters.manifest",
+    ("t5peft.checkpoint", "data_of"): "t5peft.adapters.checkpoints",
+    ("t5peft.checkpoint", "newest_complete"): "t5peft.adapters.checkpoints",
+    ("t5peft.checkpoint", "not_finite"): "t5peft.models.manifest",
+    ("t5peft.checkpoint", "rotate"): "t5peft.adapters.checkpoints",
+    ("t5peft.checkpoint", "verify"): "t5peft.models.manifest",
     ("t5peft.deploy", "merge"): "t5peft.adapters.merge",
     ("t5peft.methods.wrapping", "check_plain"): "t5peft.models.unwrap",
     ("t5peft.speed", "TokenBudget"): "t5peft.training.micro_batches",
@@ -80,9 +88,9 @@ MOVED = {
     ("t5peft.speed", "micro_batches"): "t5peft.training.micro_batches",
     ("t5peft.speed", "ran_out_of_memory"): "t5peft.training.micro_batches",
     ("t5peft.speed", "takes_rows"): "t5peft.training.micro_batches",
-    ("t5peft.tokens", "brings_tokens"): "t5peft.adapters.tokens",
-    ("t5peft.tokens", "load_saved"): "t5peft.adapters.tokens",
-    ("t5peft.tokens", "load_with_tokens"): "t5peft.adapters.tokens",
+    ("t5peft.tokens", "brings_tokens"): "t5peft.adapters.load",
+    ("t5peft.tokens", "load_saved"): "t5peft.adapters.load",
+    ("t5peft.tokens", "load_with_tokens"): "t5peft.adapters.load",
     ("t5peft.training.features", "collate_for_head"): "t5peft.data.collate",
 }
 """What left its module for another than the rest of it."""

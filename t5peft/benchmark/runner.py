@@ -31,7 +31,8 @@ from t5peft.benchmark.scoring import Split
 from t5peft.evaluation import merged
 from t5peft.methods import METHODS
 from t5peft.methods.base import has_peft_prompt
-from t5peft.models.backbone import MINI, load_backbone
+from t5peft.models.backbone import load_backbone
+from t5peft.models.embedded import resolve_backbone
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 
@@ -156,7 +157,7 @@ class _Run:
         """Everything a finished run knows."""
         config = self.config
         set_seed(config.seed)
-        tokenizer = AutoTokenizer.from_pretrained(MINI if config.backbone == "mini" else config.backbone)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(config.backbone))
         train, validation, test = self._data(tokenizer)
         gc.collect()
         trim_heap()

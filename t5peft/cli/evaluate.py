@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.adapters.checkpoint import CONFIG, quantization_of
-from t5peft.adapters.tokens import load_saved
+from t5peft.adapters import is_adapter, load_saved, quantization_of
 from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
 from t5peft.data import Task, load_task
 from t5peft.data.definition import definition_names, read_definition
@@ -72,7 +71,7 @@ def read_task(args: argparse.Namespace) -> Task:
 
 def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An adapter beside its backbone, or a whole model, and the tokenizer."""
-    if not (Path(folder) / CONFIG).is_file():
+    if not is_adapter(folder):
         return load_backbone(folder)
     return load_saved(folder, quantize=quantization_of(folder))
 

@@ -6,8 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from t5peft.adapters.checkpoint import ensure_no_adapter
-from t5peft.adapters.merge import merge
+from t5peft.adapters import ensure_no_adapter, merge, save_model
 from t5peft.cli.data import TASK_FILE
 
 
@@ -21,8 +20,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge and save."""
     ensure_no_adapter(args.output)
     model, tokenizer, parity = merge(args.adapter)
-    model.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
+    save_model(model, args.output, tokenizer=tokenizer)
     task = Path(args.adapter) / TASK_FILE
     if task.is_file():
         shutil.copy(task, Path(args.output) / TASK_FILE)

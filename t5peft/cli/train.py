@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from t5peft.adapters.checkpoint import check_output, ensure_no_adapter, newest_complete, save_adapter
+from t5peft.adapters import check_output, ensure_no_adapter, save_adapter, save_model
+from t5peft.adapters.checkpoints import newest_complete
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
 from t5peft.methods import METHODS
@@ -33,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = train(task, splits, read_recipe(args), args.output, resume=args.resume)
     folder = Path(args.output)
     if not METHODS[args.method].has_adapter:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, folder, tokenizer=tokenizer)
     else:
         folder = save_adapter(model, folder / "adapter")
     save_task(task, folder)

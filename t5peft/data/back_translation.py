@@ -12,7 +12,8 @@ from random import Random
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.models.backbone import MINI, load_tokenizer
+from t5peft.models.backbone import load_tokenizer
+from t5peft.models.embedded import resolve_backbone
 
 logger = logging.getLogger("t5peft")
 
@@ -90,7 +91,7 @@ class Checkpoint:
         Raises:
             FileNotFoundError: nothing is found under the name.
         """
-        path = str(MINI) if self.name == "mini" else self.name
+        path = resolve_backbone(self.name)
         try:
             return AutoModelForSeq2SeqLM.from_pretrained(path).eval(), load_tokenizer(path)
         except OSError as error:

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.adapters.checkpoint import check_output, quantization_of, save_adapter
-from t5peft.adapters.tokens import brings_tokens, load_saved
+from t5peft.adapters import brings_tokens, check_output, load_saved, quantization_of, save_adapter
 from t5peft.data import Task
 from t5peft.data.registry import with_validation
 from t5peft.evaluation import METRICS, evaluate_task
