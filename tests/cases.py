@@ -8,6 +8,7 @@ from typing import Any
 
 import reference
 import torch
+from own_method import ScaleLayer
 from peft import PeftModel
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
@@ -128,6 +129,8 @@ def by_hand(model: nn.Module) -> reference.Adapters:
                 beside=adapter.is_parallel,
                 scale=4.0 if adapter.is_parallel else 1.0,
             )
+        elif isinstance(module, ScaleLayer):
+            output_scales[f"{name}.wo"] = module.ownscale["default"].factors()
         elif isinstance(module, NormLayer):
             norms[name] = module.t5norm["default"].weight
     return reference.Adapters(
