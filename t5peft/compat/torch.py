@@ -1,4 +1,4 @@
-"""What torch does not offer: whether calling a module does more than its ``forward``."""
+"""Tell whether calling a module does more than its ``forward``, which torch does not offer."""
 
 from __future__ import annotations
 
