@@ -1,4 +1,4 @@
-"""What peft does not offer to be extended."""
+"""Register tuners with peft, in places that peft does not offer to be extended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch does not offer: the hooks that calling a module runs, and whether a machine computes in bfloat16."""
+"""Read what torch keeps private: the hooks that calling a module runs, and whether the CPU computes in bfloat16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tuning methods share: the base of configs, layers and tuners, and the wrap that hands a model to peft.
+"""The base of the tuning methods: of configs, layers and tuners, and the wrap that hands a model to peft.
 
 A method of our own is a config, a layer and a tuner. The config names the modules that get a layer. The layer wraps one such
 module, holds one adapter per adapter name, and computes the method. The tuner makes the adapters. ``register`` of
@@ -215,7 +215,7 @@ def check_choice(name: str, value: object, choices: Sequence[str], problems: lis
 def raise_if_problems(problems: Sequence[str]) -> None:
     """Raise one ValueError for all ``problems``, if there are any."""
     if problems:
-        raise ValueError(f"Got {', and '.join(problems)}.")
+        raise ValueError("Got " + ", and ".join(problems) + ".")
 
 
 def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:

@@ -70,7 +70,7 @@ def runs_of_the_backbone(model: Any) -> list[str]:
 @pytest.mark.parametrize("lay_out", [collate, collate_padding_free])
 def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
     model = ladder()
-    # the second epoch has other neighbours, and so other padding
+    # the second epoch has other neighbors, and so other padding
     laid = batches(lay_out, [[0, 1, 2], [3, 4, 5], [5, 0], [2, 4, 3, 1]])
     with fast_kernels(model):
         expected = [gradients(model, batch) for batch in laid]
