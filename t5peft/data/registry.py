@@ -38,7 +38,7 @@ def load_task(path_or_name: str | Path) -> tuple[Task, Splits]:
     """
     definition = read_definition(path_or_name)
     task = Task.from_yaml(path_or_name)
-    data = definition.get("data")
+    data = definition.get("data", {})
     checks.raise_all(task.name, _problems_with_data(data))
     splits = with_validation(task, _read_splits(data, Path(path_or_name).parent))
     return task, {split: splits[split] for split in SPLITS if split in splits}
