@@ -160,7 +160,7 @@ def literal(node: ast.expr) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
         # What follows the last value may come from it, so that its end is not known here.
         return text + "…" if text.endswith("{}") else text
     return ""

@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data.decoding import decode
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+from t5peft.methods.base import has_peft_prompt
 
 
 class Predictions(list[str]):
@@ -83,7 +83,7 @@ def _generate(
     input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
     # peft's own prompt learning lives in PeftModel.generate; every other adapter lives inside the T5, where calling generate
     # leaves nothing patched.
-    own = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    own = has_peft_prompt(model)
     generator: Any = model if own else t5
     return generator.generate(
         input_ids=input_ids,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
@@ -23,6 +22,7 @@ from t5peft.data.sources import read_candidates
 from t5peft.data.truncation import encode
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_mask, trees
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+from t5peft.methods.base import has_peft_prompt
 from t5peft.nn.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, with_hidden_states
 
 
@@ -130,7 +130,7 @@ def _candidate_ids(
 def _check_ranks(model: nn.Module, t5: PreTrainedModel) -> None:
     if not t5.can_generate():
         raise ValueError(f"{type(t5).__name__} has no language model head and scores no texts; use classify")
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    if has_peft_prompt(model):
         raise ValueError(
             f"the adapter is {model.active_peft_config.peft_type.value} of peft, which does not work in the T5 itself; "
             "rank takes those of t5peft (prefix_wrap, prompt_wrap) and of any other method"
