@@ -130,6 +130,8 @@ RENAMED = {
     ("t5peft.tasks.families", "FAMILIES"): "PRESETS",
     ("t5peft.tasks.families", "Family"): "TaskPreset",
     ("t5peft.tasks.families", "family_task"): "preset_task",
+    ("t5peft.tasks.fitting", "Fitted"): "Truncated",
+    ("t5peft.tasks.fitting", "fit"): "truncate",
     ("t5peft.tuning", "Recipe"): "TrainConfig",
     ("t5peft.tuning", "Tuned"): "TrainResult",
     ("t5peft.tuning", "fit"): "train",

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.collate import bucket_by_length, collate
+from t5peft.data.sources import read_records
 from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
@@ -41,7 +42,7 @@ def evaluate_task(
     Raises:
         ValueError: no records, an unknown metric, a column of references that no record has, or what `Task.tokenize` says of them.
     """
-    records = list(records)
+    records = read_records(records)
     check_metrics(task)
     checks.raise_all(task.name, checks.missing_references(records, task.references))
     features = task.tokenize(records, tokenizer).to_list()

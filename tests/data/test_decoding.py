@@ -1,4 +1,4 @@
-"""What a tokenizer can carry, a task trains on, answers and scores; what it cannot is held against no answer."""
+"""A task trains on, answers and scores all that a tokenizer can carry; no answer is wrong for what it cannot."""
 
 from __future__ import annotations
 
