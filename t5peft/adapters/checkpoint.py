@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
+from t5peft.adapters.disk import reports_disk_errors
+from t5peft.adapters.lock import LOCK
 from t5peft.methods.ia3 import patch_ia3
 from t5peft.methods.norm import NormLayer
 from t5peft.models.backbone import MINI, Quantization, correct_config, load_backbone, quantization_of_model
@@ -136,6 +138,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
+@reports_disk_errors
 def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
     """Save the active adapter of ``model`` to ``folder``: whole, or not at all; an earlier adapter there is replaced.
 
@@ -463,7 +466,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, UNFINISHED))
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, UNFINISHED, LOCK))
 
 
 def _hash(path: Path) -> str:
