@@ -466,7 +466,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, UNFINISHED, LOCK))
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, UNFINISHED, LOCK)
+    )
 
 
 def _hash(path: Path) -> str:

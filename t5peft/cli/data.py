@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
+from t5peft.cli import names
 
-from t5peft.data import PRESETS, Task, load_records, load_task, preset_task
-from t5peft.data.definition import definition_names
-from t5peft.data.registry import with_validation
+if TYPE_CHECKING:
+    from t5peft.data import Task
 
 Splits = dict[str, list[dict[str, Any]]]
 TASK_FILE = "task.yaml"
@@ -26,7 +25,7 @@ def add_data_arguments(
         "--task",
         required=True,
         help=f"a task of the package (support_intent, finance, ...), a YAML file, or, with --{splits[0]}, a family: "
-        f"{', '.join(PRESETS)}",
+        f"{', '.join(names.PRESETS)}",
     )
     for split in splits:
         parser.add_argument(
@@ -57,6 +56,10 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     Raises:
         ValueError, FileNotFoundError: as the loaders of :mod:`t5peft.data` say.
     """
+    from t5peft.data import PRESETS, Task, load_records, load_task, preset_task
+    from t5peft.data.definition import definition_names
+    from t5peft.data.registry import with_validation
+
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     splits: Splits = {split: load_records(path, split) for split, path in given.items()}
     if args.task in PRESETS and (splits or args.task not in definition_names()):
@@ -86,6 +89,8 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
 
 def save_task(task: Task, folder: str | Path) -> None:
     """Write ``task`` beside the adapter that was tuned on it."""
+    import yaml
+
     fields = {name: value for name, value in asdict(task).items() if value is not None}
     fields["metrics"] = list(task.metrics)
     # escaped, not allow_unicode: that writes U+0085 as it is, which is read as a line break
@@ -98,6 +103,8 @@ def load_saved_task(folder: str | Path) -> Task:
     Raises:
         FileNotFoundError: the folder has none.
     """
+    from t5peft.data import Task
+
     path = Path(folder) / TASK_FILE
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder}; expected one that `t5peft train` has written.")

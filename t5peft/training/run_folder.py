@@ -20,7 +20,9 @@ def check_run_folder(output: str | Path, *, resume: bool = False, overwrite: boo
         ValueError: The folder holds an adapter, a model, scores or checkpoints; or both options were given.
     """
     if resume and overwrite:
-        raise ValueError("Got both resume and overwrite; expected one of them: go on with the earlier run, or replace it.")
+        raise ValueError(
+            "Got both resume and overwrite; expected one of them: go on with the earlier run, or replace it."
+        )
     output = Path(output)
     found = [name for name in _RESULTS if (output / name).is_file()]
     found += [path.name for path in checkpoints(output)[-1:]]

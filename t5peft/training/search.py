@@ -158,7 +158,9 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
     given["data"] = fingerprint_of_data(task, splits)
     stored = dict(study.user_attrs.get(_CONFIG, given) if _ended(study) else given)
     stored["options"] = current_options(stored["options"])
-    if changed := {name: (stored.get(name), value) for name, value in given.items() if stored.get(name, value) != value}:
+    if changed := {
+        name: (stored.get(name), value) for name, value in given.items() if stored.get(name, value) != value
+    }:
         raise ValueError(
             f"Got a study in {folder} that was started with another config or on other data; expected the same ones, as trials "
             f"would not compare. Stored and given values: {changed}. Give the same ones, or another folder."

@@ -35,7 +35,16 @@ from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
-__all__ = ["Records", "Splits", "TrainConfig", "TrainResult", "check_splits", "score_splits", "train", "train_and_evaluate"]
+__all__ = [
+    "Records",
+    "Splits",
+    "TrainConfig",
+    "TrainResult",
+    "check_splits",
+    "score_splits",
+    "train",
+    "train_and_evaluate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -179,9 +188,7 @@ def _is_empty(records: Any) -> bool:
 class EvaluateLastStep(TrainerCallback):
     """Evaluate and save after the last step too, also where the number of evaluations does not divide that of steps."""
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for an evaluation and a checkpoint at the last step.
 
         Args:
