@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from paths import ROOT
 
 from t5peft.cli import main
 
@@ -26,3 +32,25 @@ def own_task(folder: Path, name: str, *splits: str) -> str:
         f"metrics: [accuracy]\ndata:\n  files: {{{files}}}\n"
     )
     return str(path)
+
+
+HOLD = """
+import sys, time
+from t5peft.adapters.lock import hold_file, hold_folder
+with {}(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def held_elsewhere(path: Path, how: str = "hold_folder") -> Iterator[subprocess.Popen[str]]:
+    """A process that holds ``path``."""
+    command = [sys.executable, "-c", HOLD.format(how), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()

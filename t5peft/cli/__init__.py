@@ -12,7 +12,8 @@ from importlib import import_module
 
 from t5peft.adapters.disk import as_disk_error
 from t5peft.adapters.lock import FolderInUseError
-from t5peft.cli.parser import Parser, did_you_mean
+from t5peft.cli.parser import Parser
+from t5peft.training.config import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),
@@ -115,6 +116,9 @@ def _fail(name: str, message: str, code: int) -> int:
 def _discard_output() -> None:
     """Let what is left in the buffer of the standard output go nowhere: Python would fail once more at its exit."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output = sys.stdout.fileno()
     except (OSError, ValueError):  # it is not a file
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the exit)
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -70,16 +71,44 @@ def fingerprint(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-class AnswerStream:
-    """Answers as JSON Lines on the standard output."""
+class Answers(ABC):
+    """Where answers go, in the order of the records; a context manager that closes it.
+
+    Attributes:
+        done: Answers that an interrupted command has written.
+    """
 
     done = 0
 
+    @abstractmethod
     def write(self, answers: Sequence[tuple[Record, Record]]) -> None:
-        """Print records with their answers.
+        """Write the next answers, so that an interruption does not lose them.
 
         Args:
-            answers: A record and the columns of its answer, each.
+            answers: The next records in their order, each with the columns of its answer.
+        """
+
+    def finish(self) -> None:  # noqa: B027  (nothing is left to do for a stream)
+        """Do what is left when all answers are written."""
+
+    def close(self) -> None:  # noqa: B027
+        """Close what is open."""
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class AnswerStream(Answers):
+    """Answers as JSON Lines on the standard output."""
+
+    def write(self, answers: Sequence[tuple[Record, Record]]) -> None:
+        """Print the next answers.
+
+        Args:
+            answers: The next records in their order, each with the columns of its answer.
         """
         encoding = sys.stdout.encoding or "utf-8"
         text = "".join(f"{json_line(record | answer)}\n" for record, answer in answers)
@@ -87,11 +116,8 @@ class AnswerStream:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
 
-    def finish(self) -> None:
-        """Do nothing: all is written."""
 
-
-class AnswerFile:
+class AnswerFile(Answers):
     """A file of answers.
 
     Args:
@@ -185,7 +211,7 @@ class AnswerFile:
             ) from error
 
     def write(self, answers: Sequence[tuple[Record, Record]]) -> None:
-        """Append answers, and record that they are on the disk.
+        """Append the next answers, and record that they are on the disk.
 
         Args:
             answers: The next records in their order, each with the columns of its answer.
@@ -214,9 +240,13 @@ class AnswerFile:
         temporary.write_text(json.dumps(state), encoding="utf-8")
         temporary.replace(self._progress)
 
-    def finish(self) -> None:
-        """Close the file, all answers of which are there; write that of Parquet."""
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
+
+    def finish(self) -> None:
+        """Write the file of Parquet, and delete the record of the progress."""
+        self.close()
         if self.kind == "parquet":
             self._write_parquet()
         self._progress.unlink()

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a question that suggests the nearest of ``names``.
-
-    Args:
-        name: What came.
-        names: What is known.
-
-    Returns:
-        `` Did you mean 'x'?``, or nothing where none is near.
-    """
-    near = get_close_matches(name, list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+from t5peft.training.config import did_you_mean
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -47,8 +34,8 @@ class Parser(argparse.ArgumentParser):
         Args:
             message: What is wrong.
         """
-        text = message[:1].upper() + message[1:].rstrip(".")
-        self.exit(2, f"{self.prog}: {text}. See {self.prog} --help.\n")
+        text = message[:1].upper() + message[1:]
+        self.exit(2, f"{self.prog}: {text}{'' if text.endswith(('.', '?')) else '.'} See {self.prog} --help.\n")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse ``args``; unknown options are an error that suggests known ones.
@@ -65,7 +52,7 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
             suggestions = "".join(did_you_mean(word, known) for word in words)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}.{suggestions}".rstrip("."))
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{suggestions}")
         return parsed
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5peft.adapters.lock import hold_file
-from t5peft.cli.answer_file import AnswerFile, AnswerStream, Record, fingerprint, kind_of
+from t5peft.cli.answer_file import AnswerFile, Answers, AnswerStream, Record, fingerprint, kind_of
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
 
 if TYPE_CHECKING:
@@ -70,15 +70,10 @@ def run(args: argparse.Namespace) -> int:
     task = read_task(args)
     records = _read_records(args.data) if args.data else _records_of(task, args.text)
     _check_columns(task, records)
-    with hold_file(path) if path is not None else contextlib.nullcontext():
-        output: AnswerFile | AnswerStream = AnswerStream()
-        if path is not None:
-            identity = {
-                "records": fingerprint(records),
-                "model": _model_identity(args.model),
-                "task": fingerprint(asdict(task)),
-            }
-            output = AnswerFile(path, records, _answer_columns(task), identity, overwrite=args.overwrite)
+    with (
+        hold_file(path) if path is not None else contextlib.nullcontext(),
+        _open_output(args, path, task, records) as output,
+    ):
         if output.done:
             print(f"{path} holds {output.done} answers of {len(records)}; going on from there", file=sys.stderr)
         model, tokenizer = load_tuned(args.model)
@@ -89,12 +84,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _open_output(args: argparse.Namespace, path: Path | None, task: Task, records: Sequence[Record]) -> Answers:
+    if path is None:
+        return AnswerStream()
+    identity = {
+        "records": fingerprint(records),
+        "model": _model_identity(args.model),
+        "task": fingerprint(asdict(task)),
+    }
+    return AnswerFile(path, records, _answer_columns(task), identity, overwrite=args.overwrite)
+
+
 def _write_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     records: Sequence[Record],
-    output: AnswerFile | AnswerStream,
+    output: Answers,
 ) -> None:
     from tqdm import tqdm
 

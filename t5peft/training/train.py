@@ -32,7 +32,7 @@ from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
-from t5peft.training.config import TrainConfig
+from t5peft.training.config import TrainConfig, did_you_mean
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
 __all__ = [
@@ -236,7 +236,8 @@ def _without_missing_references(task: Task, records: Records) -> Task:
 
 def _load_backbone(config: TrainConfig) -> ModelAndTokenizer:
     if config.method not in METHODS:
-        raise ValueError(f"Got method={config.method!r}; expected one of {', '.join(METHODS)}.")
+        suggestion = did_you_mean(config.method, METHODS)
+        raise ValueError(f"Got method={config.method!r}; expected one of {', '.join(METHODS)}.{suggestion}")
     model, tokenizer = load_backbone(config.backbone, quantize=METHODS[config.method].quantize)
     if not model.can_generate():
         raise ValueError(
@@ -251,8 +252,10 @@ def _wrap(backbone: PreTrainedModel, config: TrainConfig, example: Sequence[int]
         return method.wrap_for(backbone, example, config.options)
     except TypeError as error:
         taken = [name for name in signature(method.wrap).parameters if name != "model"]
+        suggestions = "".join(did_you_mean(name, taken) for name in config.options if name not in taken)
         raise ValueError(
             f"Got options that the method {config.method!r} does not take ({error}); expected {', '.join(taken) or 'none'}."
+            f"{suggestions}"
         ) from error
 
 

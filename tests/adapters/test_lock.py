@@ -8,38 +8,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from commands import held_elsewhere
 
 from t5peft.adapters.lock import LOCK, FolderInUseError, hold_file, hold_folder
-
-HOLD = """
-import sys, time
-from t5peft.adapters.lock import hold_file, hold_folder
-with {}(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-@contextmanager
-def another_process(path: Path, how: str = "hold_folder") -> Iterator[subprocess.Popen[str]]:
-    """A process that holds ``path``."""
-    command = [sys.executable, "-c", HOLD.format(how), str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.fixture
@@ -55,7 +32,7 @@ def test_what_another_process_holds_is_refused_by_its_name_until_that_is_killed(
     hold: Callable[[Path], AbstractContextManager[None]], tmp_path: Path
 ) -> None:
     path = tmp_path / "runs" / "one"
-    with another_process(path, hold.__name__) as process:
+    with held_elsewhere(path, hold.__name__) as process:
         with pytest.raises(FolderInUseError) as refused, hold(path):
             pytest.fail("held twice")
         for part in (str(path), f"process {process.pid} on host {socket.gethostname()}", "another output"):
@@ -162,7 +139,7 @@ def test_a_lock_file_that_its_holder_deletes_meanwhile_is_not_taken(
 def test_of_a_distributed_run_rank_0_holds_the_folder_for_all(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with another_process(tmp_path):
+    with held_elsewhere(tmp_path):
         monkeypatch.setenv(name, "1")
         with hold_folder(tmp_path):
             pass

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from commands import own_task, train
 
+from t5peft import load_backbone
 from t5peft.cli import main
-from t5peft.cli.data import save_task
-from t5peft.data import preset_task
+from t5peft.cli.data import load_saved_task, save_task
+from t5peft.data import load_records, preset_task
+from t5peft.evaluation import evaluate_task, rank
 
 
 @pytest.mark.parametrize("name", ["own", "finance"])
@@ -25,7 +27,7 @@ def test_evaluate_asks_for_data_where_the_task_brings_no_test_records(
     backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", backbone, "--task", own_task(tmp_path, "own", "train")]) == 2
-    assert "'own' brings no test records, only train, validation; give --data FILE" in capsys.readouterr().err
+    assert "'own', which brings no test records, only train, validation. Give --data FILE" in capsys.readouterr().err
 
 
 def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_package(
@@ -33,7 +35,7 @@ def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_packag
 ) -> None:
     save_task(preset_task("correction", [{"text": "he go", "corrected": "he goes"}]), tmp_path)
     assert main(["evaluate", str(tmp_path)]) == 2
-    assert "not the package's task 'correction', only called so" in capsys.readouterr().err
+    assert "Got a saved task 'correction' that is not the package's task of this name" in capsys.readouterr().err
 
 
 def test_references_that_the_task_does_not_name_are_told(
@@ -51,9 +53,23 @@ def test_references_that_the_task_does_not_name_are_told(
 def test_a_whole_model_beside_the_adapter_of_another_run_is_evaluated(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for method in ("lora", "full"):
-        assert train(backbone, table, tmp_path / "out", "--method", method) == 0
-    assert main(["evaluate", str(tmp_path / "out"), "--data", table]) == 0
+    out = tmp_path / "out"
+    assert train(backbone, table, out, "--method", "lora") == 0
+    assert train(backbone, table, out, "--method", "full", "--learning-rate", "0.05", "--overwrite") == 0
+    capsys.readouterr()
+    shares = []
+    for folder in (out, out / "adapter"):
+        assert main(["predict", str(folder), "--data", table]) == 0
+        shares.append([json.loads(line)["probability"]["1"] for line in capsys.readouterr().out.splitlines()])
+    task, (model, tokenizer) = load_saved_task(out), load_backbone(out)
+    whole = rank(model, tokenizer, task.sources(load_records(table), tokenizer), task.candidates).probabilities[:, 1]
+    assert shares[0] == pytest.approx(whole.tolist(), abs=1e-4)
+    assert shares[1] != pytest.approx(whole.tolist(), abs=1e-2)
+    assert main(["evaluate", str(out), "--data", table]) == 0
+    assert (
+        f"accuracy  {evaluate_task(model, tokenizer, task, load_records(table))['accuracy']:.4f}"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_adapter_whose_backbone_is_elsewhere_says_where_it_was(

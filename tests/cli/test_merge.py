@@ -26,6 +26,12 @@ def test_merge_writes_a_checkpoint_that_answers_as_the_adapter_did(
     adapter, merged = str(tmp_path / "out" / "adapter"), str(tmp_path / "merged")
     assert main(["merge", adapter, "--output", merged]) == 0
     assert "to the unmerged adapter" in capsys.readouterr().out
+    weights = (tmp_path / "merged" / "model.safetensors").read_bytes()
+    assert main(["merge", adapter, "--output", merged]) == 2
+    assert f"Got the output {merged}, which holds a model; expected a folder without one" in capsys.readouterr().err
+    assert main(["merge", adapter, "--output", merged, "--overwrite"]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == weights
+    capsys.readouterr()
     answers = []
     for folder in (adapter, merged):
         main(["predict", folder, "--text", "a good film"])
@@ -66,7 +72,7 @@ def test_a_whole_model_is_not_saved_over_an_adapter_which_would_be_served_in_its
     monkeypatch.setattr("t5peft.training.train.train", lambda *args, **kwargs: pytest.fail("the model was trained"))
     assert main(["merge", str(adapter), "--output", str(adapter)]) == 2
     assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
-    assert train(backbone, table, adapter, "--method", "full") == 2
+    assert train(backbone, table, adapter, "--method", "full", "--overwrite") == 2
     assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
 
 

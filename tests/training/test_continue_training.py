@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import held_elsewhere
 from films import TASK, config, records
 
 from t5peft import METHODS, T5PeftTrainingArguments, load_adapter, load_backbone, lora_wrap, save_adapter
+from t5peft.adapters.lock import FolderInUseError
 from t5peft.cli import main
+from t5peft.evaluation import evaluate_task
 from t5peft.training.continue_training import ContinuedTraining, continue_training, replace
 from t5peft.training.train import TrainConfig
 
 
-def test_tuning_again_saves_a_new_version_with_both_scores_and_leaves_the_old_one(
+def test_continued_training_saves_a_new_version_with_both_scores_and_leaves_the_old_one(
     backbone: str, tmp_path: Path
 ) -> None:
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
-    before = (old / "adapter_model.safetensors").read_bytes()
-    report = continue_training(
-        old, TASK, records(12, 200), records(12), new_test=records(6, 300), old_test=records(6, 400),
-        config=config(backbone), output=tmp_path / "v2",
-    )  # fmt: skip
-    assert (old / "adapter_model.safetensors").read_bytes() == before
-    load_adapter(tmp_path / "v2")
-    assert (tmp_path / "v2" / "retuning.json").is_file()
-    assert all(0 <= score <= 1 for score in (report.old_before, report.old_after, report.new_before, report.new_after))
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    tests = {"new_test": records(6, 300), "old_test": records(6, 400)}
+    given = {**tests, "config": replace_fields(config(backbone), learning_rate=0.1, steps=6), "output": tmp_path / "v2"}
+    task = replace_fields(TASK, metrics=("perplexity", "accuracy"))
+    report = continue_training(old, task, records(12, 200), records(12), **given)
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    scores = {}
+    for folder in (old, tmp_path / "v2"):
+        model, tokenizer = load_adapter(folder)
+        scores[folder.name] = [evaluate_task(model, tokenizer, task, test)["perplexity"] for test in tests.values()]
+    assert [report.new_before, report.old_before] == pytest.approx(scores["v1"])
+    assert [report.new_after, report.old_after] == pytest.approx(scores["v2"])
+    assert report.new_after < report.new_before - 1, "the training must show"
+    assert ContinuedTraining(**json.loads((tmp_path / "v2" / "retuning.json").read_text())) == report
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone", "v1", "v2"]
+
+
+def test_an_adapter_in_the_output_is_replaced_only_where_that_is_asked_for(backbone: str, tmp_path: Path) -> None:
+    old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    other = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v2")
+    before = (other / "adapter_model.safetensors").read_bytes()
+    given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": other}
+    with pytest.raises(ValueError, match=r"Got the output .*v2, which holds an adapter; .* --overwrite"):
+        continue_training(old, TASK, records(4, 20), records(4), **given)
+    assert (other / "adapter_model.safetensors").read_bytes() == before
+    continue_training(old, TASK, records(4, 20), records(4), **given, overwrite=True)
+    assert (other / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_two_runs_do_not_train_into_one_output(backbone: str, tmp_path: Path) -> None:
+    old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": tmp_path / "v2"}
+    with held_elsewhere(tmp_path / ".v2-work"), pytest.raises(FolderInUseError):
+        continue_training(old, TASK, records(4, 20), records(4), **given)
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if name != "full" and not method.quantize])
@@ -54,7 +83,7 @@ def test_a_worse_version_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         "accuracy", old_before=0.9, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / "v2")
     )
     with pytest.raises(
-        ValueError, match=r"is not replaced by .*accuracy on the old records went from 0\.9000 to 0\.8000"
+        ValueError, match=r"that does not replace .*accuracy on the old records went from 0\.9000 to 0\.8000"
     ):
         replace(tmp_path / "v1", worse)
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]
@@ -136,5 +165,5 @@ def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(
 
 
 def test_the_output_of_tuning_again_may_not_be_the_adapter_itself(backbone: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is the adapter itself"):
+    with pytest.raises(ValueError, match="which is the adapter itself"):
         continue_training(tmp_path, TASK, [], [], new_test=[], old_test=[], config=config(backbone), output=tmp_path)

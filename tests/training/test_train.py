@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from commands import held_elsewhere
 from films import TASK, config, records
+from tiny import tiny_t5
 from transformers import TrainerCallback
 
-from t5peft import load_adapter
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap
+from t5peft.adapters.lock import FolderInUseError
 from t5peft.cli import main
 from t5peft.data import Task
 from t5peft.training.train import TrainConfig, train, train_and_evaluate, training_arguments
@@ -79,7 +84,7 @@ def test_an_epoch_of_two_processes_has_half_the_steps(tmp_path: Path, monkeypatc
 
 
 def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no train and no validation records"):
+    with pytest.raises(ValueError, match="Got no train and no validation records for the task 'film'"):
         train_and_evaluate(TASK, {"test": records(4)}, config(backbone), tmp_path)
 
 
@@ -96,4 +101,39 @@ def test_references_that_only_the_test_split_has_are_used_there_and_nowhere_else
     splits = {"train": records(8), "validation": records(4), "test": test}
     assert set(train_and_evaluate(task, splits, config(backbone), tmp_path).scores) == {"validation", "test"}
     with pytest.raises(ValueError, match="'references', which is in none of the 8 records"):
-        train_and_evaluate(task, splits | {"test": records(4)}, config(backbone), tmp_path)
+        train_and_evaluate(task, splits | {"test": records(4)}, config(backbone), tmp_path, overwrite=True)
+
+
+def test_an_earlier_run_is_replaced_only_where_that_is_asked_for(backbone: str, tmp_path: Path) -> None:
+    splits = {"train": records(8), "validation": records(4)}
+    train(TASK, splits, config(backbone), tmp_path)
+    with pytest.raises(ValueError, match=r"which holds checkpoint-2 of an earlier run; .*overwrite=True"):
+        train(TASK, splits, config(backbone), tmp_path)
+    with pytest.raises(ValueError, match="Got both resume and overwrite"):
+        train(TASK, splits, config(backbone), tmp_path, resume=True, overwrite=True)
+    train(TASK, splits, config(backbone), tmp_path, resume=True)
+    train(TASK, splits, replace_fields(config(backbone), steps=1), tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("run", [train, train_and_evaluate])
+def test_a_folder_that_another_run_holds_is_refused(run: Callable[..., Any], backbone: str, tmp_path: Path) -> None:
+    splits = {"train": records(8), "validation": records(4)}
+    with held_elsewhere(tmp_path / "run"), pytest.raises(FolderInUseError, match="Wait for that run or stop it"):
+        run(TASK, splits, config(backbone), tmp_path / "run")
+
+
+def test_a_trainer_holds_its_folder_where_it_saves(backbone: str, tmp_path: Path) -> None:
+    rows = [{"input_ids": [5, 6, 1], "labels": [7, 1]}] * 4
+    with held_elsewhere(tmp_path):
+        for strategy in ("steps", "no"):
+            arguments = T5PeftTrainingArguments(str(tmp_path), max_steps=1, save_strategy=strategy, report_to="none")
+            trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments, train_dataset=rows)
+            with pytest.raises(FolderInUseError) if strategy == "steps" else nullcontext():
+                trainer.train()
+
+
+def test_arguments_of_0_1_still_work(backbone: str, tmp_path: Path) -> None:
+    splits = {"train": records(8), "validation": records(4)}
+    with pytest.warns(DeprecationWarning, match="argument recipe of train is deprecated.*use config"):
+        train(TASK, splits, recipe=config(backbone), output=tmp_path)  # type: ignore[call-arg]
