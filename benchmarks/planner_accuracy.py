@@ -85,7 +85,7 @@ def measured_bytes(shape: Shape, method: str) -> int:
 
 
 def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
-    """Loads a model of random weights as a user would, wraps it, and takes two steps that `meter` watches."""
+    """Loads a model of random weights as a user would, wraps it, and takes two steps that ``meter`` watches."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 

@@ -15,7 +15,7 @@ PRESETS = (
     "correction", "generation", "recommendation",
 )  # fmt: skip
 PRETRAIN_CONFIG = {
-    "source_tokens": 512, "rows": 16, "micro_batches": 1, "task_rows": 0, "warmup": 100, "flat": 1000, "steps": 1000,
+    "source_tokens": 512, "rows": 16, "micro_batches": 1, "task_rows": 0, "warmup": 100, "decay_start_step": 1000, "steps": 1000,
     "cooldown": 0, "seed": 0, "log_every": 10, "eval_every": 200, "save_every": 200,
 }  # fmt: skip
 PRETRAIN_SHAPE = {"d_model": 256, "d_ff": 1024, "layers": 4, "heads": 4, "d_kv": 64}

@@ -171,7 +171,7 @@ def test_a_definition_without_data_or_a_task_of_another_kind_is_refused(tmp_path
 
 def test_missing_public_data_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T5PEFT_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="set the environment variable T5PEFT_DATA to the folder"):
+    with pytest.raises(FileNotFoundError, match="Set the environment variable T5PEFT_DATA to it"):
         real_task("sst2")
     monkeypatch.setenv("T5PEFT_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no folder .*sst2_glue; the data set sst2 belongs there"):
