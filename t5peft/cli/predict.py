@@ -152,8 +152,15 @@ def answer(
     for first, last in _spans([len(ids) + task.max_target_length for ids in sources], start):
         chunk = sources[first:last]
         if task.verbalizer is None:
-            texts = predict(model, tokenizer, chunk, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
-            answers = [{name: task.read(text)} for text in texts]
+            texts = predict(
+                model,
+                tokenizer,
+                chunk,
+                max_new_tokens=task.max_target_length,
+                num_beams=task.num_beams,
+                keep=task.special_tokens(tokenizer),
+            )
+            answers = [{name: task.read(text, tokenizer)} for text in texts]
         else:
             ranking = rank_targets(model, tokenizer, task, chunk)
             shares = [[round(share, 4) for share in row] for row in ranking.probabilities.tolist()]

@@ -9,6 +9,7 @@ records are dictionaries, from ``load_records``, a ``datasets.Dataset`` or a lis
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,9 +20,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
+from t5peft.data.decoding import as_written
 from t5peft.data.definition import read_definition
 from t5peft.data.template import Template, as_text, one_line, texts_of
-from t5peft.data.truncation import Fitted, encode, fit
+from t5peft.data.truncation import Fitted, encode, fit, special_ids
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ class Task:
                     f"the target word {word!r} of label {label!r} holds half of a character, a lone surrogate"
                 )
             else:
-                by_word.setdefault(one_line(word), []).append(label)
+                by_word.setdefault(word.strip(), []).append(label)
         for word, labels in by_word.items():
             if len(labels) > 1:
                 problems.append(
@@ -174,11 +176,15 @@ class Task:
 
     @cached_property
     def _labels_by_answer(self) -> dict[str, str]:
-        """Labels by what T5 may answer: the whole target, or the word alone where decoding drops the rest."""
+        """Labels by what T5 may answer: the whole target, or only the word where decoding drops the rest."""
         if self.verbalizer is None:
             return {}
-        words = {one_line(word): label for label, word in self.verbalizer.items()}
-        return words | {one_line(text): label for label, text in zip(self.labels, self.candidates, strict=True)}
+        targets = zip(self.labels, self.candidates, strict=True)
+        exact = {word: label for label, word in self.verbalizer.items()} | {text: label for label, text in targets}
+        loose: dict[str, set[str]] = {}
+        for text, label in exact.items():
+            loose.setdefault(one_line(text), set()).add(label)
+        return {text: labels.pop() for text, labels in loose.items() if len(labels) == 1} | exact
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -219,23 +225,49 @@ class Task:
         checks.raise_all(self.name, checks.missing_columns([record], self._target) + self._unknown([record]))
         return self._target.render(self._target_values(record))
 
-    def read(self, text: str) -> str:
-        """What an answer of T5 means: the label whose words it is, else the answer itself, on one line.
+    def read(self, text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+        """Return the label whose target an answer is, else the answer itself with all its white space.
 
-        T5's tokenizer makes every run of white space one space, so reading does the same to both sides.
+        Args:
+            text: An answer of T5, as ``predict`` returns it.
+            tokenizer: Where the target template has special tokens, such as sentinels: the tokenizer of the model. The
+                answer then has the template's spaces around them, which T5's tokenizer does not keep.
         """
-        answer = one_line(text)
-        return self._labels_by_answer.get(answer, answer)
+        found = self._labels_by_answer.get(text) or self._labels_by_answer.get(one_line(text))
+        return found or self._with_spaces_of_template(text, tokenizer)
 
-    def answers(self, record: Record) -> list[str]:
-        """What ``read`` should give for this record: its references if it has several, else its one target.
+    def answers(self, record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+        """Return what ``read`` should give for a record: its references if it has several, else its one target.
+
+        Args:
+            record: With the columns of the target, or of ``references``.
+            tokenizer: The tokenizer of the model that is scored. References then have the white space that it can write:
+                T5's own has no line break, and an answer with a space in its place is right.
 
         Raises:
-            ValueError: references that are no texts but hold columns of their own, or what ``target_text`` says.
+            ValueError: References that hold columns of their own, or see ``target_text``.
         """
         checks.raise_all(self.name, checks.mapped_references([record], self.references))
-        references = texts_of(record.get(self.references)) if self.references is not None else []
-        return [self.read(text) for text in references or [self.target_text(record)]]
+        texts = texts_of(record.get(self.references)) if self.references is not None else []
+        texts = texts or [self.target_text(record)]
+        if tokenizer is not None and self.verbalizer is None:
+            texts = [as_written(text, tokenizer, keep=self.special_tokens(tokenizer)) for text in texts]
+        return [self.read(text, tokenizer) for text in texts]
+
+    def special_tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """Return the special tokens that the target template writes, such as ``<extra_id_0>``; answers keep them."""
+        if not self._target.empty().strip():
+            return ()
+        written = encode([self._target.empty()], tokenizer)[0][:-1]
+        special = special_ids(tokenizer) - {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        return tuple(tokenizer.convert_ids_to_tokens([token for token in dict.fromkeys(written) if token in special]))
+
+    def _with_spaces_of_template(self, text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+        literals = "".join(f"{literal}\0" for literal, _ in self._target.parts)
+        for token in self.special_tokens(tokenizer) if tokenizer is not None else ():
+            if found := re.search(rf"\s*{re.escape(token)}\s*", literals):
+                text = re.sub(rf"\s*{re.escape(token)}\s*", lambda _, spaced=found[0]: spaced, text)
+        return text
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Sources as ``tokenize`` makes and tells of them, as text: cut in the columns, special tokens broken up. Needs no target.

@@ -65,9 +65,9 @@ def test_a_template_may_hold_braces_and_columns_with_spaces() -> None:
     assert task.target_text({"n": 2.5}) == "2.5"
 
 
-def test_an_answer_is_read_as_its_label_and_else_as_itself_on_one_line() -> None:
+def test_an_answer_is_read_as_its_label_and_else_as_itself() -> None:
     assert SENTIMENT.read(" positive ") == "1"
-    assert SENTIMENT.read("so  so\n") == "so so"
+    assert SENTIMENT.read("so  so\n") == "so  so\n"
     assert SENTIMENT.answers({"label": 0}) == ["0"]
 
 
@@ -79,7 +79,7 @@ def test_a_cloze_target_is_read_with_and_without_its_sentinel() -> None:
 
 def test_references_are_the_answers_where_there_are_several() -> None:
     task = Task("text", "{mr}", "{text}", references="texts")
-    assert task.answers({"mr": "x", "text": "a", "texts": ["a", " b  c"]}) == ["a", "b c"]
+    assert task.answers({"mr": "x", "text": "a", "texts": ["a", " b  c"]}) == ["a", " b  c"]
     assert task.answers({"mr": "x", "text": "a", "texts": []}) == ["a"]
     assert task.answers({"mr": "x", "text": "a", "texts": "one only"}) == ["one only"]
     assert task.answers({"mr": "x", "text": "a", "texts": np.array(["b", "c"])}) == ["b", "c"]
