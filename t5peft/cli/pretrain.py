@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name.replace('_', '-')}", type=int, default=size, help="of a new model")
     for name, number in names.PRETRAIN_CONFIG.items():
         add(f"--{name.replace('_', '-')}", type=int, default=number)
-    add("--flat", dest="decay_start_step", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # of version 0.1
+    add(
+        "--flat", dest="decay_start_step", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )  # of version 0.1
     add(
         "--valences",
         help="file of words and valences (word<TAB>number), such as VADER's, for the task of praise and blame",

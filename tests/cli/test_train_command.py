@@ -70,7 +70,7 @@ def test_what_would_stop_the_scoring_stops_before_the_training(
         str(tmp_path / "out"),
     ]
     assert main(arguments) == 2
-    assert "names metrics that there are not: ['macro_f1']" in capsys.readouterr().err
+    assert "Got metrics ['macro_f1'] of the task 'own'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
