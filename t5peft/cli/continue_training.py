@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from t5peft.cli.data import load_saved_task, save_task
+from t5peft.cli.data import add_format_arguments, load_saved_task, read_file, save_task
 from t5peft.cli.train_config import add_training_arguments, read_training
 
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("old-test", "old test records, to see what is forgotten"),
     ):
         parser.add_argument(f"--{name}", required=True, metavar="FILE", help=text)
+    add_format_arguments(parser)
     add_training_arguments(parser)
     parser.add_argument("--replay", type=float, default=0.5, help="old records replayed for each new one")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the new version is saved")
@@ -42,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code; 1 where the old version was to be replaced and the new one is worse.
     """
-    from t5peft.data import load_records
     from t5peft.training.continue_training import continue_training, replace
 
     config = read_training(args)
@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
     report = continue_training(
         args.model,
         task,
-        load_records(args.train, "train"),
-        load_records(args.old_train, "train"),
-        new_test=load_records(args.test, "test"),
-        old_test=load_records(args.old_test, "test"),
+        read_file(args, args.train, "train"),
+        read_file(args, args.old_train, "train"),
+        new_test=read_file(args, args.test, "test"),
+        old_test=read_file(args, args.old_test, "test"),
         config=config,
         output=args.output,
         replay=args.replay,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5peft.cli.data import load_saved_task
+from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,8 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="records with their targets, the test split of a folder or hub name; default: the task's own test records",
+        help="records with their targets, the test split of a folder or hub name, - for standard input; default: the task's own "
+        "test records",
     )
+    parser.add_argument(
+        "--references", metavar="COLUMN", help="a column with a list of references for each record; default: the task's"
+    )
+    add_format_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,16 +56,17 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from t5peft.data import load_records
     from t5peft.data.presets import has_references
     from t5peft.evaluation import evaluate_task
 
     task = read_task(args)
-    records = load_records(args.data, "test") if args.data else _test_records(task, args.task)
+    if args.references:
+        task = replace(task, references=args.references)
+    records = read_file(args, args.data, "test") if args.data else _test_records(task, args.task)
     if task.references is None and not task.verbalizer and any(has_references(record) for record in records):
         logger.warning(
             "The records have lists of references, which the task %s does not name, so it is scored by its one target. Give "
-            "--task with a YAML file that has 'references: references' to score by them.",
+            "--references references to score by them.",
             task.name,
         )
     model, tokenizer = load_tuned(args.model)

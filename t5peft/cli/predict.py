@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from t5peft.adapters.lock import hold_file
 from t5peft.cli.answer_file import AnswerFile, Answers, AnswerStream, Record, fingerprint, kind_of
+from t5peft.cli.data import add_format_arguments, read_file
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="records with the columns of the task's template, the test split of a folder or hub name, or - for JSON Lines on the "
-        "standard input",
+        help="records with the columns of the task's template, the test split of a folder or hub name, - for standard input",
     )
     parser.add_argument(
         "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
     )
+    add_format_arguments(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if path is not None:
         kind_of(path)
     task = read_task(args)
-    records = _read_records(args.data) if args.data else _records_of(task, args.text)
+    records = read_file(args, args.data, "test") if args.data else _records_of(task, args.text)
     _check_columns(task, records)
     with (
         hold_file(path) if path is not None else contextlib.nullcontext(),
@@ -200,20 +200,6 @@ def _check_columns(task: Task, records: Sequence[Record]) -> None:
         raise ValueError(
             f"Got records with columns that predict adds ({', '.join(sorted(taken))}); expected none of these. Rename them."
         )
-
-
-def _read_records(data: str) -> list[Record]:
-    from t5peft.data import load_records
-
-    if data != "-":
-        return load_records(data, "test")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "records.jsonl"
-        path.write_bytes(sys.stdin.buffer.read())
-        try:
-            return load_records(path)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "the standard input")) from None
 
 
 def _records_of(task: Task, texts: Sequence[str]) -> list[Record]:

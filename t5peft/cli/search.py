@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if found.picture:
         print(f"picture: {found.picture}")
-    files = [(name, [value]) for name in ("train", "validation", "test", "template") if (value := getattr(args, name))]
+    single = ("train", "validation", "test", "encoding", "delimiter", "template", "references")
+    files = [(name, [value]) for name in single if (value := getattr(args, name))]
     columns = [("column", args.column), ("target-word", args.target_word)]
     data = [word for name, values in (*files, *columns) for value in values for word in (f"--{name}", value)]
     print(found.command(args.task, f"{args.output}/best", data))

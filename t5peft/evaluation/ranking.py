@@ -9,16 +9,16 @@ Letters: N sources, C candidates, B rows of a batch, S source tokens, T position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from t5peft.data.sources import read_candidates
 from t5peft.data.truncation import encode
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_mask, trees
@@ -79,7 +79,7 @@ def rank(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     sources: Sources,
-    candidates: Sequence[str] | Sequence[Sequence[str]],
+    candidates: Iterable[str] | Iterable[Iterable[str]],
     *,
     normalize_by_length: bool = False,
     tokens_per_batch: int = 8192,
@@ -142,20 +142,18 @@ def _empty_scores(tokens: dict[int, list[list[int]]], sources: int) -> Tensor:
 
 
 def _candidate_ids(
-    candidates: Sequence[str] | Sequence[Sequence[str]], sources: int, tokenizer: PreTrainedTokenizerBase
+    candidates: Iterable[str] | Iterable[Iterable[str]], sources: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, list[list[int]]]:
     """Return the token ids of the candidates by source, those for all sources under -1."""
-    if isinstance(candidates, str):
-        raise ValueError(f"Got one text as candidates, {candidates[:60]!r}; expected a list of texts. Write [text].")
-    shared = all(isinstance(candidate, str) for candidate in candidates)
-    several = [cast(Sequence[str], candidates)] if shared else candidates
-    lists = {-1 if shared else i: list(texts) for i, texts in enumerate(several)}
+    several = read_candidates(candidates)
+    shared = [candidate for candidate in several if isinstance(candidate, str)]
+    lists = dict(enumerate(texts for texts in several if not isinstance(texts, str))) or {-1: shared}
     problems = []
-    if not shared and len(lists) != sources:
+    if -1 not in lists and len(lists) != sources:
         problems.append(f"Got {len(lists)} lists of candidates for {sources} sources; expected one list per source.")
     encoded = {}
     for key, texts in lists.items():
-        where = "" if shared else f" of source {key}"
+        where = "" if key == -1 else f" of source {key}"
         if not texts:
             problems.append(f"Got an empty list of candidates{where}; expected at least one.")
         encoded[key] = encode(texts, tokenizer)

@@ -66,13 +66,13 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
         (["tune"], "Got the command 'tune'; expected one of train, evaluate"),
         (["trian"], "Did you mean 'train'?"),
         (["train", "--task", "classification", "--train", "no.csv", "--output", "x"], "no.csv"),
-        (["train", "--task", "classification", "--output", "x"], "needs records: give files by --train"),
+        (["train", "--task", "classification", "--output", "x"], "without records; expected files, by --train"),
         (
             ["lint", "--task", "finance", "--template", "{text}", "--column", "text=x"],
-            "Got --column, --template, which",
+            "Got --column, --template with 'finance'; expected a family",
         ),
         (["bench", "--task", "finance", "--template", "{text}"], "Got --template, which go with files of your own"),
-        (["evaluate", "nowhere"], "There is no folder nowhere"),
+        (["evaluate", "nowhere"], "Got no folder nowhere"),
         (["plan", "--micro-batch", "0"], "micro_batch is 0, expected at least 1"),
     ],
 )
@@ -92,5 +92,7 @@ def test_a_report_names_a_command_that_can_be_given_again(monkeypatch: pytest.Mo
 
 def test_labels_that_are_empty_are_named_by_row() -> None:
     records = [{"text": "a", "label": "x"}, {"text": "b", "label": ""}, {"text": "c", "label": "y"}]
-    with pytest.raises(ValueError, match="the column 'label' of labels is empty in row 1 of the training records"):
+    with pytest.raises(
+        ValueError, match="Got a column 'label' of labels that is empty in row 1 of the training records"
+    ):
         preset_task("classification", records)

@@ -96,7 +96,7 @@ def test_texts_that_are_cut_before_they_are_answered_are_told(
     task = Task("echo", "{text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",), max_source_length=8)
     model, tokenizer = load_backbone(backbone)
     assert len(flat(answer(model, tokenizer, task, [{"text": "far too long"}, {"text": "short"}]))) == 2
-    assert "task echo: 1 of 2 sources were longer than 8 tokens" in caplog.text
+    assert "Task echo: 1 of 2 sources were longer than 8 tokens" in caplog.text
 
 
 def test_the_file_of_answers_is_made_before_a_model_is_loaded_and_so_is_its_folder(

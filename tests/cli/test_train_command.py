@@ -55,7 +55,7 @@ def test_what_would_stop_the_scoring_stops_before_the_training(
 ) -> None:
     (tmp_path / "test.csv").write_text("review,stars\nfilm,\n")
     assert train(backbone, table, tmp_path / "out", "--test", str(tmp_path / "test.csv")) == 2
-    assert "the label '' in row 0 has no target word" in capsys.readouterr().err
+    assert "The label '' of the column 'label' in row 0 has no word" in capsys.readouterr().err
     path = Path(own_task(tmp_path, "own", "train"))
     path.write_text(path.read_text().replace("[accuracy]", "[accuracy, macro_f1]"))
     arguments = [
@@ -98,7 +98,7 @@ def test_an_option_that_contradicts_itself_is_an_error(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(backbone, table, tmp_path / "out", "--target-word", "1=fine", "--column", "text=stars") == 2
-    assert "--column names 'text' more than once" in capsys.readouterr().err
+    assert "Got --column with 'text' more than once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("geometry", ["v1.0", "v1.1"])

@@ -389,7 +389,7 @@ def test_rank_says_what_is_wrong_with_candidates():
         rank(model, TOKENIZER, SOURCES, [["a", "b"], []])
     assert "Got 2 lists of candidates for 6 sources" in str(caught.value)
     assert "Got an empty list of candidates of source 1" in str(caught.value)
-    with pytest.raises(ValueError, match="one text came as sources, 'no'; a list of texts is expected"):
+    with pytest.raises(ValueError, match="Got one text as sources, 'no'; expected a list of texts"):
         rank(model, TOKENIZER, "no", WORDS)
 
 
@@ -404,7 +404,7 @@ def test_numbers_below_one_are_refused():
         predict(model, TOKENIZER, SOURCES, max_new_tokens=0)
     with pytest.raises(ValueError, match="Got tokens_per_batch=0; expected at least 1"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, tokens_per_batch=0)
-    with pytest.raises(ValueError, match="max_source_length is 1; at least 2 are needed"):
+    with pytest.raises(ValueError, match="Got max_source_length=1; expected at least 2"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, max_source_length=1)
 
 

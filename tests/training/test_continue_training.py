@@ -129,7 +129,7 @@ def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: 
     column = TASK.columns[0]
     new[2] = {**new[2], column: None}
     given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": tmp_path / "v2"}
-    with pytest.raises(ValueError, match=rf"the column '{column}' holds NoneType in row 2;"):
+    with pytest.raises(ValueError, match=rf"The column '{column}' holds NoneType in row 2;"):
         continue_training(old, TASK, new, records(4), **given)
 
 
