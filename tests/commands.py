@@ -1,4 +1,4 @@
-"""What tests of the command line share: small commands and a task's file."""
+"""Helpers of the tests of the command line: small commands, a task's file, a process that holds a folder."""
 
 from __future__ import annotations
 

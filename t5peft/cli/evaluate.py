@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from t5peft.data import Task
@@ -95,7 +96,7 @@ def read_task(args: argparse.Namespace) -> Task:
     return Task.from_yaml(args.task) if args.task else load_saved_task(args.model)
 
 
-def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_tuned(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load an adapter beside its backbone, or a whole model, and the tokenizer.
 
     Args:
@@ -120,15 +121,15 @@ def _test_records(task: Task, named: str | None) -> list[dict[str, Any]]:
 
     origin = named or task.name
     if (named is None and origin not in definition_names()) or "data" not in read_definition(origin):
-        raise ValueError(f"Got the task {task.name!r}, which brings no records of its own. Give --data FILE.")
+        raise ValueError(f"Got the task {task.name!r}, which brings no records of its own; expected --data FILE.")
     found, splits = load_task(origin)
     if found != task:
         raise ValueError(
-            f"Got a saved task {task.name!r} that is not the package's task of this name and brings no test records. Give --data "
-            f"FILE, or --task {task.name} to score the model on the test records of the package."
+            f"Got a saved task {task.name!r} that is not the package's task of this name; expected --data FILE, as it brings no test "
+            f"records, or --task {task.name} to score the model on the test records of the package."
         )
     if "test" not in splits:
         raise ValueError(
-            f"Got the task {task.name!r}, which brings no test records, only {', '.join(splits)}. Give --data FILE."
+            f"Got the task {task.name!r}, which brings only {', '.join(splits)} records; expected --data FILE."
         )
     return splits["test"]

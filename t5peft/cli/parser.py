@@ -37,7 +37,10 @@ class Parser(argparse.ArgumentParser):
         text = message[:1].upper() + message[1:]
         self.exit(2, f"{self.prog}: {text}{'' if text.endswith(('.', '?')) else '.'} See {self.prog} --help.\n")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    # argparse has overloads for namespaces of other classes, which no command has.
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Parse ``args``; unknown options are an error that suggests known ones.
 
         Args:

@@ -16,6 +16,7 @@ from t5peft.cli.data import add_format_arguments, read_file
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from t5peft.data import Task
@@ -96,7 +97,7 @@ def _open_output(args: argparse.Namespace, path: Path | None, task: Task, record
 
 
 def _write_answers(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     records: Sequence[Record],
@@ -119,7 +120,7 @@ def _write_answers(
 
 
 def answer(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     records: Sequence[Record],
@@ -160,7 +161,7 @@ def answer(
                 num_beams=task.num_beams,
                 keep=task.special_tokens(tokenizer),
             )
-            answers = [{name: task.read(text, tokenizer)} for text in texts]
+            answers: list[Record] = [{name: task.read(text, tokenizer)} for text in texts]
         else:
             ranking = rank_targets(model, tokenizer, task, chunk)
             shares = [[round(share, 4) for share in row] for row in ranking.probabilities.tolist()]

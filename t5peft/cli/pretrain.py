@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from t5peft.adapters.lock import hold_folder
 from t5peft.cli import names
@@ -93,7 +93,8 @@ def _run(args: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(args)
     store = store_of_files(args.text, tokenizer, args.output / "tokens", seed=args.seed)
-    model = _model(args, tokenizer, store).to(device)
+    model = _model(args, tokenizer, store)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     if args.matching_head:  # resuming loads other weights over it
         set_matching_head(model)
     print(f"{model.num_parameters():,} parameters, {len(store.tokens):,} tokens of text, on {device}")
@@ -123,7 +124,7 @@ def _check_new(args: argparse.Namespace) -> None:
     if args.backbone is not None and changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise ValueError(
-            f"Got {options}, of a new model, and --backbone {args.backbone}, which has its own; leave out one."
+            f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of both, as a backbone has its own."
         )
 
 
@@ -169,7 +170,9 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
     from t5peft.pretraining.tokens import shuffled_documents
 
     if args.backbone is not None:
-        return load_backbone(args.backbone)[1]
+        return cast(
+            "PreTrainedTokenizerFast", load_backbone(args.backbone)[1]
+        )  # the pretrainer needs sentinels of any kind
     folder = args.output / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         documents = shuffled_documents(args.text, seed=args.seed)
@@ -177,7 +180,7 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
             documents, vocabulary=args.vocabulary, share=args.vocabulary_share, threads=torch.get_num_threads()
         )
         save_tokenizer(tokenizer, folder)
-    return AutoTokenizer.from_pretrained(str(folder))
+    return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder)))  # as `train_tokenizer` makes it
 
 
 def _model(
@@ -189,7 +192,7 @@ def _model(
     from t5peft.pretraining.pretrainer import STATE_FILE
 
     if args.backbone is not None:
-        return load_backbone(args.backbone)[0]
+        return cast("T5ForConditionalGeneration", load_backbone(args.backbone)[0])  # or a variant of its family
     shape = Shape(args.d_model, args.d_ff, args.layers, args.heads, args.d_kv)
     table = None
     if args.embeddings == "pmi" and not (args.output / STATE_FILE).is_file():

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from t5peft.adapters.lock import hold_folder
 from t5peft.cli.data import add_data_arguments, read_data, save_task
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from peft import PeftModel
+
     from t5peft.adapters.checkpoint import check_output, ensure_no_adapter, save_adapter
     from t5peft.training.train import score_splits, train
 
@@ -56,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     else:
-        folder = save_adapter(model, folder / "adapter")
+        folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # every method but full makes one
     save_task(task, folder)
     print(f"saved to {folder}")
     scores = score_splits(model, tokenizer, task, splits)

@@ -23,7 +23,7 @@ def perplexity(negative_log_likelihoods: Sequence[float], tokens: Sequence[int])
         ``perplexity``.
 
     Raises:
-        ValueError: There are no target tokens.
+        ValueError: All targets are empty.
     """
     total = sum(tokens)
     if total <= 0:

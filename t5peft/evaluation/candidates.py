@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +123,8 @@ def can_share(t5: PreTrainedModel) -> bool:
 
 
 def _biased_attentions(t5: PreTrainedModel) -> list[T5Attention | MT5Attention]:
-    attentions = (module for module in t5.decoder.modules() if isinstance(module, T5Attention | MT5Attention))
+    decoder = t5.get_submodule("decoder")
+    attentions = (module for module in decoder.modules() if isinstance(module, T5Attention | MT5Attention))
     return [attention for attention in attentions if attention.has_relative_attention_bias]
 
 
@@ -144,7 +146,7 @@ def decoder_mask(tree: CandidateTree, positions: int, t5: PreTrainedModel) -> Te
         return blocked
     attention = _biased_attentions(t5)[0]
     # Of the plain class: while a Trainer runs on our kernels, the module's own compute_bias returns each distance once.
-    plain = T5Attention if isinstance(attention, T5Attention) else MT5Attention
+    plain: Any = T5Attention if isinstance(attention, T5Attention) else MT5Attention
     by_distance = plain.compute_bias(attention, positions, positions, device=t5.device)[
         0, :, :, 0
     ]  # [N, T], 0 to T - 1 back

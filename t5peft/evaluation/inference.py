@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 from peft.tuners.ia3 import IA3Layer
@@ -61,12 +62,12 @@ def merged(model: nn.Module) -> Iterator[bool]:
     Yields:
         Whether there was anything to merge.
     """
-    kept: list[tuple[BaseTunerLayer, nn.Linear, Tensor]] = []
+    kept: list[tuple[LoraLayer | IA3Layer, nn.Linear, Tensor]] = []
     tied = {id(parameter) for parameter in _embedding_tables(model)}
     try:
         for layer in model.modules():
             if isinstance(layer, LoraLayer | IA3Layer) and _can_merge(layer, tied):
-                base = layer.get_base_layer()
+                base = cast(nn.Linear, layer.get_base_layer())  # by `_can_merge`
                 kept.append((layer, base, base.weight.data))
                 layer.merge(safe_merge=True)  # "safe" makes a new tensor, so what was kept is not written to
         yield bool(kept)

@@ -93,7 +93,7 @@ def compute(
         Fractions, but BLEU and chrF from 0 to 100, Matthews from -1 to 1, and perplexity from 1.
 
     Raises:
-        ValueError: The name is unknown, there are no examples, their numbers differ, an example has no reference, an answer is
+        ValueError: The name is unknown, examples are missing, their numbers differ, an example has no reference, an answer is
             neither text nor a whole number, or gleu gets no sources.
     """
     if name not in METRICS:
@@ -101,7 +101,7 @@ def compute(
     metric = METRICS[name]
     problems = _problems(metric, predictions, [answers_of(reference) for reference in references], sources)
     if problems:
-        raise ValueError(f"Got examples that the metric {name!r} does not take: {'; '.join(problems)}.")
+        raise ValueError(f"Got, for the metric {name!r}, {'; '.join(problems)}.")
     if name != "perplexity":
         predictions = [str(answers_of([prediction])[0]) for prediction in predictions]
         references = accepted_answers(references)

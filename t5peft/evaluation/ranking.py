@@ -189,7 +189,7 @@ def _score_batch(
 ) -> None:
     """Encode the sources once and write the log-probabilities of their trees into the rows ``batch`` of ``scores`` [N, C]."""
     input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
-    states = t5.encoder(input_ids=input_ids, attention_mask=attention_mask)
+    states = t5.get_submodule("encoder")(input_ids=input_ids, attention_mask=attention_mask)
     nothing = CandidateTree(t5.config.decoder_start_token_id, trees_of[0][0].shared)
     for group in zip_longest(*trees_of, fillvalue=nothing):
         hidden = _decode(t5, group, states, attention_mask)
@@ -276,7 +276,7 @@ def classify(
                 f"Got a {type(t5).__name__}, which has a language model head; expected a classification head. Use rank with target "
                 "words."
             )
-        scores = torch.empty(len(ids), t5.config.num_labels)
+        scores = torch.empty(len(ids), int(t5.config.num_labels or 0))
         for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=2):
             input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
             logits = t5(input_ids=input_ids, attention_mask=attention_mask).logits

@@ -61,7 +61,7 @@ class EvaluationSet:
         texts: What the task makes of each record, without the template.
 
     Raises:
-        ValueError: There are no records, a metric is unknown, no record has the column of references, or a record cannot be
+        ValueError: Records are missing, a metric is unknown, no record has the column of references, or a record cannot be
             tokenized.
     """
 
@@ -176,7 +176,7 @@ def evaluate_task(
         generated answers, and ``loss`` with perplexity.
 
     Raises:
-        ValueError: There are no records, a metric is unknown, no record has the column of references, or a record cannot be
+        ValueError: Records are missing, a metric is unknown, no record has the column of references, or a record cannot be
             tokenized.
     """
     found = EvaluationSet(task, records, tokenizer).score(model, tokens_per_batch=tokens_per_batch)

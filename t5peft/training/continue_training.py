@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.adapters.checkpoint import CONFIG, check_output, quantization_of, save_adapter
 from t5peft.adapters.lock import hold_folder
@@ -169,7 +170,9 @@ def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float 
         ValueError: The new version is worse; nothing is changed.
     """
     if reasons := report.worse(tolerance):
-        raise ValueError(f"Got a new version {report.folder} that does not replace {adapter}: {'; '.join(reasons)}.")
+        raise ValueError(
+            f"Got a new version {report.folder} that is worse than {adapter}; expected one that is not: {'; '.join(reasons)}."
+        )
     adapter = Path(adapter)
     names = (f"{adapter.name}.old{f'-{number}' if number > 1 else ''}" for number in count(1))
     kept = next(path for name in names if not (path := adapter.with_name(name)).exists())
@@ -180,5 +183,5 @@ def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float 
     return adapter
 
 
-def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, records: Records) -> float:
+def _score(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, records: Records) -> float:
     return evaluate_task(model, tokenizer, task, records)[METRICS[task.metrics[0]].lead]

@@ -176,8 +176,8 @@ def _best(study: optuna.Study, folder: Path, config: TrainConfig, metric: str) -
     pruned = sum(trial.state == TrialState.PRUNED for trial in ended)
     if pruned == len(ended):
         raise ValueError(
-            f"Got no finite loss in any of the {pruned} trials in {folder}. Lower the learning rate that the search starts from, "
-            "and search in another folder."
+            f"Got {pruned} trials in {folder}, none of which had a finite loss; expected at least one. Lower the learning rate that "
+            "the search starts from, and search in another folder."
         )
     return SearchResult(
         config=_with_drawn(config, study.best_params),

@@ -13,6 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -50,14 +51,14 @@ logger = logging.getLogger(__name__)
 
 Records = Sequence[Mapping[str, Any]]
 Splits = Mapping[str, Records]
-ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+ModelAndTokenizer = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """A tuned model, its tokenizer, and its scores by split and metric."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     scores: dict[str, dict[str, float]]
 
@@ -130,7 +131,7 @@ def train(
 
     Raises:
         FolderInUseError: Another run holds ``output``.
-        ValueError: ``output`` holds an earlier run; there are no training or validation records; the method, an option of it
+        ValueError: ``output`` holds an earlier run; training or validation records are missing; the method, an option of it
             or a metric is unknown; no record has the column of references; or a record cannot be encoded.
     """
     with hold_folder(output):
@@ -141,12 +142,11 @@ def train(
         if not _is_empty(test):
             checks.raise_all(task.name, checks.missing_references([*splits["validation"], *test], task.references))
         set_seed(config.seed)
-        wrapped, tokenizer = _load_backbone(config) if model is None else model
+        backbone, tokenizer = (None, model[1]) if model is not None else _load_backbone(config)
         if not _is_empty(test):
             task.encode(test, tokenizer)
         training, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
-        if model is None:
-            wrapped = _wrap(wrapped, config, training[0]["input_ids"][:-1])
+        wrapped = model[0] if backbone is None else _wrap(backbone, config, training[0]["input_ids"][:-1])
         stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
         arguments = training_arguments(config, len(training), output)
         trainer = T5PeftTrainer(
@@ -164,7 +164,7 @@ def train(
 
 
 def check_splits(task: Task, splits: Splits) -> None:
-    """Raise an error where there are no records to train on, or none to validate with.
+    """Raise an error where the records to train on or to validate with are missing.
 
     Args:
         task: The task, for its name.
@@ -181,7 +181,7 @@ def check_splits(task: Task, splits: Splits) -> None:
 
 
 def _is_empty(records: Any) -> bool:
-    """Return whether there are no records; by their length, as a DataFrame has no truth value."""
+    """Return whether records are missing; by their length, as a DataFrame has no truth value."""
     return records is None or (isinstance(records, Sized) and len(records) == 0)
 
 
@@ -202,7 +202,7 @@ class EvaluateLastStep(TrainerCallback):
 
 
 def score_splits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: Splits
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: Splits
 ) -> dict[str, dict[str, float]]:
     """Score validation and test.
 
@@ -234,7 +234,7 @@ def _without_missing_references(task: Task, records: Records) -> Task:
     return replace(task, references=None)
 
 
-def _load_backbone(config: TrainConfig) -> ModelAndTokenizer:
+def _load_backbone(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if config.method not in METHODS:
         suggestion = did_you_mean(config.method, METHODS)
         raise ValueError(f"Got method={config.method!r}; expected one of {', '.join(METHODS)}.{suggestion}")
@@ -246,7 +246,7 @@ def _load_backbone(config: TrainConfig) -> ModelAndTokenizer:
     return model, tokenizer
 
 
-def _wrap(backbone: PreTrainedModel, config: TrainConfig, example: Sequence[int]) -> PreTrainedModel:
+def _wrap(backbone: PreTrainedModel, config: TrainConfig, example: Sequence[int]) -> PreTrainedModel | PeftModel:
     method = METHODS[config.method]
     try:
         return method.wrap_for(backbone, example, config.options)

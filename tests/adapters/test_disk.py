@@ -128,7 +128,7 @@ def test_an_error_that_was_dealt_with_is_not_the_cause(tmp_path: Path) -> None:
     error = KeyError("other")
     error.__context__ = OSError(errno.ENOSPC, "No space left on device")
     assert as_disk_error(error, tmp_path) is not None
-    error.__suppress_context__ = True  # `raise ... from None`
+    error.__suppress_context__ = True  # as ``raise ... from None`` does
     assert as_disk_error(error, tmp_path) is None
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: data, tasks, errors, versions."""
+"""Data, tasks, errors and versions, as all commands share them."""
 
 from __future__ import annotations
 

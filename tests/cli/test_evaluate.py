@@ -27,7 +27,7 @@ def test_evaluate_asks_for_data_where_the_task_brings_no_test_records(
     backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", backbone, "--task", own_task(tmp_path, "own", "train")]) == 2
-    assert "'own', which brings no test records, only train, validation. Give --data FILE" in capsys.readouterr().err
+    assert "'own', which brings only train, validation records; expected --data FILE" in capsys.readouterr().err
 
 
 def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_package(

@@ -286,7 +286,7 @@ def test_records_come_from_the_standard_input(
     assert [json.loads(line)["n"] for line in capsys.readouterr().out.splitlines()] == [0, 1, 2]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a film\n")))
     assert main(arguments) == 2
-    assert "the standard input" in capsys.readouterr().err
+    assert "standard input" in capsys.readouterr().err
 
 
 def test_a_file_that_another_command_writes_is_refused(

@@ -83,7 +83,7 @@ def test_a_worse_version_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         "accuracy", old_before=0.9, old_after=0.8, new_before=0.5, new_after=0.7, folder=str(tmp_path / "v2")
     )
     with pytest.raises(
-        ValueError, match=r"that does not replace .*accuracy on the old records went from 0\.9000 to 0\.8000"
+        ValueError, match=r"that is worse than .*accuracy on the old records went from 0\.9000 to 0\.8000"
     ):
         replace(tmp_path / "v1", worse)
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]

@@ -128,7 +128,9 @@ def test_trials_that_diverge_are_pruned_and_a_study_of_such_alone_is_told(
 
     splits = {"train": records(4), "validation": records(4, 100)}
     monkeypatch.setattr(module, "train_and_evaluate", diverge_once)
-    with pytest.raises(ValueError, match=r"no finite loss in any of the 1 trials in .* Lower the learning rate"):
+    with pytest.raises(
+        ValueError, match=r"Got 1 trials in .*, none of which had a finite loss; .* Lower the learning rate"
+    ):
         module.search(TASK, splits, config(backbone), tmp_path / "study", trials=1)
     found = module.search(TASK, splits, config(backbone), tmp_path / "study", trials=2)
     assert (found.trials, found.pruned) == (2, 1)

@@ -91,7 +91,7 @@ def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: P
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_data_frame_in_place_of_records_is_told(split: str, backbone: str, tmp_path: Path) -> None:
     splits = {"train": records(4), "validation": records(4), "test": records(4)}
-    with pytest.raises(ValueError, match=r"Record 0 is 'text'.*of a pandas DataFrame give df\.to_dict"):
+    with pytest.raises(ValueError, match=r"Record 0 is 'text'.*Of a pandas DataFrame give df\.to_dict"):
         train_and_evaluate(TASK, splits | {split: pd.DataFrame(records(4))}, config(backbone), tmp_path)
 
 
