@@ -8,8 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 METHODS = (
-    "full", "lora", "prefix", "prompt", "qlora", "ia3", "houlsby", "pfeiffer", "parallel", "ladder", "norm", "dora", "lora-all",
+    "full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "norm", "parallel", "pfeiffer",
 )  # fmt: skip
+NUMERIC_OPTIONS: dict[str, type[int] | type[float]] = {
+    "rank": int, "alpha": float, "dropout": float, "length": int, "projection_size": int, "size": int, "reduction": int,
+}  # fmt: skip
 PRESETS = (
     "classification", "sentence_pairs", "summarisation", "question_answering", "translation", "dialogue", "data_to_text",
     "correction", "generation", "recommendation",

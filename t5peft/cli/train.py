@@ -45,21 +45,23 @@ def _run(args: argparse.Namespace) -> int:
     from peft import PeftModel
 
     from t5peft.adapters.checkpoint import check_output, ensure_no_adapter, save_adapter
+    from t5peft.methods import METHODS
     from t5peft.training.train import score_splits, train
 
     folder = Path(args.output)
-    if args.method == "full":
+    has_adapter = METHODS[args.method].has_adapter
+    if not has_adapter:
         ensure_no_adapter(folder)
     else:
         check_output(folder / "adapter")
     config = read_config(args)
     task, splits = read_data(args)
     model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
-    if args.method == "full":
+    if not has_adapter:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     else:
-        folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # every method but full makes one
+        folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
     save_task(task, folder)
     print(f"saved to {folder}")
     scores = score_splits(model, tokenizer, task, splits)

@@ -10,9 +10,6 @@ from typing import Any
 from t5peft.cli import names
 from t5peft.training.config import TrainConfig
 
-# Options of a wrap that have an argument of their own, by the name of the wrap's argument.
-WRAP_OPTIONS = ("rank", "alpha", "length", "projection_size")
-
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one argument per field of ``TrainConfig``, with its default.
@@ -27,8 +24,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=names.METHODS, default=default.method, metavar="METHOD", help=", ".join(names.METHODS)
     )
-    for option in WRAP_OPTIONS:
-        number = float if option == "alpha" else int
+    for option, number in names.NUMERIC_OPTIONS.items():
         flag = f"--{option.replace('_', '-')}"
         parser.add_argument(flag, type=number, help=f"{option} of the method, where it has one")
     parser.add_argument(
@@ -47,7 +43,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other argument of the method's wrap: dropout=0.1, dora=true, sites=[encoder,decoder]; may be given again",
+        help="any other argument of the method's wrap: dora=true, sites=[encoder,decoder]; may be given again",
     )
     add_training_arguments(parser)
 
@@ -87,7 +83,7 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     Raises:
         ValueError: An option came twice or is not NAME=VALUE, or a number is out of range.
     """
-    given = (*WRAP_OPTIONS, "target_modules")
+    given = (*names.NUMERIC_OPTIONS, "target_modules")
     options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     if args.target_modules == ["all-linear"]:
         options["target_modules"] = "all-linear"

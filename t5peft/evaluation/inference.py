@@ -14,13 +14,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.compat.torch import is_hooked
 from t5peft.data.collate import OVERHEAD_TOKENS, bucket_by_length
 from t5peft.data.padding import pad_rows
 from t5peft.data.sources import read_sources, without_padding
 from t5peft.data.truncation import encode
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.fast import kernels
-from t5peft.nn.kernels.linear import Linear
+from t5peft.nn.fast import fast_kernels
+from t5peft.nn.kernels.linear import FastLinear
 
 Sources = Iterable[str] | Iterable[Sequence[int]] | Iterable[Tensor]
 """Texts, or token ids that end in ``</s>``, as ``Task.tokenize`` makes them."""
@@ -42,7 +43,7 @@ def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
     t5 = unwrap_t5(model)
     try:
         model.eval()
-        with torch.no_grad(), merged(model), kernels(model) if t5.device.type == "cpu" else nullcontext():
+        with torch.no_grad(), merged(model), fast_kernels(model) if t5.device.type == "cpu" else nullcontext():
             yield t5
     finally:
         for module, training in flags:
@@ -83,7 +84,11 @@ def merged(model: nn.Module) -> Iterator[bool]:
 def _can_merge(layer: BaseTunerLayer, tied: set[int]) -> bool:
     """Return whether an active, unmerged adapter is on a plain float32 linear map that no other module shares."""
     base = layer.get_base_layer()
-    if type(base) not in (nn.Linear, Linear) or base.bias is not None or layer.disable_adapters or layer.merged:
+    if is_hooked(
+        *cast(nn.Module, layer).modules()
+    ):  # Hooks of a part of the adapter are called only while it is apart.
+        return False
+    if type(base) not in (nn.Linear, FastLinear) or base.bias is not None or layer.disable_adapters or layer.merged:
         return False
     return base.weight.dtype == torch.float32 and type(base.weight.data) is Tensor and id(base.weight) not in tied
 

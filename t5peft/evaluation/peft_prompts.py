@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from t5peft.data.collate import collate
@@ -19,18 +18,6 @@ from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 
 ROWS = 32
-
-
-def has_peft_prompt(model: nn.Module) -> bool:
-    """Return whether the active adapter is a prefix or a prompt of peft itself.
-
-    Args:
-        model: A T5, plain or wrapped.
-
-    Returns:
-        False for every adapter of ``t5peft``.
-    """
-    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
 
 
 def target_log_probabilities(model: nn.Module, features: Sequence[Mapping[str, Any]]) -> Tensor:

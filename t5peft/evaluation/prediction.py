@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data.decoding import decode
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
-from t5peft.evaluation.peft_prompts import has_peft_prompt
+from t5peft.methods.base import has_peft_prompt
 
 
 class Predictions(list[str]):

@@ -23,7 +23,8 @@ from t5peft.data.truncation import encode
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_mask, trees
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
-from t5peft.evaluation.peft_prompts import has_peft_prompt, target_log_probabilities
+from t5peft.evaluation.peft_prompts import target_log_probabilities
+from t5peft.methods.base import has_peft_prompt
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, with_hidden_states
 

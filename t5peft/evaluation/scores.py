@@ -21,9 +21,10 @@ from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
 from t5peft.evaluation.metrics import METRICS, compute
-from t5peft.evaluation.peft_prompts import has_peft_prompt, target_log_probabilities
+from t5peft.evaluation.peft_prompts import target_log_probabilities
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
+from t5peft.methods.base import has_peft_prompt
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import target_loss
 

@@ -29,15 +29,6 @@ from t5peft.training.train import Splits, TrainConfig, check_splits, train_and_e
 if TYPE_CHECKING:
     import optuna
 
-# Searched beside the learning rate, weight decay and label smoothing, where not given: by method, option and choices.
-OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
-    "lora": {"rank": (4, 8, 16, 32)},
-    "lora-all": {"rank": (4, 8, 16, 32)},
-    "dora": {"rank": (4, 8, 16, 32)},
-    "qlora": {"rank": (4, 8, 16, 32)},
-    "prefix": {"length": (5, 10, 20, 50)},
-    "prompt": {"length": (10, 20, 50, 100)},
-}
 _CONFIG = "recipe"  # the attribute of a study that holds the config; named so since version 0.1
 
 
@@ -176,8 +167,8 @@ def _best(study: optuna.Study, folder: Path, config: TrainConfig, metric: str) -
     pruned = sum(trial.state == TrialState.PRUNED for trial in ended)
     if pruned == len(ended):
         raise ValueError(
-            f"Got {pruned} trials in {folder}, none of which had a finite loss; expected at least one. Lower the learning rate that "
-            "the search starts from, and search in another folder."
+            f"Got {pruned} trials in {folder}, none of which had a finite loss; expected at least one. Lower the learning rate "
+            "that the search starts from, and search in another folder."
         )
     return SearchResult(
         config=_with_drawn(config, study.best_params),
@@ -208,7 +199,7 @@ def suggest(trial: optuna.trial.BaseTrial, config: TrainConfig) -> TrainConfig:
     rate = config.learning_rate or METHODS[config.method].learning_rate
     drawn: dict[str, Any] = {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)}
     choices: dict[str, tuple[Any, ...]] = {"weight_decay": (0.0, 0.01, 0.1), "label_smoothing": (0.0, 0.1)}
-    choices |= OPTIONS.get(config.method, {})
+    choices |= METHODS[config.method].search
     given = {**vars(config), **config.options}
     drawn |= {
         name: trial.suggest_categorical(name, values) for name, values in choices.items() if given.get(name) is None

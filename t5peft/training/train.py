@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +250,7 @@ def _wrap(backbone: PreTrainedModel, config: TrainConfig, example: Sequence[int]
     try:
         return method.wrap_for(backbone, example, config.options)
     except TypeError as error:
-        taken = [name for name in signature(method.wrap).parameters if name != "model"]
+        taken = method.options
         suggestions = "".join(did_you_mean(name, taken) for name in config.options if name not in taken)
         raise ValueError(
             f"Got options that the method {config.method!r} does not take ({error}); expected {', '.join(taken) or 'none'}."
