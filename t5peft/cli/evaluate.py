@@ -125,8 +125,8 @@ def _test_records(task: Task, named: str | None) -> list[dict[str, Any]]:
     found, splits = load_task(origin)
     if found != task:
         raise ValueError(
-            f"Got a saved task {task.name!r} that is not the package's task of this name; expected --data FILE, as it brings no test "
-            f"records, or --task {task.name} to score the model on the test records of the package."
+            f"Got a saved task {task.name!r} that is not the package's task of this name; expected --data FILE, as it brings no "
+            f"test records, or --task {task.name} to score the model on the test records of the package."
         )
     if "test" not in splits:
         raise ValueError(

@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     task, splits = read_data(args)
     model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
     if not has_adapter:
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
         tokenizer.save_pretrained(folder)
     else:
         folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter

@@ -75,9 +75,9 @@ def merged(model: nn.Module) -> Iterator[bool]:
     finally:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
-            for layer, base, weight in kept:
-                if layer.merged:
-                    layer.unmerge()
+            for merged_layer, base, weight in kept:
+                if merged_layer.merged:
+                    merged_layer.unmerge()
                 base.weight.data = weight
 
 

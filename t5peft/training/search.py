@@ -198,7 +198,7 @@ def suggest(trial: optuna.trial.BaseTrial, config: TrainConfig) -> TrainConfig:
     """
     rate = config.learning_rate or METHODS[config.method].learning_rate
     drawn: dict[str, Any] = {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)}
-    choices: dict[str, tuple[Any, ...]] = {"weight_decay": (0.0, 0.01, 0.1), "label_smoothing": (0.0, 0.1)}
+    choices: dict[str, Sequence[Any]] = {"weight_decay": (0.0, 0.01, 0.1), "label_smoothing": (0.0, 0.1)}
     choices |= METHODS[config.method].search
     given = {**vars(config), **config.options}
     drawn |= {

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from transformers import (
@@ -141,11 +141,13 @@ def train(
         if not _is_empty(test):
             checks.raise_all(task.name, checks.missing_references([*splits["validation"], *test], task.references))
         set_seed(config.seed)
-        backbone, tokenizer = (None, model[1]) if model is not None else _load_backbone(config)
+        given, tokenizer = _load_backbone(config) if model is None else model
         if not _is_empty(test):
             task.encode(test, tokenizer)
         training, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
-        wrapped = model[0] if backbone is None else _wrap(backbone, config, training[0]["input_ids"][:-1])
+        wrapped = (
+            given if model is not None else _wrap(cast(PreTrainedModel, given), config, training[0]["input_ids"][:-1])
+        )
         stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
         arguments = training_arguments(config, len(training), output)
         trainer = T5PeftTrainer(
