@@ -12,12 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft
 from t5peft.adapters.manifest import CONFIG, describe, write_manifest
+from t5peft.compat.disk import reports_disk_errors
+from t5peft.compat.lock import LOCK
 from t5peft.compat.peft import adapter_state
 from t5peft.models.embedded import backbone_name, is_embedded
 from t5peft.models.folders import ADAPTER_FILES, leftovers, replacing
 from t5peft.models.manifest import TEMPORARY_MANIFEST, non_finite_names, read_manifest, write_manifest_file
 
 
+@reports_disk_errors
 def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
     """Save the active adapter of ``model`` to ``folder``, completely or not at all.
 
@@ -56,6 +59,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
     return folder
 
 
+@reports_disk_errors
 def save_model(model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
     """Save a fully tuned or merged model with a manifest, which ``load_backbone`` verifies.
 
@@ -143,7 +147,7 @@ def _foreign(folder: Path) -> list[str]:
     """Files in ``folder``, or the file that it is, that are not of an earlier adapter, nor temporary, nor written beside one."""
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
-    known = {TEMPORARY_MANIFEST}
+    known = {TEMPORARY_MANIFEST, LOCK}
     if (folder / CONFIG).is_file():
         try:
             manifest = read_manifest(folder)

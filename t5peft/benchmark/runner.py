@@ -27,8 +27,7 @@ from t5peft.benchmark.data import load_data
 from t5peft.benchmark.environment import commit, machine, versions
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
 from t5peft.benchmark.records import RunConfig
-from t5peft.benchmark.scoring import Split
-from t5peft.evaluation import merged
+from t5peft.evaluation import EvaluationSet, merged
 from t5peft.methods import METHODS
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import load_backbone
@@ -94,7 +93,7 @@ class _Counted(Dataset[dict[str, Any]]):
 class _Watch(TrainerCallback):
     """Times the steps, and scores validation at the points of the learning curve with clock and memory meter paused."""
 
-    def __init__(self, config: RunConfig, validation: Split, meter: MemoryMeter, tell: Tell) -> None:
+    def __init__(self, config: RunConfig, validation: EvaluationSet, meter: MemoryMeter, tell: Tell) -> None:
         self.config, self.validation, self.meter, self.tell = config, validation, meter, tell
         points = max(1, config.evaluations)
         self.points = {round(config.steps * k / points) for k in range(1, points + 1)}
@@ -208,7 +207,7 @@ class _Run:
             "latency": _latency(model, test),
         }
 
-    def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, Split, Split]:
+    def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, EvaluationSet, EvaluationSet]:
         """Tokenised splits; of a long training split as many examples as the steps take, the same for every method."""
         config = self.config
         task, splits = load_data(config.data, config.limits)
@@ -216,7 +215,7 @@ class _Run:
         if len(records) > needed:
             records = random.Random(config.seed).sample(records, needed)
         train = _Counted(task.tokenize(records, tokenizer).to_list())
-        validation, test = (Split(task, splits[name], tokenizer) for name in ("validation", "test"))
+        validation, test = (EvaluationSet(task, splits[name], tokenizer) for name in ("validation", "test"))
         return train, validation, test
 
     def _model(self, train: _Counted) -> nn.Module:
@@ -277,7 +276,7 @@ def _stored_bytes(model: nn.Module, folder: Path) -> int:
     return sum(path.stat().st_size for path in target.rglob("*.safetensors"))
 
 
-def _latency(model: nn.Module, test: Split) -> dict[str, Any]:
+def _latency(model: nn.Module, test: EvaluationSet) -> dict[str, Any]:
     """Seconds for one example of exactly LATENCY_TOKENS new tokens, median, unmerged and merged."""
     sources = [feature["input_ids"] for feature in test.features[:LATENCY_SOURCES]]
     found: dict[str, Any] = {"new_tokens": LATENCY_TOKENS, "seconds": _generate_seconds(model, sources)}

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from t5peft.compat.filesystem import sync
+from t5peft.compat.lock import LOCK
 from t5peft.models.quantized import Quantization
 
 MANIFEST = "t5peft.json"
@@ -142,7 +143,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (MANIFEST, TEMPORARY_MANIFEST, UNFINISHED)
+        if path.is_file() and path.name not in (MANIFEST, TEMPORARY_MANIFEST, UNFINISHED, LOCK)
     )
 
 

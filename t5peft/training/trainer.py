@@ -51,6 +51,7 @@ from t5peft.adapters.checkpoint import (
     verify,
     write_manifest,
 )
+from t5peft.compat.lock import hold_folder
 from t5peft.data.collate import bucket_by_length, collate, collate_for_head
 from t5peft.data.features import check_dataset, check_features, unpadded
 from t5peft.methods.base import has_peft_prompt, head_module_name
@@ -433,7 +434,14 @@ class T5PeftTrainer(Seq2SeqTrainer):
 
         Raises:
             ValueError: nothing to resume from, or a checkpoint that was damaged or is another model's; nothing to train.
+            FolderInUseError: another run trains into ``output_dir``.
+            DiskError: the disk of ``output_dir`` is full, read-only or broken.
         """
+        # A run that saves nothing writes nothing there.
+        with hold_folder(self.args.output_dir) if self.args.save_strategy != "no" else contextlib.nullcontext():
+            return self._train(resume_from_checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
             newest = newest_complete(self.args.output_dir)
             if newest is None:

@@ -18,6 +18,7 @@ import torch
 from cases import Case, base_of, ready_t5, stir, trained, wrap
 from own_method import METHOD, NAME, register_own_method
 from paths import ROOT
+from t5peft.cli.recipe import read_recipe
 from tiny import Geometry, tiny_batch, tiny_records, tiny_t5, tiny_tokenizer
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
@@ -27,7 +28,6 @@ from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import suite_from
 from t5peft.cli import main
-from t5peft.cli.recipe import read_recipe
 from t5peft.cli.train import add_arguments
 from t5peft.methods.registry import method_of, register_method
 from t5peft.planning.plan import Job, plan_table, step_bytes
