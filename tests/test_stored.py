@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, load_backbone
+from t5peft.adapters import load_saved
 from t5peft.adapters.checkpoint import quantization_of
-from t5peft.adapters.tokens import load_saved
 from t5peft.benchmark.configs import base_configs
 from t5peft.benchmark.records import RunConfig, find_record, load_records
 from t5peft.benchmark.report import write_report

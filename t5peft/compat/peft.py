@@ -1,4 +1,4 @@
-"""What peft does not offer to be extended."""
+"""Parts of peft that are private, or not meant to be extended."""
 
 from __future__ import annotations
 

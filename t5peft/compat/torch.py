@@ -1,4 +1,4 @@
-"""What torch does not offer: the hooks that calling a module runs, and whether a machine computes in bfloat16."""
+"""Private parts of torch: the hooks that calling a module runs, and whether a processor computes in bfloat16."""
 
 from __future__ import annotations
 
