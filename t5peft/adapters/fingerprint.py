@@ -6,7 +6,7 @@ import hashlib
 import json
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ _SAMPLES = 256
 _STARTS_FROM_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """Return a hash that tells one backbone from another.
 
     It is taken of the geometry and, in bfloat16, of weights that are never quantized: embeddings and final norms of the backbone.
@@ -37,7 +37,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint_of_maps(model: PreTrainedModel) -> str | None:
+def fingerprint_of_maps(model: PreTrainedModel | PeftModel) -> str | None:
     """Return a hash of samples of the linear maps of all layers.
 
     A backbone with an adapter merged into it has another one than the plain backbone.
@@ -60,7 +60,7 @@ def fingerprint_of_maps(model: PreTrainedModel) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def backbone_embeddings(model: PreTrainedModel) -> Tensor:
+def backbone_embeddings(model: PreTrainedModel | PeftModel) -> Tensor:
     """Return the embeddings of the backbone itself: an adapter that trains the table, or rows of it, shows its own in its place.
 
     Shapes:

@@ -53,7 +53,7 @@ def load_adapter(
         The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
 
     Raises:
-        FileNotFoundError: There is no adapter in ``folder``.
+        FileNotFoundError: ``folder`` does not hold an adapter.
         ValueError: The adapter is damaged or of another backbone, or ``model`` has an adapter already.
     """
     folder = Path(folder)
@@ -121,7 +121,7 @@ def load_saved(
         The wrapped model and the tokenizer.
 
     Raises:
-        FileNotFoundError: There is no adapter in ``folder``.
+        FileNotFoundError: ``folder`` does not hold an adapter.
         ValueError: As for ``load_adapter``.
     """
     load = load_with_tokens if brings_tokens(folder) else load_adapter
@@ -231,7 +231,7 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
                 f"Got the adapter {folder}, which does not fit this model, or whose {CONFIG} was changed: {error}; expected an "
                 "adapter as it was saved. Restore the folder, or load it beside the backbone that it was trained on."
             ) from error
-    if marks:
+    if rows and marks:
         rows.update(marks)
     return wrapped
 

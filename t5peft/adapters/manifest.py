@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps
@@ -25,7 +26,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def write_manifest(folder: Path, model: PreTrainedModel, data: Mapping[str, Any] | None = None) -> None:
+def write_manifest(folder: Path, model: PreTrainedModel | PeftModel, data: Mapping[str, Any] | None = None) -> None:
     """Write the manifest of ``folder``, after all else is on disk.
 
     Args:
@@ -36,7 +37,7 @@ def write_manifest(folder: Path, model: PreTrainedModel, data: Mapping[str, Any]
     write_manifest_file(folder, describe(model) | {"data": data})
 
 
-def describe(model: PreTrainedModel) -> dict[str, Any]:
+def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     """Return what a manifest says of the backbone of ``model``."""
     return {
         "backbone": fingerprint(model),
@@ -72,7 +73,7 @@ def quantization_of(folder: str | Path) -> Quantization | None:
     return manifest.quantized if manifest else None
 
 
-def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedModel) -> list[str]:
+def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedModel | PeftModel) -> list[str]:
     """Return why what is in ``folder`` was not trained on ``model``; empty if it was, or if the manifest does not say.
 
     Args:
@@ -88,7 +89,7 @@ def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedMode
         if None not in (saved, own) and saved != own:
             problems.append(
                 f"it was trained on another backbone (fingerprint {saved}, {base_name!r}) than the given one ({own}, "
-                f"{model.name_or_path!r})"
+                f"{unwrap_t5(model).name_or_path!r})"
             )
             break
     rows = len(backbone_embeddings(model))

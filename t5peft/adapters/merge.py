@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -61,7 +62,7 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
         The merged model, its tokenizer, and the parity with the adapter.
 
     Raises:
-        FileNotFoundError: There is no adapter in ``folder``, or no backbone under its name.
+        FileNotFoundError: ``folder`` does not hold an adapter, or its backbone is not found.
         ValueError: As for ``load_adapter``, or the adapter does not change weights.
     """
     model, tokenizer = load_saved(folder)
@@ -94,7 +95,7 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def _logits(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
     """Return the logits [1, T, V] with the text as source and as target, or those of a classification head [1, C]."""
     targets = {"labels": ids} if unwrap_t5(model).can_generate() else {}
     return model.eval()(input_ids=ids, **targets).logits.float()

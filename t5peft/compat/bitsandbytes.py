@@ -1,4 +1,4 @@
-"""What bitsandbytes does not offer publicly. Imported only where it is installed."""
+"""Private parts of bitsandbytes, which is imported only where it is needed."""
 
 from __future__ import annotations
 

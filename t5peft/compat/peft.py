@@ -1,4 +1,4 @@
-"""Register tuners with peft, in places that peft does not offer to be extended."""
+"""Parts of peft that are private, or not meant to be extended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read what torch keeps private: the hooks that calling a module runs, and whether the CPU computes in bfloat16."""
+"""Private parts of torch: the hooks that calling a module runs, and whether a processor computes in bfloat16."""
 
 from __future__ import annotations
 

@@ -160,8 +160,10 @@ def ensure_trainable_dtype(model: nn.Module) -> None:
 
 def has_untied_head(model: PreTrainedModel) -> bool:
     """Return whether ``model`` has an output head with weights of its own."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight.data_ptr() != embeddings.weight.data_ptr()
+    head = model.get_output_embeddings()
+    if head is None:
+        return False
+    return _weight(head).data_ptr() != _weight(model.get_input_embeddings()).data_ptr()
 
 
 def correct_config(model: PreTrainedModel) -> None:
@@ -231,9 +233,16 @@ def _ensure_finite(name: str | Path, model: PreTrainedModel) -> None:
         )
 
 
+def _weight(table: nn.Module) -> torch.Tensor:
+    """Return the weight of an embedding or a head, which a wrapper of peft makes when it is read."""
+    weight = table.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 def _put_head_into_float32(model: PreTrainedModel) -> None:
     """Put the classification head into float32: steps of training are smaller than what bfloat16 tells apart."""
-    model.classification_head.float().register_forward_pre_hook(_to_float32)
+    model.get_submodule("classification_head").float().register_forward_pre_hook(_to_float32)
 
 
 def _to_float32(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -3,12 +3,12 @@
 The new content is written into ``.NAME-xxxxxxxx/new``, beside the folder, or in it where it cannot be moved. Then, in this order:
 
 * Linux exchanges the two folders in a single step.
-* Elsewhere the old folder moves to ``.NAME-xxxxxxxx/old`` and the new one into its place. Between the two moves there is no folder;
-  ``recover`` completes them.
+* Elsewhere the old folder moves to ``.NAME-xxxxxxxx/old`` and the new one into its place. Between the two moves the folder is
+  missing; ``recover`` completes them.
 * Where the folder cannot be moved, or holds other files, the new content is renamed to ``.NAME-xxxxxxxx/fill`` and moved into the
   folder file by file, the manifest last. ``recover`` completes this too.
 
-A process holds its temporary folder by a lock, so that others leave it alone while the process lives.
+A process holds its temporary folder by a lock, so that no other process touches it meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from t5peft.models.manifest import MANIFEST, files_of, read_manifest, verify
 logger = logging.getLogger("t5peft")
 
 NEW, OLD, FILL = "new", "old", "fill"
-# What belongs to an adapter, and what `t5peft train` and `t5peft retune` write beside it.
+# Files of an adapter, and those that ``t5peft train`` and ``t5peft retune`` write beside it.
 ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",

@@ -38,9 +38,13 @@ _HASH_LENGTH = 64
 _LATEST = 1e11  # seconds since 1970
 
 
+class _DamagedError(Exception):
+    """The reason why a file is damaged, as part of a sentence about it."""
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says; the fields are those of the file."""
+    """The content of a manifest; the fields are those of the file."""
 
     files: Mapping[str, str]
     """SHA-256 of each file, by its path in the folder."""
@@ -53,7 +57,7 @@ class Manifest:
     quantized: Quantization | None = None
     quantized_wo: bool = False
     data: Mapping[str, Any] | None = None
-    """What a run that resumes must find unchanged."""
+    """Facts that a run that resumes must find unchanged."""
     saved: float = 0.0
     """Seconds since 1970."""
 
@@ -66,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         return _parse_object(path)
-    except ValueError as error:
+    except _DamagedError as error:
         raise ValueError(
             f"Got a damaged file {path}: {error}; expected a JSON object. Restore the file, or the whole folder, as it was saved."
         ) from error
@@ -86,7 +90,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         return _parse_manifest(path)
-    except ValueError as error:
+    except _DamagedError as error:
         raise ValueError(
             f"Got a damaged manifest {path}: {error}; expected one that belongs to the files beside it. Restore the folder as it "
             "was saved."
@@ -123,7 +127,7 @@ def verify(folder: Path) -> list[str]:
         return _weight_problems(sorted(folder.rglob("*.safetensors")), folder)
     try:
         files = _parse_manifest(path).files
-    except ValueError as error:
+    except _DamagedError as error:
         return [f"{MANIFEST} is damaged: {error}"]
     problems = list(_file_problems(folder, files))
     return problems or _weight_problems([folder / name for name in files if name.endswith(".safetensors")], folder)
@@ -190,29 +194,29 @@ def _parse_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror})") from error
+        raise _DamagedError(f"it cannot be read ({error.strerror})") from error
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except ValueError as error:  # of JSON, of UTF-8 and of numbers
-        raise ValueError(f"it is not JSON ({error})") from error
+        raise _DamagedError("it is nested too deeply") from error
+    except ValueError as error:  # of JSON, of UTF-8 and of constants
+        raise _DamagedError(f"it is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}")
+        raise _DamagedError(f"it holds a {type(content).__name__}")
     return content
 
 
 def _reject_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number of JSON")
+    raise _DamagedError(f"it holds {constant}, which is not a number of JSON")
 
 
 def _parse_manifest(path: Path) -> Manifest:
     content = _parse_object(path)
     if "checksum" in content and content.pop("checksum") != _checksum(content):  # manifests of 0.1.0 have none
-        raise ValueError("its content was changed since it was saved")
+        raise _DamagedError("its content was changed since it was saved")
     problems = [name for name, is_valid in _VALID.items() if name in content and not is_valid(content[name])]
     if "files" not in content:
         problems.append("files")
     if problems:
-        raise ValueError(f"these fields are missing or of a wrong type: {', '.join(problems)}")
+        raise _DamagedError(f"these fields are missing or of a wrong type: {', '.join(problems)}")
     return Manifest(**{name: content[name] for name in _VALID if content.get(name) is not None})
 
 
@@ -255,7 +259,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(content, sort_keys=True)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise _DamagedError("it is nested too deeply") from error
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -56,7 +56,7 @@ def finish_quantization(
         keep_4_bits(model)
 
 
-def quantization_of_model(model: PreTrainedModel) -> Quantization | None:
+def quantization_of_model(model: nn.Module) -> Quantization | None:
     """Return how ``model``, plain or wrapped, is quantized."""
     t5 = unwrap_t5(model)
     if not getattr(t5, "is_quantized", False):

@@ -46,7 +46,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         The ids of the tokens, in their order.
 
     Raises:
-        ValueError: The model is wrapped, there are no tokens, or some are empty, repeated or in the vocabulary already.
+        ValueError: The model is wrapped, the list is empty, or some tokens are empty, repeated or in the vocabulary already.
     """
     ensure_unwrapped(model)
     tokens = tokens if isinstance(tokens, str) else list(tokens)
@@ -56,20 +56,21 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     pieces = [_pieces(token, tokenizer) for token in tokens]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    assert isinstance(ids, list)  # of a list of tokens
+
+    def lengthen(weight: Tensor) -> nn.Parameter:
+        rows = _lengthened(weight.detach(), ids, pieces, old_size)
+        return nn.Parameter(rows, requires_grad=weight.requires_grad)
+
     untied = has_untied_head(model)
-    embeddings = model.get_input_embeddings().weight
-    readers = [
-        m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.data_ptr() == embeddings.data_ptr()
-    ]
-    table = nn.Parameter(
-        _lengthened(embeddings.detach(), ids, pieces, old_size), requires_grad=embeddings.requires_grad
-    )
-    for reader in readers:
-        reader.weight, reader.num_embeddings = table, len(table)
+    old = model.get_input_embeddings().get_parameter("weight")
+    table = lengthen(old)
+    for reader in model.modules():
+        if isinstance(reader, nn.Embedding) and reader.weight.data_ptr() == old.data_ptr():
+            reader.weight, reader.num_embeddings = table, len(table)
     head = model.get_output_embeddings()
-    if head is not None:
-        rows = _lengthened(head.weight.detach(), ids, pieces, old_size) if untied else None
-        head.weight = table if rows is None else nn.Parameter(rows, requires_grad=head.weight.requires_grad)
+    if isinstance(head, nn.Linear):
+        head.weight = lengthen(head.weight) if untied else table
         head.out_features = len(table)
     model.config.vocab_size = len(table)
     return ids

@@ -1,4 +1,4 @@
-"""Adding tokens: old rows and heads stay bit for bit, new rows alone are trained and stored, what is saved comes back."""
+"""Adding tokens: old rows and heads stay bit for bit, only new rows are trained and stored, what is saved comes back."""
 
 from __future__ import annotations
 
