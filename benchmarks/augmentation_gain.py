@@ -23,7 +23,7 @@ from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
 from t5peft.benchmark.data import backbone_fingerprint
-from t5peft.benchmark.environment import commit, machine, versions
+from t5peft.benchmark.environment import environment
 from t5peft.benchmark.statistics import mean_std
 from t5peft.benchmark.tables import fill_markers
 from t5peft.data import Synonyms, WordDropout, WordSwap, augment, load_task
@@ -98,9 +98,7 @@ def main() -> int:
         "learning_rate": LEARNING_RATE,
         "steps": STEPS,
         "examples_per_step": BATCH,
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine("cpu"),
+        **environment("cpu"),
         "results": results,
     }
     args.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5peft.benchmark.records import load_records
+from t5peft.benchmark.records import RunRecords
 from t5peft.benchmark.statistics import paired_bootstrap
 from t5peft.benchmark.summary import Row, summarize
 from t5peft.benchmark.tables import fill_markers
@@ -56,8 +56,8 @@ class Transfer:
 def transfers(suffix: str) -> dict[tuple[str, str], Transfer]:
     """By task and method, of the folders of both suites that end so; none where a folder has no records."""
     found = {}
-    for folder in (BENCH / f"real{suffix}" / "records", BENCH / f"rte_parted{suffix}" / "records"):
-        records = load_records(folder) if folder.is_dir() else []
+    for folder in (BENCH / f"real{suffix}", BENCH / f"rte_parted{suffix}"):
+        records = RunRecords(folder).load() if folder.is_dir() else []
         for row in (row for table in summarize(records) for row in table.rows):
             scores = [
                 record["test_score_by_example"]

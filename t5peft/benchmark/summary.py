@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from t5peft.benchmark.records import RunRecord
 from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, MeanStd, mean_std, paired_bootstrap
 from t5peft.methods.registry import method_label
@@ -21,8 +22,6 @@ ORDER = ("full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3")
 """Rows come in this order, the reference first; then other methods by name, and peers last."""
 PERCENT = {"accuracy", "f1_macro", "f1_binary", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
 """Scores that are fractions and stand in tables as hundredths."""
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,14 @@ class TaskTable:
     left_out: int
 
 
-def summarize(records: Iterable[Record], asked: Iterable[Record] = ()) -> list[TaskTable]:
+def summarize(records: Iterable[RunRecord], asked: Iterable[RunRecord] = ()) -> list[TaskTable]:
     """One table a task, in the order in which the tasks were first run.
 
     Records of the same task under other conditions (backbone, steps, data, device) than those of `asked`, or else the newest, are
     left out and counted. Seconds and bytes are of one machine, number of threads and version of torch, those of full fine-tuning's
     newest run, or else of the newest; records of others give scores alone.
     """
-    by_task: dict[str, list[Record]] = defaultdict(list)
+    by_task: dict[str, list[RunRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.get("started", "")):
         by_task[record["config"]["task"]].append(record)
     wanted = {record["config"]["task"]: record for record in asked}
@@ -119,13 +118,13 @@ _CONDITIONS = (
 )
 
 
-def _conditions(record: Record) -> str:
+def _conditions(record: RunRecord) -> str:
     return json.dumps({name: record["config"].get(name) for name in _CONDITIONS}, sort_keys=True)
 
 
-def _table(task: str, records: Sequence[Record], under: str) -> TaskTable:
+def _table(task: str, records: Sequence[RunRecord], under: str) -> TaskTable:
     used = [record for record in records if _conditions(record) == under]
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for record in used:
         config = record["config"]
         groups[config["method"], json.dumps(config["method_options"], sort_keys=True)].append(record)
@@ -188,14 +187,14 @@ def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:
 class _Chosen:
     """The records of one method on one task, and those of them that stand for it: all seeds at the best rate."""
 
-    everything: Sequence[Record]
+    everything: Sequence[RunRecord]
     rate: float | None
     sweep: tuple[SweepPoint, ...]
-    finished: Sequence[Record]
-    failed: Sequence[Record]
+    finished: Sequence[RunRecord]
+    failed: Sequence[RunRecord]
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> _Chosen:
+    def of(cls, records: Sequence[RunRecord]) -> _Chosen:
         by_seed: dict[int, dict[float, Any]] = defaultdict(dict)
         for record in records:
             by_seed[record["config"]["seed"]][record["config"]["learning_rate"]] = record
@@ -237,7 +236,7 @@ class _Chosen:
         )
 
 
-def _why(record: Record) -> str:
+def _why(record: RunRecord) -> str:
     return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
 
 
@@ -247,16 +246,16 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def _measured_on(record: Record) -> tuple[Any, ...]:
+def _measured_on(record: RunRecord) -> tuple[Any, ...]:
     """What seconds and bytes depend on besides the run itself."""
     machine = record.get("machine", {})
     return machine.get("name"), machine.get("threads"), record.get("versions", {}).get("torch")
 
 
-def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, Any]:
+def _figures(records: Sequence[RunRecord], machine: tuple[Any, ...]) -> dict[str, Any]:
     """What finished records of a method cost; seconds and bytes from those that were measured on `machine`."""
 
-    def over(path: str, of: Sequence[Record]) -> list[float]:
+    def over(path: str, of: Sequence[RunRecord]) -> list[float]:
         part, name = path.split(".")
         return [float(record[part][name]) for record in of]
 

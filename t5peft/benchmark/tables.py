@@ -221,15 +221,17 @@ def _difference_cell(found: Difference | None, factor: float) -> Cell:
     return Cell("–") if found is None else Cell(found.text(factor), found.mean)
 
 
-def peers_header(tables: Sequence[TaskTable]) -> list[str]:
-    """Column names of `peers_rows`."""
+def baselines_header(tables: Sequence[TaskTable]) -> list[str]:
+    """Column names of `baselines_rows`."""
     tasks = [f"{table.task}, {table.metric}" for table in tables]
     return ["against peft's own", *tasks, *(f"mean {means.metric}" for means in means_over_tasks(tables))]
 
 
-def peers_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
+def baselines_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
     """Each method less what peft has by that name, under `Seq2SeqTrainer`: on every task, and its means over tasks."""
-    pairs = {table.task: {ours.label: (ours, peer) for ours, peer in against_baseline(table)} for table in tables}
+    pairs = {
+        table.task: {ours.label: (ours, baseline) for ours, baseline in against_baseline(table)} for table in tables
+    }
     rows = []
     for label in dict.fromkeys(label for found in pairs.values() for label in found):
         of_label = {task: found[label] for task, found in pairs.items() if label in found}
@@ -261,8 +263,8 @@ def overview_markdown(tables: Sequence[TaskTable]) -> str:
     if len(tables) < 2:
         return ""
     parts = [overview_note(tables), _markdown(overview_header(tables), overview_rows(tables))]
-    if peers := peers_rows(tables):
-        parts.append(_markdown(peers_header(tables), peers))
+    if baselines := baselines_rows(tables):
+        parts.append(_markdown(baselines_header(tables), baselines))
     return "\n\n".join(parts)
 
 

@@ -8,8 +8,8 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from t5peft.benchmark.records import RunConfig, RunRecord, RunRecords
 from t5peft.benchmark.schedule import Progress, describe
 from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask, load_suite, suite_names
 
@@ -68,14 +68,13 @@ def run(args: argparse.Namespace) -> int:
         os.environ["T5PEFT_DATA"] = args.data
     suite = suite_of(args)
     output = args.output or Path("t5peft-bench") / suite.name
-    records_folder = output / "records"
-    asked = [] if args.report_only else _run_suite(suite, records_folder, args)
+    asked = [] if args.report_only else _run_suite(suite, output, args)
     from t5peft.benchmark.report import write_report
     from t5peft.benchmark.tables import fill_markers
 
     title = f"Tuning methods for T5 on {suite.backbone}: {suite.name}"
     report = write_report(
-        records_folder,
+        output,
         output,
         title=title,
         about=suite.about,
@@ -169,33 +168,34 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
     return tuple(map(around, methods))
 
 
-def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
     """The records of the suite. Imports of the libraries wait until the arguments are known to be right."""
     from t5peft.benchmark.configs import base_configs
     from t5peft.benchmark.process import RunProcesses
     from t5peft.benchmark.runner import run as worker
-    from t5peft.benchmark.schedule import plans, run_suite
+    from t5peft.benchmark.schedule import run_suite, sweeps
 
     device = _device(args.device)
-    cells = plans(suite, base_configs(suite, device))
-    least = sum(cell.least_runs for cell in cells)
+    grid = sweeps(suite, base_configs(suite, device))
+    records = RunRecords(folder)
+    least = sum(sweep.least_runs for sweep in grid)
     print(
         f"suite {suite.name}: {len(suite.methods)} methods on {len(suite.tasks)} tasks with {suite.backbone} on {device}, "
-        f"{least} runs of {suite.steps} steps or as the task says; records in {folder}",
+        f"{least} runs of {suite.steps} steps or as the task says; records in {records.path}",
         flush=True,
     )
     line = _Line(sys.stderr.isatty())
     execute = RunProcesses(
         worker,
-        log=folder.parent / "log.txt",
+        log=folder / "log.txt",
         threads=args.threads,
-        on_step=line.step,
+        on_progress=line.show_step,
         preload=("t5peft.benchmark.runner",),
     )
     try:
-        return run_suite(cells, folder, execute, say=line.say, begin=line.begin)
+        return run_suite(grid, records, execute, log=line.log, on_start=line.on_start)
     except KeyboardInterrupt:
-        line.say("interrupted: the same command goes on with the run that was cut off")
+        line.log("Interrupted. The same command continues with the run that was cut off.")
         raise SystemExit(130) from None
 
 
@@ -218,15 +218,15 @@ class _Line:
         self.live = live
         self.head = ""
 
-    def begin(self, config: Any, progress: Progress) -> None:
+    def on_start(self, config: RunConfig, progress: Progress) -> None:
         self.head = f"[{progress.line()}] {describe(config)}"
-        self.step(0, config.steps)
+        self.show_step(0, config.steps)
 
-    def step(self, step: int, steps: int) -> None:
+    def show_step(self, step: int, steps: int) -> None:
         if self.live:
             print(f"\r\x1b[K{self.head}: step {step}/{steps}", end="", file=sys.stderr, flush=True)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if self.live:
             print("\r\x1b[K", end="", file=sys.stderr)
         print(text, flush=True)
