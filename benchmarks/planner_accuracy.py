@@ -21,7 +21,7 @@ from typing import Any
 
 from t5peft.benchmark.environment import environment
 from t5peft.benchmark.process import OnProgress, RunProcesses
-from t5peft.benchmark.tables import fill_markers
+from t5peft.benchmark.tables import fill_markers, markdown_table
 from t5peft.methods import METHODS
 
 RECORD = Path(__file__).parent / "records" / "bench" / "planner.json"
@@ -159,11 +159,12 @@ def table(record: dict[str, Any]) -> str:
         if "measured_bytes" in row:
             error = predicted_bytes(shape, row["method"]) / row["measured_bytes"] - 1
             errors.setdefault(row["method"], {})[shape] = error
-    lines = [["method", *map(str, SHAPES)], ["---"] + ["---:"] * len(SHAPES)]
-    for method, found in errors.items():
-        lines.append([method, *(f"{found[shape]:+.1%}" if shape in found else "not measured" for shape in SHAPES)])
+    rows = [
+        [method, *(f"{found[shape]:+.1%}" if shape in found else "not measured" for shape in SHAPES)]
+        for method, found in errors.items()
+    ]
     largest = max((abs(error) for found in errors.values() for error in found.values()), default=0.0)
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = markdown_table(["method", *map(str, SHAPES)], rows)
     return f"Largest error {largest:.1%}; {record['machine']['name']}.\n\n{text}"
 
 

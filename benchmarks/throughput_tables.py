@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t5peft.benchmark.json_lines import JsonLines
-from t5peft.benchmark.tables import fill_markers
+from t5peft.benchmark.tables import fill_markers, markdown_table
 
 RECORDS = Path(__file__).parent / "records" / "speed.jsonl"
 SpeedRecord = dict[str, Any]
@@ -23,11 +23,6 @@ SpeedRecord = dict[str, Any]
 def median_ratio(result: dict[str, Any], peer: str, field: str = "seconds") -> float:
     """How many times as long the peer takes: the median of the ratios within a repeat."""
     return statistics.median(run[peer][field] / run["t5peft"][field] for run in result["runs"])
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 def training_table(record: SpeedRecord) -> str:
@@ -55,7 +50,7 @@ def training_table(record: SpeedRecord) -> str:
         f"{record['method']}, {record['examples_per_step']} examples a step, median of {repeats} repeat"
         f"{'s' if repeats > 1 else ''}; {record['machine']['name']}, {record['machine']['cores']} cores"
     )
-    return about + "\n\n" + _table([*head, *(["share of matmul"] if with_share else [])], rows)
+    return about + "\n\n" + markdown_table([*head, *(["share of matmul"] if with_share else [])], rows)
 
 
 def _with_flops(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,7 +70,7 @@ def memory_table(record: SpeedRecord) -> str:
                      f"{ours / theirs:.2f}"]
                 )  # fmt: skip
     head = ["data set", "vocabulary", "t5peft, above the model", "peer", "peer, above the model", "ratio"]
-    return f"memory, {record['method']}, {record['examples_per_step']} examples a step\n\n" + _table(head, rows)
+    return f"memory, {record['method']}, {record['examples_per_step']} examples a step\n\n" + markdown_table(head, rows)
 
 
 def losses_table(record: SpeedRecord) -> str:
@@ -86,7 +81,7 @@ def losses_table(record: SpeedRecord) -> str:
         for precision, result in precisions.items()
     ]
     head = ["data set", "precision", "steps", "largest relative difference"]
-    return f"losses at dropout 0 beside the plain way, {record['method']}\n\n" + _table(head, rows)
+    return f"losses at dropout 0 beside the plain way, {record['method']}\n\n" + markdown_table(head, rows)
 
 
 def prediction_table(record: SpeedRecord) -> str:
@@ -98,7 +93,7 @@ def prediction_table(record: SpeedRecord) -> str:
             for s in ("t5peft", "peft")
         ]
         rows.append([name, *(f"{rate:.1f}" for rate in rates), f"{median_ratio(result, 'peft'):.2f}"])
-    return "prediction\n\n" + _table(["data set", "t5peft, examples/s", "peft, examples/s", "ratio"], rows)
+    return "prediction\n\n" + markdown_table(["data set", "t5peft, examples/s", "peft, examples/s", "ratio"], rows)
 
 
 TABLES: dict[str, Callable[[SpeedRecord], str]] = {

@@ -77,7 +77,7 @@ def _chart_library() -> str | None:
         from vl_convert import javascript_bundle
     except ImportError:
         return None
-    return javascript_bundle().replace("</script", r"<\/script")
+    return javascript_bundle(snippet=None).replace("</script", r"<\/script")
 
 
 def _versions(tables: Sequence[TaskTable]) -> list[str]:
@@ -130,7 +130,7 @@ def _mean(value: MeanStd | None) -> float | None:
 
 
 AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
-    "score": ("score on test", lambda row: row.test and row.test.mean * row.factor),
+    "score": ("score on test", lambda row: None if row.test is None else row.test.mean * row.factor),
     "trainable": ("trained parameters", lambda row: row.trainable),
     "peak_bytes": ("peak memory, bytes", lambda row: _mean(row.peak_bytes)),
     "train_seconds": ("training, seconds", lambda row: _mean(row.train_seconds)),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -230,7 +231,8 @@ class _Run:
         model, _ = load_backbone(config.backbone, **loading)
         if method is None:
             return BASELINES[config.method](model, **options).to(config.device)
-        return method.wrap_for(model, train.features[0]["input_ids"][:-1], options).to(config.device)
+        wrapped: nn.Module = method.wrap_for(model, train.features[0]["input_ids"][:-1], options)
+        return wrapped.to(config.device)
 
     def _trainer(
         self, model: nn.Module, train: _Counted, tokenizer: PreTrainedTokenizerBase, folder: str, watch: _Watch
@@ -254,6 +256,7 @@ class _Run:
         } | dict(config.training_options)
         arguments |= {name: config.method_options[name] for name in TRAINING_OPTIONS if name in config.method_options}
         if config.method in BASELINES:
+            assert isinstance(model, PeftModel)  # as each baseline returns
             return plain_trainer(model, arguments, train, tokenizer, callbacks=[watch])
         return T5PeftTrainer(
             model=model,

@@ -184,7 +184,8 @@ frame.addEventListener("load", async () => {
   const first = page.querySelector('.chart[data-kind="rows"]');
   const points = () => [...first.querySelectorAll(".mark-symbol path")];
   const title = () => [...first.querySelectorAll(".role-axis-title text")].map((t) => t.textContent);
-  const before = { charts: page.querySelectorAll(".chart svg").length, points: points().length, title: title(), named: texts(first).map((t) => t.textContent) };
+  const before = { charts: page.querySelectorAll(".chart svg").length,
+    points: points().length, title: title(), named: texts(first).map((t) => t.textContent) };
 
   const place = points()[0].getBoundingClientRect();
   const at = { bubbles: true, clientX: place.left + place.width / 2, clientY: place.top + place.height / 2, view };

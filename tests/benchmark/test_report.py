@@ -96,7 +96,7 @@ def test_a_spread_is_mean_and_sample_deviation() -> None:
     assert found.deviation == pytest.approx(np.std([0.8, 0.9, 1.0], ddof=1))
     assert found.text(1, 100) == "90.0 ± 10.0 (3)"
     assert mean_std([0.5]).text(1, 100) == "50.0 (1)"
-    with pytest.raises(ValueError, match="at least one finite value"):
+    with pytest.raises(ValueError, match="at least one value, all finite"):
         mean_std([float("nan")])
 
 
@@ -147,7 +147,7 @@ def test_the_interval_of_a_mean_over_tasks_covers_it_as_often_as_it_says() -> No
     alone = [paired_bootstrap(task(0.05), resamples=400) for _ in range(400)]
     ratio = np.mean([difference.high - difference.low for difference in alone]) / np.mean(widths)
     assert ratio == pytest.approx(math.sqrt(3), rel=0.1)
-    with pytest.raises(ValueError, match="at least one task, got none"):
+    with pytest.raises(ValueError, match="Got no task; expected the scores of at least one"):
         paired_bootstrap()
 
 
@@ -256,7 +256,7 @@ def test_costs_are_compared_over_the_tasks_that_every_method_ran(tmp_path: Path)
                 RunRecords(tmp_path).append(made, record)
     tables = summarize(RunRecords(tmp_path).load())
     assert [row[-2].text for row in overview_rows(tables)] == ["1.00", "0.25", "0.25"]
-    assert "geometric mean over short, on which every method was measured" in overview_markdown(tables)
+    assert "geometric means over short, where one machine measured every method" in overview_markdown(tables)
 
 
 def test_a_variant_that_ran_on_some_tasks_alone_is_not_in_the_overview(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path
     assert (full["step"].text, full["tokens/s"].text) == ("2.00 s", "200")
     assert (lora["step"].text, lora["peak memory"].text, lora["answer"].text) == ("–", "–", "–")
     assert lora["trained"].text == "1"
-    assert not any(sentence.startswith("Short of") for sentence in advice(table))
+    assert not any(sentence.startswith(("Least", "Smallest")) for sentence in advice(table))
 
 
 def test_costs_are_those_of_the_machine_that_measured_full_fine_tuning(tmp_path: Path) -> None:
@@ -350,9 +350,11 @@ def test_the_csv_has_a_line_a_row_with_plain_numbers(tables: list[TaskTable]) ->
 def test_the_advice_names_what_is_not_clearly_worse_and_what_is_cheapest(tables: list[TaskTable]) -> None:
     said = " ".join(advice(tables[0]))
     assert "Not clearly worse than full fine-tuning (90.5 ± 0.5 (3)): lora, lora (rank=64), qlora." in said
-    assert "Short of memory: qlora, 128 MB at the peak (41% of full fine-tuning)." in said
+    assert "Least memory: qlora, 128 MB at the peak (41% of full fine-tuning)." in said
     assert "Clearly below full fine-tuning here: lora (rank=4) (-2.0), prefix" in said
-    assert "peft" not in said.replace("Against peft's own under Seq2SeqTrainer: prefix +18.0 [+13.2, +23.4].", "")
+    assert "peft" not in said.replace(
+        "Against peft's own methods under Seq2SeqTrainer: prefix +18.0 [+13.2, +23.4].", ""
+    )
 
 
 def test_a_peak_that_counts_what_evaluations_left_is_not_shown(tmp_path: Path) -> None:
@@ -375,9 +377,9 @@ def test_the_advice_does_not_recommend_what_saves_nothing(tmp_path: Path) -> Non
         made = synthetic.config(method)
         RunRecords(tmp_path).append(made, synthetic.finished(made, 0.9, parameters=1000, peak=peak, seconds=0.1))
     (table,) = summarize(RunRecords(tmp_path).load())
-    (memory,) = [sentence for sentence in advice(table) if sentence.startswith("Short of memory")]
+    (memory,) = [sentence for sentence in advice(table) if sentence.startswith("Least memory")]
     assert re.fullmatch(
-        r"Short of memory: none of these saves any; qlora takes \d+ MB at the peak \(1\d\d% of full fine-tuning\)\.",
+        r"Least memory: none of these saves any; qlora takes \d+ MB at the peak \(1\d\d% of full fine-tuning\)\.",
         memory,
     )
 
@@ -388,8 +390,10 @@ def test_the_advice_does_not_compare_seeds_that_full_fine_tuning_has_not(tmp_pat
         RunRecords(tmp_path).append(made, synthetic.finished(made, accuracy, parameters=1000, peak=100, seconds=0.1))
     (table,) = summarize(RunRecords(tmp_path).load())
     said = advice(table)
-    assert "Not compared, as full fine-tuning has no run with their seeds: lora." in said
-    assert not any(sentence.startswith(("Not clearly worse", "Every adapter", "Short of")) for sentence in said)
+    assert "Not compared, because full fine-tuning has no run with their seeds: lora." in said
+    assert not any(
+        sentence.startswith(("Not clearly worse", "Every adapter", "Least", "Smallest")) for sentence in said
+    )
 
 
 def test_the_advice_without_full_fine_tuning_compares_with_the_best(tmp_path: Path) -> None:
@@ -398,7 +402,7 @@ def test_the_advice_without_full_fine_tuning_compares_with_the_best(tmp_path: Pa
         RunRecords(tmp_path).append(made, synthetic.finished(made, accuracy, parameters=1, peak=peak, seconds=1.0))
     said = " ".join(advice(summarize(RunRecords(tmp_path).load())[0]))
     assert "Clearly below lora here: prompt (-60.0)." in said
-    assert "Short of memory: lora" in said
+    assert "Least memory: lora" in said
 
 
 def test_the_advice_says_so_where_nothing_tells_the_methods_apart(tmp_path: Path) -> None:
@@ -410,8 +414,7 @@ def test_the_advice_says_so_where_nothing_tells_the_methods_apart(tmp_path: Path
     (table,) = summarize(RunRecords(tmp_path).load())
     said = advice(table)
     assert said[0] == (
-        "Every method scores the same on every test example (50.0 ± 0.0 (3) accuracy): nothing here tells them apart but "
-        "what they cost."
+        "Every method scores the same on every test example (50.0 ± 0.0 (3) accuracy): only their costs differ."
     )
     assert not any("Highest" in sentence or "Not clearly worse" in sentence for sentence in said)
 
@@ -428,7 +431,7 @@ def test_the_advice_does_not_say_that_nothing_finished_where_peers_did(tmp_path:
     made = synthetic.config("peft-lora")
     RunRecords(tmp_path).append(made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
     assert advice(summarize(RunRecords(tmp_path).load())[0]) == [
-        "No run of a method of this library finished, so nothing can be recommended; the table gives the reasons."
+        "No run of a method of this library finished, so there is no recommendation; the table gives the reasons."
     ]
 
 
@@ -470,7 +473,7 @@ def test_the_tables_are_of_the_conditions_that_were_asked_for(tmp_path: Path) ->
 def test_the_advice_says_so_where_nothing_finished(tmp_path: Path) -> None:
     RunRecords(tmp_path).append(synthetic.config(), {"outcome": "failed", "reason": "no data"})
     (table,) = summarize(RunRecords(tmp_path).load())
-    assert advice(table) == ["No run finished, so nothing can be recommended; the table gives the reasons."]
+    assert advice(table) == ["No run finished, so there is no recommendation; the table gives the reasons."]
 
 
 @pytest.mark.parametrize(
@@ -492,5 +495,5 @@ def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path
     readme.write_bytes(b"before\r\n<!-- table:quick -->\r\nold\r\n<!-- /table -->\r\n")
     fill_markers(readme, {"quick": "a\nb"})
     assert readme.read_bytes() == b"before\r\n<!-- table:quick -->\r\na\r\nb\r\n<!-- /table -->\r\n"
-    with pytest.raises(ValueError, match="no place for the table of 'real', but for quick"):
+    with pytest.raises(ValueError, match=r"Got the tables 'real' for .*README\.md, which has places for quick\."):
         fill_markers(readme, {"real": ""})
