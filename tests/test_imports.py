@@ -32,7 +32,7 @@ ORDER = (
     "benchmark",
     "cli",
 )
-OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece")
+OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece", "vl_convert")
 # parts of a feature that is for one optional package alone; imported where that feature is used
 FOR_ONE_PACKAGE = {"t5peft.nn.kernels.int8"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "numpy", *OPTIONAL)

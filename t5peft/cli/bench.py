@@ -8,13 +8,13 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from t5peft.cli import names
 from t5peft.compat.lock import hold_folder
 
 if TYPE_CHECKING:
-    from t5peft.benchmark.records import RunConfig
+    from t5peft.benchmark.records import RunConfig, RunRecord
     from t5peft.benchmark.schedule import Progress
     from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 
@@ -93,11 +93,10 @@ def run(args: argparse.Namespace) -> int:
         os.environ["T5PEFT_DATA"] = args.data_folder
     suite = suite_of(args)
     output = args.output or Path("t5peft-bench") / suite.name
-    records_folder = output / "records"
-    asked = [] if args.report_only else _run_suite(suite, records_folder, args)
+    asked = [] if args.report_only else _run_suite(suite, output, args)
     title = f"Tuning methods for T5 on {suite.backbone}: {suite.name}"
     report = write_report(
-        records_folder,
+        output,
         output,
         title=title,
         about=suite.about,
@@ -202,34 +201,36 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
     return tuple(map(around, methods))
 
 
-def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
     """Return the records of the suite, after the runs that are not recorded yet."""
     from t5peft.benchmark.configs import base_configs
     from t5peft.benchmark.process import RunProcesses
+    from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
-    from t5peft.benchmark.schedule import plans, run_suite
+    from t5peft.benchmark.schedule import run_suite, sweeps
 
     device = _device(args.device)
-    cells = plans(suite, base_configs(suite, device))
-    least = sum(cell.least_runs for cell in cells)
+    grid = sweeps(suite, base_configs(suite, device))
+    records = RunRecords(folder)
+    least = sum(sweep.least_runs for sweep in grid)
     print(
         f"suite {suite.name}: {len(suite.methods)} methods on {len(suite.tasks)} tasks with {suite.backbone} on {device}, "
-        f"{least} runs of {suite.steps} steps or as the task says; records in {folder}",
+        f"{least} runs of {suite.steps} steps or as the task says; records in {records.path}",
         flush=True,
     )
     line = _ProgressLine(sys.stderr.isatty())
     execute = RunProcesses(
         worker,
-        log=folder.parent / "log.txt",
+        log=folder / "log.txt",
         threads=args.threads,
-        on_step=line.step,
+        on_progress=line.show_step,
         preload=("t5peft.benchmark.runner",),
     )
     try:
-        with hold_folder(folder.parent):
-            return run_suite(cells, folder, execute, say=line.log, begin=line.on_start)
+        with hold_folder(folder):
+            return run_suite(grid, records, execute, log=line.log, on_start=line.on_start)
     except KeyboardInterrupt:
-        line.log("Interrupted; the same command goes on with the run that was cut off.")
+        line.log("Interrupted. The same command continues with the run that was cut off.")
         raise SystemExit(130) from None
 
 
@@ -257,9 +258,9 @@ class _ProgressLine:
         from t5peft.benchmark.schedule import describe
 
         self.head = f"[{progress.line()}] {describe(config)}"
-        self.step(0, config.steps)
+        self.show_step(0, config.steps)
 
-    def step(self, step: int, steps: int) -> None:
+    def show_step(self, step: int, steps: int) -> None:
         if self.live:
             print(f"\r\x1b[K{self.head}: step {step}/{steps}", end="", file=sys.stderr, flush=True)
 

@@ -6,6 +6,7 @@ paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 202
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5Config
@@ -38,7 +39,7 @@ _BYT5 = {
 _Shape = tuple[int, int, int, int, int, int]
 
 
-def _config(kind: type[PretrainedConfig], shape: _Shape, vocabulary: int, gated: bool) -> PretrainedConfig:
+def _config(kind: Callable[..., PretrainedConfig], shape: _Shape, vocabulary: int, gated: bool) -> PretrainedConfig:
     d_model, d_kv, d_ff, encoder, decoder, heads = shape
     return kind(
         d_model=d_model,
