@@ -81,7 +81,7 @@ def test_what_would_stop_the_scoring_stops_before_the_training(
 ) -> None:
     (tmp_path / "test.csv").write_text("review,stars\nfilm,\n")
     assert train(backbone, table, tmp_path / "out", "--test", str(tmp_path / "test.csv")) == 2
-    assert "The label '' of the column 'label' in row 0 has no word" in capsys.readouterr().err
+    assert "The label '' of the column 'stars' in row 0 has no word" in capsys.readouterr().err
     path = Path(own_task(tmp_path, "own", "train"))
     path.write_text(path.read_text().replace("[accuracy]", "[accuracy, macro_f1]"))
     arguments = [
