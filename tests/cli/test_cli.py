@@ -315,11 +315,11 @@ def test_a_whole_model_is_not_saved_over_an_adapter_which_would_be_served_in_its
     train(backbone, table, tmp_path / "out")
     adapter = tmp_path / "out" / "adapter"
     monkeypatch.setattr("t5peft.cli.merge.merge", lambda folder: pytest.fail("the adapter was merged"))
-    monkeypatch.setattr("t5peft.cli.train.fit", lambda *args, **kwargs: pytest.fail("the model was trained"))
+    monkeypatch.setattr("t5peft.cli.train.train", lambda *args, **kwargs: pytest.fail("the model was trained"))
     assert main(["merge", str(adapter), "--output", str(adapter)]) == 2
-    assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
+    assert f"Got {adapter}, which holds an adapter that would be loaded" in capsys.readouterr().err
     assert train(backbone, table, adapter, "--method", "full") == 2
-    assert f"{adapter} holds an adapter, which would be taken for the model" in capsys.readouterr().err
+    assert f"Got {adapter}, which holds an adapter that would be loaded" in capsys.readouterr().err
 
 
 def test_a_prefix_is_not_merged_and_the_error_says_why(
@@ -327,7 +327,7 @@ def test_a_prefix_is_not_merged_and_the_error_says_why(
 ) -> None:
     train(backbone, table, tmp_path / "out", "--method", "prefix")
     assert main(["merge", str(tmp_path / "out" / "adapter"), "--output", str(tmp_path / "merged")]) == 2
-    assert "no change of a weight and cannot be merged" in capsys.readouterr().err
+    assert "It cannot be merged into the weights of T5" in capsys.readouterr().err
 
 
 def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
