@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, load_backbone
 from t5peft.adapters import load_saved, quantization_of
 from t5peft.benchmark.configs import base_configs
-from t5peft.benchmark.records import RunConfig, find_record, load_records
+from t5peft.benchmark.records import RunConfig, RunRecords
 from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
-from t5peft.benchmark.schedule import Plan, plans, run_suite
+from t5peft.benchmark.schedule import Sweep, run_suite, sweeps
 from t5peft.benchmark.suites import load_suite
 from t5peft.cli.data import load_saved_task
 from t5peft.deprecated import OPTIONS
@@ -187,27 +187,30 @@ def test_the_arguments_of_a_checkpoint_load(stored: Path) -> None:
 
 
 def test_records_give_the_same_tables(stored: Path, tmp_path: Path) -> None:
-    report = write_report(Path("records"), tmp_path, title="stored", about="records of 0.1.0", command="t5peft bench")
+    report = write_report(Path(), tmp_path, title="stored", about="records of 0.1.0", command="t5peft bench")
     for what, name in (("table", "report.md"), ("CSV", "report.csv")):
         expected = (stored / "report" / name).read_text(encoding="utf-8")
         assert report.paths[what].read_text(encoding="utf-8") == renamed_in_text(expected)
 
 
 def test_records_load_and_are_found_by_their_configuration(stored: Path) -> None:
-    for folder in (Path("records"), Path("suite/records")):
-        records = load_records(folder)
-        for record, path in zip(records, sorted(folder.glob("*.json")), strict=True):
-            assert_holds(record, read(path))
-            assert find_record(folder, RunConfig(**record["config"])) == record
+    for folder in (Path(), Path("suite")):
+        records = RunRecords(folder)
+        paths = sorted((folder / "records").glob("*.json"))
+        assert len(records.load()) == len(paths)
+        for path in paths:
+            found = records.find(RunConfig(**renamed(read(path)["config"])))
+            assert found is not None
+            assert_holds(found, read(path))
 
 
 # --- suites
 
 
-def cells() -> list[Plan]:
+def cells() -> list[Sweep]:
     """The stored suite."""
     suite = load_suite("suite/suite.yaml")
-    return plans(suite, base_configs(suite, "cpu"))
+    return sweeps(suite, base_configs(suite, "cpu"))
 
 
 def test_a_suite_asks_for_the_same_runs(copied: Path) -> None:
@@ -219,7 +222,7 @@ def test_a_suite_asks_for_the_same_runs(copied: Path) -> None:
         record = read(f"suite/records/{expected[len(asked) - 1]['file']}")
         return {name: value for name, value in record.items() if name not in ("schema", "config")}
 
-    run_suite(cells(), copied / "empty", execute)
+    run_suite(cells(), RunRecords(copied / "empty"), execute)
     assert len(asked) == len(expected)
     for config, entry in zip(asked, expected, strict=True):
         assert_holds(asdict(config), entry["fields"])
@@ -229,7 +232,7 @@ def test_a_suite_finds_the_records_of_its_runs(copied: Path) -> None:
     def execute(config: RunConfig) -> dict[str, Any]:
         pytest.fail(f"There is a record of {config}, and it was not found.")
 
-    found = run_suite(cells(), copied / "suite" / "records", execute)
+    found = run_suite(cells(), RunRecords(copied / "suite"), execute)
     for record, entry in zip(found, read("suite/configs.json"), strict=True):
         assert_holds(record, read(f"suite/records/{entry['file']}"))
 

@@ -106,7 +106,6 @@ def write_manifest_file(folder: Path, content: Mapping[str, Any], names: Iterabl
         names: The files to list; None: all but temporary ones.
     """
     temporary = folder / TEMPORARY_MANIFEST
-    temporary.unlink(missing_ok=True)  # of a save that was interrupted
     paths = files_of(folder) if names is None else [folder / name for name in sorted(names)]
     files = {path.relative_to(folder).as_posix(): _hash(path) for path in paths}
     for path in paths:
