@@ -39,7 +39,7 @@ class Split:
     def __init__(self, task: Task, records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
         self.task, self.tokenizer = task, tokenizer
         self.features: list[dict[str, Any]] = task.tokenize(records, tokenizer).to_list()
-        self.references = [task.answers(record) for record in records]
+        self.references = [task.answers(record, tokenizer) for record in records]
         self.texts = [task.content(record) for record in records]
 
     def score(self, model: nn.Module) -> Scored:
@@ -55,8 +55,9 @@ class Split:
                 sources,
                 max_new_tokens=self.task.max_target_length,
                 num_beams=self.task.num_beams,
+                keep=self.task.special_tokens(self.tokenizer),
             )
-            predictions = [self.task.read(text) for text in answers]
+            predictions = [self.task.read(text, self.tokenizer) for text in answers]
         scores: dict[str, float] = {}
         for name in self.task.metrics:
             if name == "perplexity":

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.data.padding import pad_rows
 from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
 from t5peft.pretraining.optimizers import OptimizerName, make_optimizer, rate_factor
@@ -201,7 +202,7 @@ class Pretrainer:
         generator = np.random.default_rng((config.seed, step, config.micro_batches))
         pairs = sorted((self.tasks.pair(generator) for _ in range(config.task_rows)), key=lambda pair: len(pair[0]))
         cuts = [pairs[first : first + TASK_ROWS_AT_ONCE] for first in range(0, len(pairs), TASK_ROWS_AT_ONCE)]
-        return [text, [self._tensors(*(_padded(ids) for ids in zip(*cut, strict=True))) for cut in cuts]]
+        return [text, [self._tensors(*(pad_rows(ids, -1).numpy() for ids in zip(*cut, strict=True))) for cut in cuts]]
 
     def _objective(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         eos = self.tokenizer.eos_token_id
@@ -301,11 +302,3 @@ def _plan(config: PretrainConfig, sentinels: int) -> Corruption:
 
 def _targets(batch: Batch) -> int:
     return int((batch["labels"] >= 0).sum())
-
-
-def _padded(rows: tuple[list[int], ...]) -> np.ndarray:
-    """Pad rows of ids to [B, longest] with -1."""
-    found = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
-    for row, ids in zip(found, rows, strict=True):
-        row[: len(ids)] = ids
-    return found

@@ -387,12 +387,12 @@ def test_rank_says_what_is_wrong_with_candidates():
         rank(model, TOKENIZER, SOURCES, [["a", "b"], []])
     assert "2 lists of candidates came for 6 sources" in str(caught.value)
     assert "the list of candidates of source 1 is empty" in str(caught.value)
-    with pytest.raises(ValueError, match="one text came as sources, 'no'; a list of texts is expected"):
+    with pytest.raises(ValueError, match="Got one text as sources, 'no'; expected a list of texts"):
         rank(model, TOKENIZER, "no", WORDS)
 
 
 def test_one_text_in_place_of_candidates_is_refused():
-    with pytest.raises(ValueError, match="one text came as candidates, 'yes'; a list of texts is expected"):
+    with pytest.raises(ValueError, match="Got one text as candidates, 'yes'; expected a list of texts"):
         rank(v1_0(), TOKENIZER, SOURCES, "yes")
 
 
@@ -402,7 +402,7 @@ def test_numbers_below_one_are_refused():
         predict(model, TOKENIZER, SOURCES, max_new_tokens=0)
     with pytest.raises(ValueError, match="tokens_per_batch is 0; expected at least 1"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, tokens_per_batch=0)
-    with pytest.raises(ValueError, match="max_source_length is 1; at least 2 are needed"):
+    with pytest.raises(ValueError, match="Got max_source_length=1; expected at least 2"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, max_source_length=1)
 
 
