@@ -505,5 +505,7 @@ def test_references_that_the_task_does_not_name_are_told(
 
 def test_labels_that_are_empty_are_named_by_row() -> None:
     records = [{"text": "a", "label": "x"}, {"text": "b", "label": ""}, {"text": "c", "label": "y"}]
-    with pytest.raises(ValueError, match="Got a column 'label' of labels that is empty in row 1 of the training records"):
+    with pytest.raises(
+        ValueError, match="Got a column 'label' of labels that is empty in row 1 of the training records"
+    ):
         preset_task("classification", records)
