@@ -42,7 +42,7 @@ from t5peft.methods import METHODS, lora_wrap, qlora_wrap
 from t5peft.models.backbone import MINI, correct_config, has_untied_head, load_backbone
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.fast import fast_kernels
-from t5peft.nn.kernels.linear import Linear
+from t5peft.nn.kernels.linear import FastLinear
 
 TOKENIZER = AutoTokenizer.from_pretrained(MINI)
 SOURCES = [
@@ -306,7 +306,7 @@ def test_evaluation_runs_on_the_kernels_and_merges_within_those_of_a_trainer_too
     model = wrapped("lora")()
     plain = [type(module) for module in model.modules()]
     with evaluating(model) as t5:
-        assert any(isinstance(module, Linear) for module in t5.modules())
+        assert any(isinstance(module, FastLinear) for module in t5.modules())
     assert [type(module) for module in model.modules()] == plain
     with fast_kernels(model):
         inside = [type(module) for module in model.modules()]
