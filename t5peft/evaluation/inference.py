@@ -84,9 +84,7 @@ def merged(model: nn.Module) -> Iterator[bool]:
 def _can_merge(layer: BaseTunerLayer, tied: set[int]) -> bool:
     """Return whether an active, unmerged adapter is on a plain float32 linear map that no other module shares."""
     base = layer.get_base_layer()
-    if is_hooked(
-        *cast(nn.Module, layer).modules()
-    ):  # Hooks of a part of the adapter are called only while it is apart.
+    if is_hooked(*cast(nn.Module, layer).modules()):  # Merged, hooks of A and B would not be called.
         return False
     if type(base) not in (nn.Linear, FastLinear) or base.bias is not None or layer.disable_adapters or layer.merged:
         return False

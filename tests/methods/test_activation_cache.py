@@ -252,7 +252,7 @@ def test_a_mask_of_the_targets_is_taken_into_account(shape: str) -> None:
 
 def test_a_source_of_padding_that_no_mask_hides_is_read() -> None:
     model = ladder()
-    batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "labels": torch.tensor([[5, 6, 1]])}
+    batch = {"input_ids": torch.tensor([[0] * 4, [7, 8, 9, 1]]), "labels": torch.tensor([[5, 6, 1]] * 2)}
     expected = target_loss(model, batch)[0].item()
     with cached_activations(model, PLENTY):
         assert [target_loss(model, batch)[0].item() for _ in range(3)] == pytest.approx([expected] * 3, rel=1e-5)
