@@ -180,7 +180,9 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
             documents, vocabulary=args.vocabulary, share=args.vocabulary_share, threads=torch.get_num_threads()
         )
         save_tokenizer(tokenizer, folder)
-    return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder)))  # as `train_tokenizer` makes it
+    return cast(
+        "PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder))
+    )  # as ``train_tokenizer`` makes it
 
 
 def _model(

@@ -68,7 +68,7 @@ def merged(model: nn.Module) -> Iterator[bool]:
     try:
         for layer in model.modules():
             if isinstance(layer, LoraLayer | IA3Layer) and _can_merge(layer, tied):
-                base = cast(nn.Linear, layer.get_base_layer())  # by `_can_merge`
+                base = cast(nn.Linear, layer.get_base_layer())  # by ``_can_merge``
                 kept.append((layer, base, base.weight.data))
                 layer.merge(safe_merge=True)  # "safe" makes a new tensor, so what was kept is not written to
         yield bool(kept)

@@ -21,10 +21,8 @@ from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
 from t5peft.evaluation.metrics import METRICS, compute
-from t5peft.evaluation.peft_prompts import target_log_probabilities
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
-from t5peft.methods.base import has_peft_prompt
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import target_loss
 
@@ -262,16 +260,6 @@ def loss_and_perplexity(
             f"Got a {type(t5).__name__}, which has no language model head; expected one, as perplexity is that of its targets. "
             "Leave perplexity out of the task's metrics."
         )
-    if has_peft_prompt(model):
-        total = -float(target_log_probabilities(model, features).double().sum())
-        tokens = sum(len(feature["labels"]) for feature in features)
-    else:
-        total, tokens = _summed_loss(model, features, tokens_per_batch)
-    return {"loss": total / tokens, "perplexity": math.exp(total / tokens)}
-
-
-def _summed_loss(model: nn.Module, features: Sequence[Mapping[str, Any]], tokens_per_batch: int) -> tuple[float, int]:
-    """Return the loss [nats] summed over the target tokens, and their number."""
     total, tokens = 0.0, 0
     with evaluating(model) as t5:
         ids = {"pad_token_id": t5.config.pad_token_id, "decoder_start_token_id": t5.config.decoder_start_token_id}
@@ -279,4 +267,4 @@ def _summed_loss(model: nn.Module, features: Sequence[Mapping[str, Any]], tokens
             inputs = collate([features[i] for i in batch], **ids)
             loss, count = target_loss(model, {name: tensor.to(t5.device) for name, tensor in inputs.items()})
             total, tokens = total + float(loss), tokens + count
-    return total, tokens
+    return {"loss": total / tokens, "perplexity": math.exp(total / tokens)}

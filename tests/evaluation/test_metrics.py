@@ -27,7 +27,7 @@ WORDS = TEXT.split()
 
 
 def sentences(count: int, seed: int, longest: int = 25) -> list[str]:
-    """Sentences of 0 to `longest` words; the first two are empty."""
+    """Sentences of 0 to ``longest`` words; the first two are empty."""
     draw = random.Random(seed)
     return ["", "", *(" ".join(draw.choices(WORDS, k=draw.randint(0, longest))) for _ in range(count - 2))]
 
