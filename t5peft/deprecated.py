@@ -102,6 +102,7 @@ RENAMED = {
     ("t5peft.retuning", "Retuned"): "ContinuedTraining",
     ("t5peft.retuning", "retune"): "continue_training",
     ("t5peft.search", "Found"): "SearchResult",
+    ("t5peft.speed", "kernels"): "fast_kernels",
     ("t5peft.speed", "takes_rows"): "supports_padding_free",
     ("t5peft.tasks", "FAMILIES"): "PRESETS",
     ("t5peft.tasks", "family_task"): "preset_task",
