@@ -309,7 +309,7 @@ def test_a_search_goes_on(copied: Path) -> None:
     task = load_saved_task("tasks/films")
     done = search(task, splits, recipe, "search", trials=2)
     assert (done.trials, done.value) == (2, pytest.approx(before["value"]))
-    assert_holds(asdict(done.recipe), before["best"])
+    assert_holds(asdict(done.config), before["best"])
     assert search(task, splits, recipe, "search", trials=3).trials == 3
     study = optuna.load_study(study_name="films-lora", storage="sqlite:///search/study.db")
     first = [{"params": trial.params, "value": trial.value, "state": trial.state.name} for trial in study.trials[:2]]
