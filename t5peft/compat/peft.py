@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
+from torch import nn
 
 
 def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
@@ -23,3 +24,18 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
         PeftType._value2member_map_[value] = member
         type.__setattr__(PeftType, value, member)
     register_peft_method(name=name, config_cls=config, model_cls=tuner, prefix=tuner.prefix)
+
+
+def adds_to_loss(model: nn.Module) -> bool:
+    """Return whether the tuner of a model may add to the loss that the model returns, as AdaLoRA does.
+
+    A tuner can only do so in a forward pass of its own. Whether it does is then seen from the loss itself.
+    """
+    while not isinstance(model, PeftModel):
+        inner = model.__dict__.get("_modules", {})
+        wrapped = inner.get("module", inner.get("_orig_mod"))
+        if wrapped is None:
+            return False
+        model = wrapped
+    tuner = model.base_model
+    return isinstance(tuner, BaseTuner) and type(tuner).forward is not BaseTuner.forward

@@ -1,7 +1,7 @@
-"""From tokenised examples to tensors: collate, cut an optimizer step into micro-batches, pack examples into rows.
+"""Collate tokenized examples into tensors, cut an optimizer step into micro-batches, pack examples into rows.
 
-Features are dictionaries with `input_ids` and `labels`, lists of token ids without padding. The loss of a step is a sum over
-target tokens, so how its examples are cut or packed does not change the gradient, only the padding.
+Features are dictionaries with ``input_ids`` and ``labels``, lists of token ids without padding. The loss of a step is a sum
+over target tokens. How its examples are cut or packed therefore changes the padding, and not the gradient.
 
 Letters: B rows, S source tokens, T target tokens.
 """
@@ -22,23 +22,32 @@ Feature = Mapping[str, Any]
 
 
 def collate(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Tensor]:
-    """Features to one padded batch.
+    """Collate features of text into one padded batch.
 
-    Returns:
+    Shapes:
         input_ids [B, S], attention_mask [B, S], decoder_input_ids [B, T], labels [B, T] (-100 on padding), all int64.
 
     Raises:
-        ValueError: no features, or a feature with an empty source or target.
+        ValueError: There are no features, or one has an empty source or target.
     """
     _check_features(features)
+    labels = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
+    return collate_sources(features, pad_token_id=pad_token_id) | {
+        "decoder_input_ids": _shift_right(labels, pad_token_id, decoder_start_token_id),
+        "labels": labels,
+    }
+
+
+def collate_sources(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate the sources of features into one padded batch.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], int64.
+    """
     sources = [feature["input_ids"] for feature in features]
-    targets = [feature["labels"] for feature in features]
-    labels = _pad(targets, IGNORED_LABEL)
     return {
         "input_ids": _pad(sources, pad_token_id),
         "attention_mask": _pad([[1] * len(source) for source in sources], 0),
-        "decoder_input_ids": _shift_right(labels, pad_token_id, decoder_start_token_id),
-        "labels": labels,
     }
 
 
@@ -231,6 +240,7 @@ def pack(
         ],
         pad_token_id,
     )
+    decoder_input_ids.masked_fill_(decoder_input_ids == IGNORED_LABEL, pad_token_id)
     source = _pad(
         [[number for number, index in enumerate(row, 1) for _ in features[index]["input_ids"]] for row in rows], 0
     )
@@ -277,22 +287,50 @@ def _same_example(queries: Tensor, keys: Tensor) -> Tensor:
     return (queries[:, :, None] == keys[:, None, :])[:, None]
 
 
+# --- heads -------------------------------------------------------------------------------------------------------------
+
+
 def collate_for_head(
-    features: Sequence[Mapping[str, Any]], *, pad_token_id: int, eos_token_id: int
+    features: Sequence[Feature], *, pad_token_id: int, eos_token_id: int, label_type: torch.dtype = torch.long
 ) -> dict[str, Tensor]:
-    """One padded batch for ``T5ForSequenceClassification``: input_ids [B, S], attention_mask [B, S], labels [B].
+    """Collate features for ``T5ForSequenceClassification`` into one padded batch.
 
     The model takes the state at the last ``</s>`` and needs the same number of them in each example, so each example gets
     exactly one, at its end.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], labels [B] or [B, L] for lists of L labels, where all features have some.
     """
-    sources = [
-        [*(token for token in feature["input_ids"] if token != eos_token_id), eos_token_id] for feature in features
-    ]
-    longest = max(map(len, sources))
-    batch = {
-        "input_ids": torch.tensor([source + [pad_token_id] * (longest - len(source)) for source in sources]),
-        "attention_mask": torch.tensor([[1] * len(source) + [0] * (longest - len(source)) for source in sources]),
-    }
+    ended = [[*(token for token in f["input_ids"] if token != eos_token_id), eos_token_id] for f in features]
+    batch = collate_sources([{"input_ids": source} for source in ended], pad_token_id=pad_token_id)
     if all("labels" in feature for feature in features):
-        batch["labels"] = torch.tensor([feature["labels"] for feature in features])
+        batch["labels"] = torch.tensor([feature["labels"] for feature in features], dtype=label_type)
+    return batch
+
+
+def collate_for_tokens(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate features for ``T5ForTokenClassification`` into one padded batch.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], labels [B, S] (-100 on padding) where all features have some.
+    """
+    batch = collate_sources(features, pad_token_id=pad_token_id)
+    if all("labels" in feature for feature in features):
+        batch["labels"] = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
+    return batch
+
+
+def collate_for_spans(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate features for ``T5ForQuestionAnswering`` into one padded batch; a position outside its source becomes -100.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], start_positions [B] and end_positions [B] where all features have them.
+    """
+    batch = collate_sources(features, pad_token_id=pad_token_id)
+    for name in ("start_positions", "end_positions"):
+        if all(name in feature for feature in features):
+            inside = [0 <= feature[name] < len(feature["input_ids"]) for feature in features]
+            batch[name] = torch.tensor(
+                [feature[name] if there else IGNORED_LABEL for feature, there in zip(features, inside, strict=True)]
+            )
     return batch

@@ -213,3 +213,15 @@ def test_a_row_of_a_round_length_is_not_filled() -> None:
     row = collate_padding_free([{"input_ids": [5] * 64, "labels": [6] * 64}], **PADS)
     assert row["input_ids"].shape == row["labels"].shape == (1, 64)
     assert row["layout"].source_lengths == (64,)
+
+
+@pytest.mark.parametrize("target", [[7, -100, 1], [-100, 7, 1], [7, 8, -100, -100, 9, 1]])
+def test_ignored_labels_within_a_target_are_padding_to_the_decoder_in_every_layout(target: list[int]) -> None:
+    model = tiny_t5()
+    features = [{"input_ids": [5, 6, 1], "labels": target}, {"input_ids": [8, 1], "labels": [9, 10, 1]}]
+    loss, expected = gradients(model, [collate(features, **PADS)])
+    for way in (pack(features, **PADS), pack(features, max_source_tokens=9, max_target_tokens=9, **PADS)):
+        assert int(way["decoder_input_ids"].min()) >= 0
+        got, found = gradients(model, [way])
+        assert got == pytest.approx(loss, rel=1e-6)
+        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
