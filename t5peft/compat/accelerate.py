@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard  # type: ignore[import-untyped]  # accelerate has no py.typed
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from torch.utils.data import DataLoader
 
 from t5peft.compat.private import PrivateUse
+
+__all__ = ["PRIVATE", "clear_device_cache", "examples_of_last_batch", "gather_object"]
 
 PRIVATE = (
     PrivateUse(

@@ -58,8 +58,8 @@ def check_columns(columns: Collection[str], dataset: str) -> None:
         meant = get_close_matches(column, missing, n=1, cutoff=0.8)
         if meant and column not in LABEL_ALIASES:
             raise ValueError(
-                f"Got {dataset} with a column {column!r} and none called {meant[0]!r}; expected columns are "
-                f"{', '.join(COLUMNS)}. Rename it to {meant[0]!r}, or remove it if it is something else."
+                f"Got records that T5 would misread: {dataset} has a column {column!r} and none called {meant[0]!r}; expected "
+                f"columns are {', '.join(COLUMNS)}. Rename it to {meant[0]!r}, or remove it if it is something else."
             )
 
 

@@ -68,8 +68,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
             newest = newest_resumable(self.output_folder)
             if newest is None:
                 raise ValueError(
-                    f"Got resume_from_checkpoint=True and no complete checkpoint in {self.output_folder}; expected one. "
-                    "Train without it."
+                    f"There is no complete checkpoint in {self.output_folder} to resume from; expected one. Train without "
+                    "resume_from_checkpoint=True."
                 )
             resume_from_checkpoint = str(newest)
         if resume_from_checkpoint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,13 +10,13 @@ import torch
 from t5peft.training.heads import Feature
 
 if TYPE_CHECKING:
-    from t5peft.training.trainer import T5PeftTrainer
+    from t5peft.training.evaluation_loop import EvaluatingTrainer
 
 NAMED = 5  # as many weights or examples are named at most
 REMEDY = "Training stops, the last checkpoint is kept. "
 
 
-def non_finite_loss(trainer: T5PeftTrainer, loss: float, features: list[Feature]) -> str:
+def non_finite_loss(trainer: EvaluatingTrainer, loss: float, features: Sequence[Feature]) -> str:
     """Return the error for a loss that is NaN or infinite, of a step of some examples."""
     broken = [name for name, p in trainer.wrapped_model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
@@ -30,7 +30,7 @@ def non_finite_loss(trainer: T5PeftTrainer, loss: float, features: list[Feature]
     )
 
 
-def non_finite_gradients(trainer: T5PeftTrainer, features: Callable[[], list[Feature]]) -> str | None:
+def non_finite_gradients(trainer: EvaluatingTrainer, features: Callable[[], Sequence[Feature]]) -> str | None:
     """Return the error for gradients that are NaN or infinite; None where only their norm overflows."""
     parameters = trainer.wrapped_model.named_parameters()
     broken = [name for name, p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()]
@@ -42,7 +42,7 @@ def non_finite_gradients(trainer: T5PeftTrainer, features: Callable[[], list[Fea
     )
 
 
-def _examples(trainer: T5PeftTrainer, features: list[Feature], weights: bool) -> str:
+def _examples(trainer: EvaluatingTrainer, features: Sequence[Feature], weights: bool) -> str:
     """Name the examples by their indices in the data set: those with such a loss, or else all of the step."""
     suspects = [] if weights else [f for f in features if not _has_finite_loss(trainer, f)]
     of_step = suspects or features
@@ -57,14 +57,14 @@ def _examples(trainer: T5PeftTrainer, features: list[Feature], weights: bool) ->
 
 
 @torch.no_grad()
-def _has_finite_loss(trainer: T5PeftTrainer, feature: Feature) -> bool:
+def _has_finite_loss(trainer: EvaluatingTrainer, feature: Feature) -> bool:
     model = trainer.accelerator.unwrap_model(trainer.model)
     batch = trainer._prepare_inputs(trainer.head.collate([feature]))
     with trainer.compute_loss_context_manager():
         return bool(torch.isfinite(trainer.head.loss(model, batch)[0]))
 
 
-def _indices(trainer: T5PeftTrainer, features: list[Feature]) -> list[int]:
+def _indices(trainer: EvaluatingTrainer, features: Sequence[Feature]) -> list[int]:
     """Indices of features in the training data; empty for a stream, or for data that change when they are read."""
     dataset: Any = trainer.train_dataset
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import nested_detach, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
+from t5peft.compat.accelerate import gather_object
 from t5peft.data.features import check_dataset
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
@@ -215,10 +215,8 @@ class EvaluatingTrainer(CheckpointTrainer):
             else:
                 outputs = self._outputs(model, batch) if outputs is None else outputs
                 predictions = self._scores(outputs, batch, ignore_keys)
-        labels = tuple(batch[name] for name in head.labels) if labeled else None
-        if labels is not None and len(labels) == 1:
-            labels = labels[0]
-        return loss, nested_detach(predictions), labels
+        labels = [batch[name] for name in head.labels] if labeled else [None]
+        return loss, nested_detach(predictions), labels[0] if len(labels) == 1 else tuple(labels)
 
     def _items(self, batch: Batch) -> Tensor | None:
         """Items of a batch, which a loss of the user's may need; None for others."""

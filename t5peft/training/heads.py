@@ -57,6 +57,11 @@ class Head:
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
 
+    @property
+    def classes(self) -> int:
+        """The number of labels of the head."""
+        return int(self.config.num_labels or 0)
+
     # --- features and batches ---------------------------------------------------------------------------------------
 
     def unpad(self, feature: Feature) -> dict[str, Any]:
@@ -221,7 +226,7 @@ class SequenceHead(Head):
         """Return the problem type of the config, or else that of the labels."""
         if self.config.problem_type is not None:
             return str(self.config.problem_type)
-        if self.config.num_labels == 1:
+        if self.classes == 1:
             return "regression"
         several = any(isinstance(feature.get("labels"), list) for feature in features)
         return "multi_label_classification" if several else "single_label_classification"
@@ -238,7 +243,7 @@ class SequenceHead(Head):
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the labels are not those of the problem type."""
-        labels, count, problem = [f["labels"] for f in features], self.config.num_labels, self.problem(features)
+        labels, count, problem = [f["labels"] for f in features], self.classes, self.problem(features)
         if problem == "single_label_classification":
             if wrong := kind_problems(labels, "labels", is_whole_number, "one class, a whole number"):
                 return wrong
@@ -265,8 +270,10 @@ class SequenceHead(Head):
         """Return the loss [] of logits [B, L], summed over the examples; several numbers of an example are averaged."""
         logits, labels = _exact(outputs.logits), batch["labels"]
         if self.config.problem_type is None:  # as the model does at its first loss
-            several = "multi_label_classification" if logits.shape[-1] > 1 else "regression"
-            self.config.problem_type = several if labels.is_floating_point() else "single_label_classification"
+            if not labels.is_floating_point():
+                self.config.problem_type = "single_label_classification"
+            else:
+                self.config.problem_type = "multi_label_classification" if logits.shape[-1] > 1 else "regression"
         if not labels.is_floating_point():
             return cross_entropy(logits, labels.flatten(), label_smoothing=label_smoothing, reduction="sum")
         counted = _counted(labels)
@@ -295,7 +302,7 @@ class TokenHead(Head):
         ):
             return wrong
         labels = set().union(*(labels for labels, _ in pairs))
-        return range_problems(labels, "labels", self.config.num_labels, "the model's config has num_labels")
+        return range_problems(labels, "labels", self.classes, "the model's config has num_labels")
 
     def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
         """Return the loss [] of logits [B, S, L], summed over the labeled tokens."""

@@ -83,8 +83,10 @@ CALLED_METHODS = frozenset(
 
 UNCHANGED_METHODS = frozenset(
     {
-        "add_callback", "create_model_card", "create_optimizer_and_scheduler", "end", "hyperparameter_search",
-        "init_hf_repo", "pop_callback", "push_to_hub", "remove_callback",
+        "add_callback", "create_model_card", "create_optimizer_and_scheduler", "end", "get_learning_rates",
+        "get_num_trainable_parameters", "get_optimizer_group", "hyperparameter_search", "init_hf_repo",
+        "log_metrics", "metrics_format", "pop_callback", "push_to_hub", "remove_callback", "save_metrics",
+        "save_state",
     }
 )
 """Public methods that are the user's to call, and transformers' own."""

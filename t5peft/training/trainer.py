@@ -21,7 +21,6 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -31,7 +30,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from t5peft.compat.accelerate import examples_of_last_batch
+from t5peft.compat.accelerate import clear_device_cache, examples_of_last_batch
 from t5peft.compat.peft import adds_to_loss
 from t5peft.data.features import check_dataset
 from t5peft.methods.ladder import cached_activations
@@ -41,7 +40,7 @@ from t5peft.nn.fast import kernels, our_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
-from t5peft.training.heads import Batch, Feature, SequenceHead, SpanHead, TextHead, head_of
+from t5peft.training.heads import Batch, SequenceHead, SpanHead, TextHead, head_of
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 from t5peft.training.served import refused_arguments
@@ -102,7 +101,7 @@ class T5PeftTrainer(EvaluatingTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_dataset(dataset, name)
         self.throughput = Throughput()
-        self._pending: list[Feature] = []  # examples of a step whose last batch has not come
+        self._pending: list[dict[str, Any]] = []  # examples of a step whose last batch has not come
         self._during_training = contextlib.ExitStack()
         super().__init__(
             model=cast(Any, model),
@@ -294,7 +293,7 @@ class T5PeftTrainer(EvaluatingTrainer):
         self._check_step(total, lambda: features)
         return total
 
-    def _cut_step(self, model: nn.Module, features: list[Feature], num_items: Tensor | int) -> Tensor:
+    def _cut_step(self, model: nn.Module, features: list[dict[str, Any]], num_items: Tensor | int) -> Tensor:
         while True:
             try:
                 return self._forward_backward(model, self.micro_batches(features), num_items)
@@ -365,7 +364,7 @@ class T5PeftTrainer(EvaluatingTrainer):
             return {}
         return {"label_smoothing": self.args.label_smoothing_factor, "z_loss": self.own.z_loss}
 
-    def micro_batches(self, features: list[Feature]) -> list[Batch]:
+    def micro_batches(self, features: list[dict[str, Any]]) -> list[Batch]:
         """Return the micro-batches of the examples of a step."""
         batches = self._lay_out(features)
         for chosen, batch in batches:
@@ -376,7 +375,7 @@ class T5PeftTrainer(EvaluatingTrainer):
             self.throughput.add(tokens, padded)
         return [batch for _, batch in batches]
 
-    def _lay_out(self, features: list[Feature]) -> list[tuple[list[int], Batch]]:
+    def _lay_out(self, features: list[dict[str, Any]]) -> list[tuple[list[int], Batch]]:
         """Micro-batches with the indices of their features."""
         if not self.own.bucket_by_length:
             return [(list(range(len(features))), self.head.collate(features))]
@@ -397,7 +396,7 @@ class T5PeftTrainer(EvaluatingTrainer):
         """The most tokens of a micro-batch."""
         return TokenBudget(self.wrapped_model, self.own.tokens_per_micro_batch)
 
-    def _check_step(self, loss: Tensor, features: Callable[[], list[Feature]]) -> None:
+    def _check_step(self, loss: Tensor, features: Callable[[], list[dict[str, Any]]]) -> None:
         """Raise FloatingPointError for a loss, or gradients of a whole step, that are NaN or infinite."""
         if not torch.isfinite(loss):
             raise FloatingPointError(non_finite_loss(self, float(loss), features()))
@@ -436,7 +435,8 @@ class _OnOurKernels(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.throughput.restart()  # the time of an evaluation is not training's
 
-    on_predict = on_evaluate
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        self.trainer.throughput.restart()
 
 
 def _uses_items(function: Callable[..., Any]) -> bool:

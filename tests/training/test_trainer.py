@@ -451,7 +451,7 @@ def test_data_that_cannot_be_evaluated_on_ends_in_one_clear_error(tmp_path: Path
     args, misspelt = arguments(tmp_path), [{"input_ids": [3, EOS], "lables": [3, EOS]}]
     trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args)
     for data, message in (
-        ({"a": tiny_records(2), "b": misspelt}, r"eval_dataset\['b'\] with a column 'lables' and none called 'labels'"),
+        ({"a": tiny_records(2), "b": misspelt}, r"eval_dataset\['b'\] has a column 'lables' and none called 'labels'"),
         ({"a": tiny_records(2), "b": []}, r"an empty eval_dataset\['b'\]"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -461,7 +461,7 @@ def test_data_that_cannot_be_evaluated_on_ends_in_one_clear_error(tmp_path: Path
             with pytest.raises(ValueError, match=r"Got an empty .*; expected at least one record"):
                 use(data)
         for data in (misspelt, Dataset.from_list(misspelt)):
-            with pytest.raises(ValueError, match="with a column 'lables' and none called 'labels'"):
+            with pytest.raises(ValueError, match="has a column 'lables' and none called 'labels'"):
                 use(data)
     with pytest.raises(ValueError, match="`labels` reach from 1 to 500; expected 0 to 383"):
         trainer.evaluate([{"input_ids": [3, EOS], "labels": [500, EOS]}])
