@@ -15,10 +15,8 @@ import numpy as np
 
 from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, MeanStd, mean_std, paired_bootstrap
-from t5peft.methods.registry import method_label
+from t5peft.methods.registry import METHODS, method_label
 
-ORDER = ("full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3")
-"""Rows come in this order, the reference first; then other methods by name, and peers last."""
 PERCENT = {"accuracy", "f1_macro", "f1_binary", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
 """Scores that are fractions and stand in tables as hundredths."""
 
@@ -171,9 +169,9 @@ def against_baseline(table: TaskTable) -> list[tuple[Row, Row]]:
 
 
 def sort_key(row: Row) -> tuple[Any, ...]:
-    """By this rows are sorted: the library's methods before peers, both in ORDER, and by their options."""
-    peer, method = row.method.startswith("peft-"), row.method
-    return peer, ORDER.index(method) if method in ORDER else len(ORDER), method, len(row.options), _numbers(row.options)
+    """Sort methods of the library before peers, both in the order of ``METHODS``, then by name and options."""
+    peer, method, order = row.method.startswith("peft-"), row.method, list(METHODS)
+    return peer, order.index(method) if method in order else len(order), method, len(row.options), _numbers(row.options)
 
 
 def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -27,7 +27,6 @@ from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedMode
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn import attention
-from t5peft.nn.fast import kernels
 from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
 
 _aten = torch.ops.aten
@@ -191,7 +190,7 @@ def simulate_step(
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    with kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(device), meter:
+    with fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(device), meter:
         activations_bytes = _passes(wrapped, inputs, meter, accumulation)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(

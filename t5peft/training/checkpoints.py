@@ -110,7 +110,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
             )
 
     def _data_order(self) -> dict[str, int]:
-        """What decides the order of the training examples; empty for a stream, or for a loader of the user's."""
+        """Return what decides the order of the training examples; empty for a stream, or for a loader of the user's."""
         if not hasattr(self.train_dataset, "__len__"):
             return {}
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed

@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from peft import PeftModel
 from transformers import TrainingArguments
+
+from t5peft.compat.peft import adds_to_loss
+from t5peft.methods.base import has_peft_prompt
+from t5peft.training.evaluation_loop import EvaluatingTrainer
+from t5peft.training.heads import Head, SequenceHead, SpanHead, TextHead, head_of
 
 
 class Refusal(NamedTuple):
@@ -100,3 +106,41 @@ def refused_arguments(args: TrainingArguments) -> list[str]:
         for name, refusal in REFUSED_ARGUMENTS.items()
         if refusal.is_given(getattr(args, name, None))
     ]
+
+
+def check_served(trainer: EvaluatingTrainer) -> None:
+    """Check that a Trainer serves its arguments and its model.
+
+    Raises:
+        ValueError: It does not; names all of them.
+    """
+    problems = refused_arguments(trainer.args)
+    head = head_of(trainer.t5)
+    if head is None:
+        problems.append(f"{type(trainer.t5).__name__} (expected a T5 with a head for text, classes or spans)")
+    else:
+        problems += _unserved_by_head(trainer, head)
+    if trainer.own.lora_plus_ratio != 1 and trainer.optimizer is not None:
+        problems.append("lora_plus_ratio with an optimizer of the user's (give its groups their learning rates)")
+    if isinstance(trainer.model, PeftModel) and has_peft_prompt(trainer.model):
+        kind = trainer.model.active_peft_config.peft_type.value
+        problems.append(f"peft's own {kind} (wrap by prompt_wrap or prefix_wrap)")
+    if trainer.accelerator.num_processes > 1 and trainer.accelerator.dispatch_batches:
+        problems.append("dispatch_batches in several processes (each reads its own part of the data)")
+    if problems:
+        raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
+
+
+def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
+    problems = []
+    if not isinstance(head, TextHead) and trainer.own.z_loss:
+        problems.append("z_loss for a class head (it is of the vocabulary's logits)")
+    regression = isinstance(head, SequenceHead) and head.problem([]) == "regression"
+    if trainer.args.label_smoothing_factor and (regression or isinstance(head, SpanHead)):
+        problems.append("label_smoothing_factor for numbers or spans (it is of classes)")
+    if not {*(trainer.args.label_names or ())} <= {*head.labels} and not trainer.has_own_loss():
+        names = ", ".join(head.labels)
+        problems.append(f"label_names={trainer.args.label_names} (the labels of this model are {names})")
+    if isinstance(head, SpanHead) and adds_to_loss(trainer.wrapped_model):
+        problems.append("a tuner that adds to the loss of T5ForQuestionAnswering (padding changes that loss)")
+    return problems

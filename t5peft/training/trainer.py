@@ -12,43 +12,38 @@ that the Trainer takes for a sum, is not used; the head never makes logits over 
 from __future__ import annotations
 
 import contextlib
-import dis
-import inspect
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from t5peft.compat.accelerate import clear_device_cache, examples_of_last_batch
-from t5peft.compat.peft import adds_to_loss
+from t5peft.compat.accelerate import clear_device_cache
 from t5peft.data.features import check_dataset
 from t5peft.methods.ladder import cached_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.models.backbone import correct_config
-from t5peft.nn.fast import kernels, our_attention
+from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
+from t5peft.training.batches import BatchingTrainer, uses_items
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
-from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
-from t5peft.training.heads import Batch, SequenceHead, SpanHead, TextHead, head_of
+from t5peft.training.evaluation_loop import Collator
+from t5peft.training.heads import Batch, TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
-from t5peft.training.served import refused_arguments
+from t5peft.training.served import check_served
 
 logger = logging.getLogger("t5peft")
 
 
-class T5PeftTrainer(EvaluatingTrainer):
+class T5PeftTrainer(BatchingTrainer):
     """Drop-in for ``Seq2SeqTrainer`` that trains a T5, plain (full fine-tuning) or wrapped.
 
     It takes the arguments of ``Seq2SeqTrainer`` in the same order, and calls the same methods of a subclass. Where
@@ -100,8 +95,8 @@ class T5PeftTrainer(EvaluatingTrainer):
             )
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_dataset(dataset, name)
+        self._pending = []
         self.throughput = Throughput()
-        self._pending: list[dict[str, Any]] = []  # examples of a step whose last batch has not come
         self._during_training = contextlib.ExitStack()
         super().__init__(
             model=cast(Any, model),
@@ -117,95 +112,16 @@ class T5PeftTrainer(EvaluatingTrainer):
             optimizers=optimizers,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        self._check_served()
+        check_served(self)
+        self._check_precision()
         self._prepare_data(None)
         correct_config(self.t5)
         if self.has_own_loss() and self.loss_is_scaled_for_ga is None:
-            self.loss_is_scaled_for_ga = _uses_items(self.compute_loss_func or self.compute_loss)
+            self.loss_is_scaled_for_ga = uses_items(self.compute_loss_func or self.compute_loss)
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
         self.add_callback(_OnOurKernels(self))
-
-    def _check_served(self) -> None:
-        """Raise one ValueError for all arguments, and kinds of model, that are not served."""
-        problems = refused_arguments(self.args)
-        head = head_of(self.t5)
-        if head is None:
-            problems.append(f"{type(self.t5).__name__} (expected a T5 with a head for text, classes or spans)")
-        elif not isinstance(head, TextHead):
-            if self.own.z_loss:
-                problems.append("z_loss for a class head (it is of the vocabulary's logits)")
-            regression = isinstance(head, SequenceHead) and head.problem([]) == "regression"
-            if self.args.label_smoothing_factor and (regression or isinstance(head, SpanHead)):
-                problems.append("label_smoothing_factor for numbers or spans (it is of classes)")
-        if head is not None and not {*(self.args.label_names or ())} <= {*head.labels} and not self.has_own_loss():
-            problems.append(
-                f"label_names={self.args.label_names} (the labels of this model are {', '.join(head.labels)})"
-            )
-        if self.own.lora_plus_ratio != 1 and self.optimizer is not None:
-            problems.append("lora_plus_ratio with an optimizer of the user's (give its groups their learning rates)")
-        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
-            kind = self.model.active_peft_config.peft_type.value
-            problems.append(f"peft's own {kind} (wrap by prompt_wrap or prefix_wrap)")
-        if isinstance(head, SpanHead) and adds_to_loss(self.wrapped_model):
-            problems.append("a tuner that adds to the loss of T5ForQuestionAnswering (padding changes that loss)")
-        if self.accelerator.num_processes > 1 and self.accelerator.dispatch_batches:
-            problems.append("dispatch_batches in several processes (each reads its own part of the data)")
-        if problems:
-            raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
-        self._check_precision()
-
-    # --- data -------------------------------------------------------------------------------------------------------
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of the training data, whose batches are inputs of the model."""
-        self._prepare_data(self.train_dataset)
-        return super().get_train_dataloader()
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        """Return the batches of one optimizer step, and the number of their items over all processes."""
-        self._pending = []
-        if self.state.global_step >= self.state.max_steps > 0:  # transformers would take a step more
-            self.control.should_training_stop = True
-            return [], None
-        if self.has_own_loss():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = list(itertools.islice(epoch_iterator, num_batches))
-        if not batches:
-            return [], None
-        if not all(map(self.head.is_labeled, batches)):
-            raise ValueError(self.head.columns_error(batches[0]))
-        if self.accelerator.gradient_state.end_of_dataloader:
-            batches[-1] = self._without_repeated(batches[-1])
-        items = torch.tensor(float(sum(map(self.head.count, batches))), device=device)
-        total = self.accelerator.reduce(items, reduction="sum") if self.accelerator.num_processes > 1 else items
-        if total == 0:
-            raise ValueError(
-                "Got a step whose targets are all padding (-100); expected at least one target token. Look at the `labels` of "
-                "the data."
-            )
-        if self._cuts_steps:  # a stream has ended within a step
-            batches += [{name: value[:0] for name, value in batches[0].items()}] * (num_batches - len(batches))
-        return batches, total if self.args.average_tokens_across_devices else items
-
-    def _without_repeated(self, batch: Batch) -> Batch:
-        """Return the last batch of an epoch without the examples that accelerate repeats, so that all processes get as many.
-
-        A process that is left with none keeps one without a label: it must take part in the exchange of gradients.
-        """
-        real = examples_of_last_batch(cast(DataLoader, self.callback_handler.train_dataloader))
-        if real is None:
-            return batch
-        rows = {name: value[: max(1, real)] for name, value in batch.items()}
-        return rows if real else self.head.without_labels(rows)
-
-    @property
-    def _cuts_steps(self) -> bool:
-        """Whether the batches of a step are taken together and cut by length."""
-        return isinstance(self.data_collator, Collator) and not self.has_own_loss() and not self.is_deepspeed_enabled
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -225,9 +141,9 @@ class T5PeftTrainer(EvaluatingTrainer):
         """Run the model on the kernels of this library until the training ends."""
         self._during_training.close()
         if self.own.fast_kernels and not self.args.torch_compile:
-            self._during_training.enter_context(kernels(self.wrapped_model))
+            self._during_training.enter_context(fast_kernels(self.wrapped_model))
         elif self.own.pack:
-            self._during_training.enter_context(our_attention(self.wrapped_model))
+            self._during_training.enter_context(t5peft_attention(self.wrapped_model))
         if self.own.activation_cache_bytes:
             self._during_training.enter_context(cached_activations(self.wrapped_model, self.own.activation_cache_bytes))
 
@@ -437,19 +353,3 @@ class _OnOurKernels(TrainerCallback):
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         self.trainer.throughput.restart()
-
-
-def _uses_items(function: Callable[..., Any]) -> bool:
-    """Whether a loss of the user's uses ``num_items_in_batch``, or hands it on, and so is not a mean over a batch."""
-    function = inspect.unwrap(getattr(function, "__func__", function))
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return True
-    parameters = inspect.signature(function).parameters
-    if "num_items_in_batch" in parameters:
-        names = {"num_items_in_batch"}
-    else:
-        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        names = {name for name, parameter in parameters.items() if parameter.kind in kinds}
-    loaded = [i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD")]
-    return any(names & {*(value if isinstance(value, tuple) else (value,))} for value in loaded)

@@ -352,7 +352,6 @@ def test_the_time_left_follows_from_the_runs_that_were_timed() -> None:
 SUITE_SCRIPT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
 import synthetic
 from fake_worker import work
 from t5peft.benchmark.process import RunProcesses
@@ -369,8 +368,8 @@ if __name__ == "__main__":
 def start_suite(folder: Path) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     script = folder / "suite.py"
-    script.write_text(SUITE_SCRIPT.format(tests=str(TESTS)))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])}
+    script.write_text(SUITE_SCRIPT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", TESTS)))}
     command = [sys.executable, str(script), str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -528,7 +527,7 @@ def test_files_of_ones_own_are_looked_through_before_the_first_run(tmp_path: Pat
     for changes, message in (
         ({"references": "labels", "files": files}, "references are in the column 'labels', which is in none"),
         ({"files": {"train": files["train"]}}, "has no test records"),
-        ({"files": {**files, "test": str(tmp_path / "empty.jsonl")}}, "the column 'label' holds NoneType in row 0"),
+        ({"files": {**files, "test": str(tmp_path / "empty.jsonl")}}, "The column 'label' holds NoneType in row 0"),
     ):
         with pytest.raises(ValueError, match=message):
             data_of(SuiteTask("t", own={**own, **changes}))

@@ -61,12 +61,12 @@ def test_collate_shifts_as_t5_does() -> None:
 
 
 def test_collate_names_empty_examples() -> None:
-    with pytest.raises(ValueError, match=r"Features \[1, 2\] have an empty source or target"):
+    with pytest.raises(ValueError, match=r"features \[1, 2\] with an empty source or target"):
         collate(
             [{"input_ids": [1], "labels": [1]}, {"input_ids": [], "labels": [1]}, {"input_ids": [1], "labels": []}],
             **PADS,
         )
-    with pytest.raises(ValueError, match="No features came"):
+    with pytest.raises(ValueError, match="Got no features"):
         collate([], **PADS)
 
 
@@ -116,7 +116,7 @@ def test_cut_is_the_cheapest_of_all_cuts_in_order_of_length() -> None:
 
 def test_cut_of_nothing_is_nothing_and_a_budget_of_nothing_is_an_error() -> None:
     assert bucket_by_length([], 10) == []
-    with pytest.raises(ValueError, match="tokens_per_micro_batch is 0"):
+    with pytest.raises(ValueError, match="tokens_per_micro_batch=0"):
         bucket_by_length(some_features(), 0)
 
 
@@ -180,7 +180,7 @@ def test_packing_leaves_less_padding_than_collating() -> None:
 
 
 def test_an_example_longer_than_a_row_is_named() -> None:
-    with pytest.raises(ValueError, match=r"Features \[0\] do not fit into a row of 2 source and 5 target tokens"):
+    with pytest.raises(ValueError, match=r"features \[0\] that do not fit into a row of 2 source and 5 target tokens"):
         pack([{"input_ids": [4, 5, 1], "labels": [1]}], max_source_tokens=2, max_target_tokens=5, **PADS)
 
 

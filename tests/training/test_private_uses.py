@@ -17,10 +17,15 @@ from t5peft import T5PeftTrainer, full_wrap, lora_wrap
 from t5peft.compat import accelerate as accelerate_uses
 from t5peft.compat import transformers as transformers_uses
 from t5peft.compat.private import PrivateUse
-from t5peft.training import checkpoints, evaluation_loop, served, trainer
+from t5peft.training import batches, checkpoints, evaluation_loop, served, trainer
 
 USES = (*transformers_uses.PRIVATE, *accelerate_uses.PRIVATE)
-LIBRARY = (trainer.T5PeftTrainer, evaluation_loop.EvaluatingTrainer, checkpoints.CheckpointTrainer)
+LIBRARY = (
+    trainer.T5PeftTrainer,
+    batches.BatchingTrainer,
+    evaluation_loop.EvaluatingTrainer,
+    checkpoints.CheckpointTrainer,
+)
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use.parameters is not None], ids=lambda use: use.name)
@@ -93,7 +98,7 @@ def test_a_refused_argument_is_named(name: str, tmp_path: Path) -> None:
     made = trainer_of(T5PeftTrainer, tiny_t5(), tmp_path)
     setattr(made.args, name, REFUSED[name])
     with pytest.raises(ValueError, match=rf"does not serve: {name} \("):
-        made._check_served()
+        served.check_served(made)
 
 
 # Methods that a single process calls in training, evaluation and prediction, without a search
