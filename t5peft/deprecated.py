@@ -125,7 +125,6 @@ RENAMED = {
     ("t5peft.speed", "kernels"): "fast_kernels",
     ("t5peft.speed", "our_attention"): "t5peft_attention",
     ("t5peft.search", "Found"): "SearchResult",
-    ("t5peft.speed", "kernels"): "fast_kernels",
     ("t5peft.speed", "takes_rows"): "supports_padding_free",
     ("t5peft.tasks", "FAMILIES"): "PRESETS",
     ("t5peft.tasks", "family_task"): "preset_task",

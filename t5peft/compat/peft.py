@@ -25,6 +25,7 @@ __all__ = [
     "AuxiliaryTrainingWrapper",
     "adapter_modules",
     "adapter_state",
+    "adds_to_loss",
     "register",
     "replace_tuner",
     "share_rows",
@@ -53,6 +54,21 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
 def replace_tuner(name: str, tuner: type[BaseTuner]) -> None:
     """Let peft use ``tuner``, a subclass of its own, for the method ``name`` (upper case) of peft."""
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType(name)] = tuner
+
+
+def adds_to_loss(model: nn.Module) -> bool:
+    """Return whether the tuner of a model may add to the loss that the model returns, as AdaLoRA does.
+
+    A tuner can only do so in a forward pass of its own. Whether it does is then seen from the loss itself.
+    """
+    while not isinstance(model, PeftModel):
+        inner = model.__dict__.get("_modules", {})
+        wrapped = inner.get("module", inner.get("_orig_mod"))
+        if wrapped is None:
+            return False
+        model = wrapped
+    tuner = model.base_model
+    return isinstance(tuner, BaseTuner) and type(tuner).forward is not BaseTuner.forward
 
 
 def adapter_modules(model: nn.Module) -> set[nn.Module]:
