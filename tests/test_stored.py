@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -48,7 +49,7 @@ def renamed(content: Any) -> Any:
 def renamed_in_text(text: str) -> str:
     """Tables, in which an option stands as `method (name=value)`, with the names of today."""
     for old, new in RENAMED.items():
-        text = text.replace(f"({old}=", f"({new}=").replace(f", {old}=", f", {new}=")
+        text = re.sub(rf"(?<![\w]){old}=", f"{new}=", text)
     return text
 
 
@@ -189,8 +190,14 @@ def test_the_arguments_of_a_checkpoint_load(stored: Path) -> None:
 def test_records_give_the_same_tables(stored: Path, tmp_path: Path) -> None:
     report = write_report(Path(), tmp_path, title="stored", about="records of 0.1.0", command="t5peft bench")
     for what, name in (("table", "report.md"), ("CSV", "report.csv")):
-        expected = (stored / "report" / name).read_text(encoding="utf-8")
-        assert report.paths[what].read_text(encoding="utf-8") == renamed_in_text(expected)
+        expected = rows_of(renamed_in_text((stored / "report" / name).read_text(encoding="utf-8")))
+        assert rows_of(report.paths[what].read_text(encoding="utf-8")) == expected
+        assert len(expected) > 10
+
+
+def rows_of(text: str) -> list[str]:
+    """Return the rows of the tables, without the sentences between them."""
+    return [line for line in text.splitlines() if line.startswith("|") or line.count(",") > 10]
 
 
 def test_records_load_and_are_found_by_their_configuration(stored: Path) -> None:
