@@ -1,6 +1,6 @@
-"""What t5peft 0.1.0 stored still loads and still means the same: adapters, checkpoints, records, suites, tasks, studies.
+"""Files that t5peft 0.1.0 stored still load and still mean the same: adapters, checkpoints, records, suites, tasks, studies.
 
-`fixtures/v0_1/make.py` says how it was made. The fixtures are never made anew by a later version.
+``fixtures/v0_1/make.py`` says how it was made. The fixtures are never made anew by a later version.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ RENAMED: dict[str, str] = {**OPTIONS, "target_words": "verbalizer"}
 
 
 def renamed(content: Any) -> Any:
-    """What was stored as JSON, with the keys of its mappings under their names of today."""
+    """Return stored JSON with the keys of its mappings under their names of today."""
     if isinstance(content, Mapping):
         return {RENAMED.get(key, key): renamed(value) for key, value in content.items()}
     return [renamed(value) for value in content] if isinstance(content, list) else content
 
 
 def renamed_in_text(text: str) -> str:
-    """Tables, in which an option stands as `method (name=value)`, with the names of today."""
+    """Tables, in which an option stands as ``method (name=value)``, with the names of today."""
     for old, new in RENAMED.items():
         text = re.sub(rf"(?<![\w]){old}=", f"{new}=", text)
     return text

@@ -43,7 +43,7 @@ from t5peft.models.unwrap import unwrap_t5
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 from t5peft.training.micro_batches import ran_out_of_memory
 
-BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, those of `load_backbone`
+BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's ``options``, those of ``load_backbone``
 TRAINING_OPTIONS = ("activation_cache_bytes", "lora_plus_ratio")  # and those of the trainer's arguments
 LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16

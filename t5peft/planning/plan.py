@@ -18,9 +18,9 @@ from t5peft.planning.units import bytes_text
 
 @dataclass(frozen=True)
 class Job:
-    """A training run as far as memory goes: one optimizer step of `batch` examples in micro-batches of `micro_batch`.
+    """A training run as far as memory goes: one optimizer step of ``batch`` examples in micro-batches of ``micro_batch``.
 
-    `dtype` None is what `load_backbone` takes: float32, or bfloat16 for a quantised backbone where it is fast.
+    ``dtype`` None is what ``load_backbone`` takes: float32, or bfloat16 for a quantised backbone where it is fast.
     """
 
     backbone: str
@@ -75,7 +75,7 @@ class Job:
 
 @lru_cache(maxsize=64)
 def step_bytes(job: Job) -> StepBytes:
-    """Bytes of one step of `job`.
+    """Bytes of one step of ``job``.
 
     Raises:
         FileNotFoundError: the backbone's configuration is not found.
@@ -126,7 +126,7 @@ def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
 
 
 def changes(job: Job, memory_bytes: int) -> list[Change]:
-    """What makes `job` fit, the least intrusive first, until one change does alone; empty where it fits as it is."""
+    """What makes ``job`` fit, the least intrusive first, until one change does alone; empty where it fits as it is."""
     if step_bytes(job).peak_bytes <= memory_bytes:
         return []
     found: list[Change] = []
@@ -140,7 +140,7 @@ def changes(job: Job, memory_bytes: int) -> list[Change]:
 
 
 def fits(job: Job, memory_bytes: int) -> bool:
-    """Whether `job` fits, as it is or with one of the changes."""
+    """Whether ``job`` fits, as it is or with one of the changes."""
     return step_bytes(job).peak_bytes <= memory_bytes or bool(changes(job, memory_bytes))
 
 

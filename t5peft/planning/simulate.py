@@ -42,7 +42,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def count(self, tensor: Tensor) -> None:
-        """Takes the storage of `tensor` into account until it is freed."""
+        """Takes the storage of ``tensor`` into account until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:
@@ -102,7 +102,7 @@ class _QuantizedLinear(nn.Linear):
 
     @property
     def W_q(self) -> Tensor:
-        """The weight, by the name by which peft knows a map that it asks to `dequantize`, as its DoRA does."""
+        """The weight, by the name by which peft knows a map that it asks to ``dequantize``, as its DoRA does."""
         return self.weight
 
     def dequantize(self) -> Tensor:
@@ -123,8 +123,8 @@ def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool)
 class StepBytes:
     """Bytes of one optimizer step, by what holds them.
 
-    `optimizer_bytes` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
-    `activations_bytes` is what a forward pass keeps for its backward; `peak_bytes` is the most that lives at one moment of
+    ``optimizer_bytes`` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
+    ``activations_bytes`` is what a forward pass keeps for its backward; ``peak_bytes`` is the most that lives at one moment of
     the second and later steps, everything together.
     """
 
@@ -156,7 +156,7 @@ def simulate_step(
     device: str = "cpu",
     fast_kernels: bool = True,
 ) -> StepBytes:
-    """One step of `accumulation` micro-batches of `batch` rows [batch, source_tokens] -> [batch, target_tokens].
+    """One step of ``accumulation`` micro-batches of ``batch`` rows [batch, source_tokens] -> [batch, target_tokens].
 
     Args:
         config: of a T5.
@@ -164,7 +164,7 @@ def simulate_step(
         batch: rows of a micro-batch.
         source_tokens: S, padding included.
         target_tokens: T, padding included.
-        quantize: as `load_backbone` takes it.
+        quantize: as ``load_backbone`` takes it.
         dtype: of the weights that are not quantised.
         checkpointing: gradient checkpointing.
         accumulation: micro-batches of a step; from the second on, gradients exist while activations are kept.
@@ -278,7 +278,7 @@ def _memory_efficient_attention(
 
 @contextmanager
 def _kernels_of(device: str) -> Iterator[None]:
-    """Inside, fake CPU tensors are computed as on `device`: the size of a chunk of logits, and the attention's kernel.
+    """Inside, fake CPU tensors are computed as on ``device``: the size of a chunk of logits, and the attention's kernel.
 
     Fake CUDA tensors would say both by themselves, but need a torch that is built with CUDA.
     """

@@ -8,7 +8,7 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "G": 10**9, "KIB": 2**1
 
 
 def parse_bytes(text: str) -> int:
-    """`24GB` or `16 GiB`.
+    """``24GB`` or ``16 GiB``.
 
     Raises:
         ValueError: neither.
@@ -20,7 +20,7 @@ def parse_bytes(text: str) -> int:
 
 
 def bytes_text(amount: float) -> str:
-    """`792 kB`, `149 MB`, `1.62 GB`."""
+    """``792 kB``, ``149 MB``, ``1.62 GB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if amount >= size:
             value = amount / size
@@ -29,7 +29,7 @@ def bytes_text(amount: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """`12 ms`, `0.31 s`, `48 s`."""
+    """``12 ms``, ``0.31 s``, ``48 s``."""
     if seconds < 0.1:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"

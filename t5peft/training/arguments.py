@@ -85,7 +85,7 @@ def as_t5peft_arguments(args: TrainingArguments | None) -> Seq2SeqTrainingArgume
         converted.__dict__.update(_OWN | copy.copy(args.__dict__))
         args = converted
     check_arguments(args)
-    # Several devices in one process would be torch's DataParallel; several processes are what `accelerate launch` is for.
+    # Several devices in one process would be torch's DataParallel; several processes are what ``accelerate launch`` is for.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 

@@ -71,7 +71,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
             newest = newest_resumable(self.output_folder)
             if newest is None:
                 raise ValueError(
-                    f"There is no complete checkpoint in {self.output_folder} to resume from; expected one. Train without "
+                    f"Got no complete checkpoint to resume from in {self.output_folder}; expected one. Train without "
                     "resume_from_checkpoint=True."
                 )
             resume_from_checkpoint = str(newest)

@@ -1,4 +1,4 @@
-"""What T5PeftTrainer promises beside the splits (tests/training/test_splits.py) and the stack's faults (tests/test_stack.py)."""
+"""Promises of T5PeftTrainer beside the splits (tests/training/test_splits.py) and the stack's faults (tests/test_stack.py)."""
 
 from __future__ import annotations
 
@@ -747,7 +747,7 @@ def test_a_checkpoint_of_weights_that_are_no_numbers_is_not_whole_whatever_file_
 
 
 class AskForASave(TrainerCallback):
-    """What a SIGTERM asks for where ``enable_jit_checkpoint=True``."""
+    """The save that a SIGTERM asks for where ``enable_jit_checkpoint=True``."""
 
     trainer: Any = None
 
