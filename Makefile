@@ -18,6 +18,7 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/language.py
 
 types: $(INSTALLED)
 	$(BIN)/mypy

@@ -35,10 +35,10 @@ KINDS: dict[str, Any] = {"synonyms": Synonyms, "word dropout": WordDropout, "wor
 
 
 def accuracy(task: Any, records: Any, test: Any, seed: int) -> float:
-    """LoRA at every linear map, tuned on `records`."""
+    """LoRA at every linear map, tuned on ``records``."""
     set_seed(seed)
-    model, tokenizer = load_backbone("mini")
-    model = lora_wrap(model, target_modules="all-linear")
+    backbone, tokenizer = load_backbone("mini")
+    model = lora_wrap(backbone, target_modules="all-linear")
     with tempfile.TemporaryDirectory() as folder:
         arguments = T5PeftTrainingArguments(
             folder,

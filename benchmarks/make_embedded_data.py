@@ -1,10 +1,10 @@
-"""Write the generated data sets of `t5peft/tasks/data`; the same bytes on every run and machine.
+"""Write the generated data sets of ``t5peft/tasks/data``; the same bytes on every run and machine.
 
     python benchmarks/make_embedded_data.py            # write restaurants, correction, passages, subjects and phrases
     python benchmarks/make_embedded_data.py --out DIR  # somewhere else, to compare
     python benchmarks/make_embedded_data.py --baselines  # print what simple rules reach on the shipped files
 
-The grammars are in `benchmarks/embedded_data`. The sets finance and support are not generated: their sentences were written one
+The grammars are in ``benchmarks/embedded_data``. The sets finance and support are not generated: their sentences were written one
 by one and the JSONL files are their source.
 """
 
@@ -27,7 +27,7 @@ DATA = Path(__file__).resolve().parents[1] / "t5peft" / "data" / "embedded"
 
 
 def write(name: str, folder: Path) -> None:
-    """Write the splits of one set as JSONL below `folder / name`."""
+    """Write the splits of one set as JSONL below ``folder / name``."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     for split, rows in GENERATORS[name]().items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -85,13 +85,13 @@ def measured_bytes(shape: Shape, method: str) -> int:
 
 
 def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
-    """Loads a model of random weights as a user would, wraps it, and takes two steps that `meter` watches."""
+    """Loads a model of random weights as a user would, wraps it, and takes two steps that ``meter`` watches."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     from t5peft.models.backbone import MINI, load_backbone
     from t5peft.models.unwrap import unwrap_t5
-    from t5peft.nn.fast import kernels
+    from t5peft.nn.fast import fast_kernels
     from t5peft.nn.loss import target_loss
 
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
         batch = _batch(shape)
-        with meter, kernels(model):
+        with meter, fast_kernels(model):
             for _ in range(2):
                 loss, tokens = target_loss(model, batch)
                 (loss / tokens).backward()

@@ -8,7 +8,7 @@
     python benchmarks/throughput.py --systems t5peft t5peft-int8    # 8 bits against fp32
 
 A t5-small shape with random weights and the real T5 vocabulary: a step costs what it costs with a checkpoint. The systems stand in
-`throughput_systems.py`.
+``throughput_systems.py``.
 
 Speed is counted in real tokens, source and target, without padding. Each repeat runs every system once over the same
 examples; figures are medians, ratios are medians of the ratios within a repeat. Records go to records/speed.jsonl.
@@ -64,14 +64,15 @@ def lora_flops(config: T5Config, features: Features, rank: int = 16) -> float:
     adapters = (
         6 * rank * (h + inner)
     )  # of query and value together: forward, input gradient and both factors' gradients
+    decoder_layers = config.num_decoder_layers or config.num_layers
     total = 0.0
     for feature in features:
         s, t = len(feature["input_ids"]), len(feature["labels"])
         both = 2 * (4 * square + feed_forward) + 2 * adapters
         encoder = forward_layers * (both * s + 12 * inner * s * s) - 3 * square * s
-        self_attention = config.num_decoder_layers * (both * t + 12 * inner * t * t) - 3 * square * t
+        self_attention = decoder_layers * (both * t + 12 * inner * t * t) - 3 * square * t
         per_target, per_source = 4 * square + adapters, 4 * square + adapters
-        cross = config.num_decoder_layers * (per_target * t + per_source * s + 12 * inner * s * t)
+        cross = decoder_layers * (per_target * t + per_source * s + 12 * inner * s * t)
         total += encoder + self_attention + cross + 4 * h * config.vocab_size * t
     return total
 
@@ -80,7 +81,7 @@ def run_training(args: argparse.Namespace) -> dict[str, Any]:
     """Repeats of every system on every data set, alternating."""
     tokenizer = load_tokenizer()
     results: dict[str, Any] = {}
-    config: T5Config | None = None
+    config: Any = None
     for name in args.data:
         features = load_features(name, tokenizer, max(args.examples, min(EXAMPLES[name], args.limit or EXAMPLES[name])))
         tokens = sum(len(feature["input_ids"]) + len(feature["labels"]) for feature in features)

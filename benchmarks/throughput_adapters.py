@@ -1,4 +1,4 @@
-"""One epoch of the `adapters` library's LoRA, timed; run by `throughput.py` with the Python of an environment that has it.
+"""One epoch of the ``adapters`` library's LoRA, timed; run by ``throughput.py`` with the Python of an environment that has it.
 
     python -m venv adapters && adapters/bin/pip install torch adapters datasets accelerate
     python benchmarks/throughput.py --systems t5peft peft adapters --adapters-python adapters/bin/python

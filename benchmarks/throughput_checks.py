@@ -1,4 +1,4 @@
-"""Beside training speed: memory, losses and prediction of the systems; run by `throughput.py`."""
+"""Beside training speed: memory, losses and prediction of the systems; run by ``throughput.py``."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def run_losses(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def peer_predict(model: nn.Module, features: Features, tokenizer: Any, max_new_tokens: int) -> None:
-    """Generation as users of `Seq2SeqTrainer` call it."""
+    """Generation as users of ``Seq2SeqTrainer`` call it."""
     arguments = {
         "output_dir": tempfile.mkdtemp(),
         "predict_with_generate": True,
@@ -105,7 +105,7 @@ def peer_predict(model: nn.Module, features: Features, tokenizer: Any, max_new_t
 
 
 def run_prediction(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of classifying SST-2 by `rank` and of summarising DialogSum by `predict`, beside the peer's generate.
+    """Seconds of classifying SST-2 by ``rank`` and of summarising DialogSum by ``predict``, beside the peer's generate.
 
     Weights are random and generation never ends by itself: a class is given the two tokens it has, a summary 48.
     """

@@ -1,9 +1,9 @@
 """The systems that the throughput runs compare: a t5-small shape with random weights, wrapped and trained by each.
 
-* t5peft: `T5PeftTrainer` as it comes; t5peft-int8: the same on an 8-bit backbone, LoRA alone;
-* peft: peft and `Seq2SeqTrainer` with `DataCollatorForSeq2Seq`, 16 examples a batch;
-* peft-grouped: the same with `train_sampling_strategy="group_by_length"`;
-* adapters: the `adapters` library, LoRA alone, in a Python of its own (`--adapters-python`), see `throughput_adapters.py`.
+* t5peft: ``T5PeftTrainer`` as it comes; t5peft-int8: the same on an 8-bit backbone, LoRA alone;
+* peft: peft and ``Seq2SeqTrainer`` with ``DataCollatorForSeq2Seq``, 16 examples a batch;
+* peft-grouped: the same with ``train_sampling_strategy="group_by_length"``;
+* adapters: the ``adapters`` library, LoRA alone, in a Python of its own (``--adapters-python``), see ``throughput_adapters.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from throughput_data import data_folder, load_tokenizer
 from torch import nn
-from transformers import Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, TrainerCallback
+from transformers import PreTrainedModel, Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, TrainerCallback
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, qlora_wrap
 from t5peft.benchmark.baselines import BASELINES, plain_trainer
@@ -32,12 +32,12 @@ Features = list[dict[str, list[int]]]
 
 
 def new_model(method: str, system: str, vocabulary: int | None = None, dropout: float | None = None) -> nn.Module:
-    """A t5-small with random weights, wrapped for `method` by the system's own wrap."""
+    """A t5-small with random weights, wrapped for ``method`` by the system's own wrap."""
     settings = json.loads((data_folder() / "t5_vocab" / "t5-small.config.json").read_text())
     settings |= {} if vocabulary is None else {"vocab_size": vocabulary}
     settings |= {} if dropout is None else {"dropout_rate": dropout}
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config.from_dict(settings))
+    model: PreTrainedModel = T5ForConditionalGeneration(T5Config.from_dict(settings))
     if system == "t5peft-int8":
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
@@ -45,7 +45,7 @@ def new_model(method: str, system: str, vocabulary: int | None = None, dropout: 
             model = load_backbone(folder, quantize="int8", dtype=torch.float32)[0]
     torch.manual_seed(1)
     if system == "t5peft-int8":
-        return qlora_wrap(model, target_modules=("q", "v"))  # the maps of `lora_wrap`
+        return qlora_wrap(model, target_modules=("q", "v"))  # the maps of ``lora_wrap``
     if system.startswith("t5peft"):
         return METHODS[method].wrap(model)
     return model if method == "full" else BASELINES[f"peft-{method}"](model)
@@ -54,7 +54,7 @@ def new_model(method: str, system: str, vocabulary: int | None = None, dropout: 
 def new_trainer(
     system: str, model: nn.Module, features: Features, tokenizer: Any, args: argparse.Namespace, **more: Any
 ) -> Seq2SeqTrainer:
-    """The system's trainer for one epoch over `features`."""
+    """The system's trainer for one epoch over ``features``."""
     arguments: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": min(PEER_BATCH, args.examples),
@@ -93,7 +93,7 @@ class Span(TrainerCallback):
 def time_training(
     system: str, features: Features, tokenizer: Any, args: argparse.Namespace
 ) -> tuple[dict[str, float], nn.Module | None]:
-    """Seconds of an epoch over `features`, from the first step's begin to the last one's end, and the trained model."""
+    """Seconds of an epoch over ``features``, from the first step's begin to the last one's end, and the trained model."""
     if system == "adapters":
         return _time_adapters(features, args), None
     span = Span()
@@ -104,7 +104,7 @@ def time_training(
 
 
 def _time_adapters(features: Features, args: argparse.Namespace) -> dict[str, float]:
-    """The same of the `adapters` library, in its own environment."""
+    """The same of the ``adapters`` library, in its own environment."""
     script = Path(__file__).with_name("throughput_adapters.py")
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"

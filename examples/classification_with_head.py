@@ -1,9 +1,9 @@
-"""Classification with a trained head: sentiment of financial headlines; precision, recall and F1 of each class.
+"""Classification with a trained head: sentiment of financial headlines, with precision, recall and F1 for each class.
 
     python examples/classification_with_head.py        # needs matplotlib: pip install "t5peft[plots]"
 
-`num_labels` puts a new head on T5 (T5ForSequenceClassification). On the plain stack, peft neither trains nor saves that
-head; here every wrap does both, and every message gets exactly the one </s> at which the head reads.
+``num_labels`` puts a new head on T5 (T5ForSequenceClassification). On the plain stack, peft neither trains nor saves that
+head. Here every wrap does both, and every message gets exactly one </s>, where the head reads.
 
 Time: about 40 s on 2 cores.
 Last line: accuracy 0.718, macro F1 0.719, most frequent sentiment 0.302
@@ -13,7 +13,7 @@ tf-idf with logistic regression has 0.611 on these headlines (t5peft/data/embedd
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base", num_labels=len(task.labels))
+    backbone, tokenizer = load_backbone("google-t5/t5-base", num_labels=len(task.labels))
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from t5peft.evaluation import classification_report, classify, confusion_picture
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini", num_labels=len(task.labels))
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini", num_labels=len(task.labels))
+model = lora_wrap(backbone, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/classification_with_head",

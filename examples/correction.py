@@ -1,8 +1,8 @@
-"""Correction of errors in English sentences, by LoRA.
+"""Correction of errors in English sentences with LoRA.
 
     python examples/correction.py
 
-A corrector must leave alone what is right, so the score (GLEU) of the text as it came is high, and hard to beat.
+A corrector must not change correct text. So the unchanged text has a high score (GLEU), which is hard to beat.
 
 Time: about 35 s on 2 cores.
 Last line: GLEU 0.690, text as it came 0.533
@@ -10,8 +10,8 @@ Promise: GLEU > text as it came
 
 For T5 base and a data set of the hub change two lines:
 
-    task, data = load_task("mine.yaml")  # as t5peft/data/definitions/wmt16_en_de.yaml, for grammarly/coedit say
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    task, data = load_task("mine.yaml")  # as t5peft/data/definitions/wmt16_en_de.yaml, for example for grammarly/coedit
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from t5peft.evaluation import compute, predict
 
 set_seed(0)
 task, data = load_task("correction")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, rank=32, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, rank=32, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/correction",

@@ -1,20 +1,20 @@
-"""A customer-support bot: finds similar past messages, names the intent, answers, and hands over when unsure.
+"""A customer-support bot that finds similar messages, names the intent, answers, and hands over when unsure.
 
     python examples/customer_support_bot.py        # needs bm25s: pip install "t5peft[retrieval]"
 
-BM25 finds five similar messages of the past. T5 reads their intents beside the message and gives each intent a probability.
-The reply is the one that T5 finds most probable among those to similar messages of this intent. A person answers where
-the probability is below the limit above which, on validation, four answers in five are right.
+BM25 finds five similar past messages. T5 reads their intents beside the message and gives each intent a probability. Among the
+replies to similar messages of this intent, the bot takes the one that T5 finds most probable. A person answers if the
+probability is below a limit; on validation, four of five answers above the limit are right.
 
 Time: about 35 s on 2 cores.
 Last line: answered 0.528, right where answered 0.803, right on all 0.604, intent of the most similar message 0.500
 Promise: right where answered > right on all; right on all > 0.4; answered > 0.1
 
-On all messages tf-idf with logistic regression is right more often, 0.780 of the time (t5peft/data/embedded/support/README.md).
+Over all messages, tf-idf with logistic regression is right more often: 0.780 (t5peft/data/embedded/support/README.md).
 For T5 base and a data set of the hub with the columns message, intent and reply change two lines:
 
     intents, data = load_task("mine.yaml")  # as t5peft/data/definitions/glue_sst2.yaml, with the name of the data set
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ for split, records in data.items():
         record |= {"places": found, "similar": " ".join(past[place]["intent"] for place in found)}
 
 task = replace(intents, template="similar: {similar} message: {message}")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear")
 both = {"intent": task.tokenize(past, tokenizer), "reply": replies.tokenize(past, tokenizer)}
 train = Mixture(both, {"intent": 0.75, "reply": 0.25}).dataset(120 * 16)
 arguments = T5PeftTrainingArguments(
@@ -51,19 +51,19 @@ arguments = T5PeftTrainingArguments(
 T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
 
 held, test = data["validation"], data["test"]
-found = rank(model, tokenizer, task.sources(held, tokenizer), task.candidates)
+ranking = rank(model, tokenizer, task.sources(held, tokenizer), task.candidates)
 truth = [task.labels.index(record["intent"]) for record in held]
-temperature = fit_temperature(found.log_probabilities, truth)
-sure = found.at_temperature(temperature).probabilities.max(dim=1).values.tolist()
+temperature = fit_temperature(ranking.log_probabilities, truth)
+sure = ranking.at_temperature(temperature).probabilities.max(dim=1).values.tolist()
 for limit in (percent / 100 for percent in range(101)):
-    kept = [best == label for best, label, p in zip(found.best, truth, sure, strict=True) if p >= limit]
+    kept = [best == label for best, label, p in zip(ranking.best, truth, sure, strict=True) if p >= limit]
     if sum(kept) >= 0.8 * len(kept):
         break
 
-found = rank(model, tokenizer, task.sources(test, tokenizer), task.candidates).at_temperature(temperature)
-sure = found.probabilities.max(dim=1).values.tolist()
-right = [task.labels[best] == record["intent"] for best, record in zip(found.best, test, strict=True)]
-for record, best, confidence in list(zip(test, found.best, sure, strict=True))[:4]:
+ranking = rank(model, tokenizer, task.sources(test, tokenizer), task.candidates).at_temperature(temperature)
+sure = ranking.probabilities.max(dim=1).values.tolist()
+right = [task.labels[best] == record["intent"] for best, record in zip(ranking.best, test, strict=True)]
+for record, best, confidence in list(zip(test, ranking.best, sure, strict=True))[:4]:
     print(f"\n{record['message']}\n  {task.labels[best]} ({confidence:.0%})", end=": ")
     fitting = [past[place]["reply"] for place in record["places"] if past[place]["intent"] == task.labels[best]]
     if confidence < limit or not fitting:

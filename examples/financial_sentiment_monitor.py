@@ -1,11 +1,10 @@
-"""Monitoring of financial sentiment: a stream of headlines, day by day, with an alert on a surge of negative news.
+"""Monitoring of financial sentiment: a daily stream of headlines, with an alert on a surge of negative news.
 
     python examples/financial_sentiment_monitor.py
 
-Tuned on headlines until August. What a week's number of negative headlines usually is, as the model counts them, is
-read off the weeks to 12 September; then the stream runs from there to December. In the week from 6 October a bank
-fails. The alert is raised when seven days hold more negative headlines than the usual number and three times its
-square root, which is the deviation of a Poisson count.
+The model is tuned on headlines until August. The weeks to 12 September give the usual number of negative headlines a week, as
+the model counts them. Then the stream runs to December. In the week from 6 October a bank fails. The alert is raised if seven
+days have more negative headlines than the usual number plus three times its square root, the deviation of a Poisson count.
 
 Time: about 25 s on 2 cores.
 Last line: days from the failure to the alert 2, days of false alert 0, accuracy 0.799, most frequent sentiment 0.302
@@ -14,7 +13,7 @@ Promise: days from the failure to the alert <= 6; days of false alert <= 2; accu
 For T5 base and a data set of the hub with the columns headline, sentiment and date change two lines:
 
     task, data = load_task("mine.yaml")  # as t5peft/data/definitions/glue_sst2.yaml, with the name of the data set
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from t5peft.evaluation import rank
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear")
 arguments = T5PeftTrainingArguments(
     "runs/financial_sentiment_monitor",
     max_steps=100,

@@ -2,8 +2,8 @@
 
     python examples/hyperparameter_search.py        # needs optuna: pip install "t5peft[search]"
 
-Each trial is a short run, scored on validation; one that does worse than most is stopped early. The study is a file: run
-the example again and it is read, raise `trials` and it goes on. Delete runs/hyperparameter_search to begin anew.
+Each trial is a short run, scored on validation. A trial that does worse than most is stopped early. The study is a file. If you
+run the example again, it is read; with more ``trials`` it continues. Delete runs/hyperparameter_search to start again.
 
 Time: about 45 s on 2 cores.
 Last line: trials 5, pruned 0, accuracy on validation 0.625, accuracy on test 0.631, most frequent sentiment 0.302

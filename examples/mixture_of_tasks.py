@@ -1,12 +1,12 @@
-"""A mixture of tasks: one adapter for two tasks, beside an adapter for each.
+"""A mixture of tasks: one adapter for two tasks, compared with an adapter for each.
 
     python examples/mixture_of_tasks.py
 
-The mixture draws tasks by size, flattened by a temperature (Raffel et al. 2020, section 3.5.2). The adapter of one task
-alone gets as many examples of it as the mixture had.
+The mixture draws tasks by size, flattened by a temperature (Raffel et al. 2020, section 3.5.2). An adapter of a single task gets
+as many examples of it as the mixture had.
 
 Time: about 50 s on 2 cores.
-Last line: finance 0.725, finance alone 0.711, intent 0.524, intent alone 0.508
+Last line: finance 0.725, single finance 0.711, intent 0.524, single intent 0.508
 Promise: finance > 0.4; intent > 0.3
 
 The most frequent classes have 0.302 and 0.100. For T5 base and data sets of the hub change two lines:
@@ -39,8 +39,8 @@ runs |= {name: (mixture.datasets[name], steps[name]) for name in TASKS}
 scores = {}
 for run, (train, max_steps) in runs.items():
     set_seed(0)
-    model, tokenizer = load_backbone(BACKBONE)
-    model = lora_wrap(model, target_modules="all-linear")
+    backbone, tokenizer = load_backbone(BACKBONE)
+    model = lora_wrap(backbone, target_modules="all-linear")
     arguments = T5PeftTrainingArguments(
         f"runs/mixture_of_tasks/{run}",
         max_steps=max_steps,
@@ -55,4 +55,4 @@ for run, (train, max_steps) in runs.items():
         scores[run, name] = evaluate_task(model, tokenizer, task, data["test"])["accuracy"]
         print(f"tuned on {run}: {name} {scores[run, name]:.3f}")
 
-print(", ".join(f"{name} {scores['together', name]:.3f}, {name} alone {scores[name, name]:.3f}" for name in TASKS))
+print(", ".join(f"{name} {scores['together', name]:.3f}, single {name} {scores[name, name]:.3f}" for name in TASKS))

@@ -1,15 +1,15 @@
-"""Further pretraining on the text of a domain: span corruption, from the embedded backbone.
+"""Further pretraining on text of a domain: span corruption, starting from the embedded backbone.
 
     python examples/pretrain_span_corruption.py
     python examples/pretrain_span_corruption.py --text notes.txt more.txt.xz --steps 500 --output runs/notes
 
-Without --text it reads the passages that the library holds; a tenth of the documents is held out.
+Without --text it reads the embedded passages. A tenth of the documents is held out.
 
 Time: about 60 s on 2 cores.
 Last line: held-out loss 3.094, before 4.212
 Promise: held-out loss < before
 
-The same from the command line, and new models from nothing: `t5peft pretrain --help`.
+``t5peft pretrain --help`` does the same, and makes new models.
 """
 
 from __future__ import annotations

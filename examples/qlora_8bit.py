@@ -1,10 +1,10 @@
-"""QLoRA: LoRA beside a backbone of 8 bits, merged into the unquantised one at the end.
+"""QLoRA: LoRA beside an 8-bit backbone, merged into the unquantized one at the end.
 
     python examples/qlora_8bit.py        # needs bitsandbytes: pip install "t5peft[quantized]"
 
-The linear maps of attention and feed-forward are held in 8 bits; embeddings, `wo` and head keep 16 or 32, as the machine
-computes. Merging into the quantised weights would lose part of what was tuned, so `merge` takes the unquantised ones
-and says how close the merged model stays.
+The linear maps of attention and feed-forward have 8 bits. The embeddings, ``wo`` and the head keep 16 or 32 bits, depending on the
+machine. Merging into quantized weights would lose a part of the tuning, so ``merge`` takes the unquantized weights and reports
+how close the merged model is.
 
 Time: about 25 s on 2 cores.
 Last line: accuracy 0.765, merged 0.765, most frequent sentiment 0.302, weights in 8 bits 0.361
@@ -13,7 +13,7 @@ Promise: accuracy > 0.5; merged > 0.5; weights in 8 bits < 0.8; accuracy > most 
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base", quantize="int8")
+    backbone, tokenizer = load_backbone("google-t5/t5-base", quantize="int8")
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from t5peft.evaluation import evaluate_task
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini", quantize="int8")
-quantised_bytes = model.get_memory_footprint()
-model = qlora_wrap(model)
+backbone, tokenizer = load_backbone("mini", quantize="int8")
+quantized_bytes = backbone.get_memory_footprint()
+model = qlora_wrap(backbone)
 
 arguments = T5PeftTrainingArguments(
     "runs/qlora_8bit",
@@ -49,7 +49,7 @@ save_adapter(model, "runs/qlora_8bit/adapter")
 merged_model, tokenizer, parity = merge("runs/qlora_8bit/adapter")
 merged_model.save_pretrained("runs/qlora_8bit/merged")
 merged = evaluate_task(merged_model, tokenizer, task, data["test"])["accuracy"]
-share = quantised_bytes / merged_model.get_memory_footprint()
+share = quantized_bytes / merged_model.get_memory_footprint()
 print(f"\n{parity}")
 
 labels = [task.target_text(record) for record in data["test"]]

@@ -1,10 +1,10 @@
-"""Recommendation: which of five restaurants fits a user's history, by scoring each as T5's answer.
+"""Recommendation: choose the restaurant of five that fits a user's history, by scoring each as T5's answer.
 
     python examples/recommendation.py
 
-Users are simulated over the embedded restaurants: each likes four cuisines, has been to places of three of them, and
-next goes to one of the fourth. So no word of the history gives the answer away, and counting common words fails: which
-cuisines go together is learned from other users. Test restaurants do not occur in training.
+Users of the embedded restaurants are simulated. Each likes four cuisines, has visited restaurants of three, and next goes to one
+of the fourth. So the history never contains the answer, and counting common words fails. The model learns from other users
+which cuisines go together. Test restaurants do not occur in training.
 
 Time: about 25 s on 2 cores.
 Last line: hits 1.000, mean reciprocal rank 1.000, most common words 0.156, chance 0.200
@@ -13,7 +13,7 @@ Promise: hits > 0.5; hits > most common words; hits > chance
 For T5 base and a data set of the hub with the columns history, item and candidates change two lines:
 
     train, test = (tasks.load_records("YOUR/DATASET", split) for split in ("train", "test"))
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TASTES = (
 def users(split: str, count: int) -> list[dict]:
     random, records = Random(split), tasks.load_task("restaurants")[1][split]
     places = [dict(re.findall(r"(\w+)\[(.*?)\]", record["mr"])) for record in records]
-    by_food = {}
+    by_food: dict[str, list[str]] = {}
     for place in places:
         if {"food", "kind", "price"} <= place.keys():
             by_food.setdefault(place["food"], []).append("{food} {kind}, {price}".format(**place))
@@ -54,8 +54,8 @@ def users(split: str, count: int) -> list[dict]:
 set_seed(0)
 train, test = users("train", 1000), users("test", 200)
 task = tasks.Task("recommendation", "recommend next: {history}", "{item}", max_source_length=96, max_target_length=32)
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear")
 arguments = T5PeftTrainingArguments(
     "runs/recommendation",
     max_steps=100,

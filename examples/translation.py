@@ -1,10 +1,10 @@
-"""Translation: English phrases into German, by LoRA.
+"""Translation of English phrases into German with LoRA.
 
     python examples/translation.py
 
-The embedded backbone has read no German: every German word is learned here, from 900 sentences. Words of the test
-sentences occur in training, the sentences do not. A backbone of ten million parameters gets no further than first words in
-so few steps: its BLEU is below 1, that of the English text left as it is 0.1.
+The embedded backbone was pretrained on English. It learns every German word here, from 900 sentences. Words of the test sentences
+occur in training, but the sentences do not. In so few steps a backbone of ten million parameters learns only first words: its
+BLEU is below 1. The unchanged English text has 0.1.
 
 Time: about 65 s on 2 cores.
 Last line: BLEU 0.8, chrF 19.6, copy 0.1
@@ -13,7 +13,7 @@ Promise: chrF > 5
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("wmt16_en_de")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from t5peft.evaluation import compute, predict
 
 set_seed(0)
 task, data = load_task("phrases")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, rank=32, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, rank=32, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/translation",

@@ -1,10 +1,10 @@
-"""Tuning again on new data: a third sentiment comes up that the adapter in use has never seen.
+"""Tuning again on new data, with a third sentiment that the adapter in use has never seen.
 
     python examples/tune_again.py
 
-The first version knows positive and negative headlines. New records hold neutral ones alone. Tuned on them alone it
-forgets what it knew, and is refused; with old records replayed beside the new ones it learns the third and may replace
-the version in use, which is kept beside it. Some loss on the old records is the price of a third choice: the tolerance.
+The first version knows positive and negative headlines. The new records are all neutral. An adapter tuned only on them forgets
+what it knew, and is refused. With replay of old records it learns the third class and may replace the version in use, which is
+kept beside it. A third choice costs some accuracy on the old records; the tolerance allows it.
 
 Time: about 35 s on 2 cores.
 Last line: learned 0.889, forgotten 0.058, forgotten without replay 0.798

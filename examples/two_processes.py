@@ -1,14 +1,14 @@
-"""Two processes: one optimizer step over both, with the loss and the evaluation that one process has.
+"""Two processes share each optimizer step, with the loss and the evaluation of one process.
 
     torchrun --nproc-per-node 2 examples/two_processes.py
     accelerate launch --multi_gpu --num_processes 2 examples/two_processes.py        # the same, with or without GPUs
     python examples/two_processes.py                                                 # one process
 
-`accelerate launch --cpu --num_processes 2` would start one process, without a word.
+``accelerate launch --cpu --num_processes 2`` silently starts one process.
 
-Each step is the same 16 examples, however many processes share them: the loss is a sum over target tokens, divided by
-their number over all processes. Steps are equal up to rounding, which fifty steps of Adam let grow: one process ended at a loss
-of 0.339393 and an accuracy of 0.705.
+Each step has the same 16 examples, however many processes share them. The loss is a sum over target tokens, divided by their
+number over all processes. Steps are equal up to rounding, which grows over fifty steps of Adam: one process ended at a loss of
+0.339393 and an accuracy of 0.705.
 
 Time: about 20 s on 2 cores.
 Last line: processes 2, evaluation loss 0.339422, accuracy 0.718, most frequent sentiment 0.302
@@ -17,7 +17,7 @@ Promise: processes >= 1; accuracy > 0.45; accuracy > most frequent sentiment
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from t5peft.evaluation import evaluate_task
 processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear")
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear")
 
 arguments = T5PeftTrainingArguments(
     "runs/two_processes",

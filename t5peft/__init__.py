@@ -17,7 +17,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t5peft.deprecated import install as install_deprecated_modules
 
@@ -54,10 +54,33 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 't5peft' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+if TYPE_CHECKING:  # what an editor and a type checker see
+    from t5peft.adapters.checkpoint import load_adapter as load_adapter
+    from t5peft.adapters.checkpoint import save_adapter as save_adapter
+    from t5peft.adapters.merge import merge as merge
+    from t5peft.data import Task as Task
+    from t5peft.evaluation import evaluate_task as evaluate_task
+    from t5peft.evaluation import predict as predict
+    from t5peft.evaluation import rank as rank
+    from t5peft.methods import METHODS as METHODS
+    from t5peft.methods import bottleneck_wrap as bottleneck_wrap
+    from t5peft.methods import full_wrap as full_wrap
+    from t5peft.methods import ia3_wrap as ia3_wrap
+    from t5peft.methods import ladder_wrap as ladder_wrap
+    from t5peft.methods import lora_wrap as lora_wrap
+    from t5peft.methods import norm_wrap as norm_wrap
+    from t5peft.methods import prefix_wrap as prefix_wrap
+    from t5peft.methods import prompt_wrap as prompt_wrap
+    from t5peft.methods import qlora_wrap as qlora_wrap
+    from t5peft.models.backbone import load_backbone as load_backbone
+    from t5peft.training import T5PeftTrainer as T5PeftTrainer
+    from t5peft.training import T5PeftTrainingArguments as T5PeftTrainingArguments
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 't5peft' has no attribute {name!r}; it has {', '.join(__all__)}")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

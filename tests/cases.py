@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone
 from t5peft.methods.bottleneck import BottleneckLayer
-from t5peft.methods.ladder import Side
+from t5peft.methods.ladder import SideStack
 from t5peft.methods.norm import NormLayer
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
@@ -52,14 +52,14 @@ _SMALL: dict[str, dict[str, Any]] = {
 }
 CASES = [
     *(Case(name, _SMALL.get(name, {})) for name in METHODS),
-    Case("prefix", {"length": 3, "projection_size": 7}, "reparametrised"),
+    Case("prefix", {"length": 3, "projection_size": 7}, "reparametrized"),
     Case("prefix", {"length": 2, "sites": ["encoder"]}, "encoder"),
     Case("prefix", {"length": 2, "sites": ["decoder"]}, "decoder"),
     Case("prefix", {"length": 2, "sites": ["cross"]}, "cross"),
 ]
 ADAPTERS = [case for case in CASES if case.method not in UNWRAPPED]
 # every form of computing, once; single sites are told apart by formulas, files and gradients alone
-FORMS = {"", "reparametrised"}
+FORMS = {"", "reparametrized"}
 BY_HAND = [case for case in CASES if METHODS[case.method].quantize is None]
 
 
@@ -125,8 +125,8 @@ def by_hand(model: nn.Module) -> reference.Adapters:
                 adapter.down.bias,
                 adapter.up.weight,
                 adapter.up.bias,
-                beside=adapter.parallel,
-                scale=4.0 if adapter.parallel else 1.0,
+                beside=adapter.is_parallel,
+                scale=4.0 if adapter.is_parallel else 1.0,
             )
         elif isinstance(module, NormLayer):
             norms[name] = module.t5norm["default"].weight
@@ -139,7 +139,7 @@ def _ladder_by_hand(model: nn.Module) -> reference.Ladder | None:
     sides = {
         "decoder" if module.stack.is_decoder else "encoder": module
         for module in model.modules()
-        if isinstance(module, Side)
+        if isinstance(module, SideStack)
     }
     if not sides:
         return None

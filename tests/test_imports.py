@@ -166,3 +166,11 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'lora_warp'; it has .*lora_wrap"):
         t5peft.lora_warp  # noqa: B018
+
+
+def test_a_type_checker_sees_every_public_name_where_it_is() -> None:
+    """The names are listed twice in ``__init__``: for the lazy import, and for editors and type checkers."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in checked.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.asname: node.module for node in imports for alias in node.names} == t5peft._HOMES

@@ -1,6 +1,6 @@
 """Sentences with the errors that people make, and the sentences as they should be (correction).
 
-`correction_sentences.txt` holds one sentence a line; "[a|b]" is a choice. Errors are put into the correct sentence, none, one or
+``correction_sentences.txt`` holds one sentence a line; "[a|b]" is a choice. Errors are put into the correct sentence, none, one or
 two of different kinds, so that the correction is known.
 """
 

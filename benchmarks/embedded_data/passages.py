@@ -4,8 +4,9 @@ A passage is three to five sentences, each of which states one or two facts abou
 passage often holds others of the same sort (a second year, a second place). Things are named from lists that are divided between
 the splits, so that no passage of the test split is about a thing of the train split.
 
-`passages_facts.txt` holds a paragraph for each sort of thing: "list = a|b" words, "O:" an opening sentence, "F:" sentences for one
-fact with " / " between them, "Q answer:" questions that ask for that answer; "{slot}" is a value that the functions below choose.
+``passages_facts.txt`` holds a paragraph for each sort of thing: "list = a|b" words, "O:" an opening sentence, "F:" sentences for
+one fact with " / " between them, "Q answer:" questions that ask for that answer; "{slot}" is a value that the functions below
+choose.
 """
 
 from __future__ import annotations

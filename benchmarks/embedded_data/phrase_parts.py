@@ -1,4 +1,4 @@
-"""Noun phrases and predicates in English and German, for the sentences of `phrases.py`."""
+"""Noun phrases and predicates in English and German, for the sentences of ``phrases.py``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PRONOUNS = (
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase or pronoun in both languages; `german` in one case."""
+    """A noun phrase or pronoun in both languages; ``german`` in one case."""
 
     english: str
     german: str
@@ -47,7 +47,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb; `forms` are the German present for ich, du, er, wir and sie, without the prefix that separates."""
+    """A verb; ``forms`` are the German present for ich, du, er, wir and sie, without the prefix that separates."""
 
     english: str
     past: str
@@ -89,7 +89,7 @@ class Predicate:
 
 
 def noun_phrase(kind: str, case: int, rng: Random, *, plural: bool | None = None, plain: bool = False) -> Phrase:
-    """A noun of a class with determiner and, often, an adjective; `plain` leaves the adjective out."""
+    """A noun of a class with determiner and, often, an adjective; ``plain`` leaves the adjective out."""
     english, english_plural, german, gender, german_plural = rng.choice(words.NOUNS[kind].split()).split("/")
     many = bool(english_plural) and (rng.random() < 0.25 if plural is None else plural)
     slot = "p" if many else gender
@@ -184,7 +184,7 @@ def is_definite(phrase: Phrase) -> bool:
 
 
 def make_predicate(subject: Phrase, rng: Random, without: frozenset[str] = frozenset()) -> Predicate:
-    """A predicate whose English verb is not one of `without`."""
+    """A predicate whose English verb is not one of ``without``."""
     while True:
         make = rng.choices((_transitive, _dative, _ditransitive, staying, _going), (9, 2, 3, 4, 3))[0]
         predicate = make(subject, rng)

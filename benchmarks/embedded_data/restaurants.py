@@ -162,7 +162,7 @@ def _join_well(first: str, second: str) -> bool:
 
 
 def _opening(place: Place, said: set[str], rng: Random) -> str:
-    """A first sentence with the name, the kind and the landmark, and some of the other attributes; adds them to `said`."""
+    """A first sentence with the name, the kind and the landmark, and some of the other attributes; adds them to ``said``."""
 
     def take(key: str, chance: float) -> bool:
         if key in place and key not in said and rng.random() < chance:

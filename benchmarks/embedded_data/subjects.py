@@ -1,8 +1,8 @@
-"""Short e-mails with their subject lines (summarisation).
+"""Short e-mails with their subject lines (summarization).
 
-`subjects_scenarios.txt` holds one scenario a paragraph: "S:" a subject line, "-" a sentence of the body, "?" a sentence that may be
-left out, "slot = a|b" words of this scenario; "[a|b]" is a choice and "{slot}" the same words in body and subject ("{Slot}" with a
-capital). The first sentence leads in; what the subject says comes later.
+``subjects_scenarios.txt`` holds one scenario a paragraph: "S:" a subject line, "-" a sentence of the body, "?" a sentence that
+may be left out, "slot = a|b" words of this scenario; "[a|b]" is a choice and "{slot}" the same words in body and subject
+("{Slot}" with a capital). The first sentence leads in; what the subject says comes later.
 """
 
 from __future__ import annotations

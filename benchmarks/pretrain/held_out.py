@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from t5peft.benchmark.environment import environment
 from t5peft.models.backbone import load_backbone
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def right_answers(model: T5ForConditionalGeneration, tasks: SelfSupervised) -> dict[str, float]:
+def right_answers(model: PreTrainedModel, tasks: SelfSupervised) -> dict[str, float]:
     """For each task the share of answers whose every token is the likeliest after those before it."""
     model.eval()
     shares = {}

@@ -1,4 +1,4 @@
-"""The shape and vocabulary of the embedded backbone with random weights, as a folder that `--backbone` takes.
+"""The shape and vocabulary of the embedded backbone with random weights, as a folder that ``--backbone`` takes.
 
 python benchmarks/pretrain/random_backbone.py runs/random
 t5peft bench --suite real --backbone runs/random --output benchmarks/records/bench/real_random    # see transfer.py

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
-from t5peft.methods.ia3 import patch_ia3
-from t5peft.methods.norm import NormLayer
+from t5peft.methods.base import AdapterLayer
 from t5peft.models.backbone import MINI, Quantization, correct_config, load_backbone, quantization_of_model
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 
@@ -117,7 +116,7 @@ def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
 
 def _plain_weight(norm: nn.Module) -> Tensor:
     """The backbone's weight of ``norm``, in an adapter or not."""
-    if isinstance(norm, NormLayer) and norm.unmerged_weight is not None:
+    if isinstance(norm, AdapterLayer) and norm.unmerged_weight is not None:
         return norm.unmerged_weight
     if isinstance(norm, AuxiliaryTrainingWrapper):
         norm = norm.original_module
@@ -238,7 +237,7 @@ def load_adapter(
         except RuntimeError as error:
             raise ValueError(f"The adapter in {folder} does not fit this model: {error}") from error
     raise_if_problems(folder, _wrong_keys(wrapped, folder))
-    return patch_ia3(wrapped), tokenizer
+    return wrapped, tokenizer
 
 
 def ensure_no_adapter(folder: str | Path) -> None:

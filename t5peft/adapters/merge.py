@@ -17,8 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.adapters.checkpoint import quantization_of
 from t5peft.adapters.tokens import load_saved
-from t5peft.methods.prefix import PrefixLayer
-from t5peft.methods.prompt import PromptEncoder
+from t5peft.methods.base import AdapterLayer
 from t5peft.models.backbone import has_untied_head
 from t5peft.models.unwrap import unwrap_t5
 
@@ -53,10 +52,11 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
         FileNotFoundError, ValueError: as :func:`~t5peft.load_adapter`; for what is no change of a weight.
     """
     model, tokenizer = load_saved(folder)
-    if any(isinstance(module, (PrefixLayer, PromptEncoder)) for module in model.modules()):
+    kinds = {layer.kind for layer in model.modules() if isinstance(layer, AdapterLayer) and not layer.merges}
+    if kinds:
         raise ValueError(
-            f"The adapter in {folder} is a prefix or a prompt: trained vectors before the text, which are no change of a "
-            "weight and cannot be merged. Serve it as the adapter that it is."
+            f"Got a {' and a '.join(sorted(kinds))} in {folder}; expected a method that changes weights, such as LoRA. It cannot "
+            "be merged into the weights of T5. Serve it as an adapter."
         )
     ids = tokenizer(PROBE, return_tensors="pt").input_ids.to(model.device)
     unmerged = _logits(model, ids)

@@ -37,6 +37,7 @@ from t5peft.benchmark.records import RunConfig, RunRecord
 from t5peft.benchmark.scoring import Split
 from t5peft.evaluation import merged
 from t5peft.methods import METHODS
+from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import MINI, load_backbone
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
@@ -304,7 +305,7 @@ def _latency(model: nn.Module, test: Split) -> dict[str, Any]:
 
 def _generate_seconds(model: nn.Module, sources: list[list[int]]) -> float:
     t5 = unwrap_t5(model)
-    own = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    own = has_peft_prompt(model)
     model.eval()
     seconds = []
     with torch.no_grad():

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from t5peft.data import Task
 from t5peft.data.collate import collate
 from t5peft.evaluation import METRICS, compute, loss_and_perplexity, predict, rank
 from t5peft.evaluation.scores import score_of
+from t5peft.methods.base import has_peft_prompt
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 
@@ -39,7 +39,7 @@ class Split:
     def __init__(self, task: Task, records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
         self.task, self.tokenizer = task, tokenizer
         self.features: list[dict[str, Any]] = task.tokenize(records, tokenizer).to_list()
-        self.references = [task.answers(record) for record in records]
+        self.references = [task.answers(record, tokenizer) for record in records]
         self.texts = [task.content(record) for record in records]
 
     def score(self, model: nn.Module) -> Scored:
@@ -55,8 +55,9 @@ class Split:
                 sources,
                 max_new_tokens=self.task.max_target_length,
                 num_beams=self.task.num_beams,
+                keep=self.task.special_tokens(self.tokenizer),
             )
-            predictions = [self.task.read(text) for text in answers]
+            predictions = [self.task.read(text, self.tokenizer) for text in answers]
         scores: dict[str, float] = {}
         for name in self.task.metrics:
             if name == "perplexity":
@@ -97,7 +98,7 @@ class Split:
 
 def _is_peers_prompt_learning(model: nn.Module) -> bool:
     """peft's own prefix and prompt tuning live in `PeftModel.forward`, not inside the T5 as everything else does."""
-    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+    return has_peft_prompt(model)
 
 
 def _best_candidates(

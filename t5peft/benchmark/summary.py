@@ -17,10 +17,8 @@ from t5peft.benchmark.baselines import PREFIX, is_baseline
 from t5peft.benchmark.records import RunRecord
 from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, MeanStd, mean_std, paired_bootstrap
-from t5peft.methods.registry import method_label
+from t5peft.methods.registry import METHODS, method_label
 
-ORDER = ("full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3")
-"""Rows come in this order, the reference first; then other methods by name, and baselines last."""
 PERCENT = {"accuracy", "f1_macro", "f1_binary", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
 """Scores that are fractions, which tables show as percentages."""
 
@@ -179,15 +177,10 @@ def against_baseline(table: TaskTable) -> list[tuple[Row, Row]]:
 
 
 def sort_key(row: Row) -> tuple[Any, ...]:
-    """Return the key that sorts rows: methods before baselines, both in ORDER, then by their options."""
-    method = row.method
-    return (
-        is_baseline(method),
-        ORDER.index(method) if method in ORDER else len(ORDER),
-        method,
-        len(row.options),
-        _numbers(row.options),
-    )
+    """Sort methods before baselines, both in the order of ``METHODS``, then by name and options."""
+    method, order = row.method, list(METHODS)
+    place = order.index(method) if method in order else len(order)
+    return is_baseline(method), place, method, len(row.options), _numbers(row.options)
 
 
 def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:

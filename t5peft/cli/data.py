@@ -1,27 +1,28 @@
-"""The arguments that say which task and which records; shared by the commands that read data."""
+"""The options that say which task and which records; shared by the commands that read data."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from t5peft.data import PRESETS, Task, load_records, load_task, preset_task
 from t5peft.data.definition import definition_names
+from t5peft.data.files import STANDARD_INPUT
 from t5peft.data.registry import with_validation
+from t5peft.data.sources import Records
+from t5peft.data.splits import Splits
 
-Splits = dict[str, list[dict[str, Any]]]
 TASK_FILE = "task.yaml"
 
 
 def add_data_arguments(
     parser: argparse.ArgumentParser, splits: Sequence[str] = ("train", "validation", "test")
 ) -> None:
-    """Add ``--task``, one file an entry of ``splits``, and what maps columns to a template."""
+    """Add ``--task``, a file for each of ``splits``, and the options that map columns to a template."""
     parser.add_argument(
         "--task",
         required=True,
@@ -32,8 +33,10 @@ def add_data_arguments(
         parser.add_argument(
             f"--{split}",
             metavar="FILE",
-            help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with a split {split}",
+            help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with a split {split}; - is standard "
+            "input",
         )
+    add_format_arguments(parser)
     parser.add_argument(
         "--column",
         action="append",
@@ -47,41 +50,74 @@ def add_data_arguments(
         action="append",
         default=[],
         metavar="LABEL=WORD",
-        help="what T5 says for a label, e.g. 1=positive",
+        help="the word that T5 writes for a label, e.g. 1=positive",
+    )
+    parser.add_argument(
+        "--references", metavar="COLUMN", help="a column with a list of references for each validation and test record"
     )
 
 
-def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
-    """The task and its records by split; validation is held out from train where no file is given for it.
+def add_format_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how text files are written."""
+    parser.add_argument("--encoding", default="utf-8", help="of text files, e.g. cp1252 (default: utf-8)")
+    parser.add_argument(
+        "--delimiter",
+        metavar="MARK",
+        type=_delimiter,
+        help="between the cells of a table, e.g. ';' or tab (default: a comma for CSV, a tab for TSV)",
+    )
+
+
+def read_file(args: argparse.Namespace, path: str, split: str) -> Records:
+    """Read the records of a file as the options of ``add_format_arguments`` say.
 
     Raises:
-        ValueError, FileNotFoundError: as the loaders of :mod:`t5peft.data` say.
+        ValueError, FileNotFoundError: See ``load_records``.
+    """
+    return load_records(path, split, encoding=args.encoding, delimiter=args.delimiter)
+
+
+def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
+    """Return the task and its records by split; validation is held out from train where no file is given for it.
+
+    Raises:
+        ValueError: The options contradict each other, or the records do not fit the task.
+        FileNotFoundError: See ``load_records`` and ``load_task``.
     """
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
-    splits: Splits = {split: load_records(path, split) for split, path in given.items()}
+    if list(given.values()).count(STANDARD_INPUT) > 1:
+        raise ValueError("Got '-', standard input, for several files; expected it for one.")
+    splits: Splits = {split: read_file(args, path, split) for split, path in given.items()}
     if args.task in PRESETS and (splits or args.task not in definition_names()):
         if not splits:
-            raise ValueError(f"The family {args.task!r} needs records: give files by --train, --validation, --test.")
+            raise ValueError(
+                f"Got the family {args.task!r} without records; expected files, by --train, --validation, --test."
+            )
         task = preset_task(
             args.task,
             next(iter(splits.values())),
             columns=_pairs(args.column, "--column"),
             verbalizer=_pairs(args.target_word, "--target-word") or None,
             template=args.template,
+            references=args.references,
             scored=[record for split in ("validation", "test") for record in splits.get(split, ())],
         )
     else:
-        given = {"--column": args.column, "--target-word": args.target_word, "--template": args.template}
-        if unused := [option for option, value in given.items() if value]:
-            raise ValueError(
-                f"Got {', '.join(unused)}, which only a family with files takes; {args.task!r} is no family, or has no files: "
-                "write what you want to change into a YAML file of your own."
-            )
-        if splits:
-            task = Task.from_yaml(args.task)
-        else:
-            task, splits = load_task(args.task)
+        task, splits = _defined(args, splits)
+    for records in splits.values() if given else ():
+        task.check(records)  # before records are held out, so that an error has the rows of the file
     return task, with_validation(task, splits)
+
+
+def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
+    options = {"--column": args.column, "--target-word": args.target_word, "--template": args.template}
+    if unused := [option for option, value in options.items() if value]:
+        raise ValueError(
+            f"Got {', '.join(unused)} with {args.task!r}; expected a family ({', '.join(PRESETS)}) with files. Write what you want "
+            "to change into a YAML file of your own."
+        )
+    task, splits = (Task.from_yaml(args.task), splits) if splits else load_task(args.task)
+    return (replace(task, references=args.references) if args.references else task), splits
 
 
 def save_task(task: Task, folder: str | Path) -> None:
@@ -93,19 +129,19 @@ def save_task(task: Task, folder: str | Path) -> None:
 
 
 def load_saved_task(folder: str | Path) -> Task:
-    """The task of an adapter's folder.
+    """Return the task of an adapter's folder.
 
     Raises:
-        FileNotFoundError: the folder has none.
+        FileNotFoundError: The folder has none.
     """
     path = Path(folder) / TASK_FILE
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}; expected one that `t5peft train` has written.")
+        raise FileNotFoundError(f"Got no folder {folder}; expected one that `t5peft train` has written.")
     if not path.is_file() and (path.parent / "adapter" / TASK_FILE).is_file():
-        raise FileNotFoundError(f"{folder} is the folder of a run; its adapter is in {path.parent / 'adapter'}.")
+        raise FileNotFoundError(f"Got {folder}, the folder of a run; expected its adapter, {path.parent / 'adapter'}.")
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} has no {TASK_FILE}, which `t5peft train` writes beside an adapter; give --task."
+            f"Got {folder} without {TASK_FILE}, which `t5peft train` writes beside an adapter; expected it, or --task."
         )
     return Task.from_yaml(path)
 
@@ -113,9 +149,13 @@ def load_saved_task(folder: str | Path) -> Task:
 def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     wrong = [text for text in texts if "=" not in text]
     if wrong:
-        raise ValueError(f"{option} got {wrong}; expected NAME=VALUE.")
+        raise ValueError(f"Got {option} {wrong[0]!r}; expected NAME=VALUE.")
     pairs = [text.split("=", 1) for text in texts]
     names = [name for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{option} names {', '.join(map(repr, twice))} more than once; expected each once.")
+        raise ValueError(f"Got {option} with {', '.join(map(repr, twice))} more than once; expected each once.")
     return dict(pairs)
+
+
+def _delimiter(text: str) -> str:
+    return "\t" if text.lower() in ("tab", r"\t") else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.adapters.checkpoint import CONFIG, quantization_of
 from t5peft.adapters.tokens import load_saved
-from t5peft.cli.data import load_saved_task
-from t5peft.data import Task, load_records, load_task
+from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
+from t5peft.data import Task, load_task
 from t5peft.data.definition import definition_names, read_definition
 from t5peft.data.presets import has_references
 from t5peft.evaluation import evaluate_task
@@ -27,8 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="records with their targets, the test split of a folder or hub name; the task's own test records by default",
+        help="records with their targets, the test split of a folder or hub name, - for standard input; the task's own test "
+        "records by default",
     )
+    parser.add_argument(
+        "--references",
+        metavar="COLUMN",
+        help="a column with a list of references for each record; the task's by default",
+    )
+    add_format_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +48,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every score of the task."""
     task = read_task(args)
-    records = load_records(args.data, "test") if args.data else _test_records(task, args.task)
+    if args.references:
+        task = replace(task, references=args.references)
+    records = read_file(args, args.data, "test") if args.data else _test_records(task, args.task)
     if task.references is None and not task.verbalizer and any(has_references(record) for record in records):
         logger.warning(
             "task %s: the records have lists of references, which it does not name, so that it is scored by its one target; give "
-            "--task with a YAML file that has 'references: references' to score by them",
+            "--references references to score by them",
             task.name,
         )
     model, tokenizer = load_tuned(args.model)

@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.cli.data import add_format_arguments, read_file
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
-from t5peft.data import Task, load_records
+from t5peft.data import Task
 from t5peft.data.template import Template
 from t5peft.evaluation import predict
 from t5peft.evaluation.scores import rank_targets
@@ -26,11 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="records with the columns of the task's template, the test split of a folder or hub name",
+        help="records with the columns of the task's template, the test split of a folder or hub name; - is standard input",
     )
     parser.add_argument(
         "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
     )
+    add_format_arguments(parser)
     parser.add_argument("--output", metavar="FILE", help="a JSON Lines file; the screen by default")
 
 
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data and args.text:
         raise ValueError("Got both --data and --text; expected one of them.")
     task = read_task(args)
-    records = load_records(args.data, "test") if args.data else _records(task, args.text)
+    records = read_file(args, args.data, "test") if args.data else _records(task, args.text)
     if args.output:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         Path(args.output).open("a").close()
@@ -72,9 +74,16 @@ def answered(
         raise ValueError(f"The records have columns that predict adds ({', '.join(sorted(taken))}); rename them.")
     sources = task.sources(records, tokenizer)
     if task.verbalizer is None:
-        texts = predict(model, tokenizer, sources, max_new_tokens=task.max_target_length, num_beams=task.num_beams)
+        texts = predict(
+            model,
+            tokenizer,
+            sources,
+            max_new_tokens=task.max_target_length,
+            num_beams=task.num_beams,
+            keep=task.special_tokens(tokenizer),
+        )
         for record, text in zip(records, texts, strict=True):
-            yield {**record, answer: task.read(text)}
+            yield {**record, answer: task.read(text, tokenizer)}
         return
     ranking = rank_targets(model, tokenizer, task, sources)
     for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):

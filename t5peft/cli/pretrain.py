@@ -1,4 +1,4 @@
-"""`t5peft pretrain`: span corruption or prefix language modelling on text files, from new weights or any T5."""
+"""``t5peft pretrain``: span corruption or prefix language modelling on text files, from new weights or any T5."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _CONFIG_NUMBERS = (
     "micro_batches",
     "task_rows",
     "warmup",
-    "flat",
+    "decay_start_step",
     "steps",
     "cooldown",
     "seed",

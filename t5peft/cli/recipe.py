@@ -10,10 +10,8 @@ from typing import Any
 import yaml
 
 from t5peft.methods import METHODS
+from t5peft.methods.registry import numeric_options
 from t5peft.training.train import TrainConfig
-
-# Options of a wrap that have an argument of their own, by the name of the wrap's argument.
-WRAP_OPTIONS = ("rank", "alpha", "length", "projection_size")
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +21,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", default=default.backbone, help="mini, a hub name such as google/flan-t5-base, or a folder"
     )
     parser.add_argument("--method", choices=sorted(METHODS), default=default.method)
-    for option in WRAP_OPTIONS:
-        number = float if option == "alpha" else int
+    for option, number in numeric_options().items():
         parser.add_argument(f"--{option}", type=number, help=f"{option} of the method, where it has one")
     parser.add_argument(
         "--target-modules",
@@ -37,7 +34,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other argument of the method's wrap: dropout=0.1, dora=true, sites=[encoder,decoder]; may be given again",
+        help="any other argument of the method's wrap: dora=true, sites=[encoder,decoder]; may be given again",
     )
     add_training_arguments(parser)
 
@@ -63,7 +60,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_recipe(args: argparse.Namespace) -> TrainConfig:
     """The recipe that ``args`` say."""
-    given = (*WRAP_OPTIONS, "target_modules")
+    given = (*numeric_options(), "target_modules")
     options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     if args.target_modules == ["all-linear"]:
         options["target_modules"] = "all-linear"

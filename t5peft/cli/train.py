@@ -9,6 +9,7 @@ from pathlib import Path
 from t5peft.adapters.checkpoint import check_output, ensure_no_adapter, newest_complete, save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.recipe import add_recipe_arguments, read_recipe
+from t5peft.methods import METHODS
 from t5peft.training.train import score_splits, train
 
 
@@ -24,14 +25,14 @@ def run(args: argparse.Namespace) -> int:
     """Tune, save, score."""
     if not args.resume:
         _refuse_interrupted(Path(args.output))
-    if args.method == "full":
+    if not METHODS[args.method].has_adapter:
         ensure_no_adapter(args.output)
     else:
         check_output(Path(args.output) / "adapter")
     task, splits = read_data(args)
     model, tokenizer = train(task, splits, read_recipe(args), args.output, resume=args.resume)
     folder = Path(args.output)
-    if args.method == "full":
+    if not METHODS[args.method].has_adapter:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     else:

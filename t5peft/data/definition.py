@@ -8,34 +8,40 @@ from typing import Any
 
 import yaml
 
+from t5peft.data.fields import kind_of
+
 DEFINITIONS = files("t5peft.data") / "definitions"
 
 
 def definition_names() -> tuple[str, ...]:
-    """Names of the tasks that the package defines."""
+    """Return the names of the tasks that the package defines."""
     return tuple(sorted(entry.name[:-5] for entry in DEFINITIONS.iterdir() if entry.name.endswith(".yaml")))
 
 
 def read_definition(path_or_name: str | Path) -> dict[str, Any]:
-    """The fields of a task's YAML file, every scalar as text: labels such as 0, no or true stay what the file says.
+    """Return the fields of a task's YAML file, every scalar as text: labels such as 0, no or true stay as the file has them.
 
     Raises:
-        FileNotFoundError: neither a file nor a name of the package.
-        ValueError: the file is not a YAML mapping.
+        FileNotFoundError: Neither a file nor a name of the package.
+        ValueError: The file is not a YAML mapping.
     """
     path = Path(path_or_name)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     elif str(path_or_name) in definition_names():
-        text = (DEFINITIONS / f"{path_or_name}.yaml").read_text(encoding="utf-8")
+        content = (DEFINITIONS / f"{path_or_name}.yaml").read_bytes()
     else:
         raise FileNotFoundError(
-            f"no task {str(path_or_name)!r}: neither a YAML file nor one of {', '.join(definition_names())}"
+            f"Got no task {str(path_or_name)!r}; expected a YAML file or one of {', '.join(definition_names())}."
         )
     try:
-        values = yaml.load(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path_or_name} is not YAML: {error}") from None
+        values = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"Got {path_or_name}, which is not YAML in UTF-8: {error}; expected a task's fields."
+        ) from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path_or_name} holds {type(values).__name__}; expected the fields of a task, 'name: ...'")
+        raise ValueError(
+            f"Got {path_or_name}, which holds {kind_of(values)}; expected the fields of a task, such as 'name: ...'."
+        )
     return values

@@ -1,8 +1,8 @@
-"""What a tokenizer loses of a data set, said before training, with what to do.
+"""A report of what a tokenizer loses of a data set, before training, with what to do.
 
     print(lint(task, records, tokenizer))
 
-T5's vocabulary has no line break and no brace, so code, JSON and lists reach the model without them; characters that
+T5's vocabulary has neither a line break nor a brace, so code, JSON and lists reach the model without them. Characters that
 it does not know become one unknown piece, which a model can neither tell apart nor write.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
+from t5peft.data.sources import read_records
 from t5peft.data.task import Record, Task
 from t5peft.data.template import Template, as_text, one_line
-from t5peft.data.truncation import Fitted, encode, fit, special_ids
+from t5peft.data.truncation import Truncated, encode, special_ids, truncate
 
 SHOWN_CHARACTERS = 12
 
@@ -29,15 +30,15 @@ class Side:
 
     Args:
         name: ``"sources"`` or ``"targets"``.
-        rows: how many there are.
-        tokens: of all rows, before any cut, with ``</s>``.
-        unknown_tokens: how many of them are the unknown piece.
-        unknown_rows: rows with at least one.
-        lost: each character that becomes the unknown piece, and in how many rows it is.
-        changed: each character that becomes other text (or a space), what it becomes, and in how many rows it is.
-        special_rows: rows whose text spells a special token such as ``</s>``.
-        lengths: tokens of each row, sorted.
-        limit: tokens that are kept.
+        rows: Their number.
+        tokens: Tokens of all rows, before truncation, with ``</s>``.
+        unknown_tokens: Tokens that are the unknown piece.
+        unknown_rows: Rows with at least one.
+        lost: Each character that becomes the unknown piece, and the number of rows that have it.
+        changed: Each character, or two spaces, that becomes other text, that text, and the number of rows.
+        special_rows: Rows whose text spells a special token such as ``</s>``.
+        lengths: Tokens of each row, sorted.
+        limit: Tokens that are kept.
     """
 
     name: str
@@ -57,21 +58,21 @@ class Side:
         return sum(length > self.limit for length in self.lengths)
 
     def length_of(self, share: float) -> int:
-        """Tokens that this share of the rows does not exceed."""
+        """Return the tokens that this share of the rows does not exceed."""
         return self.lengths[max(0, min(len(self.lengths) - 1, round(share * len(self.lengths)) - 1))]
 
 
 @dataclass(frozen=True)
 class LintReport:
-    """What ``lint`` found. ``str(report)`` is for reading, before training.
+    """The findings of ``lint``; ``str(report)`` is for reading, before training.
 
     Args:
-        task: its name.
-        sources: what happens to them.
-        targets: what happens to them.
-        unwritable: rows whose target the tokenizer cannot give back, so that no answer can equal it.
-        problems: what ``Task.encode`` would raise.
-        advice: what to do, most harmful first; empty where nothing is lost.
+        task: Its name.
+        sources: The findings in sources.
+        targets: The findings in targets.
+        unwritable: Rows whose target the tokenizer cannot give back, so that no answer can equal it.
+        problems: The problems that ``Task.encode`` would raise.
+        advice: Things to do, most harmful first; empty where nothing is lost.
     """
 
     task: str
@@ -91,19 +92,23 @@ class LintReport:
 
 
 def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> LintReport:
-    """Look at every record as the tokenizer will take it. Nothing is changed, and nothing raised that can be reported.
+    """Report every record as the tokenizer will take it. Nothing is changed, and nothing raised that can be reported.
 
     Raises:
-        ValueError: columns are missing or hold no text; nothing can be said of such records.
+        ValueError: Columns are missing or hold no text; nothing can be reported of such records.
     """
-    records = list(records)
+    records = read_records(records)
     target = Template.parse(task.target)
     template = Template.parse(task.template)
-    missing = checks.missing_columns(records, template) + checks.missing_columns(records, target)
-    checks.raise_all(task.name, missing)
+    missing = [
+        problem for one in (template, target) for problem in checks.missing_columns(records, one, task.list_separator)
+    ]
+    checks.raise_all(task.name, missing, records)
     words = task.verbalizer or {}
-    rows = [{column: as_text(record[column]) or "" for column in template.columns} for record in records]
-    target_rows = [{column: as_text(record[column]) or "" for column in target.columns} for record in records]
+    rows, target_rows = (
+        [{column: as_text(record[column], task.list_separator) or "" for column in one.columns} for record in records]
+        for one in (template, target)
+    )
     target_rows = [{column: words.get(text, text) for column, text in row.items()} for row in target_rows]
     sources, source_fit = _side("sources", template, rows, tokenizer, task.max_source_length)
     targets, target_fit = _side("targets", target, target_rows, tokenizer, task.max_target_length)
@@ -120,12 +125,12 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
 
 def _side(
     name: str, template: Template, rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> tuple[Side, Fitted]:
-    fitted = fit(template, rows, tokenizer, limit)
+) -> tuple[Side, Truncated]:
+    truncated = truncate(template, rows, tokenizer, limit)
     texts = [template.render(row) for row in rows]
     encoded = encode(texts, tokenizer)
     unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
-    seen = Counter(character for text in texts for character in set(text))
+    seen = Counter(character for text in texts for character in {*text, *(["  "] if "  " in text else [])})
     fates = {character: fate_of(character, tokenizer) for character in seen}
     side = Side(
         name=name,
@@ -139,15 +144,15 @@ def _side(
             for character, count in seen.most_common()
             if (fate := fates[character]) is not None and fate != character
         },
-        special_rows=len(fitted.escaped),
+        special_rows=len(truncated.escaped),
         lengths=tuple(sorted(map(len, encoded))),
         limit=limit,
     )
-    return side, fitted
+    return side, truncated
 
 
 def fate_of(character: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What a tokenizer gives back for a character within a word; ``None`` where it becomes the unknown piece."""
+    """Return the text that a tokenizer gives back for a character within a word; ``None`` for the unknown piece."""
     # digits around it: no accent combines with them, and no tokenizer strips them
     ids = tokenizer(f"1{character}1", add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id in ids:
@@ -157,7 +162,7 @@ def fate_of(character: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _unwritable(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many texts the tokenizer does not give back, white space aside."""
+    """Return the number of texts that the tokenizer does not give back, white space aside."""
     special = special_ids(tokenizer)
     distinct = Counter(texts)
     lost = 0
@@ -187,7 +192,7 @@ def _lines_of(side: Side) -> list[str]:
 
 def _advice(side: Side) -> list[str]:
     advice = []
-    column = side.name[:-1]
+    column = side.name[:-1]  # "source" or "target"
     if side.lost:
         advice.append(
             f"{side.name}: replace {_names(side.lost)} by text that the tokenizer knows, or add them as tokens "
@@ -197,12 +202,12 @@ def _advice(side: Side) -> list[str]:
     if breaks:
         advice.append(
             f"{side.name}: {_names(breaks)} reach the model as a space or not at all; where they carry meaning, put a "
-            "word or a mark such as ' | ' in their place, or add a token"
+            "word or a mark such as ' | ' in their place, or add a token, or take a tokenizer that keeps them, as ByT5's"
         )
     if side.special_rows:
         advice.append(
             f"{side.name}: special tokens in the text are broken up (</s> becomes < /s>) so that they do not end it; if "
-            "they are left over from an earlier tokenisation, take them out"
+            "they are left over from an earlier tokenization, take them out"
         )
     if side.cut_rows:
         advice.append(
@@ -215,7 +220,7 @@ def _advice(side: Side) -> list[str]:
 def _advice_on_unwritable(rows: int, targets: Side, *, classes: bool) -> str:
     share = _share(rows, targets.rows)
     if classes:
-        return f"targets: the target words of {share} hold characters that the tokenizer loses; choose other words"
+        return f"targets: the words of {share} hold characters that the tokenizer loses; choose other words (--target-word)"
     return f"targets: no answer can equal {share} of them exactly; exact match is at most {1 - rows / targets.rows:.3f}"
 
 

@@ -1,20 +1,24 @@
-"""Tasks for a user's own file: a family gives the template, the columns of the file are found or named.
+"""Tasks for a user's own file: a preset gives the template, and the columns of the file are found or named.
 
     preset_task("classification", records, columns={"text": "review", "label": "stars"})
 
-Where T5 was pretrained on a prefix for the family, the template has it.
+Where T5 was pretrained on a prefix for such tasks, the template has it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import ClassLabel, Dataset
+
 from t5peft.data import checks
+from t5peft.data.sources import RecordList, origin_of, read_records
 from t5peft.data.task import Task
 from t5peft.data.template import Template, as_text, some_rows
+from t5peft.deprecated import renamed_arguments
 
 logger = logging.getLogger("t5peft")
 
@@ -29,16 +33,16 @@ LANGUAGES = {
 
 @dataclass(frozen=True)
 class TaskPreset:
-    """What the tasks of a kind share.
+    """The fields that tasks of one kind share.
 
     Args:
-        source: the template, over roles instead of columns.
-        roles: names that columns commonly have, for each role; the last role is the target's.
-        metrics: names in METRICS.
-        max_source_length: tokens.
-        max_target_length: tokens.
-        has_labels: whether the target is one of few words.
-        num_beams: beams when answers are generated.
+        source: The template, over roles instead of columns.
+        roles: For each role, the names that columns commonly have; the last role is the target's.
+        metrics: Names in ``METRICS``.
+        max_source_length: Tokens.
+        max_target_length: Tokens.
+        has_labels: Whether the target is one of few words.
+        num_beams: Beams when answers are generated.
     """
 
     source: str
@@ -127,72 +131,123 @@ PRESETS: dict[str, TaskPreset] = {
         has_labels=True,
     ),
 }
-"""By the name that the command line uses. Recommendation and retrieval score every item of the catalogue as a label."""
+"""By the name that the command line uses. Recommendation and retrieval score every item of the catalog as a label."""
 
 
+@renamed_arguments(target_words="verbalizer")
 def preset_task(
     family: str,
-    records: Sequence[Mapping[str, Any]],
+    records: Iterable[Mapping[str, Any]],
     *,
     name: str | None = None,
     columns: Mapping[str, str] | None = None,
     verbalizer: Mapping[str, str] | None = None,
     template: str | None = None,
-    scored: Sequence[Mapping[str, Any]] = (),
+    references: str | None = None,
+    scored: Iterable[Mapping[str, Any]] = (),
 ) -> Task:
-    """A task of a family for records of the user's.
+    """Return a task of a preset for records of the user's.
+
+    Where the column of labels holds lists, the target is all labels of a record, and the task has no verbalizer.
 
     Args:
-        family: a key of ``PRESETS``.
-        records: the training records; labels are read from them.
-        name: of the task; the family's if not given.
-        columns: role to column, such as ``{"text": "review"}``; the others are found by their common names.
-        verbalizer: label to word, where the family has labels; each label is its own word if not given.
-        template: over the columns, instead of the family's.
-        scored: validation and test records; a column ``references`` that holds a list, here or in ``records``, is the task's.
+        family: A key of ``PRESETS``.
+        records: The training records; labels are read from them, and their names where a ``Dataset`` or file has them.
+        name: Of the task; the preset's by default.
+        columns: Role to column, such as ``{"text": "review"}``; the others are found by their common names.
+        verbalizer: Label, or its name, to word, where the preset has labels; each label is its own word by default.
+        template: Over the columns, instead of the preset's.
+        references: A column with a list of references for each record.
+        scored: Validation and test records. A column ``references`` that holds a list, here or in ``records``, is the task's.
 
     Raises:
-        ValueError: no such family or role, a role whose column is neither named nor found, or too many labels: all at
-            once; columns of a translation that name no language, without a template.
+        ValueError: There is no such preset or role, a role whose column is neither named nor found, or too many labels: all
+            at once; or the columns of a translation name no language, without a template.
     """
     if family not in PRESETS:
-        raise ValueError(f"no family {family!r}; there are {', '.join(PRESETS)}")
-    kind = PRESETS[family]
-    records = list(records)
-    checks.raise_all(name or family, checks.no_records([*records, *scored]))
-    found = _find_columns(family, kind, records, dict(columns or {}))
+        raise ValueError(f"Got no family {family!r}; expected one of {', '.join(PRESETS)}.")
+    preset = PRESETS[family]
+    lists = _label_lists(records)
+    records, scored = read_records(records), read_records(scored)
+    checks.raise_all(name or family, checks.no_records([*records, *scored]), records)
+    found = _find_columns(family, preset, records, dict(columns or {}), references)
     target_column = list(found.values())[-1]
     if template is None:
-        template = _template(family, kind, found)
-        _tell_left_out(family, kind, records[0], found, columns or {}, template)
+        template = _template(family, preset, found)
+        _warn_of_left_out(family, preset, records[0], found, columns or {}, template)
     words = dict(verbalizer) if verbalizer else None
-    if kind.has_labels and words is None:
-        words = {label: label for label in _labels(records, target_column)}
+    several = preset.has_labels and any(isinstance(record.get(target_column), list) for record in records)
+    if several:
+        _check_lists(target_column, words, lists)
+    elif preset.has_labels:
+        words = _words(records, target_column, words)
+    if references is None and not words and any(map(has_references, (*records, *scored))):
+        references = "references"
     return Task(
         name=name or family,
         template=template,
         target=f"{{{target_column}}}",
         verbalizer=words,
-        metrics=kind.metrics,
-        max_source_length=kind.max_source_length,
-        max_target_length=kind.max_target_length,
-        num_beams=kind.num_beams,
-        references="references" if not words and any(map(has_references, (*records, *scored))) else None,
+        metrics=("accuracy", "token_f1") if several else preset.metrics,
+        max_source_length=preset.max_source_length,
+        max_target_length=PRESETS["generation"].max_target_length if several else preset.max_target_length,
+        num_beams=preset.num_beams,
+        references=references,
+        list_separator=", " if several else None,
     )
 
 
+def _label_lists(records: object) -> set[str]:
+    """Return the columns of a data set that hold lists of numbers of labels, which have lost their names."""
+    if not isinstance(records, Dataset):
+        return set()
+    return {name for name, kind in records.features.items() if isinstance(getattr(kind, "feature", None), ClassLabel)}
+
+
+def _check_lists(column: str, words: Mapping[str, str] | None, lists: Collection[str]) -> None:
+    if words:
+        raise ValueError(
+            f"Got lists of labels in the column {column!r} and a verbalizer; expected one of them. Leave out the verbalizer "
+            "(--target-word): the words of several labels are the labels themselves."
+        )
+    if column in lists:
+        raise ValueError(
+            f"Got a data set whose column {column!r} holds lists of numbers of labels; expected their names. Give load_records "
+            f"the file or folder, which names them, or write {{'{column}': [names[i] for i in record['{column}']]}} by map."
+        )
+
+
+def _words(records: Sequence[Mapping[str, Any]], column: str, words: Mapping[str, str] | None) -> dict[str, str]:
+    """Return label to word: as given, by label or by its name, else the names, else the labels themselves."""
+    names = records.label_names.get(column) if isinstance(records, RecordList) else None
+    if names is None:
+        return dict(words) if words else {label: label for label in _labels(records, column)}
+    if len(names) > MOST_LABELS and not words:
+        raise _too_many(column, len(names))
+    numbers = {name: str(number) for number, name in enumerate(names)}
+    if words is None:
+        return {number: name for name, number in numbers.items()}
+    return {label if label in numbers.values() else numbers.get(label, label): word for label, word in words.items()}
+
+
 def _find_columns(
-    family: str, kind: TaskPreset, records: Sequence[Mapping[str, Any]], named: dict[str, str]
+    family: str,
+    preset: TaskPreset,
+    records: Sequence[Mapping[str, Any]],
+    named: dict[str, str],
+    references: str | None,
 ) -> dict[str, str]:
     if not records:
-        raise ValueError(f"family {family!r}: there are no records to read columns from; the file is empty")
+        raise ValueError(
+            f"Got no records for the family {family!r}; expected some to read columns from. The file is empty."
+        )
     there = list(records[0])
     problems = [
-        f"it has no role {role!r}; its roles are {', '.join(kind.roles)}" for role in set(named) - {*kind.roles}
+        f"it has no role {role!r}; its roles are {', '.join(preset.roles)}" for role in set(named) - {*preset.roles}
     ]
     problems += [f"no column {column!r} for the role {role!r}" for role, column in named.items() if column not in there]
     found: dict[str, str] = {}
-    for role, common in kind.roles.items():
+    for role, common in preset.roles.items():
         free = [column for column in common if column in there and column not in (*named.values(), *found.values())]
         if role in named:
             found[role] = named[role]
@@ -204,72 +259,84 @@ def _find_columns(
                 "bench by --source-column and --label-column"
             )
     if problems:
+        origin = origin_of(records)
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"family {family!r}:\n{listed}\nThe columns there are: {', '.join(map(repr, there))}.")
+        raise ValueError(
+            f"Got columns{' in ' + origin if origin else ''} that the family {family!r} cannot use; expected none of:\n{listed}\n"
+            f"The columns there are: {', '.join(map(repr, there))}."
+        )
     return found
 
 
-def _tell_left_out(
+def _warn_of_left_out(
     family: str,
-    kind: TaskPreset,
+    preset: TaskPreset,
     record: Mapping[str, Any],
     found: Mapping[str, str],
     named: Mapping[str, str],
     template: str,
 ) -> None:
     """Warn of columns that could be part of the source, beside one that was found by its name, not given."""
-    for role in list(kind.roles)[:-1]:
-        left_out = [name for name in kind.roles[role] if name in record and name not in found.values()]
+    for role in list(preset.roles)[:-1]:
+        left_out = [name for name in preset.roles[role] if name in record and name not in found.values()]
         if left_out and role not in named:
             own = f"{{{found[role]}}}"
             both = template.replace(own, " ".join([own, *(f"{{{name}}}" for name in left_out)]))
             logger.warning(
-                "family %r: the source has the column %r, not %s; give a template over all, such as '%s', or say which is the "
-                "role %r",
+                "Family %r: the source has the column %r, not %s; give a template over all, such as '%s' (--template), or say "
+                "which is the role %r (--column).",
                 family, found[role], ", ".join(map(repr, left_out)), both, role,
             )  # fmt: skip
 
 
-def _template(family: str, kind: TaskPreset, found: Mapping[str, str]) -> str:
+def _template(family: str, preset: TaskPreset, found: Mapping[str, str]) -> str:
     fields = {role: f"{{{column}}}" for role, column in found.items()}
     if family == "translation":
         fields["from"], fields["to"] = _languages(list(found.values()))
-    return Template.parse(kind.source).render(fields)
+    return Template.parse(preset.source).render(fields)
 
 
 def _languages(columns: Sequence[str]) -> list[str]:
-    """The language of each column by the last part of its name: ``translation.de`` and ``German`` are German."""
+    """Return the language of each column by the last part of its name: ``translation.de`` and ``German`` are German."""
     by_name = LANGUAGES | {language.lower(): language for language in LANGUAGES.values()}
     found = [by_name.get(column.rsplit(".", 1)[-1].lower()) for column in columns]
     if unknown := [column for column, language in zip(columns, found, strict=True) if language is None]:
         raise ValueError(
-            f"family 'translation': the columns {', '.join(map(repr, unknown))} name no language ({', '.join(LANGUAGES)}, or in "
-            f"full); give a template that does, such as 'translate English to German: {{{columns[0]}}}', or rename them"
+            f"Got a translation whose columns {', '.join(map(repr, unknown))} name no language; expected one, in full or of "
+            f"{', '.join(LANGUAGES)}. Rename them, or give a template that does (--template), such as 'translate English to "
+            f"German: {{{columns[0]}}}'."
         )
     return [language for language in found if language is not None]
 
 
 def has_references(record: Mapping[str, Any]) -> bool:
-    """Whether a record has a list of references under that name."""
+    """Return whether a record has a list of references under that name."""
     cell = record.get("references")
     return isinstance(cell, Collection) and not isinstance(cell, (str, bytes, Mapping))
 
 
 def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
     cells = [record.get(column) for record in records]
+    where = f" of {origin}" if (origin := origin_of(records)) else ""
     if twice := {cell for cell in cells if type(cell) is int} & {cell for cell in cells if isinstance(cell, float)}:
         number = int(min(twice))
         raise ValueError(
-            f"the column {column!r} holds {number} and {number}.0 as numbers, which would be two labels; write them alike"
+            f"Got {number} and {number}.0 as numbers in the column {column!r}{where}, which would be two labels; expected one of "
+            "them. Write them alike."
         )
     if blank := [i for i, cell in enumerate(cells) if isinstance(cell, str) and not cell.strip()]:
         raise ValueError(
-            f"the column {column!r} of labels is empty in {some_rows(blank)} of the training records; fill it, or leave them out"
+            f"Got a column {column!r} of labels{where} that is empty in {some_rows(blank)} of the training records; expected a "
+            "label in each. Fill it, or leave those records out."
         )
     labels = sorted({label for cell in cells if (label := as_text(cell)) is not None})
     if len(labels) > MOST_LABELS:
-        raise ValueError(
-            f"the column {column!r} has {len(labels)} different values, more than {MOST_LABELS}: is it a label? If so, "
-            "give verbalizer; else choose the column of labels"
-        )
+        raise _too_many(column, len(labels))
     return labels
+
+
+def _too_many(column: str, count: int) -> ValueError:
+    return ValueError(
+        f"Got {count} different values in the column {column!r}; expected at most {MOST_LABELS}: is it a label? If so, give a "
+        "verbalizer (--target-word); else choose the column of labels (--column label=NAME)."
+    )

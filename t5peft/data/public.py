@@ -1,7 +1,7 @@
 """Public data sets as their authors publish them, from a folder with one subfolder each; nothing is downloaded.
 
-The folder is that of the environment variable ``T5PEFT_DATA``, else ``../shared/data`` beside the repository. Where a
-set comes without a labelled test split its development split is the test, and validation is held out from train.
+The environment variable ``T5PEFT_DATA`` names the folder. Where a set comes without a labeled test split its development
+split is the test, and validation is held out from train.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t5peft.data.files import load_aligned, load_records
-from t5peft.data.splits import Records, Splits, group_references, hold_out
+from t5peft.data.sources import Records
+from t5peft.data.splits import Splits, group_references, hold_out
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _cola(folder: Path) -> Splits:
 
 
 def _boolq(folder: Path) -> Splits:
-    # the training passages are not in the folder: the labelled development set is parted three ways, by passage
+    # the training passages are not in the folder: the labeled development set is split three ways, by passage
     records = load_records(folder / "validation_clean.jsonl")
     rest, test = hold_out(records, lambda record: record["passage"], share=0.25)
     return _dev_as_test(rest, test, "passage")
@@ -76,7 +77,7 @@ def _phrasebank(folder: Path) -> Splits:
         else:
             broken.append(number)
     if broken:
-        logger.info("%s: lines %s have no label and were left out", path, ", ".join(map(str, broken)))
+        logger.info("%s: lines %s have no label and were left out.", path, ", ".join(map(str, broken)))
     rest, test = hold_out(list(records.values()), lambda record: record["sentence"], share=0.2)
     return _dev_as_test(rest, test, "sentence")
 
@@ -147,7 +148,7 @@ def _dev_as_test(train: Records, test: Records, *source: str) -> Splits:
 
 
 def _with_references(train: Records, test: Records, source: str, target: str) -> Splits:
-    """Train with a record for each reference; validation and test with a record for each source."""
+    """Return train with a record for each reference; validation and test with a record for each source."""
 
     def key(record: dict[str, str]) -> str:
         return record[source]
@@ -173,20 +174,24 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Path], Splits]]] = {
     "multi30k": ("multi30k", _multi30k),
     "jfleg": ("jfleg", _jfleg),
 }
-"""By name: the subfolder and what reads it."""
+"""By name: the subfolder and the function that reads it."""
 
 
-def load_benchmark(name: str) -> Splits:
-    """Train, validation and test records of a public data set.
+def load_benchmark(name: str, folder: str | Path | None = None) -> Splits:
+    """Return the train, validation and test records of a public data set.
+
+    Args:
+        name: A key of ``BENCHMARKS``.
+        folder: Holds the data sets, with one subfolder each; that of ``T5PEFT_DATA`` by default.
 
     Raises:
-        ValueError: no such data set.
-        FileNotFoundError: its files are not there.
+        ValueError: There is no such data set.
+        FileNotFoundError: Its files are missing.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"no public data set {name!r}; there are {', '.join(BENCHMARKS)}")
+        raise ValueError(f"Got no public data set {name!r}; expected one of {', '.join(BENCHMARKS)}.")
     subfolder, read = BENCHMARKS[name]
-    folder = data_folder() / subfolder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; the data set {name} belongs there, as its authors publish it")
-    return read(folder)
+    found = (Path(folder) if folder else data_folder()) / subfolder
+    if not found.is_dir():
+        raise FileNotFoundError(f"Got no folder {found}; the data set {name} belongs there, as its authors publish it.")
+    return read(found)

@@ -5,60 +5,50 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from t5peft.data.sources import Records, origin_of
 from t5peft.data.template import one_line
 
 if TYPE_CHECKING:
     from t5peft.data.task import Task
 
-Records = list[dict[str, Any]]
 Splits = dict[str, Records]
-_LAST = b"\xff" * 33  # behind every hash
-
-
-# The fields of a task in 0.1, by the names they had. Stored benchmark records and search studies hold hashes of these.
-_FIELDS_OF_0_1 = {
-    "name": "name", "template": "template", "target": "target", "verbalizer": "target_words", "metrics": "metrics",
-    "max_source_length": "max_source_length", "max_target_length": "max_target_length", "num_beams": "num_beams",
-    "references": "references",
-}  # fmt: skip
+_LAST = b"\xff" * 33  # after every hash
 
 
 def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return a hash of the records and the task's definition, the same as version 0.1 gave.
-
-    A field that 0.1 did not have counts only where it differs from its default.
-    """
-    values = asdict(task)
-    definition = {
-        _FIELDS_OF_0_1.get(field.name, field.name): values[field.name]
-        for field in fields(task)
-        if field.name in _FIELDS_OF_0_1 or values[field.name] != field.default
-    }
+    """Return a hash of the records with the task's definition, the same as that of version 0.1."""
     records = {split: [dict(record) for record in rows] for split, rows in splits.items()}
-    content = json.dumps([definition, records], sort_keys=True, ensure_ascii=False, default=str)
+    fields = asdict(task)
+    fields["target_words"] = fields.pop("verbalizer")  # its name in 0.1
+    if fields["list_separator"] is None:
+        del fields["list_separator"]
+    content = json.dumps([fields, records], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def hold_out(
     records: Records, key: Callable[[dict[str, Any]], str], *, share: float = 0.1, at_most: int = 1000
 ) -> tuple[Records, Records]:
-    """Part records into the rest and a held-out share, both in their old order.
+    """Split records into the rest and a held-out share, both in their old order.
 
     Records with the same key go together, so that a source with several targets, or one that is there twice, is never
-    on both sides; keys that differ in white space alone are the same, as they are to T5. Which keys are held out follows from a
-    hash of the key alone.
+    on both sides. Keys that differ only in white space are the same, as they are to T5. A hash of the key decides which keys
+    are held out.
 
     Args:
-        records: what to part.
-        key: what makes two records the same; most often the source.
-        share: of the keys, to hold out; at least one.
-        at_most: keys to hold out.
+        records: All records.
+        key: Returns the text that makes two records the same; most often the source.
+        share: Share of the keys to hold out; at least one key.
+        at_most: Keys to hold out at most.
+
+    Returns:
+        The rest, and the held-out records.
 
     Raises:
-        ValueError: fewer than two different keys.
+        ValueError: Fewer than two different keys.
     """
     names = [key(record) for record in records]
     ranks: dict[str, bytes] = {}
@@ -66,7 +56,8 @@ def hold_out(
         ranks[one_line(name)] = min(_rank(name), ranks.get(one_line(name), _LAST))
     if len(ranks) < 2:
         raise ValueError(
-            f"{len(records)} records have {len(ranks)} different keys; two or more are needed to part them"
+            f"Got {len(records)} records with {len(ranks)} different keys{_of(records)}; expected two or more keys to hold some "
+            "out. Give more records, or a file of validation records."
         )
     count = min(max(1, round(share * len(ranks))), at_most, len(ranks) - 1)
     held = set(sorted(ranks, key=ranks.__getitem__)[:count])
@@ -76,8 +67,13 @@ def hold_out(
     return parted
 
 
+def _of(records: Records) -> str:
+    origin = origin_of(records)
+    return f" in {origin}" if origin else ""
+
+
 def group_references(records: Records, key: Callable[[dict[str, Any]], str], column: str) -> Records:
-    """One record for each key, with ``references``: the column's texts over all records of that key."""
+    """Return one record for each key, with ``references``: the column's texts over all records of that key."""
     groups: dict[str, Records] = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)

@@ -1,14 +1,16 @@
-"""A task: what turns a record into a source and a target for T5, and an answer of T5 back into what is measured.
+"""Tasks: a record becomes a source and a target for T5, and an answer of T5 becomes a text or label to score.
 
     Task("sst2", "sst2 sentence: {sentence}", "{label}", {"0": "negative", "1": "positive"}, metrics=("accuracy",))
 
-In the spirit of seqio's Task, in plain Python: no registry of functions, no preprocessors that depend on TensorFlow;
-records are dictionaries, from ``load_records``, a ``datasets.Dataset`` or a list in memory.
+In the spirit of seqio's Task, in plain Python: there is neither a registry of functions nor a preprocessor that needs
+TensorFlow. Records are dictionaries, from ``load_records``, a ``datasets.Dataset`` or a list in memory.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,9 +21,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
+from t5peft.data.decoding import as_written
 from t5peft.data.definition import read_definition
+from t5peft.data.fields import fields_of_file, problems_of
+from t5peft.data.sources import read_records
 from t5peft.data.template import Template, as_text, one_line, texts_of
-from t5peft.data.truncation import Fitted, encode, fit
+from t5peft.data.truncation import Truncated, encode, special_ids, truncate
+from t5peft.deprecated import renamed_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +36,18 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised records, and which rows were changed on the way: cut to the limits, or freed of special tokens."""
+    """Tokenized records, and which rows were changed: truncated to the limits, or freed of special tokens.
 
-    sources: Fitted
-    targets: Fitted
+    Args:
+        sources: The sources.
+        targets: The targets.
+    """
+
+    sources: Truncated
+    targets: Truncated
 
     def dataset(self) -> Dataset:
-        """Columns ``input_ids`` [S] and ``labels`` [T], both ending in ``</s>``, without padding."""
+        """Return the columns ``input_ids`` [S] and ``labels`` [T], both ending in ``</s>``, without padding."""
         return Dataset.from_dict({"input_ids": self.sources.ids, "labels": self.targets.ids})
 
 
@@ -45,20 +56,22 @@ class Task:
     """One task.
 
     Args:
-        name: how tables and mixtures call it.
-        template: the source, an instruction over the record's columns.
-        target: the target over the record's columns.
-        verbalizer: for classification: each label, as text, and the words that T5 says for it. ``target`` then names
-            one column, which holds labels.
-        metrics: names in ``t5peft.evaluation.METRICS``; the first leads tables. ``exact_match`` of a free target is SQuAD's,
+        name: Its name in tables and mixtures.
+        template: The source, an instruction over the record's columns.
+        target: The target over the record's columns.
+        verbalizer: For classification: each label, as text, and the word that T5 writes for it. ``target`` then names one
+            column, which holds labels.
+        metrics: Names in ``t5peft.evaluation.METRICS``; the first leads tables. ``exact_match`` of a free target is SQuAD's,
             without punctuation, case and articles; ``accuracy`` compares texts as they are.
-        max_source_length: tokens, with ``</s>``.
-        max_target_length: tokens, with ``</s>``.
-        num_beams: beams when answers are generated.
-        references: a column with a list of references, where answers have several.
+        max_source_length: Tokens, with ``</s>``.
+        max_target_length: Tokens, with ``</s>``.
+        num_beams: Beams when answers are generated.
+        references: A column with a list of references, where answers have several.
+        list_separator: Put between the texts of a cell that holds a list, such as several labels; by default a list is an
+            error.
 
     Raises:
-        ValueError: everything in this list that contradicts itself, at once.
+        ValueError: Fields of wrong types or that contradict each other, all at once.
     """
 
     name: str
@@ -70,99 +83,57 @@ class Task:
     max_target_length: int = 128
     num_beams: int = 1
     references: str | None = None
+    list_separator: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metrics", tuple(self.metrics))
+        if isinstance(self.metrics, str):
+            object.__setattr__(self, "metrics", tuple(self.metrics.replace(",", " ").split()))
+        elif isinstance(self.metrics, list):
+            object.__setattr__(self, "metrics", tuple(self.metrics))
+        checks.raise_all(self.name, problems_of(vars(self)))
         if self.verbalizer is not None:
             words = {str(label): as_text(word) for label, word in self.verbalizer.items()}
             object.__setattr__(self, "verbalizer", words)
-        checks.raise_all(self.name, self._contradictions())
-
-    def _contradictions(self) -> list[str]:
-        problems = [] if self.name.strip() else ["its name is empty; give one, tables need it"]
-        for role in ("template", "target"):
-            try:
-                if not Template.parse(getattr(self, role)).columns:
-                    problems.append(f"its {role} {getattr(self, role)!r} names no column; write {{column}}")
-            except ValueError as error:
-                problems.append(str(error))
-        if not self.metrics:
-            problems.append("it has no metric; name at least one, the first leads tables")
-        for limit in ("max_source_length", "max_target_length"):
-            if getattr(self, limit) < 2:
-                problems.append(f"{limit} is {getattr(self, limit)}; at least 2 are needed, a token and </s>")
-        if self.num_beams < 1:
-            problems.append(f"num_beams is {self.num_beams}; 1 is greedy search, more are beams")
-        return problems or self._contradictions_of_labels()
-
-    def _contradictions_of_labels(self) -> list[str]:
-        if self.verbalizer is None:
-            return []
-        problems = []
-        if len(self.verbalizer) < 2:
-            problems.append(f"it has {len(self.verbalizer)} target words; a choice needs two or more")
-        if len(self._target.columns) != 1:
-            problems.append(
-                f"it has target words, so its target must name the one column of labels, but {self.target!r} names "
-                f"{', '.join(self._target.columns)}"
-            )
-        by_word: dict[str, list[str]] = {}
-        for label, word in self.verbalizer.items():
-            if word is None or not word.strip():
-                problems.append(f"label {label!r} has {'an empty' if word is not None else 'no'} target word")
-            elif checks.SURROGATE.search(word):
-                problems.append(
-                    f"the target word {word!r} of label {label!r} holds half of a character, a lone surrogate"
-                )
-            else:
-                by_word.setdefault(one_line(word), []).append(label)
-        for word, labels in by_word.items():
-            if len(labels) > 1:
-                problems.append(
-                    f"labels {', '.join(map(repr, labels))} share the target word {word!r}; give each its own"
-                )
-        return problems
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Task:
-        """A task from the fields of a YAML file; numbers may be text, and ``references: null`` is none.
+        """Return a task from the fields of a YAML file; numbers may be text, and ``references: null`` means none.
 
         Raises:
-            ValueError: a field that a task does not have, or one that is missing, or of the wrong kind.
+            ValueError: Fields that a task does not have, that are missing, or of the wrong kind, all at once.
         """
-        nothing = [key for key in ("references", "verbalizer") if values.get(key) in ("", "~", "null")]
-        values = {key: value for key, value in values.items() if key not in nothing}
+        converted = fields_of_file(values)
         known = {field.name for field in fields(cls)}
         problems = [
-            f"it has no field {key!r}; the fields are {', '.join(sorted(known))}" for key in set(values) - known
+            f"It has no field {key!r}; the fields are {', '.join(sorted(known))}."
+            for key in converted
+            if key not in known
         ]
-        problems += [f"{key!r} is missing" for key in ("name", "template") if key not in values]
-        words = values.get("verbalizer")
-        if words is not None and not isinstance(words, Mapping):
-            problems.append("verbalizer must be a mapping from label to word")
-        converted = dict(values)
-        if isinstance(converted.get("metrics"), str):
-            converted["metrics"] = converted["metrics"].replace(",", " ").split()
-        for key in ("max_source_length", "max_target_length", "num_beams"):
-            if key in converted:
-                try:
-                    converted[key] = int(converted[key])
-                except (TypeError, ValueError):
-                    problems.append(f"{key} is {converted[key]!r}; a whole number was expected")
-        checks.raise_all(str(values.get("name", "without a name")), problems)
+        problems += [f"{key!r} is missing." for key in ("name", "template") if key not in converted]
+        if problems:
+            if isinstance(converted.get("metrics"), str):
+                converted["metrics"] = (converted["metrics"],)
+            checks.raise_all(converted.get("name", "without a name"), [*problems, *problems_of(converted)])
         return cls(**converted)
 
     @classmethod
     def from_yaml(cls, path_or_name: str | Path) -> Task:
-        """The task of a YAML file, or one of the package's own by name (``"sst2"``).
+        """Return the task of a YAML file, or one of the package's own by name (``"sst2"``).
 
         The file holds the fields of a task and may hold ``data``, where its records come from (``load_task``).
 
         Raises:
-            FileNotFoundError: neither a file nor a name of the package.
-            ValueError: what ``from_mapping`` says.
+            FileNotFoundError: Neither a file nor a name of the package.
+            ValueError: See ``from_mapping``.
         """
         return cls.from_mapping({key: value for key, value in read_definition(path_or_name).items() if key != "data"})
+
+    @property
+    def target_words(self) -> Mapping[str, str] | None:
+        """The verbalizer, by its name in 0.1."""
+        message = "Task.target_words is deprecated and goes in t5peft 0.3; use Task.verbalizer."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.verbalizer
 
     @cached_property
     def _template(self) -> Template:
@@ -174,11 +145,15 @@ class Task:
 
     @cached_property
     def _labels_by_answer(self) -> dict[str, str]:
-        """Labels by what T5 may answer: the whole target, or the word alone where decoding drops the rest."""
+        """Labels by what T5 may answer: the whole target, or only the word where decoding drops the rest."""
         if self.verbalizer is None:
             return {}
-        words = {one_line(word): label for label, word in self.verbalizer.items()}
-        return words | {one_line(text): label for label, text in zip(self.labels, self.candidates, strict=True)}
+        targets = zip(self.labels, self.candidates, strict=True)
+        exact = {word: label for label, word in self.verbalizer.items()} | {text: label for label, text in targets}
+        loose: dict[str, set[str]] = {}
+        for text, label in exact.items():
+            loose.setdefault(one_line(text), set()).add(label)
+        return {text: labels.pop() for text, labels in loose.items() if len(labels) == 1} | exact
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -192,117 +167,152 @@ class Task:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The whole target of every label, in the order of ``labels``: what ``rank`` compares."""
+        """The whole target of every label, in the order of ``labels``, for ``rank`` to compare."""
         column = self._target.columns[0]
         return tuple(self._target.render({column: word}) for word in (self.verbalizer or {}).values())
 
     def source(self, record: Record) -> str:
-        """The source of one record as the template renders it; neither cut nor looked through for special tokens."""
+        """Return the source of one record as the template renders it, neither truncated nor checked for special tokens."""
         self.check_sources([record])
-        return self._template.render(_values(record, self._template))
+        return self._template.render(self._values(record, self._template))
 
     def check_sources(self, records: Sequence[Record]) -> None:
         """Raise one ValueError for all rows whose source cannot be rendered."""
-        checks.raise_all(self.name, checks.missing_columns(records, self._template))
+        checks.raise_all(self.name, checks.missing_columns(records, self._template, self.list_separator), records)
 
     def content(self, record: Record) -> str:
-        """What the record brings to its source, without the template's words: what GLEU compares an answer with."""
+        """Return the columns of a record's source without the template's words; GLEU compares an answer with them."""
         self.check_sources([record])
-        return " ".join(_values(record, self._template).values())
+        return " ".join(self._values(record, self._template).values())
 
     def target_text(self, record: Record) -> str:
-        """The target of one record: the label's words, or the target template over the columns.
+        """Return the target of one record: the label's word, or the columns, in the target template.
 
         Raises:
-            ValueError: a column is missing or holds no text, or a label has no target word.
+            ValueError: A column is missing or holds no text, or the verbalizer lacks a label.
         """
-        checks.raise_all(self.name, checks.missing_columns([record], self._target) + self._unknown([record]))
+        problems = checks.missing_columns([record], self._target, self.list_separator)
+        checks.raise_all(self.name, problems + self._unknown([record]))
         return self._target.render(self._target_values(record))
 
-    def read(self, text: str) -> str:
-        """What an answer of T5 means: the label whose words it is, else the answer itself, on one line.
+    def read(self, text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+        """Return the label whose target an answer is, else the answer itself with all its white space.
 
-        T5's tokenizer makes every run of white space one space, so reading does the same to both sides.
+        Args:
+            text: An answer of T5, as ``predict`` returns it.
+            tokenizer: Where the target template has special tokens, such as sentinels: the tokenizer of the model. The
+                answer then has the template's spaces around them, which T5's tokenizer does not keep.
         """
-        answer = one_line(text)
-        return self._labels_by_answer.get(answer, answer)
+        found = self._labels_by_answer.get(text) or self._labels_by_answer.get(one_line(text))
+        return found or self._with_spaces_of_template(text, tokenizer)
 
-    def answers(self, record: Record) -> list[str]:
-        """What ``read`` should give for this record: its references if it has several, else its one target.
+    def answers(self, record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+        """Return what ``read`` should give for a record: its references if it has several, else its one target.
+
+        Args:
+            record: With the columns of the target, or of ``references``.
+            tokenizer: The tokenizer of the model that is scored. References then have the white space that it can write:
+                T5's own has no line break, and an answer with a space in its place is right.
 
         Raises:
-            ValueError: references that are no texts but hold columns of their own, or what ``target_text`` says.
+            ValueError: References that hold columns of their own, or see ``target_text``.
         """
         checks.raise_all(self.name, checks.mapped_references([record], self.references))
-        references = texts_of(record.get(self.references)) if self.references is not None else []
-        return [self.read(text) for text in references or [self.target_text(record)]]
+        texts = texts_of(record.get(self.references)) if self.references is not None else []
+        texts = texts or [self.target_text(record)]
+        if tokenizer is not None and self.verbalizer is None:
+            texts = [as_written(text, tokenizer, keep=self.special_tokens(tokenizer)) for text in texts]
+        return [self.read(text, tokenizer) for text in texts]
+
+    def special_tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """Return the special tokens that the target template writes, such as ``<extra_id_0>``; answers keep them."""
+        if not self._target.empty().strip():
+            return ()
+        written = encode([self._target.empty()], tokenizer)[0][:-1]
+        special = special_ids(tokenizer) - {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        return tuple(tokenizer.convert_ids_to_tokens([token for token in dict.fromkeys(written) if token in special]))
+
+    def _with_spaces_of_template(self, text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+        literals = "".join(f"{literal}\0" for literal, _ in self._target.parts)
+        for token in self.special_tokens(tokenizer) if tokenizer is not None else ():
+            if found := re.search(rf"\s*{re.escape(token)}\s*", literals):
+                text = re.sub(rf"\s*{re.escape(token)}\s*", lambda _, spaced=found[0]: spaced, text)
+        return text
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Sources as ``tokenize`` makes and tells of them, as text: cut in the columns, special tokens broken up. Needs no target.
+        """Return the sources as ``tokenize`` makes them, as text: truncated in the columns, special tokens broken up.
+
+        The records need no target. One log line is written for each kind of change.
 
         Raises:
-            ValueError: all problems with the records, at once.
+            ValueError: All problems with the records, at once.
         """
-        records = list(records)
+        records = read_records(records)
         self.check_sources(records)
-        fitted = self._fit_sources(records, tokenizer)
-        checks.raise_all(self.name, checks.unusable(fitted, self._template, "source", self.max_source_length))
-        self._tell("sources", fitted, self.max_source_length)
-        return fitted.texts
+        truncated = self._truncate_sources(records, tokenizer)
+        problems = checks.unusable(truncated, self._template, "source", self.max_source_length)
+        checks.raise_all(self.name, problems, records)
+        self._log_changes("sources", truncated, self.max_source_length)
+        return truncated.texts
 
     def check(self, records: Sequence[Record], more: Sequence[str] = ()) -> None:
         """Raise one ValueError for all rows without a source or a target, and for the problems in ``more``."""
-        checks.raise_all(self.name, checks.no_records(records))
-        problems = checks.missing_columns(records, self._template) + checks.missing_columns(records, self._target)
+        checks.raise_all(self.name, checks.no_records(records), records)
+        problems = checks.missing_columns(records, self._template, self.list_separator)
+        problems += checks.missing_columns(records, self._target, self.list_separator)
         problems += checks.mapped_references(records, self.references)
-        checks.raise_all(self.name, [*problems, *self._unknown(list(records)), *more])
+        checks.raise_all(self.name, [*problems, *self._unknown(records), *more], records)
 
     def encode(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-        """Tokenise records and say which were changed.
+        """Tokenize records and return which were changed.
 
         Raises:
-            ValueError: all problems with the records and the tokenizer, at once: missing columns, labels outside the
-                target words, target words that are the same tokens, empty sources or targets, a template that
-                leaves no room for its columns.
+            ValueError: All problems with the records and the tokenizer, at once: missing columns, labels outside the
+                verbalizer, words that are the same tokens, empty sources or targets, a template that leaves no room for its
+                columns.
         """
-        records = list(records)
+        records = read_records(records)
         self.check(records, self.collisions(tokenizer))
-        sources = self._fit_sources(records, tokenizer)
-        targets = self._fit_targets(records, tokenizer)
-        checks.raise_all(
-            self.name,
-            checks.unusable(sources, self._template, "source", self.max_source_length)
-            + checks.unusable(targets, self._target, "target", self.max_target_length),
-        )
+        sources = self._truncate_sources(records, tokenizer)
+        targets = self._truncate_targets(records, tokenizer)
+        problems = checks.unusable(sources, self._template, "source", self.max_source_length)
+        problems += checks.unusable(targets, self._target, "target", self.max_target_length)
+        checks.raise_all(self.name, problems, records)
         return Encoded(sources, targets)
 
     def tokenize(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """``encode`` as a data set with ``input_ids`` and ``labels``; one log line for each kind of change.
+        """Return what ``encode`` does as a data set, and write one log line for each kind of change.
+
+        Returns:
+            Columns ``input_ids`` [S] and ``labels`` [T].
 
         Raises:
-            ValueError: what ``encode`` says.
+            ValueError: See ``encode``.
         """
         encoded = self.encode(records, tokenizer)
-        self._tell("sources", encoded.sources, self.max_source_length)
-        self._tell("targets", encoded.targets, self.max_target_length)
+        self._log_changes("sources", encoded.sources, self.max_source_length)
+        self._log_changes("targets", encoded.targets, self.max_target_length)
         return encoded.dataset()
 
     def tokenize_for_head(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Columns ``input_ids`` [S] and ``labels``, the label's place in ``labels``: for a trained classification head.
+        """Return a data set for a trained classification head.
+
+        Returns:
+            Columns ``input_ids`` [S] and ``labels``, the label's place in ``Task.labels``.
 
         Raises:
-            ValueError: the task has no target words, or what ``encode`` says.
+            ValueError: The task has no verbalizer, or see ``encode``.
         """
         if self.verbalizer is None:
-            checks.raise_all(self.name, ["it has no target words; a classification head needs labels to choose from"])
-        records = list(records)
+            checks.raise_all(self.name, ["It has no verbalizer; a classification head needs labels to choose from."])
+        records = read_records(records)
         places = {label: place for place, label in enumerate(self.labels)}
         column = self._target.columns[0]
         dataset = self.tokenize(records, tokenizer).remove_columns("labels")
         return dataset.add_column("labels", [places[as_text(record[column]) or ""] for record in records])
 
     def collisions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Problems with target words that a model could not tell apart or could not say within the limit."""
+        """Return problems with words that a model could not tell apart or could not write within the limit."""
         if self.verbalizer is None:
             return []
         problems: list[str] = []
@@ -311,54 +321,57 @@ class Task:
             by_tokens.setdefault(tuple(tokens), []).append(label)
             if len(tokens) > self.max_target_length:
                 problems.append(
-                    f"the target of label {label!r} takes {len(tokens)} tokens, max_target_length is "
-                    f"{self.max_target_length}; raise it or choose a shorter word"
+                    f"The target of label {label!r} takes {len(tokens)} tokens, max_target_length is "
+                    f"{self.max_target_length}; raise it or choose a shorter word."
                 )
         for ids, labels in by_tokens.items():
             if len(labels) > 1:
                 pieces = " ".join(tokenizer.convert_ids_to_tokens(list(ids)))
                 problems.append(
-                    f"the target words of labels {', '.join(map(repr, labels))} are the same tokens ({pieces}); choose "
-                    "words that this tokenizer knows"
+                    f"The words of labels {', '.join(map(repr, labels))} are the same tokens ({pieces}); choose words that this "
+                    "tokenizer knows (--target-word)."
                 )
         return problems
 
     def _target_values(self, record: Record) -> dict[str, str]:
-        values = _values(record, self._target)
+        values = self._values(record, self._target)
         if self.verbalizer is None:
             return values
         return {column: self.verbalizer[label] for column, label in values.items()}
 
-    def _unknown(self, records: list[Record]) -> list[str]:
+    def _unknown(self, records: Sequence[Record]) -> list[str]:
         if self.verbalizer is None:
             return []
         return checks.unknown_labels(records, self._target.columns[0], self.labels)
 
-    def _tell(self, side: str, fitted: Fitted, limit: int) -> None:
-        if fitted.cut:
+    def _log_changes(self, side: str, truncated: Truncated, limit: int) -> None:
+        if truncated.cut:
             logger.warning(
-                "task %s: %d of %d %s were longer than %d tokens; their columns were cut, not the template",
-                self.name, len(fitted.cut), len(fitted.texts), side, limit,
+                "Task %s: %d of %d %s were longer than %d tokens; their columns were truncated, not the template.",
+                self.name, len(truncated.cut), len(truncated.texts), side, limit,
             )  # fmt: skip
-        if fitted.escaped:
+        if truncated.escaped:
             logger.warning(
-                "task %s: special tokens spelled out in %d of %d %s were broken up (</s> became < /s>)",
-                self.name, len(fitted.escaped), len(fitted.texts), side,
+                "Task %s: special tokens spelled out in %d of %d %s were broken up (</s> became < /s>).",
+                self.name, len(truncated.escaped), len(truncated.texts), side,
             )  # fmt: skip
 
-    def _fit_targets(self, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> Fitted:
+    def _truncate_targets(self, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> Truncated:
         rows = [self._target_values(record) for record in records]
         if self.verbalizer is None:
-            return fit(self._target, rows, tokenizer, self.max_target_length)
-        # Target words are the task's own, no user's text: they are what is ranked, special tokens among them too.
+            return truncate(self._target, rows, tokenizer, self.max_target_length)
+        # The words are the task's own, not a user's text, and are ranked as they are, special tokens among them too.
         texts = [self._target.render(row) for row in rows]
         ids = dict(zip(self.candidates, encode(self.candidates, tokenizer), strict=True))
-        return Fitted(texts, [list(ids[text]) for text in texts], cut=[], escaped=[], empty=[], crowded_out=[])
+        return Truncated(texts, [list(ids[text]) for text in texts], cut=[], escaped=[], empty=[], crowded_out=[])
 
-    def _fit_sources(self, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> Fitted:
-        rows = [_values(record, self._template) for record in records]
-        return fit(self._template, rows, tokenizer, self.max_source_length)
+    def _truncate_sources(self, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> Truncated:
+        rows = [self._values(record, self._template) for record in records]
+        return truncate(self._template, rows, tokenizer, self.max_source_length)
+
+    def _values(self, record: Record, template: Template) -> dict[str, str]:
+        return {column: as_text(record[column], self.list_separator) or "" for column in template.columns}
 
 
-def _values(record: Record, template: Template) -> dict[str, str]:
-    return {column: as_text(record[column]) or "" for column in template.columns}
+# a dataclass has no place for a second name of an argument
+Task.__init__ = renamed_arguments(target_words="verbalizer")(Task.__init__)  # type: ignore[method-assign]

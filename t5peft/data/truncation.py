@@ -1,10 +1,10 @@
-"""Tokens of rendered templates: cut in the columns only, and free of special tokens that a user's text spells out.
+"""Token ids of rendered templates: truncated only in the columns, and free of special tokens that a user's text spells.
 
-T5's tokenizer turns ``</s>`` or ``<extra_id_0>`` inside a user's text into the special token itself, which ends the
-sequence or asks for a span. ``split_special_tokens=True`` does not help: the special tokens are pieces of the unigram
-vocabulary too, so the model of the vocabulary finds them again, and its normaliser makes them out of full-width
-letters (``＜/s＞``) besides. So the ids are looked at, and where one is special that the template did not write, the
-value that brought it is normalised as the tokenizer does it and broken up (``< /s>``).
+T5's tokenizer turns ``</s>`` or ``<extra_id_0>`` in a user's text into the special token itself, which ends the sequence or
+asks for a span. ``split_special_tokens=True`` does not help: the special tokens are also pieces of the unigram vocabulary,
+so the model of the vocabulary finds them again, and its normalizer makes them out of full-width letters (``＜/s＞``).
+Therefore the ids are checked. Where one is special that the template did not write, the value that brought it is normalized
+as the tokenizer does it and broken up (``< /s>``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """Texts and their token ids, which end in ``</s>``, and the rows that had to be changed or cannot be used."""
+class Truncated:
+    """Texts and their token ids, and the rows that had to be changed or cannot be used.
+
+    Args:
+        texts: The rendered templates, as they were tokenized.
+        ids: Token ids of each text, ending in ``</s>``.
+        cut: Rows that were too long and lost the ends of their columns.
+        escaped: Rows whose text spelled special tokens.
+        empty: Rows whose columns leave no token.
+        crowded_out: Rows where the template leaves no room for its columns.
+    """
 
     texts: list[str]
     ids: list[list[int]]
@@ -32,13 +41,13 @@ class Fitted:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that only a template may write. The unknown piece is not among them: any text may hold unknown letters."""
+    """Return the ids that only a template may write; not the unknown piece, as any text may hold unknown letters."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each text, ending in ``</s>`` also where the tokenizer does not add it. Nothing is cut."""
+    """Return the token ids of each text [B][S], ending in ``</s>`` also where the tokenizer does not add it."""
     texts = list(texts)
     if not texts:
         return []
@@ -47,15 +56,14 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     return [list(ids) if ids and ids[-1] == end else [*ids, end] for ids in encoded]
 
 
-def fit(template: Template, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Fitted:
-    """Render the template over rows and tokenise, so that each has at most ``max_tokens`` tokens with ``</s>``.
+def truncate(template: Template, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Truncated:
+    """Render the template over rows and tokenize, so that each has at most ``max_tokens`` tokens with ``</s>``.
 
-    A text that is too long loses the ends of its longest columns; the template's own words stay whole. Rows whose
-    columns leave no token are returned as ``empty``, rows where the template leaves no room for them as
-    ``crowded_out``: the caller decides what to say.
+    A text that is too long loses the ends of its longest columns; the template's own words stay whole. Rows that cannot be
+    used are returned, and the caller decides what to raise.
 
     Raises:
-        ValueError: special tokens appear that neither the template nor one column alone has written.
+        ValueError: Special tokens appear that neither the template nor a single column has written.
     """
     rows = list(rows)
     texts = [template.render(row) for row in rows]
@@ -63,10 +71,10 @@ def fit(template: Template, rows: Sequence[Row], tokenizer: PreTrainedTokenizerB
     bare = encode([template.empty()], tokenizer)[0]
     escaped = _escape(template, rows, texts, ids, bare, tokenizer)
     too_long = [i for i, tokens in enumerate(ids) if len(tokens) > max_tokens]
-    crowded_out = _cut(template, rows, texts, ids, too_long, tokenizer, max_tokens)
+    crowded_out = _cut_columns(template, rows, texts, ids, too_long, tokenizer, max_tokens)
     blank = {i for i, row in enumerate(rows) if not any(value.strip() for value in row.values())}
     empty = [i for i, tokens in enumerate(ids) if (i in blank or tokens == bare) and i not in crowded_out]
-    return Fitted(texts, ids, too_long, escaped, empty, sorted(crowded_out))
+    return Truncated(texts, ids, too_long, escaped, empty, sorted(crowded_out))
 
 
 def _escape(
@@ -77,7 +85,7 @@ def _escape(
     bare: list[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[int]:
-    """Break up special tokens that columns spell out, in place, and name the rows changed."""
+    """Break up special tokens that columns spell, in place, and return the rows changed."""
     special = special_ids(tokenizer)
 
     def count(tokens: list[int]) -> int:
@@ -91,14 +99,14 @@ def _escape(
         ids[i] = encode([texts[i]], tokenizer)[0]
         if count(ids[i]) > allowed:
             raise ValueError(
-                f"row {i}: the template {template.text!r} and its columns together spell a special token in "
-                f"{texts[i][:80]!r}; put a space between the template's text and the column"
+                f"Got a special token in row {i} that the template {template.text!r} and its columns spell together, in "
+                f"{texts[i][:80]!r}; expected none. Put a space between the template's text and the column."
             )
     return changed
 
 
 def without_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with every special token that it spells broken by a space: ``</s>`` becomes ``< /s>``."""
+    """Return the text with every special token that it spells broken by a space: ``</s>`` becomes ``< /s>``."""
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
     if normalizer is not None:
         text = normalizer.normalize_str(text)
@@ -107,7 +115,7 @@ def without_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str
     return text
 
 
-def _cut(
+def _cut_columns(
     template: Template,
     rows: list[Row],
     texts: list[str],
@@ -116,9 +124,9 @@ def _cut(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
 ) -> set[int]:
-    """Cut each long row's columns, in place, to the most characters that fit, and name the rows with no room at all.
+    """Truncate each long row's columns, in place, to the most characters that fit, and return the rows with no room at all.
 
-    One search runs over all rows at once, so that the tokenizer is called some ten times in all. It guesses from the
+    One search runs over all rows at once, so that the tokenizer is called about ten times in all. It guesses from the
     tokens per character and halves the interval in turn; a row that fills the limit exactly is done.
     """
     bare = len(encode([template.empty()], tokenizer)[0])
@@ -141,6 +149,6 @@ def _cut(
 
 
 def _trial(low: tuple[int, int], high: tuple[int, int], max_tokens: int, guess: bool) -> int:
-    """A number of characters between low and high, both (characters, tokens): guessed by proportion, or the middle."""
+    """Return a number of characters between low and high, both (characters, tokens): by proportion, or the middle."""
     share = (max_tokens - low[1]) / max(1, high[1] - low[1]) if guess else 0.5
     return min(max(low[0] + int((high[0] - low[0]) * share), low[0] + 1), high[0] - 1)

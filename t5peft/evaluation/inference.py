@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import cast
 
@@ -14,13 +14,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.compat.torch import is_hooked
 from t5peft.data.collate import OVERHEAD_TOKENS, bucket_by_length
+from t5peft.data.padding import pad_rows
+from t5peft.data.sources import read_sources, without_padding
 from t5peft.data.truncation import encode
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.fast import kernels
-from t5peft.nn.kernels.linear import Linear
+from t5peft.nn.fast import fast_kernels
+from t5peft.nn.kernels.linear import FastLinear
 
-Sources = Sequence[str] | Sequence[Sequence[int]]
+Sources = Iterable[str] | Iterable[Sequence[int]] | Iterable[Tensor]
 """Texts, or token ids that end in `</s>`, as `Task.tokenize` makes them."""
 
 
@@ -34,7 +37,7 @@ def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
     t5 = unwrap_t5(model)
     try:
         model.eval()
-        with torch.no_grad(), merged(model), kernels(model) if t5.device.type == "cpu" else nullcontext():
+        with torch.no_grad(), merged(model), fast_kernels(model) if t5.device.type == "cpu" else nullcontext():
             yield t5
     finally:
         for module, training in flags:
@@ -69,7 +72,11 @@ def merged(model: nn.Module) -> Iterator[bool]:
 def _can_merge(layer: BaseTunerLayer, tied: set[int]) -> bool:
     """Whether an active, unmerged adapter sits on a plain float32 linear map that no other module shares."""
     base = layer.get_base_layer()
-    if type(base) not in (nn.Linear, Linear) or base.bias is not None or layer.disable_adapters or layer.merged:
+    if is_hooked(
+        *cast(nn.Module, layer).modules()
+    ):  # Hooks of a part of the adapter are called only while it is apart.
+        return False
+    if type(base) not in (nn.Linear, FastLinear) or base.bias is not None or layer.disable_adapters or layer.merged:
         return False
     return base.weight.dtype == torch.float32 and type(base.weight.data) is Tensor and id(base.weight) not in tied
 
@@ -81,19 +88,24 @@ def _embedding_tables(model: nn.Module) -> Iterator[Tensor]:
 def source_ids(
     sources: Sources, tokenizer: PreTrainedTokenizerBase, max_source_length: int | None = None
 ) -> list[list[int]]:
-    """Token ids of each source, ending in `</s>`, at most `max_source_length` of them.
+    """Return the token ids of each source, ending in ``</s>``, at most ``max_source_length`` of them.
+
+    Args:
+        sources: Any iterable of texts, or of token ids; padding around token ids goes.
+        tokenizer: Of the model.
+        max_source_length: Tokens, with ``</s>``; ``None`` keeps all.
 
     Raises:
-        ValueError: one text came where a list of texts is expected, or a length below 2.
+        ValueError: See ``read_sources``; a length below 2.
     """
-    if isinstance(sources, str):
-        raise ValueError(f"one text came as sources, {sources[:60]!r}; a list of texts is expected: write [text]")
     if max_source_length is not None and max_source_length < 2:
-        raise ValueError(f"max_source_length is {max_source_length}; at least 2 are needed, a token and </s>")
-    if all(isinstance(source, str) for source in sources):
-        ids = encode(cast(Sequence[str], sources), tokenizer)
+        raise ValueError(f"Got max_source_length={max_source_length}; expected at least 2, a token and </s>.")
+    found = read_sources(sources)
+    texts = [source for source in found if isinstance(source, str)]
+    if texts:
+        ids = encode(texts, tokenizer)
     else:
-        ids = [list(source) for source in cast(Sequence[Sequence[int]], sources)]
+        ids = [without_padding(source, tokenizer.pad_token_id) for source in found if not isinstance(source, str)]
     if max_source_length is None:
         return ids
     return [one if len(one) <= max_source_length else [*one[: max_source_length - 1], one[-1]] for one in ids]
@@ -121,8 +133,6 @@ def length_batches(
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """input_ids [B, S] and attention_mask [B, S], padded on the right."""
-    longest = max(len(row) for row in rows)
-    input_ids = torch.tensor([[*row, *[pad_token_id] * (longest - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return input_ids, (torch.arange(longest, device=device) < lengths[:, None]).long()
+    """Return input_ids [B, S] and attention_mask [B, S], padded on the right."""
+    attention_mask = pad_rows([[1] * len(row) for row in rows], 0)
+    return pad_rows(rows, pad_token_id).to(device), attention_mask.to(device)

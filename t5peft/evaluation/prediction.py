@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.data.decoding import decode
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+from t5peft.methods.base import has_peft_prompt
 
 
 class Predictions(list[str]):
@@ -32,6 +33,7 @@ def predict(
     tokens_per_batch: int = 8192,
     max_source_length: int | None = None,
     progress: bool = False,
+    keep: Collection[str] = (),
 ) -> Predictions:
     """Generate an answer for each source.
 
@@ -44,9 +46,10 @@ def predict(
             it.
         max_source_length: cut sources to so many tokens, with `</s>`.
         progress: show a bar.
+        keep: Special tokens that stay in the texts, such as `Task.special_tokens`.
 
     Returns:
-        The texts in the order of the sources, without special tokens, and the share that was cut.
+        The texts in the order of the sources, without other special tokens, and the share that was cut.
 
     Raises:
         ValueError: a model without a language model head, or numbers below 1.
@@ -63,7 +66,7 @@ def predict(
         for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
             generated = _generate(model, t5, [ids[i] for i in batch], max_new_tokens, num_beams)
             cut += _unfinished(generated, t5)
-            for i, text in zip(batch, tokenizer.batch_decode(generated, skip_special_tokens=True), strict=True):
+            for i, text in zip(batch, decode(generated, tokenizer, keep=keep), strict=True):
                 texts[i] = text
     return Predictions(texts, cut / len(ids) if ids else 0.0)
 
@@ -80,7 +83,7 @@ def _generate(
     input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
     # peft's own prompt learning lives in PeftModel.generate; every other adapter lives inside the T5, where calling generate
     # leaves nothing patched.
-    own = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    own = has_peft_prompt(model)
     generator: Any = model if own else t5
     return generator.generate(
         input_ids=input_ids,

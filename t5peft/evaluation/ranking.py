@@ -9,20 +9,20 @@ Letters: N sources, C candidates, B rows of a batch, S source tokens, T position
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from t5peft.data.sources import read_candidates
 from t5peft.data.truncation import encode
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_mask, trees
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+from t5peft.methods.base import has_peft_prompt
 from t5peft.nn.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, with_hidden_states
 
 
@@ -59,7 +59,7 @@ def rank(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     sources: Sources,
-    candidates: Sequence[str] | Sequence[Sequence[str]],
+    candidates: Iterable[str] | Iterable[Iterable[str]],
     *,
     normalise_by_length: bool = False,
     tokens_per_batch: int = 8192,
@@ -97,24 +97,22 @@ def rank(
 
 
 def _candidate_ids(
-    candidates: Sequence[str] | Sequence[Sequence[str]], sources: int, tokenizer: PreTrainedTokenizerBase
+    candidates: Iterable[str] | Iterable[Iterable[str]], sources: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, list[list[int]]]:
     """Token ids of the candidates by source, or of those for all sources under -1.
 
     Raises:
         ValueError: as `rank`.
     """
-    if isinstance(candidates, str):
-        raise ValueError(f"one text came as candidates, {candidates[:60]!r}; a list of texts is expected: write [text]")
-    shared = all(isinstance(candidate, str) for candidate in candidates)
-    several = [cast(Sequence[str], candidates)] if shared else candidates
-    lists = {-1 if shared else i: list(texts) for i, texts in enumerate(several)}
+    several = read_candidates(candidates)
+    shared = [candidate for candidate in several if isinstance(candidate, str)]
+    lists = dict(enumerate(texts for texts in several if not isinstance(texts, str))) or {-1: shared}
     problems = []
-    if not shared and len(lists) != sources:
+    if -1 not in lists and len(lists) != sources:
         problems.append(f"{len(lists)} lists of candidates came for {sources} sources; one a source is expected")
     encoded = {}
     for key, texts in lists.items():
-        where = "" if shared else f" of source {key}"
+        where = "" if key == -1 else f" of source {key}"
         if not texts:
             problems.append(f"the list of candidates{where} is empty; at least one is expected")
         encoded[key] = encode(texts, tokenizer)
@@ -132,7 +130,7 @@ def _candidate_ids(
 def _check_ranks(model: nn.Module, t5: PreTrainedModel) -> None:
     if not t5.can_generate():
         raise ValueError(f"{type(t5).__name__} has no language model head and scores no texts; use classify")
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    if has_peft_prompt(model):
         raise ValueError(
             f"the adapter is {model.active_peft_config.peft_type.value} of peft, which does not work in the T5 itself; "
             "rank takes those of t5peft (prefix_wrap, prompt_wrap) and of any other method"

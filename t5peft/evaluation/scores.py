@@ -60,10 +60,11 @@ def evaluate_task(
             max_new_tokens=task.max_target_length,
             num_beams=task.num_beams,
             tokens_per_batch=tokens_per_batch,
+            keep=task.special_tokens(tokenizer),
         )
-        predictions = [task.read(text) for text in answers]
+        predictions = [task.read(text, tokenizer) for text in answers]
         scores["truncated_fraction"] = answers.truncated_fraction
-    references = [task.answers(record) for record in records]
+    references = [task.answers(record, tokenizer) for record in records]
     texts = [task.content(record) for record in records]
     for name in task.metrics:
         if name == "perplexity":

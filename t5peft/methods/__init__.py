@@ -1,4 +1,4 @@
-"""The tuning methods: one file each, and one table of their names."""
+"""The tuning methods: one file each, and one table."""
 
 from t5peft.methods.bottleneck import bottleneck_wrap
 from t5peft.methods.full import full_wrap
@@ -9,7 +9,7 @@ from t5peft.methods.norm import norm_wrap
 from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
-from t5peft.methods.registry import METHODS, Method, method_of
+from t5peft.methods.registry import METHODS, Method, method_of, register_method
 
 __all__ = [
     "METHODS",
@@ -24,4 +24,5 @@ __all__ = [
     "prefix_wrap",
     "prompt_wrap",
     "qlora_wrap",
+    "register_method",
 ]

@@ -1,7 +1,7 @@
-"""What a frozen backbone computes of each example, kept over epochs: from the second on, a ladder trains without running it.
+"""Keep what a frozen backbone computes of each example. From the second epoch on, a ladder then trains without running it.
 
-Nothing trained stands before what a ladder reads, so it reads the same of an example in every epoch, as long as the backbone
-drops nothing: inside ``cached_activations`` (in `ladder.py`) it runs as in evaluation, and dropout is the side's alone.
+Nothing trained stands before what a ladder reads. So it reads the same of an example in every epoch, as long as the backbone
+drops nothing. Inside ``cached_activations`` (in ``ladder.py``) the backbone runs as in evaluation, and only the side has dropout.
 
 Letters: B batch, T tokens, H d_model, L layers.
 """
@@ -9,12 +9,15 @@ Letters: B batch, T tokens, H d_model, L layers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from t5peft.nn.kernels.varlen import VarlenLayout
 
 logger = logging.getLogger("t5peft")
 
@@ -25,87 +28,127 @@ class Activations:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.bytes = 0
-        self._kept: dict[bytes, Tensor] = {}
-        self._sources: list[bytes | None] = []
-        self._full = False
+        self._states: dict[bytes, Tensor] = {}
+        self._source_keys: list[bytes | None] = []
+        self._is_full = False
+
+    def __reduce__(self) -> Any:
+        # A copy or a pickle of a model that is being trained goes without what is cached.
+        return type(None), ()
 
     def states(
-        self, stack: nn.Module, inputs: Mapping[str, Any], options: Mapping[str, Any], run: Callable[[], Any]
+        self,
+        stack: PreTrainedModel,
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        run: Callable[[], Any],
+        target_lengths: Sequence[int] | None = None,
     ) -> Any:
-        """What ``run`` returns for ``inputs``, L + 1 hidden states of [B, T, H] among it; run only for what is not known.
+        """Return what ``run`` returns for ``inputs``, and call it only for examples that are not cached.
 
-        A target is known together with its source, so the encoder's batch comes before the decoder's. Examples that cannot be told
-        apart by their tokens alone are run: with masks that block more than padding at the end, or embeddings in place of tokens.
+        A target is cached together with its source, so the batch of the encoder comes before that of the decoder. The batch is
+        computed anew where tokens do not identify an example: with embeddings in place of tokens, or with a mask that hides more
+        than padding at the end of a source.
+
+        Args:
+            stack: The encoder or the decoder of the backbone.
+            inputs: Tokens and masks.
+            options: The other arguments of the stack.
+            run: Runs the stack; its output has L + 1 hidden states of [B, T, H].
+            target_lengths: The positions of each target up to the last one whose label counts. None: all positions are cached,
+                padding too, because the tokens do not say which of them count.
         """
         tokens, layout = inputs["input_ids"], options.get("layout")
-        sources, self._sources = self._sources, []
-        apart = tokens is not None and not any(name.endswith("block_mask") for name in options)
-        spans = _spans(stack, inputs, layout) if apart else []
-        if not spans or (stack.is_decoder and len(sources) != len(spans)):
+        source_keys, self._source_keys = self._source_keys, []
+        if tokens is None or any(name.endswith("block_mask") for name in options):
             return run()
-        names = self._names(sources, [tokens[row, part] for row, part in spans], stack)
-        if all(name is None or name in self._kept for name in names):
-            return self._output(names, spans, tokens.shape, tokens.device)
+        spans = _spans(stack, inputs, layout, target_lengths)
+        if not spans or (stack.config.is_decoder and len(source_keys) != len(spans)):
+            return run()
+        examples = [tokens[row, part] for row, part in spans]
+        keys = _target_keys(source_keys, examples) if stack.config.is_decoder else _source_keys(stack, examples, layout)
+        if not stack.config.is_decoder:
+            self._source_keys = keys
+        if any(key is not None for key in keys) and all(key is None or key in self._states for key in keys):
+            return self._output(keys, spans, tokens.shape, tokens.device)
         output = run()
-        for name, (row, part) in zip(names, spans, strict=True):
-            if name is not None:
-                self._keep(name, torch.stack([states[row, part] for states in output.hidden_states]))
+        for key, (row, part) in zip(keys, spans, strict=True):
+            if key is not None:
+                self._keep(key, torch.stack([states[row, part] for states in output.hidden_states]))
         return output
 
-    def _names(self, sources: list[bytes | None], examples: list[Tensor], stack: nn.Module) -> list[bytes | None]:
-        """What tells each source, or each target with its source, from others; None for padding that fills a row."""
-        names = [tokens.cpu().numpy().tobytes() for tokens in examples]
-        if not stack.is_decoder:
-            filling = [bool((tokens == stack.config.pad_token_id).all()) for tokens in examples]
-            self._sources = [None if fills else name for fills, name in zip(filling, names, strict=True)]
-            return list(self._sources)
-        return [
-            None if source is None else b"%d:" % len(source) + source + name
-            for source, name in zip(sources, names, strict=True)
-        ]
-
-    def _keep(self, name: bytes, states: Tensor) -> None:
-        if name in self._kept:
+    def _keep(self, key: bytes, states: Tensor) -> None:
+        if key in self._states:
             return
         if self.bytes + states.nbytes > self.limit_bytes:
-            if not self._full:
+            if not self._is_full:
                 logger.warning(
-                    "The %.2g GB for kept activations are full after %d sources and targets: batches with any other are "
-                    "computed anew in every epoch. Give more with activation_cache_bytes=, or train on fewer examples.",
+                    "The activation cache of %.2f GB is full after %d sources and targets: batches with any other are "
+                    "computed anew in every epoch. Raise activation_cache_bytes, or train on fewer examples.",
                     self.limit_bytes / 1e9,
-                    len(self._kept),
+                    len(self._states),
                 )
-            self._full = True
+            self._is_full = True
             return
-        self._kept[name] = states.cpu()
+        self._states[key] = states.cpu()
         self.bytes += states.nbytes
 
-    def _output(self, names: list[bytes | None], spans: list[tuple[int, slice]], shape: torch.Size, device: Any) -> Any:
-        first = self._kept[next(name for name in names if name is not None)]
+    def _output(
+        self, keys: list[bytes | None], spans: list[tuple[int, slice]], shape: torch.Size, device: torch.device
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        first = self._states[next(key for key in keys if key is not None)]
         states = first.new_zeros(len(first), *shape, first.shape[-1], device=device)
-        for name, (row, part) in zip(names, spans, strict=True):
-            if name is not None:
-                states[:, row, part] = self._kept[name].to(device, non_blocking=True)
+        for key, (row, part) in zip(keys, spans, strict=True):
+            if key is not None:
+                states[:, row, part] = self._states[key].to(device, non_blocking=True)
         hidden_states = states.unbind(0)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states[-1], hidden_states=hidden_states
         )
 
 
-def _spans(stack: nn.Module, inputs: Mapping[str, Any], layout: Any) -> list[tuple[int, slice]]:
-    """Where the tokens of each example stand: the row, and the part of it; nothing where a mask has holes."""
+def _source_keys(stack: PreTrainedModel, examples: list[Tensor], layout: VarlenLayout | None) -> list[bytes | None]:
+    """Return a key for each source; None for the padding that fills a padding-free row."""
+    padding = stack.config.pad_token_id
+    return [
+        None if layout is not None and bool((tokens == padding).all()) else _to_bytes(tokens) for tokens in examples
+    ]
+
+
+def _target_keys(source_keys: list[bytes | None], examples: list[Tensor]) -> list[bytes | None]:
+    """Return a key for each target with its source."""
+    return [
+        None if source is None else b"%d:" % len(source) + source + _to_bytes(tokens)
+        for source, tokens in zip(source_keys, examples, strict=True)
+    ]
+
+
+def _to_bytes(tokens: Tensor) -> bytes:
+    return tokens.cpu().numpy().tobytes()
+
+
+def _spans(
+    stack: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    layout: VarlenLayout | None,
+    target_lengths: Sequence[int] | None,
+) -> list[tuple[int, slice]]:
+    """Return the row and the part of it for each example; nothing where a mask hides more than padding at the end."""
     if layout is not None:
-        ends = torch.tensor(layout.target_lengths if stack.is_decoder else layout.source_lengths).cumsum(0).tolist()
+        in_row = layout.target_lengths if stack.config.is_decoder else layout.source_lengths
+        ends: list[int] = torch.tensor(in_row).cumsum(0).tolist()
         return [(0, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
-    tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
-    rows, width = tokens.shape
-    if mask is None and not stack.is_decoder:
-        return [(row, slice(0, width)) for row in range(rows)]  # padding that no mask hides is read as well
-    real = tokens != stack.config.pad_token_id if mask is None else mask.bool()
-    lengths = (real * torch.arange(1, width + 1, device=real.device)).amax(1)
-    if mask is not None and not torch.equal(lengths, real.sum(1)):
-        return []
-    if mask is None and (tokens[lengths > 0, lengths[lengths > 0] - 1] == stack.config.eos_token_id).any():
-        return []  # a target that goes on behind its end, in padding that counts
-    # The first token of a target is padding by its number.
-    return [(row, slice(0, max(1, length))) for row, length in enumerate(lengths.tolist())]
+    mask = inputs.get("attention_mask")
+    rows, width = inputs["input_ids"].shape
+    lengths = [width] * rows
+    if mask is not None and not mask.all():
+        if stack.config.is_decoder or mask.dim() != 2:
+            return []
+        real = mask.bool()
+        last = (real * torch.arange(1, width + 1, device=real.device)).amax(1)
+        if not torch.equal(last, real.sum(1)):
+            return []
+        lengths = last.tolist()
+    elif stack.config.is_decoder and target_lengths is not None:
+        lengths = list(target_lengths)
+    return [(row, slice(0, max(1, length))) for row, length in enumerate(lengths)]

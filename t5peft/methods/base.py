@@ -1,62 +1,93 @@
-"""Make a tuner of ours known to peft, so that peft's own save, load and adapter calls work with it."""
+"""What the tuning methods share: the base of configs, layers and tuners, and the wrap that hands a model to peft.
+
+A method of our own is a config, a layer and a tuner. The config names the modules that get a layer. The layer wraps one such
+module, holds one adapter per adapter name, and computes the method. The tuner makes the adapters. ``register`` of
+``compat.peft`` makes them known to peft, so that peft's save, load and adapter calls work with them.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from operator import index
+from typing import Any, ClassVar, Generic, SupportsIndex, TypeGuard, TypeVar, cast
 
-import torch
-from peft import PeftConfig
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from torch import nn
+from peft.utils import PeftType
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from t5peft.models.backbone import correct_config
+
+# The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
+_HEADS: dict[str, tuple[str, TaskType]] = {
+    "ForConditionalGeneration": ("", TaskType.SEQ_2_SEQ_LM),
+    "ForSequenceClassification": ("classification_head", TaskType.SEQ_CLS),
+    "ForTokenClassification": ("classifier", TaskType.TOKEN_CLS),
+    "ForQuestionAnswering": ("qa_outputs", TaskType.QUESTION_ANS),
+    "EncoderModel": ("", TaskType.FEATURE_EXTRACTION),
+}
 
 
-@contextmanager
-def no_mixed_batches(*args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Iterator[None]:
-    """In the place of the ``_enable_peft_forward_hooks`` by which LoRA gives each row its adapter; others ignore the names."""
-    if adapter_names is not None:
-        raise ValueError(
-            f"Got adapter_names={sorted(set(adapter_names))} for the rows of a batch; of these methods, only LoRA takes several "
-            "adapters in one batch. Call model.set_adapter(name), or model.disable_adapter(), for a batch of each."
-        )
-    yield
+@dataclass
+class AdapterConfig(PeftConfig):
+    """The base of our configs. A subclass adds its options and calls ``set_targets`` when it is made."""
+
+    modules_to_save: list[str] | None = None
+    target_modules: str | None = None
+    exclude_modules: list[str] | None = None
+
+    def set_targets(self, name: str, pattern: str) -> None:
+        """Set the name of the method with peft, in lower case, and the pattern of the modules that get a layer."""
+        self.peft_type = PeftType(name.upper())
+        self.target_modules = pattern
 
 
-class OwnTuner(BaseTuner):
-    """What our tuners change of peft's: a tuner of ours puts layers around whatever module its config names."""
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """A module of T5 with adapters, one per adapter name, in the container that ``adapter_layer_names`` names.
 
-    target_module_mapping: dict[str, list[str]] = {}
-    _enable_peft_forward_hooks = staticmethod(no_mixed_batches)
+    A layer whose adapters change weights sets ``merges`` and has ``merge`` and ``unmerge``. The others cannot be merged.
+    """
 
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        # Our configs name their targets themselves.
-        return peft_config
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Called to unload; peft's own hands over the weight of one linear map, which our targets need not be.
-        setattr(parent, child_name, new_module)
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # peft's own finds the name one level deep; the parts of an adapter of ours may lie deeper.
-        start, found, rest = key.partition(f".{cls.prefix}.{adapter_name}")
-        return f"{start}.{cls.prefix}{rest}" if found and rest[:1] in ("", ".") else key
-
-
-def to_device_unless_meta(adapter: nn.Module, device: torch.device) -> nn.Module:
-    """``adapter`` on ``device``, or as it is while peft loads it without memory (``low_cpu_mem_usage=True``)."""
-    return adapter if any(parameter.is_meta for parameter in adapter.parameters()) else adapter.to(device)
-
-
-class StackLayer(nn.Module, BaseTunerLayer):
-    """A T5 stack in a tuner layer; what is asked of it and is not here, the stack answers."""
-
-    base_layer: Any
+    kind: ClassVar[str] = "adapter"
+    """The word for the method in errors."""
+    merges: ClassVar[bool] = False
+    """Whether an adapter is a change of a weight, which can be merged into the backbone."""
+    base_layer: nn.Module
+    unmerged_weight: Tensor | None = None
+    """The weight of the backbone, while an adapter is merged into it."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.merged_adapters = []
+        for name in self.adapter_layer_names:
+            self.add_module(name, nn.ModuleDict())
+
+    @property
+    def adapters(self) -> nn.ModuleDict:
+        """The adapters of this layer by name."""
+        return cast(nn.ModuleDict, self.get_submodule(self.adapter_layer_names[0]))
+
+    def active_adapters_here(self) -> list[str]:
+        """Return the names of the active adapters that this layer holds; none while adapters are disabled."""
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.adapters]
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raise ValueError, as the adapters of this layer are not changes of weights."""
+        raise ValueError(
+            f"Got a {self.kind} to merge; expected a method that changes weights, such as LoRA. A {self.kind} cannot be merged "
+            "into the weights of T5. Serve it as an adapter."
+        )
+
+
+class StackLayer(AdapterLayer):
+    """A stack of T5 with adapters. It hands on attributes that it does not have to the stack."""
+
+    base_layer: PreTrainedModel
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -65,3 +96,130 @@ class StackLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer":
                 raise
             return getattr(self.base_layer, name)
+
+
+@contextmanager
+def no_mixed_batches(*args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Iterator[None]:
+    """Stand in for ``_enable_peft_forward_hooks``, by which LoRA gives each row its adapter, and refuse ``adapter_names``."""
+    if adapter_names is not None:
+        raise ValueError(
+            f"Got adapter_names={sorted(set(adapter_names))} for the rows of a batch; expected none, as only LoRA takes several "
+            "adapters in one batch. Call model.set_adapter(name), or model.disable_adapter(), for a batch of each."
+        )
+    yield
+
+
+Layer = TypeVar("Layer", bound=AdapterLayer)
+Config = TypeVar("Config", bound=AdapterConfig)
+
+
+class AdapterTuner(BaseTuner, Generic[Layer, Config]):
+    """The base of our tuners. A subclass names its layer and its prefix, and makes an adapter for a layer."""
+
+    tuner_layer_cls: type[AdapterLayer]
+    target_module_mapping: dict[str, list[str]] = {}
+    _enable_peft_forward_hooks = staticmethod(no_mixed_batches)
+
+    def new_layer(self, target: nn.Module) -> AdapterLayer:
+        """Return a layer around ``target``."""
+        return self.tuner_layer_cls(target)
+
+    def new_adapter(self, layer: Layer, config: Config, adapter_name: str) -> nn.Module:
+        """Return an adapter for ``layer``."""
+        raise NotImplementedError
+
+    def add_to_layer(self, layer: Layer, config: Config, adapter_name: str) -> None:
+        """Put a new adapter into ``layer``, on the device of the wrapped module."""
+        adapter = self.new_adapter(layer, config, adapter_name)
+        device = next(layer.base_layer.parameters()).device
+        # peft loads without memory (low_cpu_mem_usage=True) on the meta device.
+        on_meta = any(parameter.is_meta for parameter in adapter.parameters())
+        layer.adapters[adapter_name] = adapter if on_meta else adapter.to(device)
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, self.tuner_layer_cls) else self.new_layer(target)
+        self.add_to_layer(cast(Layer, layer), cast(Config, peft_config), adapter_name)
+        if layer is not target:
+            setattr(parent, target_name, layer)
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        # Our configs name their targets themselves.
+        return peft_config
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Called to unload. That of peft hands over the weight of one linear map, and our targets need not be linear maps.
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # That of peft finds the name one level deep; the parts of our adapters may lie deeper.
+        start, found, rest = key.partition(f".{cls.prefix}.{adapter_name}")
+        return f"{start}.{cls.prefix}{rest}" if found and rest[:1] in ("", ".") else key
+
+
+def wrap(model: PreTrainedModel, config: AdapterConfig | LoraConfig | IA3Config) -> PeftModel:
+    """Wrap ``model`` in place: fill in the task type and the head that must be trained, and freeze the backbone."""
+    head, config.task_type = _head_and_task(model)
+    correct_config(model)
+    if head:
+        config.modules_to_save = sorted({*(config.modules_to_save or []), head})
+    with warnings.catch_warnings():
+        # peft reads a property that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return cast(PeftModel, get_peft_model(model, config))
+
+
+def head_module_name(model: PreTrainedModel) -> str | None:
+    """Return the name of the newly initialized head of ``model``, which every method must train and save, or None."""
+    return _head_and_task(model)[0] or None
+
+
+def has_peft_prompt(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Return whether ``model`` has the prompt or prefix tuning of peft, which lives outside of the T5 inside."""
+    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+
+
+def read_size(name: str, value: object, problems: list[str]) -> int:
+    """Return the integer ``value`` of an option, or add to ``problems`` that it is not an integer of at least 1."""
+    try:
+        size = 0 if isinstance(value, bool) else index(cast(SupportsIndex, value))
+    except TypeError:  # Numbers of numpy are integers too; floats and strings are not.
+        size = 0
+    if size < 1:
+        problems.append(f"{name}={value!r}; expected an integer of at least 1")
+    return size
+
+
+def check_flag(name: str, value: object, problems: list[str]) -> None:
+    """Add to ``problems`` if the ``value`` of an option is not a bool."""
+    if not isinstance(value, bool):
+        problems.append(f"{name}={value!r}; expected True or False")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str], problems: list[str]) -> None:
+    """Add to ``problems`` if the ``value`` of an option is not one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        problems.append(f"{name}={value!r}; expected one of {', '.join(choices)}")
+
+
+def raise_if_problems(problems: Sequence[str]) -> None:
+    """Raise one ValueError for all ``problems``, if there are any."""
+    if problems:
+        raise ValueError(f"Got {', and '.join(problems)}.")
+
+
+def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:
+    name = type(model).__name__
+    for suffix, head_and_task in _HEADS.items():
+        if name.endswith(suffix):
+            return head_and_task
+    raise ValueError(f"Got a {name}; expected a class that ends in {', '.join(_HEADS)}.")

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight is trained. The reference of every table."""
+"""Full fine-tuning: every weight is trained. It is the reference of every table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from t5peft.models.unwrap import ensure_unwrapped
 
 
 def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
-    """Make every weight of ``model`` trainable, in place. Raises ValueError for a wrapped or a quantised model."""
+    """Make every weight of ``model`` trainable, in place.
+
+    Args:
+        model: A T5.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: For a wrapped model or a quantized one.
+    """
     ensure_unwrapped(model)
     if getattr(model, "is_quantized", False):
         raise ValueError(
-            "Quantised weights cannot be trained; load the backbone without quantize for full fine-tuning."
+            "Got a quantized model; expected one in float32 or bfloat16, as quantized weights cannot be trained. Load the "
+            "backbone without quantize for full fine-tuning."
         )
     correct_config(model)
-    return model.requires_grad_(True)
+    model.requires_grad_(True)
+    return model

@@ -1,10 +1,12 @@
 """IA3 (Liu et al. 2022, https://arxiv.org/abs/2205.05638) on T5, by peft.
 
-Three vectors a layer, all ones at the start, scale the keys, the values, and the hidden units of the feed-forward (as the input of
-``wo``, for relu and gated ones alike), in the encoder, the decoder and the cross-attention.
+Three vectors per layer scale the keys, the values, and the hidden units of the feed-forward. They start as ones. The third one
+scales the input of ``wo``, for relu and gated feed-forwards alike. All three stand in the encoder, in the decoder, and in the
+cross-attention.
 
-Differs from peft: ``adapter_names=``, which peft's IA3 ignores, is an error; beside quantised weights the scaled values keep
-the dtype of what came in, where peft's turn into float32 and attention then refuses them.
+Differs from peft: ``adapter_names=``, which the IA3 of peft ignores, is an error. Beside quantized weights the scaled values keep
+the dtype of the input; those of peft turn into float32, and attention then refuses them. Both hold for every model that peft
+wraps for IA3 once t5peft is imported, also by ``PeftModel.from_pretrained``.
 """
 
 from __future__ import annotations
@@ -13,30 +15,45 @@ from typing import Any
 
 import torch
 from peft import IA3Config, IA3Model, PeftModel
-from peft.tuners.ia3 import IA3Layer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.methods.base import no_mixed_batches
-from t5peft.methods.wrapping import wrap
+from t5peft.compat.peft import replace_tuner
+from t5peft.methods.base import no_mixed_batches, wrap
 from t5peft.models.unwrap import ensure_unwrapped
 
 
+class IA3Tuner(IA3Model):
+    """The IA3 of peft with what this module changes."""
+
+    _enable_peft_forward_hooks = staticmethod(no_mixed_batches)
+
+    @staticmethod
+    def _create_new_module(ia3_config: IA3Config, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
+        layer = IA3Model._create_new_module(ia3_config, adapter_name, target, **kwargs)
+        if type(layer.get_base_layer()) is not nn.Linear:
+            layer.register_forward_hook(_return_dtype_of_input)
+        return layer
+
+
 def ia3_wrap(model: PreTrainedModel) -> PeftModel:
-    """Wrap ``model`` for IA3, in place. Raises ValueError for a wrapped model."""
+    """Wrap ``model`` for IA3, in place.
+
+    Args:
+        model: A T5.
+
+    Returns:
+        The wrapped model.
+
+    Raises:
+        ValueError: For a wrapped model.
+    """
     ensure_unwrapped(model)
-    return patch_ia3(wrap(model, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"])))
+    return wrap(model, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"]))
 
 
-def patch_ia3(model: PeftModel) -> PeftModel:
-    """``model``, with what this module changes of peft's IA3 where it is one."""
-    if isinstance(model.base_model, IA3Model):
-        model.base_model._enable_peft_forward_hooks = no_mixed_batches
-        for layer in model.modules():
-            if isinstance(layer, IA3Layer) and type(layer.get_base_layer()) is not nn.Linear:
-                layer.register_forward_hook(_in_the_dtype_that_came)
-    return model
-
-
-def _in_the_dtype_that_came(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def _return_dtype_of_input(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     return output if torch.is_autocast_enabled(output.device.type) else output.to(inputs[0].dtype)
+
+
+replace_tuner("IA3", IA3Tuner)

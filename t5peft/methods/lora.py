@@ -1,17 +1,19 @@
 """LoRA (Hu et al. 2022, https://openreview.net/forum?id=nZeVKeeFYf9) on T5, by peft.
 
-A frozen linear map W gets a trained product of rank R beside it: ``W x + scale * B (A x)``, with A random and B zero, so that
-wrapping changes nothing. ``scale`` is ``alpha / R``, or ``alpha / sqrt(R)`` when rank-stabilised (Kalajdzievski 2023). DoRA
-(Liu et al. 2024) trains the norm of each row of W as well. LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354) trains B
-at a higher learning rate than A.
+A frozen linear map W gets a trained product of rank R beside it: ``W x + scale * B (A x)``. A starts random and B starts as zero,
+so wrapping changes nothing. ``scale`` is ``alpha / R``, or ``alpha / sqrt(R)`` when rank-stabilized (Kalajdzievski 2023). DoRA
+(Liu et al. 2024) also trains the norm of each row of W. LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354) trains B at a
+higher learning rate than A.
 
-peft's LoRA is right on T5 and is used as it is; here targets are checked, and a new head is always trained and saved.
+The LoRA of peft is right on T5 and is used as it is. This file checks the targets and always trains and saves a new head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Sequence
+from math import isfinite
+from numbers import Real
+from typing import Literal, cast
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
@@ -20,7 +22,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from t5peft.deprecated import renamed_arguments
-from t5peft.methods.wrapping import wrap
+from t5peft.methods.base import check_flag, raise_if_problems, read_size, wrap
 from t5peft.models.backbone import has_untied_head, quantization_of_model
 from t5peft.models.unwrap import ensure_unwrapped
 
@@ -28,7 +30,7 @@ ATTENTION = ("q", "k", "v", "o")
 
 
 def linear_maps(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of every linear map of attention and feed-forward of ``model``; never of the embeddings or a head."""
+    """Return the names of all linear maps of attention and feed-forward of ``model``, without embeddings and heads."""
     return (*ATTENTION, *(("wi_0", "wi_1", "wo") if model.config.is_gated_act else ("wi", "wo")))
 
 
@@ -46,27 +48,32 @@ def lora_wrap(
     """Wrap ``model`` for LoRA, in place.
 
     Args:
-        model: a T5.
+        model: A T5.
         rank: R.
-        alpha: numerator of the scale; None: twice the rank.
-        dropout: probability that an input of A is dropped in training.
-        target_modules: names of linear maps, query and value as in the paper by default; ``"all-linear"``: every linear map of
-            attention and feed-forward.
-        dora: weight-decomposed LoRA.
-        rank_stabilized: scale by ``alpha / sqrt(R)``.
+        alpha: Numerator of the scale; None for twice the rank.
+        dropout: Probability that an input of A is dropped in training.
+        target_modules: Names of linear maps; the default is query and value, as in the paper. ``"all-linear"`` stands for every
+            linear map of attention and feed-forward.
+        dora: Whether to train the norms of the rows as well (DoRA).
+        rank_stabilized: Whether to scale by ``alpha / sqrt(R)``.
+
+    Returns:
+        The wrapped model.
 
     Raises:
-        ValueError: for a wrapped model, a rank below one, an alpha or dropout that leaves nothing to learn, targets that
-            match nothing, in whole or in part, or DoRA beside 8-bit weights on a CPU.
+        ValueError: For a wrapped model, options out of range, targets that match nothing, in whole or in part, or DoRA beside
+            8-bit weights on a CPU.
     """
     ensure_unwrapped(model)
-    if rank < 1:
-        raise ValueError(f"Got rank={rank}; expected a whole number of at least 1.")
-    if (alpha is not None and alpha <= 0) or not 0 <= dropout < 1:
-        raise ValueError(
-            f"Got alpha={alpha} and dropout={dropout}, with which nothing is learned; expected an alpha above 0, or None, and a "
-            "dropout of at least 0 and less than 1."
-        )
+    problems: list[str] = []
+    rank = read_size("rank", rank, problems)
+    if alpha is not None and not (_is_number(alpha) and alpha > 0):
+        problems.append(f"alpha={alpha!r}, with which nothing is learned; expected a number above 0, or None")
+    if not (_is_number(dropout) and 0 <= dropout < 1):
+        problems.append(f"dropout={dropout!r}, with which nothing is learned; expected at least 0 and less than 1")
+    check_flag("dora", dora, problems)
+    check_flag("rank_stabilized", rank_stabilized, problems)
+    raise_if_problems(problems)
     if dora and model.device.type == "cpu" and quantization_of_model(model) == "int8":
         raise ValueError(
             "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
@@ -78,8 +85,9 @@ def lora_wrap(
         model,
         LoraConfig(
             r=rank,
-            lora_alpha=2 * rank if alpha is None else alpha,
-            lora_dropout=dropout,
+            # peft only divides it by the rank, so a float is as good.
+            lora_alpha=cast(int, 2 * rank if alpha is None else alpha if isinstance(alpha, int) else float(alpha)),
+            lora_dropout=float(dropout),
             target_modules=list(names),
             use_dora=dora,
             use_rslora=rank_stabilized,
@@ -88,36 +96,46 @@ def lora_wrap(
 
 
 def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None:
-    """Raise ValueError unless each of ``target_modules`` names linear maps of ``model`` that an adapter can change alone."""
-    if isinstance(target_modules, str) or not target_modules:
+    """Raise ValueError unless each of ``target_modules`` names linear maps that an adapter can change by itself."""
+    if (
+        isinstance(target_modules, str)
+        or not isinstance(target_modules, Collection)
+        or not target_modules
+        or not all(isinstance(target, str) for target in target_modules)
+    ):
         raise ValueError(f"Got target_modules={target_modules!r}; expected a list of names, or 'all-linear'.")
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     missing = [target for target in target_modules if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if missing:
         raise ValueError(
-            f"The targets {missing} match no linear map of this model; expected names among {list(linear_maps(model))}, or "
-            "'all-linear'."
+            f"Got the targets {missing}, which match no linear map of this model; expected names among "
+            f"{list(linear_maps(model))}, or 'all-linear'."
         )
-    # Asked of the weights: transformers marks every T5 config as tied.
+    # The weights say it; the config does not, as transformers marks every T5 config as tied.
     if "lm_head" in target_modules and not has_untied_head(model):
         raise ValueError(
-            "The output head of this model is its table of embeddings: an adapter on lm_head would change the embeddings "
-            f"as well when merged. Leave it out of the target_modules {list(target_modules)}."
+            f"Got target_modules={list(target_modules)} for a model whose output head is its table of embeddings; expected targets "
+            "without lm_head, as an adapter on it would change the embeddings as well when merged."
         )
 
 
 def set_lora_plus(optimizer: Optimizer, model: nn.Module, ratio: float) -> None:
     """Train B of every LoRA layer of ``model`` at ``ratio`` times the learning rate of its group, in place (LoRA+).
 
-    peft's ``create_loraplus_optimizer`` makes an optimizer of its own for it, without the weight decay that was asked for.
+    ``create_loraplus_optimizer`` of peft makes an optimizer of its own for this, without the weight decay that was asked for.
+
+    Args:
+        optimizer: The optimizer of ``model``; B moves to groups of its own.
+        model: A model with LoRA.
+        ratio: The factor; the paper recommends about 16.
 
     Raises:
-        ValueError: for a ratio that is not positive, or a model without LoRA.
+        ValueError: For a ratio that is not positive, or a model without LoRA.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    if ratio <= 0 or not layers:
+    if not (_is_number(ratio) and ratio > 0) or not layers:
         raise ValueError(
-            f"Got lora_plus_ratio={ratio} for a model with {len(layers)} LoRA layers; expected a positive ratio, and a model "
+            f"Got lora_plus_ratio={ratio!r} for a model with {len(layers)} LoRA layers; expected a positive ratio, and a model "
             "that lora_wrap or qlora_wrap made."
         )
     raised = {id(parameter) for layer in layers for parameter in layer.lora_B.parameters()}
@@ -127,3 +145,7 @@ def set_lora_plus(optimizer: Optimizer, model: nn.Module, ratio: float) -> None:
         if chosen:
             group["params"] = [parameter for parameter in parameters if id(parameter) not in raised]
             optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * ratio})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)

@@ -1,15 +1,15 @@
 """Prompt tuning (Lester et al. 2021, https://aclanthology.org/2021.emnlp-main.243) for T5, as published.
 
-P trained vectors stand before the embedded source text, in the encoder alone:
+P trained vectors stand before the embedded source text, in the encoder only:
 
     encoder([prompt; embed(input_ids)])
 
-The decoder sees the encoder's states of prompt and text. The prompt takes part in the relative positions, directly before the first
-token that is not padding, so left and right padding give the same result.
+The decoder sees the states of the encoder for prompt and text. The prompt takes part in the relative positions, directly before
+the first token that is not padding, so left and right padding give the same result.
 
-Two tuner layers do it: one around the encoder stack, which puts the prompt in and lengthens the mask, and one around the decoder
-stack, which lengthens the mask of the cross-attention likewise. Nothing of the model is patched, so ``generate``,
-``disable_adapter`` and classification heads need no special case.
+Two tuner layers do it. The one around the encoder stack puts the prompt in and lengthens the mask. The one around the decoder stack
+lengthens the mask of the cross-attention likewise. Nothing of the model is patched, so ``generate``, ``disable_adapter`` and
+classification heads need no special case.
 
 Letters: B batch, S source tokens, P prompt length, H d_model, V vocabulary.
 """
@@ -18,29 +18,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.utils import PeftType
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
-from t5peft.methods.base import OwnTuner, StackLayer
-from t5peft.methods.wrapping import wrap
+from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, raise_if_problems, read_size, wrap
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.kernels.varlen import VarlenLayout
 
 Initializer = Callable[[Tensor, int], Tensor]
-"""From the embedding table [V, H] and a length P to a first prompt [P, H]."""
+"""A function from the embedding table [V, H] and a length P to a first prompt [P, H]."""
 
 
 def from_random(std: float | None = None) -> Initializer:
-    """Normal, with the standard deviation of the embedding table or with ``std``.
+    """Return an initializer that draws normal numbers.
 
-    The paper's random start is uniform in ±0.5, whatever the scale of the table.
+    The random start of the paper is uniform in ±0.5, whatever the scale of the table.
+
+    Args:
+        std: The standard deviation; None for that of the embedding table.
     """
 
     def draw(embeddings: Tensor, length: int) -> Tensor:
@@ -50,7 +51,17 @@ def from_random(std: float | None = None) -> Initializer:
 
 
 def from_vocabulary(most_common: int = 5000) -> Initializer:
-    """Embeddings of random tokens among the ``most_common``, which stand first in a T5 vocabulary."""
+    """Return an initializer that takes the embeddings of random tokens.
+
+    Args:
+        most_common: The number of tokens to draw from; a T5 vocabulary starts with the most common ones.
+
+    Raises:
+        ValueError: For a number below one.
+    """
+    problems: list[str] = []
+    most_common = read_size("most_common", most_common, problems)
+    raise_if_problems(problems)
 
     def sample(embeddings: Tensor, length: int) -> Tensor:
         return embeddings[torch.randint(min(most_common, embeddings.shape[0]), (length,), device=embeddings.device)]
@@ -59,15 +70,31 @@ def from_vocabulary(most_common: int = 5000) -> Initializer:
 
 
 def from_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Initializer:
-    """Embeddings of the tokens of ``text``, repeated up to the length, without its ``</s>``."""
+    """Return an initializer that takes the embeddings of the tokens of ``text``, repeated up to the length, without ``</s>``.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        text: The text to start from.
+
+    Raises:
+        ValueError: For a text without tokens.
+    """
     ids = tokenizer(text, add_special_tokens=False).input_ids
     if not ids:
-        raise ValueError(f"The text {text!r} has no tokens to start a prompt from.")
+        raise ValueError(f"Got the text {text!r}; expected one with at least one token to start a prompt from.")
     return lambda embeddings, length: embeddings[[ids[i % len(ids)] for i in range(length)]]
 
 
 def from_class_labels(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Initializer:
-    """One row a target word (the mean of its tokens' embeddings), filled up from the vocabulary; best in the paper."""
+    """Return an initializer with one row per target word, filled up from the vocabulary. The best one in the paper.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        words: The target words; a row is the mean of the embeddings of their tokens.
+
+    Raises:
+        ValueError: For no words, or an empty one.
+    """
     ids = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
     if not ids or not all(ids):
         raise ValueError(f"Got the words {list(words)}; expected at least one, and none that is empty.")
@@ -83,40 +110,33 @@ INITIALIZERS: dict[str, Callable[[], Initializer]] = {"vocabulary": from_vocabul
 
 
 @dataclass
-class PromptConfig(PeftConfig):
-    """Length P of the prompt."""
+class PromptConfig(AdapterConfig):
+    """The length P of the prompt."""
 
     length: int = 20
-    modules_to_save: list[str] | None = None
-    target_modules: str | None = None
-    exclude_modules: list[str] | None = None
 
     def __post_init__(self) -> None:
-        """Name the two stacks for peft."""
+        """Target the two stacks."""
         super().__post_init__()
-        self.peft_type = PeftType("T5_PROMPT")
-        self.target_modules = r"(.*\.)?(encoder|decoder)"
+        self.set_targets("t5_prompt", r"(.*\.)?(encoder|decoder)")
 
 
-class _PromptedStack(StackLayer):
+class PromptedStack(StackLayer):
     """A stack that knows the lengths of its prompts."""
 
     other_param_names = ("lengths",)
+    kind = "prompt"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.lengths: dict[str, int] = {}
 
-    def active(self) -> list[str]:
-        """Names of the prompts that stand before the text now."""
+    def active_adapters_here(self) -> list[str]:
+        """Return the names of the prompts that stand before the text now."""
         return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.lengths]
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raise ValueError: a prompt is no change of a weight."""
-        raise ValueError("A prompt cannot be merged into the weights of T5; it is served as the adapter that it is.")
 
-
-class PromptEncoder(_PromptedStack):
+class PromptEncoder(PromptedStack):
     """The encoder stack with the active prompts before its text."""
 
     adapter_layer_names = ("t5prompt",)
@@ -133,41 +153,41 @@ class PromptEncoder(_PromptedStack):
         layout: VarlenLayout | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Encode input_ids [B, S] (or inputs_embeds [B, S, H]) after the prompt: states [B, P + S, H].
+        """Encode after the prompt. In a padding-free row each example gets the prompt.
 
-        In a row of examples each gets its prompt.
+        Shapes:
+            input_ids: [B, S].
+            inputs_embeds: [B, S, H], in place of input_ids.
+            attention_mask: [B, S].
+            Output: States [B, P + S, H].
         """
-        names = self.active()
+        names = self.active_adapters_here()
         if not names:
-            return self.base_layer(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                layout=layout,
-                **kwargs,
-            )
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+            return self.base_layer(**inputs, layout=layout, **kwargs)
         if kwargs.get("encoder_block_mask") is not None:
-            raise ValueError("A packed row has one prompt for several examples; prompt tuning takes one example a row.")
+            raise ValueError(
+                "Got a packed batch, whose rows have one prompt for several examples; expected one example per row. Train with "
+                "pack=False."
+            )
         if inputs_embeds is None:
-            inputs_embeds = self.base_layer.embed_tokens(input_ids)
+            inputs_embeds = cast(Tensor, self.base_layer.get_input_embeddings()(input_ids))
         prompt = torch.cat([self.t5prompt[name] for name in names]).to(inputs_embeds.dtype)
         if layout is not None:
-            parts = [part for text in inputs_embeds[0].split(layout.source_lengths) for part in (prompt, text)]
-            layout = layout.with_prompt(len(prompt))
-            return self.base_layer(
-                attention_mask=attention_mask, inputs_embeds=torch.cat(parts)[None], layout=layout, **kwargs
-            )
-        rows = prompt.expand(len(inputs_embeds), -1, -1)
-        lengthened = torch.cat([rows, inputs_embeds], dim=1)
-        if attention_mask is not None:
-            mask = lengthen(attention_mask, len(prompt))
-            order = prompt_order(attention_mask, len(prompt))
-            lengthened = lengthened.take_along_dim(order[..., None], dim=1)
-            attention_mask = mask
-        return self.base_layer(attention_mask=attention_mask, inputs_embeds=lengthened, **kwargs)
+            parts = [part for text in inputs_embeds[0].split(list(layout.source_lengths)) for part in (prompt, text)]
+            inputs_embeds, layout = torch.cat(parts)[None], layout.with_prompt(len(prompt))
+        else:
+            rows = prompt.expand(len(inputs_embeds), -1, -1)
+            inputs_embeds = torch.cat([rows, inputs_embeds], dim=1)
+            if attention_mask is not None:
+                lengthened = lengthen(attention_mask, len(prompt))
+                order = prompt_order(attention_mask, len(prompt))
+                inputs_embeds = inputs_embeds.take_along_dim(order[..., None], dim=1)
+                attention_mask = lengthened
+        return self.base_layer(attention_mask=attention_mask, inputs_embeds=inputs_embeds, layout=layout, **kwargs)
 
 
-class PromptDecoder(_PromptedStack):
+class PromptDecoder(PromptedStack):
     """The decoder stack with the mask of its cross-attention lengthened to what the encoder returned."""
 
     def forward(
@@ -177,8 +197,8 @@ class PromptDecoder(_PromptedStack):
         layout: VarlenLayout | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Decode with encoder_attention_mask [B, S] lengthened by the prompt to [B, P + S], or the row's layout likewise."""
-        length = sum(self.lengths[name] for name in self.active())
+        """Decode with encoder_attention_mask [B, S] lengthened by the prompt to [B, P + S], or with the layout lengthened."""
+        length = sum(self.lengths[name] for name in self.active_adapters_here())
         if layout is not None:
             layout = layout.with_prompt(length)
         elif length and encoder_attention_mask is not None:
@@ -186,48 +206,50 @@ class PromptDecoder(_PromptedStack):
         return self.base_layer(*args, encoder_attention_mask=encoder_attention_mask, layout=layout, **kwargs)
 
 
-class PromptTuner(OwnTuner):
-    """Puts the two tuner layers around the stacks."""
+class PromptTuner(AdapterTuner[PromptedStack, PromptConfig]):
+    """The tuner that puts the two layers around the stacks."""
 
     prefix = "t5prompt"
-    tuner_layer_cls = _PromptedStack
+    tuner_layer_cls = PromptedStack
 
-    def _create_and_replace(
-        self,
-        peft_config: PromptConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-    ) -> None:
-        if isinstance(target, _PromptedStack):
-            layer = target
-        else:
-            layer = PromptDecoder(target) if target.is_decoder else PromptEncoder(target)
-            setattr(parent, target_name, layer)
-        layer.lengths[adapter_name] = peft_config.length
+    def new_layer(self, target: nn.Module) -> PromptedStack:
+        """Return a layer around the encoder or the decoder."""
+        is_decoder = cast(PreTrainedModel, target).config.is_decoder
+        return PromptDecoder(target) if is_decoder else PromptEncoder(target)
+
+    def add_to_layer(self, layer: PromptedStack, config: PromptConfig, adapter_name: str) -> None:
+        """Put a prompt of random words into the encoder, and its length into both stacks."""
+        layer.lengths[adapter_name] = config.length
         if isinstance(layer, PromptEncoder):
-            embeddings = layer.base_layer.embed_tokens.weight.detach()
-            layer.t5prompt[adapter_name] = nn.Parameter(from_vocabulary()(embeddings, peft_config.length).float())
+            embeddings = cast(nn.Embedding, layer.base_layer.get_input_embeddings()).weight.detach()
+            layer.t5prompt[adapter_name] = nn.Parameter(from_vocabulary()(embeddings, config.length).float())
 
 
 def prompt_order(attention_mask: Tensor, length: int) -> Tensor:
-    """Where each position of [padding; prompt; text] comes from in [prompt; padding; text].
+    """Return for each position of [padding; prompt; text] where it comes from in [prompt; padding; text].
 
-    Shapes: attention_mask [B, S] -> [B, P + S]. With right padding that is the identity.
+    With right padding that is the identity.
+
+    Shapes:
+        attention_mask: [B, S].
+        Output: [B, P + S].
     """
     source_length = attention_mask.shape[1]
     padding = attention_mask.to(torch.bool).to(torch.uint8).argmax(dim=1, keepdim=True)
     position = torch.arange(length + source_length, device=attention_mask.device).expand(len(attention_mask), -1)
-    to_device_unless_meta = torch.where(position < padding, position + length, position - padding)
-    return torch.where(position < padding + length, to_device_unless_meta, position)
+    moved = torch.where(position < padding, position + length, position - padding)
+    return torch.where(position < padding + length, moved, position)
 
 
 def lengthen(attention_mask: Tensor, length: int) -> Tensor:
-    """The mask [B, P + S] of a text with mask [B, S] and a prompt before its first token.
+    """Return the mask of a text with a prompt before its first token.
 
-    Raises ValueError for a mask by pairs of positions, which says nothing of the prompt's.
+    Shapes:
+        attention_mask: [B, S].
+        Output: [B, P + S].
+
+    Raises:
+        ValueError: For a mask by pairs of positions, which says nothing about those of the prompt.
     """
     if attention_mask.dim() != 2:
         raise ValueError(
@@ -243,36 +265,37 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialize: Initial
     """Wrap ``model`` for prompt tuning, in place.
 
     Args:
-        model: a T5 of any geometry with a decoder, with or without a classification head.
+        model: A T5 of any geometry with a decoder, with or without a classification head.
         length: P, the number of trained vectors.
-        initialise: "vocabulary" (:func:`from_vocabulary`, ahead of random in the paper), "random" (:func:`from_random`),
-            :func:`from_text`, :func:`from_class_labels`, or a function of your own from embeddings [V, H] and P to [P, H].
+        initialize: ``"vocabulary"`` (``from_vocabulary``, better than random in the paper), ``"random"`` (``from_random``),
+            ``from_text``, ``from_class_labels``, or a function from embeddings [V, H] and P to [P, H].
+
+    Returns:
+        The wrapped model.
 
     Raises:
-        ValueError: for a wrapped model, an encoder alone, a length below one, an initialiser of an unknown name or that returns
-            another shape.
+        ValueError: For a wrapped model, an encoder without a decoder, a length below one, or an initializer that is unknown or
+            returns another shape.
     """
     ensure_unwrapped(model)
     if not model.config.is_encoder_decoder:
         raise ValueError(
-            f"{type(model).__name__} has no decoder, so the states of a prompt would stand among those of the text that it "
-            "returns; take another method, such as lora_wrap."
+            f"Got a {type(model).__name__}, which has no decoder; expected a T5 with one, as the states of a prompt would stand "
+            "among those of the text that an encoder returns. Take another method, such as lora_wrap."
         )
-    if length < 1:
-        raise ValueError(f"Got length={length}; expected a whole number of at least 1.")
+    problems: list[str] = []
+    length = read_size("length", length, problems)
+    if not callable(initialize) and not (isinstance(initialize, str) and initialize in INITIALIZERS):
+        problems.append(f"initialize={initialize!r}; expected one of {', '.join(INITIALIZERS)}, or a function")
+    raise_if_problems(problems)
     if isinstance(initialize, str):
-        if initialize not in INITIALIZERS:
-            raise ValueError(
-                f"Got initialize={initialize!r}; expected one of {', '.join(INITIALIZERS)}, or a function."
-            )
         initialize = INITIALIZERS[initialize]()
-    embeddings = model.get_input_embeddings().weight.detach()
+    embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight.detach()
     first = initialize(embeddings, length)
-    if first.shape != (length, embeddings.shape[1]):
-        raise ValueError(
-            f"The initialiser returned a prompt of shape {tuple(first.shape)}; expected [P, H] = "
-            f"{(length, embeddings.shape[1])}."
-        )
+    expected = (length, embeddings.shape[1])
+    if not isinstance(first, Tensor) or first.shape != expected:
+        got = f"a prompt of shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
+        raise ValueError(f"Got {got} from the initializer; expected a tensor of shape [P, H] = {expected}.")
     wrapped = wrap(model, PromptConfig(length=length))
     with torch.no_grad():
         for module in wrapped.modules():

@@ -1,10 +1,10 @@
 """QLoRA (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314) on T5: LoRA beside frozen weights of 8 or 4 bits.
 
-8 bits are LLM.int8 (Dettmers et al. 2022), 4 bits are nf4 with double quantisation, both by bitsandbytes. LoRA stands at every
+8 bits are LLM.int8 (Dettmers et al. 2022), 4 bits are nf4 with double quantization, both by bitsandbytes. LoRA stands at every
 linear map, as in the paper.
 
-Differs from peft's ``prepare_model_for_kbit_training``, which puts everything that is not quantised into float32: here ``wo``, the
-embeddings and the head stay in the dtype that :func:`~t5peft.load_backbone` chose, and the adapter is in float32.
+Differs from ``prepare_model_for_kbit_training`` of peft, which puts everything that is not quantized into float32. Here ``wo``,
+the embeddings and the head stay in the dtype that ``load_backbone`` chose, and only the adapter is in float32.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ def qlora_wrap(
     dropout: float = 0.0,
     target_modules: Sequence[str] | Literal["all-linear"] = "all-linear",
 ) -> PeftModel:
-    """Wrap a quantised ``model`` for LoRA, in place.
+    """Wrap a quantized ``model`` for LoRA, in place.
 
     Args:
-        model: a T5 from ``load_backbone(name, quantize="int8")`` or ``"nf4"``.
+        model: A T5 from ``load_backbone(name, quantize="int8")`` or ``"nf4"``.
         rank: R.
-        alpha: numerator of the scale; None: twice the rank.
-        dropout: probability that an input of A is dropped in training.
-        target_modules: names of linear maps, or all of attention and feed-forward.
+        alpha: Numerator of the scale; None for twice the rank.
+        dropout: Probability that an input of A is dropped in training.
+        target_modules: Names of linear maps, or ``"all-linear"`` for those of attention and feed-forward.
+
+    Returns:
+        The wrapped model.
 
     Raises:
-        ValueError: for a model that is not quantised, and as :func:`~t5peft.lora_wrap` does.
+        ValueError: For a model that is not quantized, and as ``lora_wrap`` does.
     """
     ensure_unwrapped(model)
     if not getattr(model, "is_quantized", False):
         raise ValueError(
-            "qlora_wrap expects a quantised model, but this one is not: load it by load_backbone(name, quantize='int8') or "
-            "'nf4', or call lora_wrap."
+            "Got a model that is not quantized; qlora_wrap expects a quantized model. Load it by load_backbone(name, "
+            "quantize='int8') or 'nf4', or call lora_wrap."
         )
     return lora_wrap(model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)

@@ -1,97 +1,173 @@
-"""The table of tuning methods: a row a method."""
+"""The table of tuning methods, with one row per method. Everything that differs by method is read from here.
+
+A new method is one file with a config, a layer, a tuner and a wrap, and one row. A method outside of this package is registered
+by ``register_method``.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
-from peft import PeftModel
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-from t5peft.methods.bottleneck import bottleneck_wrap
+from t5peft.methods.base import AdapterLayer
+from t5peft.methods.bottleneck import BottleneckConfig, BottleneckLayer, bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
-from t5peft.methods.ladder import ladder_wrap
+from t5peft.methods.ladder import LadderConfig, LadderStack, ladder_wrap
 from t5peft.methods.lora import lora_wrap
-from t5peft.methods.norm import norm_wrap
-from t5peft.methods.prefix import prefix_wrap
-from t5peft.methods.prompt import prompt_wrap
+from t5peft.methods.norm import NormConfig, NormLayer, norm_wrap
+from t5peft.methods.prefix import PrefixConfig, PrefixLayer, prefix_wrap
+from t5peft.methods.prompt import PromptConfig, PromptedStack, prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
 from t5peft.models.backbone import Quantization
 
 
 @dataclass(frozen=True)
 class Method:
-    """A tuning method: how a model is wrapped, how its backbone is loaded, and where to start the learning rate."""
+    """A tuning method."""
 
-    wrap: Callable[..., PreTrainedModel]
+    wrap: Callable[..., PreTrainedModel | PeftModel]
+    """A function from a T5 and the options of the method to the model that is trained."""
     learning_rate: float
-    """For AdamW without weight decay; the comment in the table names its source."""
+    """Where to start for AdamW without weight decay; the comment in the table names its source."""
+    config: type[PeftConfig] | None
+    """The class of the config of its adapters; None for a method without an adapter."""
+    layer: type[AdapterLayer] | None = None
+    """The layer of a tuner of our own; None for a method of peft."""
     quantize: Quantization | None = None
+    """The quantization of the backbone that the method needs."""
+    identity_at_start: bool = True
+    """Whether wrapping changes nothing."""
     starts_from_text: bool = False
     """Whether the wrap takes ``initial_ids``, the tokens of a text to start from."""
+    search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """The choices that a search tries, by option."""
 
-    def wrap_for(self, model: PreTrainedModel, example: Sequence[int], options: Mapping[str, Any]) -> PreTrainedModel:
-        """Wrap ``model`` with these options of the wrap, for a task with this example.
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained and saved, and not the whole model."""
+        return self.config is not None
+
+    @property
+    def merges(self) -> bool:
+        """Whether an adapter can be merged into the weights of the backbone."""
+        return self.has_adapter and (self.layer is None or self.layer.merges)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the wrap, by name, with their types."""
+        function = self.wrap.func if isinstance(self.wrap, partial) else self.wrap
+        try:
+            types = get_type_hints(inspect.unwrap(function))
+        except NameError:  # An annotation that only type checkers can read.
+            types = {}
+        return {name: types.get(name, Any) for name in list(inspect.signature(self.wrap).parameters)[1:]}
+
+    def wrap_for(
+        self, model: PreTrainedModel, example: Sequence[int], options: Mapping[str, Any]
+    ) -> PreTrainedModel | PeftModel:
+        """Wrap ``model`` for a task.
 
         Args:
-            model: a T5.
-            example: token ids of a source of the task, without ``</s>``, which a method that starts from text starts from.
-            options: arguments of the wrap; they go before the example.
+            model: A T5.
+            example: The token ids of a source of the task, without ``</s>``. A method that starts from text starts from it.
+            options: The options of the wrap; they win over the example.
+
+        Returns:
+            The model that is trained.
         """
         if self.starts_from_text and not options.keys() & {"initial_ids", "projection_size"}:
             options = {**options, "initial_ids": example}
         return self.wrap(model, **options)
 
 
+_RANKS = {"rank": (4, 8, 16, 32)}
+
 METHODS: dict[str, Method] = {
     # Raffel et al. 2020 tune with Adafactor at 1e-3; for Adam 1e-4 is about the same (text-to-text-transfer-transformer #230).
-    "full": Method(full_wrap, 1e-4),
+    "full": Method(full_wrap, 1e-4, None),
     # Between Ladder Side-Tuning's 3e-4 (rank 32) and T-Few's 3e-3 (rank 4), for T5 both.
-    "lora": Method(lora_wrap, 1e-3),
-    # T-Few's prefix tuning of T0.
-    "prefix": Method(prefix_wrap, 1e-2, starts_from_text=True),
-    # Lester et al. 2021.
-    "prompt": Method(prompt_wrap, 3e-1),
-    # Dettmers et al. 2023 tune T5 as LoRA is tuned.
-    "qlora": Method(qlora_wrap, 1e-3, "int8"),
-    # T-Few.
-    "ia3": Method(ia3_wrap, 3e-3),
-    # Between Compacter's 3e-4 and T-Few's 3e-3 for adapters, both on T5.
-    "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3),
-    "pfeiffer": Method(partial(bottleneck_wrap, placement="pfeiffer"), 1e-3),
-    "parallel": Method(partial(bottleneck_wrap, placement="parallel"), 1e-3),
-    # The paper's repository, for T5.
-    "ladder": Method(ladder_wrap, 3e-3),
-    # T-Few.
-    "norm": Method(norm_wrap, 3e-3),
-    # As "lora": the same two maps, and a factor for each output.
-    "dora": Method(partial(lora_wrap, dora=True), 1e-3),
+    "lora": Method(lora_wrap, 1e-3, LoraConfig, search=_RANKS),
     # As "lora", and as QLoRA, which stands at every linear map too.
-    "lora-all": Method(partial(lora_wrap, target_modules="all-linear"), 1e-3),
+    "lora-all": Method(partial(lora_wrap, target_modules="all-linear"), 1e-3, LoraConfig, search=_RANKS),
+    # As "lora": the same two maps, and a factor for each output.
+    "dora": Method(partial(lora_wrap, dora=True), 1e-3, LoraConfig, search=_RANKS),
+    # T-Few's prefix tuning of T0.
+    "prefix": Method(
+        prefix_wrap,
+        1e-2,
+        PrefixConfig,
+        PrefixLayer,
+        identity_at_start=False,
+        starts_from_text=True,
+        search={"length": (5, 10, 20, 50)},
+    ),
+    # Lester et al. 2021.
+    "prompt": Method(
+        prompt_wrap, 3e-1, PromptConfig, PromptedStack, identity_at_start=False, search={"length": (10, 20, 50, 100)}
+    ),
+    # Dettmers et al. 2023 tune T5 as LoRA is tuned.
+    "qlora": Method(qlora_wrap, 1e-3, LoraConfig, quantize="int8", search=_RANKS),
+    # T-Few.
+    "ia3": Method(ia3_wrap, 3e-3, IA3Config),
+    # Between Compacter's 3e-4 and T-Few's 3e-3 for adapters, both on T5.
+    "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3, BottleneckConfig, BottleneckLayer),
+    # The paper's repository, for T5.
+    "ladder": Method(ladder_wrap, 3e-3, LadderConfig, LadderStack),
+    # T-Few.
+    "norm": Method(norm_wrap, 3e-3, NormConfig, NormLayer),
+    # As "houlsby".
+    "parallel": Method(partial(bottleneck_wrap, placement="parallel"), 1e-3, BottleneckConfig, BottleneckLayer),
+    "pfeiffer": Method(partial(bottleneck_wrap, placement="pfeiffer"), 1e-3, BottleneckConfig, BottleneckLayer),
 }
+"""The methods by name, in the order of tables. The first one with a config stands for all adapters with that config."""
 
-# The method of each kind of adapter; those of one kind have one learning rate.
-_OF_KIND = {
-    "LORA": "lora",
-    "T5_PREFIX": "prefix",
-    "T5_PROMPT": "prompt",
-    "IA3": "ia3",
-    "T5_BOTTLENECK": "houlsby",
-    "T5_LADDER": "ladder",
-    "T5_NORM": "norm",
-}
+
+def register_method(name: str, method: Method) -> None:
+    """Add a method to the table, so that training, planning, search and the benchmark know it by ``name``.
+
+    Its tuner must be registered with peft as well, by ``t5peft.compat.peft.register``.
+
+    Args:
+        name: Lower-case letters, digits and hyphens.
+        method: The method.
+
+    Raises:
+        ValueError: For a name of another form, or one that is taken by another method.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or METHODS.get(name, method) != method:
+        raise ValueError(
+            f"Got the name {name!r}; expected lower-case letters, digits and hyphens, and none of {', '.join(METHODS)}."
+        )
+    METHODS[name] = method
 
 
 def method_of(model: PeftModel) -> str | None:
-    """Name in ``METHODS`` of a method with the kind of ``model``'s active adapter; None for a kind that is not in the table."""
-    return _OF_KIND.get(model.active_peft_config.peft_type.value)
+    """Return the name of a method with the config class of the active adapter of ``model``; None for an unknown one."""
+    config = type(model.active_peft_config)
+    return next((name for name, method in METHODS.items() if method.config is config), None)
+
+
+def numeric_options() -> dict[str, type]:
+    """Return ``int`` or ``float`` for each numeric option of all methods, by name."""
+    return {
+        name: number
+        for method in METHODS.values()
+        for name, kind in method.options.items()
+        for number in (int, float)
+        if kind in (number, number | None)
+    }
 
 
 def method_label(method: str, options: Mapping[str, Any]) -> str:
-    """The name of a method with the options that are not its defaults."""
+    """Return the name of a method with the options that are not its defaults."""
     if not options:
         return method
     return f"{method} ({', '.join(f'{name}={value}' for name, value in sorted(options.items()))})"

@@ -1,16 +1,16 @@
-"""The attention function of T5 that knows prefixes and packed rows, registered with transformers as ``"t5peft"``.
+"""The attention function of T5 that knows prefixes, packed batches and padding-free rows, registered as ``"t5peft"``.
 
-transformers 5 computes the attention of T5 by a function that it looks up by name, after the cache was updated, and hands
-it every keyword argument that the model was called with. That is the seam used here: nothing of T5 is copied or patched.
+transformers 5 looks up the attention function of T5 by name, calls it after the cache was updated, and hands it every keyword
+argument of the model's call. This file uses that seam only. Nothing of T5 is copied or patched.
 
-*Prefixes* stand before the keys and values of one attention (Li and Liang 2021): the mask and the relative position bias
-get as many zero columns on the left, so every query sees the whole prefix and no distance changes.
+*Prefixes* stand before the keys and values of one attention (Li and Liang 2021). The mask and the relative position bias get
+as many zero columns on the left, so every query sees the whole prefix and no distance changes.
 
-*Packed rows* hold several examples: a block mask says which positions belong together. A distance within a block is that of
-the example alone, so T5 needs no position ids for it.
+*Packed batches* hold several examples per row, and a block mask says which positions belong together. A distance within a
+block is that within the example, so T5 needs no position ids.
 
-*Rows of examples* hold several examples end to end too, but say so by a layout: each example then attends to itself
-alone, and no score of two examples is computed. Where a whole step lies in one row, nothing at all is padded.
+*Padding-free rows* hold several examples end to end and come with a layout. Each example attends only to itself, and no score
+of two examples is computed. Where a whole step lies in one row, nothing is padded.
 
 Letters: B batch, Q queries, K keys, S source tokens, T target tokens, N heads, D d_kv, P prefix length.
 """
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from t5peft.nn.kernels.attention import BiasByDistance, attend_row, attend_with_dropout, toeplitz
+from t5peft.nn.kernels.attention import BiasByDistance, attend_with_dropout, toeplitz, varlen_attention
 from t5peft.nn.kernels.varlen import VarlenLayout
 
 NAME = "t5peft"
@@ -48,17 +48,37 @@ def attend(
     layout: VarlenLayout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with relative position bias, an optional prefix, and optional block masks or a layout.
+    """Attend with relative position bias, an optional prefix, and optional block masks or a layout.
 
-    Shapes: query [B, N, Q, D]; key, value [B, N, K, D]; attention_mask [B, 1, Q or 1, K], additive, or boolean; position_bias
-    [1 or B, N, Q, K], or by distance, [1, N, 1, Q + K - 1]; prefix: keys and values, each [B, N, P, D];
-    encoder_block_mask [B, 1, S, S], decoder_block_mask [B, 1, T, T], cross_block_mask [B, 1, T, S], boolean, true where a
-    position may be seen; layout: the one row holds these examples, which see themselves alone.
+    Args:
+        module: The attention of T5.
+        query: The queries.
+        key: The keys, after the cache.
+        value: The values, after the cache.
+        attention_mask: Additive or boolean.
+        dropout: Probability of dropping a weight.
+        scaling: Factor of the scores.
+        position_bias: Of each pair, or of each distance, as ``BiasByDistance`` computes it.
+        prefix: Keys and values that stand before those of every row.
+        encoder_block_mask: True where an encoder position may be seen.
+        decoder_block_mask: True where a decoder position may be seen.
+        cross_block_mask: True where a source position may be seen.
+        layout: The examples of the only row.
 
-    Returns the output [B, Q, N, D] and None, as this function never makes the attention weights.
+    Returns:
+        The output, and None, as this function never makes the attention weights.
+
+    Shapes:
+        query: [B, N, Q, D].
+        key, value: [B, N, K, D].
+        attention_mask: [B, 1, Q or 1, K].
+        position_bias: [1 or B, N, Q, K] by pairs, or [1, N, 1, Q + K - 1] by distances.
+        prefix: [B, N, P, D], keys and values.
+        encoder_block_mask, decoder_block_mask, cross_block_mask: [B, 1, S, S], [B, 1, T, T], [B, 1, T, S].
+        Output: [B, Q, N, D].
     """
     if layout is not None:
-        return _attend_row(module, query, key, value, dropout, position_bias, prefix, layout), None
+        return _attend_varlen(module, query, key, value, dropout, position_bias, prefix, layout), None
     bias = position_bias
     if bias is not None and bias.shape[-2] != query.shape[2]:
         bias = toeplitz(bias, query.shape[2], key.shape[2])
@@ -87,12 +107,12 @@ def attend(
 
 
 def _additive(visible: Tensor, like: Tensor) -> Tensor:
-    """A boolean mask, true where a position may be seen, as one to add."""
+    """Turn a boolean mask, true where a position may be seen, into an additive one."""
     zero = torch.zeros((), dtype=like.dtype, device=like.device)
     return zero.masked_fill(~visible, torch.finfo(like.dtype).min)
 
 
-def _attend_row(
+def _attend_varlen(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -102,10 +122,10 @@ def _attend_row(
     prefix: tuple[Tensor, Tensor] | None,
     layout: VarlenLayout,
 ) -> Tensor:
-    """Attention of each example in a row: query [1, N, Q, D], key and value [1, N, K, D] -> [1, Q, N, D]."""
+    """Attend within each example of a row: query [1, N, Q, D], key and value [1, N, K, D] -> [1, Q, N, D]."""
     sides = (int(bool(module.is_decoder)), int(bool(module.is_decoder and module.is_causal)))
     if position_bias is None or _is_cross(module):
-        return attend_row(query, key, value, None, prefix, layout, sides, dropout)
+        return varlen_attention(query, key, value, None, prefix, layout, sides, dropout)
     longest, total = max(layout.target_lengths if module.is_decoder else layout.source_lengths), query.shape[2]
     if position_bias.shape[-2] == total:
         bias = position_bias[..., :longest, :longest]
@@ -114,20 +134,20 @@ def _attend_row(
     if module.is_causal:
         future = torch.ones(longest, longest, dtype=torch.bool, device=bias.device).triu_(1)
         bias = bias.masked_fill(future, -torch.inf)
-    return attend_row(query, key, value, bias, prefix, layout, sides, dropout)
+    return varlen_attention(query, key, value, bias, prefix, layout, sides, dropout)
 
 
 def _is_cross(module: nn.Module) -> bool:
-    """A decoder's attention that is not causal looks at the encoder."""
+    """Return whether ``module`` looks at the encoder: a decoder's attention that is not causal."""
     return bool(module.is_decoder and not module.is_causal)
 
 
 def use_attention(model: PreTrainedModel) -> None:
-    """Make every T5 attention of ``model`` call :func:`attend`, in place. Calling it twice changes nothing."""
+    """Let every attention of ``model`` call ``attend``, in place. Calling this twice changes nothing."""
     model.set_attn_implementation(NAME)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-# SDPA's own mask function may leave the mask out for a causal attention; the columns of a prefix would then shift the
-# triangle without an error. The eager mask is always there, and additive.
+# The mask function of SDPA may leave out the mask of a causal attention. The columns of a prefix would then shift the triangle
+# without an error. The eager mask is always there, and additive.
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)

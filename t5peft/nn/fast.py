@@ -1,11 +1,10 @@
-"""Speed of training steps: the kernels a model runs on, and how a step's examples are laid out in micro-batches.
+"""Run a model on the kernels of ``t5peft.nn.kernels``.
 
-Nothing here changes what is learned: results and gradients are those of the plain model on padded batches, up to rounding.
+They do not change what is learned: results and gradients are those of the plain model on padded batches, up to rounding.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,46 +18,49 @@ from transformers.models.umt5.modeling_umt5 import UMT5Attention, UMT5LayerNorm
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import use_attention
 from t5peft.nn.kernels.attention import BiasByDistance
-from t5peft.nn.kernels.dropout import Dropout
-from t5peft.nn.kernels.linear import Linear, LoraLinear
-from t5peft.nn.kernels.norm import OneStepNorm
-
-logger = logging.getLogger("t5peft")
-
-
-def _with(mixin: type, base: type) -> type:
-    return type(base.__name__, (mixin, base), {"__module__": __name__})
+from t5peft.nn.kernels.dropout import FastDropout
+from t5peft.nn.kernels.linear import FastLinear, FastLoraLinear
+from t5peft.nn.kernels.module import FastModule
+from t5peft.nn.kernels.norm import FastNorm
 
 
-# For modules of exactly these classes; `faster` adds those of bitsandbytes.
-FASTER: dict[type, type] = {
-    nn.Linear: Linear,
-    nn.Dropout: Dropout,
-    PeftLoraLinear: LoraLinear,
-    **{norm: _with(OneStepNorm, norm) for norm in (T5LayerNorm, MT5LayerNorm, UMT5LayerNorm)},
+def _with(fast: type[FastModule], plain: type[nn.Module]) -> type[nn.Module]:
+    return type(plain.__name__, (fast, plain), {"__module__": __name__})
+
+
+FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: FastLinear,
+    nn.Dropout: FastDropout,
+    PeftLoraLinear: FastLoraLinear,
+    **{norm: _with(FastNorm, norm) for norm in (T5LayerNorm, MT5LayerNorm, UMT5LayerNorm)},
     **{attention: _with(BiasByDistance, attention) for attention in (T5Attention, MT5Attention, UMT5Attention)},
 }
+"""The fast class of each plain class, without those of bitsandbytes. Modules of a subclass stay as they are."""
 
 
-def faster() -> dict[type, type]:
-    """FASTER, with the 8-bit map where it is loaded; a model that holds one has loaded it."""
+def fast_classes() -> dict[type[nn.Module], type[nn.Module]]:
+    """Return ``FAST_CLASSES`` with the 8-bit map, where bitsandbytes is loaded. A model that holds such a map has loaded it."""
     if "bitsandbytes" not in sys.modules:
-        return FASTER
-    from t5peft.nn.kernels.int8 import Int8Linear, Linear8bitLt
+        return FAST_CLASSES
+    from t5peft.nn.kernels.int8 import FastLinear8bit, Linear8bitLt
 
-    return {**FASTER, Linear8bitLt: Int8Linear}
+    return {**FAST_CLASSES, Linear8bitLt: FastLinear8bit}
 
 
 @contextmanager
-def kernels(model: nn.Module) -> Iterator[None]:
-    """Inside the block, leaves and attentions of `model` are subclasses with the same parameters and cheaper passes.
+def fast_kernels(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` on cheaper passes inside the block.
 
-    Names, hooks and adapters stay what they are; no forward pass of T5's blocks is replaced; a module of another class
-    stays as it is. `model` may be wrapped (PeftModel, DistributedDataParallel).
+    Leaves and attentions become subclasses of their classes, with the same parameters, names and adapters. Hooks are called as
+    ever: a module that a kernel would skip takes the plain way while it has hooks. The blocks of T5 keep their forward. A copy or
+    a pickle that is made inside the block holds the plain classes; it keeps the attention function "t5peft".
+
+    Args:
+        model: A T5, plain or wrapped (PeftModel, DistributedDataParallel).
     """
-    classes = faster()
+    classes = fast_classes()
     swapped = [(module, type(module)) for module in model.modules() if type(module) in classes]
-    with our_attention(model):
+    with t5peft_attention(model):
         for module, plain in swapped:
             module.__class__ = classes[plain]
         try:
@@ -70,8 +72,8 @@ def kernels(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def our_attention(model: nn.Module) -> Iterator[None]:
-    """Inside the block `model` calls the attention function "t5peft", without which packed examples would see each other."""
+def t5peft_attention(model: nn.Module) -> Iterator[None]:
+    """Let ``model`` call the attention function "t5peft" inside the block. With any other, packed examples see each other."""
     t5 = unwrap_t5(model)
     implementation = t5.config._attn_implementation
     use_attention(t5)

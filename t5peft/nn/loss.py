@@ -1,17 +1,16 @@
-"""Cross-entropy of a linear head without ever holding the logits.
+"""Cross-entropy of a linear head that never holds the logits.
 
-`labels` pick positions out of `hidden`; only those positions meet the head, a chunk of tokens at a time, and the gradient
-with respect to hidden states and head is computed in the same pass, so that of the [tokens, V] matrix one chunk
-exists at a time and nothing of it is kept for the backward pass. With logits l = W h, s = logsumexp(l) and y the label,
-the loss of one position is
+``labels`` pick positions out of ``hidden``. Only those positions meet the head, a chunk of tokens at a time. The gradients of
+hidden states and head are computed in the same pass, so only one chunk of the [tokens, V] matrix exists at a time, and none of
+it is kept for the backward pass. With logits l = W h, s = logsumexp(l) and the label y, the loss of one position is
 
     (1 - eps) (s - l_y) + eps (s - mean(l)) + z s^2
 
-that is, `transformers.trainer_pt_utils.LabelSmoother` and the z-loss of PaLM, but summed, not averaged, over positions: the
-caller divides by the target tokens of the whole optimizer step. What is not needed is not computed: mean(l) is
-`h . mean(W)`, and the softmax is never normalised, since a factor on rows commutes with both products that follow.
+This is ``transformers.trainer_pt_utils.LabelSmoother`` with the z-loss of PaLM, summed over positions and not averaged. The
+caller divides by the target tokens of the whole optimizer step. mean(l) is computed as ``h . mean(W)``. The softmax is never
+normalized, because a factor on rows commutes with both products that follow.
 
-Not here: soft labels, class weights, a bias of the head. The gradient is computed once; there is no second derivative.
+Not here: soft labels, class weights, a bias of the head. The gradient is computed once, and there is no second derivative.
 
 Letters: B batch, T target tokens, H d_model, V vocabulary, C tokens in a chunk.
 """
@@ -20,24 +19,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from t5peft.compat.torch import is_hooked
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.kernels.linear import Linear, product, product_over_rows
+from t5peft.nn.kernels.linear import FastLinear, product, product_over_rows
 
-IGNORED_LABEL = -100  # a position that the loss leaves out, as in torch and transformers
+IGNORED_LABEL = -100
+"""The label of a position that the loss leaves out, as in torch and transformers."""
 
-# Elements of one chunk of logits. Smaller chunks stream the head's weights through the cache more often than they save.
+# Elements of one chunk of logits. Smaller chunks lose more by reading the head's weights again than they save.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 MIN_CHUNK_TOKENS = 64
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Loss and gradients in one pass; `wanted` says which of hidden and weight get one."""
+    """Loss and gradients in one pass. ``wanted`` says which of hidden and weight get a gradient."""
 
     @staticmethod
     def forward(
@@ -50,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         wanted: tuple[bool, bool],
     ) -> Tensor:
-        """hidden [C.., H], weight [V, H], labels [C..] -> []; every label counts."""
+        """hidden [C.., H], weight [V, H], labels [C..] -> []. Every label counts."""
         sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=sums, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -90,7 +91,7 @@ def _chunk(
     grad_hidden: Tensor | None,
     grad_weight: Tensor | None,
 ) -> Tensor:
-    """Loss [] of one chunk, hidden [C, H]; its gradient is written to grad_hidden [C, H], added to grad_weight [V, H]."""
+    """Return the loss [] of hidden [C, H]. Write its gradient to grad_hidden [C, H] and add it to grad_weight [V, H]."""
     sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     scores = _logits(hidden, weight, sums)
     label_score = scores.gather(1, labels[:, None]).squeeze(1)
@@ -124,7 +125,7 @@ def _chunk(
 
 
 def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """hidden [C, H] and weight [V, H] to logits [C, V]; on CUDA half precision is summed straight into fp32."""
+    """Return logits [C, V] of hidden [C, H] and weight [V, H]. On CUDA half precision is summed straight into float32."""
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(hidden, weight.t(), out_dtype=dtype)
     return product(hidden, weight).to(dtype)
@@ -139,21 +140,27 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """Cross-entropy of the head `weight` on `hidden`, summed over the positions whose label is not -100.
+    """Return the cross-entropy of the head ``weight`` on ``hidden``, summed over the positions whose label is not -100.
 
     Args:
-        hidden: [.., H], scaled as the head gets it.
-        weight: [V, H], of the same dtype, or any under autocast. Frozen: no gradient is computed for it.
-        labels: [..], int64; -100 does not count.
-        label_smoothing: share of the target probability spread evenly over the vocabulary, 0 <= it < 1.
-        z_loss: factor of the squared logsumexp.
-        chunk_tokens: tokens whose logits exist at once; None takes as many as fit a fixed number of bytes.
+        hidden: The states, scaled as the head gets them.
+        weight: The head, in the dtype of ``hidden``, or in any under autocast. A frozen head gets no gradient.
+        labels: int64; -100 does not count.
+        label_smoothing: Share of the target probability that is spread evenly over the vocabulary.
+        z_loss: Factor of the squared logsumexp.
+        chunk_tokens: Tokens whose logits exist at once; None for as many as fit a fixed number of bytes.
 
     Returns:
-        [] in fp32 (fp64 for fp64 inputs). Without a counted label it is 0, and so are the gradients.
+        The loss in float32, or in float64 for float64 inputs. It is 0 without a counted label, and so are the gradients.
 
     Raises:
-        ValueError: shapes that do not fit, labels outside the vocabulary, a smoothing outside [0, 1), a negative z_loss.
+        ValueError: For shapes that do not fit, labels outside the vocabulary, a smoothing outside [0, 1), or a negative z_loss.
+
+    Shapes:
+        hidden: [.., H].
+        weight: [V, H].
+        labels: [..].
+        Output: [].
     """
     _check(hidden, weight, labels, label_smoothing, z_loss, chunk_tokens)
     device = hidden.device.type
@@ -168,8 +175,11 @@ def linear_cross_entropy(
         hidden = hidden.index_select(0, counted)
     wanted = (torch.is_grad_enabled() and hidden.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(
-            hidden, weight, labels.flatten()[counted], label_smoothing, z_loss, chunk_tokens, wanted
+        return cast(
+            Tensor,
+            _LinearCrossEntropy.apply(
+                hidden, weight, labels.flatten()[counted], label_smoothing, z_loss, chunk_tokens, wanted
+            ),
         )
 
 
@@ -180,36 +190,36 @@ def _check(
     problems = []
     if hidden.shape[:-1] != labels.shape or weight.ndim != 2 or hidden.shape[-1] != weight.shape[-1]:
         problems.append(
-            f"hidden {list(hidden.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)} came;"
-            " expected [.., H], [V, H] and [..]."
+            f"hidden {list(hidden.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)}; expected [.., H], [V, H] "
+            "and [..]"
         )
     elif labels.numel() and (labels.max() >= len(weight) or ((labels < 0) & (labels != IGNORED_LABEL)).any()):
         problems.append(
-            f"labels reach from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(weight) - 1}, or"
-            f" {IGNORED_LABEL} where a position does not count. Do tokenizer and model belong together?"
+            f"labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(weight) - 1}, or {IGNORED_LABEL} where a "
+            "position does not count (check that tokenizer and model belong together)"
         )
     if not 0 <= label_smoothing < 1:
-        problems.append(f"label_smoothing is {label_smoothing}; expected at least 0 and less than 1.")
-    if z_loss < 0:
-        problems.append(f"z_loss is {z_loss}; expected at least 0.")
+        problems.append(f"label_smoothing={label_smoothing}; expected at least 0 and less than 1")
+    if not z_loss >= 0:
+        problems.append(f"z_loss={z_loss}; expected at least 0")
     if chunk_tokens is not None and chunk_tokens < 1:
-        problems.append(f"chunk_tokens is {chunk_tokens}; expected at least 1, or None.")
+        problems.append(f"chunk_tokens={chunk_tokens}; expected at least 1, or None")
     if problems:
-        raise ValueError("linear_cross_entropy: " + " ".join(problems))
+        raise ValueError(f"Got {', and '.join(problems)}.")
 
 
 class _PassThrough(nn.Module):
-    """In place of the head: hands its input on."""
+    """Stands in for the head and returns its input."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden
 
 
 class _LossHead(nn.Module):
-    """In place of the head: decoder states [B, T, H] to the summed loss [], inside the model's own forward pass.
+    """Stands in for the head and turns decoder states [B, T, H] into the summed loss [].
 
-    Inside, because what DistributedDataParallel and FSDP do around a forward pass (gather weights, find the outputs
-    from which gradients flow) then covers the head too.
+    It runs inside the forward pass of the model. What DistributedDataParallel and FSDP do around a forward pass, to gather weights
+    and to find the outputs that gradients flow from, then covers the head too.
     """
 
     def __init__(self, head: nn.Linear, labels: Tensor, label_smoothing: float, z_loss: float) -> None:
@@ -237,42 +247,41 @@ def _head_replaced(t5: nn.Module, replacement: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def with_hidden_states(t5: nn.Module) -> Iterator[None]:
-    """Inside the block `t5(...).logits` is what lm_head would have got, [B, T, H], scaled; no logits are made.
+    """Let ``t5(...).logits`` be the scaled input [B, T, H] of the head inside the block. No logits are made.
 
-    Whatever lm_head is, it is left out: for a head that is itself adapted, that leaves out the adapter (see `target_loss`).
+    The head is left out whatever it is. A head with an adapter loses the adapter too (see ``target_loss``).
     """
     with _head_replaced(t5, _PassThrough()):
         yield
 
 
 def is_plain_head(head: nn.Module) -> bool:
-    """Whether `head(x)` is `x @ head.weight.T` and nothing else: no tuner layer around it, no bias, no hooks."""
-    return (
-        type(head) in (nn.Linear, Linear)
-        and head.bias is None
-        and not head._forward_hooks
-        and not head._forward_pre_hooks
-    )
+    """Return whether calling ``head`` computes ``x @ head.weight.T`` only: no tuner layer, no bias, no hooks."""
+    return type(head) in (nn.Linear, FastLinear) and head.bias is None and not is_hooked(head)
 
 
 def target_loss(
     model: nn.Module, batch: Mapping[str, Any], *, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[Tensor, int]:
-    """Summed loss [] over the target tokens of `batch`, and their number; one call of `model`.
+    """Return the summed loss [] over the target tokens of ``batch``, and their number, by one call of ``model``.
+
+    The logits are left out where the head is a plain linear map. A head with an adapter (LoRA on lm_head, a head in
+    modules_to_save) or with hooks is called as it is, and its logits exist.
 
     Args:
-        model: a T5ForConditionalGeneration, alone or inside PeftModel, DistributedDataParallel and the like.
-        batch: what `t5peft.data.collate.collate` or `pack` returns; without decoder_input_ids, labels are shifted here.
-        label_smoothing, z_loss: as in `linear_cross_entropy`.
-
-    The logits are left out where the head is a plain linear layer; a head that is itself adapted (LoRA on lm_head, a head
-    in modules_to_save) is called as it is, and its logits exist.
+        model: A T5ForConditionalGeneration, plain or inside PeftModel, DistributedDataParallel and the like.
+        batch: As ``collate`` or ``pack`` of ``t5peft.data.collate`` returns it. Labels are shifted here if it has no decoder
+            inputs.
+        label_smoothing: As in ``linear_cross_entropy``.
+        z_loss: As in ``linear_cross_entropy``.
     """
     t5 = unwrap_t5(model)
     inputs = dict(batch)
     labels = inputs.pop("labels")
     if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
-        inputs["decoder_input_ids"] = t5.prepare_decoder_input_ids_from_labels(labels)
+        inputs["decoder_input_ids"] = cast(Any, t5).prepare_decoder_input_ids_from_labels(labels)  # every T5 has it
+    if getattr(t5.decoder, "reads_target_lengths", False) and "layout" not in inputs:
+        inputs["target_lengths"] = target_lengths(labels)
     target_tokens = int((labels != IGNORED_LABEL).sum())
     if is_plain_head(t5.lm_head):
         with _head_replaced(t5, _LossHead(t5.lm_head, labels, label_smoothing, z_loss)):
@@ -281,8 +290,20 @@ def target_loss(
     return logits_loss(logits, labels, label_smoothing=label_smoothing, z_loss=z_loss), target_tokens
 
 
+def target_lengths(labels: Tensor) -> list[int]:
+    """Return for each row of labels [B, T] the number of positions up to the last label that counts."""
+    positions = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+    return ((labels != IGNORED_LABEL) * positions).amax(1).tolist()
+
+
 def logits_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
-    """The same summed loss from logits [.., V] that exist already, for labels [..]."""
+    """Return the loss of ``linear_cross_entropy`` from logits that exist already.
+
+    Shapes:
+        logits: [.., V].
+        labels: [..].
+        Output: [].
+    """
     counted = labels != IGNORED_LABEL
     scores = logits[counted]
     scores = scores if scores.dtype == torch.float64 else scores.float()

@@ -162,8 +162,9 @@ def _alternatives(job: Job) -> list[tuple[str, Job]]:
     if job.weights_dtype == torch.float32:
         found.append(("weights in bfloat16, gradient checkpointing", replace(checkpointed, dtype=torch.bfloat16)))
     if job.quantization != "nf4":
-        smaller = replace(checkpointed, method="qlora", quantize="nf4", method_options=())
-        found.append(("method qlora with nf4, gradient checkpointing", smaller))
+        quantized = next(name for name, method in METHODS.items() if method.quantize)
+        smaller = replace(checkpointed, method=quantized, quantize="nf4", method_options=())
+        found.append((f"method {quantized} with nf4, gradient checkpointing", smaller))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Pretraining: T5's span corruption, prefix language modelling, and tasks that plain text gives by itself."""
+"""Pretraining: T5's span corruption, prefix language modeling, and tasks made from plain text."""
 
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, corruption_of, split_prefix
 from t5peft.pretraining.embeddings import pmi_embeddings

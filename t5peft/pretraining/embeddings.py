@@ -1,9 +1,9 @@
-"""Word vectors by counting, as a start for the embedding table: positive PMI and a truncated SVD (Levy & Goldberg 2014).
+"""Initialize an embedding table by counting: positive PMI and a truncated SVD (Levy & Goldberg 2014).
 
     PMI(a, b) = log( #(a, b) * #total^0.75 / (#(a) * #(b)^0.75) ),  E = U_H sqrt(S_H) of max(PMI, 0)
 
-with #(a, b) the number of times that b stands within `window` tokens of a (weight 1/distance), and contexts smoothed by the power
-0.75 (Levy, Goldberg & Dagan 2015). Seconds of counting give what gradient descent needs millions of tokens for.
+#(a, b) counts how often b stands within ``window`` tokens of a, with weight 1/distance. Contexts are smoothed by the power 0.75
+(Levy, Goldberg & Dagan 2015). Seconds of counting replace millions of tokens of gradient descent.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST = 16_384
-"""Tokens of the largest vocabulary whose pairs are counted."""
+MAX_VOCABULARY = 16_384
+"""Size of the largest vocabulary whose pairs are counted."""
 
 
 def cooccurrences(tokens: np.ndarray, vocabulary: int, *, window: int, block: int = 1 << 24) -> np.ndarray:
-    """Symmetric counts [V, V] of pairs within `window` tokens, each weighted by 1/distance."""
+    """Count the pairs within ``window`` tokens, each weighted by 1/distance: a symmetric matrix [V, V]."""
     flat = np.zeros(vocabulary * vocabulary, dtype=np.float32)
     for begin in range(0, len(tokens), block):
         piece = tokens[begin : begin + block].astype(np.int64)
@@ -30,7 +30,7 @@ def cooccurrences(tokens: np.ndarray, vocabulary: int, *, window: int, block: in
 
 
 def positive_pmi(counts: np.ndarray, *, smoothing: float = 0.75) -> Tensor:
-    """Positive pointwise mutual information [V, V] of symmetric counts [V, V]; rows never seen are zero."""
+    """Return the positive pointwise mutual information [V, V] of symmetric counts [V, V]; unseen rows are zero."""
     matrix = torch.from_numpy(counts)
     word = matrix.sum(1)
     context = word**smoothing
@@ -40,15 +40,16 @@ def positive_pmi(counts: np.ndarray, *, smoothing: float = 0.75) -> Tensor:
 
 
 def pmi_embeddings(tokens: np.ndarray, vocabulary: int, d_model: int, *, window: int = 5, seed: int = 0) -> Tensor:
-    """Embeddings [V, H] with standard deviation 1, as T5 initialises its table; tokens never seen get normal noise.
+    """Return embeddings [V, H] with standard deviation 1, like T5's initial table. Unseen tokens get normal noise.
 
     Raises:
-        ValueError: a vocabulary whose counts would take more than some 5 GB.
+        ValueError: The counts of the vocabulary would take more than about 5 GB.
     """
-    if vocabulary > MOST:
+    if vocabulary > MAX_VOCABULARY:
         raise ValueError(
-            f"Vectors by counting take tables of {vocabulary:,} times {vocabulary:,} numbers, {20e-9 * vocabulary**2:.0f} GB in "
-            f"all; expected a vocabulary of at most {MOST:,}, or a random start (--embeddings random)."
+            f"Got a vocabulary of {vocabulary:,} tokens, whose counts take {20e-9 * vocabulary**2:.0f} GB; expected at most "
+            f"{MAX_VOCABULARY:,} "
+            "tokens. Start from random embeddings (--embeddings random)."
         )
     pmi = positive_pmi(cooccurrences(tokens, vocabulary, window=window))
     with torch.random.fork_rng():

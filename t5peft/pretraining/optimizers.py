@@ -1,14 +1,14 @@
-"""Optimizers that learn from few tokens, and their schedule.
+"""Optimizers for pretraining on few tokens, and their schedule.
 
-* `muon`: momentum whose matrix updates are orthogonalized by a Newton-Schulz iteration (Jordan et al. 2024), for all
-  matrices of the stacks; AdamW for embeddings, position tables and norms. Differs from `torch.optim.Muon`: matrices of
-  one shape are orthogonalized together, in bfloat16 where the machine computes in it, and queries move less, because T5
-  does not divide attention logits by sqrt(D): its initialisation keeps queries sqrt(D) smaller.
-* `adafactor`: `torch.optim.Adafactor`, updates scaled by the parameters' RMS, as T5 was trained.
-* `adamw`: `torch.optim.AdamW` with betas (0.9, 0.98).
+* ``muon``: momentum whose matrix updates are orthogonalized by a Newton-Schulz iteration (Jordan et al. 2024), for all
+  matrices of the stacks; AdamW for embeddings, position tables and norms. Differs from ``torch.optim.Muon``: matrices of
+  one shape are orthogonalized together, in bfloat16 where the machine computes in it. Queries move less, because T5 does not
+  divide attention logits by sqrt(D) and initializes queries sqrt(D) smaller.
+* ``adafactor``: ``torch.optim.Adafactor``, updates scaled by the parameters' RMS, as T5 was trained.
+* ``adamw``: ``torch.optim.AdamW`` with betas (0.9, 0.98).
 
-The schedule is T5's inverse square root with a linear warm-up, and, where asked, a linear decay to zero over the last
-`cooldown` steps. A run may be continued from before its cooldown, and cooled down at any other step.
+The schedule is T5's inverse square root with a linear warm-up and an optional linear decay to zero over the last ``cooldown``
+steps. A run can be continued from before its cooldown, and cooled down at any other step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 OptimizerName = Literal["muon", "adafactor", "adamw"]
 LEARNING_RATES: dict[OptimizerName, float] = {"muon": 2e-2, "adafactor": 1e-2, "adamw": 2e-3}
@@ -29,7 +29,7 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(matrices: Tensor, *, steps: int = 5) -> Tensor:
-    """Each matrix of [K, R, C] with its singular values pushed to about 1."""
+    """Push the singular values of each matrix in [K, R, C] to about 1."""
     a, b, c = _NEWTON_SCHULZ
     x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -40,14 +40,14 @@ def orthogonalized(matrices: Tensor, *, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for groups with `muon=True`, AdamW for the others; one learning rate for both, scaled by a group's `scale`."""
+    """Muon for groups with ``muon=True``, AdamW for the others; one learning rate for both, scaled by a group's ``scale``."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": (0.9, 0.98), "scale": 1.0, "muon": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not group["muon"]:
@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, *, d_kv: int) -> list[dict[str, Any]]:
-    """Groups for `Muon`: matrices of the stacks, their queries, and everything else."""
+    """Return the groups for ``Muon``: matrices of the stacks, their queries, and everything else."""
     matrices, queries, others = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -106,9 +106,9 @@ def parameter_groups(model: nn.Module, *, d_kv: int) -> list[dict[str, Any]]:
 
 
 def make_optimizer(
-    model: T5ForConditionalGeneration, name: OptimizerName, learning_rate: float | None = None
+    model: PreTrainedModel, name: OptimizerName, learning_rate: float | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` for a T5; None takes `LEARNING_RATES`."""
+    """Return the optimizer ``name`` for a T5; a learning rate of None takes that of ``LEARNING_RATES``."""
     rate = LEARNING_RATES[name] if learning_rate is None else learning_rate
     if name == "muon":
         return Muon(parameter_groups(model, d_kv=model.config.d_kv), lr=rate)
@@ -118,9 +118,12 @@ def make_optimizer(
     return torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def rate_factor(step: int, *, warmup: int, flat: int, steps: int, cooldown: int) -> float:
-    """Factor of the learning rate at `step` (from 0): warm-up, constant to `flat`, inverse square root, cooldown."""
-    factor = min(1.0, (step + 1) / max(1, warmup)) * math.sqrt(flat / max(step, flat))
+def rate_factor(step: int, *, warmup: int, decay_start_step: int, steps: int, cooldown: int) -> float:
+    """Return the factor of the learning rate at ``step``, counted from 0.
+
+    The phases are warm-up, constant to ``decay_start_step``, inverse square root, cooldown.
+    """
+    factor = min(1.0, (step + 1) / max(1, warmup)) * math.sqrt(decay_start_step / max(step, decay_start_step))
     if cooldown:
         factor *= min(1.0, max(0.0, (steps - step) / cooldown))
     return factor

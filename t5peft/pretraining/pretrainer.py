@@ -1,8 +1,8 @@
-"""The pretraining loop: batches and dropout as a function of the step, so that a run that stops resumes with the same losses.
+"""The pretraining loop. Batches and dropout are functions of the step, so a stopped run resumes with the same losses.
 
-One step sees `micro_batches` batches of span corruption (or prefix language modelling) and, where `task_rows` says so,
-as many examples of self-supervised tasks. Text and tasks count alike: each gives a mean over its target tokens.
-Weights are fp32; with `precision="bf16"` matrix products run in bfloat16.
+One step sees ``micro_batches`` batches of span corruption (or prefix language modeling) and ``task_rows`` examples of
+self-supervised tasks. Text and tasks have the same weight: each gives a mean over its target tokens. Weights are fp32; with
+``precision="bf16"`` matrix products run in bfloat16.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.data.padding import pad_rows
 from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
 from t5peft.pretraining.optimizers import OptimizerName, make_optimizer, rate_factor
@@ -38,21 +39,21 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """What is learned from, how, and when to report.
+    """Settings of a pretraining run.
 
     Attributes:
-        source_tokens: S of every row, its `</s>` included.
-        rows: B, rows of a micro-batch.
-        micro_batches: span corruption batches of a step.
-        task_rows: examples of self-supervised tasks of a step; 0 for none.
-        valences: file of words and their valence (`read_valences`) for the task of praise and blame; None: a few words.
-        objective: span corruption, or prefix language modelling ("LM adaptation").
-        learning_rate: None takes the optimizer's own.
-        warmup: steps of rising learning rate.
-        flat: step from which it falls with the inverse square root.
-        steps: the run's last step.
-        cooldown: so many last steps fall linearly to zero.
-        precision: of matrix products.
+        source_tokens: Source tokens S of every row, including ``</s>``.
+        rows: Rows B of a micro-batch.
+        micro_batches: Batches of span corruption in a step.
+        task_rows: Examples of self-supervised tasks in a step; 0 for none.
+        valences: File of words and their valences (``read_valences``) for the sentiment task; None for a few built-in words.
+        objective: Span corruption, or prefix language modeling ("LM adaptation").
+        learning_rate: Peak learning rate; None for the default of the optimizer.
+        warmup: Steps of linear warm-up.
+        decay_start_step: Step at which the inverse square root decay begins.
+        steps: Number of steps of the run.
+        cooldown: Last steps, over which the learning rate falls linearly to zero.
+        precision: Precision of matrix products.
     """
 
     source_tokens: int = 512
@@ -64,7 +65,7 @@ class PretrainConfig:
     optimizer: OptimizerName = "adafactor"
     learning_rate: float | None = None
     warmup: int = 100
-    flat: int = 1000
+    decay_start_step: int = 1000
     steps: int = 1000
     cooldown: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -74,22 +75,31 @@ class PretrainConfig:
     save_every: int = 200
 
     def __post_init__(self) -> None:
-        counts = ("source_tokens", "rows", "micro_batches", "flat", "steps", "log_every", "eval_every", "save_every")
+        counts = (
+            "source_tokens",
+            "rows",
+            "micro_batches",
+            "decay_start_step",
+            "steps",
+            "log_every",
+            "eval_every",
+            "save_every",
+        )
         wrong = [f"{name}={getattr(self, name)}" for name in counts if getattr(self, name) < 1]
         wrong += [
             f"{name}={getattr(self, name)}" for name in ("task_rows", "warmup", "cooldown") if getattr(self, name) < 0
         ]
         if wrong:
-            raise ValueError(f"PretrainConfig: {', '.join(wrong)} came; expected positive whole numbers.")
+            raise ValueError(f"Got {', '.join(wrong)} for PretrainConfig; expected positive whole numbers.")
 
 
 class Pretrainer:
-    """Trains `model` in place on a token store; state, log and checks live in `directory`."""
+    """Train ``model`` in place on a token store; the state and the log are in ``directory``."""
 
     def __init__(
         self,
-        model: T5ForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerFast,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         store: TokenStore,
         config: PretrainConfig,
         directory: Path,
@@ -106,7 +116,9 @@ class Pretrainer:
             try:
                 held_out.rows(0, 1, self.plan.raw_tokens, 0)
             except ValueError as error:
-                raise ValueError(f"The held-out text is too short: {error}") from error
+                raise ValueError(
+                    f"Got a held-out text that is too short; expected two rows of tokens. {error}"
+                ) from error
         valences = VALENCES if config.valences is None else read_valences(config.valences)
         self.tasks = SelfSupervised(store, tokenizer, valences) if config.task_rows else None
         self.optimizer = make_optimizer(model, config.optimizer, config.learning_rate)
@@ -115,7 +127,7 @@ class Pretrainer:
         self.tokens_seen = 0
 
     def train(self, *, until: int | None = None, seconds: float | None = None) -> None:
-        """Train to step `until` (None: the last one), for at most `seconds`, and save the state."""
+        """Train to step ``until`` (None for the last), for at most ``seconds``, and save the state."""
         self.directory.mkdir(parents=True, exist_ok=True)
         end = min(self.config.steps, until or self.config.steps)
         started = time.perf_counter()
@@ -135,9 +147,9 @@ class Pretrainer:
         self.save_state()
 
     def _step(self) -> tuple[float, int]:
-        """One update; returns the mean loss of the text and the source and target tokens seen."""
+        """Make one update; return the mean loss of the text, and the number of source and target tokens."""
         self.model.train()
-        # of dropout, which then does not depend on where a run began
+        # Seed dropout by the step, so that it does not depend on where a run began.
         torch.manual_seed(int(np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]))
         factor = self._rate_factor()
         for parameters, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -157,7 +169,7 @@ class Pretrainer:
             seen += targets
         if not all(map(math.isfinite, means)):
             raise FloatingPointError(
-                f"the loss is {sum(means)} at step {self.step}; lower the learning rate and resume."
+                f"Got a loss of {sum(means)} at step {self.step}; expected a finite one. Lower the learning rate and resume."
             )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -169,11 +181,15 @@ class Pretrainer:
     def _rate_factor(self) -> float:
         config = self.config
         return rate_factor(
-            self.step, warmup=config.warmup, flat=config.flat, steps=config.steps, cooldown=config.cooldown
+            self.step,
+            warmup=config.warmup,
+            decay_start_step=config.decay_start_step,
+            steps=config.steps,
+            cooldown=config.cooldown,
         )
 
     def groups(self, step: int) -> list[list[Batch]]:
-        """The micro-batches of `step`, those of text and those of tasks; the same ones whenever they are asked for."""
+        """Return the micro-batches of ``step``: those of text, then those of tasks. They depend only on the step."""
         config = self.config
         text = []
         for index in range(config.micro_batches):
@@ -186,7 +202,7 @@ class Pretrainer:
         generator = np.random.default_rng((config.seed, step, config.micro_batches))
         pairs = sorted((self.tasks.pair(generator) for _ in range(config.task_rows)), key=lambda pair: len(pair[0]))
         cuts = [pairs[first : first + TASK_ROWS_AT_ONCE] for first in range(0, len(pairs), TASK_ROWS_AT_ONCE)]
-        return [text, [self._tensors(*(_padded(ids) for ids in zip(*cut, strict=True))) for cut in cuts]]
+        return [text, [self._tensors(*(pad_rows(ids, -1).numpy() for ids in zip(*cut, strict=True))) for cut in cuts]]
 
     def _objective(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         eos = self.tokenizer.eos_token_id
@@ -208,9 +224,9 @@ class Pretrainer:
 
     @torch.no_grad()
     def held_out_loss(self, *, rows: int = 256) -> float:
-        """Mean loss in nats over the target tokens of the same `rows` corrupted rows, whenever it is asked for."""
+        """Return the mean loss in nats per target token over ``rows`` corrupted rows, the same ones in every call."""
         if self.held_out is None:
-            raise ValueError("no held-out text was given.")
+            raise ValueError("Got no held-out text; expected one. Give held_out to Pretrainer.")
         self.model.eval()
         total, count = 0.0, 0
         for first in range(0, rows, self.config.rows):
@@ -229,7 +245,7 @@ class Pretrainer:
         self.report(entry)
 
     def save_state(self) -> None:
-        """Write weights, optimizer and counters; a crash while writing leaves the state before it."""
+        """Write weights, optimizer and counters. A crash while writing leaves the previous state."""
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / (STATE_FILE + ".part")
         state = {
@@ -243,10 +259,13 @@ class Pretrainer:
         os.replace(temporary, self.directory / STATE_FILE)
 
     def resume(self) -> bool:
-        """Continue from the state in `directory`; False where there is none.
+        """Continue from the state in ``directory``.
+
+        Returns:
+            Whether there was a state.
 
         Raises:
-            ValueError: the state belongs to another optimizer, or another shape of model.
+            ValueError: The state belongs to another optimizer, or to a model of another shape.
         """
         path = self.directory / STATE_FILE
         if not path.is_file():
@@ -254,13 +273,16 @@ class Pretrainer:
         state = torch.load(path, map_location=self.device, weights_only=True)
         saved, own = state.get("optimizer_name", self.config.optimizer), self.config.optimizer
         if saved != own:
-            raise ValueError(f"{path} is of optimizer={saved!r}, not {own!r}; give that one, or another folder.")
+            raise ValueError(
+                f"Got optimizer={own!r} for {path}; expected {saved!r}, with which the run began. Use that, or another folder."
+            )
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
             raise ValueError(
-                f"{path} is of another model than the given one ({str(error).splitlines()[1].strip():.100}...); give the backbone "
-                "or the shape that the run was begun with, or another folder."
+                f"Got a model that does not fit {path} ({str(error).splitlines()[1].strip():.100}...); expected the backbone or "
+                "the "
+                "shape with which the run began. Use that, or another folder."
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
@@ -271,18 +293,12 @@ def _plan(config: PretrainConfig, sentinels: int) -> Corruption:
     plan = corruption_for_source(config.source_tokens)
     if config.objective == "spans" and plan.spans > sentinels:
         raise ValueError(
-            f"source_tokens={config.source_tokens} needs {plan.spans} sentinels, the tokenizer has {sentinels}."
+            f"Got source_tokens={config.source_tokens} and a tokenizer with {sentinels} sentinels; expected {plan.spans} "
+            "sentinels. "
+            "Take fewer source tokens."
         )
     return plan
 
 
 def _targets(batch: Batch) -> int:
     return int((batch["labels"] >= 0).sum())
-
-
-def _padded(rows: tuple[list[int], ...]) -> np.ndarray:
-    """Rows of ids as [B, longest], with -1 where there is none."""
-    found = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
-    for row, ids in zip(found, rows, strict=True):
-        row[: len(ids)] = ids
-    return found

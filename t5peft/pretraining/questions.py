@@ -1,18 +1,20 @@
-"""Questions made from a text's words, and what kind of thing they ask for.
+"""Questions made from words of a text, labeled by the kind of thing that they ask for.
 
-The kinds are the six of the UIUC question classification (Li and Roth 2002); the questions are ours. What one asks for stands
-in how it begins, and often in a noun there ("which river"), so what is learned is what kind of thing a noun names. What
-follows is any part of a sentence.
+The kinds are the six of the UIUC question classification (Li and Roth 2002); the questions are ours. How a question begins, often
+with a noun ("which river"), tells its kind. So a model learns which kind of thing a noun names. The rest of a question is any part
+of a sentence.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.sentences import Ids, Sentences, joined
 
-# For each kind: how a question may begin (`@` stands for one of the nouns, `...` for words of the text), and the nouns.
+# For each kind: how a question may begin (``@`` stands for one of the nouns, ``...`` for words of the text), and the nouns.
 _OF_NOUNS = (
     "What @|Which @|What @ ...|What is the @ of|What was the @ that|What is the name of the @|Name the @|In which @"
 )
@@ -74,18 +76,18 @@ KINDS = tuple(_KINDS)
 
 
 class Questions:
-    """Draws questions and their kinds."""
+    """Draw questions and their kinds."""
 
-    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerBase) -> None:
         def encoded(texts: list[str]) -> list[Ids]:
             return list(tokenizer(texts, add_special_tokens=False).input_ids) if texts else []
 
         self.sentences = sentences
-        self.mark: Ids = tokenizer.convert_tokens_to_ids(["?"])
+        self.mark = cast(Ids, tokenizer.convert_tokens_to_ids(["?"]))
         letters = np.random.default_rng(0).choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), size=(1000, 5))
         self.acronyms = encoded(["".join(row[: 2 + at % 4]) for at, row in enumerate(letters)])
         self.nouns = {kind: encoded(nouns.split()) for kind, (_, nouns) in _KINDS.items()}
-        # An opening is its parts in their order: tokens, or the sign of what is put there.
+        # An opening is a list of parts: tokens, or the sign that stands for a noun or for words.
         self.openings: dict[str, list[list[Ids | str]]] = {}
         for kind, (openings, _) in _KINDS.items():
             words = [opening.split() for opening in openings.split("|")]
@@ -94,7 +96,7 @@ class Questions:
             ]
 
     def draw(self, generator: np.random.Generator) -> tuple[Ids, str]:
-        """A question's tokens and its kind, one of `KINDS`."""
+        """Draw a question; return its tokens and its kind, one of ``KINDS``."""
         kind = KINDS[int(generator.choice(len(KINDS), p=_SHARES))]
         openings = self.openings[kind]
         opening = openings[int(generator.integers(len(openings)))]
@@ -114,7 +116,7 @@ class Questions:
         return [*joined(parts), *self.mark], kind
 
     def _words(self, generator: np.random.Generator, longest: int) -> Ids:
-        """One to `longest` words that stand together."""
+        """Draw one to ``longest`` consecutive words."""
         words = self.sentences.words(self.sentences[self.sentences.draw(generator)])
         begin = int(generator.integers(len(words)))
         part = words[begin : begin + int(generator.integers(1, longest + 1))]

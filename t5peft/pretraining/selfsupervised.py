@@ -1,7 +1,7 @@
-"""Text-to-text tasks that plain text gives by itself, to mix with span corruption as T5 mixes supervised tasks.
+"""Text-to-text tasks made from plain text, to mix with span corruption as T5 mixes supervised tasks.
 
-Span corruption alone teaches a small model to look at its source only after millions of tokens, because guessing
-frequent words comes first. These tasks cannot be answered without the source:
+With only span corruption, a small model needs millions of tokens until it looks at its source, because it first learns to guess
+frequent words. These tasks cannot be answered without the source:
 
     correct  a sentence with words dropped, swapped or replaced              -> the sentence
     compose  some of its words in any order                                  -> the sentence
@@ -15,19 +15,20 @@ frequent words comes first. These tasks cannot be answered without the source:
     title    the beginning of an article without its subject                 -> the subject
     rte sentence1   a passage and a hypothesis                               -> entailment or not_entailment
     cola sentence   a sentence, whole or damaged                             -> acceptable or unacceptable
-    sst2 sentence   one that praises or blames, maybe a gap for the word     -> positive or negative (`tone.py`)
-    trec question   a question made of words of the text                     -> what it asks for (`questions.py`)
+    sst2 sentence   one that praises or blames, maybe a gap for the word     -> positive or negative (``sentiment.py``)
+    trec question   a question made of words of the text                     -> what it asks for (``questions.py``)
 
-The last four have the form in which T5 states RTE, CoLA and SST-2, and TREC's; they hold nothing of those data sets. The last
-two need lists of words beside the text: words of praise and blame, and nouns by the kind of thing that they name.
+The last four have the form of RTE, CoLA, SST-2 and TREC; they contain nothing of those data sets. The last two need word lists: a
+sentiment lexicon, and nouns by the kind of thing that they name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.questions import KINDS, Questions
 from t5peft.pretraining.sentences import Ids, Sentences, joined
@@ -42,21 +43,21 @@ _ANSWERS = (
 
 
 class SelfSupervised:
-    """Draws pairs of source and target, both ending in `</s>`, from the text of a token store."""
+    """Draw pairs of source and target, both ending in ``</s>``, from the text of a token store."""
 
     def __init__(
-        self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, valences: Mapping[str, float] = VALENCES
+        self, store: TokenStore, tokenizer: PreTrainedTokenizerBase, valences: Mapping[str, float] = VALENCES
     ) -> None:
         self.sentences = Sentences(store, tokenizer)
         self.eos: int = tokenizer.eos_token_id
-        self.gap: int = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+        (self.gap,) = cast(Ids, tokenizer.convert_tokens_to_ids(["<extra_id_0>"]))
         names = [*_ANSWERS, "options:", "claim:", "other:", "sentence2:", ","]
         self.text: dict[str, Ids] = {name: tokenizer(name, add_special_tokens=False).input_ids for name in names}
         self.heading = {name: tokenizer(f"{name}:", add_special_tokens=False).input_ids for name in TASKS}
         weights = np.array([weight for _, weight in TASKS.values()], dtype=float)
         self.questions = Questions(self.sentences, tokenizer)
         self.sentiment = Sentiment(self.sentences, tokenizer, valences)
-        if not self.sentiment:  # a text of another language, say
+        if not self.sentiment:  # for example a text in another language
             weights[list(TASKS).index("sst2 sentence")] = 0
         for name in (
             "order",
@@ -70,7 +71,7 @@ class SelfSupervised:
         self._shares = weights / weights.sum()
 
     def pair(self, generator: np.random.Generator) -> Pair:
-        """One example of a task drawn by the tasks' weights."""
+        """Draw a task by the weights, and an example of it."""
         name = list(TASKS)[generator.choice(len(TASKS), p=self._shares)]
         source, target = TASKS[name][0](self, generator)
         return [*self.heading[name], *source, self.eos], [*target, self.eos]
@@ -82,11 +83,13 @@ def _sentence(tasks: SelfSupervised, generator: np.random.Generator, longest: in
         words = sentences.words(sentences[sentences.draw(generator, longest=longest)])
         if len(words) >= 4:
             return words
-    raise ValueError("no sentence of four words in 1,000 draws; is the text prose, with spaces between its words?")
+    raise ValueError(
+        "Got no sentence of four words in 1,000 draws; expected prose with spaces between its words. Check the text."
+    )
 
 
 def _altered(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
-    """The words with some dropped, some swapped with the next and some replaced by those of another sentence."""
+    """Drop some words, swap some with the next, and replace some by words of another sentence."""
     others = _sentence(tasks, generator)
     result: list[Ids] = []
     held: Ids | None = None
@@ -107,13 +110,13 @@ def _altered(words: list[Ids], tasks: SelfSupervised, generator: np.random.Gener
 
 
 def correct(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A damaged sentence and the sentence."""
+    """Draw a damaged sentence, and the sentence."""
     words = _sentence(tasks, generator)
     return joined(_altered(words, tasks, generator)), joined(words)
 
 
 def compose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """Content words in random order and the sentence."""
+    """Draw the content words of a sentence in random order, and the sentence."""
     words = _sentence(tasks, generator, longest=28)
     content = [tasks.sentences.bare(word) for word in words if tasks.sentences.is_content(word)]
     order = generator.permutation(len(content))
@@ -121,7 +124,7 @@ def compose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 
 def _with_gap(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> tuple[Ids, Ids]:
-    """A sentence with one content word replaced by the first sentinel, and the word."""
+    """Replace one content word of a sentence by the first sentinel; return the sentence and the word."""
     places = [i for i, word in enumerate(words) if tasks.sentences.is_content(word)] or [len(words) - 1]
     place = places[int(generator.integers(len(places)))]
     answer = tasks.sentences.bare(words[place])
@@ -130,7 +133,7 @@ def _with_gap(words: list[Ids], tasks: SelfSupervised, generator: np.random.Gene
 
 
 def choose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence with a gap and four words, one of them right."""
+    """Draw a sentence with a gap and four words, one of which fills it."""
     source, answer = _with_gap(_sentence(tasks, generator), tasks, generator)
     options = [answer] + [_with_gap(_sentence(tasks, generator), tasks, generator)[1] for _ in range(3)]
     listed = joined([[*options[i], *tasks.text[","]] for i in generator.permutation(4)])
@@ -138,14 +141,14 @@ def choose(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 
 def kind(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence with a gap and what stands there: a number, a name, a word."""
+    """Draw a sentence with a gap, and the kind of the missing word: number, name or word."""
     words = _sentence(tasks, generator)
     source, answer = _with_gap(words, tasks, generator)
     return source, tasks.text[tasks.sentences.kind(answer)]
 
 
 def find(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence and four words, one of them from it."""
+    """Draw a sentence and four words, one of which is in it."""
     words = _sentence(tasks, generator)
     answer = _content_word(words, tasks, generator)
     options = [answer] + [_strange_word(words, tasks, generator) for _ in range(3)]
@@ -154,14 +157,14 @@ def find(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 
 def strange(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence and words of it in their order, one of them replaced by a word of another sentence."""
+    """Draw a sentence and a claim: some of its words in order, with one replaced by a word of another sentence."""
     words = _sentence(tasks, generator, longest=60)
     claim, word = _with_strange_word(_claim(words, generator), words, tasks, generator)
     return [*joined(words), *tasks.text["claim:"], *joined(claim)[:60]], word
 
 
 def follows(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence and a claim; true: words of it in their order; false: those with a strange word, or another's."""
+    """Draw a sentence and a claim. A true claim is words of it in order; a false one has a strange word or is of another."""
     sentences = tasks.sentences
     index = sentences.draw(generator, shortest=16, longest=70)
     words = sentences.words(sentences[index])
@@ -171,17 +174,17 @@ def follows(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
         if how == 0:
             claim, _ = _with_strange_word(claim, words, tasks, generator)
         else:
-            neighbour = sentences.words(sentences[index + 1])
-            claim = _claim(neighbour if how == 1 and len(neighbour) > 3 else _sentence(tasks, generator), generator)
+            neighbor = sentences.words(sentences[index + 1])
+            claim = _claim(neighbor if how == 1 and len(neighbor) > 3 else _sentence(tasks, generator), generator)
     answer = tasks.text["true" if holds else "false"]
     return [*joined(words), *tasks.text["claim:"], *joined(claim)[:60]], answer
 
 
 def rte(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A passage of up to four sentences and a hypothesis in other small words.
+    """Draw a passage of up to four sentences, and a hypothesis with other function words.
 
-    It holds where its names, numbers and longer words are those of one sentence of the passage, in their order. Where it
-    does not, one of them is strange, or they are those of the sentence after the passage or of one from elsewhere.
+    A true hypothesis has the names, numbers and longer words of one sentence of the passage, in order. In a false one, one of these
+    words is strange, or they come from the sentence after the passage or from elsewhere.
     """
     sentences = tasks.sentences
     first = sentences.draw(generator, shortest=16, longest=70)
@@ -206,7 +209,7 @@ def rte(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 
 def _hypothesis(words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator) -> list[Ids]:
-    """A part of a sentence, maybe with words of its beginning before it; small words are left out, kept or replaced."""
+    """Take a part of a sentence, at random after its first words, and drop, keep or replace its function words."""
     length = int(generator.integers(5, 16))
     begin = int(generator.integers(max(1, len(words) - length + 1)))
     part = words[: int(generator.integers(1, 4))] if begin > 3 and generator.random() < 0.5 else []
@@ -223,7 +226,7 @@ def _hypothesis(words: list[Ids], tasks: SelfSupervised, generator: np.random.Ge
 
 
 def cola(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence, or one with words dropped, swapped or replaced."""
+    """Draw a sentence, or one with words dropped, swapped or replaced."""
     words = _sentence(tasks, generator, longest=24)
     if generator.random() < 0.5:
         return joined(words), tasks.text["acceptable"]
@@ -234,7 +237,7 @@ def cola(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 
 def _claim(words: list[Ids], generator: np.random.Generator) -> list[Ids]:
-    """Most words of a part of a sentence, in their order."""
+    """Take most words of a part of a sentence, in order."""
     length = max(3, int(len(words) * generator.uniform(0.3, 0.8)))
     begin = int(generator.integers(max(1, len(words) - length + 1)))
     return [word for word in words[begin : begin + length] if generator.random() > 0.15] or words[:3]
@@ -248,10 +251,10 @@ def _content_word(words: list[Ids], tasks: SelfSupervised, generator: np.random.
 def _strange_word(
     words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator, *, like: Ids | None = None
 ) -> Ids:
-    """A word of another sentence that is not among `words`, of the kind of `like` where the text has such.
+    """Draw a word of another sentence that is not among ``words``, preferably of the kind of ``like``.
 
     Raises:
-        ValueError: none found in 1,000 draws.
+        ValueError: None was found in 1,000 draws.
     """
     sentences = tasks.sentences
     bare = [sentences.bare(word) for word in words]
@@ -260,13 +263,13 @@ def _strange_word(
         alike = like is None or sentences.kind(word) == sentences.kind(like)
         if word not in bare and (alike or attempt >= 500):
             return word
-    raise ValueError("every sentence drawn has the same words; is the text prose?")
+    raise ValueError("Got the same words in all of 1,000 sentences; expected prose. Check the text.")
 
 
 def _with_strange_word(
     claim: list[Ids], words: list[Ids], tasks: SelfSupervised, generator: np.random.Generator
 ) -> tuple[list[Ids], Ids]:
-    """The claim with one of its content words replaced by one of its kind that `words` do not have, and that word."""
+    """Replace a content word of the claim by one of its kind that is not among ``words``; return claim and word."""
     places = [i for i, word in enumerate(claim) if tasks.sentences.is_content(word)] or [0]
     place = places[int(generator.integers(len(places)))]
     word = _strange_word(words, tasks, generator, like=tasks.sentences.bare(claim[place]))
@@ -274,10 +277,10 @@ def _with_strange_word(
 
 
 def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """Two sentences that stand together, in their order or not.
+    """Draw two consecutive sentences, in their order or not.
 
     Raises:
-        ValueError: no two of one document in 1,000 draws.
+        ValueError: No two of one document were found in 1,000 draws.
     """
     sentences = tasks.sentences
     for _ in range(1000):
@@ -285,17 +288,19 @@ def order(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
         if sentences.documents[index] == sentences.documents[index + 1]:
             break
     else:
-        raise ValueError("no two sentences of one document in 1,000 draws; is the text prose in documents?")
+        raise ValueError(
+            "Got no two sentences of one document in 1,000 draws; expected documents of several sentences. Check the text."
+        )
     pair = [sentences[index][:48], sentences[index + 1][:48]]
     right = generator.random() < 0.5
     return joined(pair if right else pair[::-1]), tasks.text["right" if right else "wrong"]
 
 
 def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """Two passages that do not overlap, of one document or of two.
+    """Draw two passages that do not overlap, of one document or of two.
 
     Raises:
-        ValueError: no document long enough in 1,000 draws.
+        ValueError: No document was long enough in 1,000 draws.
     """
     sentences, length = tasks.sentences, 48
     for index in generator.integers(1, len(sentences), size=1000):
@@ -304,7 +309,9 @@ def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
         if sentences.ends[two - 1] - sentences.ends[one - 1] >= length and one > 0:
             break
     else:
-        raise ValueError(f"no document of {2 * length} tokens in 1,000 draws; is the text prose in documents?")
+        raise ValueError(
+            f"Got no document of {2 * length} tokens in 1,000 draws; expected longer documents. Check the text."
+        )
     alike = generator.random() < 0.5
     if not alike:
         two = int(generator.integers(1, len(sentences)))
@@ -315,22 +322,22 @@ def same(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
 
 
 def sst2(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A sentence that praises or blames, and which of the two."""
+    """Draw a sentence with its sentiment."""
     source, praise = tasks.sentiment.draw(generator)
     return source, tasks.text["positive" if praise else "negative"]
 
 
 def trec(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """A question and the kind of thing that it asks for."""
+    """Draw a question, and the kind of thing that it asks for."""
     source, kind = tasks.questions.draw(generator)
     return source, tasks.text[kind]
 
 
 def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
-    """The beginning of a document without its first capitalised words, and those.
+    """Draw the beginning of a document without its first capitalized words, and those words.
 
     Raises:
-        ValueError: no document that begins with such words in 1,000 draws.
+        ValueError: No document began with such words in 1,000 draws.
     """
     sentences = tasks.sentences
     for _ in range(1000):
@@ -344,7 +351,10 @@ def title(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
             answer = joined(words[:subject])
             following = sentences[first + 1] if first + 1 < len(sentences) else []
             return [tasks.gap, *joined(words[subject:]), *following][:72], answer[:24]
-    raise ValueError("no document that begins with a capital in 1,000 draws; is the text prose in documents?")
+    raise ValueError(
+        "Got no document that begins with a capital in 1,000 draws; expected articles that begin with their subject. Check the "
+        "text."
+    )
 
 
 TASKS: dict[str, tuple[Callable[[SelfSupervised, np.random.Generator], Pair], float]] = {

@@ -1,7 +1,7 @@
 """Sentences of a token store, and the words in them.
 
-Everything works on token ids. A sentence ends at a full stop, question or exclamation mark before a capital letter; punctuation
-stays with the word before it.
+Everything works on token ids. A sentence ends at a full stop, question mark or exclamation mark before a capital letter.
+Punctuation belongs to the word before it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.tokens import TokenStore
 
@@ -20,21 +20,22 @@ class Sentences:
     """Sentences of a token store and the words in them.
 
     Attributes:
-        ends: position after the last token of each sentence, over all documents.
-        documents: for each sentence the number of its document.
+        ends: Position after the last token of each sentence, over all documents.
+        documents: Index of the document of each sentence.
 
     Raises:
-        ValueError: a tokenizer of bytes, or of another kind whose pieces do not say where words begin.
+        ValueError: The pieces of the tokenizer do not show where words begin, as in a byte tokenizer.
     """
 
-    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, limit_tokens: int = 1 << 25) -> None:
+    def __init__(self, store: TokenStore, tokenizer: PreTrainedTokenizerBase, *, limit_tokens: int = 1 << 25) -> None:
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.tokens = store.tokens[:limit_tokens]
         self.begins_word = np.array([piece.startswith("▁") for piece in pieces])
         if not self.begins_word.any():
             raise ValueError(
-                "the tokenizer has no pieces that begin a word by '▁', as SentencePiece's have and the tasks need; leave them "
-                "out (task_rows=0)."
+                "Got a tokenizer without pieces that begin with '▁'; expected a SentencePiece tokenizer, which the tasks need. "
+                "Leave "
+                "the tasks out (task_rows=0)."
             )
         self.capital = np.array([piece[1:2].isupper() and piece[0] == "▁" for piece in pieces])
         self.digit = np.array([piece.strip("▁").isdigit() for piece in pieces])
@@ -56,24 +57,26 @@ class Sentences:
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> Ids:
-        """Sentence `index`, without the newlines that stand around it."""
+        """Return sentence ``index`` without the newlines around it."""
         begin = self.ends[index - 1] if index else 0
         ids = self.tokens[begin : self.ends[index]]
         return [int(i) for i in ids if i != self.newline]
 
     def draw(self, generator: np.random.Generator, *, shortest: int = 8, longest: int = 40) -> int:
-        """Number of a random sentence of `shortest` to `longest` tokens.
+        """Return the index of a random sentence of ``shortest`` to ``longest`` tokens.
 
         Raises:
-            ValueError: none found in 1,000 draws.
+            ValueError: None was found in 1,000 draws.
         """
         for index in generator.integers(1, len(self), size=1000):
             if shortest <= self.ends[index] - self.ends[index - 1] <= longest:
                 return int(index)
-        raise ValueError(f"no sentence of {shortest} to {longest} tokens in 1,000 draws; is the text prose?")
+        raise ValueError(
+            f"Got no sentence of {shortest} to {longest} tokens in 1,000 draws; expected prose. Check the text."
+        )
 
     def words(self, ids: Ids) -> list[Ids]:
-        """The tokens grouped into words; punctuation stays with the word before it."""
+        """Group the tokens into words; punctuation belongs to the word before it."""
         found: list[Ids] = []
         for token in ids:
             if self.begins_word[token] or not found:
@@ -82,23 +85,23 @@ class Sentences:
         return found
 
     def bare(self, word: Ids) -> Ids:
-        """The word without what is neither letter nor digit at its end."""
+        """Return the word without trailing tokens that are neither letter nor digit."""
         end = len(word)
         while end > 1 and not (self.letters[word[end - 1]] or self.digit[word[end - 1]]):
             end -= 1
         return word[:end]
 
     def kind(self, word: Ids) -> str:
-        """number, name or word."""
+        """Return ``"number"``, ``"name"`` or ``"word"``."""
         if self.digit[word].any():
             return "number"
         return "name" if self.capital[word[0]] else "word"
 
     def is_content(self, word: Ids) -> bool:
-        """Names, numbers and words of five letters and more."""
+        """Return whether the word is a name, a number, or has five letters or more."""
         return self.kind(word) != "word" or bool(self.letters[word].sum() > 4)
 
 
 def joined(words: Sequence[Ids]) -> Ids:
-    """The words' tokens in one list."""
+    """Return the tokens of all words in one list."""
     return [token for word in words for token in word]

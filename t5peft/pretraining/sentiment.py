@@ -1,20 +1,20 @@
-"""Whether a sentence praises or blames, by the valence of its words: distant supervision with a lexicon.
+"""Label sentences by the valence of their words: distant supervision with a sentiment lexicon.
 
-A sentence counts where a word of the lexicon stands in it and its other words do not outweigh that word; one that is denied
-shortly before it turns the answer round. Half of the sentences are cut to the words around it, half are in small letters, as in
-people's own short texts, and a third have a gap in its place, so that its company is learned as well.
+A sentence is used if it has a word of the lexicon that its other words do not outweigh. A denial shortly before the word turns the
+label around. Half of the sentences are cut to the words around it. Half are in lower case, as in people's own short texts. A
+third have a gap in place of the word, so that its context is learned as well.
 
-A few words of praise and blame are built in; a lexicon of thousands, such as that of VADER (Hutto and Gilbert 2014), knows
-many more.
+A few words are built in. A lexicon of thousands, such as that of VADER (Hutto and Gilbert 2014), has many more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.sentences import Ids, Sentences, joined
 
@@ -34,12 +34,12 @@ _DENIED_WITHIN = 3  # words
 
 
 def read_valences(path: str | Path, *, least: float = 1.0) -> dict[str, float]:
-    """Words and their valence from lines of `word<TAB>number`; what follows the number is ignored.
+    """Read words and valences from lines of ``word<TAB>number``; the rest of a line is ignored.
 
-    Entries that are not one word of small letters, and those with an absolute valence below `least`, are left out.
+    Only single words in lower case with an absolute valence of at least ``least`` are kept.
 
     Raises:
-        ValueError: a line without a number, or no word left.
+        ValueError: A line has no number, or no word is left.
     """
     found = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
@@ -48,25 +48,27 @@ def read_valences(path: str | Path, *, least: float = 1.0) -> dict[str, float]:
             word, valence = fields[0], float(fields[1])
         except (IndexError, ValueError):
             raise ValueError(
-                f"{path}, line {number}: {line[:60]!r} came; expected word<TAB>valence, as `good<TAB>1.9`."
+                f"Got {line[:60]!r} in line {number} of {path}; expected word<TAB>valence, as `good<TAB>1.9`."
             ) from None
         if word.isascii() and word.isalpha() and word.islower() and len(word) > 2 and abs(valence) >= least:
             found[word] = valence
     if not found:
-        raise ValueError(f"{path} holds no word of small letters with a valence of at least {least}.")
+        raise ValueError(
+            f"Got no word in {path}; expected words in lower case with an absolute valence of at least {least}."
+        )
     return found
 
 
 class Sentiment:
-    """Draws sentences that praise or blame.
+    """Draw sentences with a positive or negative label.
 
     Attributes:
-        words: for praise (True) and blame (False) each word's tokens, its valence and where it stands in the text.
+        words: For positive (True) and negative (False): the tokens of each word, its valence, and its places in the text.
     """
 
-    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerFast, valences: Mapping[str, float]) -> None:
+    def __init__(self, sentences: Sentences, tokenizer: PreTrainedTokenizerBase, valences: Mapping[str, float]) -> None:
         self.sentences = sentences
-        self.gap: int = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+        (self.gap,) = cast(Ids, tokenizer.convert_tokens_to_ids(["<extra_id_0>"]))
         vocabulary = tokenizer.get_vocab()
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.small = np.array([vocabulary.get(piece.lower(), at) for at, piece in enumerate(pieces)])
@@ -85,7 +87,7 @@ class Sentiment:
         return all(self.words.values())
 
     def _whole_words(self, places: np.ndarray, ids: Ids) -> np.ndarray:
-        """Those `places` of its first token where the whole word stands, and ends."""
+        """Return the ``places`` of the first token at which the whole word stands and ends."""
         tokens = self.sentences.tokens
         places = places[places + len(ids) < len(tokens)]
         for offset, token in enumerate(ids[1:], start=1):
@@ -94,10 +96,10 @@ class Sentiment:
         return places[self.sentences.begins_word[following] | (self.sentences.letters[following] == 0)]
 
     def draw(self, generator: np.random.Generator) -> tuple[Ids, bool]:
-        """Tokens of a sentence or a part of one, and whether it praises.
+        """Draw a sentence or a part of one; return its tokens and whether it is positive.
 
         Raises:
-            ValueError: the text has no such words, or only in long sentences.
+            ValueError: The text has no such words, or has them only in long sentences.
         """
         for _ in range(1000 if self else 0):
             praise = bool(generator.random() < 0.5)
@@ -117,14 +119,15 @@ class Sentiment:
                 ids[at : at + len(word)] = [self.gap]
             return self._as_people_write(ids, at, generator, kept=_DENIED_WITHIN if denied else 0), praise != denied
         raise ValueError(
-            "no sentence of 4 to 60 tokens with a word of praise or blame; leave the task out for this text."
+            "Got no sentence of 4 to 60 tokens with a word of the lexicon; expected some. Leave the sentiment task out for this "
+            "text."
         )
 
     def _bare_words(self, ids: Ids) -> list[tuple[int, ...]]:
         return [tuple(self.sentences.bare(word)) for word in self.sentences.words(ids)]
 
     def _as_people_write(self, ids: Ids, at: int, generator: np.random.Generator, *, kept: int) -> Ids:
-        """Maybe only the words around token `at`, `kept` before it at least; maybe in small letters."""
+        """Cut at random to the words around token ``at``, keeping ``kept`` before it, and lower the case at random."""
         if generator.random() < 0.5:
             before, after = self.sentences.words(ids[:at]), self.sentences.words(ids[at:])
             first, last = max(0, len(before) - int(generator.integers(kept, 9))), 1 + int(generator.integers(9))

@@ -1,8 +1,8 @@
-"""Plain text files as documents: blank lines end a document, each line is a paragraph; `.xz`, `.gz` and `.bz2` are unpacked.
+"""Read plain text files as documents. Blank lines end a document, and each line is a paragraph.
 
-Typographic quotes and spaces are written plainly, because the text that people tune on is mostly typed on a keyboard and a
-small model should not learn two apostrophes. Repeated paragraphs (licences, templates, navigation) are dropped after
-their first appearance.
+Files may be compressed (``.xz``, ``.gz``, ``.bz2``). Typographic quotes and spaces become plain ones: most text that people tune
+on is typed on a keyboard, and a small model should not learn two apostrophes. Repeated paragraphs (licenses, templates,
+navigation) are kept only once.
 """
 
 from __future__ import annotations
@@ -40,28 +40,30 @@ _SPACES = re.compile(r"\s+")
 
 
 def plain(paragraph: str) -> str:
-    """The paragraph with typewriter quotes, single spaces and no invisible characters."""
+    """Return the paragraph with plain quotes, single spaces and no invisible characters."""
     return _SPACES.sub(" ", paragraph.translate(_PLAIN)).strip()
 
 
 def open_text(path: str | Path) -> TextIO:
-    """Open a UTF-8 text file, decompressed where its suffix is `.xz`, `.gz` or `.bz2`.
+    """Open a UTF-8 text file, decompressed where its suffix is ``.xz``, ``.gz`` or ``.bz2``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: There is no such file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected UTF-8 text, plain, .xz, .gz or .bz2.")
+        raise FileNotFoundError(f"Got {path}, which is not a file; expected UTF-8 text, plain, .xz, .gz or .bz2.")
     opener = OPENERS.get(path.suffix.lower(), open)
     return io.TextIOWrapper(opener(path, "rb"), encoding="utf-8", errors="replace")
 
 
 def read_documents(paths: Iterable[str | Path]) -> Iterator[list[str]]:
-    """Documents of all files in their order, each a list of plain paragraphs; warns of lines that are not UTF-8.
+    """Yield the documents of all files in order, each a list of plain paragraphs.
+
+    Lines that are not UTF-8 are counted in a warning.
 
     Raises:
-        ValueError: a file cannot be unpacked.
+        ValueError: A file cannot be unpacked.
     """
     for path in paths:
         paragraphs: list[str] = []
@@ -77,19 +79,23 @@ def read_documents(paths: Iterable[str | Path]) -> Iterator[list[str]]:
                         yield paragraphs
                         paragraphs = []
         except (EOFError, lzma.LZMAError, zlib.error) as error:
-            raise ValueError(f"{path} cannot be unpacked ({error}); is it whole, and is its ending right?") from error
+            raise ValueError(
+                f"Got {path}, which cannot be unpacked ({error}); expected a complete file of the kind that its ending names."
+            ) from error
         if broken:
             logger.warning(
-                "%s: %d lines hold U+FFFD, as which bytes are read that are not UTF-8; is it such text?", path, broken
+                "%d lines of %s are not UTF-8: their bytes are read as U+FFFD. Check the encoding of the file.",
+                broken,
+                path,
             )
         if paragraphs:
             yield paragraphs
 
 
 def deduplicated(documents: Iterable[Sequence[str]], *, min_characters: int = 20) -> Iterator[list[str]]:
-    """The documents without paragraphs already seen (case and digits aside) or shorter than `min_characters`.
+    """Yield the documents without repeated paragraphs and without those shorter than ``min_characters``.
 
-    Digits are ignored in the comparison because templates differ by a year or a count.
+    The comparison ignores case and digits, because templates differ by a year or a count.
     """
     seen: set[bytes] = set()
     for document in documents:
@@ -106,7 +112,7 @@ def deduplicated(documents: Iterable[Sequence[str]], *, min_characters: int = 20
 
 
 def pieces_of_documents(documents: Iterable[Sequence[str]], *, max_characters: int = 8000) -> Iterator[list[str]]:
-    """Documents cut between paragraphs to about `max_characters`, so that shuffling mixes books as well as articles."""
+    """Cut documents between paragraphs to about ``max_characters``, so that shuffling mixes books as well as articles."""
     for document in documents:
         piece: list[str] = []
         size = 0

@@ -1,9 +1,9 @@
-"""A T5 vocabulary from the user's own text: sentencepiece's unigram model, written as a fast tokenizer.
+"""Train a T5 vocabulary on the user's own text: sentencepiece's unigram model, written as a fast tokenizer.
 
-As in T5 (Raffel et al. 2020): pad 0, `</s>` 1, `<unk>` 2, sentinels `<extra_id_0>` ... at the end of the vocabulary in
-falling order, `</s>` after every text. Different from it: byte fallback, so that no text is unknown (a newline, braces
-and every printable ASCII character have a piece of their own); digits are single pieces; white space is kept, so that
-decoding gives the text back (but for one space at its very beginning, which every text gets).
+As in T5 (Raffel et al. 2020), pad is 0, ``</s>`` is 1 and ``<unk>`` is 2. The sentinels ``<extra_id_0>`` ... are at the end of the
+vocabulary in descending order, and ``</s>`` follows every text. Unlike T5, byte fallback makes every text known: a newline,
+braces and every printable ASCII character have a piece of their own. Digits are single pieces. White space is kept, so decoding
+returns the text, except for one space at its beginning, which every text gets.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 def sentences(documents: Iterable[Iterable[str]], *, share: float, seed: int) -> Iterator[str]:
-    """A random share of the paragraphs, cut into sentences of at most 1,000 characters."""
+    """Yield a random share of the paragraphs, cut into sentences of at most 1,000 characters."""
     generator = random.Random(seed)
     for document in documents:
         for paragraph in document:
@@ -32,13 +32,13 @@ def sentences(documents: Iterable[Iterable[str]], *, share: float, seed: int) ->
 
 
 def train_unigram(texts: Iterator[str], *, pieces: int, threads: int) -> list[tuple[str, float]]:
-    """Pieces and their log probabilities, sorted by id; the first are `<pad>`, `</s>`, `<unk>` and the 256 bytes."""
-    # Only needed here: a tokenizer that exists is read, and everything else of pretraining done, without it.
+    """Return pieces and log probabilities by id; the first are ``<pad>``, ``</s>``, ``<unk>`` and the 256 bytes."""
+    # Needed only here: reading a tokenizer and the rest of pretraining do without it.
     try:
         import sentencepiece
     except ImportError as error:
         raise ImportError(
-            "Training a vocabulary needs the package sentencepiece, which is not installed; pip install 't5peft[pretraining]'."
+            "Got no package sentencepiece; expected it to train a vocabulary. Install it: pip install 't5peft[pretraining]'."
         ) from error
     model = io.BytesIO()
     try:
@@ -65,15 +65,17 @@ def train_unigram(texts: Iterator[str], *, pieces: int, threads: int) -> list[tu
         )
     except RuntimeError as error:  # the class of all of sentencepiece's errors
         raise ValueError(
-            f"no vocabulary of {pieces} pieces could be trained on this text: {error}. Bytes, printable characters and marks are "
-            "355 pieces; with little text, take all of it (share=1, --vocabulary-share 1)"
+            f"Got a text on which no vocabulary of {pieces} pieces can be trained ({error}); expected more text or fewer pieces. "
+            "Bytes, "
+            "printable characters and special tokens are 355 pieces. With little text, take all of it (share=1, "
+            "--vocabulary-share 1)."
         ) from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
 
 
 def build_tokenizer(pieces: list[tuple[str, float]], *, sentinels: int = 100) -> PreTrainedTokenizerFast:
-    """The fast tokenizer over `pieces`, with `sentinels` more ids at the end."""
+    """Return the fast tokenizer over ``pieces``, with ``sentinels`` more ids at the end."""
     names = [f"<extra_id_{i}>" for i in reversed(range(sentinels))]
     tokenizer = Tokenizer(Unigram([*pieces, *((name, 0.0) for name in names)], unk_id=2, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace("\r\n", "\n")
@@ -110,29 +112,38 @@ def train_tokenizer(
     seed: int = 0,
     threads: int = 2,
 ) -> PreTrainedTokenizerFast:
-    """Train on a random `share` of the documents' paragraphs.
+    """Train a tokenizer on a random ``share`` of the paragraphs.
 
-    `vocabulary` counts pieces, bytes and sentinels; little text gives fewer.
+    Args:
+        documents: Documents, each with its paragraphs.
+        vocabulary: Number of pieces, bytes and sentinels; little text gives fewer.
+        sentinels: Number of sentinels.
+        share: Share of the paragraphs.
+        seed: Seed of the share.
+        threads: Threads of the training.
 
     Raises:
-        ValueError: no sentence in the share, or a vocabulary that has no room for the characters.
+        ValueError: The share has no sentence, or the vocabulary has no room for the characters.
     """
     texts = sentences(documents, share=share, seed=seed)
     return build_tokenizer(train_unigram(texts, pieces=vocabulary - sentinels, threads=threads), sentinels=sentinels)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`."""
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
     tokenizer.save_pretrained(str(directory))
 
 
-def sentinel_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of `<extra_id_0>`, `<extra_id_1>`, ... in this order, as many as the tokenizer has.
+def sentinel_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of ``<extra_id_0>``, ``<extra_id_1>``, ... in this order.
 
     Raises:
-        ValueError: the tokenizer has none.
+        ValueError: The tokenizer has none.
     """
     found = {name: index for name, index in tokenizer.get_vocab().items() if re.fullmatch(r"<extra_id_\d+>", name)}
     if not found:
-        raise ValueError("the tokenizer has no <extra_id_0>, <extra_id_1>, ...; span corruption needs a T5 tokenizer.")
+        raise ValueError(
+            "Got a tokenizer without <extra_id_0>, <extra_id_1>, ...; expected a T5 tokenizer, whose sentinels span corruption "
+            "needs."
+        )
     return [found[name] for name in sorted(found, key=lambda name: int(name[len("<extra_id_") : -1]))]

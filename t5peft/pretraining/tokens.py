@@ -1,7 +1,7 @@
-"""The text as one row of tokens on disk, memory-mapped, and batches drawn from it as a function of a counter.
+"""Token stores: the text as memory-mapped tokens, from which batches are drawn by a counter.
 
-A token store is a folder with `tokens.u16` (or `.u32` for a vocabulary above 65,536), `offsets.npy` (where each document
-begins, and the end) and `store.json`. Documents are shuffled once, when they are written.
+A token store is a folder with ``tokens.u16`` (or ``.u32`` for a vocabulary above 65,536), ``offsets.npy`` (the start of each
+document, and the end) and ``store.json``. Documents are shuffled once, when they are written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, read_documents
 
@@ -25,24 +25,25 @@ _DOCUMENTS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Tokens [n] of all documents one after another; document i is tokens[offsets[i]:offsets[i + 1]]."""
+    """Tokens [n] of all documents, one after another. Document i is ``tokens[offsets[i]:offsets[i + 1]]``."""
 
     tokens: np.ndarray
     offsets: np.ndarray
 
     def rows(self, first: int, count: int, length: int, seed: int) -> np.ndarray:
-        """Rows [count, length], numbers `first` to `first + count` of an endless sequence.
+        """Return rows [count, length]: numbers ``first`` to ``first + count`` of an endless sequence.
 
-        The tokens are cut into rows of `length`; each pass over them takes the rows in a new random order, cut from a
-        new random offset. The result depends on the arguments alone, so a run resumes anywhere.
+        The tokens are cut into rows of ``length``. Each pass takes the rows in a new random order and from a new random offset.
+        The result depends only on the arguments, so a run can resume anywhere.
 
         Raises:
-            ValueError: fewer tokens than two rows.
+            ValueError: There are fewer tokens than two rows.
         """
         per_pass = len(self.tokens) // length - 1
         if per_pass < 1:
             raise ValueError(
-                f"{len(self.tokens)} tokens came; rows of {length} need at least {2 * length}: give more text, or shorter rows "
+                f"Got {len(self.tokens)} tokens; expected at least {2 * length}, for rows of {length}. Give more text, or "
+                "shorter rows "
                 "(source_tokens)."
             )
         found = np.empty((count, length), dtype=self.tokens.dtype)
@@ -55,7 +56,7 @@ class TokenStore:
 
     @staticmethod
     def _pass(rows: int, length: int, seed: int, epoch: int) -> tuple[int, int]:
-        """Offset of the first row and a step coprime to `rows`, which visits every row once in scattered order."""
+        """Draw the offset of the first row, and a step coprime to ``rows`` that visits every row once."""
         generator = random.Random(f"{seed}/{epoch}")
         multiplier = generator.randrange(1, rows + 1)
         while math.gcd(multiplier, rows) != 1:
@@ -63,10 +64,11 @@ class TokenStore:
         return generator.randrange(length), multiplier
 
 
-def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """Token ids of each document without `</s>`; paragraphs are separated by the token of a newline where there is one.
+def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the token ids of each document, without ``</s>``.
 
-    A special token that is written out in the text becomes that token, as `<unk>` does in WikiText.
+    Paragraphs are separated by the token of a newline if the tokenizer has one. A special token that is written out in the text
+    becomes that token, as ``<unk>`` does in WikiText.
     """
     separator = tokenizer.get_vocab().get("\n")
     paragraphs = [paragraph for document in documents for paragraph in document]
@@ -84,15 +86,21 @@ def encode_documents(documents: Sequence[Sequence[str]], tokenizer: PreTrainedTo
 
 def write_store(
     documents: Iterable[Sequence[str]],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     *,
     origin: list[list[Any]] | None = None,
 ) -> TokenStore:
-    """Tokenise `documents` into a new store and open it; `origin` is kept to tell whether they were others.
+    """Tokenize ``documents`` into a new store and open it.
+
+    Args:
+        documents: Documents, each a list of paragraphs.
+        tokenizer: The tokenizer.
+        directory: Folder of the store.
+        origin: Names and sizes of the files, which are kept to recognize the same text later.
 
     Raises:
-        ValueError: there is no text in them.
+        ValueError: The documents have no text.
     """
     directory.mkdir(parents=True, exist_ok=True)
     dtype, name = _dtype_of(len(tokenizer))
@@ -113,37 +121,42 @@ def write_store(
         if waiting:
             flush()
     if offsets[-1] == 0:
-        raise ValueError(f"there is no text to write to {directory}; expected documents of one paragraph or more.")
+        raise ValueError(f"Got no text to write to {directory}; expected documents of one paragraph or more.")
     np.save(directory / "offsets.npy", np.asarray(offsets, dtype=np.int64))
     card = {"tokens": offsets[-1], "file": name, "vocabulary": fingerprint(tokenizer), "origin": origin}
     (directory / "store.json").write_text(json.dumps(card), encoding="utf-8")
     return open_store(directory, tokenizer)
 
 
-def open_store(directory: Path, tokenizer: PreTrainedTokenizerFast) -> TokenStore:
-    """The store in `directory`, memory-mapped.
+def open_store(directory: Path, tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    """Open the store in ``directory``, memory-mapped.
 
     Raises:
-        FileNotFoundError: there is none, or it was not finished.
-        ValueError: it was written with another vocabulary.
+        FileNotFoundError: There is none, or it was not finished.
+        ValueError: It was written with another vocabulary.
     """
     card_path = directory / "store.json"
     if not card_path.is_file():
-        raise FileNotFoundError(f"{directory} holds no finished token store (no store.json); write it from the text.")
+        raise FileNotFoundError(
+            f"Got {directory} without store.json; expected a finished token store. Write it from the text."
+        )
     card = json.loads(card_path.read_text(encoding="utf-8"))
     if card["vocabulary"] != fingerprint(tokenizer):
-        raise ValueError(f"{directory} was written with another vocabulary; remove it or take another folder.")
+        raise ValueError(
+            f"Got {directory}, written with another vocabulary; expected the vocabulary of this tokenizer. Remove the folder or "
+            "use another."
+        )
     tokens = np.memmap(directory / card["file"], dtype=_dtype_of(len(tokenizer))[0], mode="r")
     return TokenStore(tokens, np.load(directory / "offsets.npy"))
 
 
 def store_of_files(
-    paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerFast, directory: Path, *, seed: int = 0
+    paths: Sequence[str | Path], tokenizer: PreTrainedTokenizerBase, directory: Path, *, seed: int = 0
 ) -> TokenStore:
-    """The store in `directory`; written from the text files, deduplicated and shuffled, where it is not yet there.
+    """Open the store in ``directory``, or write it from the text files, deduplicated and shuffled.
 
     Raises:
-        ValueError: it was written from other files, there is no text in them, or what `open_store` says.
+        ValueError: The store was written from other files, the files have no text, or ``open_store`` raises one.
     """
     card = directory / "store.json"
     if not card.is_file():
@@ -151,36 +164,36 @@ def store_of_files(
     written, given = json.loads(card.read_text(encoding="utf-8")).get("origin"), _origin(paths)
     if None not in (written, given) and written != given:
         raise ValueError(
-            f"{directory} was written from other text (files and their bytes were {written}, and {given} came); give the same, "
-            "or another folder."
+            f"Got the files {given} (with sizes in bytes) for {directory}; expected {written}, from which it was written. Give the "
+            "same files, or another folder."
         )
     return open_store(directory, tokenizer)
 
 
 def _origin(paths: Sequence[str | Path]) -> list[list[Any]] | None:
-    """Name and size of each file; None where one is no longer there, which a store that is written does not need."""
+    """Return the name and size of each file; None if one is missing, which a finished store does not need."""
     files = [Path(path) for path in paths]
     return sorted([path.name, path.stat().st_size] for path in files) if all(map(Path.is_file, files)) else None
 
 
 def shuffled_documents(paths: Sequence[str | Path], *, seed: int = 0) -> list[list[str]]:
-    """Deduplicated documents of all files, books cut into chapters' length, in random order.
+    """Return the deduplicated documents of all files in random order, with books cut to the length of chapters.
 
     Raises:
-        ValueError: there is no text in them.
+        ValueError: The files have no text.
     """
     documents = list(pieces_of_documents(deduplicated(read_documents(paths))))
     if not documents:
         raise ValueError(
-            f"there is no text in {', '.join(map(str, paths))}; expected documents with blank lines between them, and in them "
-            "paragraphs of 20 characters or more, each on a line of its own."
+            f"Got no text in {', '.join(map(str, paths))}; expected documents with blank lines between them, and paragraphs of 20 "
+            "characters or more, each on a line of its own."
         )
     random.Random(seed).shuffle(documents)
     return documents
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash of the vocabulary and its ids."""
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash the vocabulary and its ids."""
     pieces = json.dumps(sorted(tokenizer.get_vocab().items()))
     return blake2b(pieces.encode(), digest_size=8).hexdigest()
 

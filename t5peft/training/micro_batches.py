@@ -18,7 +18,7 @@ from t5peft.nn.kernels.attention import BiasByDistance
 
 logger = logging.getLogger("t5peft")
 
-Layout = Literal["padded", "rows", "packed"]
+Layout = Literal["padded", "padding_free", "packed"]
 
 
 def supports_padding_free(model: nn.Module) -> bool:
@@ -36,7 +36,7 @@ def layout_of(model: nn.Module, pack: bool | None) -> Layout:
     Packed only where the attention function "t5peft" reads the block masks; no other does.
     """
     if pack is not False and supports_padding_free(model):
-        return "rows"
+        return "padding_free"
     return "packed" if pack and unwrap_t5(model).config._attn_implementation == NAME else "padded"
 
 
@@ -48,12 +48,12 @@ def micro_batches(
     Args:
         features: the examples of the step.
         tokens: most source and target tokens of a micro-batch; an example that has more is alone.
-        layout: "padded", examples of similar length; "rows", end to end in one row without padding; "packed", several in a
+        layout: "padded", examples of similar length; "padding_free", end to end in one row without padding; "packed", several in a
             row by block masks, for a GPU.
         pad_token_id, decoder_start_token_id: of the model's config.
     """
     cut = bucket_by_length if layout == "padded" else split_evenly
-    lay_out = {"padded": collate, "rows": collate_padding_free, "packed": pack_rows}[layout]
+    lay_out = {"padded": collate, "padding_free": collate_padding_free, "packed": pack_rows}[layout]
     return [
         (
             chosen,

@@ -23,16 +23,6 @@ from t5peft.evaluation import METRICS
 from t5peft.methods import METHODS
 from t5peft.training.train import Splits, TrainConfig, check_splits, train_and_evaluate
 
-# What is searched beside the learning rate, weight decay and label smoothing, where not given, by method: option and choices.
-OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
-    "lora": {"rank": (4, 8, 16, 32)},
-    "lora-all": {"rank": (4, 8, 16, 32)},
-    "dora": {"rank": (4, 8, 16, 32)},
-    "qlora": {"rank": (4, 8, 16, 32)},
-    "prefix": {"length": (5, 10, 20, 50)},
-    "prompt": {"length": (10, 20, 50, 100)},
-}
-
 
 @dataclass(frozen=True)
 class Found:
@@ -147,7 +137,7 @@ def suggest(trial: Any, recipe: TrainConfig) -> TrainConfig:
     """A recipe around ``recipe``: the learning rate within a factor of ten, and the choices that it does not give."""
     rate = recipe.learning_rate or METHODS[recipe.method].learning_rate
     drawn: dict[str, Any] = {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)}
-    choices = {"weight_decay": (0.0, 0.01, 0.1), "label_smoothing": (0.0, 0.1), **OPTIONS.get(recipe.method, {})}
+    choices = {"weight_decay": (0.0, 0.01, 0.1), "label_smoothing": (0.0, 0.1), **METHODS[recipe.method].search}
     given = {**vars(recipe), **recipe.options}
     drawn |= {name: trial.suggest_categorical(name, of) for name, of in choices.items() if given.get(name) is None}
     return _recipe(drawn, recipe)

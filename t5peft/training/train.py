@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def _wrap(backbone: PreTrainedModel, recipe: TrainConfig, example: Sequence[int]
     try:
         return METHODS[recipe.method].wrap_for(backbone, example, recipe.options)
     except TypeError as error:
-        taken = [name for name in signature(METHODS[recipe.method].wrap).parameters if name != "model"]
+        taken = METHODS[recipe.method].options
         raise ValueError(
             f"The method {recipe.method!r} takes no such option ({error}); it takes {', '.join(taken) or 'none'}."
         ) from error

@@ -53,12 +53,12 @@ from t5peft.adapters.checkpoint import (
 )
 from t5peft.data.collate import bucket_by_length, collate, collate_for_head
 from t5peft.data.features import check_dataset, check_features, unpadded
+from t5peft.methods.base import has_peft_prompt, head_module_name
 from t5peft.methods.ladder import cached_activations
 from t5peft.methods.lora import set_lora_plus
-from t5peft.methods.wrapping import head_module_name
 from t5peft.models.backbone import correct_config
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.fast import kernels, our_attention
+from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.nn.loss import IGNORED_LABEL, target_loss
 from t5peft.training.arguments import T5PeftTrainingArguments, as_t5peft_arguments
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
@@ -169,7 +169,7 @@ class T5PeftTrainer(Seq2SeqTrainer):
                 problems.append(f"problem_type={t5.config.problem_type!r} (a class head has one class an example)")
             if self.args.z_loss:
                 problems.append("z_loss for a class head (it is of the vocabulary's logits)")
-        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+        if isinstance(self.model, PeftModel) and has_peft_prompt(self.model):
             problems.append(
                 f"peft's own {self.model.active_peft_config.peft_type.value} (wrap by prompt_wrap or prefix_wrap)"
             )
@@ -225,9 +225,9 @@ class T5PeftTrainer(Seq2SeqTrainer):
         keep = self.args.activation_cache_bytes
         with contextlib.ExitStack() as during:
             if self.args.fast_kernels and not self.args.torch_compile:
-                during.enter_context(kernels(self.model))
+                during.enter_context(fast_kernels(self.model))
             elif self.args.pack:
-                during.enter_context(our_attention(self.model))
+                during.enter_context(t5peft_attention(self.model))
             if keep:
                 during.enter_context(cached_activations(self.model, keep))
             output = super()._inner_training_loop(batch_size, **kwargs)

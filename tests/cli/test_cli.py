@@ -22,7 +22,7 @@ from transformers import UMT5Config, UMT5ForConditionalGeneration
 
 import t5peft
 from t5peft import load_adapter, load_backbone, lora_wrap, save_adapter
-from t5peft.benchmark.data import data_of, load_data
+from t5peft.benchmark.data import describe_data, load_data
 from t5peft.cli import COMMANDS, bench, main
 from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
 from t5peft.cli.predict import answered
@@ -81,7 +81,7 @@ def test_what_would_stop_the_scoring_stops_before_the_training(
 ) -> None:
     (tmp_path / "test.csv").write_text("review,stars\nfilm,\n")
     assert train(backbone, table, tmp_path / "out", "--test", str(tmp_path / "test.csv")) == 2
-    assert "the label '' in row 0 has no target word" in capsys.readouterr().err
+    assert "The label '' of the column 'label' in row 0 has no word" in capsys.readouterr().err
     path = Path(own_task(tmp_path, "own", "train"))
     path.write_text(path.read_text().replace("[accuracy]", "[accuracy, macro_f1]"))
     arguments = [
@@ -187,7 +187,7 @@ def test_a_folder_and_a_data_set_of_the_hub_give_the_split_that_is_asked_for(
     bench.add_arguments(for_bench)
     (own,) = bench.suite_of(for_bench.parse_args(given)).tasks
     assert own.name == ("reviews" if origin == "hub" else Path(data_set).name)
-    _, of_bench = load_data(data_of(own), {})
+    _, of_bench = load_data(describe_data(own), {})
     for found in (splits, of_bench):
         said = {split: {record["text"].split()[0] for record in records} for split, records in found.items()}
         assert said == {"train": {"train"}, "validation": {"train"}, "test": {"test"}}
@@ -256,7 +256,7 @@ def test_texts_that_are_cut_before_they_are_answered_are_told(
     task = Task("echo", "{text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",), max_source_length=8)
     model, tokenizer = load_backbone(backbone)
     assert len(list(answered(model, tokenizer, task, [{"text": "far too long"}, {"text": "short"}]))) == 2
-    assert "task echo: 1 of 2 sources were longer than 8 tokens" in caplog.text
+    assert "Task echo: 1 of 2 sources were longer than 8 tokens" in caplog.text
 
 
 def test_the_file_of_answers_is_made_before_a_model_is_loaded_and_so_is_its_folder(
@@ -342,13 +342,13 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
     [
         (["tune"], "'tune' is no command; expected one of train, evaluate"),
         (["train", "--task", "classification", "--train", "no.csv", "--output", "x"], "no.csv"),
-        (["train", "--task", "classification", "--output", "x"], "needs records: give files by --train"),
+        (["train", "--task", "classification", "--output", "x"], "without records; expected files, by --train"),
         (
             ["lint", "--task", "finance", "--template", "{text}", "--column", "text=x"],
-            "Got --column, --template, which",
+            "Got --column, --template with 'finance'; expected a family",
         ),
         (["bench", "--task", "finance", "--template", "{text}"], "Got --template, which go with files of your own"),
-        (["evaluate", "nowhere"], "There is no folder nowhere"),
+        (["evaluate", "nowhere"], "Got no folder nowhere"),
         (["plan", "--micro-batch", "0"], "micro_batch is 0, expected at least 1"),
     ],
 )
@@ -371,7 +371,7 @@ def test_the_folder_of_a_run_names_that_of_its_adapter(
 ) -> None:
     assert train(backbone, table, tmp_path / "run", "--steps", "1") == 0
     assert main(["evaluate", str(tmp_path / "run"), "--data", table]) == 2
-    assert f"its adapter is in {tmp_path / 'run' / 'adapter'}" in capsys.readouterr().err
+    assert f"expected its adapter, {tmp_path / 'run' / 'adapter'}" in capsys.readouterr().err
 
 
 def test_an_option_that_a_method_does_not_have_is_an_error(
@@ -387,7 +387,7 @@ def test_an_option_that_contradicts_itself_is_an_error(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(backbone, table, tmp_path / "out", "--target-word", "1=fine", "--column", "text=stars") == 2
-    assert "--column names 'text' more than once" in capsys.readouterr().err
+    assert "Got --column with 'text' more than once" in capsys.readouterr().err
 
 
 def test_every_command_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -500,10 +500,12 @@ def test_references_that_the_task_does_not_name_are_told(
     )
     task = str(tmp_path / "own.yaml")
     assert main(["evaluate", backbone, "--task", task, "--data", str(tmp_path / "a.jsonl")]) == 0
-    assert "has 'references: references' to score by them" in caplog.text
+    assert "give --references references to score by them" in caplog.text
 
 
 def test_labels_that_are_empty_are_named_by_row() -> None:
     records = [{"text": "a", "label": "x"}, {"text": "b", "label": ""}, {"text": "c", "label": "y"}]
-    with pytest.raises(ValueError, match="the column 'label' of labels is empty in row 1 of the training records"):
+    with pytest.raises(
+        ValueError, match="Got a column 'label' of labels that is empty in row 1 of the training records"
+    ):
         preset_task("classification", records)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
 import lzma
+import random
+import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from t5peft.data import load_aligned, load_records
 
@@ -78,7 +83,9 @@ def test_the_file_of_a_split_has_its_name_and_an_ending_and_is_the_only_one(tmp_
     assert load_records(tmp_path, "train") == [{"x": "train.csv"}]
     assert load_records(tmp_path, "test") == [{"x": "test.csv"}]
     write(tmp_path / "test.jsonl")
-    with pytest.raises(ValueError, match=r"several files of split 'test': test.csv, test.jsonl; give one of them"):
+    with pytest.raises(
+        ValueError, match=r"several files of split 'test': test.csv, test.jsonl; expected one. Give one of them"
+    ):
         load_records(tmp_path, "test")
 
 
@@ -108,7 +115,7 @@ def test_an_empty_file_is_told(name: str, content: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_column_is_told_with_those_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no columns 'sentence', 'gold'; it has 'text', 'label'"):
+    with pytest.raises(ValueError, match="has no columns 'sentence', 'gold'; expected it beside 'text', 'label'"):
         load_records(write(tmp_path / "a.csv"), required=["sentence", "label", "gold"])
 
 
@@ -123,14 +130,14 @@ def test_all_broken_lines_are_told_at_once(tmp_path: Path) -> None:
 
 def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("x\né\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"is not utf-8 .* often encoding='latin-1'"):
+    with pytest.raises(ValueError, match=r"is not utf-8: byte 2, in line 2, .* give encoding='latin-1'"):
         load_records(tmp_path / "a.csv")
     assert load_records(tmp_path / "a.csv", encoding="latin-1") == [{"x": "é"}]
     (tmp_path / "b.csv").write_bytes("x\né\n".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"is not utf-8 .* by its first bytes is encoding='utf-16'"):
+    with pytest.raises(ValueError, match=r"is not utf-8: .* By its first bytes .* give encoding='utf-16'"):
         load_records(tmp_path / "b.csv")
     assert load_records(tmp_path / "b.csv", encoding="utf-16") == [{"x": "é"}]
-    with pytest.raises(ValueError, match="there is no encoding 'utf-17'"):
+    with pytest.raises(ValueError, match="Got the encoding 'utf-17'"):
         load_records(tmp_path / "a.csv", encoding="utf-17")
     packed = bytearray(gzip.compress(b"".join(b"line %d\n" % number for number in range(500))))
     packed[len(packed) // 2] ^= 0xFF
@@ -145,20 +152,20 @@ def test_the_wrong_encoding_and_a_broken_archive_are_told(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", ",")])
 def test_cells_separated_by_something_else_are_told(name: str, mark: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(f"text{mark}label\nyes, well{mark}1\n")
-    with pytest.raises(ValueError, match=r"has one column by its header.* seem to be separated by") as error:
+    with pytest.raises(ValueError, match=r"with one column by its header.* seem to be separated by") as error:
         load_records(tmp_path / name)
     assert repr(mark) in str(error.value)
 
 
 def test_an_unknown_ending_is_told_with_those_known(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_text("x")
-    with pytest.raises(ValueError, match=r"no ending that says what it is; expected .csv, .tsv"):
+    with pytest.raises(ValueError, match=r"no ending that says what it is .*; expected .csv, .tsv"):
         load_records(tmp_path / "a.xlsx")
 
 
 def test_a_hub_data_set_without_a_network_names_local_files() -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"'nyu-mll/glue' is no file here.* Without a network give a local file"
+        FileNotFoundError, match=r"'nyu-mll/glue', which is not a file here.* Without a network give a local file"
     ):
         load_records("nyu-mll/glue", "train", config="sst2")
 
@@ -185,3 +192,185 @@ def test_names_of_files_and_of_the_hub_are_told_apart(
     else:
         assert load_records(name) == [{"text": "a"}]
     assert asked == ([] if is_file else [name])
+
+
+# Encodings
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        ("x\n€5 – “ok”\n".encode("cp1252"), "encoding='cp1252' (--encoding cp1252)"),
+        ("x\nit’s\n".encode("cp1252"), "encoding='cp1252' (--encoding cp1252)"),
+        ("x\nété\n".encode("latin-1"), "encoding='latin-1' (--encoding latin-1)"),
+        ("x\nпривет\n".encode("cp866") + b"\x81\x8d\n", "mac_roman, cp437, shift_jis"),
+        ("x\n" + "übung öl äße\n" * 3, "Most of it is UTF-8, so line 5 is damaged"),
+        ("x\né\n".encode("utf-16"), "encoding='utf-16' (--encoding utf-16)"),
+        ("x\nabcdef\n".encode("utf-16-le"), "encoding='utf-16-le' (--encoding utf-16-le)"),
+        ("x\nabcdef\n".encode("utf-16-be"), "encoding='utf-16-be' (--encoding utf-16-be)"),
+    ],
+)  # fmt: skip
+def test_the_encoding_that_a_file_seems_to_have_is_named(data: bytes | str, advice: str, tmp_path: Path) -> None:
+    raw = data if isinstance(data, bytes) else data.encode() + b"caf\xe9\n"
+    (tmp_path / "a.csv").write_bytes(raw)
+    with pytest.raises(ValueError, match=re.escape(advice)) as error:
+        load_records(tmp_path / "a.csv")
+    assert str(tmp_path / "a.csv") in str(error.value)
+
+
+def test_a_file_is_read_in_the_encoding_that_was_advised(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("x\n€5 – “ok”\n".encode("cp1252"))
+    assert load_records(tmp_path / "a.csv", encoding="cp1252") == [{"x": "€5 – “ok”"}]
+    (tmp_path / "b.csv").write_bytes("x\nabc\n".encode("utf-16-le"))
+    assert load_records(tmp_path / "b.csv", encoding="utf-16-le") == [{"x": "abc"}]
+
+
+def test_an_encoding_that_needs_a_mark_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"x\nabc\n1")
+    with pytest.raises(ValueError, match=r"a.csv, which is not utf-16"):
+        load_records(tmp_path / "a.csv", encoding="utf-16")
+
+
+# Delimiters
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "\t"), ("a.csv", "|"), ("a.tsv", ",")])
+def test_a_table_is_read_with_its_delimiter(name: str, mark: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f"text{mark}label\nyes{mark}1\n")
+    assert load_records(tmp_path / name, delimiter=mark) == [{"text": "yes", "label": "1"}]
+
+
+def test_quotation_marks_enclose_cells_but_not_between_tabs(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text;n\n"a;b";1\n')
+    assert load_records(tmp_path / "a.csv", delimiter=";") == [{"text": "a;b", "n": "1"}]
+    (tmp_path / "b.csv").write_text('text\tn\n"a\t1\n')
+    assert load_records(tmp_path / "b.csv", delimiter="\t") == [{"text": '"a', "n": "1"}]
+
+
+@pytest.mark.parametrize("mark", ["", ";;", '"', "\n"])
+def test_a_delimiter_is_one_character(mark: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Got the delimiter .* expected one character"):
+        load_records(write(tmp_path / "a.csv"), delimiter=mark)
+
+
+# Standard input
+
+
+def standard_input(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize(
+    ("data", "mark"),
+    [
+        (b'{"text": "a", "label": "1"}\n', None),
+        (b'\xef\xbb\xbf{"text": "a", "label": "1"}\n', None),
+        (b'[{"text": "a", "label": "1"}]', None),
+        (b"text,label\na,1\n", None),
+        (b"text;label\na;1\n", ";"),
+        (b"text\tlabel\na\t1\n", "\t"),
+    ],
+)
+def test_standard_input_is_read(data: bytes, mark: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    standard_input(monkeypatch, data)
+    assert load_records("-", delimiter=mark) == [{"text": "a", "label": "1"}]
+
+
+def test_standard_input_is_named_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data, message in (
+        (b"", "Got standard input, which is empty"),
+        (b'{"a": 1}\n{"a"', "Got standard input, which is broken"),
+        (b"a;b\n1;2\n", "Got standard input with one column by its header"),
+        (b"x\n\x80\n", r"Got standard input, which is not utf-8.*--encoding cp1252"),
+    ):
+        standard_input(monkeypatch, data)
+        with pytest.raises(ValueError, match=message):
+            load_records("-")
+
+
+# Damaged files
+
+
+def packed(kind: str, path: Path) -> Path:
+    rows = [{"text": f"words {i} of many", "label": i % 2} for i in range(300)]
+    if kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif kind == "arrow":
+        table = Dataset.from_list(rows).data.table
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes({"xz": lzma.compress, "gz": gzip.compress, "bz2": bz2.compress}.get(kind, bytes)(text))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.jsonl.xz", "a.jsonl.gz", "a.jsonl.bz2"])
+def test_a_damaged_file_is_read_or_named(name: str, tmp_path: Path) -> None:
+    path = packed(name.rsplit(".", 1)[1], tmp_path / name)
+    whole = path.read_bytes()
+    expected = load_records(path)
+    assert len(expected) == 300
+    generator = random.Random(0)
+    told: list[str] = []
+    for trial in range(60):
+        damaged = bytearray(whole)
+        if trial % 3 == 0:
+            del damaged[generator.randrange(1, len(whole)) :]
+        else:
+            for _ in range(generator.choice((1, 8))):
+                damaged[generator.randrange(len(whole))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_records(path)
+        except ValueError as error:
+            told.append(str(error))
+    assert len(told) > 10
+    assert [text for text in told if not (text.startswith("Got ") and str(path) in text)] == []
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"x": ' + "1" * 5000 + "}"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_that_python_does_not_read_is_named(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"Got .*{name}"):
+        load_records(tmp_path / name)
+
+
+def test_a_pointer_of_git_lfs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(ValueError, match=r"a pointer of Git LFS; expected the data. Run `git lfs pull`"):
+        load_records(tmp_path / "a.parquet")
+
+
+# Labels, lists, dates
+
+
+FEATURES = Features(
+    {
+        "text": Value("string"),
+        "label": ClassLabel(names=["negative", "positive"]),
+        "topics": List(ClassLabel(names=["art", "war", "sea"])),
+    }
+)
+LABELED = [{"text": "a", "label": 1, "topics": [2, 0]}, {"text": "b", "label": 0, "topics": [1]}]
+
+
+def test_the_names_of_labels_come_with_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset.from_list(LABELED, features=FEATURES)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    dataset.save_to_disk(tmp_path / "saved")
+    monkeypatch.setattr("t5peft.data.files.load_dataset", lambda *args, **kwargs: dataset)
+    for records in (load_records(tmp_path / "a.parquet"), load_records(tmp_path / "saved"), load_records("a/b")):
+        assert records.label_names == {"label": ["negative", "positive"]}
+        assert records == [
+            {"text": "a", "label": 1, "topics": ["sea", "art"]},
+            {"text": "b", "label": 0, "topics": ["war"]},
+        ]
+
+
+def test_a_folder_named_like_a_column_adds_none(tmp_path: Path) -> None:
+    folder = tmp_path / "year=2020"
+    folder.mkdir()
+    Dataset.from_list(ROWS).to_parquet(folder / "a.parquet")
+    assert load_records(folder / "a.parquet") == ROWS

@@ -109,10 +109,10 @@ def test_what_would_stop_training_is_reported_and_not_raised() -> None:
     )
     text = str(report)
     assert len(report.problems) == 3
-    assert "error: the label '2' in row 2 has no target word" in text
-    assert "error: the target words of labels '0', '1' are the same tokens" in text
-    assert "error: the source is empty in row 1" in text
-    assert "the target words of 2 of 3 (66.7 %) hold characters that the tokenizer loses; choose other words" in text
+    assert "error: The label '2' of the column 'label' in row 2 has no word" in text
+    assert "error: The words of labels '0', '1' are the same tokens" in text
+    assert "error: The source is empty in row 1" in text
+    assert "the words of 2 of 3 (66.7 %) hold characters that the tokenizer loses; choose other words" in text
 
 
 def test_records_without_the_columns_are_refused(mini: PreTrainedTokenizerBase) -> None:

@@ -41,7 +41,7 @@ from t5peft.evaluation.inference import evaluating, length_batches
 from t5peft.methods import METHODS, lora_wrap, qlora_wrap
 from t5peft.models.backbone import MINI, correct_config, has_untied_head, load_backbone
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.fast import kernels
+from t5peft.nn.fast import fast_kernels
 from t5peft.nn.kernels.linear import Linear
 
 TOKENIZER = AutoTokenizer.from_pretrained(MINI)
@@ -308,7 +308,7 @@ def test_evaluation_runs_on_the_kernels_and_merges_within_those_of_a_trainer_too
     with evaluating(model) as t5:
         assert any(isinstance(module, Linear) for module in t5.modules())
     assert [type(module) for module in model.modules()] == plain
-    with kernels(model):
+    with fast_kernels(model):
         inside = [type(module) for module in model.modules()]
         with evaluating(model) as t5:
             assert all(module.merged for module in t5.modules() if isinstance(module, LoraLayer))
@@ -387,12 +387,12 @@ def test_rank_says_what_is_wrong_with_candidates():
         rank(model, TOKENIZER, SOURCES, [["a", "b"], []])
     assert "2 lists of candidates came for 6 sources" in str(caught.value)
     assert "the list of candidates of source 1 is empty" in str(caught.value)
-    with pytest.raises(ValueError, match="one text came as sources, 'no'; a list of texts is expected"):
+    with pytest.raises(ValueError, match="Got one text as sources, 'no'; expected a list of texts"):
         rank(model, TOKENIZER, "no", WORDS)
 
 
 def test_one_text_in_place_of_candidates_is_refused():
-    with pytest.raises(ValueError, match="one text came as candidates, 'yes'; a list of texts is expected"):
+    with pytest.raises(ValueError, match="Got one text as candidates, 'yes'; expected a list of texts"):
         rank(v1_0(), TOKENIZER, SOURCES, "yes")
 
 
@@ -402,7 +402,7 @@ def test_numbers_below_one_are_refused():
         predict(model, TOKENIZER, SOURCES, max_new_tokens=0)
     with pytest.raises(ValueError, match="tokens_per_batch is 0; expected at least 1"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, tokens_per_batch=0)
-    with pytest.raises(ValueError, match="max_source_length is 1; at least 2 are needed"):
+    with pytest.raises(ValueError, match="Got max_source_length=1; expected at least 2"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, max_source_length=1)
 
 

@@ -1,8 +1,10 @@
-"""What a frozen backbone computes, kept over epochs: the same gradients as computed anew, and computed once an example."""
+"""The activation cache of a frozen backbone: the same gradients as without it, and one computation per example."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from t5peft import T5PeftTrainer, T5PeftTrainingArguments, ladder_wrap, lora_wra
 from t5peft.data.collate import collate, collate_padding_free, pack
 from t5peft.methods.ladder import cached_activations
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.fast import kernels
+from t5peft.nn.fast import fast_kernels
 from t5peft.nn.loss import target_loss
 
 PLENTY = 10**9
@@ -70,7 +72,7 @@ def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
     model = ladder()
     # the second epoch has other neighbours, and so other padding
     laid = batches(lay_out, [[0, 1, 2], [3, 4, 5], [5, 0], [2, 4, 3, 1]])
-    with kernels(model):
+    with fast_kernels(model):
         expected = [gradients(model, batch) for batch in laid]
         seen = runs_of_the_backbone(model)
         with cached_activations(model, PLENTY) as kept:
@@ -113,7 +115,7 @@ def test_a_full_store_says_so_once_and_computes_the_rest(caplog: pytest.LogCaptu
 def test_rows_told_apart_by_masks_alone_are_computed_anew() -> None:
     model = ladder()
     features = examples()
-    with kernels(model), cached_activations(model, PLENTY) as kept:
+    with fast_kernels(model), cached_activations(model, PLENTY) as kept:
         gradients(model, pack(features, **IDS))
     assert kept.bytes == 0
 
@@ -139,7 +141,7 @@ def test_training_runs_the_backbone_in_the_first_epoch_alone(tmp_path: Path) -> 
         seen = runs_of_the_backbone(model)
         T5PeftTrainer(model, arguments(tmp_path, activation_cache_bytes=keep), train_dataset=examples(8)).train()
         assert len(seen) == (2 * 2 if keep else 4 * 2 * 2)  # two steps an epoch, encoder and decoder
-        assert unwrap_t5(model).encoder.kept is None
+        assert unwrap_t5(model).encoder.cache is None
         weights.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
 
@@ -184,6 +186,99 @@ def test_targets_are_not_taken_for_those_of_a_source_that_was_encoded_before() -
     with cached_activations(model, PLENTY):
         model(**first)
         assert [model(**batch).loss.item() for batch in (given, crossed)] == pytest.approx(expected, rel=1e-5)
+
+
+HOLES = [
+    [20, -100, 1],
+    [20, 0, 1],
+    [-100, 20, 1],
+    [20, 0, 0, 21, 1, -100],
+    [20, 1, -100, -100, 22],
+    [20, 21, 22, 23, 24, 1],
+    [0],
+]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("labels", HOLES, ids=str)
+def test_a_target_with_uncounted_or_padding_tokens_has_the_same_loss_in_every_epoch(
+    labels: list[int], fast: bool, tmp_path: Path
+) -> None:
+    """Its length is not that of its tokens without padding: a token behind the padding counts."""
+    torch.manual_seed(0)
+    records = [{"input_ids": [7, 8, 9, 1], "labels": labels}, {"input_ids": [7, 8, 1], "labels": [5, 6, 6, 1]}]
+    args = arguments(
+        tmp_path, optim="sgd", lr_scheduler_type="constant", max_grad_norm=1e-12, pack=False, fast_kernels=fast,
+        activation_cache_bytes=PLENTY, logging_steps=1,
+    )  # fmt: skip
+    model = ladder()
+    seen = runs_of_the_backbone(model)
+    trainer = T5PeftTrainer(model, args, train_dataset=records)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses == [pytest.approx(losses[0], rel=1e-5)] * 4
+    assert seen == ["encoder", "decoder"]
+
+
+def test_an_example_is_cached_once_beside_longer_and_shorter_neighbors() -> None:
+    model = ladder()
+    orders = [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [0, 5], [2, 5], [1, 4]]
+    laid = batches(collate, orders)
+    expected = [gradients(model, batch) for batch in laid]
+    seen = runs_of_the_backbone(model)
+    with cached_activations(model, PLENTY) as cache:
+        found = [gradients(model, batch) for batch in laid]
+    assert seen == ["encoder", "decoder"] * 5
+    targets = sum(len(one["labels"]) for one in examples())
+    sources = {tuple(one["input_ids"]) for one in examples()}
+    states = (2 + 1) * sum(map(len, sources)) + (3 + 1) * targets  # two layers in the encoder, three in the decoder
+    assert cache.bytes == states * 24 * 4
+    for ours, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["rows", "pairs"])
+def test_a_mask_of_the_targets_is_taken_into_account(shape: str) -> None:
+    """A masked token may still have a label that counts."""
+    model = ladder()
+    (batch,) = batches(collate, [[2, 5]])
+    mask = torch.ones_like(batch["decoder_input_ids"])
+    mask[0, -1] = 0
+    batch["decoder_attention_mask"] = mask if shape == "rows" else mask[:, None, None, :].bool()
+    expected = model(**batch).loss.item()
+    with cached_activations(model, PLENTY):
+        assert [model(**batch).loss.item() for _ in range(3)] == pytest.approx([expected] * 3, rel=1e-5)
+
+
+def test_a_source_of_padding_that_no_mask_hides_is_read() -> None:
+    model = ladder()
+    batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "labels": torch.tensor([[5, 6, 1]])}
+    expected = target_loss(model, batch)[0].item()
+    with cached_activations(model, PLENTY):
+        assert [target_loss(model, batch)[0].item() for _ in range(3)] == pytest.approx([expected] * 3, rel=1e-5)
+
+
+def test_a_copy_or_a_pickle_goes_without_what_is_cached() -> None:
+    model = ladder()
+    (batch,) = batches(collate, [[0, 1, 2]])
+    with cached_activations(model, PLENTY) as cache:
+        expected = gradients(model, batch)
+        assert cache.bytes > 0
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        assert unwrap_t5(model).encoder.cache is cache
+    for one in copies:
+        assert unwrap_t5(one).encoder.cache is None
+        torch.testing.assert_close(gradients(one, batch), expected)
+
+
+def test_only_flags_of_training_that_were_set_are_set_again() -> None:
+    model = ladder(dropout=0.5)
+    dropouts = [module for module in unwrap_t5(model).decoder.base_layer.modules() if isinstance(module, nn.Dropout)]
+    dropouts[0].eval()
+    (batch,) = batches(collate, [[0, 1]])
+    with cached_activations(model, PLENTY):
+        gradients(model, batch)
+    assert [module.training for module in dropouts] == [False] + [True] * (len(dropouts) - 1)
 
 
 def test_padding_that_counts_behind_a_targets_end_has_the_same_loss_in_every_epoch(tmp_path: Path) -> None:

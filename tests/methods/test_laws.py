@@ -1,17 +1,19 @@
 """The laws that every tuning method obeys, on T5s of three geometries, with padding in every batch.
 
-A method that is added to the table is tested without being named here; where a law depends on what a method promises,
-the sets below say so, and an unknown method fails the first test until it is placed.
+A method that is added to the table is tested without being named here. Where a law depends on what a method promises, its row
+says so.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -24,6 +26,7 @@ from peft import (
     TaskType,
     get_peft_model,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny import (
     GEOMETRIES,
@@ -37,6 +40,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone, lora_wrap, prefix_wrap, prompt_wrap
+from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.prefix import PrefixConfig, collapse, start_prefix
 from t5peft.methods.prompt import PromptConfig
 from t5peft.models.backbone import Quantization
@@ -44,23 +48,8 @@ from t5peft.models.unwrap import unwrap_t5
 
 TOLERANCE = 1e-6
 
-SAME_AT_FIRST = {
-    "full",
-    "lora",
-    "qlora",
-    "ia3",
-    "houlsby",
-    "pfeiffer",
-    "parallel",
-    "norm",
-    "dora",
-    "lora-all",
-    "ladder",
-}
-OTHER_AT_FIRST = {"prefix", "prompt"}
-MERGES = {"lora", "ia3", "norm", "dora", "lora-all"}
-NEVER_MERGES = {"prefix", "prompt", "houlsby", "pfeiffer", "parallel", "ladder"}
-
+MERGED = [case for case in ADAPTERS if METHODS[case.method].merges and METHODS[case.method].quantize is None]
+NEVER_MERGED = [case for case in ADAPTERS if not METHODS[case.method].merges]
 
 all_geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
 # "wide" has all that "v1.1" has and more; laws about formulas and files are tested on all three, laws about life on two
@@ -121,17 +110,13 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor], t
 # What wrapping does
 
 
-def test_every_method_is_placed_in_this_file() -> None:
-    assert set(METHODS) == SAME_AT_FIRST | OTHER_AT_FIRST
-
-
 @all_geometries
 @all_cases
 def test_wrapping_changes_nothing_where_the_method_says_so(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     batch = tiny_batch()
     expected = logits_of(make_base(), batch)
     got = logits_of(wrap(case, make_base()), batch)
-    if case.method in SAME_AT_FIRST:
+    if METHODS[case.method].identity_at_start:
         # DoRA divides by the norm it multiplies with
         assert_same(got, expected, TOLERANCE if case.method == "dora" else 0.0)
     else:
@@ -157,7 +142,7 @@ def test_one_step_moves_every_adapter_tensor_and_no_bit_of_the_base(
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, and the scales of quantised weights, which bitsandbytes keeps elsewhere."""
+    """Every parameter and buffer, and the scales of quantized weights, which bitsandbytes keeps elsewhere."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, module in model.named_modules():
         if isinstance(scales := getattr(getattr(module, "state", None), "SCB", None), Tensor):
@@ -206,7 +191,7 @@ def test_gradients_are_those_of_the_reference_by_hand(case: Case, geometry: Geom
 
 
 @all_geometries
-def test_quantised_logits_are_those_of_the_reference_on_the_weights_taken_back(
+def test_quantized_logits_are_those_of_the_reference_on_the_weights_taken_back(
     geometry: Geometry, folders: dict[str, Path]
 ) -> None:
     """In training bitsandbytes multiplies by the weights taken back from 8 bits, so they can be compared exactly."""
@@ -331,7 +316,7 @@ def test_a_loaded_adapter_goes_on_as_if_it_had_never_been_saved(
 
 
 @all_geometries
-@pytest.mark.parametrize("case", [case for case in ADAPTERS if case.method in MERGES], ids=str)
+@pytest.mark.parametrize("case", MERGED, ids=str)
 def test_merged_equals_unmerged_and_is_a_plain_t5(case: Case, geometry: Geometry) -> None:
     model, batch = precise(stir(wrap(case, ready_t5(geometry)))), tiny_batch()
     expected = logits_of(model, batch)
@@ -342,14 +327,14 @@ def test_merged_equals_unmerged_and_is_a_plain_t5(case: Case, geometry: Geometry
 
 
 @two_geometries
-@pytest.mark.parametrize("case", [case for case in ADAPTERS if case.method in NEVER_MERGES], ids=str)
+@pytest.mark.parametrize("case", NEVER_MERGED, ids=str)
 def test_what_cannot_be_merged_says_so(case: Case, geometry: Geometry) -> None:
     with pytest.raises(ValueError, match="cannot be merged"):
         wrap(case, ready_t5(geometry)).merge_and_unload()
 
 
 @two_geometries
-def test_a_collapsed_prefix_equals_the_reparametrised_one_and_is_smaller(geometry: Geometry, tmp_path: Path) -> None:
+def test_a_collapsed_prefix_equals_the_reparametrized_one_and_is_smaller(geometry: Geometry, tmp_path: Path) -> None:
     model, batch = stir(wrap(Case("prefix", {"length": 3, "projection_size": 7}), ready_t5(geometry))), tiny_batch()
     expected, inner = logits_of(model, batch), unwrap_t5(model).config
     collapse(model)
@@ -406,7 +391,7 @@ def test_greedy_generation_is_that_of_the_reference_by_hand(case: Case, geometry
 def test_generation_follows_the_training_path(case: Case, geometry: Geometry, make_base: MakeBase) -> None:
     """Each generated token is the most likely one when the tokens before it are forced on the decoder."""
     model, inputs = stir(wrap(case, make_base())), inputs_of(tiny_batch())
-    # not quantised: to 1e-4, as the order of sums differs between the two; quantised: activations are rounded by rows
+    # not quantized: to 1e-4, as the order of sums differs between the two; quantized: activations are rounded by rows
     generated = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
     forced = logits_of(model, inputs | {"decoder_input_ids": generated.sequences[:, :-1]})
     stepwise = torch.stack(generated.logits, dim=1)
@@ -526,9 +511,9 @@ def test_an_added_prefix_can_start_where_the_first_one_does() -> None:
     model.set_adapter("default")
     for key, tensor in trained(model).items():
         assert torch.equal(tensor, first[key])
-    with pytest.raises(ValueError, match="is a LORA; expected a prefix"):
+    with pytest.raises(ValueError, match="which is a LORA; expected a prefix"):
         start_prefix(lora_wrap(tiny_t5()), [7])
-    with pytest.raises(ValueError, match="is a reparametrised prefix; expected a prefix"):
+    with pytest.raises(ValueError, match="which is a prefix with a projection_size; expected a prefix"):
         start_prefix(prefix_wrap(tiny_t5(), projection_size=4), [7])
 
 
@@ -588,7 +573,9 @@ def test_the_inside_of_a_wrapped_model_is_an_error_too(case: Case) -> None:
 
 
 def test_targets_that_match_nothing_are_named() -> None:
-    with pytest.raises(ValueError, match=r"\['nonexistent'\] match no linear map .*'q', 'k', 'v', 'o', 'wi', 'wo'"):
+    with pytest.raises(
+        ValueError, match=r"\['nonexistent'\], which match no linear map .*'q', 'k', 'v', 'o', 'wi', 'wo'"
+    ):
         METHODS["lora"].wrap(tiny_t5(), target_modules=["q", "nonexistent"])
 
 
@@ -599,15 +586,25 @@ def test_a_tied_head_is_no_target() -> None:
     assert any("lm_head" in name for name in trained(wrapped))
 
 
-def test_a_quantised_model_is_needed_for_qlora_and_refused_by_full() -> None:
-    with pytest.raises(ValueError, match=r"expects a quantised model.*lora_wrap"):
+def test_a_quantized_model_is_needed_for_qlora() -> None:
+    with pytest.raises(ValueError, match=r"expects a quantized model.*lora_wrap"):
         METHODS["qlora"].wrap(tiny_t5())
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_a_quantized_model_is_refused_by_full(quantize: Quantization, folders: dict[Geometry, Path]) -> None:
+    model = load_backbone(folders["v1.0"], quantize=quantize, dtype=torch.float32)[0]
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"Got a quantized model; expected one in float32 or bfloat16"):
+        METHODS["full"].wrap(model)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
 @pytest.mark.parametrize("case", [case for case in ADAPTERS if not case.variant], ids=str)
-def test_every_method_is_trained_and_generates_beside_quantised_weights_in_bfloat16(
+def test_every_method_is_trained_and_generates_beside_quantized_weights_in_bfloat16(
     case: Case, quantize: Quantization, folders: dict[Geometry, Path]
 ) -> None:
     base = load_backbone(folders["v1.1"], quantize=quantize, dtype=torch.bfloat16)[0]
@@ -625,24 +622,94 @@ def test_every_method_is_trained_and_generates_beside_quantised_weights_in_bfloa
     ("method", "options", "text"),
     [
         ("lora", {"rank": 0}, "rank=0"),
-        ("lora", {"alpha": 0}, r"alpha=0 .* nothing is learned"),
+        ("lora", {"alpha": 0}, r"alpha=0, with which nothing is learned"),
         ("lora", {"dropout": 1.0}, r"dropout=1\.0, with which nothing is learned"),
         ("lora", {"target_modules": "q"}, "a list of names"),
         ("lora", {"target_modules": []}, "a list of names"),
         ("prefix", {"length": 0}, "length=0"),
         ("prefix", {"sites": ["encoder", "middle"]}, "middle"),
         ("prefix", {"sites": []}, "one or more of encoder, decoder, cross"),
+        ("prefix", {"sites": "encoder"}, "sites='encoder'; expected a list"),
+        ("prefix", {"sites": None}, "sites=None; expected a list"),
+        ("prefix", {"initial_ids": "text"}, "initial_ids='text'; expected one or more token ids"),
+        (
+            "prefix",
+            {"initial_ids": [5, 384, -1, 2.0, True]},
+            r"\[384, -1, 2\.0, True\]; expected integers from 0 to 383",
+        ),
         ("prefix", {"projection_size": 0}, "projection_size=0"),
-        ("prefix", {"initial_ids": []}, "initial_ids is empty"),
-        ("prefix", {"initial_ids": [5], "projection_size": 8}, "leave one out"),
+        ("prefix", {"initial_ids": []}, r"initial_ids=\[\]; expected one or more token ids"),
+        (
+            "prefix",
+            {"initial_ids": [5], "projection_size": 8},
+            "both projection_size and initial_ids; expected one of them",
+        ),
         ("prompt", {"length": 0}, "length=0"),
-        ("prompt", {"initialise": lambda table, length: table[: length + 1]}, r"expected \[P, H\]"),
-        ("prompt", {"initialise": "text"}, r"initialise='text'; expected one of vocabulary, random, or a function"),
+        (
+            "prompt",
+            {"initialize": lambda table, length: table[: length + 1]},
+            r"Got a prompt of shape \(21, 32\) from the initializer; expected .* \[P, H\]",
+        ),
+        ("prompt", {"initialize": lambda table, length: None}, "Got a NoneType from the initializer"),
+        ("prompt", {"initialize": "text"}, "initialize='text'; expected one of vocabulary, random, or a function"),
+        ("prompt", {"initialize": 3}, "initialize=3; expected one of vocabulary, random, or a function"),
+        ("lora", {"alpha": float("nan")}, "alpha=nan"),
+        ("lora", {"alpha": True}, "alpha=True"),
+        ("lora", {"alpha": "32"}, "alpha='32'"),
+        ("lora", {"dropout": "0.1"}, r"dropout='0\.1'"),
+        ("lora", {"dora": "false"}, "dora='false'; expected True or False"),
+        ("lora", {"rank_stabilized": 1}, "rank_stabilized=1; expected True or False"),
+        ("lora", {"target_modules": ["q", 3]}, "a list of names"),
+        ("lora", {"target_modules": None}, "a list of names"),
+        ("lora", {"rank": 0, "dropout": 2}, "rank=0; .* and dropout=2"),
+        ("pfeiffer", {"placement": ["houlsby"]}, r"placement=\['houlsby'\]; expected one of"),
+        ("pfeiffer", {"activation": None}, "activation=None; expected one of"),
     ],
 )
 def test_options_out_of_range_are_told(method: str, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         METHODS[method].wrap(tiny_t5(), **options)
+
+
+SIZES = [
+    ("lora", "rank"),
+    ("qlora", "rank"),
+    ("prefix", "length"),
+    ("prefix", "projection_size"),
+    ("prompt", "length"),
+    ("pfeiffer", "size"),
+    ("ladder", "reduction"),
+]
+
+
+@pytest.mark.parametrize(("method", "option"), SIZES)
+@pytest.mark.parametrize("value", [True, False, 2.0, 2.5, float("nan"), "2", b"2", [2], {}, 0, -3], ids=repr)
+def test_a_size_is_an_integer_of_at_least_one(
+    method: str, option: str, value: Any, folders: dict[Geometry, Path]
+) -> None:
+    if METHODS[method].quantize is None:
+        base = tiny_t5()
+    else:
+        pytest.importorskip("bitsandbytes")
+        base = load_backbone(folders["v1.0"], quantize="int8", dtype=torch.float32)[0]
+    with pytest.raises(ValueError, match=rf"^Got {option}={re.escape(repr(value))}; expected an integer [^;]*\.$"):
+        METHODS[method].wrap(base, **{option: value})
+    assert not any(isinstance(module, BaseTunerLayer) for module in base.modules())
+
+
+@pytest.mark.parametrize(("method", "option"), [row for row in SIZES if row[0] != "qlora"])
+def test_a_size_of_numpy_is_an_integer_that_can_be_saved(method: str, option: str, tmp_path: Path) -> None:
+    model = METHODS[method].wrap(tiny_t5(), **{option: np.int64(4)})
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_t5(), tmp_path).eval()
+    assert_same(logits_of(loaded, tiny_batch()), logits_of(model.eval(), tiny_batch()), 0.0)
+
+
+@pytest.mark.parametrize("ratio", [0, -1.0, float("nan"), True, "16"])
+def test_a_ratio_of_lora_plus_is_a_positive_number(ratio: Any) -> None:
+    model = lora_wrap(tiny_t5())
+    with pytest.raises(ValueError, match=rf"lora_plus_ratio={re.escape(repr(ratio))} .*expected a positive ratio"):
+        set_lora_plus(torch.optim.SGD(trained(model).values(), lr=1.0), model, ratio)
 
 
 def test_a_prefix_for_a_task_starts_from_its_example_unless_told_otherwise() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import Case, ready_t5, stir, trained, wrap
-from peft import LNTuningConfig, TaskType, get_peft_model
+from peft import LNTuningConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from tiny import Geometry, tiny_batch, tiny_classifier, tiny_config, tiny_t5
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
@@ -24,11 +28,22 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, EncoderDecoderCache
 
-from t5peft import METHODS, bottleneck_wrap, ladder_wrap, load_adapter, lora_wrap, norm_wrap, prompt_wrap, save_adapter
+from t5peft import (
+    METHODS,
+    bottleneck_wrap,
+    ladder_wrap,
+    load_adapter,
+    load_backbone,
+    lora_wrap,
+    norm_wrap,
+    prompt_wrap,
+    save_adapter,
+)
 from t5peft.adapters.checkpoint import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
-from t5peft.methods.ladder import upper_cache
+from t5peft.methods.ladder import side_cache
 from t5peft.methods.norm import NormConfig, NormLayer
+from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
@@ -178,7 +193,7 @@ def test_a_merged_classifier_with_tuned_norms_is_a_plain_one() -> None:
 def test_two_norms_or_two_ladders_at_once_are_an_error() -> None:
     for model, text in (
         (norm_wrap(ready_t5("v1.0")), "one weight"),
-        (ladder_wrap(ready_t5("v1.0")), "climbed at once"),
+        (ladder_wrap(ready_t5("v1.0")), "Got the ladders .* at once; expected one"),
     ):
         model.add_adapter("other", model.peft_config["default"])
         model.base_model.set_adapter(["default", "other"])
@@ -198,6 +213,50 @@ def test_a_batch_of_several_adapters_is_refused_where_it_would_be_one_of_the_act
         each(**batch)
 
 
+@pytest.mark.parametrize("method", ["prefix", "prompt", "ia3", "houlsby", "ladder", "norm"])
+@pytest.mark.parametrize("way", ["from_pretrained", "load_adapter", "copy", "pickle", "get_peft_model"])
+def test_a_batch_of_several_adapters_is_refused_however_the_model_was_made(
+    method: str, way: str, tmp_path: Path
+) -> None:
+    """The corrections are those of the tuner's class and not of one model."""
+    model = METHODS[method].wrap(ready_t5("v1.0")).eval()
+    model.save_pretrained(tmp_path)
+    other = {
+        "from_pretrained": lambda: PeftModel.from_pretrained(ready_t5("v1.0"), tmp_path),
+        "load_adapter": lambda: with_second_adapter(tmp_path),
+        "copy": lambda: copy.deepcopy(model),
+        "pickle": lambda: pickle.loads(pickle.dumps(model)),
+        "get_peft_model": lambda: get_peft_model(ready_t5("v1.0"), PeftConfig.from_pretrained(str(tmp_path))),
+    }[way]().eval()
+    batch = tiny_batch()
+    with pytest.raises(ValueError, match=r"Got adapter_names=\['__base__', 'default'\] .*in one batch"):
+        other(**batch, adapter_names=["default", "__base__"] * 2)
+    other(**batch)
+
+
+def with_second_adapter(folder: Path) -> PeftModel:
+    """A model that peft made, and an adapter that it read into it."""
+    made = PeftModel.from_pretrained(ready_t5("v1.0"), folder)
+    made.load_adapter(folder, "second")
+    return made
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_ia3_that_peft_loads_keeps_the_dtype_beside_quantized_weights(
+    quantize: Quantization, folders: dict[Geometry, Path], tmp_path: Path
+) -> None:
+    def backbone() -> PreTrainedModel:
+        return load_backbone(folders["v1.1"], quantize=quantize, dtype=torch.bfloat16)[0]
+
+    model = stir(METHODS["ia3"].wrap(backbone())).eval()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(backbone(), tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    assert loaded.generate(**inputs_of(tiny_batch()), **GREEDY).shape[0] == 4
+
+
 @pytest.mark.parametrize("make", [norm_wrap, ladder_wrap])
 def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: Any, tmp_path: Any) -> None:
     model = stir(make(ready_t5("v1.0")))
@@ -212,7 +271,7 @@ def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: A
 
 @pytest.mark.parametrize("make", [T5EncoderModel, T5ForTokenClassification])
 def test_a_prompt_before_an_encoder_alone_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=f"{make.__name__} has no decoder"):
+    with pytest.raises(ValueError, match=f"Got a {make.__name__}, which has no decoder; expected a T5 with one"):
         prompt_wrap(make(tiny_config()))
 
 
@@ -249,9 +308,9 @@ def test_a_ladder_is_narrower_by_its_reduction_and_as_deep() -> None:
     model = ladder_wrap(ready_t5("wide"), reduction=4)
     stack = unwrap_t5(model).decoder.t5ladder["default"].stack
     assert (stack.config.d_model, stack.config.d_ff, stack.config.d_kv, len(stack.block)) == (6, 10, 2, 3)
-    with pytest.raises(ValueError, match=r"reduction=25; expected a whole number from 1 to 24"):
+    with pytest.raises(ValueError, match=r"reduction=25; expected an integer from 1 to 24"):
         ladder_wrap(ready_t5("wide"), reduction=25)
-    with pytest.raises(ValueError, match="ends in the decoder, and T5EncoderModel has none"):
+    with pytest.raises(ValueError, match="Got a T5EncoderModel; expected a T5 with a decoder"):
         ladder_wrap(T5EncoderModel(tiny_config()))
 
 
@@ -301,7 +360,7 @@ def test_encoder_states_without_a_ladder_are_refused_by_its_decoder() -> None:
     with model.disable_adapter():
         states = unwrap_t5(model).encoder(**inputs_of(batch))
     with pytest.raises(
-        ValueError, match=r"encoder states of shape .*32\); expected \[B, S, 36\] .* Encode with the adapter"
+        ValueError, match=r"encoder states of shape .*32\) .*; expected \[B, S, 36\] .* Encode with the adapter"
     ):
         model(encoder_outputs=states, attention_mask=batch["attention_mask"], labels=batch["labels"])
 
@@ -310,4 +369,4 @@ def test_a_cache_that_a_ladder_does_not_know_is_refused() -> None:
     cache = EncoderDecoderCache(DynamicCache(config=tiny_config()), DynamicCache(config=tiny_config()))
     cache.self_attention_cache.layers[0] = DynamicSlidingWindowLayer(sliding_window=4)
     with pytest.raises(ValueError, match=r"cache of DynamicSlidingWindowLayer; expected .*use_cache=False"):
-        upper_cache(cache, 2)
+        side_cache(cache, 2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import stir, trained
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,11 +24,11 @@ from transformers import (
 from t5peft.data.collate import collate, collate_padding_free
 from t5peft.methods import METHODS
 from t5peft.nn.attention import use_attention
-from t5peft.nn.fast import FASTER, faster, kernels, our_attention
+from t5peft.nn.fast import FAST_CLASSES, fast_classes, fast_kernels, t5peft_attention
 from t5peft.nn.kernels import linear
-from t5peft.nn.kernels.attention import attend_row, attend_with_dropout, toeplitz
+from t5peft.nn.kernels.attention import attend_with_dropout, toeplitz, varlen_attention
 from t5peft.nn.kernels.dropout import DropMask, dropout
-from t5peft.nn.kernels.linear import Linear, product, product_over_rows, row_multiple
+from t5peft.nn.kernels.linear import FastLinear, product, product_over_rows, row_multiple
 from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.nn.loss import target_loss
 from t5peft.training.micro_batches import (
@@ -101,19 +102,18 @@ def assert_same_gradients(ours: tuple[Tensor, dict[str, Tensor]], plain: tuple[T
 def test_kernels_and_rows_leave_loss_and_gradients_of_full_training_alone(family: str, layout) -> None:
     model = tiny(family)
     plain = gradients(model, collate(features(), **PADS))
-    with kernels(model):
+    with fast_kernels(model):
         ours = gradients(model, layout(features(), **PADS))
     assert_same_gradients(ours, plain)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].quantize is None])
 def test_kernels_and_rows_leave_loss_and_gradients_of_every_method_alone(method: str) -> None:
-    model = METHODS[method].wrap(tiny())
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name or "ia3_l" in name:
-            nn.init.uniform_(parameter, 0.1, 0.3)
+    model = stir(METHODS[method].wrap(tiny()))
     plain = gradients(model, collate(features(), **PADS))
-    with kernels(model):
+    assert plain[1].keys() == trained(model).keys()
+    assert all(gradient.abs().max() > 0 for gradient in plain[1].values())
+    with fast_kernels(model):
         assert_same_gradients(gradients(model, collate(features(), **PADS)), plain)
         assert supports_padding_free(model)
         assert_same_gradients(gradients(model, collate_padding_free(features(), **PADS)), plain)
@@ -128,7 +128,7 @@ def test_a_row_needs_no_kernels() -> None:
 
 def test_rows_equal_padded_batches_under_gradient_checkpointing() -> None:
     model = tiny(dropout_rate=0.3)
-    with kernels(model):
+    with fast_kernels(model):
         torch.manual_seed(7)
         plain = gradients(model, collate_padding_free(features(), **PADS))
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -143,7 +143,7 @@ def test_generation_inside_the_block_equals_that_outside() -> None:
     options = {"max_new_tokens": 12, "min_new_tokens": 12}
     for extra in ({}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}):
         plain = model.generate(**inputs, **options, **extra)
-        with kernels(model):
+        with fast_kernels(model):
             assert torch.equal(model.generate(**inputs, **options, **extra), plain), extra
 
 
@@ -154,8 +154,8 @@ def test_the_block_leaves_classes_attention_and_weights_as_they_were() -> None:
     attention = model.base_model.model.config._attn_implementation
 
     def fail_inside() -> None:
-        with kernels(model):
-            assert any(type(module) in FASTER.values() for module in model.modules())
+        with fast_kernels(model):
+            assert any(type(module) in FAST_CLASSES.values() for module in model.modules())
             assert list(model.state_dict()) == list(weights)
             raise KeyError("stop")
 
@@ -172,7 +172,7 @@ def test_a_boolean_mask_by_pairs_is_the_mask_by_tokens(method: str) -> None:
     batch = collate(features(4), **PADS)
     inputs = {name: batch[name] for name in ("input_ids", "decoder_input_ids")}
     mask = batch["attention_mask"]
-    with kernels(model), torch.no_grad():
+    with fast_kernels(model), torch.no_grad():
         expected = model(**inputs, attention_mask=mask).logits
         found = model(**inputs, attention_mask=mask.bool()[:, None, None, :]).logits
     torch.testing.assert_close(found, expected)
@@ -221,7 +221,7 @@ def test_onednn_is_given_whole_matrices(method: str) -> None:
     """Of a part of wider rows, as the ladder's decoder reads its encoder, it multiplied 300 times as slowly."""
     model = METHODS[method].wrap(tiny())
     batch = {name: torch.randint(1, 97, (2, 9)) for name in ("input_ids", "labels")}
-    with kernels(model), Operands() as given:
+    with fast_kernels(model), Operands() as given:
         model.train()(**batch).loss.backward()
     assert len(given.weights) > 30
     assert all(weight.is_contiguous() or weight.t().is_contiguous() for weight in given.weights)
@@ -246,7 +246,7 @@ def test_products_have_few_numbers_of_rows() -> None:
 
 def test_the_frozen_backbone_keeps_no_inputs_for_gradients_it_does_not_get() -> None:
     frozen = nn.Linear(8, 8, bias=False).requires_grad_(False)
-    frozen.__class__ = Linear
+    frozen.__class__ = FastLinear
     x = torch.randn(5, 8, requires_grad=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -276,9 +276,11 @@ def test_lora_layers_equal_pefts(options: dict[str, object]) -> None:
         ]
 
     expected = run()
-    swapped = [module for module in model.modules() if type(module) in FASTER and not isinstance(module, nn.Dropout)]
+    swapped = [
+        module for module in model.modules() if type(module) in FAST_CLASSES and not isinstance(module, nn.Dropout)
+    ]
     for module in swapped:
-        module.__class__ = FASTER[type(module)]
+        module.__class__ = FAST_CLASSES[type(module)]
     for ours, plain in zip(run(), expected, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     with model.disable_adapter():
@@ -310,7 +312,7 @@ def test_an_8_bit_map_equals_that_of_bitsandbytes_and_keeps_no_input() -> None:
     plain = run()
     with torch.no_grad():
         evaluated = layer.eval()(x)
-    layer.train().__class__ = faster()[type(layer)]
+    layer.train().__class__ = fast_classes()[type(layer)]
     ours = run()
     with torch.no_grad():
         torch.testing.assert_close(layer.eval()(x), evaluated, rtol=0.0, atol=0.0)
@@ -343,7 +345,7 @@ def test_a_row_attends_as_each_example_alone(longest: int, prefix: int) -> None:
     layout, inputs = row_inputs(longest, prefix)
     query, key, value, bias, *prefixes = inputs
     assert len(layout.groups) == 1 if longest == 5 else len(layout.groups) > 2
-    output = attend_row(query, key, value, bias, tuple(prefixes) or None, layout, (1, 0), 0.0)
+    output = varlen_attention(query, key, value, bias, tuple(prefixes) or None, layout, (1, 0), 0.0)
     parts = []
     for q, k, v in zip(
         query.split(layout.target_lengths, 2),
@@ -369,7 +371,7 @@ def test_gradients_of_a_row_with_dropout_are_those_of_its_values(longest: int) -
 
     def output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *prefixes: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return attend_row(query, key, value, bias, prefixes, layout, (1, 0), 0.4)
+        return varlen_attention(query, key, value, bias, prefixes, layout, (1, 0), 0.4)
 
     assert torch.autograd.gradcheck(output, inputs, fast_mode=True)
 
@@ -497,8 +499,8 @@ def test_a_budget_of_its_own_is_no_larger_than_the_cache_is_good_for() -> None:
     assert 64 <= TokenBudget(tiny()).tokens <= 2048
 
 
-@pytest.mark.parametrize("layout", ["padded", "rows", "packed"])
-def test_micro_batches_hold_every_target_token_once(layout: str) -> None:
+@pytest.mark.parametrize("layout", ["padded", "padding_free", "packed"])
+def test_micro_batches_hold_every_target_token_once(layout: Any) -> None:
     examples = features(30)
     batches = micro_batches(examples, 60, layout=layout, **PADS)
     assert sorted(index for chosen, _ in batches for index in chosen) == list(range(30))
@@ -509,10 +511,10 @@ def test_micro_batches_hold_every_target_token_once(layout: str) -> None:
 def test_layouts_follow_the_device_the_method_and_the_wish() -> None:
     model = tiny()
     assert [layout_of(model, pack) for pack in (None, True)] == ["padded", "padded"]
-    with our_attention(model):
+    with t5peft_attention(model):
         assert [layout_of(model, pack) for pack in (None, True)] == ["padded", "packed"]
-    with kernels(model):
-        assert [layout_of(model, pack) for pack in (None, True, False)] == ["rows", "rows", "padded"]
+    with fast_kernels(model):
+        assert [layout_of(model, pack) for pack in (None, True, False)] == ["padding_free", "padding_free", "padded"]
 
 
 def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_tokens(

@@ -167,9 +167,9 @@ def test_no_more_logits_than_a_chunk_exist_at_once(trained_head: bool, monkeypat
 def test_errors_name_every_problem() -> None:
     hidden, weight, labels = inputs()
     labels[0, 0] = 23
-    with pytest.raises(ValueError, match=r"labels reach from -100 to 23; expected 0 to 22.*label_smoothing is 1\.0"):
+    with pytest.raises(ValueError, match=r"labels from -100 to 23; expected 0 to 22.*label_smoothing=1\.0"):
         linear_cross_entropy(hidden, weight, labels, label_smoothing=1.0)
-    with pytest.raises(ValueError, match=r"hidden \[4, 6, 8\], weight \[23, 8\] and labels \[24\] came"):
+    with pytest.raises(ValueError, match=r"hidden \[4, 6, 8\], weight \[23, 8\] and labels \[24\]; expected"):
         linear_cross_entropy(hidden, weight, labels.flatten())
 
 

@@ -282,7 +282,7 @@ def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: P
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_data_frame_in_place_of_records_is_told(split: str, backbone: str, tmp_path: Path) -> None:
     splits = {"train": records(4), "validation": records(4), "test": records(4)}
-    with pytest.raises(ValueError, match=r"record 0 is 'text'.*of a pandas DataFrame give df\.to_dict"):
+    with pytest.raises(ValueError, match=r"Record 0 is 'text'.*of a pandas DataFrame give df\.to_dict"):
         train_and_evaluate(TASK, splits | {split: pd.DataFrame(records(4))}, recipe(backbone), tmp_path)
 
 
@@ -381,7 +381,7 @@ def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: 
     column = TASK.columns[0]
     new[2] = {**new[2], column: None}
     given = {"new_test": records(2), "old_test": records(2), "recipe": recipe(backbone), "output": tmp_path / "v2"}
-    with pytest.raises(ValueError, match=rf"the column '{column}' holds NoneType in row 2;"):
+    with pytest.raises(ValueError, match=rf"The column '{column}' holds NoneType in row 2;"):
         continue_training(old, TASK, new, records(4), **given)
 
 

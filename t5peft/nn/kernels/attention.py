@@ -1,54 +1,64 @@
-"""Attention with relative position bias and dropout on a CPU: padded batches, and rows of examples without padding.
+"""Attention with relative position bias and dropout on a CPU, for padded batches and for padding-free rows.
 
-torch's own attention falls back to plain products in training, for the dropout, and draws its mask element by element. Here
-one operation computes the scores, adds the bias in place, and keeps for the backward pass the probabilities and one byte
-an element for the mask.
+The attention of torch falls back to plain products in training, because of the dropout, and draws its mask element by element.
+Here one operation computes the scores and adds the bias in place. For the backward pass it keeps the probabilities and one
+byte per element for the mask.
 
-`attend_row` takes one row in which examples lie end to end. Every linear map, norm and dropout of T5 treats tokens one by
-one, so they never see padding; attention alone must know the examples, and goes through them one after another. Nothing is
-padded, no score of two examples is ever computed, and no mask exists.
+``varlen_attention`` takes one row in which examples lie end to end. The linear maps, norms and dropouts of T5 treat tokens one by
+one, so they never see padding. Only attention must know the examples, and goes through them group by group. No score of two
+examples is computed.
 
-Letters: B batch, N heads, D d_kv, P prefix length; Q queries and K keys of one example, Q.. and K.. of all in a row.
+Letters: B batch, N heads, D d_kv, P prefix length, G examples in a group, M longest of them; Q queries and K keys of one
+example, Q.. and K.. of all examples in a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from t5peft.nn.kernels.dropout import DropMask
-from t5peft.nn.kernels.varlen import Side, VarlenLayout
+from t5peft.nn.kernels.module import FastModule
+from t5peft.nn.kernels.varlen import Segment, VarlenLayout
 
 Prefix = tuple[Tensor, Tensor]
 
 
-class BiasByDistance(nn.Module):
-    """An attention of T5 whose position bias is that of each distance once, not of each pair.
+class BiasByDistance(FastModule):
+    """An attention of T5 that computes its position bias once per distance, not once per pair.
 
-    The attention function "t5peft" spreads it out where it needs the pairs; a row of examples needs few of them.
+    The attention function "t5peft" spreads the bias over the pairs where it needs them. A padding-free row needs few of them.
     """
 
     def compute_bias(
         self, query_length: int, key_length: int, device: Any = None, past_seen_tokens: int | Tensor = 0
     ) -> Tensor:
-        """Bias of the distances from -(Q - 1) - past to K - 1 - past: [1, N, 1, Q + K - 1]."""
-        return super().compute_bias(  # type: ignore[misc]
-            1, query_length + key_length - 1, device=device, past_seen_tokens=past_seen_tokens + query_length - 1
+        """Return the bias [1, N, 1, Q + K - 1] of the distances from -(Q - 1) - past to K - 1 - past."""
+        return cast(
+            Tensor,
+            super().compute_bias(  # type: ignore[misc]  # The plain class behind this one has it.
+                1, query_length + key_length - 1, device=device, past_seen_tokens=past_seen_tokens + query_length - 1
+            ),
         )
 
 
 def toeplitz(table: Tensor, queries: int, keys: int) -> Tensor:
-    """A bias by distance, [.., 1, Q + K - 1], to the bias of every pair, [.., Q, K]: entry (i, j) is table[j - i + Q - 1]."""
+    """Return the bias of every pair, where entry (i, j) is ``table[j - i + Q - 1]``.
+
+    Shapes:
+        table: [.., 1, Q + K - 1].
+        Output: [.., Q, K].
+    """
     return table.unfold(-1, keys, 1).squeeze(-3).flip(-2)
 
 
-class _RowAttention(torch.autograd.Function):
-    """Attention of each example in a row to itself, or to its source, group by group."""
+class _VarlenAttention(torch.autograd.Function):
+    """Attention of each example in a row to itself or to its source, group by group."""
 
     @staticmethod
     def forward(
@@ -111,37 +121,37 @@ class _RowAttention(torch.autograd.Function):
                 block.put_queries(grad_query, torch.matmul(grad_scores, keys))
             if grad_key is not None or grad_prefix_key is not None:
                 grad_keys = torch.matmul(grad_scores.transpose(-1, -2), block.queries_of(query))
-                _hand_out(block, grad_keys, grad_key, grad_prefix_key)
+                _add_to(block, grad_keys, grad_key, grad_prefix_key)
             if grad_value is not None or grad_prefix_value is not None:
                 dropped = probabilities if factors is None else factors.mul_(probabilities)
                 grad_values = torch.matmul(dropped.transpose(-1, -2), grad_output)
-                _hand_out(block, grad_values, grad_value, grad_prefix_value)
+                _add_to(block, grad_values, grad_value, grad_prefix_value)
         return grad_query, grad_key, grad_value, grad_bias, grad_prefix_key, grad_prefix_value, None, None
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One group's queries and keys, taken out of the row and put back.
+    """The queries and keys of one group, taken out of the row and put back.
 
-    A group of one example is a slice, [N, L, D]; a group of several a padded copy, [G, N, L, D].
+    A group of one example is a slice [N, M, D]. A group of several is a padded copy [G, N, M, D].
     """
 
     layout: VarlenLayout
-    queries: Side
-    keys: Side
+    queries: Segment
+    keys: Segment
 
     def scores(self, heads: int, prefix: int) -> int:
-        return len(self.keys.lengths) * heads * self.queries.longest * (prefix + self.keys.longest)
+        return len(self.keys.lengths) * heads * self.queries.max_length * (prefix + self.keys.max_length)
 
     def queries_of(self, row: Tensor, padding_is_zero: bool = False) -> Tensor:
-        """row [Q.., N, D] to the group's queries."""
+        """Take the queries of the group from row [Q.., N, D]."""
         block = self._take(self.queries, row)
-        if padding_is_zero and self.queries.kept is not None:
-            block.mul_(self.queries.kept[:, None, :, None])
+        if padding_is_zero and self.queries.mask is not None:
+            block.mul_(self.queries.mask[:, None, :, None])
         return block
 
     def keys_of(self, row: Tensor) -> Tensor:
-        """row [K.., N, D] to the group's keys."""
+        """Take the keys of the group from row [K.., N, D]."""
         return self._take(self.keys, row)
 
     def put_queries(self, row: Tensor, block: Tensor) -> None:
@@ -151,46 +161,46 @@ class _Block:
         self._put(self.keys, row, block)
 
     def bias(self, scores: Tensor, bias: Tensor | None, prefix: int) -> None:
-        """Add bias [N, >=Q, >=K] to scores [.., N, Q, P + K] after the prefix, in place; hide padded keys."""
+        """Add bias [N, >=Q, >=K] to scores [.., N, Q, P + K] behind the prefix, in place, and hide padded keys."""
         own = scores[..., prefix:]
         if bias is not None:
             own.add_(bias[:, : own.shape[-2], : own.shape[-1]])
-        if self.keys.kept is not None:
-            hidden = torch.zeros(self.keys.kept.shape).masked_fill_(~self.keys.kept, -torch.inf)
+        if self.keys.mask is not None:
+            hidden = torch.zeros(self.keys.mask.shape).masked_fill_(~self.keys.mask, -torch.inf)
             own.add_(hidden[:, None, None])
 
-    def _take(self, side: Side, row: Tensor) -> Tensor:
-        if len(side.lengths) == 1:
-            return row[side.tokens].transpose(0, 1)
-        index, _ = self.layout.indices(side, row.shape[1])
+    def _take(self, segment: Segment, row: Tensor) -> Tensor:
+        if len(segment.lengths) == 1:
+            return row[segment.tokens].transpose(0, 1)
+        index, _ = self.layout.indices(segment, row.shape[1])
         block = row.reshape(-1, row.shape[2]).index_select(0, index)
-        return block.view(len(side.lengths), row.shape[1], side.longest, row.shape[2])
+        return block.view(len(segment.lengths), row.shape[1], segment.max_length, row.shape[2])
 
-    def _put(self, side: Side, row: Tensor, block: Tensor) -> None:
-        if len(side.lengths) == 1:
-            row[side.tokens] = block.transpose(0, 1)
+    def _put(self, segment: Segment, row: Tensor, block: Tensor) -> None:
+        if len(segment.lengths) == 1:
+            row[segment.tokens] = block.transpose(0, 1)
             return
-        _, index = self.layout.indices(side, row.shape[1])
-        torch.index_select(block.reshape(-1, row.shape[2]), 0, index, out=row[side.tokens].view(-1, row.shape[2]))
+        _, index = self.layout.indices(segment, row.shape[1])
+        torch.index_select(block.reshape(-1, row.shape[2]), 0, index, out=row[segment.tokens].view(-1, row.shape[2]))
 
 
 def _after(prefix: Tensor | None, tokens: Tensor) -> Tensor:
-    """Prefix [N, P, D] before tokens [.., N, K, D]: [.., N, P + K, D]."""
+    """Put prefix [N, P, D] before tokens [.., N, K, D]: [.., N, P + K, D]."""
     if prefix is None:
         return tokens
     return torch.cat([prefix.expand(*tokens.shape[:-2], -1, -1), tokens], -2)
 
 
-def _hand_out(block: _Block, grad: Tensor, grad_row: Tensor | None, grad_prefix: Tensor | None) -> None:
-    """Hand the gradient [.., N, P + K, D] of a group's keys or values to the row and the prefix."""
-    prefix = grad.shape[-2] - block.keys.longest
+def _add_to(block: _Block, grad: Tensor, grad_row: Tensor | None, grad_prefix: Tensor | None) -> None:
+    """Add the gradient [.., N, P + K, D] of a group's keys or values to those of the row and the prefix."""
+    prefix = grad.shape[-2] - block.keys.max_length
     if grad_prefix is not None:
         grad_prefix += grad[..., :prefix, :].sum(0) if grad.ndim == 4 else grad[:, :prefix]
     if grad_row is not None:
         block.put_keys(grad_row, grad[..., prefix:, :])
 
 
-def attend_row(
+def varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -200,30 +210,36 @@ def attend_row(
     sides: tuple[int, int],
     p: float,
 ) -> Tensor:
-    """Attention within each example of one row.
+    """Attend within each example of one padding-free row.
 
     Args:
-        query, key, value: [1, N, Q.., D] and [1, N, K.., D], examples end to end.
-        bias: [1, N, longest Q, longest K], that of an example alone; None: none.
-        prefix: keys and values [1, N, P, D] before those of every example.
-        layout: the examples of the row.
-        sides: whether queries and keys are sources (0) or targets (1).
-        p: probability of dropping a weight; 0 outside of training.
+        query: Of all examples, end to end.
+        key: Of all examples, end to end.
+        value: Of all examples, end to end.
+        bias: For the longest example; None for no bias.
+        prefix: Keys and values that stand before those of every example.
+        layout: The examples of the row.
+        sides: Whether queries and keys are sources (0) or targets (1).
+        p: Probability of dropping a weight; 0 outside of training.
 
-    Returns:
-        [1, Q.., N, D].
+    Shapes:
+        query: [1, N, Q.., D].
+        key, value: [1, N, K.., D].
+        bias: [1, N, max Q, max K].
+        prefix: [1, N, P, D], keys and values.
+        Output: [1, Q.., N, D].
     """
     dtype = query.dtype
-    # Every group has a shape of its own, for each of which oneDNN would prepare and keep products in bfloat16; those in
-    # float32 are MKL's, and the arithmetic of attention is little. Autocast would make them bfloat16 again.
+    # Every group has another shape, and oneDNN would prepare and keep bfloat16 products for each of them. Products in float32
+    # are those of MKL, and the arithmetic of attention is little. Autocast would turn them into bfloat16 again.
     inside = torch.float32 if dtype is torch.bfloat16 else dtype
     prefix_key, prefix_value = (None, None) if prefix is None else (part[0].to(inside) for part in prefix)
     query, key, value = (part[0].transpose(0, 1).to(inside) for part in (query, key, value))
     blocks = [_Block(layout, group[sides[0]], group[sides[1]]) for group in layout.groups]
     bias = None if bias is None else bias[0].to(inside)
     with torch.autocast("cpu", enabled=False):
-        attended = _RowAttention.apply(query, key, value, bias, prefix_key, prefix_value, blocks, p)
-    return attended.unsqueeze(0).to(dtype)
+        attended = _VarlenAttention.apply(query, key, value, bias, prefix_key, prefix_value, blocks, p)
+    return cast(Tensor, attended).unsqueeze(0).to(dtype)
 
 
 class _Attention(torch.autograd.Function):
@@ -261,8 +277,12 @@ class _Attention(torch.autograd.Function):
 
 
 def attend_with_dropout(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, p: float) -> Tensor:
-    """softmax(query key^T + bias), dropped with probability p, times value, in one operation for the CPU.
+    """Return softmax(query key^T + bias), dropped with probability p, times value, in one operation for the CPU.
 
-    Shapes: query [B, N, Q, D], key and value [B, N, K, D], bias [1 or B, 1 or N, 1 or Q, K] -> [B, N, Q, D].
+    Shapes:
+        query: [B, N, Q, D].
+        key, value: [B, N, K, D].
+        bias: [1 or B, 1 or N, 1 or Q, K].
+        Output: [B, N, Q, D].
     """
-    return _Attention.apply(query, key, value, bias, p)
+    return cast(Tensor, _Attention.apply(query, key, value, bias, p))

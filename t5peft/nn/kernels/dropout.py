@@ -1,29 +1,31 @@
 """Dropout whose masks cost little on a CPU.
 
-torch draws one float for each element; that took 9.6 ns an element on the machine of benchmarks/SPEED.md, where a matrix
-product of the same layer takes 5. Here eight elements share one 64-bit word of the generator: an element is
-kept if its byte reaches a threshold. 256 p is rarely a whole number, so the threshold itself is drawn for each call
-from the two whole numbers around it, such that every element is dropped with probability p exactly. Elements of one
-call stay uncorrelated to within 1 / 256^2 / (4 p (1 - p)), 4e-5 for p = 0.1; different calls are independent.
+torch draws one float for each element. That took 9.6 ns per element on the machine of benchmarks/SPEED.md, where a matrix
+product of the same layer takes 5. Here eight elements share one 64-bit word of the generator, and an element is kept if its
+byte reaches a threshold. 256 p is rarely an integer, so each call draws its threshold from the two integers around it. Every
+element is then dropped with probability p exactly. Elements of one call stay uncorrelated to within
+1 / 256^2 / (4 p (1 - p)), 4e-5 for p = 0.1. Different calls are independent.
 
-The words come from torch's default generator, so seeds, resuming and gradient checkpointing work as with torch's.
+The words come from the default generator of torch, so seeds, resuming and gradient checkpointing work as with torch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from t5peft.nn.kernels.module import FastModule
 
 _BYTES_PER_WORD = 8
 _LOWEST_WORD = -(2**63)
 
 
 class DropMask:
-    """Which of `elements` elements a call of dropout keeps: one random byte for each, and a threshold."""
+    """The elements that a call of dropout keeps: one random byte for each element, and a threshold."""
 
     def __init__(self, elements: int, p: float) -> None:
         words = torch.empty(elements // _BYTES_PER_WORD + 2, dtype=torch.int64)
@@ -35,7 +37,7 @@ class DropMask:
         self.scale = 1 / (1 - p)
 
     def factors(self, start: int, like: Tensor) -> Tensor:
-        """The factors of as many elements as `like` has, from element `start` on: 0 or 1 / (1 - p), in a new tensor."""
+        """Return a new tensor like ``like`` with the factors, 0 or 1 / (1 - p), of the elements from ``start`` on."""
         drawn = self.bytes[start : start + like.numel()].view(like.shape)
         return torch.ge(drawn, self.threshold, out=torch.empty_like(like)).mul_(self.scale)
 
@@ -53,17 +55,17 @@ class _Dropout(torch.autograd.Function):
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """`torch.nn.functional.dropout`, with cheap masks where x [..] lies on a CPU."""
+    """Drop elements of x [..] as ``torch.nn.functional.dropout`` does, with cheap masks on a CPU."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or p > 255 / 256:  # whose threshold would be no byte
+    if x.device.type != "cpu" or p > 255 / 256:  # The threshold would not fit into a byte.
         return nn.functional.dropout(x, p, training)
-    return _Dropout.apply(x, p)
+    return cast(Tensor, _Dropout.apply(x, p))
 
 
-class Dropout(nn.Dropout):
-    """`nn.Dropout` with cheap masks."""
+class FastDropout(FastModule, nn.Dropout):
+    """``nn.Dropout`` with cheap masks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..] to [..]."""
+        """Drop elements of x [..]."""
         return dropout(x, self.p, self.training)

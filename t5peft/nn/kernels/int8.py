@@ -1,12 +1,14 @@
-"""The 8-bit linear map of bitsandbytes in training on a CPU, without the input that it keeps.
+"""The 8-bit linear map of bitsandbytes in training on a CPU, without the copy of its input.
 
-There bitsandbytes multiplies by the dequantised weight, W = codes * scale / 127, and so does this, to the same result; but it
-keeps the input of every frozen map for a gradient that nobody asks for.
+bitsandbytes multiplies by the dequantized weight there, W = codes * scale / 127. So does this, to the same result. But
+bitsandbytes keeps the input of every frozen map for a gradient that nobody asks for.
+
+Letters: I inputs, O outputs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from bitsandbytes.nn import Linear8bitLt
@@ -14,10 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from t5peft.nn.kernels.linear import product
+from t5peft.nn.kernels.module import FastModule
 
 
 def _dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """codes [O, I] int8 and scale [O] to the weight [O, I]."""
+    """Return the weight [O, I] of codes [O, I], int8, and scale [O]."""
     return codes.to(dtype).mul_(scale[:, None] * (1 / 127))
 
 
@@ -35,14 +38,19 @@ class _Int8Linear(torch.autograd.Function):
         return product(grad, _dequantized(codes, scale, grad.dtype).t()), None, None
 
 
-class Int8Linear(Linear8bitLt):
-    """`Linear8bitLt` that keeps no input; outside of training, with a bias or on another device it is that of bitsandbytes."""
+class FastLinear8bit(FastModule, Linear8bitLt):
+    """``Linear8bitLt`` that keeps no input. Outside of training, with a bias or on another device it is that of bitsandbytes."""
+
+    # bitsandbytes has no types.
+    weight: Any
+    state: Any
+    init_8bit_state: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [.., I] to [.., O]."""
+        """Map x [.., I] to [.., O]."""
         if self.weight.CB is not None:
             self.init_8bit_state()
-        plain = self.bias is None and not self.state.has_fp16_weights and self.state.CB is not None
-        if not self.training or not plain or x.device.type != "cpu":
-            return super().forward(x)
-        return _Int8Linear.apply(x, self.state.CB, self.state.SCB)
+        is_plain = self.bias is None and not self.state.has_fp16_weights and self.state.CB is not None
+        if not self.training or not is_plain or x.device.type != "cpu":
+            return cast(Tensor, super().forward(x))
+        return cast(Tensor, _Int8Linear.apply(x, self.state.CB, self.state.SCB))

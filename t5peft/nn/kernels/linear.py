@@ -1,40 +1,50 @@
 """Linear maps and LoRA branches as one operation each.
 
-On a CPU the product is oneDNN's: at the sizes of T5 it is a tenth to twice faster than `torch.nn.functional.linear`, which
-calls MKL (benchmarks/SPEED.md). oneDNN keeps a kernel of 0.6 MB for each number of rows, up to a thousand of them, so rows are
-added until they are one of few numbers. LoRA's branch, y = W x + s B A x, adds to the result in place and shares
-its products between gradients; peft's own takes four more passes over the activations in each direction.
+On a CPU the product is that of oneDNN. At the sizes of T5 it is 10 to 100 % faster than ``torch.nn.functional.linear``, which
+calls MKL (benchmarks/SPEED.md). oneDNN keeps a kernel of 0.6 MB for each row count, up to a thousand of them. So rows are padded
+until their count is one of a few. The branch of LoRA, y = W x + s B A x, adds to the result in place and shares its products
+between gradients. That of peft takes four more passes over the activations in each direction.
 
 Letters: M tokens, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MULTIPLICATIONS = 2_000_000  # from which oneDNN is faster than MKL, whose calls cost less (benchmarks/SPEED.md)
+from t5peft.compat.torch import is_hooked
+from t5peft.nn.kernels.module import FastModule
+
+# The size of a product from which oneDNN is faster than MKL, whose calls cost less (benchmarks/SPEED.md).
+MULTIPLICATIONS = 2_000_000
 
 
 def row_multiple(rows: int) -> int:
-    """What a number of rows is rounded up to a multiple of: some eight numbers from any to its double, every 32nd to 2,048."""
+    """Return the multiple to which a row count is rounded up: about eight sizes per doubling, and at most 32 up to 2,048 rows."""
     multiple = 1 << max(0, (rows // 8).bit_length() - 1)
     return multiple if rows > 2048 else min(32, multiple)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [.., I], weight [O, I] -> x @ weight.T [.., O]; no gradient."""
+    """Return ``x @ weight.T``, without a gradient.
+
+    Shapes:
+        x: [.., I].
+        weight: [O, I].
+        Output: [.., O].
+    """
     rows = x.shape[:-1].numel()
     fp32 = x.dtype == weight.dtype == torch.float32
     small = rows * weight.numel() < MULTIPLICATIONS
     if small or x.device.type != "cpu" or not fp32 or not torch.backends.mkldnn.is_available():
         return nn.functional.linear(x, weight)
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        # Of a part of wider rows oneDNN's plainest kernel would take hundreds of times as long.
+        # On a part of wider rows oneDNN falls back to a kernel that takes hundreds of times as long.
         weight = weight.contiguous()
     missing = -rows % row_multiple(rows)
     if not missing:
@@ -45,7 +55,13 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """left [M, O], right [M, I] -> left.T @ right [O, I]; no gradient."""
+    """Return ``left.T @ right``, without a gradient.
+
+    Shapes:
+        left: [M, O].
+        right: [M, I].
+        Output: [O, I].
+    """
     whole = len(left) - len(left) % row_multiple(len(left))
     result = product(left[:whole].t(), right[:whole].t())
     return result if whole == len(left) else result.addmm_(left[whole:].t(), right[whole:])
@@ -68,7 +84,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Base map and branch together; the base weight is frozen."""
+    """Base map and branch together. The base weight is frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -101,40 +117,38 @@ def _takes_kernels(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` by oneDNN, forward and backward; a frozen weight keeps no input and gets no gradient."""
+class FastLinear(FastModule, nn.Linear):
+    """``nn.Linear`` by oneDNN, forward and backward. A frozen weight keeps no input and gets no gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [.., I] to [.., O]."""
+        """Map x [.., I] to [.., O]."""
         if self.bias is not None or not _takes_kernels(x) or self.weight.dtype != x.dtype:
             return super().forward(x)
-        return _Linear.apply(x, self.weight) if torch.is_grad_enabled() else product(x, self.weight)
+        return cast(Tensor, _Linear.apply(x, self.weight)) if torch.is_grad_enabled() else product(x, self.weight)
 
 
-class LoraLinear(PeftLoraLinear):
-    """peft's LoRA layer with base map and branch in one operation, where that is all the layer does."""
+class FastLoraLinear(FastModule, PeftLoraLinear):
+    """The LoRA layer of peft with base map and branch in one operation, where the layer does nothing else."""
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """x [.., I] to [.., O]."""
-        adapter = self._only_adapter()
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map x [.., I] to [.., O]."""
+        adapter = self._adapter_to_fuse()
         if adapter is None or args or kwargs or not _takes_kernels(x):
             return super().forward(x, *args, **kwargs)
-        return _LoraLinear.apply(
-            x,
-            self.base_layer.weight,
-            self.lora_A[adapter].weight,
-            self.lora_B[adapter].weight,
-            self.scaling[adapter],
-        )
+        a, b = (cast(nn.Linear, branch[adapter]).weight for branch in (self.lora_A, self.lora_B))
+        return cast(Tensor, _LoraLinear.apply(x, self.base_layer.weight, a, b, self.scaling[adapter]))
 
-    def _only_adapter(self) -> str | None:
-        """The active adapter, if it is one plain LoRA in fp32 on a frozen map without bias."""
+    def _adapter_to_fuse(self) -> str | None:
+        """Return the active adapter if it is one plain LoRA in float32 on a frozen map, without biases and without hooks."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(names) != 1 or names[0] in self.lora_variant:
             return None
-        dropout = self.lora_dropout[names[0]]
-        drops = isinstance(dropout, nn.Dropout) and dropout.p > 0 and dropout.training
-        base, a, b = self.base_layer, self.lora_A[names[0]], self.lora_B[names[0]]
-        plain = isinstance(base, nn.Linear) and not any(layer.bias is not None for layer in (base, a, b))
-        fp32 = plain and base.weight.dtype == a.weight.dtype == b.weight.dtype == torch.float32
-        return names[0] if fp32 and not drops and not base.weight.requires_grad else None
+        dropout, a, b = (part[names[0]] for part in (self.lora_dropout, self.lora_A, self.lora_B))
+        maps = (self.base_layer, a, b)
+        # A subclass may compute something else than its weight says.
+        if not all(type(module) in (nn.Linear, FastLinear) for module in maps) or is_hooked(dropout, *maps):
+            return None
+        drops = not isinstance(dropout, nn.Identity) and (getattr(dropout, "p", 1.0) > 0 and dropout.training)
+        if drops or any(module.bias is not None or module.weight.dtype != torch.float32 for module in maps):
+            return None
+        return None if self.base_layer.weight.requires_grad else names[0]

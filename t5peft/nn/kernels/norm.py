@@ -1,16 +1,18 @@
-"""T5's layer norm, y = w x / sqrt(mean(x^2) + eps), in few passes over the activations.
+"""The layer norm of T5, y = w x / sqrt(mean(x^2) + eps), in few passes over the activations.
 
-transformers writes it as five operations, each with its own backward pass. Here it is one: with r = 1 / sqrt(mean(x^2) + eps)
-and h = w g, dx = r h - x r^3 mean(h x), dw = sum of g x r over all tokens. Frozen weights get no dw.
+transformers writes it as five operations, each with its own backward pass. Here it is one. With r = 1 / sqrt(mean(x^2) + eps)
+and h = w g, dx = r h - x r^3 mean(h x), and dw is the sum of g x r over all tokens. Frozen weights get no dw.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from t5peft.nn.kernels.module import FastModule
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -35,12 +37,20 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-class OneStepNorm(nn.Module):
-    """A norm of T5 in one operation, for fp32 on a CPU; whatever else comes takes the way of transformers."""
+class FastNorm(FastModule):
+    """A norm of T5 in one operation, for float32 on a CPU. Other inputs take the way of transformers."""
+
+    weight: Tensor
+    variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """hidden_states [.., H] to [.., H]."""
-        plain = hidden_states.dtype == self.weight.dtype == torch.float32
-        if not plain or hidden_states.device.type != "cpu":
+        """Normalize.
+
+        Shapes:
+            hidden_states: [.., H].
+            Output: [.., H].
+        """
+        is_float32 = hidden_states.dtype == self.weight.dtype == torch.float32
+        if not is_float32 or hidden_states.device.type != "cpu":
             return super().forward(hidden_states)
-        return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+        return cast(Tensor, _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon))

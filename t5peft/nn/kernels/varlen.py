@@ -1,10 +1,10 @@
-"""Where the examples of a row lie, and how attention groups them.
+"""Where the examples of a padding-free row lie, and how attention groups them.
 
-A row holds examples end to end, sources in the encoder and targets in the decoder. Attention goes through them in groups: a
-group of one is a slice of the row; a group of several, of similar lengths, is copied into a padded block, because many
-short examples cost more in calls than in arithmetic.
+A row holds examples end to end, sources in the encoder and targets in the decoder. Attention goes through them in groups. A
+group of one example is a slice of the row. A group of several examples of similar lengths is copied into a padded block,
+because many short examples cost more in calls than in arithmetic.
 
-Letters: G examples in a group, L longest of them, N heads.
+Letters: G examples in a group, M longest of them, N heads.
 """
 
 from __future__ import annotations
@@ -16,83 +16,83 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# What one more group costs, in scores of one attention: some 25 calls, less the copies that a padded block takes.
+# The cost of one more group, in scores of one attention: about 25 calls, less the copies that a padded block takes.
 GROUP_COST = 300
 
 
 @dataclass(frozen=True)
-class Side:
-    """The sources, or the targets, of one group: tokens from `start` on, examples of `lengths`."""
+class Segment:
+    """The sources, or the targets, of one group: neighbors in the row, from token ``start`` on."""
 
     start: int
     lengths: tuple[int, ...]
 
     @property
     def tokens(self) -> slice:
-        """The group's part of the row."""
+        """The part of the row that the group takes."""
         return slice(self.start, self.start + sum(self.lengths))
 
     @property
-    def longest(self) -> int:
-        """L."""
+    def max_length(self) -> int:
+        """The longest example, M."""
         return max(self.lengths)
 
     @cached_property
-    def kept(self) -> Tensor | None:
-        """Which positions of the padded block hold a token, [G, L]; None where all do."""
+    def mask(self) -> Tensor | None:
+        """The positions of the padded block that hold a token, [G, M]. None where all of them do."""
         if len(set(self.lengths)) == 1:
             return None
-        return torch.arange(self.longest) < torch.tensor(self.lengths)[:, None]
+        return torch.arange(self.max_length) < torch.tensor(self.lengths)[:, None]
 
     def to_block(self, heads: int) -> Tensor:
-        """For each entry of a block [G, N, L]: which (token, head) of the row it is; padding repeats the first token."""
+        """Return for each entry of a block [G, N, M] its (token, head) in the row. Padding repeats the first token."""
         starts = torch.tensor(self.lengths).cumsum(0) - torch.tensor(self.lengths) + self.start
-        tokens = starts[:, None] + torch.arange(self.longest)
-        if self.kept is not None:
-            tokens = tokens.masked_fill(~self.kept, self.start)
+        tokens = starts[:, None] + torch.arange(self.max_length)
+        if self.mask is not None:
+            tokens = tokens.masked_fill(~self.mask, self.start)
         return (tokens[:, None] * heads + torch.arange(heads)[:, None]).flatten()
 
     def from_block(self, heads: int) -> Tensor:
-        """For each (token, head) of the group's part of the row: which entry of a block [G, N, L] it is."""
-        entries = torch.arange(len(self.lengths) * heads * self.longest).view(len(self.lengths), heads, self.longest)
-        entries = entries.transpose(1, 2)
-        return (entries if self.kept is None else entries[self.kept]).flatten()
+        """Return for each (token, head) of the group's part of the row its entry in a block [G, N, M]."""
+        entries = torch.arange(len(self.lengths) * heads * self.max_length)
+        entries = entries.view(len(self.lengths), heads, self.max_length).transpose(1, 2)
+        return (entries if self.mask is None else entries[self.mask]).flatten()
 
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """The examples of a row, by source and target length, in groups of neighbours."""
+    """The examples of a row, by source and target length, in groups of neighbors."""
 
     source_lengths: tuple[int, ...]
     target_lengths: tuple[int, ...]
-    _indices: dict[tuple[Side, int], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    _indices: dict[tuple[Segment, int], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
-    def groups(self) -> list[tuple[Side, Side]]:
-        """Source and target side of each group."""
-        groups: list[tuple[Side, Side]] = []
+    def groups(self) -> list[tuple[Segment, Segment]]:
+        """The sources and the targets of each group."""
+        groups: list[tuple[Segment, Segment]] = []
         source_start = target_start = 0
         for size in _group_sizes(self.source_lengths, self.target_lengths):
             done = sum(len(source.lengths) for source, _ in groups)
-            source = Side(source_start, self.source_lengths[done : done + size])
-            target = Side(target_start, self.target_lengths[done : done + size])
+            source = Segment(source_start, self.source_lengths[done : done + size])
+            target = Segment(target_start, self.target_lengths[done : done + size])
             groups.append((source, target))
             source_start, target_start = source.tokens.stop, target.tokens.stop
         return groups
 
     def with_prompt(self, length: int) -> VarlenLayout:
-        """The layout of the same row with a prompt of `length` before each source."""
+        """Return the layout of the same row with a prompt of ``length`` before each source."""
         return VarlenLayout(tuple(tokens + length for tokens in self.source_lengths), self.target_lengths)
 
-    def indices(self, side: Side, heads: int) -> tuple[Tensor, Tensor]:
-        """`side.to_block(heads)` and `side.from_block(heads)`, made once a row: every layer needs them."""
-        if (side, heads) not in self._indices:
-            self._indices[side, heads] = (side.to_block(heads), side.from_block(heads))
-        return self._indices[side, heads]
+    def indices(self, segment: Segment, heads: int) -> tuple[Tensor, Tensor]:
+        """Return ``segment.to_block(heads)`` and ``segment.from_block(heads)``, made once per row for all layers."""
+        if (segment, heads) not in self._indices:
+            self._indices[segment, heads] = (segment.to_block(heads), segment.from_block(heads))
+        return self._indices[segment, heads]
 
 
 def _group_sizes(source_lengths: Sequence[int], target_lengths: Sequence[int]) -> list[int]:
-    """Cut the examples, in their order, into groups: as few scores of padding as a group is worth."""
+    """Cut the examples, in their order, into groups. A new group must save more scores of padding than it costs."""
     count = len(source_lengths)
     cost, first = [0.0] + [float("inf")] * count, [0] * (count + 1)
     for end in range(1, count + 1):

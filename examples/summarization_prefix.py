@@ -1,9 +1,9 @@
-"""Summarisation by prefix tuning: the subject line of an e-mail.
+"""Summarization with prefix tuning: the subject line of an e-mail.
 
-    python examples/summarisation_prefix.py
+    python examples/summarization_prefix.py
 
-Twenty trained keys and values stand before those of every attention, in the encoder, in the decoder and between them,
-as in the paper; they start as those that the backbone makes of a text of the task. The backbone stays as it is.
+Twenty trained keys and values stand before those of every attention: in the encoder, in the decoder and in the cross-attention,
+as in the paper. They are initialized with the keys and values of a text of the task. The backbone does not change.
 
 Time: about 30 s on 2 cores.
 Last line: ROUGE-L 0.247, first sentence 0.034
@@ -12,7 +12,7 @@ Promise: ROUGE-L > first sentence
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("samsum")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from t5peft.evaluation import compute, predict
 
 set_seed(0)
 task, data = load_task("subjects")
-model, tokenizer = load_backbone("mini")
+backbone, tokenizer = load_backbone("mini")
 train = task.tokenize(data["train"], tokenizer)
-model = prefix_wrap(model, length=20, initial_ids=train[0]["input_ids"][:-1])
+model = prefix_wrap(backbone, length=20, initial_ids=train[0]["input_ids"][:-1])
 model.print_trainable_parameters()
 
 arguments = T5PeftTrainingArguments(
-    "runs/summarisation_prefix",
+    "runs/summarization_prefix",
     max_steps=80,
     per_device_train_batch_size=16,
     learning_rate=0.3,
@@ -41,7 +41,7 @@ arguments = T5PeftTrainingArguments(
     disable_tqdm=True,
 )
 T5PeftTrainer(model, arguments, train_dataset=train, processing_class=tokenizer).train()
-save_adapter(model, "runs/summarisation_prefix/adapter")
+save_adapter(model, "runs/summarization_prefix/adapter")
 
 test = data["test"]
 written = predict(model, tokenizer, task.sources(test, tokenizer), max_new_tokens=task.max_target_length)

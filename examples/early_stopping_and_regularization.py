@@ -1,10 +1,10 @@
-"""Early stopping and regularisation, where 160 examples are soon learned by heart.
+"""Early stopping and regularization, with 160 examples that a model soon memorizes.
 
-    python examples/early_stopping_and_regularisation.py
+    python examples/early_stopping_and_regularization.py
 
-Four things against overfitting: training stops when the validation loss no longer falls, and the best checkpoint is
-taken back; label smoothing; weight decay; dropout before the adapter. The loss on validation is the exact mean over
-target tokens, so it can be compared from one evaluation to the next, however the batches fall.
+Four measures against overfitting: early stopping on the validation loss, with the best checkpoint restored; label smoothing;
+weight decay; dropout before the adapter. The validation loss is the exact mean over target tokens, so it does not depend on how
+the batches fall.
 
 Time: about 25 s on 2 cores.
 Last line: accuracy 0.725, most frequent sentiment 0.302, best step 70, stopped at step 100
@@ -13,7 +13,7 @@ Promise: accuracy > 0.45; accuracy > most frequent sentiment; stopped at step < 
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    model, tokenizer = load_backbone("google-t5/t5-base")
+    backbone, tokenizer = load_backbone("google-t5/t5-base")
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from t5peft.evaluation import evaluate_task
 
 set_seed(0)
 task, data = load_task("finance")
-model, tokenizer = load_backbone("mini")
-model = lora_wrap(model, target_modules="all-linear", dropout=0.1)
+backbone, tokenizer = load_backbone("mini")
+model = lora_wrap(backbone, target_modules="all-linear", dropout=0.1)
 
 arguments = T5PeftTrainingArguments(
-    "runs/early_stopping_and_regularisation",
+    "runs/early_stopping_and_regularization",
     max_steps=300,
     per_device_train_batch_size=16,
     learning_rate=3e-3,
@@ -56,7 +56,7 @@ trainer = T5PeftTrainer(
     callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
 )
 trainer.train()
-best, stopped = int(trainer.state.best_model_checkpoint.split("-")[-1]), trainer.state.global_step
+best, stopped = int(str(trainer.state.best_model_checkpoint).split("-")[-1]), trainer.state.global_step
 
 accuracy = evaluate_task(model, tokenizer, task, data["test"])["accuracy"]
 labels = [task.target_text(record) for record in data["test"]]

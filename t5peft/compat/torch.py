@@ -1,0 +1,21 @@
+"""What torch does not offer: whether calling a module does more than its ``forward``."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Attributes of a module that hold its hooks, by the names that ``nn.Module.__call__`` reads."""
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
+"""Variables of ``torch.nn.modules.module`` that hold the hooks of every module."""
+
+
+def is_hooked(*modules: nn.Module) -> bool:
+    """Return whether calling one of ``modules`` runs more than the ``forward`` of its class.
+
+    That is a hook of the module, a hook of every module, or a ``forward`` set on the instance, as accelerate sets it.
+    """
+    return any(getattr(torch_module, name) for name in GLOBAL_HOOKS) or any(
+        "forward" in module.__dict__ or any(module.__dict__[name] for name in HOOKS) for module in modules
+    )

@@ -1,0 +1,305 @@
+"""Records from the bytes of one file, by the kind that its name says.
+
+Cells of CSV and TSV stay text: a label 0 is ``"0"``, as a verbalizer has it.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
+from datasets import ClassLabel, Dataset, Features
+
+from t5peft.data.sources import RecordList, Records
+
+OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
+KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
+ENDING = re.compile(rf"({'|'.join(map(re.escape, KINDS))})({'|'.join(map(re.escape, OPENERS))})?$", re.IGNORECASE)
+LFS_POINTER = b"version https://git-lfs.github.com"
+MARKS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a text file is written.
+
+    Args:
+        encoding: One of Python's.
+        delimiter: Between the cells of a table; a comma for CSV and a tab for TSV by default.
+        header: Names of the columns of a table that has none of its own.
+        quoted: Whether quotation marks enclose cells of a table; by default they do, but not between tabs.
+    """
+
+    encoding: str = "utf-8"
+    delimiter: str | None = None
+    header: Sequence[str] | None = None
+    quoted: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(
+                f"Got the delimiter {self.delimiter!r}; expected one character, such as ';' (--delimiter ';'), or a tab "
+                "(--delimiter tab)."
+            )
+
+
+def read_file(path: Path, form: TextFormat) -> RecordList:
+    """Read the records of a file, with the names of its labels where it holds them.
+
+    Raises:
+        ValueError: The file is empty, of an unknown kind, damaged, or not written as ``form`` says.
+    """
+    kind = _kind(path)
+    if path.stat().st_size == 0:
+        raise ValueError(f"Got {path}, which is empty: it has no bytes; expected at least one record.")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"Got {path}, which is a pointer of Git LFS; expected the data. Run `git lfs pull`.")
+    if kind in (".parquet", ".arrow"):
+        return _read_arrow(path, kind)
+    return RecordList(map(flat, read_text(read_bytes(path), kind, str(path), form)), str(path))
+
+
+def read_text(data: bytes, kind: str, origin: str, form: TextFormat) -> Records:
+    """Return the records in the bytes of a text file.
+
+    Args:
+        data: The bytes, unpacked.
+        kind: ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.txt``.
+        origin: The file's name, for errors.
+        form: How it is written.
+
+    Raises:
+        ValueError: See ``read_file``; all bad lines at once.
+    """
+    text = decoded(data, origin, form.encoding)
+    if kind in (".csv", ".tsv"):
+        return _table(origin, text, form.delimiter or ("\t" if kind == ".tsv" else ","), form)
+    if kind == ".jsonl":
+        return _json_lines(origin, text)
+    if kind == ".json":
+        return _json(origin, text)
+    return [{"text": line} for line in lines_of(text)]
+
+
+def from_dataset(dataset: Dataset, origin: str) -> RecordList:
+    """Return the records of a data set; columns of columns are named as ``"translation.de"``."""
+    dataset = dataset.flatten()
+    return _with_label_names(dataset.to_list(), dataset.features, origin)
+
+
+def flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose columns of columns are columns of their own, ``"translation.de"``."""
+    columns: dict[str, Any] = {}
+    for column, cell in record.items():
+        inner = {f"{column}.{name}": value for name, value in flat(cell).items()} if isinstance(cell, dict) else {}
+        columns |= inner or {column: cell}
+    return columns
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a text file, unpacked.
+
+    Raises:
+        ValueError: It cannot be read or unpacked.
+    """
+    opener = OPENERS.get(path.suffix.lower(), open)
+    try:
+        with opener(path, "rb") as file:
+            return file.read()
+    except (OSError, EOFError, ValueError, MemoryError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(
+            f"Got {path}, which cannot be unpacked ({error}); expected a whole file of the kind that its ending says. Copy it "
+            "again, or rename it."
+        ) from None
+
+
+def decoded(data: bytes, origin: str, encoding: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: The bytes are not in this encoding; the error names the one that they seem to have.
+    """
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeError as error:
+        start = getattr(error, "start", 0)
+        line = data.count(b"\n", 0, start) + 1
+        byte = data[start : start + 1].hex() or "missing"
+        raise ValueError(
+            f"Got {origin}, which is not {encoding}: byte {start}, in line {line}, is {byte}; expected the encoding that it has. "
+            + _advice_on_encoding(data, line)
+        ) from None
+    except LookupError:
+        raise ValueError(
+            f"Got the encoding {encoding!r}; expected one of Python's, such as 'utf-8' or 'cp1252' (--encoding cp1252)."
+        ) from None
+    if text.count("\0", 0, 1000) > len(text[:1000]) // 4:
+        order = "le" if data[1:2] == b"\0" else "be"
+        raise ValueError(
+            f"Got {origin}, which holds zero characters; expected text. It seems to be UTF-16: give encoding='utf-16-{order}' "
+            f"(--encoding utf-16-{order})."
+        )
+    return text
+
+
+def _advice_on_encoding(data: bytes, line: int) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "By its first bytes it is UTF-16: give encoding='utf-16' (--encoding utf-16)."
+    replaced = data.decode("utf-8", "replace")
+    if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
+        return f"Most of it is UTF-8, so line {line} is damaged or comes from another file: mend that line."
+    old = "cp1252" if re.search(rb"[\x80-\x9f]", data) else "latin-1"
+    try:
+        data.decode(old)
+    except UnicodeDecodeError:
+        return (
+            "It is none of Western Europe's: ask whoever wrote it, and give encoding=... (--encoding); mac_roman, cp437, "
+            "shift_jis and gb18030 are others."
+        )
+    return f"Older files are often {old}: give encoding='{old}' (--encoding {old}), or save it as UTF-8."
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text; form feeds and U+2028 are part of them, as they are of aligned files."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _kind(path: Path) -> str:
+    ending = ENDING.search(path.name)
+    plain = Path(path.name[: -len(path.suffix)]) if path.suffix.lower() in OPENERS else path
+    if ending is None or (ending[2] and ending[1].lower() in (".parquet", ".arrow")):
+        raise ValueError(
+            f"Got {path}, which has no ending that says what it is ({plain.suffix or 'none'}); expected {', '.join(KINDS)}, the "
+            f"text ones also with {', '.join(OPENERS)} after it. Rename the file."
+        )
+    return ending[1].lower()
+
+
+def _read_arrow(path: Path, kind: str) -> RecordList:
+    try:
+        if kind == ".parquet":
+            # not read_table, which adds columns for folders named key=value
+            table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True).read()
+        else:
+            with pyarrow.OSFile(str(path)) as source:
+                file = source.read(6) == b"ARROW1"
+                source.seek(0)
+                table = (pyarrow.ipc.open_file if file else pyarrow.ipc.open_stream)(source).read_all()
+        records = [flat(record) for record in table.to_pylist()]
+        features = Features.from_arrow_schema(table.schema).flatten()
+    except Exception as error:  # a damaged file makes pyarrow raise whatever its bytes lead to
+        raise ValueError(
+            f"Got {path}, which cannot be read as {kind[1:].capitalize()} ({str(error) or type(error).__name__}); expected a whole "
+            "file. Copy or write it again."
+        ) from None
+    return _with_label_names(records, features, str(path))
+
+
+def _with_label_names(records: Records, features: Mapping[str, Any], origin: str) -> RecordList:
+    names = {column: kind.names for column, kind in features.items() if isinstance(kind, ClassLabel)}
+    for column, kind in features.items():
+        inner = getattr(kind, "feature", None)
+        if isinstance(inner, ClassLabel):
+            for record in records:
+                record[column] = _named(record[column], inner.names)
+    return RecordList(records, origin, names)
+
+
+def _named(cell: Any, names: Sequence[str]) -> Any:
+    """Return a list of label numbers as their names; a number without a name stays."""
+    if not isinstance(cell, list):
+        return cell
+    return [names[i] if isinstance(i, int) and 0 <= i < len(names) else i for i in cell]
+
+
+def _table(origin: str, text: str, delimiter: str, form: TextFormat) -> Records:
+    csv.field_size_limit(2**31 - 1)
+    quoted = delimiter != "\t" if form.quoted is None else form.quoted
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=quoted,
+    )
+    rows, problems, names = [], [], list(form.header or ())
+    try:
+        for cells in reader:
+            if not names:
+                names = cells
+            elif len(cells) == len(names):
+                rows.append(dict(zip(names, cells, strict=True)))
+            elif cells:
+                problems.append(f"line {reader.line_num} has {len(cells)} cells, expected {len(names)}")
+    except csv.Error as error:
+        problems.append(f"line {reader.line_num}: {error}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        problems.append(f"the header has columns of the same name: {', '.join(map(repr, repeated))}")
+    if form.header is None and len(names) == 1 and (others := [mark for mark in MARKS if mark in names[0]]):
+        shown = "tab" if others[0] == "\t" else repr(others[0])
+        raise ValueError(
+            f"Got {origin} with one column by its header, {names[0]!r}, whose cells seem to be separated by {others[0]!r}; "
+            f"expected {delimiter!r}. Give delimiter={others[0]!r} (--delimiter {shown})."
+        )
+    _raise_lines(
+        origin,
+        problems,
+        "Mend those lines. If it is the quotation marks, save the file as JSONL, or give load_records quoted=True or False",
+    )
+    return rows
+
+
+def _json_lines(origin: str, text: str) -> Records:
+    rows, problems = [], []
+    for number, line in enumerate(lines_of(text), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
+            problems.append(f"line {number} is not JSON ({getattr(error, 'msg', error)})")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            problems.append(f"line {number} holds {type(row).__name__}, expected an object with columns")
+    _raise_lines(origin, problems, "Mend those lines")
+    return rows
+
+
+def _json(origin: str, text: str) -> Records:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"Got {origin}, which is not JSON ({error}); expected it. One object a line is .jsonl."
+        ) from None
+    if isinstance(content, dict) and len(lists := [v for v in content.values() if isinstance(v, list)]) == 1:
+        content = lists[0]
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise ValueError(
+            f"Got {origin}, which holds {type(content).__name__}; expected a list of objects, one a record."
+        )
+    return content
+
+
+def _raise_lines(origin: str, problems: list[str], advice: str) -> None:
+    if problems:
+        more = f"\n  - and {len(problems) - 5} more" if len(problems) > 5 else ""
+        listed = "\n".join(f"  - {problem}" for problem in problems[:5])
+        raise ValueError(f"Got {origin}, which is broken; expected whole lines:\n{listed}{more}\n{advice}.")

@@ -1,0 +1,160 @@
+"""The doors for what users give: records as a list, whatever holds them, and sources as texts or as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any, TypeGuard
+
+from datasets import ClassLabel, Dataset
+
+Records = list[dict[str, Any]]
+
+
+class RecordList(list[dict[str, Any]]):
+    """Records that know where they come from.
+
+    Args:
+        records: The records.
+        origin: The file or data set, for errors.
+        label_names: Column to the names of its labels, where the cells are their numbers.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[dict[str, Any]],
+        origin: str | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__(records)
+        self.origin = origin
+        self.label_names = dict(label_names or {})
+
+
+def read_records(records: Iterable[Any]) -> Sequence[Any]:
+    """Return records as a sequence: a list as it is, a ``Dataset`` with the names of its labels, all else as a list."""
+    if isinstance(records, Dataset):
+        return RecordList(records.to_list(), label_names=label_names_of(records))
+    return records if isinstance(records, list) else list(records)
+
+
+def label_names_of(dataset: Dataset) -> dict[str, list[str]]:
+    """Return the names of the labels of every ``ClassLabel`` column."""
+    return {name: list(kind.names) for name, kind in dataset.features.items() if isinstance(kind, ClassLabel)}
+
+
+def origin_of(records: object) -> str | None:
+    """Return the file or data set that records were loaded from, if it is known."""
+    return records.origin if isinstance(records, RecordList) else None
+
+
+def read_sources(values: object) -> list[str] | list[list[int]]:
+    """Return sources as a list of texts, or as a list of lists of token ids.
+
+    Args:
+        values: Any iterable of texts, or of sequences, arrays or tensors of token ids: a list, generator, Series, column or
+            array.
+
+    Raises:
+        ValueError: One text, a mapping, a table, missing values, or anything else that is not one of the two.
+    """
+    items = _items(values)
+    texts = [isinstance(item, str) for item in items]
+    if all(texts):
+        return [str(item) for item in items]
+    if any(texts):
+        other = texts.index(not texts[0])
+        raise ValueError(
+            f"Got sources of several kinds: source 0 is {_shown(items[0])}, source {other} is {_shown(items[other])}; expected "
+            "either texts or lists of token ids. Leave missing ones out."
+        )
+    rows = [_token_ids(item) for item in items]
+    for number, row in enumerate(rows):
+        if row is None:
+            raise ValueError(
+                f"Got {_shown(items[number])} as source {number}; expected a text, or a list of token ids that ends in </s>. "
+                "Leave missing texts out, and make texts of numbers by str()."
+            )
+        if not row:
+            raise ValueError(f"Got no token ids as source {number}; expected at least one, </s>. Leave it out.")
+    return [row for row in rows if row is not None]
+
+
+def read_texts(values: object, name: str) -> list[str]:
+    """Return texts as a list.
+
+    Args:
+        values: Any iterable of texts.
+        name: Of the values, for errors.
+
+    Raises:
+        ValueError: One text, a mapping, a table, or values that are not texts.
+    """
+    items = _items(values, name)
+    wrong = [number for number, item in enumerate(items) if not isinstance(item, str)]
+    if wrong:
+        raise ValueError(
+            f"Got {_shown(items[wrong[0]])} as number {wrong[0]} of {name}; expected a text. Leave missing ones out."
+        )
+    return [str(item) for item in items]
+
+
+def read_candidates(values: object) -> list[str] | list[list[str]]:
+    """Return candidates as a list of texts for all sources, or as one list of texts for each source.
+
+    Args:
+        values: Any iterable of texts, or of iterables of texts.
+
+    Raises:
+        ValueError: See ``read_texts``.
+    """
+    items = _items(values, "candidates")
+    if all(isinstance(item, str) for item in items):
+        return [str(item) for item in items]
+    if any(isinstance(item, str) or not isinstance(item, Iterable) for item in items):
+        return read_texts(items, "candidates")
+    return [read_texts(item, f"the candidates of source {number}") for number, item in enumerate(items)]
+
+
+def without_padding(ids: list[int], pad_token_id: int | None) -> list[int]:
+    """Return token ids without padding on either side; the pad id within them stays."""
+    places = [place for place, token in enumerate(ids) if token != pad_token_id]
+    return ids[places[0] : places[-1] + 1] if places else ids
+
+
+def _items(values: object, name: str = "sources") -> list[object]:
+    kind = f"{type(values).__module__.split('.')[0]}.{type(values).__qualname__}"
+    advice = ""
+    if isinstance(values, str):
+        raise ValueError(f"Got one text as {name}, {values[:60]!r}; expected a list of texts. Write [text].")
+    if isinstance(values, Mapping):
+        advice = "Give one of its values, as batch['input_ids'], without padding."
+    elif hasattr(values, "columns") or hasattr(values, "column_names"):
+        advice = "Give one of its columns, as table['text']; Task.sources makes them from records."
+    elif isinstance(values, bytes | bytearray) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        advice = "Write [text]."
+    if advice or not isinstance(values, Iterable):
+        raise ValueError(f"Got {kind} as {name}; expected a list, or another iterable, of texts. {advice}")
+    return [item.item() if getattr(item, "ndim", None) == 0 else _plain(item) for item in values]
+
+
+def _plain(item: object) -> object:
+    """Return the Python value of an Arrow scalar, and anything else as it is."""
+    return item.as_py() if hasattr(item, "as_py") else item
+
+
+def _token_ids(item: object) -> list[int] | None:
+    """Return the ids of one source, or ``None`` where it is not a sequence of whole numbers."""
+    plain = item.tolist() if hasattr(item, "tolist") else item
+    if not isinstance(plain, list | tuple) or not _are_ids(plain):
+        return None
+    return [int(token) for token in plain]
+
+
+def _are_ids(row: Sequence[object]) -> TypeGuard[Sequence[int]]:
+    return all(isinstance(token, Integral) and not isinstance(token, bool) and token >= 0 for token in row)
+
+
+def _shown(item: object) -> str:
+    missing = ", a missing value" if item is None or (isinstance(item, float) and item != item) else ""
+    return f"{item!r:.60} ({type(item).__name__}{missing})"
