@@ -147,7 +147,7 @@ class _Watch(TrainerCallback):
         """
         loss = self.validation.loss(model)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss on validation is {loss} after step {step}; lower the learning rate")
+            raise FloatingPointError(f"The loss on validation is {loss} after step {step}. Lower the learning rate.")
         scores = self.validation.score(model).scores
         point = {"step": step, "seconds": round(self.clock.seconds(), 3), "loss": round(loss, 5)}
         self.curve.append(point | {name: round(value, 5) for name, value in scores.items()})

@@ -112,6 +112,6 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (args.use_cpu or torch.accelerator.is_available()):
         raise ValueError(
-            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; gradients would "
-            "not be exchanged between them. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
+            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; expected it, as "
+            "gradients would not be exchanged otherwise. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
         )
