@@ -327,7 +327,7 @@ def test_a_prefix_is_not_merged_and_the_error_says_why(
 ) -> None:
     train(backbone, table, tmp_path / "out", "--method", "prefix")
     assert main(["merge", str(tmp_path / "out" / "adapter"), "--output", str(tmp_path / "merged")]) == 2
-    assert "no change of a weight and cannot be merged" in capsys.readouterr().err
+    assert "expected a method that changes weights, such as LoRA. It cannot be merged" in capsys.readouterr().err
 
 
 def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
