@@ -20,7 +20,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.models.backbone import correct_config
+from t5peft.models.backbone import correct_config, ensure_trainable_dtype
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
@@ -168,6 +168,7 @@ class AdapterTuner(BaseTuner, Generic[Layer, Config]):
 
 def wrap(model: PreTrainedModel, config: AdapterConfig | LoraConfig | IA3Config) -> PeftModel:
     """Wrap ``model`` in place: fill in the task type and the head that must be trained, and freeze the backbone."""
+    ensure_trainable_dtype(model)
     head, config.task_type = _head_and_task(model)
     correct_config(model)
     if head:

@@ -116,7 +116,7 @@ def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool)
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name not in kept:
                 setattr(parent, name, _QuantizedLinear(child, quantize, keeps_input))
-    model.is_quantized = True
+    model.is_quantized = True  # type: ignore[assignment]  # torch types a module's attributes as its parts
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from t5peft import (
     prompt_wrap,
     save_adapter,
 )
-from t5peft.adapters.checkpoint import fingerprint
+from t5peft.adapters import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import side_cache
 from t5peft.methods.norm import NormConfig, NormLayer
