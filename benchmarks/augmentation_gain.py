@@ -23,9 +23,9 @@ from transformers import set_seed
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap
 from t5peft.benchmark.data import backbone_fingerprint
-from t5peft.benchmark.environment import commit, machine, versions
+from t5peft.benchmark.environment import environment
 from t5peft.benchmark.statistics import mean_std
-from t5peft.benchmark.tables import fill_markers
+from t5peft.benchmark.tables import fill_markers, markdown_table
 from t5peft.data import Synonyms, WordDropout, WordSwap, augment, load_task
 from t5peft.evaluation import evaluate_task
 
@@ -98,9 +98,7 @@ def main() -> int:
         "learning_rate": LEARNING_RATE,
         "steps": STEPS,
         "examples_per_step": BATCH,
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine("cpu"),
+        **environment("cpu"),
         "results": results,
     }
     args.output.write_text(json.dumps(record, indent=1) + "\n")
@@ -112,13 +110,13 @@ def main() -> int:
 
 def table(record: dict[str, Any]) -> str:
     """Accuracy plain and augmented, mean and deviation over the seeds, with the gain of each seed's pair."""
-    lines = ["| task | training data | accuracy | gain |", "| --- | --- | ---: | ---: |"]
+    rows = []
     for task, result in record["results"].items():
         for kind, scores in result["scores"].items():
             gain = result["gains"].get(kind)
             change = "" if gain is None else f"{100 * gain['mean']:+.1f} ± {100 * (gain['deviation'] or 0):.1f}"
-            lines.append(f"| {task} | {kind} | {mean_std(scores).text(1, 100.0)} | {change} |")
-    return "\n".join(lines)
+            rows.append([task, kind, mean_std(scores).text(1, 100.0), change])
+    return markdown_table(["task", "training data", "accuracy", "gain"], rows, words=2)
 
 
 if __name__ == "__main__":

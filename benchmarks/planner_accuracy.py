@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from t5peft.benchmark.environment import commit, machine, versions
-from t5peft.benchmark.process import RunProcesses
-from t5peft.benchmark.tables import fill_markers
+from t5peft.benchmark.environment import environment
+from t5peft.benchmark.process import OnProgress, RunProcesses
+from t5peft.benchmark.tables import fill_markers, markdown_table
 from t5peft.methods import METHODS
 
 RECORD = Path(__file__).parent / "records" / "bench" / "planner.json"
@@ -132,7 +132,7 @@ def _batch(shape: Shape) -> dict[str, Any]:
     return {"input_ids": source, "attention_mask": mask, "labels": target}
 
 
-def worker(pair: Any, tell: Any) -> dict[str, Any]:
+def worker(pair: tuple[Shape, str], on_progress: OnProgress) -> dict[str, Any]:
     """One measurement, in a process of its own."""
     return {"measured_bytes": measured_bytes(*pair)}
 
@@ -148,7 +148,7 @@ def measure_all() -> dict[str, Any]:
             kept = {name: found[name] for name in ("measured_bytes", "outcome", "reason") if name in found}
             rows.append(asdict(shape) | {"method": method} | kept)
             print(json.dumps(rows[-1]), flush=True)
-    return {"started": started, "commit": commit(), "versions": versions(), "machine": machine("cpu"), "rows": rows}
+    return {"started": started, **environment("cpu"), "rows": rows}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -159,11 +159,12 @@ def table(record: dict[str, Any]) -> str:
         if "measured_bytes" in row:
             error = predicted_bytes(shape, row["method"]) / row["measured_bytes"] - 1
             errors.setdefault(row["method"], {})[shape] = error
-    lines = [["method", *map(str, SHAPES)], ["---"] + ["---:"] * len(SHAPES)]
-    for method, found in errors.items():
-        lines.append([method, *(f"{found[shape]:+.1%}" if shape in found else "not measured" for shape in SHAPES)])
+    rows = [
+        [method, *(f"{found[shape]:+.1%}" if shape in found else "not measured" for shape in SHAPES)]
+        for method, found in errors.items()
+    ]
     largest = max((abs(error) for found in errors.values() for error in found.values()), default=0.0)
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = markdown_table(["method", *map(str, SHAPES)], rows)
     return f"Largest error {largest:.1%}; {record['machine']['name']}.\n\n{text}"
 
 

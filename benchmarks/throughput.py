@@ -11,7 +11,7 @@ A t5-small shape with random weights and the real T5 vocabulary: a step costs wh
 ``throughput_systems.py``.
 
 Speed is counted in real tokens, source and target, without padding. Each repeat runs every system once over the same
-examples; figures are medians, ratios are medians of the ratios within a repeat. Records go to benchmarks/records/speed/.
+examples; figures are medians, ratios are medians of the ratios within a repeat. Records go to records/speed.jsonl.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,7 +32,8 @@ from throughput_systems import SYSTEMS, Features, time_training
 from throughput_tables import RECORDS, TABLES
 from transformers import T5Config, logging
 
-from t5peft.benchmark.environment import commit, machine, versions
+from t5peft.benchmark.environment import environment
+from t5peft.benchmark.json_lines import JsonLines
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.kernels.linear import product
 
@@ -116,8 +116,8 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The record of a run, and where it lies."""
+def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    """Append the record of a run, and return it."""
     now = datetime.now(timezone.utc)
     record = {
         "kind": kind,
@@ -125,16 +125,12 @@ def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> tuple
         "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
         "method": args.method,
         "examples_per_step": args.examples,
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine("cpu"),
+        **environment("cpu"),
         "load_average": psutil.getloadavg(),
         "results": results,
     }
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    path = RECORDS / f"{kind}-{args.method}-{args.examples}-{now:%Y%m%d-%H%M%S}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path, record
+    JsonLines(RECORDS).append(json.dumps(record))
+    return record
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -168,8 +164,8 @@ def main() -> None:
         memory_of(args.one_memory, args)
         return
     kind = next((kind for kind in RUNS if getattr(args, kind, False)), "training")
-    path, record = write(kind, args, RUNS[kind](args))
-    print(f"{TABLES[kind](record)}\n\nrecord: {path}")
+    record = write(kind, args, RUNS[kind](args))
+    print(f"{TABLES[kind](record)}\n\nrecord: {RECORDS}")
 
 
 if __name__ == "__main__":

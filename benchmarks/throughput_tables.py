@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from t5peft.benchmark.tables import fill_markers
+from t5peft.benchmark.json_lines import JsonLines
+from t5peft.benchmark.tables import fill_markers, markdown_table
 
-RECORDS = Path(__file__).parent / "records" / "speed"
-Record = dict[str, Any]
+RECORDS = Path(__file__).parent / "records" / "speed.jsonl"
+SpeedRecord = dict[str, Any]
 
 
 def median_ratio(result: dict[str, Any], peer: str, field: str = "seconds") -> float:
@@ -24,12 +25,7 @@ def median_ratio(result: dict[str, Any], peer: str, field: str = "seconds") -> f
     return statistics.median(run[peer][field] / run["t5peft"][field] for run in result["runs"])
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
-
-
-def training_table(record: Record) -> str:
+def training_table(record: SpeedRecord) -> str:
     """Real tokens per second of each system, and the ratios, one line a data set."""
     results = record["results"]
     systems = [name for name in next(iter(results.values()))["runs"][0] if name != "matmul_flops_per_second"]
@@ -54,14 +50,14 @@ def training_table(record: Record) -> str:
         f"{record['method']}, {record['examples_per_step']} examples a step, median of {repeats} repeat"
         f"{'s' if repeats > 1 else ''}; {record['machine']['name']}, {record['machine']['cores']} cores"
     )
-    return about + "\n\n" + _table([*head, *(["share of matmul"] if with_share else [])], rows)
+    return about + "\n\n" + markdown_table([*head, *(["share of matmul"] if with_share else [])], rows)
 
 
 def _with_flops(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [run | {"flops": result["flops"]} for run in result["runs"]]
 
 
-def memory_table(record: Record) -> str:
+def memory_table(record: SpeedRecord) -> str:
     """Peak bytes above the loaded model's, one line a data set and size of the vocabulary."""
     rows = []
     for name, sizes in record["results"].items():
@@ -74,10 +70,10 @@ def memory_table(record: Record) -> str:
                      f"{ours / theirs:.2f}"]
                 )  # fmt: skip
     head = ["data set", "vocabulary", "t5peft, above the model", "peer", "peer, above the model", "ratio"]
-    return f"memory, {record['method']}, {record['examples_per_step']} examples a step\n\n" + _table(head, rows)
+    return f"memory, {record['method']}, {record['examples_per_step']} examples a step\n\n" + markdown_table(head, rows)
 
 
-def losses_table(record: Record) -> str:
+def losses_table(record: SpeedRecord) -> str:
     """The largest relative difference of the losses, one line a data set."""
     rows = [
         [name, precision, str(len(result["losses"]["peft"])), f"{result['largest_relative_difference']:.1e}"]
@@ -85,10 +81,10 @@ def losses_table(record: Record) -> str:
         for precision, result in precisions.items()
     ]
     head = ["data set", "precision", "steps", "largest relative difference"]
-    return f"losses at dropout 0 beside the plain way, {record['method']}\n\n" + _table(head, rows)
+    return f"losses at dropout 0 beside the plain way, {record['method']}\n\n" + markdown_table(head, rows)
 
 
-def prediction_table(record: Record) -> str:
+def prediction_table(record: SpeedRecord) -> str:
     """How many times as long generation by the peer takes."""
     rows = []
     for name, result in record["results"].items():
@@ -97,10 +93,10 @@ def prediction_table(record: Record) -> str:
             for s in ("t5peft", "peft")
         ]
         rows.append([name, *(f"{rate:.1f}" for rate in rates), f"{median_ratio(result, 'peft'):.2f}"])
-    return "prediction\n\n" + _table(["data set", "t5peft, examples/s", "peft, examples/s", "ratio"], rows)
+    return "prediction\n\n" + markdown_table(["data set", "t5peft, examples/s", "peft, examples/s", "ratio"], rows)
 
 
-TABLES: dict[str, Callable[[Record], str]] = {
+TABLES: dict[str, Callable[[SpeedRecord], str]] = {
     "training": training_table,
     "memory": memory_table,
     "losses": losses_table,
@@ -108,21 +104,22 @@ TABLES: dict[str, Callable[[Record], str]] = {
 }
 
 
-def newest() -> list[Record]:
+def newest() -> list[SpeedRecord]:
     """Records of each kind, method and examples a step, newest first, without those whose systems are all in a newer one."""
-    found: dict[tuple[Any, ...], list[Record]] = {}
-    for record in sorted((json.loads(path.read_text()) for path in RECORDS.glob("*.json")), key=_date, reverse=True):
+    found: dict[tuple[Any, ...], list[SpeedRecord]] = {}
+    records = [json.loads(line) for _, line in JsonLines(RECORDS).new_lines()]
+    for record in sorted(records, key=_date, reverse=True):
         newer = found.setdefault((record["kind"], record["method"], record["examples_per_step"]), [])
         if not any(_systems(record) <= _systems(other) for other in newer):
             newer.append(record)
     return [record for records in found.values() for record in records]
 
 
-def _date(record: Record) -> str:
+def _date(record: SpeedRecord) -> str:
     return str(record["date"])
 
 
-def _systems(record: Record) -> set[str]:
+def _systems(record: SpeedRecord) -> set[str]:
     return set(next(iter(record["results"].values()))["runs"][0]) if record["kind"] == "training" else set()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t5peft.benchmark.records import RunConfig, write_record
+from t5peft.benchmark.records import RunConfig, RunRecords
 
 # method -> accuracy, trained parameters, peak memory in MB, seconds a step, the best of three learning rates
 SHAPES: dict[str, tuple[float, int, int, float, tuple[float, float, float]]] = {
@@ -103,15 +103,17 @@ def write_suite(folder: Path, *, task: str = "intents", seeds: int = 3, drop: fl
             for position, rate in enumerate(rates if seed == 0 else rates[1:2]):
                 made = config(method, rate=rate, seed=seed, task=task)
                 score = accuracy - drop - (0.06 if rate != rates[1] else 0.0) - 0.004 * seed - 0.001 * position
-                write_record(folder, made, finished(made, score, parameters=parameters, peak=peak, seconds=seconds))
+                RunRecords(folder).append(
+                    made, finished(made, score, parameters=parameters, peak=peak, seconds=seconds)
+                )
     big = config("lora", rate=1e-3, task=task, method_options={"rank": 64})
     small = config("lora", rate=1e-3, task=task, method_options={"rank": 4})
     for made, score in ((big, 0.91 - drop), (small, 0.89 - drop)):
         rank = made.method_options["rank"]
-        write_record(folder, made, finished(made, score, parameters=12_288 * rank, peak=140 + rank, seconds=0.18))
+        RunRecords(folder).append(made, finished(made, score, parameters=12_288 * rank, peak=140 + rank, seconds=0.18))
     lost = config("peft-prompt", rate=0.3, task=task)
-    write_record(
-        folder, lost, {"outcome": "diverged", "reason": "the loss is nan at step 12", "seconds": {"total": 4.0}}
+    RunRecords(folder).append(
+        lost, {"outcome": "diverged", "reason": "the loss is nan at step 12", "seconds": {"total": 4.0}}
     )
     full = config("peft-lora", rate=0.3, task=task)
-    write_record(folder, full, {"outcome": "out_of_memory", "reason": "the system killed the process (signal 9)"})
+    RunRecords(folder).append(full, {"outcome": "out_of_memory", "reason": "the system killed the process (signal 9)"})

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from t5peft.benchmark.environment import commit, machine, versions
+from t5peft.benchmark.environment import environment
 from t5peft.models.backbone import load_backbone
 from t5peft.pretraining import (
     PretrainConfig,
@@ -86,9 +86,7 @@ def main() -> None:
         "share_of_right_answers": right_answers(model, SelfSupervised(held_out, tokenizer)),
         "pairs_of_each_task": TASK_PAIRS,
         "curve": curve(args.run),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine("cpu"),
+        **environment("cpu"),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     args.output.mkdir(parents=True, exist_ok=True)

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from t5peft.benchmark.records import load_records
+from t5peft.benchmark.records import RunRecords
 from t5peft.benchmark.statistics import paired_bootstrap
 from t5peft.benchmark.summary import Row, summarize
-from t5peft.benchmark.tables import fill_markers
+from t5peft.benchmark.tables import fill_markers, markdown_table
 
 BENCH = Path(__file__).parents[1] / "records" / "bench"
 COLUMNS = {"random": "_random", "mini, half the steps": "_half", "mini": ""}
@@ -56,8 +56,8 @@ class Transfer:
 def transfers(suffix: str) -> dict[tuple[str, str], Transfer]:
     """By task and method, of the folders of both suites that end so; none where a folder has no records."""
     found = {}
-    for folder in (BENCH / f"real{suffix}" / "records", BENCH / f"rte_parted{suffix}" / "records"):
-        records = load_records(folder) if folder.is_dir() else []
+    for folder in (BENCH / f"real{suffix}", BENCH / f"rte_parted{suffix}"):
+        records = RunRecords(folder).load() if folder.is_dir() else []
         for row in (row for table in summarize(records) for row in table.rows):
             scores = [
                 record["test_score_by_example"]
@@ -76,16 +76,15 @@ def table() -> str:
     """One line a task and method: test scores by backbone, and the differences to random weights."""
     columns = {name: transfers(suffix) for name, suffix in COLUMNS.items()}
     differences = [f"{name} - random" for name in list(COLUMNS)[1:]]
-    lines = [["task", "metric", "method", *columns, *differences]]
-    lines.append(["---"] * 3 + ["---:"] * (len(lines[0]) - 3))
+    rows = []
     for task, name in TASKS.items():
         for method in METHODS:
             random, *others = (found.get((task, method)) for found in columns.values())
             metric = next((one.row.metric for one in others if one), "not run")
             scores = [one.score if one else "not run" for one in (random, *others)]
             against = [one.against(random) if one and random else "not run" for one in others]
-            lines.append([name, metric, method, *scores, *against])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append([name, metric, method, *scores, *against])
+    return markdown_table(["task", "metric", "method", *columns, *differences], rows, words=3)
 
 
 if __name__ == "__main__":

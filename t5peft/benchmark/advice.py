@@ -1,23 +1,28 @@
-"""The recommendation in words, computed from the rows: given your memory, time and disk, take this."""
+"""The recommendation in words, computed from the rows: which method to take for your memory, time and disk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.summary import Row, TaskTable, against_baseline, difference
 from t5peft.planning.units import bytes_text, seconds_text
 
 
 def advice(table: TaskTable) -> list[str]:
-    """Sentences for one task: what scores best, what is not clearly worse, and which of these costs least.
+    """Return sentences for one task: which method scores best, which are not clearly worse, and which of these cost least.
 
-    Only methods of this library are recommended, not peers. "Not clearly worse" means that the 95 % interval of the paired
-    difference to full fine-tuning does not lie below zero; where full fine-tuning did not finish, to the best of the methods.
+    Only methods of this library are recommended, not baselines. "Not clearly worse" means that the 95 % interval of the
+    paired difference to full fine-tuning is not below zero. If full fine-tuning did not finish, the best method takes its
+    place.
+
+    Args:
+        table: The rows of the task.
     """
-    rows = [row for row in table.rows if row.test is not None and not row.method.startswith("peft-")]
+    rows = [row for row in table.rows if row.test is not None and not is_baseline(row.method)]
     if not rows:
         of_whom = " of a method of this library" if any(row.test for row in table.rows) else ""
-        return [f"No run{of_whom} finished, so nothing can be recommended; the table gives the reasons."]
+        return [f"No run{of_whom} finished, so there is no recommendation; the table gives the reasons."]
     best = max(rows, key=lambda row: row.test.mean)  # type: ignore[union-attr]
     sentences = [f"Highest of these methods on the test split: {best.label} with {_score(best)} {table.metric}."]
     full = next((row for row in rows if row.method == "full"), None)
@@ -29,8 +34,7 @@ def advice(table: TaskTable) -> list[str]:
     adapters = [row for row in good if row.method != "full"]
     if full is not None and len(rows) > 1 and all(_same_as(row, full) for row in rows):
         sentences = [
-            f"Every method scores the same on every test example ({_score(best)} {table.metric}): nothing here tells them "
-            "apart but what they cost."
+            f"Every method scores the same on every test example ({_score(best)} {table.metric}); only their costs differ."
         ]
     elif full is not None and (adapters or (len(rows) > 1 and not apart)):
         sentences.append(_compared(adapters, full))
@@ -42,12 +46,14 @@ def advice(table: TaskTable) -> list[str]:
         sentences.append(f"Clearly below {name} here: {names}.")
     if apart:
         names = ", ".join(row.label for row in apart)
-        sentences.append(f"Not compared, as {name} has no run with their seeds: {names}.")
-    if peers := [(ours, found) for ours, peer in against_baseline(table) if (found := difference((ours, peer)))]:
-        names = ", ".join(f"{ours.label} {found.text(ours.factor)}" for ours, found in peers)
-        sentences.append(f"Against peft's own under Seq2SeqTrainer: {names}.")
+        sentences.append(f"Not compared, because {name} has no run with their seeds: {names}.")
+    if pairs := [(ours, found) for ours, theirs in against_baseline(table) if (found := difference((ours, theirs)))]:
+        names = ", ".join(f"{ours.label} {found.text(ours.factor)}" for ours, found in pairs)
+        sentences.append(f"Against peft's own methods under Seq2SeqTrainer: {names}.")
     if all(row.test.n == 1 for row in rows):  # type: ignore[union-attr]
-        sentences.append("There is one seed: the intervals hold the chance of the test examples, not that of training.")
+        sentences.append(
+            "There is one seed, so the intervals cover the chance of the test examples, not that of training."
+        )
     return sentences
 
 
@@ -58,20 +64,20 @@ def _same_as(row: Row, full: Row) -> bool:
 
 def _compared(adapters: Sequence[Row], full: Row) -> str:
     if not adapters:
-        return f"Every adapter is clearly below full fine-tuning ({_score(full)}): take full fine-tuning where it fits."
+        return f"Every adapter is clearly below full fine-tuning ({_score(full)}): take full fine-tuning if it fits."
     names = ", ".join(row.label for row in adapters)
     return f"Not clearly worse than full fine-tuning ({_score(full)}): {names}."
 
 
 def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
-    """What to take when one thing is short; one sentence each."""
+    """Name the cheapest method by memory, time and disk; one sentence each."""
     saving: list[tuple[str, Callable[[Row], float], Callable[[float], str], str]] = [
-        ("Short of memory", peak_bytes, bytes_text, "at the peak"),
-        ("Short of time", step_seconds, seconds_text, "a step"),
-        ("Many tasks on one backbone", file_bytes, bytes_text, "a task"),
+        ("Least memory", peak_bytes, bytes_text, "at the peak"),
+        ("Least time", step_seconds, seconds_text, "a step"),
+        ("Smallest file", file_bytes, bytes_text, "a task"),
     ]
     sentences = []
-    for short, figure, text, of_what in saving:
+    for goal, figure, text, unit in saving:
         measured = [row for row in adapters if figure(row)]
         if not measured:
             continue
@@ -80,25 +86,25 @@ def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
         share = f" ({figure(least) / reference:.0%} of full fine-tuning)" if reference else ""
         if reference and figure(least) >= reference:
             sentences.append(
-                f"{short}: none of these saves any; {least.label} takes {text(figure(least))} {of_what}{share}."
+                f"{goal}: none of these saves any; {least.label} takes {text(figure(least))} {unit}{share}."
             )
             continue
-        sentences.append(f"{short}: {least.label}, {text(figure(least))} {of_what}{share}.")
+        sentences.append(f"{goal}: {least.label}, {text(figure(least))} {unit}{share}.")
     return sentences
 
 
 def peak_bytes(row: Row) -> float:
-    """Peak memory of a finished row; 0 where it was not measured."""
+    """Return the peak memory of a finished row, or 0 if it was not measured."""
     return row.peak_bytes.mean if row.peak_bytes else 0.0
 
 
 def step_seconds(row: Row) -> float:
-    """Seconds of a step of a finished row."""
+    """Return the seconds of a step of a finished row, or 0 if they were not measured."""
     return row.step_seconds.mean if row.step_seconds else 0.0
 
 
 def file_bytes(row: Row) -> float:
-    """Bytes that a finished row stores."""
+    """Return the bytes that a finished row stores."""
     return float(row.stored_bytes or 0)
 
 

@@ -1,35 +1,40 @@
-"""From a suite's entries to the configurations of its runs."""
+"""The configurations of a suite's runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from t5peft.benchmark.baselines import BASELINES
-from t5peft.benchmark.data import backbone_fingerprint, data_of
+from t5peft.benchmark.data import backbone_fingerprint, describe_data
 from t5peft.benchmark.records import RunConfig
 from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 from t5peft.methods import METHODS
 
 
 def base_configs(suite: Suite, device: str) -> Callable[[SuiteTask, SuiteMethod], RunConfig]:
-    """What makes the configuration of a method on a task; learning rate and seed are filled in run by run.
+    """Return the function that makes the configuration of a method on a task.
 
-    Reads the data of every task once, so that what is missing is said before the first run.
+    Each run replaces the configuration's learning rate and seed. The data of every task are read here, so that an error
+    in them comes before the first run.
+
+    Args:
+        suite: The suite.
+        device: "cpu" or "cuda".
 
     Raises:
-        ValueError: methods that are not known, data or a backbone that are not there, all of them in one error.
+        ValueError: A method is unknown, or data or a backbone were not found; all problems in one error.
     """
     problems = [
-        f"method {entry.method!r} is unknown, expected one of {', '.join([*METHODS, *BASELINES])}"
+        f"Got the method {entry.method!r}; expected one of {', '.join([*METHODS, *BASELINES])}."
         for entry in suite.methods
         if entry.method not in METHODS and entry.method not in BASELINES
     ]
     data = {}
     for task in suite.tasks:
         try:
-            data[task.name] = data_of(task)
+            data[task.name] = describe_data(task)
         except (OSError, ValueError, RuntimeError) as error:
-            problems.append(f"task {task.name!r}: {error}")
+            problems.append(f"Task {task.name!r}: {error}")
     try:
         fingerprint = backbone_fingerprint(suite.backbone)
     except OSError as error:

@@ -16,37 +16,41 @@ from t5peft.data.registry import with_validation
 from t5peft.data.splits import fingerprint_of_data
 from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import check_metrics
-from t5peft.models.backbone import MINI
+from t5peft.models.embedded import resolve_backbone
 
-Splits = dict[str, list[dict[str, Any]]]
+DataSplits = dict[str, list[dict[str, Any]]]
+"""Examples by split: "train", "validation", "test"."""
 
 
-def data_of(task: SuiteTask) -> dict[str, Any]:
-    """What a `RunConfig` holds of the data: where it is, and the SHA-256 of its content with the task's definition.
+def describe_data(task: SuiteTask) -> dict[str, Any]:
+    """Return the ``data`` of a ``RunConfig``: where the examples are, and a hash of them and of the task's definition.
+
+    Args:
+        task: A task of a suite.
 
     Raises:
-        ValueError: the task's first metric is one of which less is better, or there is none of that name; files of one's own
-            without records to train on or to test by, or with records that the task cannot read.
+        ValueError: The first metric is unknown or better when lower, or the user's files lack records to train on or to
+            test with, or the task cannot read them.
     """
     data: dict[str, Any] = {"task": task.name} if task.own is None else {"own": dict(task.own)}
     definition, splits = _load(data)
     check_metrics(definition)
     if not METRICS[definition.metrics[0]].greater_is_better:
         raise ValueError(
-            f"task {definition.name!r} leads with {definition.metrics[0]}, of which less is better; tables and figures take the "
-            "first metric for one of which more is: give another one first"
+            f"Got task {definition.name!r} with {definition.metrics[0]} as its first metric; expected one that is better when "
+            "higher, because tables and charts are sorted by the first metric. Name another one first."
         )
     if task.own is not None:
         _check_own(definition, splits)
     return data | {"fingerprint": fingerprint_of_data(definition, splits)}
 
 
-def _check_own(task: Task, splits: Splits) -> None:
-    """Raise ValueError for what would else stop every run, or score it by the wrong references."""
+def _check_own(task: Task, splits: DataSplits) -> None:
+    """Raise ValueError for what would stop every run, or score it by wrong references."""
     if missing := [split for split in ("train", "test") if not splits.get(split)]:
         raise ValueError(
-            f"task {task.name!r} has no {' and no '.join(missing)} records; expected files of train and of test, and maybe of "
-            "validation"
+            f"Got no {' and no '.join(missing)} records for task {task.name!r}; expected a file of train and one of test. "
+            "A file of validation is optional."
         )
     tested = [*splits["validation"], *splits["test"]]
     checks.raise_all(task.name, checks.missing_references(tested, task.references))
@@ -54,24 +58,28 @@ def _check_own(task: Task, splits: Splits) -> None:
         task.check(records)
 
 
-def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, Splits]:
-    """The task and at most `limits` records of each split.
+def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, DataSplits]:
+    """Return the task and at most ``limits`` records of each split.
 
-    Records are drawn, not cut off, and with a fixed number, so that every seed and method sees the same ones.
+    Records are drawn with a fixed seed, so that every seed and method sees the same ones.
+
+    Args:
+        data: From ``describe_data``.
+        limits: The most records of a split.
 
     Raises:
-        RuntimeError: the data are no longer those of the configuration.
+        RuntimeError: The data are no longer those of the configuration.
     """
     task, splits = _load(data)
     if fingerprint_of_data(task, splits) != data["fingerprint"]:
-        raise RuntimeError(f"the data of task {task.name!r} changed while the suite ran; start it again")
+        raise RuntimeError(f"The data of task {task.name!r} changed while the suite ran. Start it again.")
     for name, limit in limits.items():
         if name in splits and len(splits[name]) > limit:
             splits[name] = random.Random(0).sample(splits[name], limit)
     return task, splits
 
 
-def _load(data: Mapping[str, Any]) -> tuple[Task, Splits]:
+def _load(data: Mapping[str, Any]) -> tuple[Task, DataSplits]:
     if "task" in data:
         return load_task(data["task"])
     fields = dict(data["own"])
@@ -82,28 +90,31 @@ def _load(data: Mapping[str, Any]) -> tuple[Task, Splits]:
 
 
 def backbone_fingerprint(backbone: str) -> str:
-    """The SHA-256 of a local backbone's configuration and weights; for a hub name the commit, which a run will load.
+    """Return the hash of a local backbone's configuration and weights, or the commit of one from the hub.
+
+    Args:
+        backbone: "mini", a folder, or a hub name.
 
     Raises:
-        FileNotFoundError: neither a folder with a config.json nor what the hub or its cache has.
+        FileNotFoundError: The backbone is neither a folder with a config.json nor on the hub or in its cache.
     """
-    folder = MINI if backbone == "mini" else Path(backbone)
+    folder = Path(resolve_backbone(backbone))
     if (folder / "config.json").is_file():
         digest = hashlib.sha256()
         for path in sorted(folder.glob("*")):
             if path.suffix in (".json", ".safetensors", ".bin", ".model"):
                 digest.update(path.name.encode())
                 with path.open("rb") as file:
-                    while block := file.read(1 << 24):  # weights may be more than the memory holds
+                    while block := file.read(1 << 24):  # weights may be larger than the memory
                         digest.update(block)
         return digest.hexdigest()[:16]
     try:
-        found, why = cached_file(backbone, "config.json"), "no config.json is there"
+        found, why = cached_file(backbone, "config.json"), "it has no config.json"
     except OSError as error:
         found, why = None, str(error).splitlines()[0]
     if found is None:
         raise FileNotFoundError(
-            f"backbone {backbone!r} is neither a model's folder nor what the hub has ({why}); expected 'mini', a local folder, "
-            "or, with a network, a hub name such as 'google/flan-t5-base'"
+            f"Got backbone {backbone!r}, which is neither a model's folder nor on the hub ({why}); expected 'mini', a local "
+            "folder, or a hub name such as 'google/flan-t5-base'. A hub name needs a network."
         )
     return Path(found).parent.name

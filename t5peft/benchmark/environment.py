@@ -1,4 +1,4 @@
-"""What a record says of the machine and the software it was made with."""
+"""The hardware and the software of a run, as a record holds them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ import torch
 PACKAGES = ("t5peft", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers")
 
 
+def environment(device: str) -> dict[str, Any]:
+    """Return ``commit``, ``versions`` and ``machine`` of a record.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    return {"commit": commit(), "versions": versions(), "machine": _machine(device)}
+
+
 def versions() -> dict[str, str | None]:
-    """Versions of what matters for a result; None for what is not installed."""
+    """Return the versions of Python and of the packages that matter for a result; None for those not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -26,7 +35,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with "+" where it was changed; None for an installed package."""
+    """Return the commit of the source tree, with "+" if the source was changed; None for an installed package."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -43,8 +52,7 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def machine(device: str) -> dict[str, Any]:
-    """Name of the device, cores, threads, memory."""
+def _machine(device: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
     memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else psutil.virtual_memory().total
     return {

@@ -1,7 +1,7 @@
-"""Memory of a run: of this process while it trains, above what the loaded libraries take.
+"""Measure the memory of a run: that of this process while it trains.
 
-On the CPU it is the resident set, sampled by a thread, its peak taken from the kernel's own high-water mark where
-Linux lets a process reset it. On CUDA it is what torch's allocator holds.
+On the CPU it is the resident set, which a thread samples. The peak is the kernel's own high-water mark where Linux lets a
+process reset it. On CUDA it is what torch's allocator holds.
 """
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ MMAP_THRESHOLD_BYTES = 1 << 20
 
 
 def return_freed_memory(threshold_bytes: int = MMAP_THRESHOLD_BYTES) -> bool:
-    """Makes glibc hand tensors of so many bytes and more back to the system when they are freed; True where it took.
+    """Make glibc return large tensors to the system when they are freed.
 
-    By default it raises that limit as tensors are freed, and keeps what it freed in holes: the resident set of a
+    By default glibc raises that limit as tensors are freed, and keeps the freed memory in holes. The resident set of a
     T5-small step then exceeds its live tensors by 30 %, by chance more in one method than in another.
+
+    Args:
+        threshold_bytes: Size from which tensors are returned.
+
+    Returns:
+        Whether glibc accepted it.
     """
     libc = _libc()
     return libc is not None and bool(libc.mallopt(-3, threshold_bytes))  # -3 is M_MMAP_THRESHOLD
 
 
 def trim_heap() -> None:
-    """Hands the holes between smaller tensors back too; without it they grow by some megabytes a step of uneven lengths."""
+    """Return the holes between smaller tensors too; they grow by some megabytes a step where lengths differ."""
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
@@ -41,7 +47,7 @@ def trim_heap() -> None:
 
 @lru_cache(maxsize=1)
 def _libc() -> Any:
-    """glibc; None on another system, whose allocator is left alone."""
+    """Load glibc; None on another system, whose allocator stays as it is."""
     if platform.system() != "Linux":
         return None
     try:
@@ -52,10 +58,13 @@ def _libc() -> Any:
 
 
 class MemoryMeter:
-    """Context manager: peak and mean bytes between its start and its end, without the spans that were paused.
+    """Measure peak and mean bytes between the start and the end of a ``with`` block, without the paused spans.
 
-    Absolute, but for what the paused spans left held (`left_bytes`): an evaluation of large batches leaves kernels and buffers,
-    which training neither needs nor can hand back.
+    What the paused spans left allocated (``left_bytes``) is subtracted. An evaluation of large batches leaves kernels and
+    buffers, which training neither needs nor can free.
+
+    Args:
+        device: "cpu" or "cuda".
     """
 
     def __init__(self, device: str) -> None:
@@ -73,7 +82,7 @@ class MemoryMeter:
         self._kernel_peak = False
 
     def now_bytes(self) -> int:
-        """Bytes held at this moment."""
+        """Return the bytes allocated at this moment."""
         if self.device == "cuda":
             return torch.cuda.memory_allocated()
         return self._process.memory_info().rss
@@ -89,7 +98,7 @@ class MemoryMeter:
 
     def __enter__(self) -> MemoryMeter:
         self.peak_bytes = self.mean_bytes = self.now_bytes()
-        self.go_on()
+        self.resume()
         self._thread.start()
         return self
 
@@ -103,7 +112,7 @@ class MemoryMeter:
             self.mean_bytes = self._sum_bytes // self._samples
 
     def pause(self) -> None:
-        """Leaves out what comes now, as an evaluation."""
+        """Leave out what comes now, such as an evaluation."""
         if self._paused:
             return
         self._paused = True
@@ -113,8 +122,8 @@ class MemoryMeter:
         elif self._kernel_peak:
             self.peak_bytes = max(self.peak_bytes, _high_water_mark_bytes() - self.left_bytes)
 
-    def go_on(self) -> None:
-        """Measures again."""
+    def resume(self) -> None:
+        """Measure again."""
         if self._before_pause is not None:
             self.left_bytes += max(0, self.now_bytes() - self._before_pause)
             self._before_pause = None
@@ -126,7 +135,7 @@ class MemoryMeter:
 
 
 def _reset_high_water_mark() -> bool:
-    """Sets the kernel's peak of this process to what it holds now; False where the system does not offer it."""
+    """Reset the kernel's peak of this process; False if the system does not offer it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _high_water_mark_bytes() > 0
@@ -142,7 +151,7 @@ def _high_water_mark_bytes() -> int:
 
 
 class Stopwatch:
-    """Seconds since it was made, less the spans that were paused."""
+    """Count seconds since it was made, without the paused spans."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -150,16 +159,16 @@ class Stopwatch:
         self._pause_start: float | None = None
 
     def pause(self) -> None:
-        """Stops counting until `go_on`."""
+        """Stop counting until ``resume``."""
         self._pause_start = time.perf_counter()
 
-    def go_on(self) -> None:
-        """Counts again."""
+    def resume(self) -> None:
+        """Count again."""
         if self._pause_start is not None:
             self._paused_seconds += time.perf_counter() - self._pause_start
             self._pause_start = None
 
     def seconds(self) -> float:
-        """Seconds counted so far."""
+        """Return the seconds counted so far."""
         end = self._pause_start if self._pause_start is not None else time.perf_counter()
         return end - self._start - self._paused_seconds

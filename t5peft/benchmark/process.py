@@ -1,7 +1,7 @@
-"""One process a run, so that its peak memory is its own and its death is an outcome.
+"""Run each run in a process of its own, so that its peak memory is its own and its death is an outcome.
 
-Runs are forked from a server that has imported the libraries and computed nothing: the import is paid once a suite,
-and every run starts from the same resident set. A run ends itself when the process that asked for it is gone.
+Runs are forked from a server that has imported the libraries and computed nothing. The import is paid once a suite, and
+every run starts from the same resident set. A run ends itself when the process that started it is gone.
 """
 
 from __future__ import annotations
@@ -13,45 +13,47 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from t5peft.benchmark.records import RunConfig
+from t5peft.benchmark.records import RunRecord
 
-Worker = Callable[[RunConfig, Callable[[int, int], None]], dict[str, Any]]
-"""Makes a run: takes the configuration and a function to be told (step, steps); returns the record."""
+OnProgress = Callable[[int, int], None]
+"""Called with the step and the number of steps."""
+Job = TypeVar("Job")
 
 
-class RunProcesses:
-    """Makes runs in processes of their own; call it with a configuration to get the record.
+class RunProcesses(Generic[Job]):
+    """Make runs in processes of their own. Call it with a configuration to get the record.
 
     Args:
-        worker: a function of a module (it is found again by name in the new process).
-        log: file that gets what the runs print.
+        worker: Makes a run from a configuration, and returns its record. It must be a function of a module, because the
+            new process imports it by name.
+        log: File for the output of the runs.
         threads: CPU threads of a run.
-        on_step: is told (step, steps) while a run goes on.
-        preload: modules that are imported once, before the first run.
+        on_progress: Called with the step and the number of steps while a run is going on.
+        preload: Modules that are imported once, before the first run.
     """
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Callable[[Job, OnProgress], RunRecord],
         *,
         log: Path,
         threads: int,
-        on_step: Callable[[int, int], None] = lambda step, steps: None,
+        on_progress: OnProgress = lambda step, steps: None,
         preload: tuple[str, ...] = (),
     ) -> None:
-        self.worker, self.log, self.threads, self.on_step = worker, log, threads, on_step
+        self.worker, self.log, self.threads, self.on_progress = worker, log, threads, on_progress
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(threads)  # read by the libraries when the server imports them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context: Any = multiprocessing.get_context(method)
+        self._context: Any = multiprocessing.get_context(method)  # its classes are made at run time
         if method == "forkserver":
             self._context.set_forkserver_preload(list(preload))
 
-    def __call__(self, config: RunConfig) -> dict[str, Any]:
-        """The record of one run; a process that dies gives a record too."""
+    def __call__(self, config: Job) -> RunRecord:
+        """Return the record of one run, also of a process that died."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(
@@ -71,7 +73,7 @@ class RunProcesses:
         process.close()
         return record if record is not None else _record_of_death(exit_code, self.log)
 
-    def _receive(self, receiver: Connection) -> dict[str, Any] | None:
+    def _receive(self, receiver: Connection) -> RunRecord | None:
         while True:
             try:
                 message = receiver.recv()
@@ -79,10 +81,12 @@ class RunProcesses:
                 return None
             if isinstance(message, dict):
                 return message
-            self.on_step(*message)
+            self.on_progress(*message)
 
 
-def _run(worker: Worker, config: RunConfig, sender: Connection, log: str, threads: int) -> None:
+def _run(
+    worker: Callable[[Job, OnProgress], RunRecord], config: Job, sender: Connection, log: str, threads: int
+) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(log, "a", encoding="utf-8", buffering=1) as file:
         for descriptor in (1, 2):  # not only Python's own streams: libraries in C write here too
@@ -106,12 +110,12 @@ def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _record_of_death(exit_code: int | None, log: Path) -> dict[str, Any]:
-    """Killed by the system means out of memory in all likelihood: nothing else kills a run alone."""
+def _record_of_death(exit_code: int | None, log: Path) -> RunRecord:
+    """Make the record of a process that died; signal 9 almost always means that the system ran out of memory."""
     if exit_code == -9:
         return {
             "outcome": "out_of_memory",
-            "reason": "the system killed the process (signal 9), as it does on no memory",
+            "reason": "the system killed the process (signal 9), as it does when memory runs out",
         }
     return {
         "outcome": "failed",

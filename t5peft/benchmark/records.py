@@ -1,34 +1,38 @@
-"""Run records: one JSON file a run, written once, named by what was asked for.
+"""Run records: one JSON line a run, appended once and never edited.
 
-A `RunConfig` is everything that decides a run's result. Its identity is a hash of its content, and the record's file
-name ends in it: a suite that was interrupted asks for the same identities again and finds those that exist. Nothing
-ever edits a record; to run one again, delete its file.
+A ``RunConfig`` is everything that decides a run's result, and its identity is a hash of its content. A suite that was
+interrupted asks for the same identities again and finds the recorded ones. Delete a record's line to repeat its run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from t5peft.benchmark.json_lines import JsonLines
+from t5peft.deprecated import current_options
+
 Outcome = Literal["finished", "out_of_memory", "diverged", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("finished", "out_of_memory", "diverged", "failed")
 SCHEMA = 1
+FILE_NAME = "records.jsonl"
+
+RunRecord = dict[str, Any]
+"""A stored run: ``schema``, ``config``, ``outcome``, and what the run measured."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One run: a method on a task with one learning rate and one seed.
 
-    `data` names the examples: {"task": name}, or {"own": the fields of a `Task` and its files}, always with
-    "fingerprint", the hash of the examples with the task's definition. `limits` caps the examples of a split; a split not
-    named is taken whole.
+    Attributes:
+        data: The examples: ``{"task": name}``, or ``{"own": ...}`` with the fields of a ``Task`` and its files. It
+            always has a ``fingerprint``, the hash of the examples and the task's definition.
+        limits: The most examples of a split. A split that is not named is used whole.
     """
 
     task: str
@@ -47,8 +51,8 @@ class RunConfig:
     training_options: Mapping[str, Any] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
-        """The fields as they are recorded: of files the names alone, as the fingerprint says what they hold."""
-        fields = asdict(self)
+        """Return the fields as they are recorded: files by their names only, options by their current names."""
+        fields = _with_current_options(asdict(self))
         fields["task"] = Path(self.task).name
         if "task" in fields["data"]:
             fields["data"]["task"] = Path(fields["data"]["task"]).name
@@ -58,84 +62,130 @@ class RunConfig:
         return fields
 
     def identity(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of the content's canonical JSON."""
-        text = json.dumps(self.content(), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def file_name(self) -> str:
-        """`TASK-METHOD-lrRATE-sSEED-IDENTITY.json`: readable first, unique by its end."""
-        readable = f"{Path(self.task).name}-{self.method}-lr{self.learning_rate:g}-s{self.seed}"
-        return f"{re.sub(r'[^A-Za-z0-9._+-]+', '_', readable)}-{self.identity()}.json"
+        """Return the hash by which a record of exactly this configuration is found."""
+        return _identity(self.content())
 
 
-def write_record(directory: Path, config: RunConfig, record: Mapping[str, Any]) -> Path:
-    """Writes `record` whole or not at all: to a temporary file, flushed to the disk, then renamed.
+def _with_current_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the options of a configuration their current names, as a record of 0.1 has old ones."""
+    options = {name: current_options(config.get(name) or {}) for name in ("method_options", "training_options")}
+    return {**config, **options}
 
-    Raises:
-        FileExistsError: a record of this configuration exists; records are never edited.
-        ValueError: the record's outcome is none of OUTCOMES, or one that is not "finished" gives no reason.
+
+def _identity(config: Mapping[str, Any]) -> str:
+    """Hash a recorded configuration. Its data count by their fingerprint, which names and folders do not change."""
+    known = {**config, "task": Path(config["task"]).name, "data": config["data"]["fingerprint"]}
+    text = json.dumps(known, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class RunRecords:
+    """The records of a suite, in ``records.jsonl`` of its folder.
+
+    Version 0.1 wrote each record into a JSON file of its own in ``records/``. Those are read too.
+
+    Args:
+        folder: The suite's folder. It need not exist.
     """
-    _check(record)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / config.file_name()
-    if path.exists():
-        raise FileExistsError(f"{path} exists, and records are never edited: delete it to run this configuration again")
-    text = json.dumps({"schema": SCHEMA, "config": config.content(), **record}, ensure_ascii=False, allow_nan=False)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lines = JsonLines(folder / FILE_NAME)
+        self._older_are_read = False
+        self._by_identity: dict[str, RunRecord] = {}
+
+    @property
+    def path(self) -> Path:
+        """The file that new records go into."""
+        return self._lines.path
+
+    def find(self, config: RunConfig) -> RunRecord | None:
+        """Return the record of exactly this configuration, or None if it has not been run.
+
+        Raises:
+            ValueError: Some lines or files are not run records.
+        """
+        self._read()
+        return self._by_identity.get(config.identity())
+
+    def append(self, config: RunConfig, record: Mapping[str, Any]) -> None:
+        """Append the record of a run, whole or not at all.
+
+        Raises:
+            FileExistsError: The configuration has a record already.
+            ValueError: The outcome is not one of ``OUTCOMES``, or is not "finished" and has no reason.
+        """
+        _check_outcome(record)
+        self._read()
+        content = {"schema": SCHEMA, "config": config.content(), **record}
+
+        def refuse_second(lines: list[tuple[int, bytes]]) -> None:
+            self._take_lines(lines)
+            if config.identity() in self._by_identity:
+                raise FileExistsError(
+                    f"{self.path} has a record of {config.method} on {config.task} at this rate and seed, and records are "
+                    "never edited. Delete it to run this configuration again."
+                )
+
+        self._lines.append(json.dumps(content, ensure_ascii=False, allow_nan=False), refuse_second)
+
+    def load(self) -> list[RunRecord]:
+        """Return all records, sorted by task, method, learning rate and seed.
+
+        Raises:
+            FileNotFoundError: There are no records in the folder.
+            ValueError: Some lines or files are not run records.
+        """
+        self._read()
+        if not self._by_identity:
+            raise FileNotFoundError(
+                f"Found no records in {self.folder}. Run `t5peft bench` first, or give the --output of a suite."
+            )
+        return [record for _, record in sorted(self._by_identity.items(), key=_sort_key)]
+
+    def _read(self) -> None:
+        if not self._older_are_read:
+            paths = {*self.folder.glob("records/*.json"), *self.folder.glob("*-lr*-s*-????????????.json")}
+            self._take((str(path), path.read_bytes()) for path in sorted(paths))
+            self._older_are_read = True
+        self._take_lines(self._lines.new_lines())
+
+    def _take_lines(self, lines: list[tuple[int, bytes]]) -> None:
+        self._take((f"{self.path}, line {number}", line) for number, line in lines)
+
+    def _take(self, texts: Iterable[tuple[str, bytes]]) -> None:
+        """Keep the records of these texts; of two with the same configuration the first one stands."""
+        problems = []
+        for place, text in texts:
+            try:
+                record = _parse(text)
+                self._by_identity.setdefault(_identity(record["config"]), record)
+            except (ValueError, AttributeError, KeyError, TypeError) as error:
+                problems.append(
+                    f"{place} is not a run record ({error or type(error).__name__}). Delete it, and the suite repeats its run."
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
-def _check(record: Mapping[str, Any]) -> None:
+def _parse(text: bytes) -> RunRecord:
+    record = json.loads(text)
+    _check_outcome(record)
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"Got schema {record.get('schema')!r}; expected {SCHEMA}")
+    return {**record, "config": _with_current_options(record["config"])}
+
+
+def _check_outcome(record: Mapping[str, Any]) -> None:
     outcome = record.get("outcome")
     if outcome not in OUTCOMES:
-        raise ValueError(f"the record's outcome is {outcome!r}, expected one of {', '.join(OUTCOMES)}")
+        raise ValueError(f"Got the outcome {outcome!r}; expected one of {', '.join(OUTCOMES)}.")
     if outcome != "finished" and not record.get("reason"):
-        raise ValueError(f"a record whose outcome is {outcome!r} must give its reason")
+        raise ValueError(f"Got the outcome {outcome!r} without a reason. Give the record its reason.")
 
 
-def find_record(directory: Path, config: RunConfig) -> dict[str, Any] | None:
-    """The record of exactly this configuration, or None where it has not been run."""
-    path = directory / config.file_name()
-    return _read(path) if path.exists() else None
-
-
-def load_records(directory: Path) -> list[dict[str, Any]]:
-    """All records of a folder, by file name.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: files that are no records, all of them in one error.
-    """
-    if not directory.is_dir():
-        raise FileNotFoundError(f"no folder of records at {directory}: run `t5peft bench` first, or give its --output")
-    records, problems = [], []
-    for path in sorted(directory.glob("*.json")):
-        try:
-            records.append(_read(path))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("\n".join(problems))
-    return records
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _check(record)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no run record ({error}): delete it, and the suite runs it again") from error
-    if record.get("schema") != SCHEMA:
-        raise ValueError(
-            f"{path} has schema {record.get('schema')!r}, this version reads {SCHEMA}: delete it or run again"
-        )
-    return record
+def _sort_key(item: tuple[str, RunRecord]) -> tuple[Any, ...]:
+    identity, record = item
+    config = record["config"]
+    name = f"{Path(config['task']).name}-{config['method']}-lr{config['learning_rate']:g}-s{config['seed']}"
+    return name, identity

@@ -1,22 +1,30 @@
-"""From a folder of records to the report: Markdown, CSV, one HTML page."""
+"""From the records of a suite to the report: Markdown, CSV, one HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from t5peft.benchmark.advice import advice
-from t5peft.benchmark.html_report import html_report
-from t5peft.benchmark.records import load_records
+from t5peft.benchmark.html_report import INSTALL, html_report
+from t5peft.benchmark.records import RunRecord, RunRecords
 from t5peft.benchmark.summary import summarize
 from t5peft.benchmark.tables import csv_text, markdown, overview_markdown
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The tables as Markdown, all tasks in one (empty for one task) and each by itself, and the files by what they hold."""
+    """The tables as Markdown, and the files that hold them.
+
+    Attributes:
+        overview: All tasks in one table; empty for a single task.
+        details: A table for each task.
+        paths: The files by their content.
+    """
 
     overview: str
     details: str
@@ -37,33 +45,49 @@ def write_report(
     command: str,
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
-    asked: Sequence[Mapping[str, Any]] = (),
+    asked: Sequence[RunRecord] = (),
 ) -> Report:
-    """Writes report.md, report.csv and report.html into `output`, of these tasks and methods alone (None: of all).
+    """Write report.md, report.csv and, if Jinja2 is installed, report.html.
 
-    Tables are of the conditions under which the records `asked` were made; of tasks that are not among them, of the newest.
+    Args:
+        folder: The folder of a suite, with its records.
+        output: The folder for the files.
+        title: Heading of the page.
+        about: One line under the heading.
+        command: The command that made the records.
+        tasks: Only these tasks. None: all.
+        methods: Only these methods. None: all.
+        asked: Records whose conditions the tables show. For a task without one, the newest record's conditions.
 
     Raises:
-        FileNotFoundError: there is no such folder of records.
-        ValueError: the folder holds no records of them, or files that are no records.
+        FileNotFoundError: There are no records in the folder.
+        ValueError: There are no records of these tasks and methods, or some are damaged.
     """
+    wanted_tasks = [Path(task).name for task in tasks or ()]
     records = [
         record
-        for record in load_records(folder)
-        if record["config"]["task"] in ([Path(task).name for task in tasks or ()] or [record["config"]["task"]])
-        and record["config"]["method"] in (methods or [record["config"]["method"]])
+        for record in RunRecords(folder).load()
+        if (not wanted_tasks or Path(record["config"]["task"]).name in wanted_tasks)
+        and (not methods or record["config"]["method"] in methods)
     ]
     if not records:
         narrowed = "".join(
-            f", {what} {', '.join(names)}" for what, names in (("tasks", tasks), ("methods", methods)) if names
+            f", {kind} {', '.join(names)}" for kind, names in (("tasks", tasks), ("methods", methods)) if names
         )
-        raise ValueError(f"{folder} holds no records{narrowed}: run `t5peft bench` first")
+        raise ValueError(f"Found no such records in {folder}{narrowed}. Run `t5peft bench` with them first.")
     tables = summarize(records, asked)
     details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
     output.mkdir(parents=True, exist_ok=True)
-    paths = {"table": output / "report.md", "CSV": output / "report.csv", "page": output / "report.html"}
-    report = Report(overview_markdown(tables), "\n\n".join(details), paths)
-    contents = (report.text + "\n", csv_text(tables), html_report(tables, title=title, about=about, command=command))
-    for path, content in zip(paths.values(), contents, strict=True):
-        path.write_text(content, encoding="utf-8")
+    report = Report(overview_markdown(tables), "\n\n".join(details), {})
+    contents = {
+        "table": ("report.md", report.text + "\n"),
+        "CSV": ("report.csv", csv_text(tables)),
+        "page": ("report.html", html_report(tables, title=title, about=about, command=command)),
+    }
+    for kind, (name, content) in contents.items():
+        if content is None:
+            logger.warning("Wrote no page, because Jinja2 is not installed: %s.", INSTALL)
+        else:
+            report.paths[kind] = output / name
+            report.paths[kind].write_text(content, encoding="utf-8")
     return report

@@ -1,7 +1,7 @@
-"""One run: load, wrap, train, score; returns the record, whatever happens.
+"""One run: load, wrap, train, score. It always returns a record.
 
-The weights that are scored are those of the last step, for every method alike. Evaluations on the way are for the learning
-curve only, and their time and memory are left out of what is measured.
+The scored weights are those of the last step, for every method alike. Evaluations on the way are for the learning curve
+only, and their time and memory are left out of the measurements.
 """
 
 from __future__ import annotations
@@ -13,57 +13,63 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Seq2SeqTrainer, TrainerCallback, set_seed
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    TrainerCallback,
+    set_seed,
+)
 
 from t5peft.benchmark.baselines import BASELINES, plain_trainer
 from t5peft.benchmark.data import load_data
-from t5peft.benchmark.environment import commit, machine, versions
+from t5peft.benchmark.environment import environment
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
-from t5peft.benchmark.records import RunConfig
-from t5peft.benchmark.scoring import Split
-from t5peft.evaluation import merged
+from t5peft.benchmark.process import OnProgress
+from t5peft.benchmark.records import RunConfig, RunRecord
+from t5peft.evaluation import EvaluationSet, merged
 from t5peft.methods import METHODS
 from t5peft.methods.base import has_peft_prompt
-from t5peft.models.backbone import MINI, load_backbone
+from t5peft.models.backbone import load_backbone
+from t5peft.models.embedded import resolve_backbone
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+from t5peft.training.micro_batches import ran_out_of_memory
 
-Tell = Callable[[int, int], None]
-BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, what `load_backbone` takes
-TRAINING_OPTIONS = ("activation_cache_bytes", "lora_plus_ratio")  # and what the trainer's arguments take
+BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, those of `load_backbone`
+TRAINING_OPTIONS = ("activation_cache_bytes", "lora_plus_ratio")  # and those of the trainer's arguments
 LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16
 
 
-def run(config: RunConfig, tell: Tell) -> dict[str, Any]:
-    """The record of one run; out of memory, divergence and failure are outcomes with their reason."""
+def run(config: RunConfig, on_progress: OnProgress) -> RunRecord:
+    """Return the record of one run; out of memory, divergence and failure are outcomes with their reason.
+
+    Args:
+        config: The run.
+        on_progress: Called after each step.
+    """
     started = time.perf_counter()
     return_freed_memory()
-    record: dict[str, Any] = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine(config.device),
-    }
+    record: RunRecord = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment(config.device)}
     try:
-        record |= _Run(config, tell).result()
+        record |= _Run(config, on_progress).result()
         record["outcome"] = "finished"
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        record |= {"outcome": "out_of_memory", "reason": _first_line(error)}
     except FloatingPointError as error:
         record |= {"outcome": "diverged", "reason": _first_line(error)}
     except Exception as error:  # a fault in one run must not end the suite: it becomes a row that says so
         traceback.print_exc()
-        out_of_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-        outcome = "out_of_memory" if out_of_memory else "failed"
-        record |= {"outcome": outcome, "reason": f"{type(error).__name__}: {_first_line(error)}"}
+        if ran_out_of_memory(error):
+            record |= {"outcome": "out_of_memory", "reason": _first_line(error)}
+        else:
+            record |= {"outcome": "failed", "reason": f"{type(error).__name__}: {_first_line(error)}"}
     record.setdefault("seconds", {})["total"] = round(time.perf_counter() - started, 2)
     return record
 
@@ -73,7 +79,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Counted(Dataset[dict[str, Any]]):
-    """Features that count the tokens they hand out, without padding."""
+    """Features that count the tokens of the examples they return, without padding."""
 
     def __init__(self, features: list[dict[str, Any]]) -> None:
         self.features = features
@@ -91,10 +97,12 @@ class _Counted(Dataset[dict[str, Any]]):
 
 
 class _Watch(TrainerCallback):
-    """Times the steps, and scores validation at the points of the learning curve with clock and memory meter paused."""
+    """Times the steps, and scores validation at the points of the learning curve while clock and meter are paused."""
 
-    def __init__(self, config: RunConfig, validation: Split, meter: MemoryMeter, tell: Tell) -> None:
-        self.config, self.validation, self.meter, self.tell = config, validation, meter, tell
+    def __init__(
+        self, config: RunConfig, validation: EvaluationSet, meter: MemoryMeter, on_progress: OnProgress
+    ) -> None:
+        self.config, self.validation, self.meter, self.on_progress = config, validation, meter, on_progress
         points = max(1, config.evaluations)
         self.points = {round(config.steps * k / points) for k in range(1, points + 1)}
         self.clock = Stopwatch()
@@ -104,38 +112,38 @@ class _Watch(TrainerCallback):
         self._step_start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self.clock = Stopwatch()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts a step."""
+        """Start a step."""
         self._step_start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Ends a step; at a point of the curve scores validation."""
+        """End a step, and score validation at a point of the curve."""
         self.step_seconds.append(time.perf_counter() - self._step_start)
         self.clock.pause()
         trim_heap()
-        self.clock.go_on()
-        self.tell(state.global_step, self.config.steps)
+        self.clock.resume()
+        self.on_progress(state.global_step, self.config.steps)
         if state.global_step in self.points:
             self.clock.pause()
             self.meter.pause()
             self.score(model, state.global_step)
             trim_heap()
-            self.meter.go_on()
-            self.clock.go_on()
+            self.meter.resume()
+            self.clock.resume()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Keeps the training loss."""
+        """Keep the training loss."""
         if logs and "loss" in logs:
             self.losses.append({"step": state.global_step, "loss": round(float(logs["loss"]), 5)})
 
     def score(self, model: nn.Module, step: int) -> None:
-        """Adds a point to the learning curve.
+        """Add a point to the learning curve.
 
         Raises:
-            FloatingPointError: the loss on validation is no number.
+            FloatingPointError: The loss on validation is not finite.
         """
         loss = self.validation.loss(model)
         if not math.isfinite(loss):
@@ -146,25 +154,27 @@ class _Watch(TrainerCallback):
 
 
 class _Run:
-    def __init__(self, config: RunConfig, tell: Tell) -> None:
-        self.config, self.tell = config, tell
+    """One run in this process, with its memory meter."""
+
+    def __init__(self, config: RunConfig, on_progress: OnProgress) -> None:
+        self.config, self.on_progress = config, on_progress
         self.meter = MemoryMeter(config.device)
         self.libraries_bytes = self.meter.now_bytes()
         self.base_bytes = self.libraries_bytes
 
-    def result(self) -> dict[str, Any]:
-        """Everything a finished run knows."""
+    def result(self) -> RunRecord:
+        """Train and score, and return the measurements of the finished run."""
         config = self.config
         set_seed(config.seed)
-        tokenizer = AutoTokenizer.from_pretrained(MINI if config.backbone == "mini" else config.backbone)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(config.backbone))
         train, validation, test = self._data(tokenizer)
         gc.collect()
         trim_heap()
         self.base_bytes = self.meter.now_bytes()
         set_seed(config.seed)
         model = self._model(train)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        watch = _Watch(config, validation, self.meter, self.tell)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        watch = _Watch(config, validation, self.meter, self.on_progress)
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._trainer(model, train, tokenizer, folder, watch)
             with self.meter:
@@ -173,7 +183,6 @@ class _Run:
         scored_start = time.perf_counter()
         scored = test.score(model)
         test_seconds = time.perf_counter() - scored_start
-        best = max(watch.curve, key=lambda point: (point[validation.lead], -point["step"]))
         return {
             "metric": validation.lead,
             "scores": {"validation": _without_position(watch.curve[-1]), "test": scored.scores},
@@ -184,38 +193,36 @@ class _Run:
             "train_losses": watch.losses,
             "examples": {"train": len(train), "validation": len(validation.features), "test": len(test.features)},
             "parameters": {
-                "trainable": sum(parameter.numel() for parameter in parameters),
-                "trainable_bytes": sum(parameter.nbytes for parameter in parameters),
+                "trainable": sum(parameter.numel() for parameter in trained),
+                "trainable_bytes": sum(parameter.nbytes for parameter in trained),
                 "stored_bytes": stored_bytes,
             },
-            "memory": {
-                "peak_bytes": self.meter.peak_bytes,
-                "mean_bytes": self.meter.mean_bytes,
-                "left_by_evaluation_bytes": self.meter.left_bytes,
-                "libraries_bytes": self.libraries_bytes,
-                "libraries_and_data_bytes": self.base_bytes,
-                "peak_above_libraries_and_data_bytes": self.meter.peak_bytes - self.base_bytes,
-                "mean_above_libraries_and_data_bytes": self.meter.mean_bytes - self.base_bytes,
-            },
-            "seconds": {
-                "step_median": round(statistics.median(watch.step_seconds), 5),
-                "step_mean": round(statistics.fmean(watch.step_seconds), 5),
-                "to_best": best["seconds"],
-                "test_scoring": round(test_seconds, 3),
-            },
-            "tokens_per_second": round(_tokens_of(train, config) / sum(watch.step_seconds), 1),
+            "memory": self._memory(),
+            "seconds": _seconds(watch, validation.lead) | {"test_scoring": round(test_seconds, 3)},
+            "tokens_per_second": round(_trained_tokens(train, config) / sum(watch.step_seconds), 1),
             "latency": _latency(model, test),
         }
 
-    def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, Split, Split]:
-        """Tokenised splits; of a long training split as many examples as the steps take, the same for every method."""
+    def _memory(self) -> dict[str, int]:
+        return {
+            "peak_bytes": self.meter.peak_bytes,
+            "mean_bytes": self.meter.mean_bytes,
+            "left_by_evaluation_bytes": self.meter.left_bytes,
+            "libraries_bytes": self.libraries_bytes,
+            "libraries_and_data_bytes": self.base_bytes,
+            "peak_above_libraries_and_data_bytes": self.meter.peak_bytes - self.base_bytes,
+            "mean_above_libraries_and_data_bytes": self.meter.mean_bytes - self.base_bytes,
+        }
+
+    def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, EvaluationSet, EvaluationSet]:
+        """Tokenize the splits; of a long training split, as many examples as the steps use, the same for every method."""
         config = self.config
         task, splits = load_data(config.data, config.limits)
         records, needed = splits["train"], config.steps * config.examples_per_step
         if len(records) > needed:
             records = random.Random(config.seed).sample(records, needed)
         train = _Counted(task.tokenize(records, tokenizer).to_list())
-        validation, test = (Split(task, splits[name], tokenizer) for name in ("validation", "test"))
+        validation, test = (EvaluationSet(task, splits[name], tokenizer) for name in ("validation", "test"))
         return train, validation, test
 
     def _model(self, train: _Counted) -> nn.Module:
@@ -227,7 +234,8 @@ class _Run:
         model, _ = load_backbone(config.backbone, **loading)
         if method is None:
             return BASELINES[config.method](model, **options).to(config.device)
-        return method.wrap_for(model, train.features[0]["input_ids"][:-1], options).to(config.device)
+        wrapped: nn.Module = method.wrap_for(model, train.features[0]["input_ids"][:-1], options)
+        return wrapped.to(config.device)
 
     def _trainer(
         self, model: nn.Module, train: _Counted, tokenizer: PreTrainedTokenizerBase, folder: str, watch: _Watch
@@ -251,6 +259,7 @@ class _Run:
         } | dict(config.training_options)
         arguments |= {name: config.method_options[name] for name in TRAINING_OPTIONS if name in config.method_options}
         if config.method in BASELINES:
+            assert isinstance(model, PeftModel)  # as each baseline returns
             return plain_trainer(model, arguments, train, tokenizer, callbacks=[watch])
         return T5PeftTrainer(
             model=model,
@@ -265,8 +274,17 @@ def _without_position(point: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in point.items() if name not in ("step", "seconds", "loss")}
 
 
-def _tokens_of(train: _Counted, config: RunConfig) -> float:
-    """Tokens of all steps: the mean of what was handed out, as the loader reads one batch ahead."""
+def _seconds(watch: _Watch, lead: str) -> dict[str, float]:
+    best = max(watch.curve, key=lambda point: (point[lead], -point["step"]))
+    return {
+        "step_median": round(statistics.median(watch.step_seconds), 5),
+        "step_mean": round(statistics.fmean(watch.step_seconds), 5),
+        "to_best": best["seconds"],
+    }
+
+
+def _trained_tokens(train: _Counted, config: RunConfig) -> float:
+    """Count the tokens of all steps from the mean of the examples used, because the loader reads one batch ahead."""
     return train.tokens / max(1, train.examples) * config.steps * min(len(train), config.examples_per_step)
 
 
@@ -276,14 +294,14 @@ def _stored_bytes(model: nn.Module, folder: Path) -> int:
     return sum(path.stat().st_size for path in target.rglob("*.safetensors"))
 
 
-def _latency(model: nn.Module, test: Split) -> dict[str, Any]:
-    """Seconds for one example of exactly LATENCY_TOKENS new tokens, median, unmerged and merged."""
+def _latency(model: nn.Module, test: EvaluationSet) -> dict[str, Any]:
+    """Measure the median seconds for one example of exactly LATENCY_TOKENS new tokens, unmerged and merged."""
     sources = [feature["input_ids"] for feature in test.features[:LATENCY_SOURCES]]
     found: dict[str, Any] = {"new_tokens": LATENCY_TOKENS, "seconds": _generate_seconds(model, sources)}
     with torch.no_grad(), merged(model) as any_merged:
         found["merged_seconds"] = _generate_seconds(model, sources) if any_merged else None
     if not any_merged:
-        found["merged_reason"] = "nothing that merges into these weights"
+        found["merged_reason"] = "this adapter cannot be merged into these weights"
     return found
 
 

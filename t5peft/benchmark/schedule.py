@@ -1,7 +1,7 @@
-"""Runs a suite: the learning-rate sweep on validation, then every seed at the rate that won.
+"""Run a suite: the learning-rate sweep on validation, then every seed at the best rate.
 
-The order of the runs follows from the records alone, so a suite that was killed asks for the same runs again, finds
-those that are recorded, and goes on with the first that is not.
+The order of the runs follows from the records only. A suite that was killed asks for the same runs again, finds the
+recorded ones, and continues with the first run that has no record.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
-from t5peft.benchmark.records import RunConfig, find_record, write_record
+from t5peft.benchmark.records import RunConfig, RunRecord, RunRecords
 from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 
-Record = dict[str, Any]
-Execute = Callable[[RunConfig], Record]
+Execute = Callable[[RunConfig], RunRecord]
 GROWTHS = 3
 
 
-def validation_score(record: Mapping[str, Any]) -> float | None:
-    """The leading metric on validation; None where the run did not finish."""
+def validation_score(record: RunRecord) -> float | None:
+    """Return the leading metric on validation, or None if the run did not finish."""
     if record["outcome"] != "finished":
         return None
     return float(record["scores"]["validation"][record["metric"]])
 
 
-def best_rate(records: Mapping[float, Record]) -> float | None:
-    """The learning rate with the lowest loss on validation, the lower one of equals; None where no run finished.
+def best_rate(records: Mapping[float, RunRecord]) -> float | None:
+    """Return the learning rate with the lowest loss on validation, the lower one of equals.
 
-    Not the best score: of a few hundred examples it is mostly chance, and picks a rate so high that other seeds diverge.
+    The score is not used: over a few hundred examples it is mostly chance, and picks rates at which other seeds diverge.
+
+    Args:
+        records: The records of one method, task and seed, by learning rate.
+
+    Returns:
+        The rate, or None if no run finished.
     """
     losses = [
         (float(record["validation_loss"]), rate) for rate, record in records.items() if record["outcome"] == "finished"
@@ -40,7 +43,7 @@ def best_rate(records: Mapping[float, Record]) -> float | None:
 
 
 def next_rate(rates: list[float], best: float | None) -> float | None:
-    """The rate to try next where an end of the grid won, at the grid's own ratio; None where the grid is done."""
+    """Return the rate beyond an end of the grid, at the grid's own ratio, if that end is the best rate."""
     if best is None or len(rates) < 2:
         return None
     if best == rates[0]:
@@ -51,8 +54,14 @@ def next_rate(rates: list[float], best: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One cell of the suite: a method on a task, as a configuration whose rate and seed are filled in run by run."""
+class Sweep:
+    """The runs of one method on one task: a grid of learning rates, then seeds.
+
+    Attributes:
+        base: The configuration, whose learning rate and seed each run replaces.
+        rates: The grid.
+        seeds: The first seed tunes the rate.
+    """
 
     base: RunConfig
     rates: tuple[float, ...]
@@ -60,12 +69,12 @@ class Plan:
 
     @property
     def least_runs(self) -> int:
-        """Runs where no grid grows."""
+        """Number of runs if the grid does not grow."""
         return len(self.rates) + len(self.seeds) - 1
 
-    def runs(self) -> Generator[RunConfig, Record, None]:
-        """The configurations one by one; expects the record of each by `send` before the next."""
-        records: dict[float, Record] = {}
+    def runs(self) -> Generator[RunConfig, RunRecord, None]:
+        """Yield the configurations one by one; each expects its record by ``send`` before the next."""
+        records: dict[float, RunRecord] = {}
         rates = list(self.rates)
         for rate in self.rates:
             records[rate] = yield self._config(rate, self.seeds[0])
@@ -84,10 +93,15 @@ class Plan:
         return replace(self.base, learning_rate=rate, seed=seed)
 
 
-def plans(suite: Suite, base_of: Callable[[SuiteTask, SuiteMethod], RunConfig]) -> list[Plan]:
-    """Every method on every task, task by task."""
+def sweeps(suite: Suite, base_config: Callable[[SuiteTask, SuiteMethod], RunConfig]) -> list[Sweep]:
+    """Return a sweep for every method on every task, task by task.
+
+    Args:
+        suite: The suite.
+        base_config: Makes the configuration of a method on a task, as ``configs.base_configs`` returns it.
+    """
     return [
-        Plan(base_of(task, method), method.learning_rates, suite.seeds)
+        Sweep(base_config(task, method), method.learning_rates, suite.seeds)
         for task in suite.tasks
         for method in suite.methods
     ]
@@ -95,7 +109,7 @@ def plans(suite: Suite, base_of: Callable[[SuiteTask, SuiteMethod], RunConfig]) 
 
 @dataclass
 class Progress:
-    """Where a suite stands; what is left is estimated from the runs that this call has timed."""
+    """How far a suite is. The time left is estimated from the runs of this call."""
 
     runs: int
     done: int = 0
@@ -103,11 +117,11 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
 
     def seconds_left(self) -> float | None:
-        """Estimate over the runs that are left, at least; None before the first run has ended."""
+        """Return the least time that the remaining runs take, or None before the first run has ended."""
         return (self.runs - self.done) * sum(self.seconds) / len(self.seconds) if self.seconds else None
 
     def line(self) -> str:
-        """`12/48 runs, about 7 min left`."""
+        """Return ``12/48 runs, about 7 min left``."""
         left = self.seconds_left()
         if left is None:
             return f"{self.done}/{self.runs} runs"
@@ -115,7 +129,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`48 s`, `7 min` or `2 h 05 min`."""
+    """Return ``48 s``, ``7 min`` or ``2 h 05 min``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -123,75 +137,76 @@ def duration(seconds: float) -> str:
 
 
 def run_suite(
-    cells: list[Plan],
-    directory: Path,
+    grid: list[Sweep],
+    records: RunRecords,
     execute: Execute,
     *,
-    say: Callable[[str], None] = print,
-    begin: Callable[[RunConfig, Progress], None] = lambda config, progress: None,
-) -> list[Record]:
-    """Runs what is not recorded yet and returns the records of the whole suite.
+    log: Callable[[str], None] = print,
+    on_start: Callable[[RunConfig, Progress], None] = lambda config, progress: None,
+) -> list[RunRecord]:
+    """Run what is not recorded yet and return the records of the whole suite.
 
     Args:
-        cells: from `plans`.
-        directory: of the records.
-        execute: makes one run and returns its record; it must not raise for what happens inside a run.
-        say: gets a line after each run.
-        begin: is told of each run before it starts.
+        grid: The sweeps of the suite.
+        records: Where runs are looked up and recorded.
+        execute: Makes one run and returns its record. It must not raise for what happens inside a run.
+        log: Gets a line after each run.
+        on_start: Called before each run.
     """
-    directory.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told before the first run
-    progress = Progress(sum(cell.least_runs for cell in cells))
-    records: list[Record] = []
-    for cell in cells:
-        asked, runs, record = 0, cell.runs(), None
+    records.folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is an error before the first run
+    progress = Progress(sum(sweep.least_runs for sweep in grid))
+    found: list[RunRecord] = []
+    for sweep in grid:
+        asked, runs = 0, sweep.runs()
+        record: RunRecord | None = None
         try:
             while True:
                 config = next(runs) if record is None else runs.send(record)
                 asked += 1
-                if asked > cell.least_runs:
+                if asked > sweep.least_runs:
                     progress.runs += 1
-                record = _one_run(config, directory, execute, progress, say, begin)
-                records.append(record)
+                record = _find_or_run(config, records, execute, progress, log, on_start)
+                found.append(record)
         except StopIteration:
-            progress.done += max(0, cell.least_runs - asked)
+            progress.done += max(0, sweep.least_runs - asked)
     if progress.found:
-        say(f"{progress.found} of {progress.runs} runs were recorded before, in {directory}")
-    return records
+        log(f"Found {progress.found} of {progress.runs} runs recorded in {records.folder}.")
+    return found
 
 
-def _one_run(
+def _find_or_run(
     config: RunConfig,
-    directory: Path,
+    records: RunRecords,
     execute: Execute,
     progress: Progress,
-    say: Callable[[str], None],
-    begin: Callable[[RunConfig, Progress], None],
-) -> Record:
-    found = find_record(directory, config)
+    log: Callable[[str], None],
+    on_start: Callable[[RunConfig, Progress], None],
+) -> RunRecord:
+    found = records.find(config)
     if found is not None:
         progress.done += 1
         progress.found += 1
         return found
-    begin(config, progress)
+    on_start(config, progress)
     started = time.perf_counter()
     made = execute(config)
     with suppress(FileExistsError):  # another process has made the same run meanwhile: its record stands
-        write_record(directory, config, made)
+        records.append(config, made)
     progress.done += 1
     progress.seconds.append(time.perf_counter() - started)
-    record = find_record(directory, config)
-    assert record is not None  # written above, or by that process
-    say(f"[{progress.line()}] {describe(config)}: {outcome_text(record)}")
+    record = records.find(config)
+    assert record is not None  # appended above, or by that process
+    log(f"[{progress.line()}] {describe(config)}: {outcome_text(record)}")
     return record
 
 
 def describe(config: RunConfig) -> str:
-    """`sst2 lora lr 0.001 seed 0`."""
+    """Return ``sst2 lora lr 0.001 seed 0``."""
     return f"{config.task} {config.method} lr {config.learning_rate:g} seed {config.seed}"
 
 
-def outcome_text(record: Mapping[str, Any]) -> str:
-    """`accuracy 0.913` or `out of memory: ...`."""
+def outcome_text(record: RunRecord) -> str:
+    """Return ``accuracy 0.913``, or ``out of memory`` with its reason."""
     if record["outcome"] != "finished":
         return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
     scores = record["scores"]

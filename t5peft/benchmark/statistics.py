@@ -19,7 +19,7 @@ class MeanStd:
     n: int
 
     def text(self, decimals: int = 1, factor: float = 1.0) -> str:
-        """`89.3 ± 0.4 (3)`, or `89.3 (1)` for one run; values are multiplied by `factor`."""
+        """Return ``89.3 ± 0.4 (3)``, or ``89.3 (1)`` for one run; values are multiplied by ``factor``."""
         mean = f"{self.mean * factor:.{decimals}f}"
         if self.deviation is None:
             return f"{mean} ({self.n})"
@@ -27,20 +27,23 @@ class MeanStd:
 
 
 def mean_std(values: Sequence[float]) -> MeanStd:
-    """Mean ± sample deviation.
+    """Return the mean and the sample standard deviation.
+
+    Args:
+        values: One or more.
 
     Raises:
-        ValueError: no value, or one that is not finite.
+        ValueError: There is no value, or one is not finite.
     """
     if not values or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"expected at least one finite value, got {list(values)!r}")
+        raise ValueError(f"Got {list(values)!r}; expected at least one value, all finite.")
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return MeanStd(statistics.fmean(values), deviation, len(values))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of two methods on the same examples, with the 95 % interval of the paired bootstrap."""
+    """The mean difference of two methods on the same examples, with the 95 % interval of the paired bootstrap."""
 
     mean: float
     low: float
@@ -48,34 +51,37 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def text(self, factor: float = 1.0) -> str:
-        """`-0.4 [-2.1, +1.3]`; values are multiplied by `factor`."""
+        """Return ``-0.4 [-2.1, +1.3]``; values are multiplied by ``factor``."""
         return f"{self.mean * factor:+.1f} [{self.low * factor:+.1f}, {self.high * factor:+.1f}]"
 
 
 def paired_bootstrap(*tasks: tuple[np.ndarray, np.ndarray], resamples: int = 2000) -> Difference:
-    """`ours - reference` over the same examples, with the chance of the examples and, of several seeds, of training.
+    """Return ``ours - reference`` over the same examples, with the uncertainty of test examples and of training.
 
-    Examples are drawn in pairs, seeds on each side by themselves. Deviations of S seeds count sqrt(S / (S - 1)) times, as their
-    own mean lies among them. Of a method against itself with three seeds the interval leaves zero out in 1 to 7 % of cases; with
-    examples alone it would in 6 to 35 % (seeds that deviate by 0 to 3.8 points, 400 examples). Of several tasks it is the mean of
-    their differences, each task drawn by itself.
+    Examples are resampled in pairs, and the seeds of each method independently. Deviations of S seeds are scaled by
+    sqrt(S / (S - 1)), because they are taken from their own mean. Comparing a method with itself over three seeds, the
+    interval excludes zero in 1 to 7 % of cases; with examples only it would in 6 to 35 % (seeds that deviate by 0 to 3.8
+    points, 400 examples). Over several tasks, the difference is the mean of theirs, and each task is resampled
+    independently.
 
     Args:
-        tasks: for each, the score of each test example, and the same for the method that is compared with, which may have other
-            seeds. [seeds, examples] both
-        resamples: drawn with replacement, with a fixed seed, so that tables repeat.
+        tasks: For each task, the scores of ours and of the reference.
+        resamples: Number of resamples, with a fixed seed, so that tables repeat.
+
+    Shapes:
+        tasks: ``[seeds, examples]`` each; the two may differ in seeds.
 
     Raises:
-        ValueError: no task, or the two do not hold the same number of examples, or none.
+        ValueError: There is no task, or the two do not have scores of the same examples.
     """
     generator = np.random.default_rng(0)
     drawn = [_differences(*task, resamples, generator) for task in tasks]
     if not drawn:
-        raise ValueError("expected the scores of at least one task, got none")
+        raise ValueError("Got no task; expected the scores of at least one.")
     low, high = np.percentile(np.mean([draws for _, draws in drawn], axis=0), [2.5, 97.5])
     return Difference(float(np.mean([mean for mean, _ in drawn])), float(low), float(high))
 
@@ -83,19 +89,23 @@ def paired_bootstrap(*tasks: tuple[np.ndarray, np.ndarray], resamples: int = 200
 def _differences(
     ours: np.ndarray, reference: np.ndarray, resamples: int, generator: np.random.Generator
 ) -> tuple[float, np.ndarray]:
-    """The difference of one task, and as it is drawn again [resamples]."""
+    """Return the difference of one task, and its resamples ``[resamples]``."""
     if ours.ndim != 2 or reference.ndim != 2 or ours.shape[1:] != reference.shape[1:] or not ours.size:
-        raise ValueError(f"expected scores of the same examples, got shapes {ours.shape} and {reference.shape}")
+        raise ValueError(
+            f"Got scores of shapes {ours.shape} and {reference.shape}; expected scores of the same examples."
+        )
     differences = ours.mean(axis=0) - reference.mean(axis=0)
     drawn: np.ndarray = differences[generator.integers(len(differences), size=(resamples, len(differences)))].mean(
         axis=1
     )
-    drawn += _chance_of_training(ours, resamples, generator) - _chance_of_training(reference, resamples, generator)
+    drawn += _deviation_of_training(ours, resamples, generator) - _deviation_of_training(
+        reference, resamples, generator
+    )
     return float(differences.mean()), drawn
 
 
-def _chance_of_training(scores: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """How far the mean over drawn seeds lies from the mean over all [resamples]; zero for one seed. scores [seeds, examples]."""
+def _deviation_of_training(scores: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Return how far the mean over resampled seeds lies from that over all, ``[resamples]``; zero for one seed."""
     seeds = len(scores)
     if seeds == 1:
         return np.zeros(resamples)

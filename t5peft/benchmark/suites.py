@@ -1,6 +1,6 @@
-"""Suites as data: which tasks, methods, learning rates, steps and seeds; and the runs that they ask for.
+"""Suites as data: tasks, methods, learning rates, steps and seeds.
 
-A suite is a YAML file in `t5peft/benchmark/suites/` (by name) or anywhere (by path):
+A suite is a YAML file in ``t5peft/benchmark/suites/`` (by name) or anywhere (by path):
 
     about: one line, printed above the table
     backbone: mini
@@ -16,15 +16,15 @@ A suite is a YAML file in `t5peft/benchmark/suites/` (by name) or anywhere (by p
       - {method: full, learning_rates: [3.0e-4, 1.0e-3, 3.0e-3]}
       - {method: prefix, options: {length: 64}, learning_rates: [1.0e-3, 3.0e-3, 1.0e-2]}
 
-`options` are those of the method's wrap, `quantize` and `quantize_wo` of `load_backbone`, and `activation_cache_bytes` and
-`lora_plus_ratio` of the trainer's arguments.
+``options`` are those of the method's wrap, ``quantize`` and ``quantize_wo`` of ``load_backbone``, and
+``activation_cache_bytes`` and ``lora_plus_ratio`` of the trainer's arguments.
 
-Equal effort: every method gets the same examples, steps and seeds, and a grid of as many rates as every other.
+Equal effort: every method gets the same examples, steps and seeds, and a grid of as many rates as every other method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,13 @@ _LEAST = {"steps": 1, "examples_per_step": 1, "evaluations": 0}
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """One task of a suite: a definition of the library or a YAML file, or the user's own files.
+    """One task of a suite: a task of the library, a YAML file, or the user's own files.
 
-    `own` holds the fields of a `Task` and "files" (split to path); it comes from the command line. `steps` and `limits`
-    stand before those of the suite.
+    Attributes:
+        name: The task's name, or the path of its YAML file.
+        own: The fields of a ``Task`` and its ``files`` (split to path), for the user's own files.
+        steps: Replaces the suite's.
+        limits: Replaces the suite's.
     """
 
     name: str
@@ -65,7 +68,7 @@ class SuiteTask:
 class SuiteMethod:
     """One row of the table: a method, its options, and the learning rates that are tried for it.
 
-    One rate alone means that the suite fixes it (tuned before); with more, the grid grows while one of its ends wins.
+    A single rate is fixed. A grid of several rates grows while the best rate is one of its ends.
     """
 
     method: str
@@ -74,13 +77,13 @@ class SuiteMethod:
 
     @property
     def label(self) -> str:
-        """`prefix (prefix_length=64)`: the row's name in tables."""
+        """The row's name in tables, such as ``prefix (length=64)``."""
         return method_label(self.method, self.options)
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is run: every method on every task."""
+    """A set of runs: every method on every task."""
 
     name: str
     tasks: tuple[SuiteTask, ...]
@@ -103,21 +106,31 @@ class Suite:
         seeds: Sequence[int] | None = None,
         steps: int | None = None,
     ) -> Suite:
-        """The part of the suite with these tasks and methods (by method name), on another backbone, with other seeds.
+        """Return the part of the suite with these tasks and methods, on another backbone or with other seeds or steps.
+
+        Args:
+            tasks: Names of tasks; of a task's YAML file, the path or its last part. None: all.
+            methods: Names of methods. None: all.
+            backbone: Replaces the suite's.
+            seeds: Replaces the suite's.
+            steps: Replaces the suite's and those of its tasks.
 
         Raises:
-            ValueError: names that the suite does not hold.
+            ValueError: The suite does not have these tasks or methods, or ``steps`` is below 1.
         """
-        problems = _not_in(tasks, {task.name for task in self.tasks}, "task")
-        problems += _not_in(methods, {method.method for method in self.methods}, "method")
+        asked = None if tasks is None else {Path(name).name for name in tasks}
+        problems = _missing_names(asked, {Path(task.name).name for task in self.tasks}, "task")
+        problems += _missing_names(methods, {method.method for method in self.methods}, "method")
         if steps is not None and steps < 1:
-            problems.append(f"steps is {steps}; expected at least 1")
+            problems.append(f"Got {steps} steps; expected at least 1.")
         if problems:
             raise ValueError("\n".join(problems))
         return replace(
             self,
             tasks=tuple(
-                replace(task, steps=steps or task.steps) for task in self.tasks if tasks is None or task.name in tasks
+                replace(task, steps=steps or task.steps)
+                for task in self.tasks
+                if asked is None or Path(task.name).name in asked
             ),
             methods=tuple(method for method in self.methods if methods is None or method.method in methods),
             backbone=backbone or self.backbone,
@@ -126,116 +139,139 @@ class Suite:
         )
 
 
-def _not_in(asked: Sequence[str] | None, known: set[str], what: str) -> list[str]:
+def _missing_names(asked: Iterable[str] | None, known: set[str], kind: str) -> list[str]:
     missing = [name for name in asked or () if name not in known]
-    return [f"the suite has no {what} {name!r}, it has: {', '.join(sorted(known))}" for name in missing]
+    return [f"Got {kind} {name!r}; expected one of the suite's: {', '.join(sorted(known))}." for name in missing]
 
 
 def suite_names() -> list[str]:
-    """Names of the suites that come with the library."""
+    """Return the names of the library's suites."""
     return sorted(path.stem for path in SUITES.glob("*.yaml"))
 
 
 def load_suite(name_or_path: str) -> Suite:
-    """Reads a suite by its name or from a YAML file.
+    """Load a suite of the library, or one from a YAML file.
+
+    Args:
+        name_or_path: A suite's name or a file.
 
     Raises:
-        FileNotFoundError: neither a suite's name nor a file.
-        ValueError: everything wrong in the file, in one error.
+        FileNotFoundError: It is neither a suite's name nor a file.
+        ValueError: The file is not a suite; all problems in one error.
     """
     path = SUITES / f"{name_or_path}.yaml"
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{name_or_path!r} is neither a suite ({', '.join(suite_names())}) nor a YAML file: give one of them"
+            f"Got suite {name_or_path!r}; expected one of {', '.join(suite_names())}, or a YAML file."
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise ValueError(f"{path} is not YAML: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, expected a mapping with {', '.join(sorted(_FIELDS))}")
+        raise ValueError(
+            f"Got {type(content).__name__} in {path}; expected a mapping with {', '.join(sorted(_FIELDS))}."
+        )
     return suite_from(path.stem, content)
 
 
 def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
-    """A suite from its YAML content.
+    """Make a suite from the content of its YAML file.
+
+    Args:
+        name: The suite's name.
+        content: Its fields.
 
     Raises:
-        ValueError: everything wrong in it, in one error.
+        ValueError: Fields are missing, unknown or wrong; all problems in one error.
     """
-    problems = [f"unknown field {key!r}, fields are {', '.join(sorted(_FIELDS))}" for key in content.keys() - _FIELDS]
-    problems += [f"field {key!r} is missing" for key in sorted(_REQUIRED - content.keys())]
+    problems = [
+        f"Got field {key!r}; expected one of {', '.join(sorted(_FIELDS))}." for key in sorted(content.keys() - _FIELDS)
+    ]
+    problems += [f"Field {key!r} is missing." for key in sorted(_REQUIRED - content.keys())]
     for key in ("tasks", "methods", "seeds"):
         if not isinstance(content.get(key) or [], list):
-            problems.append(f"field {key!r} holds {content[key]!r}, expected a list")
+            problems.append(f"Got {content[key]!r} in field {key!r}; expected a list.")
             content = {**content, key: []}
     problems += _wrong_numbers(content)
-    fixed = sorted(_FIXED & (content.get("training_options") or {}).keys())
-    problems += [f"training_options has {name!r}, which the suite's own fields or learning_rates say" for name in fixed]
-    problems += [problem for seed in content.get("seeds") or () for problem in _no_number("seed", seed, 0)]
+    training_options = content.get("training_options") or {}
+    problems += [
+        f"Got {name!r} in training_options; expected it in the suite's own fields or learning_rates."
+        for name in sorted(_FIXED & training_options.keys())
+    ]
+    problems += [problem for seed in content.get("seeds") or () for problem in _wrong_number("seed", seed, 0)]
     tasks = [_task(entry, problems) for entry in content.get("tasks") or ()]
     methods = [_method(entry, problems) for entry in content.get("methods") or ()]
-    for what, entries in (("task", tasks), ("method", methods)):
-        if not entries:
-            problems.append(f"it has no {what}")
-    names = [Path(task.name).name for task in tasks]  # by which its records know a task
-    problems += [f"task {name!r} is named twice" for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    problems += [
+        f"Got no {kind}; expected at least one." for kind, found in (("task", tasks), ("method", methods)) if not found
+    ]
+    names = [Path(task.name).name for task in tasks]  # the name by which records know a task
+    problems += [
+        f"Got task {name!r} twice; expected it once." for name in dict.fromkeys(names) if name and names.count(name) > 1
+    ]
     if problems:
-        raise ValueError(f"suite {name!r}:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    others = {key: value for key, value in content.items() if key not in ("tasks", "methods", "seeds")}
-    seeds = tuple(content.get("seeds") or (0,))
-    return Suite(name=name, tasks=tuple(tasks), methods=tuple(methods), seeds=seeds, **others)
+        raise ValueError(f"Suite {name!r} has problems:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    others = {
+        key: value for key, value in content.items() if key not in ("tasks", "methods", "seeds", "training_options")
+    }
+    return Suite(
+        name=name,
+        tasks=tuple(tasks),
+        methods=tuple(methods),
+        seeds=tuple(content.get("seeds") or (0,)),
+        training_options=current_options(training_options),
+        **others,
+    )
 
 
 def _wrong_numbers(content: Mapping[str, Any]) -> list[str]:
-    """What is no number among the numbers of a suite or of a task."""
-    problems = [p for name, least in _LEAST.items() if name in content for p in _no_number(name, content[name], least)]
+    """Return the problems with the numbers of a suite or of a task."""
+    problems = [
+        p for name, least in _LEAST.items() if name in content for p in _wrong_number(name, content[name], least)
+    ]
     limits = content.get("limits", {})
     if not isinstance(limits, dict):
-        return [*problems, f"limits is {limits!r}, expected a mapping of splits to numbers"]
+        return [*problems, f"Got {limits!r} as limits; expected a mapping of splits to numbers."]
     unknown = sorted(map(str, limits.keys() - {"train", "validation", "test"}))
-    problems += [f"limits are of train, validation and test, but {split!r} came" for split in unknown]
-    return problems + [p for split, limit in limits.items() for p in _no_number(f"limit of {split}", limit, 1)]
+    problems += [f"Got a limit of {split!r}; expected train, validation or test." for split in unknown]
+    return problems + [p for split, limit in limits.items() for p in _wrong_number(f"limit of {split}", limit, 1)]
 
 
-def _no_number(name: str, value: Any, least: int) -> list[str]:
+def _wrong_number(name: str, value: Any, least: int) -> list[str]:
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return []
-    return [f"{name} is {value!r}, expected a whole number of at least {least}"]
+    return [f"Got {value!r} as {name}; expected a whole number of at least {least}."]
 
 
 def _task(entry: Any, problems: list[str]) -> SuiteTask:
     if isinstance(entry, str):
         return SuiteTask(entry)
     if not isinstance(entry, dict) or "task" not in entry:
-        problems.append(f"task {entry!r}: expected a name, or a mapping with task, and maybe steps and limits")
+        problems.append(
+            f"Got task {entry!r}; expected a name, or a mapping with task, and optionally steps and limits."
+        )
         return SuiteTask("")
-    unknown = entry.keys() - {"task", "steps", "limits"}
-    problems += [f"task {entry['task']!r}: unknown field {key!r}" for key in sorted(unknown)]
-    problems += [f"task {entry['task']!r}: {problem}" for problem in _wrong_numbers(entry)]
+    unknown = sorted(entry.keys() - {"task", "steps", "limits"})
+    problems += [f"Task {entry['task']!r}: Got field {key!r}; expected task, steps or limits." for key in unknown]
+    problems += [f"Task {entry['task']!r}: {problem}" for problem in _wrong_numbers(entry)]
     return SuiteTask(entry["task"], steps=entry.get("steps"), limits=entry.get("limits"))
 
 
 def _method(entry: Any, problems: list[str]) -> SuiteMethod:
     if not isinstance(entry, dict) or "method" not in entry or not entry.get("learning_rates"):
-        problems.append(f"method {entry!r}: expected a mapping with method and learning_rates")
+        problems.append(f"Got method {entry!r}; expected a mapping with method and learning_rates.")
         return SuiteMethod("", ())
-    unknown = entry.keys() - {"method", "learning_rates", "options"}
-    problems += [f"method {entry['method']!r}: unknown field {key!r}" for key in sorted(unknown)]
-    if not isinstance(entry["learning_rates"], list):
-        problems.append(
-            f"method {entry['method']!r}: learning_rates holds {entry['learning_rates']!r}, expected a list"
-        )
-        return SuiteMethod(entry["method"], ())
+    name, given = entry["method"], entry["learning_rates"]
+    unknown = sorted(entry.keys() - {"method", "learning_rates", "options"})
+    problems += [f"Method {name!r}: Got field {key!r}; expected method, learning_rates or options." for key in unknown]
     try:
-        rates = tuple(float(rate) for rate in entry["learning_rates"])
+        rates = tuple(float(rate) for rate in given) if isinstance(given, list) else ()
     except (TypeError, ValueError):
-        problems.append(
-            f"method {entry['method']!r}: learning_rates holds {entry['learning_rates']!r}, expected numbers"
-        )
-        return SuiteMethod(entry["method"], ())
-    if list(rates) != sorted(set(rates)) or rates[0] <= 0:
-        problems.append(f"method {entry['method']!r}: learning rates {list(rates)} must be positive and rise")
-    return SuiteMethod(entry["method"], rates, current_options(entry.get("options") or {}))
+        rates = ()
+    if not rates:
+        problems.append(f"Method {name!r}: Got learning_rates {given!r}; expected a list of numbers.")
+    elif list(rates) != sorted(set(rates)) or rates[0] <= 0:
+        problems.append(f"Method {name!r}: Got learning_rates {list(rates)}; expected positive numbers that rise.")
+    return SuiteMethod(name, rates, current_options(entry.get("options") or {}))

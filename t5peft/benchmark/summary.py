@@ -1,6 +1,6 @@
-"""From records to rows: one row a method and task, with every seed in it, best learning rate first.
+"""From records to rows: one row for each method and task, with every seed at the best learning rate.
 
-Rows are made from records alone, so a table can be printed where neither data nor backbone are.
+Rows are made from records only, so that a table can be printed without data and backbone.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from t5peft.benchmark.baselines import PREFIX, is_baseline
+from t5peft.benchmark.records import RunRecord
 from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, MeanStd, mean_std, paired_bootstrap
 from t5peft.methods.registry import METHODS, method_label
 
 PERCENT = {"accuracy", "f1_macro", "f1_binary", "exact_match", "token_f1", "rougeL", "gleu", "google_bleu", "matthews"}
-"""Scores that are fractions and stand in tables as hundredths."""
-
-Record = Mapping[str, Any]
+"""Scores that are fractions, which tables show as percentages."""
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One learning rate of a sweep: its validation score, or why there is none."""
+    """One learning rate of a sweep: its validation score, or the reason why there is none."""
 
     learning_rate: float
     score: float | None
@@ -34,7 +34,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a task. Where no run finished, `reason` says why and the figures are None."""
+    """A method on a task. If no run finished, ``reason`` says why and the figures are None."""
 
     task: str
     metric: str
@@ -56,7 +56,7 @@ class Row:
     merged_latency: MeanStd | str | None
     curves: tuple[tuple[tuple[float, float], ...], ...]
     failed: tuple[str, ...]
-    # Test scores [examples] by seed and by what an example alone is scored by, so that none is compared with another's.
+    # Test scores [examples] by seed and by the metric of an example, so that scores of two metrics are never compared.
     by_example: Mapping[tuple[int, str], np.ndarray] = field(compare=False)
 
     @property
@@ -66,16 +66,16 @@ class Row:
 
     @property
     def factor(self) -> float:
-        """What scores are multiplied by in tables."""
+        """The factor of scores in tables."""
         return 100.0 if self.metric in PERCENT else 1.0
 
     def scores_of(self, runs: Sequence[tuple[int, str]]) -> np.ndarray:
-        """Test scores of these runs [runs, examples]."""
+        """Return the test scores of these runs ``[runs, examples]``."""
         return np.stack([self.by_example[run] for run in runs])
 
     @property
     def grid_end_won(self) -> bool:
-        """Whether the best learning rate is an end of the grid, so that a better one may lie outside."""
+        """Whether the best learning rate is an end of the grid, so that a better one may lie beyond it."""
         rates = [point.learning_rate for point in self.sweep]
         return len(rates) > 1 and self.learning_rate in (min(rates), max(rates))
 
@@ -91,14 +91,18 @@ class TaskTable:
     left_out: int
 
 
-def summarize(records: Iterable[Record], asked: Iterable[Record] = ()) -> list[TaskTable]:
-    """One table a task, in the order in which the tasks were first run.
+def summarize(records: Iterable[RunRecord], asked: Iterable[RunRecord] = ()) -> list[TaskTable]:
+    """Return one table for each task, in the order in which the tasks were first run.
 
-    Records of the same task under other conditions (backbone, steps, data, device) than those of `asked`, or else the newest, are
-    left out and counted. Seconds and bytes are of one machine, number of threads and version of torch, those of full fine-tuning's
-    newest run, or else of the newest; records of others give scores alone.
+    Seconds and bytes come from records of one machine, number of threads and version of torch: those of the newest run of
+    full fine-tuning, or else of the newest run. Other records give scores only.
+
+    Args:
+        records: The records of a suite.
+        asked: Records whose conditions (backbone, steps, data, device) the tables have; for a task without one, the
+            newest record's. Records under other conditions are left out and counted.
     """
-    by_task: dict[str, list[Record]] = defaultdict(list)
+    by_task: dict[str, list[RunRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.get("started", "")):
         by_task[record["config"]["task"]].append(record)
     wanted = {record["config"]["task"]: record for record in asked}
@@ -117,13 +121,13 @@ _CONDITIONS = (
 )
 
 
-def _conditions(record: Record) -> str:
+def _conditions(record: RunRecord) -> str:
     return json.dumps({name: record["config"].get(name) for name in _CONDITIONS}, sort_keys=True)
 
 
-def _table(task: str, records: Sequence[Record], under: str) -> TaskTable:
+def _table(task: str, records: Sequence[RunRecord], under: str) -> TaskTable:
     used = [record for record in records if _conditions(record) == under]
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for record in used:
         config = record["config"]
         groups[config["method"], json.dumps(config["method_options"], sort_keys=True)].append(record)
@@ -146,9 +150,13 @@ def _table(task: str, records: Sequence[Record], under: str) -> TaskTable:
 
 
 def difference(*pairs: tuple[Row, Row]) -> Difference | None:
-    """The first row of each pair less the second, over seeds that both have; of several tasks' pairs, their mean.
+    """Return the first row of each pair minus the second, over their common seeds, averaged over the pairs.
 
-    None where a pair has no seed in common whose examples were scored alike.
+    Args:
+        pairs: One for each task.
+
+    Returns:
+        The difference, or None if a pair has no common seed whose examples were scored by the same metric.
     """
     runs = [sorted(ours.by_example.keys() & other.by_example.keys()) for ours, other in pairs]
     if not pairs or not all(runs):
@@ -159,23 +167,29 @@ def difference(*pairs: tuple[Row, Row]) -> Difference | None:
 
 
 def against_baseline(table: TaskTable) -> list[tuple[Row, Row]]:
-    """Each method of the library that peft has too, with peft's own of the same options, where both finished."""
+    """Return each method that peft has too, with peft's own of the same options, if both finished."""
     by_name = {(row.method, method_label("", row.options)): row for row in table.rows if row.test}
     return [
         (by_name[ours], row)
         for (method, options), row in by_name.items()
-        if method.startswith("peft-") and (ours := (method.removeprefix("peft-"), options)) in by_name
+        if is_baseline(method) and (ours := (method.removeprefix(PREFIX), options)) in by_name
     ]
 
 
 def sort_key(row: Row) -> tuple[Any, ...]:
-    """Sort methods of the library before peers, both in the order of ``METHODS``, then by name and options."""
-    peer, method, order = row.method.startswith("peft-"), row.method, list(METHODS)
-    return peer, order.index(method) if method in order else len(order), method, len(row.options), _numbers(row.options)
+    """Return the key that sorts rows: methods before baselines, both in the order of ``METHODS``, then by their options."""
+    method, order = row.method, list(METHODS)
+    return (
+        is_baseline(method),
+        order.index(method) if method in order else len(order),
+        method,
+        len(row.options),
+        _numbers(row.options),
+    )
 
 
 def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:
-    """Options in an order in which rank 4 comes before rank 16."""
+    """Sort options so that rank 4 comes before rank 16."""
     return [
         (name, float(value) if isinstance(value, int | float) else 0.0, str(value))
         for name, value in sorted(options.items())
@@ -184,16 +198,16 @@ def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The records of one method on one task, and those of them that stand for it: all seeds at the best rate."""
+    """The records of one method on one task, and those that the table shows: all seeds at the best rate."""
 
-    everything: Sequence[Record]
+    everything: Sequence[RunRecord]
     rate: float | None
     sweep: tuple[SweepPoint, ...]
-    finished: Sequence[Record]
-    failed: Sequence[Record]
+    finished: Sequence[RunRecord]
+    failed: Sequence[RunRecord]
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> _Chosen:
+    def of(cls, records: Sequence[RunRecord]) -> _Chosen:
         by_seed: dict[int, dict[float, Any]] = defaultdict(dict)
         for record in records:
             by_seed[record["config"]["seed"]][record["config"]["learning_rate"]] = record
@@ -235,7 +249,7 @@ class _Chosen:
         )
 
 
-def _why(record: Record) -> str:
+def _why(record: RunRecord) -> str:
     return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
 
 
@@ -245,41 +259,41 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def _measured_on(record: Record) -> tuple[Any, ...]:
-    """What seconds and bytes depend on besides the run itself."""
+def _measured_on(record: RunRecord) -> tuple[Any, ...]:
+    """Return what seconds and bytes depend on besides the run itself."""
     machine = record.get("machine", {})
     return machine.get("name"), machine.get("threads"), record.get("versions", {}).get("torch")
 
 
-def _figures(records: Sequence[Record], machine: tuple[Any, ...]) -> dict[str, Any]:
-    """What finished records of a method cost; seconds and bytes from those that were measured on `machine`."""
+def _figures(records: Sequence[RunRecord], machine: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the costs of a method; seconds and bytes from the records that were measured on ``machine``."""
 
-    def over(path: str, of: Sequence[Record]) -> list[float]:
+    def over(path: str, of: Sequence[RunRecord]) -> list[float]:
         part, name = path.split(".")
         return [float(record[part][name]) for record in of]
 
-    def spread_of(values: Sequence[float]) -> MeanStd | None:
+    def mean_std_of(values: Sequence[float]) -> MeanStd | None:
         return mean_std(values) if values else None
 
     here = [record for record in records if _measured_on(record) == machine]
-    # Records that do not say what evaluations left held count it as the training's.
+    # Older records count what evaluations left allocated as the training's.
     metered = [record for record in here if "left_by_evaluation_bytes" in record["memory"]]
     latency = records[0]["latency"]
     merged = [record for record in here if record["latency"]["merged_seconds"] is not None]
     return {
         "trainable": records[0]["parameters"]["trainable"],
         "stored_bytes": records[0]["parameters"]["stored_bytes"],
-        "peak_bytes": spread_of(over("memory.peak_above_libraries_and_data_bytes", metered)),
-        # Other work on the machine can only add to seconds: of the seeds, the least.
-        "step_seconds": spread_of(sorted(over("seconds.step_median", here))[:1]),
-        "tokens_per_second": spread_of(sorted(float(record["tokens_per_second"]) for record in here)[-1:]),
-        "train_seconds": spread_of([record["curve"][-1]["seconds"] for record in here]),
-        "to_best_seconds": spread_of(over("seconds.to_best", here)),
-        "latency_seconds": spread_of(over("latency.seconds", here)),
+        "peak_bytes": mean_std_of(over("memory.peak_above_libraries_and_data_bytes", metered)),
+        # Other work on the machine can only add to seconds, so the seed with the fewest counts.
+        "step_seconds": mean_std_of(sorted(over("seconds.step_median", here))[:1]),
+        "tokens_per_second": mean_std_of(sorted(float(record["tokens_per_second"]) for record in here)[-1:]),
+        "train_seconds": mean_std_of([record["curve"][-1]["seconds"] for record in here]),
+        "to_best_seconds": mean_std_of(over("seconds.to_best", here)),
+        "latency_seconds": mean_std_of(over("latency.seconds", here)),
         # Norm tuning was timed "merged" for a while, which it was not.
         "merged_latency": latency.get("merged_reason", "not merged")
         if latency["merged_seconds"] is None or records[0]["config"]["method"] == "norm"
-        else spread_of(over("latency.merged_seconds", merged)),
+        else mean_std_of(over("latency.merged_seconds", merged)),
     }
 
 
@@ -288,9 +302,9 @@ class Mean:
     """A row's mean score over tasks.
 
     Attributes:
-        value: the mean.
-        error: its standard error, from the deviations over seeds; None: a seed alone.
-        difference: to full fine-tuning's; None where that has no run with the same seeds, or is the row itself.
+        value: The mean.
+        error: Its standard error, from the deviations over seeds; None for a single seed.
+        difference: To full fine-tuning; None if that has no run with the same seeds, or is the row itself.
     """
 
     value: float
@@ -298,13 +312,13 @@ class Mean:
     difference: Difference | None
 
     def text(self, factor: float = 1.0) -> str:
-        """`73.1 ± 0.8`, or `73.1`; values are multiplied by `factor`."""
+        """Return ``73.1 ± 0.8``, or ``73.1``; values are multiplied by ``factor``."""
         return f"{self.value * factor:.1f}" + ("" if self.error is None else f" ± {self.error * factor:.1f}")
 
 
 @dataclass(frozen=True)
 class Means:
-    """Means over tasks that are scored alike, by row label; without the rows that lack a score on one of the tasks."""
+    """Means over tasks with the same metric, by row label; without rows that lack a score on one of the tasks."""
 
     metric: str
     tables: tuple[TaskTable, ...]
@@ -312,12 +326,12 @@ class Means:
 
     @property
     def factor(self) -> float:
-        """What scores are multiplied by in tables."""
+        """The factor of scores in tables."""
         return self.tables[0].rows[0].factor
 
 
 def means_over_tasks(tables: Sequence[TaskTable]) -> list[Means]:
-    """Means for each metric that several tasks share; accuracy and Matthews correlation count as one, as in GLUE's mean."""
+    """Return means for each metric that several tasks share; accuracy and Matthews correlation are one, as in GLUE."""
     groups: dict[str, list[TaskTable]] = defaultdict(list)
     for table in tables:
         groups["accuracy" if table.metric == "matthews" else table.metric].append(table)
@@ -335,8 +349,8 @@ def _means(tables: tuple[TaskTable, ...]) -> Means:
 
 
 def _mean(rows: Sequence[Row], full: Sequence[Row]) -> Mean:
-    spreads = [row.test for row in rows if row.test]
-    variances = [mean_std.deviation**2 / mean_std.n for mean_std in spreads if mean_std.deviation is not None]
-    error = sum(variances) ** 0.5 / len(spreads) if len(variances) == len(spreads) else None
+    scores = [row.test for row in rows if row.test]
+    variances = [score.deviation**2 / score.n for score in scores if score.deviation is not None]
+    error = sum(variances) ** 0.5 / len(scores) if len(variances) == len(scores) else None
     to_full = None if rows == full or not full else difference(*zip(rows, full, strict=True))
-    return Mean(sum(mean_std.mean for mean_std in spreads) / len(spreads), error, to_full)
+    return Mean(sum(score.mean for score in scores) / len(scores), error, to_full)

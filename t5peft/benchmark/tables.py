@@ -1,4 +1,4 @@
-"""Tables in Markdown and CSV, and the markers between which a README holds them."""
+"""Tables in Markdown and CSV, and the markers between which a document holds them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BAR = r"\|"
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell as people read it, with the number that it is sorted by (None: goes last)."""
+    """A cell as people read it, with the number that it is sorted by (None: last)."""
 
     text: str
     value: float | None = None
@@ -29,21 +29,21 @@ class Cell:
 
 
 PER_EXAMPLE = {"accuracy", "exact_match", "token_f1", "rougeL"}
-"""Metrics that are the mean of those of each example alone."""
+"""Metrics that are averages of per-example scores."""
 
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("method", "Tuning method; full fine-tuning is the reference."),
     ("score", "Mean ± standard deviation over seeds (number of seeds), on the test split."),
     (
         "against full",
-        "Difference to full fine-tuning on the same test examples, each scored alone; 95 % interval of the paired bootstrap over "
-        "examples and seeds.",
+        "Difference to full fine-tuning on the same test examples, an average of per-example scores; 95 % interval of the "
+        "paired bootstrap over examples and seeds.",
     ),
     ("trained", "Trained parameters."),
     ("file", "Bytes of the stored adapter, or of the whole model."),
     (
         "peak memory",
-        "Peak memory while training, above what libraries and data take, without what evaluations leave held.",
+        "Peak memory while training, above that of libraries and data, without what evaluations leave allocated.",
     ),
     ("step", "Median seconds of an optimizer step, in the seed that other work disturbed least."),
     ("tokens/s", "Source and target tokens per second of training in that seed, padding not counted."),
@@ -54,22 +54,24 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 
 
 def cells(row: Row) -> dict[str, Cell]:
-    """The cells of a row by column; a cell without a figure says why."""
+    """Return the cells of a row by column; a cell without a figure says why."""
     found = {"method": Cell(row.label)}
     rate = "none finished" if row.learning_rate is None else f"{row.learning_rate:g}"
     found["rate"] = Cell(rate + (" (end of the grid)" if row.grid_end_won else ""), row.learning_rate)
     if row.test is None:
-        gone = Cell(row.reason or "not run")
-        return {name: found.get(name, gone if name == "score" else Cell("–", title=gone.text)) for name, _ in COLUMNS}
+        missing = Cell(row.reason or "not run")
+        return {
+            name: found.get(name, missing if name == "score" else Cell("–", title=missing.text)) for name, _ in COLUMNS
+        }
     return found | {
         "score": Cell(row.test.text(1, row.factor), row.test.mean, "; ".join(row.failed)),
         "against full": _difference(row),
         "trained": Cell(f"{row.trainable:,}", row.trainable),
         "file": Cell(bytes_text(row.stored_bytes or 0), row.stored_bytes),
-        "peak memory": _spread(row.peak_bytes, bytes_text),
-        "step": _spread(row.step_seconds, seconds_text),
-        "tokens/s": _spread(row.tokens_per_second, lambda value: f"{value:,.0f}"),
-        "to best": _spread(row.to_best_seconds, seconds_text),
+        "peak memory": _mean_cell(row.peak_bytes, bytes_text),
+        "step": _mean_cell(row.step_seconds, seconds_text),
+        "tokens/s": _mean_cell(row.tokens_per_second, lambda value: f"{value:,.0f}"),
+        "to best": _mean_cell(row.to_best_seconds, seconds_text),
         "answer": _latency(row),
     }
 
@@ -82,7 +84,7 @@ def _difference(row: Row) -> Cell:
     return Cell(row.difference.text(row.factor), row.difference.mean)
 
 
-def _spread(value: MeanStd | None, text: Callable[[float], str]) -> Cell:
+def _mean_cell(value: MeanStd | None, text: Callable[[float], str]) -> Cell:
     return Cell("–") if value is None else Cell(text(value.mean), value.mean)
 
 
@@ -96,23 +98,23 @@ def _latency(row: Row) -> Cell:
 
 
 def header(metric: str) -> list[str]:
-    """Column names, with the metric in the place of "score"."""
+    """Return the column names, with the metric in the place of "score"."""
     return [metric if name == "score" else name for name, _ in COLUMNS]
 
 
 def markdown(table: TaskTable) -> str:
-    """The table of one task, with the conditions under it."""
-    text = _markdown(header(table.metric), [[cells(row)[name] for name, _ in COLUMNS] for row in table.rows])
-    alone = (
+    """Return the table of one task under its conditions."""
+    text = markdown_table(header(table.metric), [[cells(row)[name] for name, _ in COLUMNS] for row in table.rows])
+    note = (
         ""
         if table.metric in PER_EXAMPLE
-        else f"; differences are means of examples scored alone, {table.metric} is of all"
+        else f"; differences are averages of per-example scores, {table.metric} is that of the corpus"
     )
-    return f"**{table.task}**, {conditions_text(table)}{alone}\n\n{text}"
+    return f"**{table.task}**, {conditions_text(table)}{note}\n\n{text}"
 
 
 def conditions_text(table: TaskTable) -> str:
-    """Backbone, budget and data in one line."""
+    """Return backbone, budget and data in one line."""
     conditions, machine = table.conditions, table.conditions["machine"]
     examples = ", ".join(f"{count:,} {split}" for split, count in conditions["examples"].items())
     seeds = len(conditions["seeds"])
@@ -126,29 +128,28 @@ def conditions_text(table: TaskTable) -> str:
 
 
 def left_out_text(count: int) -> str:
-    """What stands behind the conditions where records were made under others."""
+    """Return the end of the line of conditions if records were made under others."""
     return f"; {count:,} record{'s' if count != 1 else ''} made under other conditions left out" if count else ""
 
 
 def _backbone(table: TaskTable) -> str:
-    """Its name with the beginning of its fingerprint, as weights change under a name."""
+    """Name the backbone with the beginning of its fingerprint, because weights change under a name."""
     return f"{table.conditions['backbone']} ({table.conditions['backbone_fingerprint'][:8]})"
 
 
 def overview_note(tables: Sequence[TaskTable]) -> str:
-    """What the figures of `overview_rows` are."""
+    """Return a note on the figures of ``overview_rows``."""
     backbones = dict.fromkeys(_backbone(table) for table in tables)
     return (
-        f"Backbone {', '.join(backbones)}. Scores on the test split: mean ± standard deviation over seeds; of a mean over "
-        "tasks, ± is its standard error. Differences are means of examples scored alone, with 95 % intervals. Memory (at the peak "
-        "of training, above libraries and data) and time of a step are "
-        f"parts of full fine-tuning's, geometric mean over {', '.join(_measured_for_all(_rows_by_label(tables))) or 'no task'}, on "
-        "which every method was measured by one machine."
+        f"Backbone {', '.join(backbones)}. Scores are on the test split, mean ± standard deviation over seeds; ± of a mean over "
+        "tasks is its standard error. Differences are averages of per-example scores, with 95 % intervals. Memory (at the peak "
+        "of training, above that of libraries and data) and time of a step are relative to full fine-tuning, geometric means over "
+        f"{', '.join(_measured_for_all(_rows_by_label(tables))) or 'no task'}, where one machine measured every method."
     )
 
 
 def overview_header(tables: Sequence[TaskTable]) -> list[str]:
-    """Column names of `overview_rows`."""
+    """Return the column names of ``overview_rows``."""
     tasks = [f"{table.task}, {table.metric}" for table in tables]
     return [
         "method",
@@ -161,14 +162,14 @@ def overview_header(tables: Sequence[TaskTable]) -> list[str]:
 
 
 def overview_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
-    """Every method with its score on every task, its means over tasks that are scored alike, and what it takes."""
+    """Return a row for each method: its score on every task, its means over tasks with the same metric, and its costs."""
     found = _rows_by_label(tables)
     reference = {task: row for task, row in found.get("full", {}).items() if task in _measured_for_all(found)}
     return [_overview_row(label, rows, tables, reference) for label, rows in found.items()]
 
 
 def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
-    """Rows by label and task, in the order of a table; without variants of a method that ran on fewer tasks than another."""
+    """Group rows by label and task, without variants of a method that ran on fewer tasks than another variant."""
     found: dict[str, dict[str, Row]] = {}
     tasks: dict[str, int] = {}
     for row in sorted((row for table in tables for row in table.rows), key=sort_key):
@@ -179,7 +180,7 @@ def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
 
 
 def _measured_for_all(rows_by_label: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Tasks on which each method was measured that was on any: a ratio over other tasks is no ratio to compare."""
+    """Return the tasks on which all measured methods were measured; ratios over other tasks cannot be compared."""
     measured = [[task for task, row in rows.items() if row.step_seconds is not None] for rows in rows_by_label.values()]
     first, *others = [tasks for tasks in measured if tasks] or [[]]
     return [task for task in first if all(task in tasks for tasks in others)]
@@ -210,7 +211,7 @@ def _overview_score(row: Row | None) -> Cell:
 
 
 def _overview_mean(label: str, mean: Mean | None, factor: float) -> tuple[Cell, Cell]:
-    """A mean over tasks, and its difference to full fine-tuning's."""
+    """Return a mean over tasks, and its difference to that of full fine-tuning."""
     if mean is None:
         return Cell("–"), Cell("–")
     to_full = Cell("reference", 0.0) if label == "full" else _difference_cell(mean.difference, factor)
@@ -221,15 +222,17 @@ def _difference_cell(found: Difference | None, factor: float) -> Cell:
     return Cell("–") if found is None else Cell(found.text(factor), found.mean)
 
 
-def peers_header(tables: Sequence[TaskTable]) -> list[str]:
-    """Column names of `peers_rows`."""
+def baselines_header(tables: Sequence[TaskTable]) -> list[str]:
+    """Return the column names of ``baselines_rows``."""
     tasks = [f"{table.task}, {table.metric}" for table in tables]
     return ["against peft's own", *tasks, *(f"mean {means.metric}" for means in means_over_tasks(tables))]
 
 
-def peers_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
-    """Each method less what peft has by that name, under `Seq2SeqTrainer`: on every task, and its means over tasks."""
-    pairs = {table.task: {ours.label: (ours, peer) for ours, peer in against_baseline(table)} for table in tables}
+def baselines_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
+    """Return each method minus peft's own under ``Seq2SeqTrainer``, on every task and on average."""
+    pairs = {
+        table.task: {ours.label: (ours, baseline) for ours, baseline in against_baseline(table)} for table in tables
+    }
     rows = []
     for label in dict.fromkeys(label for found in pairs.values() for label in found):
         of_label = {task: found[label] for task, found in pairs.items() if label in found}
@@ -250,29 +253,37 @@ def peers_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
 def _against(
     rows: Mapping[str, Row], reference: Mapping[str, Row], figure: Callable[[Row], MeanStd | None]
 ) -> float | None:
-    """Geometric mean over tasks of a figure's ratio to full fine-tuning."""
+    """Return the geometric mean over tasks of a figure's ratio to full fine-tuning."""
     pairs = [(figure(row), figure(reference[task])) for task, row in rows.items() if task in reference]
     logs = [math.log(ours.mean / full.mean) for ours, full in pairs if ours and full]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def overview_markdown(tables: Sequence[TaskTable]) -> str:
-    """All tasks in one table; empty where there is one task alone."""
+    """Return all tasks in one table; empty for a single task."""
     if len(tables) < 2:
         return ""
-    parts = [overview_note(tables), _markdown(overview_header(tables), overview_rows(tables))]
-    if peers := peers_rows(tables):
-        parts.append(_markdown(peers_header(tables), peers))
+    parts = [overview_note(tables), markdown_table(overview_header(tables), overview_rows(tables))]
+    if baselines := baselines_rows(tables):
+        parts.append(markdown_table(baselines_header(tables), baselines))
     return "\n\n".join(parts)
 
 
-def _markdown(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [names, ["---"] + ["---:"] * (len(names) - 1), *([cell.text for cell in row] for row in rows)]
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, words: int = 1) -> str:
+    """Return a table in Markdown.
+
+    Args:
+        names: Those of the columns.
+        rows: Their cells.
+        words: Number of columns at the left that hold words; the others hold numbers, which are aligned at the right.
+    """
+    texts = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in rows]
+    lines = [names, ["---"] * words + ["---:"] * (len(names) - words), *texts]
     return "\n".join(f"| {' | '.join(text.replace('|', BAR) for text in line)} |" for line in lines)
 
 
 def csv_text(tables: Sequence[TaskTable]) -> str:
-    """Every row with plain numbers, one line a method and task."""
+    """Return every row with plain numbers, one line for each method and task."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
@@ -294,11 +305,15 @@ def csv_text(tables: Sequence[TaskTable]) -> str:
 
 
 def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
-    """Puts each text between `<!-- table:NAME -->` and `<!-- /table -->` of a Markdown file, where it has such markers.
+    """Put each text between ``<!-- table:NAME -->`` and ``<!-- /table -->`` of a Markdown file, if it has such markers.
+
+    Args:
+        path: The file.
+        texts: By name.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file has markers for none of them.
+        FileNotFoundError: There is no such file.
+        ValueError: The file does not have markers for any of them.
     """
     with path.open(encoding="utf-8", newline="") as file:  # so that ends of lines stay what they are
         content, filled = file.read(), 0
@@ -310,8 +325,8 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
     if not filled:
         others = ", ".join(re.findall(r"<!-- table:(\S+) -->", content)) or "none"
         raise ValueError(
-            f"{path} has no place for the table of {' or '.join(map(repr, texts))}, but for {others}: write the two lines "
-            f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` where it belongs"
+            f"Got the tables {', '.join(map(repr, texts))} for {path}, which has places for {others}. Write the two lines "
+            f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` where the table belongs."
         )
     path.write_text(content, encoding="utf-8", newline="")
 

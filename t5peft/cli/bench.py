@@ -1,4 +1,4 @@
-"""`t5peft bench`: the methods against full fine-tuning, on a suite or on files of your own."""
+"""Compare the methods with full fine-tuning, on a suite or on files of your own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from t5peft.benchmark.schedule import Progress, describe
-from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask, load_suite, suite_names
+from t5peft.cli import names
+from t5peft.compat.lock import hold_folder
+
+if TYPE_CHECKING:
+    from t5peft.benchmark.records import RunConfig, RunRecord
+    from t5peft.benchmark.schedule import Progress
+    from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 
 EPILOG = """
 Examples:
@@ -23,16 +28,26 @@ their records to repeat them.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    """Add the arguments of ``t5peft bench``.
+
+    Args:
+        parser: The parser of the command.
+    """
     parser.epilog = EPILOG
-    parser.add_argument("--suite", help=f"{', '.join(suite_names())}, or a YAML file (default: quick)")
+    parser.add_argument("--suite", help=f"{', '.join(names.suite_names())}, or a YAML file (default: quick)")
     parser.add_argument("--backbone", help="hub name or folder, in place of the suite's")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these methods of the suite")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks of the suite")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="seeds of the runs, in place of the suite's"
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps of a run")
-    parser.add_argument("--data", help="folder of the public data sets (else the variable T5PEFT_DATA)")
+    parser.add_argument(
+        "--data-folder",
+        "--data",
+        metavar="FOLDER",
+        help="folder of the public data sets (else the variable T5PEFT_DATA)",
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -43,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report-only",
         action="store_true",
-        help="write the report of the records there are, of --tasks and --methods alone where given",
+        help="write the report of the records there are, only those of --tasks and --methods where given",
     )
     parser.add_argument(
         "--readme",
@@ -63,19 +78,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is not recorded yet, prints the table and writes the report."""
-    if args.data:
-        os.environ["T5PEFT_DATA"] = args.data
-    suite = suite_of(args)
-    output = args.output or Path("t5peft-bench") / suite.name
-    records_folder = output / "records"
-    asked = [] if args.report_only else _run_suite(suite, records_folder, args)
+    """Run what is not recorded yet, print the table and write the report.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+    """
     from t5peft.benchmark.report import write_report
     from t5peft.benchmark.tables import fill_markers
 
+    if args.data_folder:
+        os.environ["T5PEFT_DATA"] = args.data_folder
+    suite = suite_of(args)
+    output = args.output or Path("t5peft-bench") / suite.name
+    asked = [] if args.report_only else _run_suite(suite, output, args)
     title = f"Tuning methods for T5 on {suite.backbone}: {suite.name}"
     report = write_report(
-        records_folder,
+        output,
         output,
         title=title,
         about=suite.about,
@@ -85,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         asked=asked,
     )
     print(f"\n{report.text}\n")
-    print("\n".join(f"{what}: {path}" for what, path in report.paths.items()))
+    print("\n".join(f"{kind}: {path}" for kind, path in report.paths.items()))
     if args.readme:
         fill_markers(args.readme, {suite.name: report.text, f"{suite.name}-overview": report.overview})
     return 0
@@ -96,11 +117,19 @@ def _command() -> str:
 
 
 def suite_of(args: argparse.Namespace) -> Suite:
-    """The suite that the arguments ask for.
+    """Return the suite that the arguments ask for.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The suite.
 
     Raises:
-        ValueError: everything that is missing or contradicts itself, in one error.
+        ValueError: Something is missing or contradicts itself; one error names all of it.
     """
+    from t5peft.benchmark.suites import load_suite
+
     for_files = {"--validation": args.validation, "--source-column": args.source_column,
                  "--label-column": args.label_column, "--template": args.template}  # fmt: skip
     unused = [option for option, value in for_files.items() if value]
@@ -120,7 +149,9 @@ def suite_of(args: argparse.Namespace) -> Suite:
 
 
 def _own_suite(args: argparse.Namespace) -> Suite:
-    """The methods of a suite on another task."""
+    """Return a suite with its methods on another task."""
+    from t5peft.benchmark.suites import SuiteTask, load_suite
+
     task = SuiteTask(args.task) if args.train is None and args.test is None and args.task else _own_task(args)
     suite = load_suite(args.suite or "quick")
     methods = suite.methods if args.backbone in (None, suite.backbone) else _grids(suite.methods)
@@ -128,14 +159,15 @@ def _own_suite(args: argparse.Namespace) -> Suite:
 
 
 def _own_task(args: argparse.Namespace) -> SuiteTask:
+    from t5peft.benchmark.suites import SuiteTask
     from t5peft.data import PRESETS, load_records, preset_task
 
     needed = {"--task": args.task in PRESETS, "--train": args.train, "--test": args.test}
     missing = [name for name, given in needed.items() if not given]
     if missing:
         raise ValueError(
-            f"files of your own need {', '.join(needed)}, and {', '.join(missing)} is missing or wrong; --task is one of the "
-            f"families {', '.join(PRESETS)}, and {args.task!r} came"
+            f"Got files of your own without {', '.join(missing)}; expected {', '.join(needed)}, where --task is one of the "
+            f"presets {', '.join(PRESETS)} (it is {args.task!r})."
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
     files = {split: path for split, path in files.items() if path}
@@ -143,7 +175,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     *sources, target = PRESETS[args.task].roles
     if args.source_column and len(args.source_column) != len(sources):
         raise ValueError(
-            f"--source-column got {args.source_column}; {args.task} needs a column for {', '.join(sources)}"
+            f"Got --source-column {' '.join(args.source_column)}; expected a column for each of {', '.join(sources)}."
         )
     columns = dict(zip(sources, args.source_column or (), strict=False))
     if args.label_column:
@@ -156,11 +188,11 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
 
 
 def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
-    """Three learning rates around each method's own, as the quick suite's were tuned on "mini"."""
+    """Return the methods with three learning rates around each one's own, as the quick suite's were tuned on "mini"."""
     from t5peft.methods import METHODS
 
     def around(entry: SuiteMethod) -> SuiteMethod:
-        known = METHODS.get(entry.method.removeprefix("peft-"))  # a peer's rate is that of the same method here
+        known = METHODS.get(entry.method.removeprefix("peft-"))  # a baseline's rate is that of the same method here
         if known is None:
             return entry
         rates = tuple(float(f"{known.learning_rate * factor:.3g}") for factor in (1 / 3, 1, 3))
@@ -169,64 +201,70 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
     return tuple(map(around, methods))
 
 
-def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The records of the suite. Imports of the libraries wait until the arguments are known to be right."""
+def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
+    """Return the records of the suite, after the runs that are not recorded yet."""
     from t5peft.benchmark.configs import base_configs
     from t5peft.benchmark.process import RunProcesses
+    from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
-    from t5peft.benchmark.schedule import plans, run_suite
+    from t5peft.benchmark.schedule import run_suite, sweeps
 
     device = _device(args.device)
-    cells = plans(suite, base_configs(suite, device))
-    least = sum(cell.least_runs for cell in cells)
+    grid = sweeps(suite, base_configs(suite, device))
+    records = RunRecords(folder)
+    least = sum(sweep.least_runs for sweep in grid)
     print(
         f"suite {suite.name}: {len(suite.methods)} methods on {len(suite.tasks)} tasks with {suite.backbone} on {device}, "
-        f"{least} runs of {suite.steps} steps or as the task says; records in {folder}",
+        f"{least} runs of {suite.steps} steps or as the task says; records in {records.path}",
         flush=True,
     )
-    line = _Line(sys.stderr.isatty())
+    line = _ProgressLine(sys.stderr.isatty())
     execute = RunProcesses(
         worker,
-        log=folder.parent / "log.txt",
+        log=folder / "log.txt",
         threads=args.threads,
-        on_step=line.step,
+        on_progress=line.show_step,
         preload=("t5peft.benchmark.runner",),
     )
     try:
-        return run_suite(cells, folder, execute, say=line.say, begin=line.begin)
+        with hold_folder(folder):
+            return run_suite(grid, records, execute, log=line.log, on_start=line.on_start)
     except KeyboardInterrupt:
-        line.say("interrupted: the same command goes on with the run that was cut off")
+        line.log("Interrupted. The same command continues with the run that was cut off.")
         raise SystemExit(130) from None
 
 
 def _device(asked: str | None) -> str:
-    """The device asked for, or the fastest there is."""
+    """Return the device asked for, or the fastest there is."""
     import torch
 
     found = "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and found == "cpu":
         raise ValueError(
-            "--device cuda came, but torch finds no CUDA device here; leave it out for the CPU, or install a torch for CUDA"
+            "Got --device cuda, but torch finds no CUDA device; expected one. Leave the option out for the CPU, or install a torch "
+            "for CUDA."
         )
     return asked or found
 
 
-class _Line:
-    """One line on the terminal that tells where the suite is; without a terminal, one line a run."""
+class _ProgressLine:
+    """One line on the terminal with the progress of the suite; without a terminal, one line per run."""
 
     def __init__(self, live: bool) -> None:
         self.live = live
         self.head = ""
 
-    def begin(self, config: Any, progress: Progress) -> None:
-        self.head = f"[{progress.line()}] {describe(config)}"
-        self.step(0, config.steps)
+    def on_start(self, config: RunConfig, progress: Progress) -> None:
+        from t5peft.benchmark.schedule import describe
 
-    def step(self, step: int, steps: int) -> None:
+        self.head = f"[{progress.line()}] {describe(config)}"
+        self.show_step(0, config.steps)
+
+    def show_step(self, step: int, steps: int) -> None:
         if self.live:
             print(f"\r\x1b[K{self.head}: step {step}/{steps}", end="", file=sys.stderr, flush=True)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if self.live:
             print("\r\x1b[K", end="", file=sys.stderr)
         print(text, flush=True)

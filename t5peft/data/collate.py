@@ -158,9 +158,7 @@ def split_evenly(features: Sequence[Feature], tokens_per_micro_batch: int) -> li
 
 def _check_budget(tokens_per_micro_batch: int) -> None:
     if tokens_per_micro_batch < 1:
-        raise ValueError(
-            f"Got tokens_per_micro_batch={tokens_per_micro_batch}; expected at least 1. Leave it out."
-        )
+        raise ValueError(f"Got tokens_per_micro_batch={tokens_per_micro_batch}; expected at least 1. Leave it out.")
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------

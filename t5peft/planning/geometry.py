@@ -6,12 +6,12 @@ paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 202
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5Config
 
-from t5peft.models.backbone import MINI
+from t5peft.models.embedded import resolve_backbone
 from t5peft.models.families import FAMILIES
 
 # d_model, d_kv, d_ff, encoder layers, decoder layers, heads
@@ -39,7 +39,7 @@ _BYT5 = {
 _Shape = tuple[int, int, int, int, int, int]
 
 
-def _config(kind: type[PretrainedConfig], shape: _Shape, vocabulary: int, gated: bool) -> PretrainedConfig:
+def _config(kind: Callable[..., PretrainedConfig], shape: _Shape, vocabulary: int, gated: bool) -> PretrainedConfig:
     d_model, d_kv, d_ff, encoder, decoder, heads = shape
     return kind(
         d_model=d_model,
@@ -89,7 +89,7 @@ def config_of(backbone: str) -> PretrainedConfig:
     known = known_checkpoints()
     if backbone in known:
         return _config(*known[backbone])
-    path: Any = MINI if backbone == "mini" else Path(backbone).expanduser()
+    path = Path(resolve_backbone(backbone)).expanduser()
     try:
         config = AutoConfig.from_pretrained(path if path.is_dir() else backbone)
     except OSError as error:

@@ -26,7 +26,7 @@ from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedMode
 
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn import attention
+from t5peft.nn import attention, fast
 from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
 
 _aten = torch.ops.aten
@@ -116,7 +116,7 @@ def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool)
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name not in kept:
                 setattr(parent, name, _QuantizedLinear(child, quantize, keeps_input))
-    model.is_quantized = True
+    model.is_quantized = True  # type: ignore[assignment]  # torch types a module's attributes as its parts
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def simulate_step(
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    with fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(device), meter:
+    with fast.fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(device), meter:
         activations_bytes = _passes(wrapped, inputs, meter, accumulation)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(

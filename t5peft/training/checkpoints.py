@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import zipfile
@@ -17,18 +18,10 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from t5peft.adapters.checkpoint import (
-    MANIFEST,
-    WEIGHTS,
-    folder_of,
-    newest_complete,
-    non_finite_names,
-    of_another_model,
-    read_run_state,
-    rotate,
-    verify,
-    write_manifest,
-)
+from t5peft.adapters.checkpoints import folder_of, newest_complete, of_another_model, read_run_state, rotate
+from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
+from t5peft.compat.lock import hold_folder
+from t5peft.models.manifest import non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
 
 logger = logging.getLogger("t5peft")
@@ -63,7 +56,17 @@ class CheckpointTrainer(Seq2SeqTrainer):
         Raises:
             ValueError: There is nothing to resume from, or the checkpoint is damaged or another model's.
             FloatingPointError: The weights, the loss or a gradient became NaN or infinite.
+            FolderInUseError: Another run trains into ``output_dir``.
+            DiskError: The disk of ``output_dir`` is full, read-only or broken.
         """
+        # A run that saves nothing writes nothing there.
+        saves = self.args.save_strategy != "no"
+        with hold_folder(self.output_folder) if saves else contextlib.nullcontext():
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
         if resume_from_checkpoint is True:
             newest = newest_resumable(self.output_folder)
             if newest is None:

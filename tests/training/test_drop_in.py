@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
-from t5peft.adapters.checkpoint import MANIFEST
+from t5peft.adapters.manifest import MANIFEST
 
 RECORDS = tiny_records(8)
 

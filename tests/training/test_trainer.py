@@ -29,7 +29,9 @@ from transformers import (
 )
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, load_adapter, lora_wrap, save_adapter
-from t5peft.adapters.checkpoint import newest_complete, verify, write_manifest
+from t5peft.adapters import write_manifest
+from t5peft.adapters.checkpoints import newest_complete
+from t5peft.models.manifest import verify
 from t5peft.training.micro_batches import supports_padding_free
 from t5peft.training.progress import format_logs
 
