@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from t5peft import T5PeftTrainingArguments, load_backbone, lora_wrap, prefix_wrap  # type: ignore[attr-defined]
+from t5peft import T5PeftTrainingArguments, load_backbone, lora_wrap, prefix_wrap
+from t5peft import no_such_name as missing  # type: ignore[attr-defined]  # noqa: F401
 
 model, tokenizer = load_backbone("mini")
 lora_wrap(model, rank=16, target_modules="all-linear").print_trainable_parameters()
