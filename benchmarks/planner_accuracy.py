@@ -54,7 +54,7 @@ SHAPES = (
 
 
 def predicted_bytes(shape: Shape, method: str) -> int:
-    """What the planner says."""
+    """Return the peak that the planner predicts, in bytes."""
     from t5peft.planning.plan import Job, step_bytes
 
     job = Job(

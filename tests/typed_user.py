@@ -1,4 +1,4 @@
-"""What a type checker must tell a user. ``make types`` reads this file: an ignore that is not needed is an error there."""
+"""Errors that a type checker must show to a user. ``make types`` reads this file: an unneeded ignore is an error there."""
 
 from __future__ import annotations
 

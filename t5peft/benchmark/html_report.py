@@ -141,7 +141,7 @@ AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "to_best_seconds": ("seconds to the best score", lambda row: _mean(row.to_best_seconds)),
     "learning_rate": ("learning rate", lambda row: row.learning_rate),
 }
-"""What the axes of the first chart can show: a text, and the figure of a finished row."""
+"""The axes of the first chart: a text, and the figure of a finished row."""
 
 
 def _chart_data(table: TaskTable, command: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Shapes of the published T5 checkpoints, so that a plan needs neither weights nor a network.
 
-Taken from the `config.json` of each checkpoint on the hub; a test counts each one's weights and compares with the number its
+Taken from the ``config.json`` of each checkpoint on the hub; a test counts each one's weights and compares with the number its
 paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 2022, 2023; Wang et al. 2021, 2023).
 """
 
@@ -71,7 +71,7 @@ def _families() -> list[tuple[str, type[PretrainedConfig], dict[str, _Shape], in
 
 
 def known_checkpoints() -> dict[str, tuple[type[PretrainedConfig], _Shape, int, bool]]:
-    """Hub names of the checkpoints whose shape is known here."""
+    """Return the shapes of the known checkpoints by their names on the hub."""
     return {
         pattern.format(size): (kind, shape, vocabulary, gated)
         for pattern, kind, shapes, vocabulary, gated in _families()
@@ -80,11 +80,14 @@ def known_checkpoints() -> dict[str, tuple[type[PretrainedConfig], _Shape, int, 
 
 
 def config_of(backbone: str) -> PretrainedConfig:
-    """The configuration of a backbone: "mini", a known checkpoint, a local folder, or whatever the hub answers with.
+    """Return the configuration of a backbone.
+
+    Args:
+        backbone: "mini", a known checkpoint, a local folder, or a name on the hub.
 
     Raises:
-        FileNotFoundError: none of these.
-        ValueError: it is no T5.
+        FileNotFoundError: It was not found.
+        ValueError: It is not a T5.
     """
     known = known_checkpoints()
     if backbone in known:
@@ -94,9 +97,11 @@ def config_of(backbone: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(path if path.is_dir() else backbone)
     except OSError as error:
         raise FileNotFoundError(
-            f"{backbone!r} is no local folder with a config.json, the hub did not answer, and its shape is not among those "
-            f"known here: {', '.join(sorted(known))}. Give one of these, 'mini', or a folder"
+            f"Got backbone {backbone!r}, which is neither a folder with a config.json nor on the hub; expected 'mini', a folder, "
+            f"or one of {', '.join(sorted(known))}."
         ) from error
     if config.model_type not in FAMILIES:
-        raise ValueError(f"{backbone} is a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"Got a {config.model_type!r} checkpoint in {backbone}; expected one of {', '.join(FAMILIES)}."
+        )
     return config

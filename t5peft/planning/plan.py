@@ -1,4 +1,4 @@
-"""What a training run will take in memory, before it is started and without the weights."""
+"""Plan the memory of a training run, before it is started and without the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from t5peft.planning.units import bytes_text
 
 @dataclass(frozen=True)
 class Job:
-    """A training run as far as memory goes: one optimizer step of `batch` examples in micro-batches of `micro_batch`.
+    """The parts of a training run that decide its memory: one optimizer step of ``batch`` examples in micro-batches.
 
-    `dtype` None is what `load_backbone` takes: float32, or bfloat16 for a quantised backbone where it is fast.
+    Attributes:
+        dtype: That of the weights. None: as ``load_backbone`` chooses, which is float32, or bfloat16 for a quantized
+            backbone if it is fast.
     """
 
     backbone: str
@@ -37,32 +39,32 @@ class Job:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} is {getattr(self, name)}, expected at least 1"
+            f"Got {getattr(self, name)} as {name}; expected at least 1."
             for name in ("source_tokens", "target_tokens", "batch", "micro_batch")
             if getattr(self, name) < 1
         ]
         if self.method not in METHODS:
-            problems.append(f"method {self.method!r} is unknown, expected one of {', '.join(METHODS)}")
+            problems.append(f"Got method {self.method!r}; expected one of {', '.join(METHODS)}.")
         if self.batch % max(1, self.micro_batch):
-            problems.append(f"{self.batch} examples do not divide into micro-batches of {self.micro_batch}")
+            problems.append(f"Got micro-batches of {self.micro_batch} for {self.batch} examples; expected a divisor.")
         if problems:
             raise ValueError("\n".join(problems))
 
     @property
     def quantization(self) -> Quantization | None:
-        """Of the backbone: the method's own unless chosen."""
+        """The quantization of the backbone: the method's own unless chosen."""
         return self.quantize or METHODS[self.method].quantize
 
     @property
     def weights_dtype(self) -> torch.dtype:
-        """Of the weights that are not quantised."""
+        """The dtype of the weights that are not quantized."""
         if self.dtype is not None:
             return self.dtype
         fast = self.device == "cuda" or computes_bfloat16()
         return torch.bfloat16 if self.quantization and fast else torch.float32
 
     def describe(self) -> str:
-        """The job in one line."""
+        """Return the job in one line."""
         parts = [self.backbone, method_label(self.method, dict(self.method_options))]
         parts += [self.quantization or "", str(self.weights_dtype).removeprefix("torch."), self.device]
         parts.append(f"{self.batch} examples of {self.source_tokens} -> {self.target_tokens} tokens a step")
@@ -75,11 +77,14 @@ class Job:
 
 @lru_cache(maxsize=64)
 def step_bytes(job: Job) -> StepBytes:
-    """Bytes of one step of `job`.
+    """Return the bytes of one step.
+
+    Args:
+        job: The run.
 
     Raises:
-        FileNotFoundError: the backbone's configuration is not found.
-        ValueError: the backbone is no T5, or the method refuses it or its options.
+        FileNotFoundError: The backbone's configuration was not found.
+        ValueError: The backbone is not a T5, or the method refuses it or its options.
     """
     return simulate_step(
         config_of(job.backbone),
@@ -97,7 +102,7 @@ def step_bytes(job: Job) -> StepBytes:
 
 @dataclass(frozen=True)
 class Change:
-    """Something that makes a job fit: what to change, the job then, and its bytes."""
+    """A change that makes a job fit: its text, the changed job, and the bytes of that."""
 
     text: str
     job: Job
@@ -105,9 +110,13 @@ class Change:
 
 
 def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
-    """The largest micro-batch whose step fits, with as many of them as give the same step; None where one row is too much.
+    """Return the largest micro-batch whose step fits, or None if a single row does not fit.
 
-    The peak grows with rows along a straight line, near enough to find the candidate; the candidate is then simulated.
+    The peak is nearly linear in the rows, which finds the candidate; the candidate is then simulated.
+
+    Args:
+        job: The run.
+        memory_bytes: The memory.
     """
     if job.micro_batch == 1:
         return None
@@ -126,7 +135,7 @@ def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
 
 
 def changes(job: Job, memory_bytes: int) -> list[Change]:
-    """What makes `job` fit, the least intrusive first, until one change does alone; empty where it fits as it is."""
+    """Return changes that make ``job`` fit, from the least intrusive to the first that suffices; empty if it fits."""
     if step_bytes(job).peak_bytes <= memory_bytes:
         return []
     found: list[Change] = []
@@ -140,12 +149,12 @@ def changes(job: Job, memory_bytes: int) -> list[Change]:
 
 
 def fits(job: Job, memory_bytes: int) -> bool:
-    """Whether `job` fits, as it is or with one of the changes."""
+    """Return whether ``job`` fits, as it is or with one of the changes."""
     return step_bytes(job).peak_bytes <= memory_bytes or bool(changes(job, memory_bytes))
 
 
 def _alternatives(job: Job) -> list[tuple[str, Job]]:
-    """The job itself (for smaller micro-batches), then with checkpointing, then with smaller weights."""
+    """Return the job itself (for smaller micro-batches), then with checkpointing, then with smaller weights."""
     checkpointed = replace(job, checkpointing=True)
     found = [("", job)]
     if not job.checkpointing:
@@ -160,7 +169,7 @@ def _alternatives(job: Job) -> list[tuple[str, Job]]:
 
 
 def plan_table(job: Job, memory_bytes: int | None) -> str:
-    """The plan as text: bytes with and without checkpointing, whether they fit, and what to change."""
+    """Return the plan as text: bytes with and without checkpointing, whether they fit, and what to change."""
     columns = {"plain": step_bytes(replace(job, checkpointing=False))}
     columns["checkpointing"] = step_bytes(replace(job, checkpointing=True))
     steps = columns.values()

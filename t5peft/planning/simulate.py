@@ -1,4 +1,4 @@
-"""A training step without memory: shapes alone are computed, and the bytes that would live are counted.
+"""Simulate a training step without its memory: compute only shapes, and count the bytes that would live.
 
 The model is built from its configuration on torch's "meta" device and then given torch's fake tensors, which know their
 device but hold no values; one forward and backward pass runs through the very code that trains (wrap, attention, loss,
@@ -14,7 +14,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -26,14 +26,15 @@ from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedMode
 
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn import attention, fast
+from t5peft.nn import attention
+from t5peft.nn.fast import fast_kernels
 from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
 
 _aten = torch.ops.aten
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make: alive now, and at most."""
+    """Count the bytes of the storages that operations make: alive now, and at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def count(self, tensor: Tensor) -> None:
-        """Takes the storage of `tensor` into account until it is freed."""
+        """Count the storage of ``tensor`` until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:
@@ -56,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
         self.live_bytes -= self._sizes.pop(key, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation; where its result depends on values, takes the largest batch: no padding."""
+        """Run one operation. If its result depends on values, assume the largest batch: no padding."""
         if func is _aten._local_scalar_dense.default:
             return False if args[0].dtype == torch.bool else 0
         if func is _aten.nonzero.default:
@@ -70,7 +71,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _QuantizedProduct(torch.autograd.Function):
-    """What a product of bitsandbytes makes and keeps: the weight in full for its time; its input in 8 bits, but for our kernel."""
+    """A product of bitsandbytes: it makes the full weight for a moment, and keeps its input in 8 bits without our kernel."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, out_features: int, keeps_input: bool) -> Tensor:
@@ -85,7 +86,7 @@ class _QuantizedProduct(torch.autograd.Function):
 
 
 class _QuantizedLinear(nn.Linear):
-    """Stands for a linear map of bitsandbytes, with its bytes."""
+    """A stand-in for a linear map of bitsandbytes, with its bytes."""
 
     def __init__(self, linear: nn.Linear, quantize: Quantization, keeps_input: bool) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, dtype=torch.bfloat16)
@@ -102,11 +103,11 @@ class _QuantizedLinear(nn.Linear):
 
     @property
     def W_q(self) -> Tensor:
-        """The weight, by the name by which peft knows a map that it asks to `dequantize`, as its DoRA does."""
+        """The weight, by the name that peft looks for before it calls ``dequantize``, as its DoRA does."""
         return self.weight
 
     def dequantize(self) -> Tensor:
-        """The weight in full [out, in]."""
+        """Return the full weight ``[out, in]``."""
         return self.weight.new_empty((self.out_features, self.in_features), dtype=self.full_dtype)
 
 
@@ -123,8 +124,8 @@ def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool)
 class StepBytes:
     """Bytes of one optimizer step, by what holds them.
 
-    `optimizer_bytes` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
-    `activations_bytes` is what a forward pass keeps for its backward; `peak_bytes` is the most that lives at one moment of
+    ``optimizer_bytes`` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
+    ``activations_bytes`` is what a forward pass keeps for its backward; ``peak_bytes`` is the most that lives at one moment of
     the second and later steps, everything together.
     """
 
@@ -137,7 +138,7 @@ class StepBytes:
 
     @property
     def transient_bytes(self) -> int:
-        """What the peak holds beyond weights, adapter, optimizer and activations: loss, gradients, one layer's work."""
+        """The bytes at the peak beyond weights, adapter, optimizer and activations: loss, gradients, one layer's work."""
         held = self.weights_bytes + self.adapter_bytes + self.optimizer_bytes + self.activations_bytes
         return max(0, self.peak_bytes - held)
 
@@ -156,42 +157,89 @@ def simulate_step(
     device: str = "cpu",
     fast_kernels: bool = True,
 ) -> StepBytes:
-    """One step of `accumulation` micro-batches of `batch` rows [batch, source_tokens] -> [batch, target_tokens].
+    """Count the bytes of one step of ``accumulation`` micro-batches.
+
+    The layers of a stack are alike, so each one adds the same bytes. Only a few layers of a deep model are simulated.
 
     Args:
-        config: of a T5.
-        wrap: a method's wrap with its options.
-        batch: rows of a micro-batch.
+        config: The configuration of a T5.
+        wrap: A method's wrap with its options.
+        batch: Rows of a micro-batch.
         source_tokens: S, padding included.
         target_tokens: T, padding included.
-        quantize: as `load_backbone` takes it.
-        dtype: of the weights that are not quantised.
-        checkpointing: gradient checkpointing.
-        accumulation: micro-batches of a step; from the second on, gradients exist while activations are kept.
+        quantize: As ``load_backbone`` takes it.
+        dtype: That of the weights that are not quantized.
+        checkpointing: Gradient checkpointing.
+        accumulation: Micro-batches of a step. From the second on, gradients exist while activations are kept.
         device: "cpu" or "cuda"; kernels differ in what they keep.
-        fast_kernels: as the training arguments have it; those of this library are for the CPU.
+        fast_kernels: As in the training arguments; those of this library are for the CPU.
+
+    Shapes:
+        A micro-batch: ``[batch, source_tokens]`` to ``[batch, target_tokens]``.
     """
-    ours = fast_kernels and device == "cpu"
+    shape = _Shape(
+        batch, source_tokens, target_tokens, quantize, dtype, checkpointing, accumulation, device, fast_kernels
+    )
+    encoder, decoder = config.num_layers, config.num_decoder_layers
+    if max(encoder, decoder) <= SIMULATED_LAYERS + 1:
+        return _simulate(config, wrap, shape)
+    few, less = min(encoder, SIMULATED_LAYERS), min(decoder, SIMULATED_LAYERS)
+    base = _simulate(_with_layers(config, few, less), wrap, shape)
+    total = astuple(base)
+    for more, depths in ((encoder - few, (few + 1, less)), (decoder - less, (few, less + 1))):
+        if more:
+            deeper = astuple(_simulate(_with_layers(config, *depths), wrap, shape))
+            total = tuple(t + more * (d - b) for t, d, b in zip(total, deeper, astuple(base), strict=True))
+    return StepBytes(*total)
+
+
+SIMULATED_LAYERS = 3
+"""Layers of a stack that are simulated: the first, the last, and one between them."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The arguments of ``simulate_step`` beside the model."""
+
+    batch: int
+    source_tokens: int
+    target_tokens: int
+    quantize: Quantization | None
+    dtype: torch.dtype
+    checkpointing: bool
+    accumulation: int
+    device: str
+    fast_kernels: bool
+
+
+def _with_layers(config: PretrainedConfig, encoder: int, decoder: int) -> PretrainedConfig:
+    copied = copy.deepcopy(config)
+    copied.num_layers, copied.num_decoder_layers = encoder, decoder
+    return copied
+
+
+def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Module], shape: _Shape) -> StepBytes:
+    ours = shape.fast_kernels and shape.device == "cpu"
     with torch.device("meta"):
-        model = _model(config, dtype)
-        if quantize is not None:
-            _quantize(model, quantize, keeps_input=quantize == "int8" and not ours)
+        model = _model(config, shape.dtype)
+        if shape.quantize is not None:
+            _quantize(model, shape.quantize, keeps_input=shape.quantize == "int8" and not ours)
         backbone = list(model.parameters())
         weights_bytes = _bytes_of(backbone)
         wrapped = wrap(model).train()
-        if checkpointing:
+        if shape.checkpointing:
             unwrap_t5(wrapped).activation_checkpointing_enable({"use_reentrant": False})
     fake = FakeTensorMode()
     with fake:
         _give_fakes(wrapped)
-        inputs = _batch(batch, source_tokens, target_tokens)
+        inputs = _batch(shape.batch, shape.source_tokens, shape.target_tokens)
     parameters = list(wrapped.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    with fast.fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(device), meter:
-        activations_bytes = _passes(wrapped, inputs, meter, accumulation)
+    with fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(shape.device), meter:
+        activations_bytes = _passes(wrapped, inputs, meter, shape.accumulation)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(
         weights_bytes=weights_bytes,
@@ -204,7 +252,7 @@ def simulate_step(
 
 
 def _passes(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes, accumulation: int) -> int:
-    """Runs up to two micro-batches; returns the bytes that the first forward pass kept."""
+    """Run up to two micro-batches; return the bytes that the first forward pass kept."""
     before = meter.live_bytes
     loss, _ = target_loss(model, inputs)
     kept = meter.live_bytes - before
@@ -227,7 +275,7 @@ def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _give_fakes(model: nn.Module) -> None:
-    """Puts a fake tensor in the place of every meta one; tied ones stay tied."""
+    """Replace every meta tensor by a fake one; tied ones stay tied."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
@@ -278,7 +326,7 @@ def _memory_efficient_attention(
 
 @contextmanager
 def _kernels_of(device: str) -> Iterator[None]:
-    """Inside, fake CPU tensors are computed as on `device`: the size of a chunk of logits, and the attention's kernel.
+    """Inside, fake CPU tensors are computed as on ``device``: the size of a chunk of logits, and the attention's kernel.
 
     Fake CUDA tensors would say both by themselves, but need a torch that is built with CUDA.
     """

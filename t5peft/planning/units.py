@@ -1,4 +1,4 @@
-"""Amounts in words: bytes and seconds."""
+"""Bytes and seconds as text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "G": 10**9, "KIB": 2**1
 
 
 def parse_bytes(text: str) -> int:
-    """`24GB` or `16 GiB`.
+    """Return the bytes of ``24GB`` or ``16 GiB``.
+
+    Args:
+        text: A number with its unit.
 
     Raises:
-        ValueError: neither.
+        ValueError: The text is not an amount of memory.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in _UNITS:
-        raise ValueError(f"{text!r} is no amount of memory; expected a number with MB, GB, MiB or GiB, such as 24GB")
+        raise ValueError(f"Got {text!r}; expected a number with MB, GB, MiB or GiB, such as 24GB.")
     return round(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def bytes_text(amount: float) -> str:
-    """`792 kB`, `149 MB`, `1.62 GB`."""
+    """Return ``792 kB``, ``149 MB`` or ``1.62 GB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if amount >= size:
             value = amount / size
@@ -29,7 +32,7 @@ def bytes_text(amount: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """`12 ms`, `0.31 s`, `48 s`."""
+    """Return ``12 ms``, ``0.31 s`` or ``48 s``."""
     if seconds < 0.1:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -85,7 +85,7 @@ def test_files_of_ones_own_are_looked_through_before_the_first_run(tmp_path: Pat
     for changes, message in (
         ({"references": "labels", "files": files}, "references are in the column 'labels', which is in none"),
         ({"files": {"train": files["train"]}}, "Got no test records for task"),
-        ({"files": {**files, "test": str(tmp_path / "empty.jsonl")}}, "the column 'label' holds NoneType in row 0"),
+        ({"files": {**files, "test": str(tmp_path / "empty.jsonl")}}, "The column 'label' holds NoneType in row 0"),
     ):
         with pytest.raises(ValueError, match=message):
             describe_data(SuiteTask("t", own={**own, **changes}))

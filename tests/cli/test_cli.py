@@ -10,7 +10,7 @@ import transformers
 from datasets import Dataset
 
 import t5peft
-from t5peft.benchmark.data import data_of, load_data
+from t5peft.benchmark.data import describe_data, load_data
 from t5peft.cli import bench, main
 from t5peft.cli.data import add_data_arguments, load_saved_task, read_data, save_task
 from t5peft.data import Task, load_records, preset_task
@@ -47,7 +47,7 @@ def test_a_folder_and_a_data_set_of_the_hub_give_the_split_that_is_asked_for(
     bench.add_arguments(for_bench)
     (own,) = bench.suite_of(for_bench.parse_args(given)).tasks
     assert own.name == ("reviews" if origin == "hub" else Path(data_set).name)
-    _, of_bench = load_data(data_of(own), {})
+    _, of_bench = load_data(describe_data(own), {})
     for found in (splits, of_bench):
         said = {split: {record["text"].split()[0] for record in records} for split, records in found.items()}
         assert said == {"train": {"train"}, "validation": {"train"}, "test": {"test"}}

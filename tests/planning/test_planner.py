@@ -1,4 +1,4 @@
-"""The planner: bytes from a configuration alone, and what it says to change."""
+"""The planner: bytes from only a configuration, and what it says to change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_known_checkpoint_has_as_many_weights_as_published(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(config)
     count = sum(parameter.numel() for parameter in model.parameters())
-    if config.is_gated_act:  # its head is its own, but a model from a configuration alone comes out tied
+    if config.is_gated_act:  # its head is its own, but a model from only a configuration comes out tied
         count += config.vocab_size * config.d_model
     assert count / 1e6 == pytest.approx(PUBLISHED_MILLIONS[name], rel=0.012)
 
@@ -52,13 +52,13 @@ def test_every_known_checkpoint_has_a_configuration() -> None:
 
 
 def test_a_backbone_that_is_nowhere_is_refused_with_what_is_known() -> None:
-    with pytest.raises(FileNotFoundError, match=r"no local folder with a config\.json.*google/flan-t5-xl"):
+    with pytest.raises(FileNotFoundError, match=r"neither a folder with a config\.json.*google/flan-t5-xl"):
         config_of("./nowhere")
 
 
 def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     BartConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is a 'bart' checkpoint; expected one of t5, mt5, umt5"):
+    with pytest.raises(ValueError, match=r"Got a 'bart' checkpoint .*; expected one of t5, mt5, umt5"):
         config_of(str(tmp_path))
 
 
@@ -124,7 +124,7 @@ def test_a_simulated_step_lives_as_much_as_a_real_one(geometry: Geometry, method
 
 
 class _values(LiveBytes):
-    """Counts into another meter, and leaves values alone."""
+    """Counts into another meter, and does not change values."""
 
     def __init__(self, meter: LiveBytes) -> None:
         super().__init__()
@@ -141,6 +141,18 @@ class _values(LiveBytes):
 def simulated(**changes: object) -> int:
     shape = {"batch": 4, "source_tokens": 32, "target_tokens": 8} | changes
     return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), **shape).peak_bytes  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prefix", "ladder"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_deep_model_is_counted_from_a_few_of_its_layers(
+    method: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(num_layers=6, num_decoder_layers=5)
+    shape = {"batch": 2, "source_tokens": 16, "target_tokens": 8, "checkpointing": checkpointing, "accumulation": 2}
+    found = simulate_step(config, METHODS[method].wrap, **shape)  # type: ignore[arg-type]
+    monkeypatch.setattr("t5peft.planning.simulate.SIMULATED_LAYERS", 6)
+    assert found == simulate_step(config, METHODS[method].wrap, **shape)  # type: ignore[arg-type]
 
 
 def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:
@@ -207,7 +219,7 @@ def test_memory_is_read_with_its_unit(text: str, amount: int) -> None:
 
 @pytest.mark.parametrize("text", ["24 apples", "24"])
 def test_what_is_no_amount_of_memory_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = f"'{text}' is no amount of memory; expected a number with MB, GB"
+    message = f"Got '{text}'; expected a number with MB, GB"
     with pytest.raises(ValueError, match=message):
         parse_bytes(text)
     with pytest.raises(SystemExit):
@@ -216,7 +228,9 @@ def test_what_is_no_amount_of_memory_is_refused(text: str, capsys: pytest.Captur
 
 
 def test_a_wrong_job_is_refused_with_everything_that_is_wrong() -> None:
-    with pytest.raises(ValueError, match=r"(?s)source_tokens is 0.*method 'lara' is unknown.*5 examples do not divide"):
+    with pytest.raises(
+        ValueError, match=r"(?s)Got 0 as source_tokens.*Got method 'lara'.*Got micro-batches of 2 for 5 examples"
+    ):
         Job("mini", "lara", 0, 8, batch=5, micro_batch=2)
 
 
