@@ -553,13 +553,13 @@ def test_a_classifier_is_that_of_the_reference_and_its_head_is_trained_and_saved
 def test_a_model_that_is_wrapped_already_is_an_error(case: Case) -> None:
     base = tiny_t5()
     wrapped = METHODS["lora"].wrap(base)
-    with pytest.raises(ValueError, match=r"already wrapped .*'default'.* expects a plain T5.*unload"):
+    with pytest.raises(ValueError, match=r"already wrapped .*'default'.* expected a plain T5.*unload"):
         METHODS[case.method].wrap(wrapped, **case.options)
 
 
 @all_cases
 def test_a_model_that_is_no_t5_is_an_error(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"expects a T5 .* but got Linear.* load_backbone"):
+    with pytest.raises(ValueError, match=r"Got a Linear; expected a T5 .* load_backbone"):
         METHODS[case.method].wrap(nn.Linear(2, 2), **case.options)
 
 

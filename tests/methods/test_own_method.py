@@ -21,7 +21,7 @@ from tiny import Geometry, tiny_batch, tiny_records, tiny_t5
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
 from t5peft.benchmark.configs import base_configs
-from t5peft.benchmark.records import write_record
+from t5peft.benchmark.records import RunRecords
 from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import suite_from
@@ -204,12 +204,12 @@ def test_it_is_run_and_reported_by_the_benchmark(tmp_path: Path) -> None:
             ],
         },
     )
-    base = base_configs(suite, "cpu")
+    base, records = base_configs(suite, "cpu"), RunRecords(tmp_path / "records")
     for entry in suite.methods:
         config = base(suite.tasks[0], entry)
         record = run(config, lambda step, steps: None)
         assert record["outcome"] == "finished", record.get("reason")
-        write_record(tmp_path / "records", config, record)
+        records.append(config, record)
     write_report(tmp_path / "records", tmp_path / "report", title="own", about="", command="")
     lines = (tmp_path / "report" / "report.md").read_text(encoding="utf-8").splitlines()
     rows = [line.split("|")[1].strip() for line in lines if line.startswith(("| full", "| norm", f"| {NAME}"))]
