@@ -608,7 +608,7 @@ def test_d9_a_misspelt_argument_of_forward_is_an_error_plain() -> None:
         tiny_t5()(input_ids=batch["input_ids"], labels=batch["labels"], atention_mask=batch["attention_mask"])
 
 
-@pytest.mark.parametrize(("column", "meant"), [("atention_mask", "attention_mask"), ("label", "labels")])
+@pytest.mark.parametrize(("column", "meant"), [("atention_mask", "attention_mask"), ("lables", "labels")])
 def test_d9_a_misspelt_column_is_an_error_ours(column: str, meant: str, tmp_path: Path) -> None:
     records = [{column if name == meant else name: value for name, value in record.items()} for record in _masked()]
     with pytest.raises(ValueError, match=rf"train_dataset has a column '{column}' and none called '{meant}'"):

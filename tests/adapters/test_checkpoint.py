@@ -471,7 +471,7 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
 
 
 def test_resuming_from_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="There is no complete checkpoint in"):
+    with pytest.raises(ValueError, match="Got no complete checkpoint to resume from in"):
         train(tmp_path).train(resume_from_checkpoint=True)
 
 

@@ -495,5 +495,5 @@ def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path
     readme.write_bytes(b"before\r\n<!-- table:quick -->\r\nold\r\n<!-- /table -->\r\n")
     fill_markers(readme, {"quick": "a\nb"})
     assert readme.read_bytes() == b"before\r\n<!-- table:quick -->\r\na\r\nb\r\n<!-- /table -->\r\n"
-    with pytest.raises(ValueError, match=r"Got the tables 'real' for .*README\.md, which has places for quick\."):
+    with pytest.raises(ValueError, match=r"Got the tables 'real' for .*README\.md, which has places for quick; expected"):
         fill_markers(readme, {"real": ""})
