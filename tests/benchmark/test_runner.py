@@ -102,7 +102,7 @@ def test_a_metric_of_which_less_is_better_does_not_lead() -> None:
 def test_a_run_whose_loss_is_no_number_has_diverged(tmp_path: Path) -> None:
     record = run_in_its_process(tmp_path, method="full", rate=1e30)
     assert record["outcome"] == "diverged"
-    assert "loss is nan at step 4" in record["reason"]
+    assert "gradients of these weights contain NaN or infinity at step 3" in record["reason"]
 
 
 # --- memory
