@@ -85,7 +85,7 @@ def _load(data: Mapping[str, Any]) -> tuple[Task, DataSplits]:
     fields = dict(data["own"])
     files = fields.pop("files")
     task = Task.from_mapping(fields)
-    splits = {split: load_records(path, split) for split, path in files.items()}
+    splits: DataSplits = {split: load_records(path, split) for split, path in files.items()}
     return task, with_validation(task, splits)
 
 

@@ -77,7 +77,8 @@ def _chart_library() -> str | None:
         from vl_convert import javascript_bundle
     except ImportError:
         return None
-    return javascript_bundle(snippet=None).replace("</script", r"<\/script")
+    bundle: str = javascript_bundle()  # type: ignore[call-arg]  # its stub takes the optional argument for required
+    return bundle.replace("</script", r"<\/script")
 
 
 def _versions(tables: Sequence[TaskTable]) -> list[str]:

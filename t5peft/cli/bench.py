@@ -1,4 +1,4 @@
-"""`t5peft bench`: the methods against full fine-tuning, on a suite or on files of your own."""
+"""``t5peft bench``: compare the methods with full fine-tuning, on a suite or on your own files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EPILOG = """
 Examples:
   t5peft bench --suite quick
   t5peft bench --task classification --train train.tsv --test test.tsv --source-column sentence --label-column label
-A suite that was interrupted goes on when the same command is given again. Runs that are recorded are not run again: delete
-their records to repeat them.
+The same command continues a suite that was interrupted. Recorded runs are not repeated; delete their lines in records.jsonl
+to repeat them. The charts of report.html need: pip install "t5peft[report]"
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("--suite", help=f"{', '.join(suite_names())}, or a YAML file (default: quick)")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report-only",
         action="store_true",
-        help="write the report of the records there are, of --tasks and --methods alone where given",
+        help="write the report of the records only, of --tasks and --methods if given",
     )
     parser.add_argument(
         "--readme",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put the tables between <!-- table:SUITE --> and <!-- /table --> there, and all tasks in one between "
         "<!-- table:SUITE-overview --> and <!-- /table -->",
     )
-    own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
+    own = parser.add_argument_group("another task, or your own files, in place of a suite's tasks")
     own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
     own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet, or a folder or hub name")
     own.add_argument("--validation", metavar="FILE", help="default: a tenth of the training file")
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is not recorded yet, prints the table and writes the report."""
+    """Run what is not recorded yet, print the table and write the report."""
     if args.data:
         os.environ["T5PEFT_DATA"] = args.data
     suite = suite_of(args)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         asked=asked,
     )
     print(f"\n{report.text}\n")
-    print("\n".join(f"{what}: {path}" for what, path in report.paths.items()))
+    print("\n".join(f"{kind}: {path}" for kind, path in report.paths.items()))
     if args.readme:
         fill_markers(args.readme, {suite.name: report.text, f"{suite.name}-overview": report.overview})
     return 0
@@ -95,18 +95,19 @@ def _command() -> str:
 
 
 def suite_of(args: argparse.Namespace) -> Suite:
-    """The suite that the arguments ask for.
+    """Return the suite that the arguments ask for.
+
+    Args:
+        args: Those of the command.
 
     Raises:
-        ValueError: everything that is missing or contradicts itself, in one error.
+        ValueError: Arguments are missing or contradict each other; all problems in one error.
     """
     for_files = {"--validation": args.validation, "--source-column": args.source_column,
                  "--label-column": args.label_column, "--template": args.template}  # fmt: skip
     unused = [option for option, value in for_files.items() if value]
     if unused and not (args.train or args.test):
-        raise ValueError(
-            f"Got {', '.join(unused)}, which go with files of your own; expected --train and --test beside."
-        )
+        raise ValueError(f"Got {', '.join(unused)}, which go with your own files; expected --train and --test too.")
     if args.task is None and not any((args.train, args.validation, args.test)):
         suite = load_suite(args.suite or "quick")
         if suite.name == "quick" and args.backbone not in (None, suite.backbone):
@@ -119,7 +120,7 @@ def suite_of(args: argparse.Namespace) -> Suite:
 
 
 def _own_suite(args: argparse.Namespace) -> Suite:
-    """The methods of a suite on another task."""
+    """Make a suite with the methods of one on another task."""
     task = SuiteTask(args.task) if args.train is None and args.test is None and args.task else _own_task(args)
     suite = load_suite(args.suite or "quick")
     methods = suite.methods if args.backbone in (None, suite.backbone) else _grids(suite.methods)
@@ -133,8 +134,8 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     missing = [name for name, given in needed.items() if not given]
     if missing:
         raise ValueError(
-            f"files of your own need {', '.join(needed)}, and {', '.join(missing)} is missing or wrong; --task is one of the "
-            f"families {', '.join(PRESETS)}, and {args.task!r} came"
+            f"Got your own files without {', '.join(missing)}; expected {', '.join(needed)}. --task is one of "
+            f"{', '.join(PRESETS)}, not {args.task!r}."
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
     files = {split: path for split, path in files.items() if path}
@@ -142,7 +143,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     *sources, target = PRESETS[args.task].roles
     if args.source_column and len(args.source_column) != len(sources):
         raise ValueError(
-            f"--source-column got {args.source_column}; {args.task} needs a column for {', '.join(sources)}"
+            f"Got --source-column {args.source_column}; expected a column for {', '.join(sources)}, which {args.task} needs."
         )
     columns = dict(zip(sources, args.source_column or (), strict=False))
     if args.label_column:
@@ -155,11 +156,11 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
 
 
 def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
-    """Three learning rates around each method's own, as the quick suite's were tuned on "mini"."""
+    """Give each method three learning rates around its own, because the quick suite's were tuned on "mini"."""
     from t5peft.methods import METHODS
 
     def around(entry: SuiteMethod) -> SuiteMethod:
-        known = METHODS.get(entry.method.removeprefix("peft-"))  # a peer's rate is that of the same method here
+        known = METHODS.get(entry.method.removeprefix("peft-"))  # a baseline's rate is that of the same method here
         if known is None:
             return entry
         rates = tuple(float(f"{known.learning_rate * factor:.3g}") for factor in (1 / 3, 1, 3))
@@ -169,7 +170,7 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
 
 
 def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
-    """The records of the suite. Imports of the libraries wait until the arguments are known to be right."""
+    """Run the suite and return its records. The libraries are imported only after the arguments were checked."""
     from t5peft.benchmark.configs import base_configs
     from t5peft.benchmark.process import RunProcesses
     from t5peft.benchmark.runner import run as worker
@@ -200,19 +201,19 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
 
 
 def _device(asked: str | None) -> str:
-    """The device asked for, or the fastest there is."""
+    """Return the device asked for, or the fastest one."""
     import torch
 
     found = "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and found == "cpu":
         raise ValueError(
-            "--device cuda came, but torch finds no CUDA device here; leave it out for the CPU, or install a torch for CUDA"
+            "Got --device cuda, but torch finds no CUDA device. Leave it out for the CPU, or install a torch for CUDA."
         )
     return asked or found
 
 
 class _Line:
-    """One line on the terminal that tells where the suite is; without a terminal, one line a run."""
+    """One line on the terminal that shows how far the suite is; without a terminal, one line a run."""
 
     def __init__(self, live: bool) -> None:
         self.live = live

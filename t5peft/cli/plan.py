@@ -1,4 +1,4 @@
-"""`t5peft plan`: what a run takes in memory, from the configuration alone."""
+"""``t5peft plan``: the memory of a training run, from the configuration only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ The plan counts tensors. On CUDA the driver's context takes some hundred MB more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of the command."""
     parser.epilog = EPILOG
     parser.add_argument("--backbone", default="mini", help="mini, a published checkpoint, or a folder with config.json")
     parser.add_argument("--method", default="lora", choices=list(METHODS))
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=int, default=128, help="target tokens of a row")
     parser.add_argument("--batch", type=int, default=16, help="examples of an optimizer step")
     parser.add_argument("--micro-batch", type=int, help="rows at once; default: all of them")
-    parser.add_argument("--memory", type=_memory, help="what there is, such as 24GB")
+    parser.add_argument("--memory", type=_memory, help="the memory that there is, such as 24GB")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as load_backbone chooses")
     parser.add_argument("--quantize", choices=["int8", "nf4"], help="weights of 8 or 4 bits; default: int8 for qlora")
@@ -39,7 +39,7 @@ def _memory(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the plan; 1 where neither the job nor any change of it fits."""
+    """Print the plan; return 1 if neither the job nor any change of it fits."""
     job = Job(
         backbone=args.backbone,
         method=args.method,
