@@ -12,7 +12,7 @@ Promise: trials >= 5; accuracy on validation > 0.4; accuracy on test > most freq
 For T5 base and a data set of the hub change two lines:
 
     task, data = load_task("glue_sst2")
-    recipe = TrainConfig(method="lora", backbone="google-t5/t5-base", options={"target_modules": "all-linear"}, steps=1000)
+    config = TrainConfig(method="lora", backbone="google-t5/t5-base", options={"target_modules": "all-linear"}, steps=1000)
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from t5peft.training.search import search
 from t5peft.training.train import TrainConfig, train_and_evaluate
 
 task, data = load_task("finance")
-recipe = TrainConfig(
+config = TrainConfig(
     method="lora", options={"target_modules": "all-linear"}, learning_rate=3e-3, steps=25, evaluations=2
 )
 
-found = search(task, data, recipe, "runs/hyperparameter_search", trials=5)
-best = found.recipe
+found = search(task, data, config, "runs/hyperparameter_search", trials=5)
+best = found.config
 print(f"\nbest: learning rate {best.learning_rate:.1e}, weight decay {best.weight_decay}, rank {best.options['rank']}")
 print(f"picture: {found.picture}\nagain from the command line: {found.command('finance', 'runs/best')}")
 
-tuned = train_and_evaluate(task, data, best, "runs/hyperparameter_search/best")
+tuned = train_and_evaluate(task, data, best, "runs/hyperparameter_search/best", overwrite=True)
 labels = [task.target_text(record) for record in data["test"]]
 frequent = Counter(task.target_text(record) for record in data["train"]).most_common(1)[0][0]
 print(

@@ -13,7 +13,7 @@ Promise: learned > 0.4; forgotten < 0.2; forgotten < forgotten without replay
 For T5 base and a data set of the hub change two lines, and below "sentiment" to its column of labels and "neutral" to one of them:
 
     task, data = load_task("glue_sst2")
-    recipe = TrainConfig(method="lora", backbone="google-t5/t5-base", options={"target_modules": "all-linear"}, steps=1000)
+    config = TrainConfig(method="lora", backbone="google-t5/t5-base", options={"target_modules": "all-linear"}, steps=1000)
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from t5peft.training.continue_training import continue_training, replace
 from t5peft.training.train import TrainConfig, train_and_evaluate
 
 task, data = load_task("finance")
-recipe = TrainConfig(
+config = TrainConfig(
     method="lora", options={"target_modules": "all-linear"}, learning_rate=3e-3, steps=60, evaluations=2
 )
 
 new = {split: [record for record in records if record["sentiment"] == "neutral"] for split, records in data.items()}
 old = {split: [record for record in records if record["sentiment"] != "neutral"] for split, records in data.items()}
-first = train_and_evaluate(task, old, recipe, "runs/tune_again/first")
+first = train_and_evaluate(task, old, config, "runs/tune_again/first", overwrite=True)
 in_use = save_adapter(first.model, "runs/tune_again/in_use", tokenizer=first.tokenizer)
 print(f"first version: accuracy {first.scores['test']['accuracy']:.3f} on positive and negative headlines")
 
@@ -43,9 +43,10 @@ for name, replay in (("alone", 0.0), ("with_replay", 2.0)):
         old["train"],
         new_test=new["test"],
         old_test=old["test"],
-        recipe=recipe,
+        config=config,
         output=f"runs/tune_again/{name}",
         replay=replay,
+        overwrite=True,
     )
     print(f"\ntuned again {name}: {reports[name]}")
     try:

@@ -47,17 +47,17 @@ _HOMES = {
     "Task": "t5peft.data",
     "T5PeftTrainer": "t5peft.training",
     "T5PeftTrainingArguments": "t5peft.training",
-    "load_adapter": "t5peft.adapters.checkpoint",
-    "save_adapter": "t5peft.adapters.checkpoint",
+    "load_adapter": "t5peft.adapters.load",
+    "save_adapter": "t5peft.adapters.save",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 
 if TYPE_CHECKING:  # what an editor and a type checker see
-    from t5peft.adapters.checkpoint import load_adapter as load_adapter
-    from t5peft.adapters.checkpoint import save_adapter as save_adapter
+    from t5peft.adapters.load import load_adapter as load_adapter
     from t5peft.adapters.merge import merge as merge
+    from t5peft.adapters.save import save_adapter as save_adapter
     from t5peft.data import Task as Task
     from t5peft.evaluation import evaluate_task as evaluate_task
     from t5peft.evaluation import predict as predict
@@ -110,7 +110,8 @@ class _PeftWatcher(MetaPathFinder):
             def load_and_register(module: ModuleType) -> None:
                 load(module)
                 sys.meta_path.remove(self)
-                import_module("t5peft.methods")
+                if "t5peft.compat.peft" not in sys.modules or hasattr(sys.modules["t5peft.compat.peft"], "register"):
+                    import_module("t5peft.methods")
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

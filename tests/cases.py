@@ -8,6 +8,7 @@ from typing import Any
 
 import reference
 import torch
+from own_method import ScaleLayer
 from peft import PeftModel
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
@@ -58,22 +59,22 @@ CASES = [
     Case("prefix", {"length": 2, "sites": ["cross"]}, "cross"),
 ]
 ADAPTERS = [case for case in CASES if case.method not in UNWRAPPED]
-# every form of computing, once; single sites are told apart by formulas, files and gradients alone
+# every form of computing, once; only formulas, files and gradients tell single sites apart
 FORMS = {"", "reparametrized"}
 BY_HAND = [case for case in CASES if METHODS[case.method].quantize is None]
 
 
 def ready_t5(geometry: Geometry) -> T5ForConditionalGeneration:
-    """A tiny T5 as `load_backbone` would hand it out: its config says what its weights are."""
+    """A tiny T5 as ``load_backbone`` returns it: its config says what its weights are."""
     model = tiny_t5(geometry)
     correct_config(model)
     return model
 
 
 def base_of(case: Case, geometry: Geometry, folder: Path) -> PreTrainedModel:
-    """The backbone of `case`, always with the same weights; `folder` holds them for those that have to be loaded.
+    """The backbone of ``case``, always with the same weights; ``folder`` holds them for those that have to be loaded.
 
-    In float32 also where it is quantised and the machine would take bfloat16, so that tests see no more rounding.
+    In float32 also where it is quantized and the machine would take bfloat16, so that tests see no more rounding.
     """
     quantize = METHODS[case.method].quantize
     if quantize is None:
@@ -100,7 +101,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def by_hand(model: nn.Module) -> reference.Adapters:
-    """What stands on the base model, read from the wrapped one; the tensors stay parts of its graph."""
+    """The adapters of a wrapped model; their tensors stay parts of its graph."""
     lora, output_scales, input_scales, prefixes, prompt, bottlenecks, norms = {}, {}, {}, {}, None, {}, {}
     for full_name, module in model.named_modules():
         name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
@@ -128,6 +129,8 @@ def by_hand(model: nn.Module) -> reference.Adapters:
                 beside=adapter.is_parallel,
                 scale=4.0 if adapter.is_parallel else 1.0,
             )
+        elif isinstance(module, ScaleLayer):
+            output_scales[f"{name}.wo"] = module.ownscale["default"].factors()
         elif isinstance(module, NormLayer):
             norms[name] = module.t5norm["default"].weight
     return reference.Adapters(

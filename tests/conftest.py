@@ -39,3 +39,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Geometry, Path]:
         tiny_t5(geometry).save_pretrained(found[geometry])
         tiny_tokenizer().save_pretrained(found[geometry])
     return found
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> str:
+    """A folder with a tiny T5 and its tokenizer, of this test only."""
+    folder = tmp_path / "backbone"
+    tiny_t5().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)

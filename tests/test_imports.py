@@ -136,8 +136,9 @@ print("all imported")
         "import peft\nimport t5peft",
         "import t5peft\nt5peft.load_backbone(sys.argv[1] + '/base')\nimport peft",
         "import t5peft\nfrom importlib.util import find_spec\nfind_spec('peft')\nimport peft",
+        "import t5peft.compat.peft\nimport peft",
     ],
-    ids=["before", "after", "after a backbone", "after asking whether it is there"],
+    ids=["before", "after", "after a backbone", "after asking whether it is there", "by a module of ours"],
 )
 def test_peft_knows_our_adapters_once_t5peft_is_imported(lines: str, tmp_path: Path) -> None:
     """A fresh process that names nothing of ours loads an adapter of ours by peft alone."""

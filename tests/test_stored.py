@@ -22,8 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, load_backbone
-from t5peft.adapters.checkpoint import quantization_of
-from t5peft.adapters.tokens import load_saved
+from t5peft.adapters import load_saved, quantization_of
 from t5peft.benchmark.configs import base_configs
 from t5peft.benchmark.records import RunConfig, RunRecords
 from t5peft.benchmark.report import write_report
@@ -50,7 +49,7 @@ def renamed(content: Any) -> Any:
 def renamed_in_text(text: str) -> str:
     """Tables, in which an option stands as `method (name=value)`, with the names of today."""
     for old, new in RENAMED.items():
-        text = re.sub(rf"(?<=[(, ]){old}=", f"{new}=", text)
+        text = re.sub(rf"(?<![\w]){old}=", f"{new}=", text)
     return text
 
 
@@ -71,7 +70,6 @@ def assert_holds(found: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     assert {name: found.get(name, "is missing") for name in expected} == expected
 
 
-NUMBER = r"\d+(?:[.,]\d+)*"
 ADAPTERS: dict[str, dict[str, Any]] = read("adapters.json")
 UNQUANTIZED = [name for name, entry in ADAPTERS.items() if not entry["quantize"]]
 QUANTIZED = [name for name, entry in ADAPTERS.items() if entry["quantize"]]
@@ -190,32 +188,33 @@ def test_the_arguments_of_a_checkpoint_load(stored: Path) -> None:
 
 
 def test_records_give_the_same_tables(stored: Path, tmp_path: Path) -> None:
-    report = write_report(Path("records"), tmp_path, title="stored", about="records of 0.1.0", command="t5peft bench")
+    report = write_report(Path(), tmp_path, title="stored", about="records of 0.1.0", command="t5peft bench")
     for what, name in (("table", "report.md"), ("CSV", "report.csv")):
-        expected = renamed_in_text((stored / "report" / name).read_text(encoding="utf-8"))
-        found = report.paths[what].read_text(encoding="utf-8")
-        if what == "table":  # its sentences are worded anew, but say the same figures
-            assert re.findall(NUMBER, found) == re.findall(NUMBER, expected)
-            found, expected = (
-                "\n".join(line for line in text.splitlines() if line.startswith("|")) for text in (found, expected)
-            )
-        assert found == expected
+        expected = rows_of(renamed_in_text((stored / "report" / name).read_text(encoding="utf-8")))
+        assert rows_of(report.paths[what].read_text(encoding="utf-8")) == expected
+        assert len(expected) > 5
+
+
+def rows_of(text: str) -> list[str]:
+    """Return the rows of the tables, without the sentences between them."""
+    return [line for line in text.splitlines() if line.startswith("|") or line.count(",") > 10]
 
 
 def test_records_load_and_are_found_by_their_configuration(stored: Path) -> None:
-    for folder in (Path("records"), Path("suite/records")):
-        records, paths = RunRecords(folder), sorted(folder.glob("*.json"))
+    for folder in (Path(), Path("suite")):
+        records = RunRecords(folder)
+        paths = sorted((folder / "records").glob("*.json"))
         assert len(records.load()) == len(paths)
         for path in paths:
-            record = records.find(RunConfig(**read(path)["config"]))
-            assert record in records.load()
-            assert_holds(record, read(path))
+            found = records.find(RunConfig(**renamed(read(path)["config"])))
+            assert found is not None
+            assert_holds(found, read(path))
 
 
 # --- suites
 
 
-def grid() -> list[Sweep]:
+def cells() -> list[Sweep]:
     """The stored suite."""
     suite = load_suite("suite/suite.yaml")
     return sweeps(suite, base_configs(suite, "cpu"))
@@ -230,7 +229,7 @@ def test_a_suite_asks_for_the_same_runs(copied: Path) -> None:
         record = read(f"suite/records/{expected[len(asked) - 1]['file']}")
         return {name: value for name, value in record.items() if name not in ("schema", "config")}
 
-    run_suite(grid(), RunRecords(copied / "empty"), execute)
+    run_suite(cells(), RunRecords(copied / "empty"), execute)
     assert len(asked) == len(expected)
     for config, entry in zip(asked, expected, strict=True):
         assert_holds(asdict(config), entry["fields"])
@@ -240,7 +239,7 @@ def test_a_suite_finds_the_records_of_its_runs(copied: Path) -> None:
     def execute(config: RunConfig) -> dict[str, Any]:
         pytest.fail(f"There is a record of {config}, and it was not found.")
 
-    found = run_suite(grid(), RunRecords(copied / "suite"), execute)
+    found = run_suite(cells(), RunRecords(copied / "suite"), execute)
     for record, entry in zip(found, read("suite/configs.json"), strict=True):
         assert_holds(record, read(f"suite/records/{entry['file']}"))
 
@@ -254,7 +253,7 @@ def test_a_run_of_a_suite_has_the_same_outcome(index: int, stored: Path) -> None
     if entry["method"] == "qlora":
         pytest.importorskip("bitsandbytes")
     record = read(f"suite/records/{file_of_the_first_run(entry)}")
-    found = run(grid()[index].base, lambda step, steps: None)
+    found = run(cells()[index].base, lambda step, steps: None)
     assert found["outcome"] == record["outcome"], found.get("reason")
     if record["outcome"] == "finished":
         assert found["parameters"]["trainable"] == record["parameters"]["trainable"]
@@ -317,7 +316,7 @@ def test_a_search_goes_on(copied: Path) -> None:
     task = load_saved_task("tasks/films")
     done = search(task, splits, recipe, "search", trials=2)
     assert (done.trials, done.value) == (2, pytest.approx(before["value"]))
-    assert_holds(asdict(done.recipe), before["best"])
+    assert_holds(asdict(done.config), before["best"])
     assert search(task, splits, recipe, "search", trials=3).trials == 3
     study = optuna.load_study(study_name="films-lora", storage="sqlite:///search/study.db")
     first = [{"params": trial.params, "value": trial.value, "state": trial.state.name} for trial in study.trials[:2]]

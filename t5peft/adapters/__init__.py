@@ -1,1 +1,37 @@
 """Adapters on disk: save, load, verify, merge."""
+
+from __future__ import annotations
+
+from t5peft.adapters.fingerprint import fingerprint, fingerprint_of_maps
+from t5peft.adapters.load import (
+    backbone_of,
+    base_of,
+    brings_tokens,
+    is_adapter,
+    load_adapter,
+    load_saved,
+    load_with_tokens,
+)
+from t5peft.adapters.manifest import quantization_of, write_manifest
+from t5peft.adapters.merge import Parity, merge
+from t5peft.adapters.save import check_output, ensure_no_adapter, save_adapter, save_model
+
+__all__ = [
+    "Parity",
+    "backbone_of",
+    "base_of",
+    "brings_tokens",
+    "check_output",
+    "ensure_no_adapter",
+    "fingerprint",
+    "fingerprint_of_maps",
+    "is_adapter",
+    "load_adapter",
+    "load_saved",
+    "load_with_tokens",
+    "merge",
+    "quantization_of",
+    "save_adapter",
+    "save_model",
+    "write_manifest",
+]

@@ -1,8 +1,8 @@
 """Merge an adapter into the weights of its backbone.
 
-LoRA, DoRA, IA3 and norm tuning are changes of weights and merge. Always into the unquantised backbone: rounding the merged weights
+LoRA, DoRA, IA3 and norm tuning change weights and can be merged, always into the unquantized backbone. Rounding the merged weights
 to 8 or 4 bits again would lose part of what was tuned (6 % of the effect in 8 bits, half of it in 4). Prefixes, prompts, bottleneck
-adapters and ladders are no change of a weight; they are served as adapters.
+adapters and ladders do not change weights; serve them as adapters.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.adapters.checkpoint import quantization_of
-from t5peft.adapters.tokens import load_saved
+from t5peft.adapters.load import load_saved
+from t5peft.adapters.manifest import quantization_of
 from t5peft.methods.base import AdapterLayer
 from t5peft.models.backbone import has_untied_head
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
 
 logger = logging.getLogger("t5peft")
@@ -31,25 +33,37 @@ class Parity:
     """Largest difference of logits on a probe text, relative to the largest logit."""
 
     unmerged: float
-    """Between the merged model and the adapter beside the unquantised backbone: rounding of float32 alone."""
-    quantised: float | None
-    """Between the merged model and the adapter beside the quantised backbone that it was trained with; None without one, or where
+    """Between the merged model and the adapter beside the unquantized backbone: only the rounding of float32."""
+    quantized: float | None
+    """Between the merged model and the adapter beside the quantized backbone that it was trained with; None without one, or where
     bitsandbytes is not installed."""
+
+    @property
+    def quantised(self) -> float | None:
+        """The name of ``quantized`` in 0.1."""
+        return self.quantized
 
     def __str__(self) -> str:
         trained = (
-            "" if self.quantised is None else f", {self.quantised:.1e} to the quantised model it was trained beside"
+            "" if self.quantized is None else f", {self.quantized:.1e} to the quantized model it was trained beside"
         )
         return f"largest relative difference of logits: {self.unmerged:.1e} to the unmerged adapter{trained}"
 
 
 def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Parity]:
-    """The backbone of the adapter in ``folder``, unquantised, with the adapter in its weights; its tokenizer; the parity.
+    """Merge the adapter in ``folder`` into its backbone, unquantized.
 
-    ``model.save_pretrained(path)`` then writes a checkpoint that any T5 runtime reads.
+    ``t5peft.adapters.save_model(model, path)`` then writes a checkpoint that any T5 runtime reads.
+
+    Args:
+        folder: What ``save_adapter`` saved.
+
+    Returns:
+        The merged model, its tokenizer, and the parity with the adapter.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~t5peft.load_adapter`; for what is no change of a weight.
+        FileNotFoundError: ``folder`` does not hold an adapter, or its backbone is not found.
+        ValueError: As for ``load_adapter``, or the adapter does not change weights.
     """
     model, tokenizer = load_saved(folder)
     kinds = {layer.kind for layer in model.modules() if isinstance(layer, AdapterLayer) and not layer.merges}
@@ -61,13 +75,13 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     ids = tokenizer(PROBE, return_tensors="pt").input_ids.to(model.device)
     unmerged = _logits(model, ids)
     merged = model.merge_and_unload()
-    if merged.config.model_type == "umt5" and has_untied_head(merged):
+    if family_of(merged.config).scales_untied_head and has_untied_head(merged):
         logger.warning(
-            "transformers takes the head of every umT5 for a tied one and makes its logits smaller by the root of d_model: after "
-            "from_pretrained of the merged model set model.config.tie_word_embeddings = False, as load_backbone does."
+            "transformers takes the head of every umT5 for a tied one and divides its logits by the root of d_model: after "
+            "from_pretrained of the merged model, set model.config.tie_word_embeddings = False, as load_backbone does."
         )
     expected = _logits(merged, ids)
-    quantised = None
+    quantized = None
     if (quantize := quantization_of(folder)) is not None:
         try:
             trained, _ = load_saved(folder, quantize=quantize)
@@ -76,13 +90,13 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
                 "The merged model is not compared with the one in %s it was trained beside: %s", quantize, error
             )
         else:
-            quantised = _difference(_logits(trained, ids), expected)
-    return merged, tokenizer, Parity(_difference(unmerged, expected), quantised)
+            quantized = _difference(_logits(trained, ids), expected)
+    return merged, tokenizer, Parity(_difference(unmerged, expected), quantized)
 
 
 @torch.no_grad()
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Logits [1, T, V] with the text as source and as target, or those of a classification head [1, C]."""
+def _logits(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
+    """Return the logits [1, T, V] with the text as source and as target, or those of a classification head [1, C]."""
     targets = {"labels": ids} if unwrap_t5(model).can_generate() else {}
     return model.eval()(input_ids=ids, **targets).logits.float()
 

@@ -16,7 +16,7 @@ from t5peft.data.registry import with_validation
 from t5peft.data.splits import fingerprint_of_data
 from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import check_metrics
-from t5peft.models.backbone import MINI
+from t5peft.models.embedded import resolve_backbone
 
 DataSplits = dict[str, list[dict[str, Any]]]
 """Examples by split: "train", "validation", "test"."""
@@ -98,7 +98,7 @@ def backbone_fingerprint(backbone: str) -> str:
     Raises:
         FileNotFoundError: The backbone is neither a folder with a config.json nor on the hub or in its cache.
     """
-    folder = MINI if backbone == "mini" else Path(backbone)
+    folder = Path(resolve_backbone(backbone))
     if (folder / "config.json").is_file():
         digest = hashlib.sha256()
         for path in sorted(folder.glob("*")):

@@ -34,11 +34,11 @@ from t5peft.benchmark.environment import environment
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
 from t5peft.benchmark.process import OnProgress
 from t5peft.benchmark.records import RunConfig, RunRecord
-from t5peft.benchmark.scoring import Split
-from t5peft.evaluation import merged
+from t5peft.evaluation import EvaluationSet, merged
 from t5peft.methods import METHODS
 from t5peft.methods.base import has_peft_prompt
-from t5peft.models.backbone import MINI, load_backbone
+from t5peft.models.backbone import load_backbone
+from t5peft.models.embedded import resolve_backbone
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 from t5peft.training.micro_batches import ran_out_of_memory
@@ -99,7 +99,9 @@ class _Counted(Dataset[dict[str, Any]]):
 class _Watch(TrainerCallback):
     """Times the steps, and scores validation at the points of the learning curve while clock and meter are paused."""
 
-    def __init__(self, config: RunConfig, validation: Split, meter: MemoryMeter, on_progress: OnProgress) -> None:
+    def __init__(
+        self, config: RunConfig, validation: EvaluationSet, meter: MemoryMeter, on_progress: OnProgress
+    ) -> None:
         self.config, self.validation, self.meter, self.on_progress = config, validation, meter, on_progress
         points = max(1, config.evaluations)
         self.points = {round(config.steps * k / points) for k in range(1, points + 1)}
@@ -164,7 +166,7 @@ class _Run:
         """Train and score, and return the measurements of the finished run."""
         config = self.config
         set_seed(config.seed)
-        tokenizer = AutoTokenizer.from_pretrained(MINI if config.backbone == "mini" else config.backbone)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(config.backbone))
         train, validation, test = self._data(tokenizer)
         gc.collect()
         trim_heap()
@@ -212,7 +214,7 @@ class _Run:
             "mean_above_libraries_and_data_bytes": self.meter.mean_bytes - self.base_bytes,
         }
 
-    def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, Split, Split]:
+    def _data(self, tokenizer: PreTrainedTokenizerBase) -> tuple[_Counted, EvaluationSet, EvaluationSet]:
         """Tokenize the splits; of a long training split, as many examples as the steps use, the same for every method."""
         config = self.config
         task, splits = load_data(config.data, config.limits)
@@ -220,7 +222,7 @@ class _Run:
         if len(records) > needed:
             records = random.Random(config.seed).sample(records, needed)
         train = _Counted(task.tokenize(records, tokenizer).to_list())
-        validation, test = (Split(task, splits[name], tokenizer) for name in ("validation", "test"))
+        validation, test = (EvaluationSet(task, splits[name], tokenizer) for name in ("validation", "test"))
         return train, validation, test
 
     def _model(self, train: _Counted) -> nn.Module:
@@ -292,7 +294,7 @@ def _stored_bytes(model: nn.Module, folder: Path) -> int:
     return sum(path.stat().st_size for path in target.rglob("*.safetensors"))
 
 
-def _latency(model: nn.Module, test: Split) -> dict[str, Any]:
+def _latency(model: nn.Module, test: EvaluationSet) -> dict[str, Any]:
     """Measure the median seconds for one example of exactly LATENCY_TOKENS new tokens, unmerged and merged."""
     sources = [feature["input_ids"] for feature in test.features[:LATENCY_SOURCES]]
     found: dict[str, Any] = {"new_tokens": LATENCY_TOKENS, "seconds": _generate_seconds(model, sources)}

@@ -1,55 +1,124 @@
-"""The command line: ``t5peft COMMAND --help``. Each command is one module, imported when it is called."""
+"""The command line: ``t5peft COMMAND --help``. Each command is one module, imported when it is called.
+
+Modules of commands import torch and transformers inside of ``run``, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from transformers.utils.logging import disable_progress_bar
+from t5peft.cli.parser import Parser
+from t5peft.compat.disk import as_disk_error
+from t5peft.compat.lock import FolderInUseError
+from t5peft.training.config import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),
     "evaluate": ("t5peft.cli.evaluate", "score a tuned adapter on a file or a named task"),
     "predict": ("t5peft.cli.predict", "write a tuned adapter's answers to the records of a file"),
     "search": ("t5peft.cli.search", "search for hyper-parameters, resumable"),
-    "retune": ("t5peft.cli.continue_training", "tune an adapter again on new data, and say what it forgot"),
-    "merge": ("t5peft.cli.merge", "merge an adapter into its unquantised backbone"),
+    "continue": ("t5peft.cli.continue_training", "tune an adapter again on new data, and report what it forgot"),
+    "merge": ("t5peft.cli.merge", "merge an adapter into its unquantized backbone"),
     "bench": ("t5peft.cli.bench", "compare methods with full fine-tuning: a table and a report"),
-    "plan": ("t5peft.cli.plan", "what fits into the memory, from the config alone"),
-    "lint": ("t5peft.cli.lint", "what a tokenizer loses of a data set, before training"),
+    "plan": ("t5peft.cli.plan", "plan what fits into memory, from the config only"),
+    "lint": ("t5peft.cli.lint", "report what a tokenizer loses of a data set, before training"),
     "pretrain": ("t5peft.cli.pretrain", "span corruption on plain text, from scratch or from a checkpoint"),
+}
+ALIASES = {"retune": "continue"}  # the name of version 0.1
+
+DONE, FAILED, WRONG_INPUT, DISK, IN_USE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
+EXIT_CODES = {
+    DONE: "done",
+    FAILED: "the run failed, or its result is negative: training diverged, lint found problems, nothing fits into memory",
+    WRONG_INPUT: "wrong input or options; nothing was changed",
+    DISK: "the disk of an output is full, read-only or broken",
+    IN_USE: "another run holds the output",
+    INTERRUPTED: "interrupted; what was saved stays",
+    BROKEN_PIPE: "the reader of the standard output is gone",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of the user's input end in one line and exit code 2."""
+    """Run one command; errors that a user can cause end in one line and an exit code.
+
+    Args:
+        arguments: The words after ``t5peft``; None takes those of the process.
+
+    Returns:
+        A key of ``EXIT_CODES``.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("usage: t5peft COMMAND ...\n")
-        print("\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()))
-        print("\nt5peft COMMAND --help says more; t5peft --version names what runs.")
-        return 0 if arguments else 2
+        print(_help())
+        return DONE if arguments else WRONG_INPUT
     name, *rest = arguments
-    if name == "--version":
+    if name in ("-V", "--version"):
         versions = import_module("t5peft.benchmark.environment").versions()
         print("\n".join(f"{package} {version}" for package, version in versions.items() if version is not None))
-        return 0
+        return DONE
+    name = ALIASES.get(name, name)
     if name not in COMMANDS:
-        print(f"t5peft: {name!r} is no command; expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
-    disable_progress_bar()
+        names = ", ".join(COMMANDS)
+        print(
+            f"t5peft: Got the command {name!r}; expected one of {names}.{did_you_mean(name, COMMANDS)}", file=sys.stderr
+        )
+        return WRONG_INPUT
+    return _run(name, rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    codes = "\n".join(f"  {code:>{width}}  {text}" for code, text in EXIT_CODES.items())
+    return (
+        f"usage: t5peft COMMAND ...\n\ncommands:\n{commands}\n\nexit codes:\n{codes}\n\n"
+        "t5peft COMMAND --help shows the options of a command; t5peft --version shows the versions of the software."
+    )
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
     module_name, text = COMMANDS[name]
     module = import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"t5peft {name}", description=module.__doc__ or text)
+    parser = Parser(prog=f"t5peft {name}", description=module.__doc__ or text)
     module.add_arguments(parser)
+    given = parser.parse_args(arguments)
     try:
-        return int(module.run(parser.parse_args(rest)))
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"t5peft {name}: {error}", file=sys.stderr)
-        return 2
+        import_module("transformers.utils.logging").disable_progress_bar()
+        code = int(module.run(given))
+        sys.stdout.flush()  # so that a full disk behind it is told here
+        return code
     except KeyboardInterrupt:
-        print(f"t5peft {name}: interrupted; what was saved stays.", file=sys.stderr)
-        return 130
+        return _fail(name, "Interrupted; what was saved stays.", INTERRUPTED)
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
+    except Exception as error:
+        if (on_disk := as_disk_error(error)) is not None:
+            _discard_output()
+            return _fail(name, str(on_disk), DISK)
+        if isinstance(error, FolderInUseError):
+            return _fail(name, str(error), IN_USE)
+        if isinstance(error, FloatingPointError):
+            return _fail(name, str(error), FAILED)
+        if isinstance(error, (ValueError, OSError, ImportError)):
+            return _fail(name, str(error), WRONG_INPUT)
+        raise
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    print(f"t5peft {name}: {message}", file=sys.stderr)
+    return code
+
+
+def _discard_output() -> None:
+    """Let what is left in the buffer of the standard output go nowhere: Python would fail once more at its exit."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is not a file
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)

@@ -1,4 +1,4 @@
-"""``t5peft bench``: compare the methods with full fine-tuning, on a suite or on your own files."""
+"""Compare the methods with full fine-tuning, on a suite or on files of your own."""
 
 from __future__ import annotations
 
@@ -8,31 +8,46 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from t5peft.benchmark.records import RunConfig, RunRecord, RunRecords
-from t5peft.benchmark.schedule import Progress, describe
-from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask, load_suite, suite_names
+from t5peft.cli import names
+from t5peft.compat.lock import hold_folder
+
+if TYPE_CHECKING:
+    from t5peft.benchmark.records import RunConfig, RunRecord
+    from t5peft.benchmark.schedule import Progress
+    from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 
 EPILOG = """
 Examples:
   t5peft bench --suite quick
   t5peft bench --task classification --train train.tsv --test test.tsv --source-column sentence --label-column label
-The same command continues a suite that was interrupted. Recorded runs are not repeated; delete their lines in records.jsonl
-to repeat them. The charts of report.html need: pip install "t5peft[report]"
+A suite that was interrupted goes on when the same command is given again. Runs that are recorded are not run again: delete
+their records to repeat them.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    """Add the arguments of ``t5peft bench``.
+
+    Args:
+        parser: The parser of the command.
+    """
     parser.epilog = EPILOG
-    parser.add_argument("--suite", help=f"{', '.join(suite_names())}, or a YAML file (default: quick)")
+    parser.add_argument("--suite", help=f"{', '.join(names.suite_names())}, or a YAML file (default: quick)")
     parser.add_argument("--backbone", help="hub name or folder, in place of the suite's")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these methods of the suite")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks of the suite")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="seeds of the runs, in place of the suite's"
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps of a run")
-    parser.add_argument("--data", help="folder of the public data sets (else the variable T5PEFT_DATA)")
+    parser.add_argument(
+        "--data-folder",
+        "--data",
+        metavar="FOLDER",
+        help="folder of the public data sets (else the variable T5PEFT_DATA)",
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -43,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report-only",
         action="store_true",
-        help="write the report of the records only, of --tasks and --methods if given",
+        help="write the report of the records there are, only those of --tasks and --methods where given",
     )
     parser.add_argument(
         "--readme",
@@ -52,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put the tables between <!-- table:SUITE --> and <!-- /table --> there, and all tasks in one between "
         "<!-- table:SUITE-overview --> and <!-- /table -->",
     )
-    own = parser.add_argument_group("another task, or your own files, in place of a suite's tasks")
+    own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
     own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
     own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet, or a folder or hub name")
     own.add_argument("--validation", metavar="FILE", help="default: a tenth of the training file")
@@ -63,15 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is not recorded yet, print the table and write the report."""
-    if args.data:
-        os.environ["T5PEFT_DATA"] = args.data
-    suite = suite_of(args)
-    output = args.output or Path("t5peft-bench") / suite.name
-    asked = [] if args.report_only else _run_suite(suite, output, args)
+    """Run what is not recorded yet, print the table and write the report.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+    """
     from t5peft.benchmark.report import write_report
     from t5peft.benchmark.tables import fill_markers
 
+    if args.data_folder:
+        os.environ["T5PEFT_DATA"] = args.data_folder
+    suite = suite_of(args)
+    output = args.output or Path("t5peft-bench") / suite.name
+    asked = [] if args.report_only else _run_suite(suite, output, args)
     title = f"Tuning methods for T5 on {suite.backbone}: {suite.name}"
     report = write_report(
         output,
@@ -98,16 +120,23 @@ def suite_of(args: argparse.Namespace) -> Suite:
     """Return the suite that the arguments ask for.
 
     Args:
-        args: Those of the command.
+        args: The values of the command.
+
+    Returns:
+        The suite.
 
     Raises:
-        ValueError: Arguments are missing or contradict each other; all problems in one error.
+        ValueError: Something is missing or contradicts itself; one error names all of it.
     """
+    from t5peft.benchmark.suites import load_suite
+
     for_files = {"--validation": args.validation, "--source-column": args.source_column,
                  "--label-column": args.label_column, "--template": args.template}  # fmt: skip
     unused = [option for option, value in for_files.items() if value]
     if unused and not (args.train or args.test):
-        raise ValueError(f"Got {', '.join(unused)}, which go with your own files; expected --train and --test too.")
+        raise ValueError(
+            f"Got {', '.join(unused)}, which go with files of your own; expected --train and --test beside."
+        )
     if args.task is None and not any((args.train, args.validation, args.test)):
         suite = load_suite(args.suite or "quick")
         if suite.name == "quick" and args.backbone not in (None, suite.backbone):
@@ -120,7 +149,9 @@ def suite_of(args: argparse.Namespace) -> Suite:
 
 
 def _own_suite(args: argparse.Namespace) -> Suite:
-    """Make a suite with the methods of one on another task."""
+    """Return a suite with its methods on another task."""
+    from t5peft.benchmark.suites import SuiteTask, load_suite
+
     task = SuiteTask(args.task) if args.train is None and args.test is None and args.task else _own_task(args)
     suite = load_suite(args.suite or "quick")
     methods = suite.methods if args.backbone in (None, suite.backbone) else _grids(suite.methods)
@@ -128,14 +159,15 @@ def _own_suite(args: argparse.Namespace) -> Suite:
 
 
 def _own_task(args: argparse.Namespace) -> SuiteTask:
+    from t5peft.benchmark.suites import SuiteTask
     from t5peft.data import PRESETS, load_records, preset_task
 
     needed = {"--task": args.task in PRESETS, "--train": args.train, "--test": args.test}
     missing = [name for name, given in needed.items() if not given]
     if missing:
         raise ValueError(
-            f"Got your own files without {', '.join(missing)}; expected {', '.join(needed)}. --task is one of "
-            f"{', '.join(PRESETS)}, not {args.task!r}."
+            f"Got files of your own without {', '.join(missing)}; expected {', '.join(needed)}, where --task is one of the "
+            f"presets {', '.join(PRESETS)} (it is {args.task!r})."
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
     files = {split: path for split, path in files.items() if path}
@@ -143,7 +175,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     *sources, target = PRESETS[args.task].roles
     if args.source_column and len(args.source_column) != len(sources):
         raise ValueError(
-            f"Got --source-column {args.source_column}; expected a column for {', '.join(sources)}, which {args.task} needs."
+            f"Got --source-column {' '.join(args.source_column)}; expected a column for each of {', '.join(sources)}."
         )
     columns = dict(zip(sources, args.source_column or (), strict=False))
     if args.label_column:
@@ -156,7 +188,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
 
 
 def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
-    """Give each method three learning rates around its own, because the quick suite's were tuned on "mini"."""
+    """Return the methods with three learning rates around each one's own, as the quick suite's were tuned on "mini"."""
     from t5peft.methods import METHODS
 
     def around(entry: SuiteMethod) -> SuiteMethod:
@@ -170,9 +202,10 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
 
 
 def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
-    """Run the suite and return its records. The libraries are imported only after the arguments were checked."""
+    """Return the records of the suite, after the runs that are not recorded yet."""
     from t5peft.benchmark.configs import base_configs
     from t5peft.benchmark.process import RunProcesses
+    from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
     from t5peft.benchmark.schedule import run_suite, sweeps
 
@@ -185,7 +218,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
         f"{least} runs of {suite.steps} steps or as the task says; records in {records.path}",
         flush=True,
     )
-    line = _Line(sys.stderr.isatty())
+    line = _ProgressLine(sys.stderr.isatty())
     execute = RunProcesses(
         worker,
         log=folder / "log.txt",
@@ -194,32 +227,36 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
         preload=("t5peft.benchmark.runner",),
     )
     try:
-        return run_suite(grid, records, execute, log=line.log, on_start=line.on_start)
+        with hold_folder(folder):
+            return run_suite(grid, records, execute, log=line.log, on_start=line.on_start)
     except KeyboardInterrupt:
         line.log("Interrupted. The same command continues with the run that was cut off.")
         raise SystemExit(130) from None
 
 
 def _device(asked: str | None) -> str:
-    """Return the device asked for, or the fastest one."""
+    """Return the device asked for, or the fastest there is."""
     import torch
 
     found = "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and found == "cpu":
         raise ValueError(
-            "Got --device cuda, but torch finds no CUDA device. Leave it out for the CPU, or install a torch for CUDA."
+            "Got --device cuda, but torch finds no CUDA device; expected one. Leave the option out for the CPU, or install a torch "
+            "for CUDA."
         )
     return asked or found
 
 
-class _Line:
-    """One line on the terminal that shows how far the suite is; without a terminal, one line a run."""
+class _ProgressLine:
+    """One line on the terminal with the progress of the suite; without a terminal, one line per run."""
 
     def __init__(self, live: bool) -> None:
         self.live = live
         self.head = ""
 
     def on_start(self, config: RunConfig, progress: Progress) -> None:
+        from t5peft.benchmark.schedule import describe
+
         self.head = f"[{progress.line()}] {describe(config)}"
         self.show_step(0, config.steps)
 

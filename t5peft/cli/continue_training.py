@@ -1,18 +1,21 @@
-"""Tune a saved adapter again on new data, with replay of the old; says what was forgotten, and replaces only what is not worse."""
+"""Tune a saved adapter again on new data, with replay of the old; report what was forgotten, replace only what is not worse."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
-from t5peft.cli.data import load_saved_task, save_task
-from t5peft.cli.recipe import add_training_arguments, read_training
-from t5peft.data import load_records
-from t5peft.training.continue_training import continue_training, replace
+from t5peft.cli.data import add_format_arguments, load_saved_task, read_file, save_task
+from t5peft.cli.train_config import add_training_arguments, read_training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``t5peft retune``."""
-    parser.add_argument("adapter", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
+    """Add the arguments of ``t5peft continue``.
+
+    Args:
+        parser: The parser of the command.
+    """
+    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
     for name, text in (
         ("train", "new training records"),
         ("test", "new test records"),
@@ -20,31 +23,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("old-test", "old test records, to see what is forgotten"),
     ):
         parser.add_argument(f"--{name}", required=True, metavar="FILE", help=text)
+    add_format_arguments(parser)
     add_training_arguments(parser)
     parser.add_argument("--replay", type=float, default=0.5, help="old records replayed for each new one")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the new version is saved")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier version in --output")
     parser.add_argument(
-        "--replace", action="store_true", help="put it in the place of the old version, unless it is worse"
+        "--replace", action="store_true", help="put the new version in the place of the old one, unless it is worse"
     )
     parser.add_argument("--tolerance", type=float, default=0.0, help="how much the old records may lose")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune again, report, and replace if asked."""
-    task = load_saved_task(args.adapter)
+    """Train again, report, and replace if asked.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code; 1 where the old version was to be replaced and the new one is worse.
+    """
+    from t5peft.training.continue_training import continue_training, replace
+
+    config = read_training(args)
+    task = load_saved_task(args.model)
     report = continue_training(
-        args.adapter,
+        args.model,
         task,
-        load_records(args.train, "train"),
-        load_records(args.old_train, "train"),
-        new_test=load_records(args.test, "test"),
-        old_test=load_records(args.old_test, "test"),
-        recipe=read_training(args),
+        read_file(args, args.train, "train"),
+        read_file(args, args.old_train, "train"),
+        new_test=read_file(args, args.test, "test"),
+        old_test=read_file(args, args.old_test, "test"),
+        config=config,
         output=args.output,
         replay=args.replay,
+        overwrite=args.overwrite,
     )
     save_task(task, args.output)
     print(report)
-    if args.replace:
-        print(f"replaced {replace(args.adapter, report, tolerance=args.tolerance)}; the old version is kept beside it")
+    if not args.replace:
+        return 0
+    try:
+        print(f"replaced {replace(args.model, report, tolerance=args.tolerance)}; the old version is kept beside it")
+    except ValueError as refusal:
+        print(f"t5peft continue: {refusal}", file=sys.stderr)
+        return 1
     return 0

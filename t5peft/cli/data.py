@@ -6,15 +6,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
+from t5peft.cli import names
 
-from t5peft.data import PRESETS, Task, load_records, load_task, preset_task
-from t5peft.data.definition import definition_names
-from t5peft.data.files import STANDARD_INPUT
-from t5peft.data.registry import with_validation
-from t5peft.data.sources import Records
-from t5peft.data.splits import Splits
+if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at once
+    from t5peft.data import Task
+    from t5peft.data.sources import Records
+    from t5peft.data.splits import Splits
 
 TASK_FILE = "task.yaml"
 
@@ -27,7 +26,7 @@ def add_data_arguments(
         "--task",
         required=True,
         help=f"a task of the package (support_intent, finance, ...), a YAML file, or, with --{splits[0]}, a family: "
-        f"{', '.join(PRESETS)}",
+        f"{', '.join(names.PRESETS)}",
     )
     for split in splits:
         parser.add_argument(
@@ -74,6 +73,8 @@ def read_file(args: argparse.Namespace, path: str, split: str) -> Records:
     Raises:
         ValueError, FileNotFoundError: See ``load_records``.
     """
+    from t5peft.data import load_records
+
     return load_records(path, split, encoding=args.encoding, delimiter=args.delimiter)
 
 
@@ -84,6 +85,11 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         ValueError: The options contradict each other, or the records do not fit the task.
         FileNotFoundError: See ``load_records`` and ``load_task``.
     """
+    from t5peft.data import PRESETS, preset_task
+    from t5peft.data.definition import definition_names
+    from t5peft.data.files import STANDARD_INPUT
+    from t5peft.data.registry import with_validation
+
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     if list(given.values()).count(STANDARD_INPUT) > 1:
         raise ValueError("Got '-', standard input, for several files; expected it for one.")
@@ -110,6 +116,8 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
 
 
 def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
+    from t5peft.data import PRESETS, Task, load_task
+
     options = {"--column": args.column, "--target-word": args.target_word, "--template": args.template}
     if unused := [option for option, value in options.items() if value]:
         raise ValueError(
@@ -122,6 +130,8 @@ def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
 
 def save_task(task: Task, folder: str | Path) -> None:
     """Write ``task`` beside the adapter that was tuned on it."""
+    import yaml
+
     fields = {name: value for name, value in asdict(task).items() if value is not None}
     fields["metrics"] = list(task.metrics)
     # escaped, not allow_unicode: that writes U+0085 as it is, which is read as a line break
@@ -134,6 +144,8 @@ def load_saved_task(folder: str | Path) -> Task:
     Raises:
         FileNotFoundError: The folder has none.
     """
+    from t5peft.data import Task
+
     path = Path(folder) / TASK_FILE
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"Got no folder {folder}; expected one that `t5peft train` has written.")

@@ -6,55 +6,68 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from t5peft.adapters.checkpoint import CONFIG, quantization_of
-from t5peft.adapters.tokens import load_saved
 from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
-from t5peft.data import Task, load_task
-from t5peft.data.definition import definition_names, read_definition
-from t5peft.data.presets import has_references
-from t5peft.evaluation import evaluate_task
-from t5peft.models.backbone import load_backbone
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from t5peft.data import Task
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``t5peft evaluate``."""
+    """Add the arguments of ``t5peft evaluate``.
+
+    Args:
+        parser: The parser of the command.
+    """
     add_model_arguments(parser)
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="records with their targets, the test split of a folder or hub name, - for standard input; the task's own test "
-        "records by default",
+        help="records with their targets, the test split of a folder or hub name, - for standard input; default: the task's own "
+        "test records",
     )
     parser.add_argument(
-        "--references",
-        metavar="COLUMN",
-        help="a column with a list of references for each record; the task's by default",
+        "--references", metavar="COLUMN", help="a column with a list of references for each record; default: the task's"
     )
     add_format_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names a tuned model and its task."""
+    """Add the arguments that name a tuned model and its task.
+
+    Args:
+        parser: The parser of a command.
+    """
     parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or a whole model")
-    parser.add_argument("--task", help="a task of the package or a YAML file; the one saved with the model by default")
+    parser.add_argument("--task", help="a task of the package or a YAML file; default: the task saved with the model")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every score of the task."""
+    """Print every score of the task.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+    """
+    from t5peft.data.presets import has_references
+    from t5peft.evaluation import evaluate_task
+
     task = read_task(args)
     if args.references:
         task = replace(task, references=args.references)
     records = read_file(args, args.data, "test") if args.data else _test_records(task, args.task)
     if task.references is None and not task.verbalizer and any(has_references(record) for record in records):
         logger.warning(
-            "task %s: the records have lists of references, which it does not name, so that it is scored by its one target; give "
-            "--references references to score by them",
+            "The records have lists of references, which the task %s does not name, so it is scored by its one target. Give "
+            "--references references to score by them.",
             task.name,
         )
     model, tokenizer = load_tuned(args.model)
@@ -66,28 +79,56 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_task(args: argparse.Namespace) -> Task:
-    """The task that was asked for, or the one saved with the model."""
+    """Return the task that was asked for, or the one saved with the model.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The task.
+
+    Raises:
+        FileNotFoundError: No task was given and none is saved with the model.
+        ValueError: The task's file is wrong.
+    """
+    from t5peft.data import Task
+
     return Task.from_yaml(args.task) if args.task else load_saved_task(args.model)
 
 
-def load_tuned(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An adapter beside its backbone, or a whole model, and the tokenizer."""
-    if not (Path(folder) / CONFIG).is_file():
+def load_tuned(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Load an adapter beside its backbone, or a whole model, and the tokenizer.
+
+    Args:
+        folder: Of the adapter or the model.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    from t5peft.adapters import is_adapter, load_saved, quantization_of
+    from t5peft.models.backbone import load_backbone
+
+    if not is_adapter(folder):
         return load_backbone(folder)
     return load_saved(folder, quantize=quantization_of(folder))
 
 
 def _test_records(task: Task, named: str | None) -> list[dict[str, Any]]:
-    """Test records of the definition ``named``, or of the package's definition that the saved ``task`` is."""
+    """Return the test records of the definition ``named``, or of the package's definition that the saved ``task`` is."""
+    from t5peft.data import load_task
+    from t5peft.data.definition import definition_names, read_definition
+
     origin = named or task.name
     if (named is None and origin not in definition_names()) or "data" not in read_definition(origin):
-        raise ValueError(f"The task {task.name!r} brings no records of its own; give --data FILE.")
+        raise ValueError(f"Got the task {task.name!r}, which brings no records of its own; expected --data FILE.")
     found, splits = load_task(origin)
     if found != task:
         raise ValueError(
-            f"The task saved with the model is not the package's task {task.name!r}, only called so, and its test records are "
-            f"others; give --data FILE, or --task {task.name} to score it on those of the package."
+            f"Got a saved task {task.name!r} that is not the package's task of this name; expected --data FILE, as it brings no "
+            f"test records, or --task {task.name} to score the model on the test records of the package."
         )
     if "test" not in splits:
-        raise ValueError(f"The task {task.name!r} brings no test records, only {', '.join(splits)}; give --data FILE.")
+        raise ValueError(
+            f"Got the task {task.name!r}, which brings only {', '.join(splits)} records; expected --data FILE."
+        )
     return splits["test"]

@@ -1,4 +1,4 @@
-"""Merge an adapter into its unquantised backbone, print the parity, and save one ordinary T5 checkpoint."""
+"""Merge an adapter into its unquantized backbone, print the parity, and save one ordinary T5 checkpoint."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ import argparse
 import shutil
 from pathlib import Path
 
-from t5peft.adapters.checkpoint import ensure_no_adapter
-from t5peft.adapters.merge import merge
 from t5peft.cli.data import TASK_FILE
+from t5peft.compat.lock import hold_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``t5peft merge``."""
-    parser.add_argument("adapter", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
+    """Add the arguments of ``t5peft merge``.
+
+    Args:
+        parser: The parser of the command.
+    """
+    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the merged model is saved")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier model in --output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge and save."""
-    ensure_no_adapter(args.output)
-    model, tokenizer, parity = merge(args.adapter)
-    model.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    task = Path(args.adapter) / TASK_FILE
-    if task.is_file():
-        shutil.copy(task, Path(args.output) / TASK_FILE)
+    """Merge and save.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ValueError: The output holds an adapter or, without --overwrite, a model.
+    """
+    from t5peft.adapters import ensure_no_adapter, merge, save_model
+
+    output = Path(args.output)
+    with hold_folder(output):
+        ensure_no_adapter(output)
+        if (output / "config.json").is_file() and not args.overwrite:
+            raise ValueError(
+                f"Got the output {output}, which holds a model; expected a folder without one. Give another folder, or "
+                "--overwrite to replace it."
+            )
+        model, tokenizer, parity = merge(args.model)
+        save_model(model, output, tokenizer=tokenizer)
+        task = Path(args.model) / TASK_FILE
+        if task.is_file():
+            shutil.copy(task, output / TASK_FILE)
     print(parity)
     print(f"saved to {args.output}")
     return 0

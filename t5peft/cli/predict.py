@@ -1,106 +1,226 @@
-"""Write a tuned model's answers to the records of a file, a JSON line a record."""
+"""Write a tuned model's answers to the records of a file, as they come; the same command goes on after an interruption."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from t5peft.cli.answer_file import AnswerFile, Answers, AnswerStream, Record, fingerprint, kind_of
 from t5peft.cli.data import add_format_arguments, read_file
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
-from t5peft.data import Task
-from t5peft.data.template import Template
-from t5peft.evaluation import predict
-from t5peft.evaluation.scores import rank_targets
+from t5peft.compat.lock import hold_file
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from t5peft.data import Task
+
+# Tokens, sources and answers, of the records that are answered before any is written: several batches, so that these can be of
+# records of like lengths.
+TOKENS_AT_ONCE = 1 << 15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``t5peft predict``."""
+    """Add the arguments of ``t5peft predict``.
+
+    Args:
+        parser: The parser of the command.
+    """
     add_model_arguments(parser)
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="records with the columns of the task's template, the test split of a folder or hub name; - is standard input",
+        help="records with the columns of the task's template, the test split of a folder or hub name, - for standard input",
     )
     parser.add_argument(
         "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
     )
     add_format_arguments(parser)
-    parser.add_argument("--output", metavar="FILE", help="a JSON Lines file; the screen by default")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="JSON Lines, CSV or Parquet by its ending (.jsonl, .csv, .parquet); default: JSON Lines on the standard output (-)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --output where it exists")
+    parser.epilog = "The same command goes on with a file of answers that an interruption left unfinished."
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer every record; the file is made before any is answered, and written when all are."""
+    """Answer every record, and write the answers in the order of the records as they come.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ValueError: There are both --data and --text or none of them, or the output cannot be written to.
+    """
     if args.data and args.text:
         raise ValueError("Got both --data and --text; expected one of them.")
+    path = None if args.output in (None, "-") else Path(args.output)
+    if path is not None:
+        kind_of(path)
     task = read_task(args)
-    records = read_file(args, args.data, "test") if args.data else _records(task, args.text)
-    if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).open("a").close()
-    model, tokenizer = load_tuned(args.model)
-    lines = [_json(record) for record in answered(model, tokenizer, task, records)]
-    text = "".join(f"{line}\n" for line in lines)
-    if args.output:
-        # what UTF-8 does not write, half of a character, is \ud83d in JSON too
-        Path(args.output).write_text(text, encoding="utf-8", errors="backslashreplace")
-        print(f"{len(lines)} answers in {args.output}")
-    else:
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    records = read_file(args, args.data, "test") if args.data else _records_of(task, args.text)
+    _check_columns(task, records)
+    with (
+        hold_file(path) if path is not None else contextlib.nullcontext(),
+        _open_output(args, path, task, records) as output,
+    ):
+        if output.done:
+            print(f"{path} holds {output.done} answers of {len(records)}; going on from there", file=sys.stderr)
+        model, tokenizer = load_tuned(args.model)
+        _write_answers(model, tokenizer, task, records, output)
+        output.finish()
+    if path is not None:
+        print(f"{len(records)} answers in {path}")
     return 0
 
 
-def answered(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, records: list[Record]
-) -> Iterator[Record]:
-    """``records`` with an ``answer``; a task with target words adds the ``probability`` of each label.
+def _open_output(args: argparse.Namespace, path: Path | None, task: Task, records: Sequence[Record]) -> Answers:
+    if path is None:
+        return AnswerStream()
+    identity = {
+        "records": fingerprint(records),
+        "model": _model_identity(args.model),
+        "task": fingerprint(asdict(task)),
+    }
+    return AnswerFile(path, records, _answer_columns(task), identity, overwrite=args.overwrite)
 
-    A task whose targets are in a column of the name ``answer`` gets them as ``prediction``.
+
+def _write_answers(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    records: Sequence[Record],
+    output: Answers,
+) -> None:
+    from tqdm import tqdm
+
+    from t5peft.evaluation import evaluating
+
+    seen = (
+        isinstance(output, AnswerStream) and sys.stdout.isatty()
+    )  # answers on the screen show the progress themselves
+    bar = tqdm(
+        total=len(records), initial=output.done, desc="predict", unit="record", disable=seen or not sys.stderr.isatty()
+    )
+    with bar, evaluating(model):  # merged once, not for every batch
+        for answers in answer(model, tokenizer, task, records, start=output.done):
+            output.write(answers)
+            bar.update(len(answers))
+
+
+def answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    records: Sequence[Record],
+    *,
+    start: int = 0,
+) -> Iterator[list[tuple[Record, Record]]]:
+    """Answer records in their order, some at a time.
+
+    Args:
+        model: The tuned model.
+        tokenizer: Its tokenizer.
+        task: The task of the records.
+        records: With the columns of the task's source.
+        start: How many of the first records to leave out.
+
+    Yields:
+        The next records, each with the columns of its answer: ``answer`` (``prediction`` for a task with a column ``answer`` in
+        its target) and, for a task with a verbalizer, the ``probability`` of each label.
 
     Raises:
-        ValueError: the records have columns of these names, which would be lost, or what ``Task.sources`` says.
+        ValueError: The records have columns of these names, which would be lost, or lack those of the source.
     """
-    answer = "prediction" if "answer" in Template.parse(task.target).columns else "answer"
-    taken = {answer, *(["probability"] if task.verbalizer else [])} & {name for record in records for name in record}
-    if taken:
-        raise ValueError(f"The records have columns that predict adds ({', '.join(sorted(taken))}); rename them.")
-    sources = task.sources(records, tokenizer)
-    if task.verbalizer is None:
-        texts = predict(
-            model,
-            tokenizer,
-            sources,
-            max_new_tokens=task.max_target_length,
-            num_beams=task.num_beams,
-            keep=task.special_tokens(tokenizer),
+    from t5peft.evaluation import predict
+    from t5peft.evaluation.inference import source_ids
+    from t5peft.evaluation.scores import rank_targets
+
+    _check_columns(task, records)
+    sources = source_ids(task.sources(records, tokenizer), tokenizer)
+    name = _answer_name(task)
+    for first, last in _spans([len(ids) + task.max_target_length for ids in sources], start):
+        chunk = sources[first:last]
+        if task.verbalizer is None:
+            texts = predict(
+                model,
+                tokenizer,
+                chunk,
+                max_new_tokens=task.max_target_length,
+                num_beams=task.num_beams,
+                keep=task.special_tokens(tokenizer),
+            )
+            answers: list[Record] = [{name: task.read(text, tokenizer)} for text in texts]
+        else:
+            ranking = rank_targets(model, tokenizer, task, chunk)
+            shares = [[round(share, 4) for share in row] for row in ranking.probabilities.tolist()]
+            answers = [
+                {name: task.labels[best], "probability": dict(zip(task.labels, row, strict=True))}
+                for best, row in zip(ranking.best, shares, strict=True)
+            ]
+        yield list(zip(records[first:last], answers, strict=True))
+
+
+def _spans(tokens: Sequence[int], start: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last index of runs of records from ``start`` on, with at most ``TOKENS_AT_ONCE`` tokens each."""
+    first, total = start, 0
+    for i in range(start, len(tokens)):
+        if i > first and total + tokens[i] > TOKENS_AT_ONCE:
+            yield first, i
+            first, total = i, 0
+        total += tokens[i]
+    if first < len(tokens):
+        yield first, len(tokens)
+
+
+def _answer_name(task: Task) -> str:
+    from t5peft.data.template import Template
+
+    return "prediction" if "answer" in Template.parse(task.target).columns else "answer"
+
+
+def _answer_columns(task: Task) -> list[str]:
+    labels = task.labels if task.verbalizer is not None else ()
+    return [_answer_name(task), *(f"probability.{label}" for label in labels)]
+
+
+def _check_columns(task: Task, records: Sequence[Record]) -> None:
+    added = {_answer_name(task), *(["probability"] if task.verbalizer else [])}
+    if taken := added & {name for record in records for name in record}:
+        raise ValueError(
+            f"Got records with columns that predict adds ({', '.join(sorted(taken))}); expected none of these. Rename them."
         )
-        for record, text in zip(records, texts, strict=True):
-            yield {**record, answer: task.read(text, tokenizer)}
-        return
-    ranking = rank_targets(model, tokenizer, task, sources)
-    for record, best, row in zip(records, ranking.best, ranking.probabilities, strict=True):
-        shares = {label: round(float(share), 4) for label, share in zip(task.labels, row, strict=True)}
-        yield {**record, answer: task.labels[best], "probability": shares}
 
 
-def _json(record: Record) -> str:
-    """One line; dates of a Parquet file are text, and numbers that JSON does not have, such as NaN, are null."""
-    plain = json.loads(json.dumps(record, default=str), parse_constant=lambda constant: None)
-    return json.dumps(plain, ensure_ascii=False)
-
-
-def _records(task: Task, texts: list[str]) -> list[Record]:
+def _records_of(task: Task, texts: Sequence[str]) -> list[Record]:
     columns = task.columns
     if not texts or len(columns) != 1:
         raise ValueError(
-            f"Expected --data FILE with the columns {list(columns)}, or --text for a template of one column."
+            f"Got {'--text' if texts else 'no records'}; expected --data FILE with the columns {list(columns)}, or --text for a "
+            "template of one column."
         )
     return [{columns[0]: text} for text in texts]
+
+
+def _model_identity(model: str) -> str:
+    """Return a hash that tells one saved model from another: of its manifest, or of the sizes and times of its files."""
+    from t5peft.models.manifest import MANIFEST
+
+    folder = Path(model)
+    if (folder / MANIFEST).is_file():
+        return fingerprint((folder / MANIFEST).read_text(encoding="utf-8"))
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".json", ".bin", ".model"))
+    return fingerprint(
+        [model] if not files else [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    )

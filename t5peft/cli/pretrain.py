@@ -1,23 +1,19 @@
-"""``t5peft pretrain``: span corruption or prefix language modelling on text files, from new weights or any T5."""
+"""Span corruption or prefix language modeling on text files, from new weights or any T5."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from t5peft.cli import names
+from t5peft.compat.lock import hold_folder
 
-from t5peft.models.backbone import load_backbone
-from t5peft.pretraining.embeddings import pmi_embeddings
-from t5peft.pretraining.init import Shape, matmul_flops_per_second, new_model, step_flops
-from t5peft.pretraining.matching_head import set_matching_head
-from t5peft.pretraining.optimizers import LEARNING_RATES
-from t5peft.pretraining.pretrainer import STATE_FILE, PretrainConfig, Pretrainer
-from t5peft.pretraining.text import read_documents
-from t5peft.pretraining.tokenizer import save_tokenizer, train_tokenizer
-from t5peft.pretraining.tokens import TokenStore, shuffled_documents, store_of_files, write_store
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
+
+    from t5peft.pretraining.pretrainer import PretrainConfig
+    from t5peft.pretraining.tokens import TokenStore
 
 EPILOG = """
 A new model:           t5peft pretrain --text *.txt.xz --output runs/mini --optimizer muon --task-rows 48 --steps 20000
@@ -27,75 +23,83 @@ Called again with the same --output, a run resumes where it stopped. The result 
 """
 
 
+# Options of a new model, and their defaults.
+_NEW = {"vocabulary": 8192, "vocabulary_share": 0.08, "embeddings": "pmi", **names.PRETRAIN_SHAPE}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of ``t5peft pretrain``.
+
+    Args:
+        parser: The parser of the command.
+    """
     parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    default = PretrainConfig()
     add = parser.add_argument
     add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines between documents")
     add("--output", type=Path, required=True, help="folder for vocabulary, tokens, state, log and model")
     add("--backbone", help="continue from mini, a hub name or a folder; default: new weights and a new vocabulary")
     add("--held-out", type=Path, help="text file for the held-out loss")
-    add(
-        "--vocabulary",
-        type=int,
-        default=_NEW["vocabulary"],
-        help="pieces of a new vocabulary, bytes and sentinels included",
-    )
-    add(
-        "--vocabulary-share",
-        type=float,
-        default=_NEW["vocabulary_share"],
-        help="share of the text to train it on",
-    )
-    add("--embeddings", choices=["pmi", "random"], default=_NEW["embeddings"], help="start of a new model's table")
+    add("--vocabulary", type=int, default=8192, help="pieces of a new vocabulary, bytes and sentinels included")
+    add("--vocabulary-share", type=float, default=0.08, help="share of the text to train the vocabulary on")
+    add("--embeddings", choices=["pmi", "random"], default="pmi", help="start of a new model's table")
     add("--matching-head", action="store_true", help="let one head start by looking for the same piece elsewhere")
-    for name, value in vars(Shape()).items():
-        add(f"--{name.replace('_', '-')}", type=int, default=value, help="of a new model")
-    for name in _CONFIG_NUMBERS:
-        add(f"--{name.replace('_', '-')}", type=int, default=getattr(default, name))
+    for name, size in names.PRETRAIN_SHAPE.items():
+        add(f"--{name.replace('_', '-')}", type=int, default=size, help="of a new model")
+    for name, number in names.PRETRAIN_CONFIG.items():
+        add(f"--{name.replace('_', '-')}", type=int, default=number)
     add(
-        "--valences", help="file of words and valences (word<TAB>number), say VADER's, for the task of praise and blame"
+        "--flat", dest="decay_start_step", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )  # of version 0.1
+    add(
+        "--valences",
+        help="file of words and valences (word<TAB>number), such as VADER's, for the task of praise and blame",
     )
-    add("--objective", choices=["spans", "prefix"], default=default.objective)
-    add("--optimizer", choices=list(LEARNING_RATES), default=default.optimizer)
-    add("--learning-rate", type=float, help=f"default: {LEARNING_RATES}")
-    add("--precision", choices=["fp32", "bf16"], default=default.precision, help="of matrix products")
+    add("--objective", choices=["spans", "prefix"], default="spans", help="span corruption or prefix language modeling")
+    rates = names.PRETRAIN_LEARNING_RATES
+    add("--optimizer", choices=list(rates), default="adafactor", help="optimizer of the run")
+    add(
+        "--learning-rate",
+        type=float,
+        help=f"default: {', '.join(f'{rate:g} for {name}' for name, rate in rates.items())}",
+    )
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of matrix products")
     add("--seconds", type=float, help="stop and save after so long")
     add("--save-dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights in OUTPUT/model")
 
 
-# Options of a new model, and their defaults.
-_NEW = {"vocabulary": 8192, "vocabulary_share": 0.08, "embeddings": "pmi", **vars(Shape())}
-_CONFIG_NUMBERS = (
-    "source_tokens",
-    "rows",
-    "micro_batches",
-    "task_rows",
-    "warmup",
-    "decay_start_step",
-    "steps",
-    "cooldown",
-    "seed",
-    "log_every",
-    "eval_every",
-    "save_every",
-)
-
-
 def run(args: argparse.Namespace) -> int:
-    """Trains, and writes OUTPUT/model."""
+    """Train, and write OUTPUT/model.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+    """
     _check_new(args)
+    with hold_folder(args.output):
+        _check_output(args.output)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import torch
+
+    from t5peft.pretraining.matching_head import set_matching_head
+    from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
+    from t5peft.pretraining.tokenizer import save_tokenizer
+    from t5peft.pretraining.tokens import store_of_files
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = _tokenizer(args)
     store = store_of_files(args.text, tokenizer, args.output / "tokens", seed=args.seed)
-    model = _model(args, tokenizer, store).to(device)
+    model = _model(args, tokenizer, store)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     if args.matching_head:  # resuming loads other weights over it
         set_matching_head(model)
     print(f"{model.num_parameters():,} parameters, {len(store.tokens):,} tokens of text, on {device}")
     config = PretrainConfig(
-        **{name: getattr(args, name) for name in _CONFIG_NUMBERS},
+        **{name: getattr(args, name) for name in names.PRETRAIN_CONFIG},
         valences=args.valences,
         objective=args.objective,
         optimizer=args.optimizer,
@@ -115,12 +119,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_new(args: argparse.Namespace) -> None:
-    """Raise ValueError for options of a new model beside a backbone, which has its own."""
+    """Raise a ``ValueError`` for options of a new model beside a backbone, which has its own."""
     changed = {name: value for name, value in _NEW.items() if getattr(args, name) != value}
     if args.backbone is not None and changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise ValueError(
-            f"Got {options}, of a new model, and --backbone {args.backbone}, which has its own; leave out one."
+            f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of both, as a backbone has its own."
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Raise a ``ValueError`` where a model would be replaced by that of a run that does not resume."""
+    from t5peft.pretraining.pretrainer import STATE_FILE
+
+    if (output / "model").exists() and not (output / STATE_FILE).is_file():
+        raise ValueError(
+            f"Got the output {output}, which holds a model but no {STATE_FILE} to resume from; expected the folder of a run, or "
+            "one without a model. Give another folder."
         )
 
 
@@ -128,6 +143,8 @@ class _Report:
     """Prints what the loop logs, and the share of the machine's matmul speed that training reaches."""
 
     def __init__(self, model: T5ForConditionalGeneration, config: PretrainConfig) -> None:
+        from t5peft.pretraining.init import matmul_flops_per_second, step_flops
+
         self.limit = matmul_flops_per_second(next(model.parameters()).device, config.precision)
         # Of 100 tokens that span corruption shows, 19 are targets.
         self.flops_per_token = step_flops(model.config, source_tokens=81, target_tokens=19) / 100
@@ -144,9 +161,18 @@ class _Report:
 
 
 def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
-    """The backbone's tokenizer, the one in OUTPUT, or a new one trained on the text."""
+    """Return the backbone's tokenizer, the one in OUTPUT, or a new one trained on the text."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from t5peft.models.backbone import load_backbone
+    from t5peft.pretraining.tokenizer import save_tokenizer, train_tokenizer
+    from t5peft.pretraining.tokens import shuffled_documents
+
     if args.backbone is not None:
-        return load_backbone(args.backbone)[1]
+        return cast(
+            "PreTrainedTokenizerFast", load_backbone(args.backbone)[1]
+        )  # the pretrainer needs sentinels of any kind
     folder = args.output / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         documents = shuffled_documents(args.text, seed=args.seed)
@@ -154,14 +180,21 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
             documents, vocabulary=args.vocabulary, share=args.vocabulary_share, threads=torch.get_num_threads()
         )
         save_tokenizer(tokenizer, folder)
-    return AutoTokenizer.from_pretrained(str(folder))
+    return cast(
+        "PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder))
+    )  # as ``train_tokenizer`` makes it
 
 
 def _model(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, store: TokenStore
 ) -> T5ForConditionalGeneration:
+    from t5peft.models.backbone import load_backbone
+    from t5peft.pretraining.embeddings import pmi_embeddings
+    from t5peft.pretraining.init import Shape, new_model
+    from t5peft.pretraining.pretrainer import STATE_FILE
+
     if args.backbone is not None:
-        return load_backbone(args.backbone)[0]
+        return cast("T5ForConditionalGeneration", load_backbone(args.backbone)[0])  # or a variant of its family
     shape = Shape(args.d_model, args.d_ff, args.layers, args.heads, args.d_kv)
     table = None
     if args.embeddings == "pmi" and not (args.output / STATE_FILE).is_file():
@@ -170,6 +203,9 @@ def _model(
 
 
 def _held_out(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> TokenStore | None:
+    from t5peft.pretraining.text import read_documents
+    from t5peft.pretraining.tokens import write_store
+
     if args.held_out is None:
         return None
     return write_store(list(read_documents([args.held_out])), tokenizer, args.output / "held_out")

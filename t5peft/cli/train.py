@@ -4,39 +4,64 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
-from t5peft.adapters.checkpoint import check_output, ensure_no_adapter, newest_complete, save_adapter
 from t5peft.cli.data import add_data_arguments, read_data, save_task
-from t5peft.cli.recipe import add_recipe_arguments, read_recipe
-from t5peft.methods import METHODS
-from t5peft.training.train import score_splits, train
+from t5peft.cli.train_config import add_config_arguments, read_config
+from t5peft.compat.lock import hold_folder
+from t5peft.training.run_folder import check_run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``t5peft train``."""
+    """Add the arguments of ``t5peft train``.
+
+    Args:
+        parser: The parser of the command.
+    """
     add_data_arguments(parser)
-    add_recipe_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the adapter is saved")
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in --output")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune, save, score."""
-    if not args.resume:
-        _refuse_interrupted(Path(args.output))
-    if not METHODS[args.method].has_adapter:
-        ensure_no_adapter(args.output)
-    else:
-        check_output(Path(args.output) / "adapter")
-    task, splits = read_data(args)
-    model, tokenizer = train(task, splits, read_recipe(args), args.output, resume=args.resume)
+    """Train, save, score.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+    """
+    with hold_folder(args.output):
+        check_run_folder(args.output, resume=args.resume, overwrite=args.overwrite)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from t5peft.adapters import check_output, ensure_no_adapter, save_adapter, save_model
+    from t5peft.methods import METHODS
+    from t5peft.training.train import score_splits, train
+
     folder = Path(args.output)
-    if not METHODS[args.method].has_adapter:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    has_adapter = METHODS[args.method].has_adapter
+    if not has_adapter:
+        ensure_no_adapter(folder)
     else:
-        folder = save_adapter(model, folder / "adapter")
+        check_output(folder / "adapter")
+    config = read_config(args)
+    task, splits = read_data(args)
+    model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
+    if not has_adapter:
+        save_model(cast(PreTrainedModel, model), folder, tokenizer=tokenizer)
+    else:
+        folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
     save_task(task, folder)
     print(f"saved to {folder}")
     scores = score_splits(model, tokenizer, task, splits)
@@ -45,17 +70,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_interrupted(output: Path) -> None:
-    """Raise ValueError where ``output`` holds checkpoints of a run that saved no model, which a new run would delete."""
-    ended = any((output / name).is_file() for name in ("scores.json", "adapter/adapter_config.json", "config.json"))
-    newest = None if ended else newest_complete(output)
-    if newest is not None:
-        raise ValueError(
-            f"{output} holds {newest.name} of a run that was interrupted; give --resume to go on from it, or another --output."
-        )
+def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print one line per split.
 
-
-def print_scores(scores: dict[str, dict[str, float]]) -> None:
-    """One line a split."""
+    Args:
+        scores: Scores by split and metric.
+    """
     for split, values in scores.items():
         print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))

@@ -1,10 +1,37 @@
-"""What peft does not offer to be extended."""
+"""Parts of peft that are private, or not meant to be extended."""
 
 from __future__ import annotations
 
-from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import PeftType, register_peft_method
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, LoraConfig, PeftConfig, PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import (
+    AuxiliaryTrainingWrapper,
+    ModulesToSaveWrapper,
+    PeftType,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    register_peft_method,
+    set_additional_trainable_modules,
+)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+__all__ = [
+    "AuxiliaryTrainingWrapper",
+    "adapter_modules",
+    "adapter_state",
+    "adds_to_loss",
+    "register",
+    "replace_tuner",
+    "share_rows",
+    "stored_state",
+    "train_rows",
+]
 
 
 def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
@@ -27,3 +54,69 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
 def replace_tuner(name: str, tuner: type[BaseTuner]) -> None:
     """Let peft use ``tuner``, a subclass of its own, for the method ``name`` (upper case) of peft."""
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType(name)] = tuner
+
+
+def adds_to_loss(model: nn.Module) -> bool:
+    """Return whether the tuner of a model may add to the loss that the model returns, as AdaLoRA does.
+
+    A tuner can only do so in a forward pass of its own. Whether it does is then seen from the loss itself.
+    """
+    while not isinstance(model, PeftModel):
+        inner = model.__dict__.get("_modules", {})
+        wrapped = inner.get("module", inner.get("_orig_mod"))
+        if wrapped is None:
+            return False
+        model = wrapped
+    tuner = model.base_model
+    return isinstance(tuner, BaseTuner) and type(tuner).forward is not BaseTuner.forward
+
+
+def adapter_modules(model: nn.Module) -> set[nn.Module]:
+    """Return all modules in ``model`` that belong to adapters."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    parts = [getattr(layer, name) for layer in layers for name in layer.adapter_layer_names]
+    parts += [module.modules_to_save for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    return {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
+
+
+def adapter_state(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """Return the tensors that peft saves of ``adapter``, without whole tables of embeddings."""
+    return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+
+
+def stored_state(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors that are saved in ``folder``, on the CPU.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return load_peft_weights(str(folder), device="cpu")
+    except Exception as error:  # safetensors and pickle raise classes of their own for damaged files
+        raise ValueError(
+            f"Got weights in {folder} that cannot be read ({error}); expected those of an adapter as it was saved. Restore the "
+            "folder."
+        ) from error
+
+
+def train_rows(model: PreTrainedModel, config: LoraConfig, adapter: str) -> None:
+    """Make the rows of tokens that ``config`` names trainable, in place."""
+    set_additional_trainable_modules(model, config, model.config.to_dict(), adapter)
+    share_rows(model, adapter)
+
+
+def share_rows(model: nn.Module, adapter: str) -> None:
+    """Let encoder and decoder read one parameter for the rows of tokens, where peft has given them one each."""
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, TrainableTokensLayer) and isinstance(layer.get_base_layer(), nn.Embedding)
+    ]
+    own = [layer for layer in layers if layer.tied_adapter is None and adapter in layer.trainable_tokens_delta]
+    for layer in own[1:]:
+        layer.trainable_tokens_delta[adapter] = own[0].trainable_tokens_delta[adapter]
+
+
+# Where this module is the first to import peft, the methods could not be registered then: they need this module.
+if "t5peft.methods" not in sys.modules:
+    import_module("t5peft.methods")

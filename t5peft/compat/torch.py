@@ -1,7 +1,8 @@
-"""What torch does not offer: whether calling a module does more than its ``forward``."""
+"""Private parts of torch: the hooks that calling a module runs, and whether a processor computes in bfloat16."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
@@ -19,3 +20,10 @@ def is_hooked(*modules: nn.Module) -> bool:
     return any(getattr(torch_module, name) for name in GLOBAL_HOOKS) or any(
         "forward" in module.__dict__ or any(module.__dict__[name] for name in HOOKS) for module in modules
     )
+
+
+def computes_bfloat16() -> bool:
+    """Return whether this machine multiplies matrices in bfloat16 by hardware; in software it is some fifty times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())

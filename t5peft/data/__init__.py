@@ -1,4 +1,4 @@
-"""Tasks: templates and target words, records from files and the hub, mixtures, augmentation, and a lint for both."""
+"""Tasks: templates and verbalizers, records from files and the hub, mixtures, augmentation, and a tokenizer lint."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""More training records from those there are: the source in other words, the target as it is.
+"""More training records from the given ones: the source in other words, the target as it is.
 
     augmented = augment(records, task, Synonyms(), copies=2, seed=0)
     print(augmented.report)
     train = task.tokenize(augmented.dataset, tokenizer)
 
-Only columns of the source are reworded, before the template is put around them. What becomes of a row follows from the
-seed, the row's number, the copy and the column alone. The result is cached by ``datasets.map`` under a fingerprint of
-the records and of everything that the outcome depends on, so a second run, in another process too, reads it from disk.
+Only columns of the source are reworded, before the template is put around them. The result for a row depends only on the
+seed, the row's number, the copy and the column. It is cached by ``datasets.map`` under a fingerprint of the records and of
+everything else that it depends on, so a second run, in another process too, reads it from disk.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from datasets import Dataset
 
 from t5peft.data import checks
 from t5peft.data.rewording import Rewording
+from t5peft.data.sources import read_records
 from t5peft.data.task import Task
 from t5peft.data.template import Template, as_text
 
 VERSION = 1
-"""Raise it when a rewording's outcome changes, so that cached results are made anew."""
+"""Increase it when a rewording's result changes, so that cached results are not used."""
 
 
 @dataclass(frozen=True)
 class AugmentationReport:
-    """What share changed.
+    """The number of copies, and the share of words that changed.
 
     Args:
-        records: before.
-        added: copies that say something in other words.
-        left_out: copies that came out as their record or an earlier copy of it.
-        changed_words: by column, the share of the words of the added copies that is not the original's in its place.
+        records: Number of records before.
+        added: Copies that say something in other words.
+        left_out: Copies that equal their record or an earlier copy of it.
+        changed_words: By column, the share of the words of the added copies that is not the original's in its place.
     """
 
     records: int
@@ -56,14 +57,19 @@ class AugmentationReport:
             f"{100 * share:.1f} % of the words of {column}" for column, share in self.changed_words.items()
         )
         return (
-            f"augmentation: {self.records} records and {self.added} reworded copies ({self.left_out} said "
-            f"nothing new and were left out); changed in the copies: {shares}"
+            f"Augmentation: {self.records} records and {self.added} reworded copies ({self.left_out} said "
+            f"nothing new and were left out); changed in the copies: {shares}."
         )
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """Records and reworded copies, with ``row``, the record's number, and ``copy``: 0 for the record itself, then 1, 2."""
+    """Records and reworded copies.
+
+    Args:
+        dataset: With columns ``row``, the record's number, and ``copy``: 0 for the record itself, then 1, 2.
+        report: The numbers.
+    """
 
     dataset: Dataset
     report: AugmentationReport
@@ -82,21 +88,20 @@ def augment(
     """Add reworded copies of training records.
 
     Args:
-        records: with text in the task's columns.
-        task: whose template says which columns are the source.
+        records: With text in the task's columns.
+        task: Its template names the columns of the source.
         rewording: ``Synonyms``, ``WordDropout``, ``WordSwap``, ``BackTranslation``, or your own.
-        copies: of each record.
-        seed: of all that is drawn.
-        columns: of the source, to reword; all of them if not given. A column that the target is made of too is
-            never reworded.
-        cache_folder: for the result; a folder in that of ``datasets`` if not given.
+        copies: Of each record.
+        seed: Of all random choices.
+        columns: Of the source, to reword; all of them by default. A column of the target is never reworded.
+        cache_folder: For the result; a folder in that of ``datasets`` by default.
 
     Raises:
-        ValueError: no records, or none that are mappings, less than one copy, columns that are not the source's or that are the
-            target's, or what ``Task.check_sources`` says.
+        ValueError: No records, or none that are mappings, less than one copy, columns that are not the source's or that are the
+            target's, or see ``Task.check_sources``.
     """
-    records = list(records)
-    checks.raise_all(task.name, checks.no_records(records))
+    records = read_records(records)
+    checks.raise_all(task.name, checks.no_records(records), records)
     rows = [dict(record) for record in records]
     # a data set has the columns of its first row: each record gets those that only others have, as None
     names = dict.fromkeys(name for row in rows for name in row)
@@ -122,7 +127,7 @@ def augment(
 
 
 def _mixed(task: Task, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of the templates with numbers of several kinds, which one type of a data set would change: 5 into 5.0."""
+    """Return the columns with numbers of several kinds, which one type of a data set would change: 5 into 5.0."""
     kinds = {
         name: {type(row[name]) for row in rows if isinstance(row.get(name), Real | Decimal | np.bool_)}
         for name in dict.fromkeys([*task.columns, *Template.parse(task.target).columns])
@@ -135,7 +140,7 @@ def _columns(task: Task, columns: Sequence[str] | None) -> tuple[str, ...]:
     if columns is None:
         columns = [column for column in task.columns if column not in of_target]
     problems = [
-        f"{column!r} is no column of its source; those are {', '.join(map(repr, task.columns))}"
+        f"{column!r} is not a column of its source; those are {', '.join(map(repr, task.columns))}"
         for column in columns
         if column not in task.columns
     ]
@@ -145,7 +150,9 @@ def _columns(task: Task, columns: Sequence[str] | None) -> tuple[str, ...]:
     if not columns:
         problems.append("every column of its source is part of its target; there is nothing to reword")
     if problems:
-        raise ValueError(f"augmentation of task {task.name!r}: {'; '.join(problems)}")
+        raise ValueError(
+            f"Got columns to reword that task {task.name!r} does not allow; expected others: {'; '.join(problems)}."
+        )
     return tuple(columns)
 
 
@@ -161,7 +168,9 @@ def _check(records: list[dict[str, Any]], copies: int, columns: Sequence[str]) -
     if taken:
         problems.append(f"the records have columns that augmentation adds ({', '.join(sorted(taken))}); rename them")
     if problems:
-        raise ValueError(f"augmentation: {'; '.join(problems)}")
+        raise ValueError(
+            f"Got records that cannot be augmented; expected none of these problems: {'; '.join(problems)}."
+        )
 
 
 def _reword(

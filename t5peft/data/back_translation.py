@@ -1,4 +1,4 @@
-"""Back-translation: a text into another language and back says the same in other words (Sennrich et al. 2016)."""
+"""Back-translation: a text goes into another language and back, for other words (Sennrich et al. 2016)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.models.backbone import MINI, load_tokenizer
+from t5peft.models.backbone import load_tokenizer
+from t5peft.models.embedded import resolve_backbone
 
 logger = logging.getLogger("t5peft")
 
@@ -21,12 +23,12 @@ Translate = Callable[[list[str]], list[str]]
 
 @dataclass(frozen=True)
 class BackTranslation:
-    """Translate into another language and back. The random generators have no part: beams decide.
+    """Translate into another language and back, by beam search; the random generators are not used.
 
     Args:
-        forward: texts to their translations.
-        backward: translations to texts.
-        name: what tells these two from others, for the cache.
+        forward: Returns the translations of texts.
+        backward: Returns the texts of translations.
+        name: Identifies the two, for the cache.
     """
 
     forward: Translate
@@ -39,13 +41,13 @@ class BackTranslation:
         return f"back-translation {self.name}"
 
     def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
-        """See ``Rewording``. A text that comes back empty, there or back, stays as it was."""
+        """See ``Rewording``. A text whose translation, there or back, is empty stays as it was."""
         there = self.forward(texts)
         back = self.backward(there)
         if not len(texts) == len(there) == len(back):
             raise ValueError(
-                f"back-translation of {len(texts)} texts gave {len(there)} translations and {len(back)} texts back; a "
-                "translator must return one text for each"
+                f"Got {len(there)} translations of {len(texts)} texts, and {len(back)} texts back; expected one for each text. "
+                "Mend the translators."
             )
         return [
             new if middle.strip() and new.strip() else old for old, middle, new in zip(texts, there, back, strict=True)
@@ -55,15 +57,15 @@ class BackTranslation:
     def of_checkpoints(
         cls, forward: str, backward: str, *, forward_prefix: str = "", backward_prefix: str = ""
     ) -> BackTranslation:
-        """By any two sequence-to-sequence checkpoints, or one that does both under two prefixes (T5, mT5).
+        """Translate by two sequence-to-sequence checkpoints, or by one that does both under two prefixes (T5, mT5).
 
         They are loaded when the first text comes, so a cached result loads none.
 
         Args:
-            forward: a hub name or a folder.
-            backward: a hub name or a folder; the same as ``forward`` loads once.
-            forward_prefix: what to put before a text, such as ``"translate English to German: "``.
-            backward_prefix: what to put before a translation.
+            forward: A hub name or a folder.
+            backward: A hub name or a folder; the same as ``forward`` is loaded once.
+            forward_prefix: Put before a text, such as ``"translate English to German: "``.
+            backward_prefix: Put before a translation.
         """
         there = Checkpoint(forward)
         back = there if backward == forward else Checkpoint(backward)
@@ -72,7 +74,7 @@ class BackTranslation:
 
 
 def _version(checkpoint: str) -> str:
-    """What changes when a folder's model is saved again; nothing for a hub name."""
+    """Return a text that changes when a folder's model is saved again; empty for a hub name."""
     files = sorted(Path(checkpoint).glob("*")) if Path(checkpoint).is_dir() else []
     return "".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns} " for file in files)
 
@@ -85,24 +87,32 @@ class Checkpoint:
 
     @cached_property
     def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Model, in evaluation mode, and tokenizer.
+        """The model, in evaluation mode, and the tokenizer.
 
         Raises:
-            FileNotFoundError: nothing is found under the name.
+            FileNotFoundError: Nothing is found under the name.
         """
-        path = str(MINI) if self.name == "mini" else self.name
+        path = resolve_backbone(self.name)
         try:
             return AutoModelForSeq2SeqLM.from_pretrained(path).eval(), load_tokenizer(path)
         except OSError as error:
             raise FileNotFoundError(
-                f"no sequence-to-sequence checkpoint under {self.name!r} ({str(error).splitlines()[0]}); give a local "
-                "folder, or with a network a hub name such as 'Helsinki-NLP/opus-mt-en-de'"
+                f"Got no sequence-to-sequence checkpoint under {self.name!r} ({str(error).splitlines()[0]}); expected a local "
+                "folder, or with a network a hub name such as 'Helsinki-NLP/opus-mt-en-de'."
             ) from error
 
 
 @dataclass(frozen=True)
 class Translator:
-    """Texts through one sequence-to-sequence checkpoint, by beams."""
+    """Translate texts with one sequence-to-sequence checkpoint, by beam search.
+
+    Args:
+        checkpoint: The model and its tokenizer.
+        prefix: Put before each text.
+        num_beams: Beams.
+        max_new_tokens: The longest translation.
+        batch_size: Texts at once.
+    """
 
     checkpoint: Checkpoint
     prefix: str = ""
@@ -111,10 +121,11 @@ class Translator:
     batch_size: int = 16
 
     def __call__(self, texts: list[str]) -> list[str]:
-        """One translation for each text, in order; none (an empty text) where the text or its translation would be cut."""
+        """Return a translation for each text, in order; empty where the text or its translation would be truncated."""
         if not texts:
             return []
         model, tokenizer = self.checkpoint.loaded
+        generator: Any = model  # PreTrainedModel has no generate; every sequence-to-sequence model does
         sources = tokenizer([self.prefix + text for text in texts])["input_ids"]
         whole = [row for row, source in enumerate(sources) if len(source) <= tokenizer.model_max_length]
         ends = torch.tensor(model.generation_config.eos_token_id, device=model.device)
@@ -123,10 +134,10 @@ class Translator:
             rows = whole[start : start + self.batch_size]
             batch = tokenizer.pad({"input_ids": [sources[row] for row in rows]}, return_tensors="pt").to(model.device)
             with torch.inference_mode():
-                targets = model.generate(**batch, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
+                targets = generator.generate(**batch, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens)
             for row, target in zip(rows, targets, strict=True):
                 if torch.isin(target[1:], ends).any():  # not its first token, which is the end for some models
-                    translations[row] = tokenizer.decode(target, skip_special_tokens=True)
+                    [translations[row]] = tokenizer.batch_decode([target], skip_special_tokens=True)
         if cut := translations.count(""):
             logger.warning(
                 "%d of %d texts have no translation by %s: it is empty, or longer than %d tokens, or the text is longer than the "

@@ -1,7 +1,7 @@
-"""From tokenised examples to tensors: collate, cut an optimizer step into micro-batches, pack examples into rows.
+"""Collate tokenized examples into tensors, cut an optimizer step into micro-batches, pack examples into rows.
 
-Features are dictionaries with `input_ids` and `labels`, lists of token ids without padding. The loss of a step is a sum over
-target tokens, so how its examples are cut or packed does not change the gradient, only the padding.
+Features are dictionaries with ``input_ids`` and ``labels``, lists of token ids without padding. The loss of a step is a sum
+over target tokens. How its examples are cut or packed therefore changes the padding, and not the gradient.
 
 Letters: B rows, S source tokens, T target tokens.
 """
@@ -22,45 +22,54 @@ Feature = Mapping[str, Any]
 
 
 def collate(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Tensor]:
-    """Features to one padded batch.
+    """Collate features of text into one padded batch.
 
-    Returns:
+    Shapes:
         input_ids [B, S], attention_mask [B, S], decoder_input_ids [B, T], labels [B, T] (-100 on padding), all int64.
 
     Raises:
-        ValueError: no features, or a feature with an empty source or target.
+        ValueError: There are no features, or one has an empty source or target.
     """
     _check_features(features)
-    sources = [feature["input_ids"] for feature in features]
-    targets = [feature["labels"] for feature in features]
-    labels = _pad(targets, IGNORED_LABEL)
-    return {
-        "input_ids": _pad(sources, pad_token_id),
-        "attention_mask": _pad([[1] * len(source) for source in sources], 0),
+    labels = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
+    return collate_sources(features, pad_token_id=pad_token_id) | {
         "decoder_input_ids": _shift_right(labels, pad_token_id, decoder_start_token_id),
         "labels": labels,
     }
 
 
+def collate_sources(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate the sources of features into one padded batch.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], int64.
+    """
+    sources = [feature["input_ids"] for feature in features]
+    return {
+        "input_ids": _pad(sources, pad_token_id),
+        "attention_mask": _pad([[1] * len(source) for source in sources], 0),
+    }
+
+
 def _check_features(features: Sequence[Feature]) -> None:
     if not features:
-        raise ValueError("No features came; a batch needs at least one example.")
+        raise ValueError("Got no features; expected at least one. Leave out empty batches.")
     empty = [index for index, feature in enumerate(features) if not feature["input_ids"] or not feature["labels"]]
     if empty:
         raise ValueError(
-            f"Features {empty[:10]} have an empty source or target; expected at least one token in `input_ids` and `labels`"
-            " (</s> alone counts). Leave such examples out, or tokenise them with </s>."
+            f"Got features {empty[:10]} with an empty source or target; expected at least one token in `input_ids` and `labels`,"
+            " such as </s>. Leave such examples out, or tokenize them with </s>."
         )
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Lists of ids to [B, longest], filled with `value` on the right."""
+    """Pad lists of ids on the right, to [B, longest]."""
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
 
 
 def _shift_right(labels: Tensor, pad_token_id: int, decoder_start_token_id: int) -> Tensor:
-    """labels [B, T] to decoder_input_ids [B, T]: the start token, then all labels but the last; padding for -100."""
+    """Make decoder_input_ids [B, T] of labels [B, T]: the start token, then all labels but the last; padding for -100."""
     shifted = labels.new_full(labels.shape, decoder_start_token_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill_(shifted == IGNORED_LABEL, pad_token_id)
@@ -78,15 +87,19 @@ def bucket_by_length(
 ) -> list[list[int]]:
     """Cut the examples of one optimizer step into micro-batches of similar lengths.
 
-    Among all ways to cut the examples in order of length, the one with the least padded tokens, source and target, plus
-    `overhead_tokens` a micro-batch. No micro-batch has more than `tokens_per_micro_batch` padded tokens, unless one
-    example alone has more.
+    Of all ways to cut the examples in order of length, this takes the cheapest: the fewest padded tokens, source and target,
+    plus ``overhead_tokens`` a micro-batch.
+
+    Args:
+        features: The examples.
+        tokens_per_micro_batch: Most padded tokens of a micro-batch. A longer example gets one of its own.
+        overhead_tokens: What a micro-batch costs whatever its size.
 
     Returns:
-        Indices of the features of each micro-batch, longest examples first (memory then peaks in the first one).
+        Indices of the features of each micro-batch, longest examples first, so that memory peaks in the first one.
 
     Raises:
-        ValueError: a budget below 1.
+        ValueError: Got a budget below 1.
     """
     _check_budget(tokens_per_micro_batch)
     lengths = [(len(feature["input_ids"]), len(feature["labels"])) for feature in features]
@@ -115,13 +128,17 @@ def bucket_by_length(
 def split_evenly(features: Sequence[Feature], tokens_per_micro_batch: int) -> list[list[int]]:
     """Cut the examples of one optimizer step into few micro-batches of about equal size.
 
-    For rows, which have no padding: `tokens_per_micro_batch` counts real tokens, and an example that has more is alone.
+    This is for padding-free rows and for packed ones.
+
+    Args:
+        features: The examples.
+        tokens_per_micro_batch: Most tokens of a micro-batch. A longer example gets one of its own.
 
     Returns:
         Indices of the features of each micro-batch.
 
     Raises:
-        ValueError: a budget below 1.
+        ValueError: Got a budget below 1.
     """
     _check_budget(tokens_per_micro_batch)
     lengths = [len(feature["input_ids"]) + len(feature["labels"]) for feature in features]
@@ -141,7 +158,7 @@ def split_evenly(features: Sequence[Feature], tokens_per_micro_batch: int) -> li
 
 def _check_budget(tokens_per_micro_batch: int) -> None:
     if tokens_per_micro_batch < 1:
-        raise ValueError(f"tokens_per_micro_batch is {tokens_per_micro_batch}; expected at least 1.")
+        raise ValueError(f"Got tokens_per_micro_batch={tokens_per_micro_batch}; expected at least 1. Leave it out.")
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -150,18 +167,20 @@ def _check_budget(tokens_per_micro_batch: int) -> None:
 def collate_padding_free(
     features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int
 ) -> dict[str, Any]:
-    """Features end to end in one row, for the "t5peft" attention function, which reads the layout.
+    """Collate features end to end into one row, for the "t5peft" attention function, which reads the layout.
 
-    Shortest examples first, so that neighbours have similar lengths. The row is filled up by an example of padding to a
-    length that `kernels.linear` need not fill up; there is no other padding.
+    The shortest examples come first, so that neighbors have similar lengths. One example of padding fills the row up to a
+    length that the linear kernels need not fill up. There is no other padding.
 
     Returns:
-        input_ids [1, S], decoder_input_ids [1, T], labels [1, T] (-100 on padding), int64;
-        layout, where the examples lie; attention_mask and decoder_attention_mask [1, 1, 1, 1], zero: with them T5 makes no
-        masks of its own, which would have S x S entries.
+        The batch; ``layout`` says where the examples lie.
+
+    Shapes:
+        input_ids [1, S], decoder_input_ids [1, T], labels [1, T] (-100 on padding), int64; attention_mask and
+        decoder_attention_mask [1, 1, 1, 1], zero: with them T5 makes no masks of its own, which would have S x S entries.
 
     Raises:
-        ValueError: as `collate`.
+        ValueError: As ``collate``.
     """
     _check_features(features)
     features = [*features, *_filling(features, pad_token_id)]
@@ -181,7 +200,7 @@ def collate_padding_free(
 
 
 def _filling(features: Sequence[Feature], pad_token_id: int) -> list[Feature]:
-    """The example of padding that a row still needs, of at least one token on each side; none where the row is full."""
+    """Return the example of padding that a row still needs, of at least one token on each side; empty for a full row."""
     tokens = [sum(len(feature[name]) for feature in features) for name in ("input_ids", "labels")]
     multiples = list(map(row_multiple, tokens))
     source, target = (-length % multiple for length, multiple in zip(tokens, multiples, strict=True))
@@ -202,21 +221,25 @@ def pack(
     max_source_tokens: int | None = None,
     max_target_tokens: int | None = None,
 ) -> dict[str, Tensor]:
-    """Features to one batch whose rows hold several examples each, kept apart by block masks.
+    """Collate features into one batch whose rows hold several examples each, kept apart by block masks.
 
-    For models with the "t5peft" attention function, which reads the masks; T5's forward hands them through to it. T5 has no
-    absolute positions, and distances within an example do not change, so the result is that of separate rows.
+    This is for models with the "t5peft" attention function, which reads the masks; T5's forward hands them through to it. T5
+    has no absolute positions, and distances within an example do not change. So the result is that of separate rows.
 
     Args:
-        max_source_tokens, max_target_tokens: longest row; None takes the longest example.
+        features: The examples.
+        pad_token_id: As in the config of the model.
+        decoder_start_token_id: As in the config of the model.
+        max_source_tokens: Most source tokens of a row; None takes the longest source.
+        max_target_tokens: Most target tokens of a row; None takes the longest target.
 
-    Returns:
-        input_ids [B, S], attention_mask [B, S] (all ones), decoder_input_ids [B, T], labels [B, T], int64, and
+    Shapes:
+        input_ids [B, S], attention_mask [B, S] (all ones), decoder_input_ids [B, T], labels [B, T], int64;
         encoder_block_mask [B, 1, S, S], decoder_block_mask [B, 1, T, T] (causal), cross_block_mask [B, 1, T, S], bool,
         true where a position (rows) may attend to another (columns).
 
     Raises:
-        ValueError: as `collate`, or an example longer than a row.
+        ValueError: As ``collate``, or an example is longer than a row.
     """
     _check_features(features)
     max_source_tokens = max_source_tokens or max(len(feature["input_ids"]) for feature in features)
@@ -231,6 +254,7 @@ def pack(
         ],
         pad_token_id,
     )
+    decoder_input_ids.masked_fill_(decoder_input_ids == IGNORED_LABEL, pad_token_id)
     source = _pad(
         [[number for number, index in enumerate(row, 1) for _ in features[index]["input_ids"]] for row in rows], 0
     )
@@ -250,13 +274,13 @@ def pack(
 
 
 def _fill_rows(features: Sequence[Feature], max_source_tokens: int, max_target_tokens: int) -> list[list[int]]:
-    """Longest examples first, each into the first row with room for its source and its target."""
+    """Put each example into the first row with room for its source and its target, the longest first."""
     lengths = [(len(feature["input_ids"]), len(feature["labels"])) for feature in features]
     long = [i for i, (source, target) in enumerate(lengths) if source > max_source_tokens or target > max_target_tokens]
     if long:
         raise ValueError(
-            f"Features {long[:10]} do not fit into a row of {max_source_tokens} source and {max_target_tokens} target tokens;"
-            " truncate them, or give longer rows."
+            f"Got features {long[:10]} that do not fit into a row of {max_source_tokens} source and {max_target_tokens} target "
+            "tokens; expected shorter ones. Truncate them, or give longer rows."
         )
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []
@@ -273,26 +297,54 @@ def _fill_rows(features: Sequence[Feature], max_source_tokens: int, max_target_t
 
 
 def _same_example(queries: Tensor, keys: Tensor) -> Tensor:
-    """Numbers of the examples at each position, [B, Q] and [B, K], to [B, 1, Q, K]: whether they are the same."""
+    """Compare the numbers of the examples at each position, [B, Q] and [B, K], to [B, 1, Q, K]."""
     return (queries[:, :, None] == keys[:, None, :])[:, None]
 
 
+# --- heads -------------------------------------------------------------------------------------------------------------
+
+
 def collate_for_head(
-    features: Sequence[Mapping[str, Any]], *, pad_token_id: int, eos_token_id: int
+    features: Sequence[Feature], *, pad_token_id: int, eos_token_id: int, label_type: torch.dtype = torch.long
 ) -> dict[str, Tensor]:
-    """One padded batch for ``T5ForSequenceClassification``: input_ids [B, S], attention_mask [B, S], labels [B].
+    """Collate features for ``T5ForSequenceClassification`` into one padded batch.
 
     The model takes the state at the last ``</s>`` and needs the same number of them in each example, so each example gets
     exactly one, at its end.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], labels [B] or [B, L] for lists of L labels, where all features have some.
     """
-    sources = [
-        [*(token for token in feature["input_ids"] if token != eos_token_id), eos_token_id] for feature in features
-    ]
-    longest = max(map(len, sources))
-    batch = {
-        "input_ids": torch.tensor([source + [pad_token_id] * (longest - len(source)) for source in sources]),
-        "attention_mask": torch.tensor([[1] * len(source) + [0] * (longest - len(source)) for source in sources]),
-    }
+    ended = [[*(token for token in f["input_ids"] if token != eos_token_id), eos_token_id] for f in features]
+    batch = collate_sources([{"input_ids": source} for source in ended], pad_token_id=pad_token_id)
     if all("labels" in feature for feature in features):
-        batch["labels"] = torch.tensor([feature["labels"] for feature in features])
+        batch["labels"] = torch.tensor([feature["labels"] for feature in features], dtype=label_type)
+    return batch
+
+
+def collate_for_tokens(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate features for ``T5ForTokenClassification`` into one padded batch.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], labels [B, S] (-100 on padding) where all features have some.
+    """
+    batch = collate_sources(features, pad_token_id=pad_token_id)
+    if all("labels" in feature for feature in features):
+        batch["labels"] = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
+    return batch
+
+
+def collate_for_spans(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate features for ``T5ForQuestionAnswering`` into one padded batch; a position outside its source becomes -100.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], start_positions [B] and end_positions [B] where all features have them.
+    """
+    batch = collate_sources(features, pad_token_id=pad_token_id)
+    for name in ("start_positions", "end_positions"):
+        if all(name in feature for feature in features):
+            inside = [0 <= feature[name] < len(feature["input_ids"]) for feature in features]
+            batch[name] = torch.tensor(
+                [feature[name] if there else IGNORED_LABEL for feature, there in zip(features, inside, strict=True)]
+            )
     return batch

@@ -28,7 +28,7 @@ def decode(
         rows: Token ids [B][T], with or without padding.
         keep: Special tokens that stay, such as the sentinels of a target template.
     """
-    kept = set(tokenizer.convert_tokens_to_ids(list(keep)))
+    kept = {found for token in keep if isinstance(found := tokenizer.convert_tokens_to_ids(token), int)}
     dropped = (special_ids(tokenizer) | {tokenizer.unk_token_id}) - kept
     plain = rows.tolist() if isinstance(rows, Tensor) else rows
     bare = [[token for token in row if token not in dropped] for row in plain]
@@ -55,7 +55,7 @@ def as_written(text: str, tokenizer: PreTrainedTokenizerBase, *, keep: Collectio
         text = without_special_tokens(text, tokenizer)
         ids = encode([text], tokenizer)
     back = decode(ids, tokenizer, keep=keep)[0]
-    return back if _letters(back) == _letters(text) else _with_runs_of(text, tokenizer)
+    return back if letters_of(back) == letters_of(text) else _with_runs_of(text, tokenizer)
 
 
 def _with_runs_of(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -68,7 +68,8 @@ def _with_runs_of(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return runs[0] + "".join(word + run for word, run in zip(words, runs[1:], strict=True))
 
 
-def _letters(text: str) -> str:
+def letters_of(text: str) -> str:
+    """Return the text without white space."""
     return "".join(text.split())
 
 

@@ -16,9 +16,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
+from t5peft.data.decoding import decode, letters_of
 from t5peft.data.sources import read_records
 from t5peft.data.task import Record, Task
-from t5peft.data.template import Template, as_text, one_line
+from t5peft.data.template import Template, as_text
 from t5peft.data.truncation import Truncated, encode, special_ids, truncate
 
 SHOWN_CHARACTERS = 12
@@ -157,7 +158,7 @@ def fate_of(character: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     ids = tokenizer(f"1{character}1", add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id in ids:
         return None
-    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    text = decode([ids], tokenizer)[0]
     return text[text.index("1") + 1 : text.rindex("1")]
 
 
@@ -167,8 +168,8 @@ def _unwritable(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int
     distinct = Counter(texts)
     lost = 0
     for (text, count), ids in zip(distinct.items(), encode(list(distinct), tokenizer), strict=True):
-        back = tokenizer.decode([i for i in ids if i != tokenizer.eos_token_id], clean_up_tokenization_spaces=False)
-        if one_line(back) != one_line(text) and not special & set(ids[:-1]):
+        back = decode([ids], tokenizer)[0]
+        if letters_of(back) != letters_of(text) and not special & set(ids[:-1]):
             lost += count
     return lost
 

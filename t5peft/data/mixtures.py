@@ -1,11 +1,11 @@
-"""Several tasks in one training set: how often each is drawn, and which of its examples comes next.
+"""Several tasks in one training set: the rate at which each is drawn, and the order of its examples.
 
 Rates follow the T5 paper (Raffel et al. 2020, section 3.5.2): r_t = min(e_t, K)^(1/T) / sum over tasks, with e_t examples,
 a cap K and a temperature T; or they are fixed.
 
-Draw i is a function of the seed and of i alone, so a run resumes anywhere. Draws come in blocks: every block holds each
-task as often as its rate says, in an order of its own, and a task's examples all come once, shuffled, before any
-comes again. (Independent draws, as in seqio's sampling, would leave some examples out and repeat others.)
+Draw i depends only on the seed and on i, so a run resumes anywhere. Draws come in blocks: every block holds each task as
+often as its rate says, in an order of its own. A task's examples all come once, shuffled, before any comes again.
+(Independent draws, as in seqio's sampling, would leave some examples out and repeat others.)
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.data.splits import Records
+from t5peft.data.sources import Records
 from t5peft.data.task import Task
 
 BLOCK = 1000
 
 
 def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperature: float = 1.0) -> dict[str, float]:
-    """Examples-proportional rates that sum to 1.
+    """Return examples-proportional rates that sum to 1.
 
     Args:
-        sizes: examples of each task.
-        cap: the most examples that a task may count; None: no cap.
+        sizes: Examples of each task.
+        cap: The most examples that a task may count; ``None`` is without a cap.
         temperature: 1 is proportional, more is closer to equal.
 
     Raises:
-        ValueError: no tasks, an empty one, a cap below 1 or a temperature that is not positive.
+        ValueError: No tasks, an empty one, a cap below 1 or a temperature that is not positive.
     """
     problems = [] if sizes else ["there are no tasks"]
     problems += [f"task {name!r} has no examples" for name, size in sizes.items() if size < 1]
@@ -44,7 +44,7 @@ def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperatu
     if not temperature > 0:
         problems.append(f"temperature is {temperature}; a number above 0 was expected")
     if problems:
-        raise ValueError(f"mixture: {'; '.join(problems)}")
+        raise ValueError(f"Got a mixture with problems; expected none: {'; '.join(problems)}.")
     largest = max(sizes.values()) if temperature < 1 else 1  # a high power of a size would overflow
     weights = {name: (min(size, cap or size) / largest) ** (1 / temperature) for name, size in sizes.items()}
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
@@ -52,15 +52,15 @@ def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperatu
 
 @dataclass(frozen=True)
 class Mixture:
-    """Tokenised tasks and the rates they are drawn at.
+    """Tokenized tasks and the rates they are drawn at.
 
     Args:
-        datasets: by task; columns ``input_ids`` and ``labels``, as ``Task.tokenize`` gives them.
-        rates: how often each task is drawn; positive numbers, brought to sum to 1, kept to a thousandth.
-        seed: of the order.
+        datasets: By task; columns ``input_ids`` and ``labels``, as ``Task.tokenize`` returns them.
+        rates: By task; positive numbers, which are scaled to sum to 1 and kept to a thousandth.
+        seed: Of the order.
 
     Raises:
-        ValueError: tasks and rates do not match, a rate is not positive, or a data set is empty.
+        ValueError: Tasks and rates do not match, a rate is not positive, or a data set is empty.
     """
 
     datasets: Mapping[str, Dataset]
@@ -70,7 +70,11 @@ class Mixture:
 
     def __post_init__(self) -> None:
         problems = [f"task {name!r} has no rate" for name in self.datasets if name not in self.rates]
-        problems += [f"rate for {name!r}, which is no task here" for name in self.rates if name not in self.datasets]
+        problems += [
+            f"there is a rate for {name!r}, which is not a task here"
+            for name in self.rates
+            if name not in self.datasets
+        ]
         problems += [
             f"the rate of {name!r} is {rate}; a number above 0 was expected, or leave the task out"
             for name, rate in self.rates.items()
@@ -80,7 +84,8 @@ class Mixture:
         if not self.datasets or len(self.datasets) > BLOCK:
             problems.append(f"there are {len(self.datasets)} tasks; 1 to {BLOCK} were expected")
         if problems:
-            raise ValueError("mixture:\n" + "\n".join(f"  - {problem}" for problem in problems))
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            raise ValueError(f"Got a mixture with problems; expected none:\n{listed}")
 
     @classmethod
     def of_tasks(
@@ -92,10 +97,17 @@ class Mixture:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> Mixture:
-        """The examples-proportional mixture of tasks over their training records.
+        """Return the examples-proportional mixture of tasks over their training records.
+
+        Args:
+            tasks: Name to task and records.
+            tokenizer: Of the model.
+            cap: See ``mixture_rates``.
+            temperature: See ``mixture_rates``.
+            seed: Of the order.
 
         Raises:
-            ValueError: what ``Task.encode`` and ``mixture_rates`` say.
+            ValueError: See ``Task.encode`` and ``mixture_rates``.
         """
         datasets = {name: task.tokenize(records, tokenizer) for name, (task, records) in tasks.items()}
         sizes = {name: len(dataset) for name, dataset in datasets.items()}
@@ -103,11 +115,11 @@ class Mixture:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How often each task is drawn in every block of 1,000: its rate to the thousandth, at least one."""
+        """Draws of each task in every block of 1,000: its rate to the thousandth, at least one."""
         total = sum(self.rates.values())
         exact = {name: self.rates[name] / total * BLOCK for name in self.datasets}
         counts = {name: max(1, int(share)) for name, share in exact.items()}
-        # what rounding left goes to those who lost most by it, and comes from those who gained most
+        # what rounding left over goes to the tasks that lost most by it, and comes from those that gained most
         while (missing := BLOCK - sum(counts.values())) != 0:
             step = 1 if missing > 0 else -1
             candidates = [name for name in counts if counts[name] + step >= 1]
@@ -116,13 +128,13 @@ class Mixture:
         return counts
 
     def draw(self, index: int) -> tuple[str, int]:
-        """The task of draw ``index`` and the row of its data set, whatever was drawn before.
+        """Return the task of draw ``index`` and the row of its data set, whatever was drawn before.
 
         Raises:
-            IndexError: a negative index.
+            IndexError: A negative index.
         """
         if index < 0:
-            raise IndexError(f"draw {index}: draws are counted from 0")
+            raise IndexError(f"Got draw {index}; expected 0 or more.")
         block, place = divmod(index, BLOCK)
         order = self._order("", block, BLOCK)
         ends = dict(zip(self.counts, accumulate(self.counts.values()), strict=True))
@@ -134,9 +146,11 @@ class Mixture:
         return name, int(self._order(name, epoch, size)[position])
 
     def dataset(self, length: int, *, start: int = 0) -> Dataset:
-        """Draws ``start`` to ``start + length`` as one data set, for a trainer; it shares the tasks' memory.
+        """Return draws ``start`` to ``start + length`` as one data set, for a trainer; it shares the tasks' memory.
 
-        ``length`` should cover the run: a second epoch over it repeats the same draws.
+        Args:
+            length: Should cover the run: a second epoch over it repeats the same draws.
+            start: Number of the first draw.
         """
         offsets, together = {}, 0
         for name, dataset in self.datasets.items():
@@ -148,10 +162,10 @@ class Mixture:
         return concatenate_datasets(columns).select(rows)
 
     def _order(self, name: str, epoch: int, size: int) -> np.ndarray:
-        """The shuffled numbers 0 to size of one epoch of a task, or of one block for the name ``""``."""
+        """Return the shuffled numbers 0 to size of one epoch of a task, or of one block for the name ``""``."""
         key = (name, epoch)
         if key not in self._orders:
-            # one order a name is kept: draws mostly come in sequence
+            # only the newest order of a name is kept, as draws mostly come in sequence
             for old in [other for other in self._orders if other[0] == name]:
                 del self._orders[old]
             self._orders[key] = shuffled(size, f"{self.seed}/{name}/{epoch}")
@@ -159,7 +173,7 @@ class Mixture:
 
 
 def shuffled(size: int, key: str) -> np.ndarray:
-    """The numbers 0 to size in an order that follows from the key, the same with every version of numpy [size]."""
+    """Return the numbers 0 to size in an order that depends only on the key, not on the version of numpy [size]."""
     start = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
     # splitmix64 (Steele, Lea and Flood 2014) over a counter
     with np.errstate(over="ignore"):

@@ -38,7 +38,7 @@ def load_task(path_or_name: str | Path) -> tuple[Task, Splits]:
     """
     definition = read_definition(path_or_name)
     task = Task.from_yaml(path_or_name)
-    data = definition.get("data")
+    data = definition.get("data", {})
     checks.raise_all(task.name, _problems_with_data(data))
     splits = with_validation(task, _read_splits(data, Path(path_or_name).parent))
     return task, {split: splits[split] for split in SPLITS if split in splits}
@@ -57,14 +57,19 @@ def with_validation(task: Task, splits: Splits) -> Splits:
     return splits | {"train": train, "validation": validation}
 
 
-def real_task(name: str) -> tuple[Task, Splits]:
-    """Load one of ``task_names("benchmark")``, from the folder of public data sets (``T5PEFT_DATA``).
+def real_task(name: str, folder: str | Path | None = None) -> tuple[Task, Splits]:
+    """Load one of ``task_names("benchmark")``.
+
+    Args:
+        name: Its name.
+        folder: Holds the public data sets; that of ``T5PEFT_DATA`` by default.
 
     Raises:
         ValueError: There is no such name.
         FileNotFoundError: The data are missing.
     """
-    return _named(name, "benchmark")
+    _check_name(name, "benchmark")
+    return Task.from_yaml(name), load_benchmark(read_definition(name)["data"]["benchmark"], folder)
 
 
 def embedded_task(name: str) -> tuple[Task, Splits]:
@@ -73,7 +78,8 @@ def embedded_task(name: str) -> tuple[Task, Splits]:
     Raises:
         ValueError: There is no such name.
     """
-    return _named(name, "embedded")
+    _check_name(name, "embedded")
+    return load_task(name)
 
 
 def task_names(kind: str) -> tuple[str, ...]:
@@ -81,10 +87,9 @@ def task_names(kind: str) -> tuple[str, ...]:
     return tuple(name for name in definition_names() if kind in read_definition(name).get("data", {}))
 
 
-def _named(name: str, kind: str) -> tuple[Task, Splits]:
+def _check_name(name: str, kind: str) -> None:
     if name not in task_names(kind):
         raise ValueError(f"Got no task {name!r} with {kind} data; expected one of {', '.join(task_names(kind))}.")
-    return load_task(name)
 
 
 def _problems_with_data(data: Any) -> list[str]:

@@ -1,7 +1,7 @@
-"""Ways to say a text in other words, word by word: synonyms from a thesaurus or WordNet, dropout, swaps.
+"""Rewordings of a text, word by word: synonyms from a thesaurus or WordNet, dropout, swaps.
 
-Each takes texts with one random generator a text, so that what becomes of a row depends on no other row. ``identity`` is
-text that says all that the outcome depends on; it names the cached result.
+Each takes texts with one random generator for each text, so that the result for a row does not depend on other rows.
+``identity`` is a text that holds everything else that the result depends on; it names the cached result.
 """
 
 from __future__ import annotations
@@ -18,47 +18,52 @@ from random import Random
 from typing import Protocol
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-# words whose loss turns a text around
+# words whose loss reverses the meaning of a text
 KEPT = frozenset(["not", "no", "never", "none", "nothing", "nobody", "neither", "nor", "without", "hardly", "cannot"])
 
 
 class Rewording(Protocol):
-    """What ``augment`` applies to the columns of a source."""
+    """A function that ``augment`` applies to the columns of a source."""
 
     @property
     def identity(self) -> str:
-        """All that the outcome depends on but the text and its random generator."""
+        """Everything that the result depends on except the text and its random generator."""
 
     def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
-        """Other words for each text; a text may come back as it was."""
+        """Return each text in other words; a text may come back as it was."""
 
 
 @dataclass(frozen=True)
 class Thesaurus:
-    """Synonyms of words in lower case, in the form that fits in the word's place."""
+    """Synonyms of words.
+
+    Args:
+        name: Identifies its content, for the cache.
+        look_up: Returns the synonyms of a word in lower case, in the form that fits in the word's place.
+    """
 
     name: str
     look_up: Callable[[str], Sequence[str]]
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Thesaurus:
-        """A JSON file, word to list of synonyms; without a path the package's own small English one.
+        """Load a JSON file, word to list of synonyms; without a path the package's own small English one.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file is not such a mapping.
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not such a mapping.
         """
         if path is None:
             content = (files("t5peft.data") / "embedded" / "thesaurus.json").read_text(encoding="utf-8")
         elif Path(path).is_file():
-            content = Path(path).read_text(encoding="utf-8")
+            content = Path(path).read_bytes().decode("utf-8", "replace")
         else:
-            raise FileNotFoundError(f"no thesaurus {path}; a JSON file was expected, such as {{'film': ['movie']}}")
+            raise FileNotFoundError(f"Got no thesaurus {path}; expected a JSON file, such as {{'film': ['movie']}}.")
         return cls._of(content, str(path or "the package's own"))
 
     @classmethod
     def wordnet(cls) -> Thesaurus:
-        """WordNet through nltk: the lemmas of a word's most common sense. They are not inflected.
+        """Return WordNet through nltk: the lemmas of a word's most common sense, which are not inflected.
 
         Raises:
             FileNotFoundError: nltk or its WordNet data are not installed.
@@ -69,8 +74,8 @@ class Thesaurus:
             version = wordnet.get_version()
         except (ImportError, LookupError) as error:
             raise FileNotFoundError(
-                f"WordNet is not installed ({type(error).__name__}): install t5peft[wordnet] and run `python -m "
-                "nltk.downloader wordnet`; without a network use Thesaurus.load(), the package's own or a JSON file"
+                f"Got no WordNet ({type(error).__name__}); expected it. Install t5peft[wordnet] and run `python -m nltk.downloader "
+                "wordnet`; without a network use Thesaurus.load(), the package's own or a JSON file."
             ) from error
 
         @cache
@@ -85,18 +90,21 @@ class Thesaurus:
     def _of(cls, content: str, origin: str) -> Thesaurus:
         try:
             entries = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"thesaurus {origin} is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Got the thesaurus {origin}, which is not JSON: {error}; expected it.") from None
         if not isinstance(entries, Mapping):
-            raise ValueError(f"thesaurus {origin} holds {type(entries).__name__}; expected word to list of synonyms")
+            raise ValueError(
+                f"Got the thesaurus {origin}, which holds {type(entries).__name__}; expected a mapping from word to synonyms."
+            )
         wrong = [
             word
             for word, synonyms in entries.items()
             if not isinstance(synonyms, list) or not synonyms or not all(isinstance(s, str) and s for s in synonyms)
         ]
         if wrong:
+            shown = ", ".join(map(repr, wrong[:5]))
             raise ValueError(
-                f"thesaurus {origin}: {', '.join(map(repr, wrong[:5]))} ({len(wrong)} in all) have no list of synonyms"
+                f"Got the thesaurus {origin} without synonyms for {shown} ({len(wrong)} in all); expected a list for each word."
             )
         lowered = {word.lower(): tuple(synonyms) for word, synonyms in entries.items()}
         digest = hashlib.sha256(json.dumps(lowered, sort_keys=True).encode()).hexdigest()
@@ -105,10 +113,15 @@ class Thesaurus:
 
 @dataclass(frozen=True)
 class Synonyms:
-    """Replace words by synonyms, in the case that the word has."""
+    """Replace words by synonyms, in the case that the word has.
+
+    Args:
+        thesaurus: The package's own by default.
+        rate: Share of the words that have a synonym.
+    """
 
     thesaurus: Thesaurus = field(default_factory=Thesaurus.load)
-    rate: float = 0.5  # of the words that have a synonym
+    rate: float = 0.5
 
     def __post_init__(self) -> None:
         _check_rate(self.rate)
@@ -144,7 +157,11 @@ class Synonyms:
 
 @dataclass(frozen=True)
 class WordDropout:
-    """Leave words out; never a negation, never all of them."""
+    """Leave words out; never a negation, never all of them.
+
+    Args:
+        rate: Share of the words.
+    """
 
     rate: float = 0.1
 
@@ -168,7 +185,11 @@ class WordDropout:
 
 @dataclass(frozen=True)
 class WordSwap:
-    """Swap neighbouring words; what stands between them stays."""
+    """Swap words that are next to each other; the text between them stays.
+
+    Args:
+        rate: Share of the words.
+    """
 
     rate: float = 0.1
 
@@ -198,7 +219,7 @@ class WordSwap:
 
 def _check_rate(rate: float) -> None:
     if not 0 < rate <= 1:
-        raise ValueError(f"rate is {rate}; a share of the words, above 0 and at most 1, was expected")
+        raise ValueError(f"Got rate={rate}; expected a share of the words, above 0 and at most 1.")
 
 
 def _must_stay(chunk: str) -> bool:
@@ -207,7 +228,7 @@ def _must_stay(chunk: str) -> bool:
 
 
 def _article_for(article: str, old: str, new: str) -> str:
-    """The article before a replaced word: changed only where the new word's first letter asks for the other one."""
+    """Return the article before a replaced word, changed only where the new word's first letter needs the other one."""
     vowels = "aeiou"
     if article.lower() not in ("a", "an") or (old[0].lower() in vowels) == (new[0].lower() in vowels):
         return article

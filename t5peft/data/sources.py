@@ -152,7 +152,7 @@ def _token_ids(item: object) -> list[int] | None:
 
 
 def _are_ids(row: Sequence[object]) -> TypeGuard[Sequence[int]]:
-    return all(isinstance(token, Integral) and not isinstance(token, bool) and token >= 0 for token in row)
+    return all(isinstance(token, Integral) and not isinstance(token, bool) and int(token) >= 0 for token in row)
 
 
 def _shown(item: object) -> str:

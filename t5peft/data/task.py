@@ -236,7 +236,8 @@ class Task:
         literals = "".join(f"{literal}\0" for literal, _ in self._target.parts)
         for token in self.special_tokens(tokenizer) if tokenizer is not None else ():
             if found := re.search(rf"\s*{re.escape(token)}\s*", literals):
-                text = re.sub(rf"\s*{re.escape(token)}\s*", lambda _, spaced=found[0]: spaced, text)
+                spaced = found[0].replace("\\", r"\\")
+                text = re.sub(rf"\s*{re.escape(token)}\s*", spaced, text)
         return text
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -1,4 +1,4 @@
-"""Evaluation: metrics that need no download, prediction, ranking of candidates, calibration, a whole task at once."""
+"""Evaluation: metrics that work offline, prediction, ranking of candidates, calibration, and the scores of a task."""
 
 from t5peft.evaluation.calibration import expected_calibration_error, fit_temperature
 from t5peft.evaluation.classification import (
@@ -11,11 +11,13 @@ from t5peft.evaluation.inference import evaluating, merged
 from t5peft.evaluation.metrics import METRICS, Metric, compute
 from t5peft.evaluation.prediction import Predictions, predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
-from t5peft.evaluation.scores import evaluate_task, loss_and_perplexity
+from t5peft.evaluation.scores import EvaluationResult, EvaluationSet, evaluate_task, loss_and_perplexity
 
 __all__ = [
     "METRICS",
     "ClassificationReport",
+    "EvaluationResult",
+    "EvaluationSet",
     "Metric",
     "Predictions",
     "Ranking",

@@ -1,4 +1,4 @@
-"""How far probabilities can be trusted: perplexity, expected calibration error, and temperature scaling."""
+"""Perplexity, expected calibration error, and temperature scaling: how far probabilities can be trusted."""
 
 from __future__ import annotations
 
@@ -13,49 +13,71 @@ _SMALLEST_TEMPERATURE, _LARGEST_TEMPERATURE = 0.01, 100.0
 
 
 def perplexity(negative_log_likelihoods: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
-    """exp of the mean loss over all target tokens, from each example's summed loss [nats] and its number of tokens."""
+    """Compute the exponential of the mean loss over all target tokens.
+
+    Args:
+        negative_log_likelihoods: The summed loss of each example [nats].
+        tokens: The number of target tokens of each example.
+
+    Returns:
+        ``perplexity``.
+
+    Raises:
+        ValueError: All targets are empty.
+    """
     total = sum(tokens)
     if total <= 0:
-        raise ValueError(f"perplexity needs target tokens, {total} came; are all targets empty or masked?")
+        raise ValueError(
+            f"Got {total} target tokens; expected at least one. Look for targets that are empty or masked."
+        )
     return {"perplexity": math.exp(sum(negative_log_likelihoods) / total)}
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Sequence[int] | Tensor, *, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal bins of confidence, weighted by their size (Guo et al. 2017).
+    """Average the gap between confidence and accuracy over equal bins of confidence, weighted by size (Guo et al. 2017).
 
     Args:
-        probabilities: [N, C]; the confidence of an example is its largest.
-        labels: [N], the column that is right.
-        bins: number of bins over (0, 1].
+        probabilities: One row per example [N, C]; its confidence is the largest.
+        labels: The correct column of each example [N].
+        bins: Number of bins over (0, 1].
+
+    Returns:
+        The error, 0 to 1.
+
+    Raises:
+        ValueError: The shapes do not match, or a label is not a column.
     """
-    probabilities, right = probabilities.double().cpu(), torch.as_tensor(labels).cpu()
-    _check_labels(probabilities, right)
+    probabilities, targets = probabilities.double().cpu(), torch.as_tensor(labels).cpu()
+    _check_labels(probabilities, targets)
     confidence, best = probabilities.max(dim=-1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins).numpy() - 1
-    hits = np.bincount(bin_of, weights=(best == right).numpy(), minlength=bins)
+    hits = np.bincount(bin_of, weights=(best == targets).numpy(), minlength=bins)
     confidences = np.bincount(bin_of, weights=confidence.numpy(), minlength=bins)
-    return float(np.abs(hits - confidences).sum() / len(right))
+    return float(np.abs(hits - confidences).sum() / len(targets))
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Sequence[int] | Tensor) -> float:
-    """The temperature T for which softmax(log_probabilities / T) has the least cross-entropy on held-out examples.
+    """Find the temperature T for which softmax(log_probabilities / T) has the lowest cross-entropy on held-out examples.
 
-    The choice of the best candidate does not change, only how sure it looks; `Ranking.at_temperature` applies it.
+    The best candidate does not change, only its probability. ``Ranking.at_temperature`` applies the temperature.
 
     Args:
-        log_probabilities: [N, C], as `rank` gives them.
-        labels: [N], the column that is right.
+        log_probabilities: One row per example [N, C], as ``rank`` returns them.
+        labels: The correct column of each example [N].
 
     Returns:
-        T between 0.01 and 100; an end of that range means that no temperature inside is best, e.g. where all are right.
+        T between 0.01 and 100. An end of that range means that no temperature inside is best, e.g. where all are correct.
+
+    Raises:
+        ValueError: The shapes do not match, or a label is not a column.
     """
-    scores, right = log_probabilities.double().cpu(), torch.as_tensor(labels).cpu()
-    _check_labels(scores, right)
+    scores, targets = log_probabilities.double().cpu(), torch.as_tensor(labels).cpu()
+    _check_labels(scores, targets)
     low, high = 1 / _LARGEST_TEMPERATURE, 1 / _SMALLEST_TEMPERATURE
-    # Cross-entropy is convex in 1 / T, so the sign of its slope says on which side the minimum lies.
+    # Cross-entropy is convex in 1 / T, so the sign of its slope shows on which side the minimum is.
     for _ in range(100):
         middle = math.sqrt(low * high)
-        if _slope_in_inverse_temperature(scores, right, middle) > 0:
+        if _slope_in_inverse_temperature(scores, targets, middle) > 0:
             high = middle
         else:
             low = middle
@@ -71,9 +93,9 @@ def _slope_in_inverse_temperature(scores: Tensor, labels: Tensor, inverse_temper
 def _check_labels(scores: Tensor, labels: Tensor) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1] or not len(labels):
         raise ValueError(
-            f"scores of shape {list(scores.shape)} came with labels of shape {list(labels.shape)}; expected [N, C] and "
-            "[N] with at least one example"
+            f"Got scores of shape {list(scores.shape)} and labels of shape {list(labels.shape)}; expected [N, C] and [N] with at "
+            "least one example."
         )
     outside = (labels < 0) | (labels >= scores.shape[1])
     if outside.any():
-        raise ValueError(f"labels must be columns 0 to {scores.shape[1] - 1}; {labels[outside][:5].tolist()} came")
+        raise ValueError(f"Got the labels {labels[outside][:5].tolist()}; expected columns 0 to {scores.shape[1] - 1}.")

@@ -1,9 +1,9 @@
 """Many candidate targets as one decoder input, so that the decoder runs once over all of them.
 
-A `CandidateTree` has one position for every distinct beginning of a candidate; a position sees the positions of its own
-beginning. Where the decoder's position bias belongs to its first layer and weights are float32, candidates share
-beginnings, the start token first; the mask then also carries the difference between the bias of the true distance and
-that of the distance in the row. Else each candidate is a block of its own, in which distances are true anyway.
+A ``CandidateTree`` has one position for every distinct prefix of a candidate. A position sees the positions of its own prefix.
+Where the decoder's position bias belongs to its first layer and weights are float32, candidates share prefixes, from the start
+token on. The mask then also carries the difference between the bias of the true distance and that of the distance in the row.
+Otherwise each candidate is a block of its own, in which distances are true anyway.
 
 Letters: B sources, C candidates, T positions of the tree, E edges, L tokens of the longest candidate, N heads.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,20 +23,20 @@ from transformers.models.t5.modeling_t5 import T5Attention
 Edge = tuple[int, int]
 """A position and the token that comes next."""
 
-MOST_POSITIONS = 256  # of one tree; the mask grows with the square
+MOST_POSITIONS = 256  # of one tree; the mask grows with their square
 
 
 @dataclass
 class CandidateTree:
-    """Positions, one for each beginning of a candidate, and edges from a position to a token that comes next.
+    """Positions, one for each prefix of a candidate, and edges from a position to a token that comes next.
 
     Attributes:
-        start_token: what every beginning begins with.
-        shared: whether candidates share positions.
-        tokens: decoder input at each position [T].
-        parents: the position before each [T], -1 at a start token.
-        edges: all of them [E].
-        paths: the edges of each candidate, by its column in the result.
+        start_token: The first token of every prefix.
+        shared: Whether candidates share positions.
+        tokens: Decoder input at each position [T].
+        parents: The position before each [T], -1 at a start token.
+        edges: All edges [E].
+        paths: The edges of each candidate, by its column in the result.
     """
 
     start_token: int
@@ -47,7 +48,12 @@ class CandidateTree:
     _position_after: dict[Edge, int] = field(default_factory=dict)
 
     def add(self, column: int, candidate: Sequence[int]) -> None:
-        """Add the candidate whose log-probability goes to `column`."""
+        """Add a candidate.
+
+        Args:
+            column: Where its log-probability goes.
+            candidate: Its token ids.
+        """
         position = 0 if self.shared and self.tokens else self._new_position(self.start_token, -1)
         path = []
         for i, token in enumerate(candidate):
@@ -66,7 +72,14 @@ class CandidateTree:
         return len(self.tokens) - 1
 
     def visible(self, positions: int) -> tuple[Tensor, Tensor]:
-        """visible [T, T], true where a position (rows) sees another, and depth [T]; T is `positions`, padding at the end."""
+        """Return which positions see which, and their depths.
+
+        Args:
+            positions: T, with padding at the end.
+
+        Returns:
+            Visibility [T, T], true where a position (row) sees another, and depth [T].
+        """
         sees = torch.eye(positions, dtype=torch.bool)
         depth = torch.zeros(positions, dtype=torch.long)
         for position, parent in enumerate(self.parents):
@@ -77,7 +90,16 @@ class CandidateTree:
 
 
 def trees(candidates: Sequence[Sequence[int]], start_token: int, shared: bool) -> list[CandidateTree]:
-    """The candidates in trees of at most MOST_POSITIONS positions, unless one candidate alone has more."""
+    """Arrange candidates in trees.
+
+    Args:
+        candidates: Token ids of each.
+        start_token: The decoder's start token.
+        shared: Whether candidates share positions.
+
+    Returns:
+        Trees of at most ``MOST_POSITIONS`` positions, unless one candidate has more.
+    """
     order = sorted(range(len(candidates)), key=lambda column: list(candidates[column]))
     made: list[CandidateTree] = []
     for column in order:
@@ -89,25 +111,42 @@ def trees(candidates: Sequence[Sequence[int]], start_token: int, shared: bool) -
 
 
 def can_share(t5: PreTrainedModel) -> bool:
-    """Whether the decoder has one position bias for all layers, and exact enough weights to correct it by the mask."""
+    """Return whether the decoder has one position bias for all layers, and exact enough weights to correct it by the mask.
+
+    Args:
+        t5: The model.
+
+    Returns:
+        True for float32 weights and one position bias.
+    """
     return t5.dtype == torch.float32 and len(_biased_attentions(t5)) == 1
 
 
 def _biased_attentions(t5: PreTrainedModel) -> list[T5Attention | MT5Attention]:
-    attentions = (module for module in t5.decoder.modules() if isinstance(module, T5Attention | MT5Attention))
+    decoder = t5.get_submodule("decoder")
+    attentions = (module for module in decoder.modules() if isinstance(module, T5Attention | MT5Attention))
     return [attention for attention in attentions if attention.has_relative_attention_bias]
 
 
 def decoder_mask(tree: CandidateTree, positions: int, t5: PreTrainedModel) -> Tensor:
-    """Additive mask [1, N or 1, T, T] of a tree padded to T = `positions`."""
+    """Return the additive mask of a tree.
+
+    Args:
+        tree: The tree.
+        positions: T, with padding at the end.
+        t5: The model, for its position bias, dtype and device.
+
+    Returns:
+        The mask [1, N or 1, T, T].
+    """
     sees, depth = (part.to(t5.device) for part in tree.visible(positions))
     blocked = torch.zeros(positions, positions, dtype=t5.dtype, device=t5.device)
     blocked = blocked.masked_fill_(~sees, torch.finfo(t5.dtype).min)[None, None]
     if not tree.shared:
         return blocked
     attention = _biased_attentions(t5)[0]
-    # Of the plain class: while a Trainer runs on our kernels, compute_bias of the module gives each distance once.
-    plain = T5Attention if isinstance(attention, T5Attention) else MT5Attention
+    # Of the plain class: while a Trainer runs on our kernels, the module's own compute_bias returns each distance once.
+    plain: Any = T5Attention if isinstance(attention, T5Attention) else MT5Attention
     by_distance = plain.compute_bias(attention, positions, positions, device=t5.device)[
         0, :, :, 0
     ]  # [N, T], 0 to T - 1 back

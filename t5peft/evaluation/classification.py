@@ -1,8 +1,8 @@
 """Scores of label predictions: accuracy, F1, Matthews correlation, the report per class and its picture.
 
-Written with numpy; equal to scikit-learn's functions of the same names (tests/evaluation/test_metrics.py). Labels are compared as
-strings. The classes of a score are those of the references together with whatever was predicted, so an answer outside
-the target words counts as a class of its own without references: it lowers recall and macro F1 and stays visible.
+Written with numpy, and equal to scikit-learn's functions of the same names (tests/evaluation/test_metrics.py). Labels are
+compared as strings. The classes of a score are those of the references and of the predictions. An answer outside the target words
+is therefore a class of its own without references: it lowers recall and macro F1 and stays visible.
 """
 
 from __future__ import annotations
@@ -19,12 +19,26 @@ References = Labels | Sequence[Sequence[str]]
 
 
 def accepted_answers(references: References) -> list[list[str]]:
-    """One list of accepted answers an example, whether it came with one answer or several."""
+    """Return one list of accepted answers per example.
+
+    Args:
+        references: One answer or several per example.
+
+    Returns:
+        The answers as text.
+    """
     return [[str(answer) for answer in answers_of(reference)] for reference in references]
 
 
 def answers_of(reference: Any) -> list[Any]:
-    """The answers of one example as they came, in plain Python's types; None, a missing one, is left out."""
+    """Return the answers of one example in plain Python types.
+
+    Args:
+        reference: One answer or several; None, a missing one, is left out.
+
+    Returns:
+        The answers.
+    """
     if getattr(reference, "ndim", None) == 0:
         return [reference.item()]  # an element of an array or a tensor
     several = isinstance(reference, Iterable) and not isinstance(reference, str | Mapping)
@@ -33,33 +47,51 @@ def answers_of(reference: Any) -> list[Any]:
 
 
 def single_labels(references: References) -> list[str]:
-    """The one label of each example.
+    """Return the one label of each example.
+
+    Args:
+        references: One label per example.
+
+    Returns:
+        The labels as text.
 
     Raises:
-        ValueError: an example has several labels or none.
+        ValueError: An example has several labels or none.
     """
     answers = accepted_answers(references)
     wrong = [i for i, labels in enumerate(answers) if len(labels) != 1]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(answers)} examples have not exactly one label, the first is example {wrong[0]}: "
-            f"{answers[wrong[0]]!r}; this score needs one label an example, accuracy takes several"
+            f"Got {len(wrong)} of {len(answers)} examples without exactly one label, the first of them example {wrong[0]}: "
+            f"{answers[wrong[0]]!r}; expected one label per example. Take accuracy, which accepts several."
         )
     return [labels[0] for labels in answers]
 
 
 def accuracy(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Share of predictions that equal one of their references."""
-    right = [
-        prediction in answers for prediction, answers in zip(predictions, accepted_answers(references), strict=True)
-    ]
-    return {"accuracy": float(np.mean(right))}
+    """Compute the fraction of predictions that equal one of their references.
+
+    Args:
+        predictions: One text per example.
+        references: One text or several per example.
+
+    Returns:
+        ``accuracy``.
+    """
+    pairs = zip(predictions, accepted_answers(references), strict=True)
+    return {"accuracy": float(np.mean([prediction in answers for prediction, answers in pairs]))}
 
 
 def confusion_matrix(predictions: Labels, references: References, labels: Labels = ()) -> tuple[list[str], np.ndarray]:
-    """Counts [C, C] with a row per reference label and a column per predicted one.
+    """Count predictions by reference label and predicted label.
 
-    `labels` come first and in their order; labels that occur beside them follow, sorted.
+    Args:
+        predictions: One label per example.
+        references: One label per example.
+        labels: Labels that come first, in this order; others follow, sorted.
+
+    Returns:
+        The labels, and counts [C, C] with a row per reference label and a column per predicted one.
     """
     truths, predicted = single_labels(references), single_labels(predictions)
     first = [str(label) for label in labels]
@@ -73,7 +105,16 @@ def confusion_matrix(predictions: Labels, references: References, labels: Labels
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Precision, recall, F1 [C each, fractions] and number of references per class; `str()` makes the table."""
+    """Precision, recall and F1 per class; ``str()`` makes the table.
+
+    Attributes:
+        labels: The C classes.
+        precision: Fractions [C].
+        recall: Fractions [C].
+        f1: Fractions [C].
+        support: Number of references [C].
+        accuracy: Fraction of correct predictions.
+    """
 
     labels: list[str]
     precision: np.ndarray
@@ -83,11 +124,11 @@ class ClassificationReport:
     accuracy: float
 
     def macro(self) -> tuple[float, float, float]:
-        """Precision, recall and F1, each the plain mean over classes."""
+        """Return precision, recall and F1, each averaged over classes."""
         return float(self.precision.mean()), float(self.recall.mean()), float(self.f1.mean())
 
     def weighted(self) -> tuple[float, float, float]:
-        """Precision, recall and F1, each the mean over classes weighted by their number of references."""
+        """Return precision, recall and F1, each averaged over classes with their numbers of references as weights."""
         weights = self.support / self.support.sum()
         return float(self.precision @ weights), float(self.recall @ weights), float(self.f1 @ weights)
 
@@ -108,7 +149,16 @@ class ClassificationReport:
 
 
 def classification_report(predictions: Labels, references: References, labels: Labels = ()) -> ClassificationReport:
-    """Precision, recall and F1 per class; a class never predicted has precision 0, one never referenced recall 0."""
+    """Compute precision, recall and F1 per class.
+
+    Args:
+        predictions: One label per example.
+        references: One label per example.
+        labels: Labels that come first, in this order.
+
+    Returns:
+        The report. A class that is never predicted has precision 0, one without references recall 0.
+    """
     names, counts = confusion_matrix(predictions, references, labels)
     hits, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     return ClassificationReport(
@@ -122,10 +172,18 @@ def classification_report(predictions: Labels, references: References, labels: L
 
 
 def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """F1 as macro, micro and weighted mean over classes, and per class under `f1/LABEL`."""
+    """Compute F1 as macro, micro and weighted average over classes, and per class.
+
+    Args:
+        predictions: One label per example.
+        references: One label per example.
+
+    Returns:
+        ``f1_macro``, ``f1_micro``, ``f1_weighted``, and ``f1/LABEL`` for each class.
+    """
     report = classification_report(predictions, references)
     per_class = {f"f1/{label}": float(value) for label, value in zip(report.labels, report.f1, strict=True)}
-    # With one label an example every false positive is another class's false negative: micro F1 is accuracy.
+    # With one label per example every false positive is another class's false negative: micro F1 is accuracy.
     return {
         "f1_macro": report.macro()[2],
         "f1_micro": report.accuracy,
@@ -135,21 +193,36 @@ def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
 
 
 def f1_binary(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """F1 of label 1 where labels are 0 and 1, as GLUE's F1 and scikit-learn's `average="binary"` are.
+    """Compute the F1 of label 1 where labels are 0 and 1, as GLUE's F1 and scikit-learn's ``average="binary"``.
+
+    Args:
+        predictions: One label per example.
+        references: One label per example, 0 or 1.
+
+    Returns:
+        ``f1_binary``.
 
     Raises:
-        ValueError: references that are other labels.
+        ValueError: References have other labels.
     """
     if other := set(single_labels(references)) - {"0", "1"}:
         raise ValueError(
-            f"f1_binary is the F1 of label 1 beside label 0, but there are labels {sorted(other)[:5]}; take f1, which has every "
-            "label's own beside their mean"
+            f"Got the labels {sorted(other)[:5]} for f1_binary; expected 0 and 1. Take f1, which has every label's own "
+            "beside their average."
         )
     return {"f1_binary": f1(predictions, references).get("f1/1", 0.0)}
 
 
 def matthews(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Matthews correlation, -1 to 1, for any number of classes (Gorodkin 2004); 0 where one side is constant."""
+    """Compute the Matthews correlation for any number of classes (Gorodkin 2004).
+
+    Args:
+        predictions: One label per example.
+        references: One label per example.
+
+    Returns:
+        ``matthews``, -1 to 1; 0 where predictions or references are constant.
+    """
     _, counts = confusion_matrix(predictions, references)
     total, truths, predicted = float(counts.sum()), counts.sum(axis=1).astype(float), counts.sum(axis=0).astype(float)
     covariance = np.trace(counts) * total - truths @ predicted
@@ -158,7 +231,16 @@ def matthews(predictions: Sequence[str], references: References) -> dict[str, fl
 
 
 def confusion_picture(predictions: Labels, references: References, path: str | Path, labels: Labels = ()) -> Path:
-    """Draws the confusion matrix into `path` (.png, .svg or .pdf): counts, coloured by share of the reference class.
+    """Draw the confusion matrix: counts, colored by fraction of the reference class.
+
+    Args:
+        predictions: One label per example.
+        references: One label per example.
+        path: The file (.png, .svg or .pdf).
+        labels: Labels that come first, in this order.
+
+    Returns:
+        The path.
 
     Raises:
         RuntimeError: matplotlib is not installed.
@@ -166,7 +248,7 @@ def confusion_picture(predictions: Labels, references: References, path: str | P
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RuntimeError('a picture needs matplotlib: pip install "t5peft[plots]"') from error
+        raise RuntimeError('Got no matplotlib, which a picture needs. Run `pip install "t5peft[plots]"`.') from error
     names, counts = confusion_matrix(predictions, references, labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side_inches = 2.0 + 0.6 * len(names)
@@ -178,8 +260,8 @@ def confusion_picture(predictions: Labels, references: References, path: str | P
     axes.set_xlabel("predicted")
     axes.set_ylabel("reference")
     for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    figure.colorbar(image, ax=axes, label="share of the reference class")
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=color)
+    figure.colorbar(image, ax=axes, label="fraction of the reference class")
     figure.savefig(path, dpi=150)
     return Path(path)

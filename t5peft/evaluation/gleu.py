@@ -1,23 +1,23 @@
 """Two scores that both go by the name GLEU.
 
-`gleu` is GLEU for grammatical error correction (Napoles et al. 2015, "Ground Truth for Grammatical Error Correction
+``gleu`` is GLEU for grammatical error correction (Napoles et al. 2015, "Ground Truth for Grammatical Error Correction
 Metrics", in the form without tuning of 2016, arXiv:1605.02592). It needs the uncorrected sources, and it is what
 JFLEG's tables print (times 100). Over the sentences of a corpus, for n = 1..4,
 
     p_n  = sum max(0, |H & R| - |H & (S without R)|) / sum |H|
     GLEU = min(1, exp(1 - r / c)) (p_1 p_2 p_3 p_4)^(1/4)
 
-with the n-grams of hypothesis H, reference R and source S as multisets, `S without R` those n-grams of the source that
+with the n-grams of hypothesis H, reference R and source S as multisets, ``S without R`` those n-grams of the source that
 do not occur in the reference at all, and c and r the numbers of words in hypotheses and references. With several
-references the score is the mean over 500 draws of one reference a sentence, the same draws every time. The paper's
+references the score is the average over 500 draws of one reference per sentence, the same draws every time. The paper's
 formula counts how often an n-gram occurs in S beyond R; the authors' script, which printed every published figure,
 takes whole n-grams, and so do we.
 
-`google_bleu` is the GLEU of Google's translation system (Wu et al. 2016, arXiv:1609.08144), which knows no sources:
+``google_bleu`` is the GLEU of Google's translation system (Wu et al. 2016, arXiv:1609.08144), without sources:
 shared n-grams over the larger of the two n-gram counts, summed over the corpus with the best reference of each
-sentence. nltk calls it `corpus_gleu`.
+sentence. nltk calls it ``corpus_gleu``.
 
-Both are fractions over words split at spaces: tokenise first where punctuation is attached to words.
+Both are fractions over words split at spaces. Tokenize first where punctuation is attached to words.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ _DRAWS = 500
 
 
 def gleu(predictions: Sequence[str], references: References, sources: Sequence[str]) -> dict[str, float]:
-    """GLEU for correction, 0 to 1; `sources` are the uncorrected texts."""
+    """Compute GLEU for correction.
+
+    Args:
+        predictions: One text per example.
+        references: One corrected text or several per example.
+        sources: The uncorrected texts.
+
+    Returns:
+        ``gleu``, 0 to 1.
+    """
     statistics = [
         [_gleu_statistics(prediction.split(), answer.split(), source.split()) for answer in answers]
         for prediction, answers, source in zip(predictions, accepted_answers(references), sources, strict=True)
@@ -53,7 +62,7 @@ def gleu(predictions: Sequence[str], references: References, sources: Sequence[s
 
 
 def _gleu_statistics(hypothesis: list[str], reference: list[str], source: list[str]) -> list[int]:
-    """[words in hypothesis, words in reference, then for each n: hits less penalties, n-grams in hypothesis]."""
+    """Return words in the hypothesis and in the reference, then for each n: hits less penalties, n-grams of the hypothesis."""
     numbers = [len(hypothesis), len(reference)]
     for n in _ORDERS:
         h, r, s = _ngrams(hypothesis, n), _ngrams(reference, n), _ngrams(source, n)
@@ -63,7 +72,7 @@ def _gleu_statistics(hypothesis: list[str], reference: list[str], source: list[s
 
 
 def _gleu_of(totals: np.ndarray) -> float:
-    """The score of summed statistics; 0 where any of them is 0."""
+    """Return the score of summed statistics; 0 where any of them is 0."""
     if not np.all(totals > 0):
         return 0.0
     hypothesis_words, reference_words = totals[:2]
@@ -73,10 +82,18 @@ def _gleu_of(totals: np.ndarray) -> float:
 
 
 def sentence_gleu(prediction: str, references: Sequence[str], source: str) -> float:
-    """GLEU of one sentence, 0 to 1: the mean over references.
+    """Compute GLEU of one sentence, averaged over references.
 
-    Of the orders of n-grams that the prediction is long enough for, and with sacrebleu's exponential smoothing where none of
-    an order counts: GLEU itself is 0 for whatever has fewer than four words.
+    It takes the orders of n-grams that the prediction is long enough for, with sacrebleu's exponential smoothing where none of an
+    order counts. GLEU itself is 0 for any text of fewer than four words.
+
+    Args:
+        prediction: The text.
+        references: Corrected texts.
+        source: The uncorrected text.
+
+    Returns:
+        The score, 0 to 1.
     """
     scores = []
     for reference in references:
@@ -93,7 +110,15 @@ def sentence_gleu(prediction: str, references: Sequence[str], source: str) -> fl
 
 
 def google_bleu(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Google's GLEU, 0 to 1."""
+    """Compute Google's GLEU.
+
+    Args:
+        predictions: One text per example.
+        references: One text or several per example.
+
+    Returns:
+        ``google_bleu``, 0 to 1.
+    """
     shared_total = larger_total = 0
     for prediction, answers in zip(predictions, accepted_answers(references), strict=True):
         h = _all_ngrams(prediction.split())

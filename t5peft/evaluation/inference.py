@@ -1,4 +1,4 @@
-"""What prediction and ranking share: evaluation mode with merged weights, token ids of sources, batches by tokens."""
+"""Evaluation mode with merged weights, token ids of sources, and batches by tokens, for prediction and ranking."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ from t5peft.nn.fast import fast_kernels
 from t5peft.nn.kernels.linear import FastLinear
 
 Sources = Iterable[str] | Iterable[Sequence[int]] | Iterable[Tensor]
-"""Texts, or token ids that end in `</s>`, as `Task.tokenize` makes them."""
+"""Texts, or token ids that end in ``</s>``, as ``Task.tokenize`` makes them."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
-    """The T5 inside `model` in evaluation mode, without gradients, with merged weights and, on a CPU, the trainer's kernels.
+    """Put ``model`` in evaluation mode for the block: no gradients, merged weights and, on a CPU, the trainer's kernels.
 
-    After the block all is as before: every module gets its own training flag back, and every weight its own bits.
+    After the block every module has its own training flag again, and every weight its own bits.
+
+    Args:
+        model: A T5, plain or wrapped.
+
+    Yields:
+        The T5 inside ``model``.
     """
     flags = [(module, module.training) for module in model.modules()]
     t5 = unwrap_t5(model)
@@ -46,35 +52,39 @@ def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[bool]:
-    """Inside the block LoRA and IA3 are part of the weights that they change, so that a forward pass costs nothing more.
+    """Merge LoRA and IA3 into the weights that they change for the block, so that they do not slow down a forward pass.
 
-    Only float32 weights are merged: in bfloat16 or quantised ones the sum would lose part of the adapter. The weights
-    are put back, not computed back. Yields whether there was anything to merge.
+    Only float32 weights are merged: in bfloat16 or quantized ones the sum would lose part of the adapter. The weights are put
+    back, not computed back.
+
+    Args:
+        model: A T5, plain or wrapped.
+
+    Yields:
+        Whether there was anything to merge.
     """
-    kept: list[tuple[BaseTunerLayer, nn.Linear, Tensor]] = []
+    kept: list[tuple[LoraLayer | IA3Layer, nn.Linear, Tensor]] = []
     tied = {id(parameter) for parameter in _embedding_tables(model)}
     try:
         for layer in model.modules():
             if isinstance(layer, LoraLayer | IA3Layer) and _can_merge(layer, tied):
-                base = layer.get_base_layer()
+                base = cast(nn.Linear, layer.get_base_layer())  # by ``_can_merge``
                 kept.append((layer, base, base.weight.data))
                 layer.merge(safe_merge=True)  # "safe" makes a new tensor, so what was kept is not written to
         yield bool(kept)
     finally:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unmerge result can be inaccurate")
-            for layer, base, weight in kept:
-                if layer.merged:
-                    layer.unmerge()
+            for merged_layer, base, weight in kept:
+                if merged_layer.merged:
+                    merged_layer.unmerge()
                 base.weight.data = weight
 
 
 def _can_merge(layer: BaseTunerLayer, tied: set[int]) -> bool:
-    """Whether an active, unmerged adapter sits on a plain float32 linear map that no other module shares."""
+    """Return whether an active, unmerged adapter is on a plain float32 linear map that no other module shares."""
     base = layer.get_base_layer()
-    if is_hooked(
-        *cast(nn.Module, layer).modules()
-    ):  # Hooks of a part of the adapter are called only while it is apart.
+    if is_hooked(*cast(nn.Module, layer).modules()):  # Merged, hooks of A and B would not be called.
         return False
     if type(base) not in (nn.Linear, FastLinear) or base.bias is not None or layer.disable_adapters or layer.merged:
         return False
@@ -114,25 +124,38 @@ def source_ids(
 def length_batches(
     sources: Sequence[Sequence[int]], tokens_per_batch: int, *, more_per_row: int, passes: int, copies: int = 1
 ) -> list[list[int]]:
-    """Indices of sources in batches of like lengths, longest first, with little padding.
+    """Group sources of like lengths into batches, longest first, with little padding.
 
     Args:
-        tokens_per_batch: most rows x copies x (longest source + more_per_row); a row alone may be over it.
-        more_per_row: tokens that every row has besides its source.
-        passes: forward passes that a batch takes, each of which costs something whatever its size.
-        copies: how often a row is computed, its beams.
+        sources: Token ids of each source.
+        tokens_per_batch: Most rows x copies x (longest source + more_per_row); a single row may exceed it.
+        more_per_row: Tokens that every row has besides its source.
+        passes: Forward passes of a batch, each of which costs something whatever its size.
+        copies: How often a row is computed: its beams.
+
+    Returns:
+        Indices of sources, one list per batch.
 
     Raises:
-        ValueError: a budget below 1.
+        ValueError: The budget is below 1.
     """
     if tokens_per_batch < 1:
-        raise ValueError(f"tokens_per_batch is {tokens_per_batch}; expected at least 1")
+        raise ValueError(f"Got tokens_per_batch={tokens_per_batch}; expected at least 1.")
     features = [{"input_ids": source, "labels": range(more_per_row)} for source in sources]
     budget = max(1, tokens_per_batch // copies)
     return bucket_by_length(features, budget, overhead_tokens=OVERHEAD_TOKENS * passes)
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return input_ids [B, S] and attention_mask [B, S], padded on the right."""
+    """Pad rows on the right.
+
+    Args:
+        rows: Token ids of each row.
+        pad_token_id: The token to pad with.
+        device: Where the tensors go.
+
+    Returns:
+        ``input_ids`` [B, S] and ``attention_mask`` [B, S].
+    """
     attention_mask = pad_rows([[1] * len(row) for row in rows], 0)
     return pad_rows(rows, pad_token_id).to(device), attention_mask.to(device)

@@ -1,13 +1,13 @@
 """The table of metrics and the one function that computes them.
 
-Each metric is also an `evaluate` module in `modules/`: a file that `evaluate.load` takes by its path, offline too.
+Each metric is also an ``evaluate`` module in ``modules/``: a file that ``evaluate.load`` takes by its path, offline too.
 
     import evaluate
     from t5peft.evaluation import METRICS
 
     rouge = evaluate.load(str(METRICS["rouge"].module))
 
-`compute` calls the function itself, which spares evaluate's import and its files in the cache.
+``compute`` calls the function itself, without evaluate's import and its files in the cache.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from t5peft.evaluation.squad import exact_match, token_f1
 
 @dataclass(frozen=True)
 class Metric:
-    """One entry of METRICS.
+    """One entry of ``METRICS``.
 
     Attributes:
-        name: the key in METRICS.
-        function: (predictions, references) -> scores; with `needs_sources` also the sources.
-        lead: the key of the score that tables show.
-        highest: what the lead score of a perfect model is.
-        needs_sources: whether the texts that the predictions were made from are needed.
-        greater_is_better: False for perplexity alone.
-        sentence: the lead score of one example, where the function's own, made for a corpus, is 0 for most short ones.
+        name: The key in ``METRICS``.
+        function: Maps predictions and references, with ``needs_sources`` also sources, to scores.
+        lead: The key of the score that tables show.
+        highest: The lead score of a perfect model.
+        needs_sources: Whether the texts that the predictions were made from are needed.
+        greater_is_better: False only for perplexity.
+        sentence: The lead score of one example, where the function's own, made for a corpus, is 0 for most short ones.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Metric:
 
     @property
     def module(self) -> Path:
-        """The file for `evaluate.load`."""
+        """Return the file for ``evaluate.load``."""
         return Path(__file__).parent / "modules" / f"{self.name}.py"
 
 
@@ -79,29 +79,29 @@ def compute(
     *,
     sources: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The scores of one metric.
+    """Compute the scores of one metric.
 
     Args:
-        name: a key of METRICS.
-        predictions: one text an example; a whole number is the label of its digits. For perplexity: summed negative
+        name: A key of ``METRICS``.
+        predictions: One text per example; a whole number is the label of its digits. For perplexity: summed negative
             log-likelihoods.
-        references: one text an example, or a list or array of accepted texts an example, likewise; None among them is left
+        references: One text per example, or a list or array of accepted texts per example, likewise; None among them is left
             out. For perplexity: numbers of target tokens.
-        sources: what the predictions were made from; only gleu needs it.
+        sources: The texts that the predictions were made from; only gleu needs them.
 
     Returns:
         Fractions, but BLEU and chrF from 0 to 100, Matthews from -1 to 1, and perplexity from 1.
 
     Raises:
-        ValueError: an unknown name, no examples, unequal numbers of them, an example without a reference, or
-            with what is neither text nor a whole number, gleu without sources.
+        ValueError: The name is unknown, examples are missing, their numbers differ, an example has no reference, an answer is
+            neither text nor a whole number, or gleu gets no sources.
     """
     if name not in METRICS:
-        raise ValueError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+        raise ValueError(f"Got the metric {name!r}; expected one of {', '.join(METRICS)}.")
     metric = METRICS[name]
     problems = _problems(metric, predictions, [answers_of(reference) for reference in references], sources)
     if problems:
-        raise ValueError(f"metric {name!r}: " + "; ".join(problems))
+        raise ValueError(f"Got, for the metric {name!r}, {'; '.join(problems)}.")
     if name != "perplexity":
         predictions = [str(answers_of([prediction])[0]) for prediction in predictions]
         references = accepted_answers(references)
@@ -115,32 +115,32 @@ def _problems(
 ) -> list[str]:
     problems = []
     if len(predictions) == 0:
-        problems.append("no predictions came, at least one is expected")
+        problems.append("no predictions, expected at least one")
     if len(predictions) != len(references):
-        problems.append(
-            f"{len(predictions)} predictions came with {len(references)} references, equal numbers are expected"
-        )
+        problems.append(f"{len(predictions)} predictions and {len(references)} references, expected equal numbers")
     without = [i for i, reference in enumerate(references) if not reference]
     if without:
-        problems.append(f"{len(without)} examples have no reference, the first is example {without[0]}; leave them out")
+        problems.append(
+            f"{len(without)} examples without a reference, the first of them example {without[0]}, expected at least one each"
+        )
     if metric.name != "perplexity":
         problems += [
-            f"{what} are texts or whole numbers, but {found[0]!r} came; the first is example {found[1]}"
-            for what, found in (
+            f"{side} such as {found[0]!r}, the first of them example {found[1]}, expected texts or whole numbers"
+            for side, found in (
                 ("predictions", _other([answers_of([p]) or [None] for p in predictions])),
                 ("references", _other(references)),
             )
             if found
         ]
     if metric.needs_sources and sources is None:
-        problems.append("it compares with the uncorrected texts, pass them as sources=")
+        problems.append("no sources, expected the uncorrected texts as sources=")
     elif metric.needs_sources and sources is not None and len(sources) != len(predictions):
-        problems.append(f"{len(predictions)} predictions came with {len(sources)} sources, equal numbers are expected")
+        problems.append(f"{len(predictions)} predictions and {len(sources)} sources, expected equal numbers")
     return problems
 
 
 def _other(answers: list[list[Any]]) -> tuple[Any, int] | None:
-    """The first answer that is neither text nor a whole number, with its example."""
+    """Return the first answer that is neither text nor a whole number, with its example."""
     wrong = (
         (answer, i) for i, several in enumerate(answers) for answer in several if not isinstance(answer, str | Integral)
     )

@@ -1,11 +1,10 @@
-"""What the `evaluate` modules in `modules/` share.
+"""The metrics as ``evaluate`` modules: the files in ``modules/`` call ``make_module`` with their metric.
 
-They import this module, not a class from it: evaluate takes the first metric class that it finds in a file's names.
+``evaluate.load`` takes the first metric class in a file, so each metric has a file; a file of several would give only one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -14,21 +13,31 @@ import evaluate
 from t5peft.evaluation.metrics import METRICS, compute
 
 
-def info(name: str) -> evaluate.MetricInfo:
-    """What evaluate wants to know of the metric `name`."""
-    return evaluate.MetricInfo(
-        description=METRICS[name].function.__doc__,
-        citation="",
-        inputs_description="predictions: one an example; references: one an example, or a list of accepted ones.",
-        features=_features(name),
-    )
+def make_module(name: str) -> type[evaluate.Metric]:
+    """Make the ``evaluate`` module of a metric.
 
+    Args:
+        name: A key of ``METRICS``.
 
-def scores(
-    name: str, predictions: Sequence[Any], references: Sequence[Any], sources: Sequence[str] | None = None
-) -> Any:
-    """As `t5peft.evaluation.compute`."""
-    return compute(name, predictions, references, sources=sources)
+    Returns:
+        A class that computes as ``t5peft.evaluation.compute`` does.
+    """
+
+    class Module(evaluate.Metric):
+        """Loaded by ``evaluate.load(path)``."""
+
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description=METRICS[name].function.__doc__,
+                citation="",
+                inputs_description="predictions: one per example; references: one per example, or a list of accepted ones.",
+                features=_features(name),
+            )
+
+        def _compute(self, **inputs: Any) -> dict[str, float]:
+            return compute(name, **inputs)
+
+    return Module
 
 
 def _features(name: str) -> datasets.Features | list[datasets.Features]:

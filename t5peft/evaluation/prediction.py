@@ -1,4 +1,4 @@
-"""Generated answers for many sources: sorted by length, in batches by tokens, with a cache, in the order that they came."""
+"""Generated answers for many sources, sorted by length, in batches by tokens, returned in the order of the sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from t5peft.methods.base import has_peft_prompt
 
 
 class Predictions(list[str]):
-    """One text a source; `truncated_fraction` is the share of them that ended at `max_new_tokens` and not by themselves."""
+    """One text per source.
+
+    Attributes:
+        truncated_fraction: Fraction of the texts that ended at ``max_new_tokens`` and not by themselves.
+    """
 
     def __init__(self, texts: Iterable[str], truncated_fraction: float) -> None:
         super().__init__(texts)
@@ -38,24 +42,24 @@ def predict(
     """Generate an answer for each source.
 
     Args:
-        model: a T5 with a language model head, plain or wrapped. It may be in training mode; it is so again afterwards.
-        sources: texts, or token ids as `Task.tokenize` makes them.
-        max_new_tokens: the longest answer, with `</s>`.
+        model: A T5 with a language model head, plain or wrapped. Its training mode is the same afterwards.
+        tokenizer: Its tokenizer.
+        sources: Texts, or token ids as ``Task.tokenize`` makes them.
+        max_new_tokens: Tokens of the longest answer, with ``</s>``.
         num_beams: 1 is greedy search. Other settings are those of the model's generation config, never sampling.
-        tokens_per_batch: rows x beams x (longest source + max_new_tokens) of one batch; one long source alone may exceed
-            it.
-        max_source_length: cut sources to so many tokens, with `</s>`.
-        progress: show a bar.
-        keep: Special tokens that stay in the texts, such as `Task.special_tokens`.
+        tokens_per_batch: Rows x beams x (longest source + max_new_tokens) of one batch; a single long source may exceed it.
+        max_source_length: Truncate sources to so many tokens, with ``</s>``.
+        progress: Show a bar.
+        keep: Special tokens that stay in the texts, such as ``Task.special_tokens``.
 
     Returns:
         The texts in the order of the sources, without other special tokens, and the share that was cut.
 
     Raises:
-        ValueError: a model without a language model head, or numbers below 1.
+        ValueError: The model has no language model head, or a number is below 1.
     """
     if max_new_tokens < 1 or num_beams < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens} and num_beams {num_beams}; expected at least 1 of each")
+        raise ValueError(f"Got max_new_tokens={max_new_tokens} and num_beams={num_beams}; expected at least 1 of each.")
     ids = source_ids(sources, tokenizer, max_source_length)
     batches = length_batches(
         ids, tokens_per_batch, more_per_row=max_new_tokens, passes=1 + max_new_tokens, copies=num_beams
@@ -73,18 +77,18 @@ def predict(
 
 def _check_generates(t5: PreTrainedModel) -> None:
     if not t5.can_generate():
-        raise ValueError(f"{type(t5).__name__} has no language model head and generates nothing; use classify")
+        raise ValueError(
+            f"Got a {type(t5).__name__}, which has no language model head; expected one, to generate. Use classify."
+        )
 
 
 def _generate(
     model: nn.Module, t5: PreTrainedModel, rows: list[list[int]], max_new_tokens: int, num_beams: int
 ) -> Tensor:
-    """Generated ids [B, up to 1 + max_new_tokens], the start token first."""
+    """Return generated ids [B, up to 1 + max_new_tokens], the start token first."""
     input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
-    # peft's own prompt learning lives in PeftModel.generate; every other adapter lives inside the T5, where calling generate
-    # leaves nothing patched.
-    own = has_peft_prompt(model)
-    generator: Any = model if own else t5
+    # peft's own prompts work only in PeftModel.generate. Every other adapter is inside the T5, whose generate patches nothing.
+    generator: Any = model if has_peft_prompt(model) else t5
     return generator.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -97,6 +101,6 @@ def _generate(
 
 
 def _unfinished(generated: Tensor, t5: PreTrainedModel) -> int:
-    """Rows of generated [B, T] without an end token."""
+    """Count the rows of ``generated`` [B, T] without an end token."""
     end = torch.as_tensor(t5.generation_config.eos_token_id, device=generated.device)
     return int((~torch.isin(generated[:, 1:], end).any(dim=1)).sum())

@@ -1,9 +1,14 @@
-"""A whole task at once: predictions of a model for records, and the scores that the task names."""
+"""Scores of a task: target words by ranking, free answers by generation, and the loss, on whole lists of records.
+
+``EvaluationSet`` tokenizes the records of a split once and scores any number of models on them, as a whole and per example;
+``evaluate_task`` does it once.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.collate import bucket_by_length, collate
+from t5peft.data.sources import read_records
 from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
@@ -20,6 +26,129 @@ from t5peft.evaluation.ranking import Ranking, classify, rank
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import target_loss
 
+TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Scores of a model on the records of a split.
+
+    Attributes:
+        scores: Every score of the task's metrics by name, with ``loss`` beside perplexity.
+        diagnostics: ``expected_calibration_error`` for target words, ``truncated_fraction`` for generated answers.
+        per_example: The leading score of each example.
+        example_metric: The metric of ``per_example``: ``sentence_bleu``, say, where the leading score is one of a corpus.
+    """
+
+    scores: dict[str, float]
+    diagnostics: dict[str, float]
+    per_example: list[float]
+    example_metric: str
+
+
+class EvaluationSet:
+    """Records of one split, tokenized once, to be scored any number of times.
+
+    Args:
+        task: The task of the records.
+        records: With the columns of the task's source and target.
+        tokenizer: The tokenizer of the models.
+
+    Attributes:
+        features: Token ids of sources and targets.
+        references: Accepted answers of each record.
+        texts: What the task makes of each record, without the template.
+
+    Raises:
+        ValueError: Records are missing, a metric is unknown, no record has the column of references, or a record cannot be
+            tokenized.
+    """
+
+    def __init__(self, task: Task, records: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.task, self.tokenizer = task, tokenizer
+        self._records = read_records(records)
+        check_metrics(task)
+        checks.raise_all(task.name, checks.missing_references(self._records, task.references))
+        self.features: list[dict[str, Any]] = task.tokenize(self._records, tokenizer).to_list()
+        self.references = [task.answers(record, tokenizer) for record in self._records]
+        self.texts = [task.content(record) for record in self._records]
+
+    @property
+    def lead(self) -> str:
+        """Return the name of the score that leads tables and chooses learning rates."""
+        return METRICS[self.task.metrics[0]].lead
+
+    def score(self, model: nn.Module, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> EvaluationResult:
+        """Rank the target words where the task has some, else generate, and score the answers.
+
+        Args:
+            model: A T5, plain or wrapped.
+            tokens_per_batch: Most tokens of a batch, padding included.
+
+        Returns:
+            The scores.
+        """
+        predictions, diagnostics = self._predict(model, tokens_per_batch)
+        scores: dict[str, float] = {}
+        for name in self.task.metrics:
+            if name == "perplexity":
+                scores |= loss_and_perplexity(model, self.features, tokens_per_batch=tokens_per_batch)
+            else:
+                scores |= _score(self.task, name, predictions, self.references, self.texts)
+        sentence = METRICS[self.task.metrics[0]].sentence
+        example_metric = self.lead if sentence is None else f"sentence_{self.lead}"
+        return EvaluationResult(scores, diagnostics, self.score_examples(predictions), example_metric)
+
+    def _predict(self, model: nn.Module, tokens_per_batch: int) -> tuple[list[str], dict[str, float]]:
+        task, sources = self.task, [feature["input_ids"] for feature in self.features]
+        if task.verbalizer is not None:
+            ranking = rank_targets(model, self.tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
+            labels = [task.labels.index(task.read(task.target_text(record))) for record in self._records]
+            error = expected_calibration_error(ranking.probabilities, labels)
+            return [task.labels[i] for i in ranking.best], {"expected_calibration_error": error}
+        answers = predict(
+            model,
+            self.tokenizer,
+            sources,
+            max_new_tokens=task.max_target_length,
+            num_beams=task.num_beams,
+            tokens_per_batch=tokens_per_batch,
+            keep=task.special_tokens(self.tokenizer),
+        )
+        return [task.read(text, self.tokenizer) for text in answers], {"truncated_fraction": answers.truncated_fraction}
+
+    def score_examples(self, predictions: Sequence[str]) -> list[float]:
+        """Score each example by the leading metric, which paired comparisons need.
+
+        Of BLEU and GLEU it is the form for a sentence, whose average is not the score of the corpus.
+
+        Args:
+            predictions: One answer per record.
+
+        Returns:
+            One score per record, rounded to four digits.
+        """
+        metric = METRICS[self.task.metrics[0]]
+        rows = list(zip(predictions, self.references, self.texts, strict=True))
+        if self.task.verbalizer is not None or metric.name == "matthews":  # the correlation of one example is 0
+            return [float(prediction in answers) for prediction, answers, _ in rows]
+        if metric.sentence is not None:
+            scores = [metric.sentence(p, r, t) if metric.needs_sources else metric.sentence(p, r) for p, r, t in rows]
+        else:
+            scores = [compute(metric.name, [p], [r], sources=[t])[metric.lead] for p, r, t in rows]
+        return [round(score, 4) for score in scores]
+
+    def loss(self, model: nn.Module) -> float:
+        """Return the mean loss over all target tokens [nats].
+
+        Args:
+            model: A T5 with a language model head, plain or wrapped.
+
+        Returns:
+            The loss.
+        """
+        return loss_and_perplexity(model, self.features)["loss"]
+
 
 def evaluate_task(
     model: nn.Module,
@@ -27,105 +156,109 @@ def evaluate_task(
     task: Task,
     records: Iterable[Mapping[str, Any]],
     *,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> dict[str, float]:
-    """The scores of `task.metrics` on records.
+    """Score a model by ``task.metrics`` on records.
 
-    A task with target words is scored by ranking them, or by the head of a `T5ForSequenceClassification`, whose label ids
-    are the target words in their order; any other by generation.
+    A task with target words is scored by ranking them, or by the head of a ``T5ForSequenceClassification``, whose label ids are
+    the target words in their order. Any other task is scored by generation.
+
+    Args:
+        model: A T5, plain or wrapped.
+        tokenizer: Its tokenizer.
+        task: The task of the records.
+        records: With the columns of the task's source and target.
+        tokens_per_batch: Most tokens of a batch, padding included.
 
     Returns:
-        Every score of every metric, and beside them `expected_calibration_error` for target words, `truncated_fraction` for
-        generated answers, and `loss` with perplexity.
+        Every score of every metric, and beside them ``expected_calibration_error`` for target words, ``truncated_fraction`` for
+        generated answers, and ``loss`` with perplexity.
 
     Raises:
-        ValueError: no records, an unknown metric, a column of references that no record has, or what `Task.tokenize` says of them.
+        ValueError: Records are missing, a metric is unknown, no record has the column of references, or a record cannot be
+            tokenized.
     """
-    records = list(records)
-    check_metrics(task)
-    checks.raise_all(task.name, checks.missing_references(records, task.references))
-    features = task.tokenize(records, tokenizer).to_list()
-    sources = [feature["input_ids"] for feature in features]
-    scores: dict[str, float] = {}
-    if task.verbalizer is not None:
-        ranking = rank_targets(model, tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
-        predictions = [task.labels[i] for i in ranking.best]
-        right = [task.labels.index(task.read(task.target_text(record))) for record in records]
-        scores["expected_calibration_error"] = expected_calibration_error(ranking.probabilities, right)
-    else:
-        answers = predict(
-            model,
-            tokenizer,
-            sources,
-            max_new_tokens=task.max_target_length,
-            num_beams=task.num_beams,
-            tokens_per_batch=tokens_per_batch,
-            keep=task.special_tokens(tokenizer),
-        )
-        predictions = [task.read(text, tokenizer) for text in answers]
-        scores["truncated_fraction"] = answers.truncated_fraction
-    references = [task.answers(record, tokenizer) for record in records]
-    texts = [task.content(record) for record in records]
-    for name in task.metrics:
-        if name == "perplexity":
-            scores |= loss_and_perplexity(model, features, tokens_per_batch=tokens_per_batch)
-        else:
-            scores |= score_of(task, name, predictions, references, texts)
-    return scores
+    found = EvaluationSet(task, records, tokenizer).score(model, tokens_per_batch=tokens_per_batch)
+    return found.diagnostics | found.scores
 
 
 def check_metrics(task: Task) -> None:
-    """Raise a ValueError for all metrics of the task that there are not."""
-    unknown = [name for name in task.metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(
-            f"task {task.name!r} names metrics that there are not: {unknown}; there are {', '.join(METRICS)}"
-        )
+    """Raise an error for unknown metrics of a task.
+
+    Args:
+        task: The task.
+
+    Raises:
+        ValueError: A metric is not in ``METRICS``.
+    """
+    if unknown := [name for name in task.metrics if name not in METRICS]:
+        raise ValueError(f"Got metrics {unknown} of the task {task.name!r}; expected some of {', '.join(METRICS)}.")
 
 
-def score_of(
+def _score(
     task: Task, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]], sources: Sequence[str]
 ) -> dict[str, float]:
-    """`compute`, but for exact match of labels, which are compared as they are: -1 is not 1, and C# is not C++."""
+    """Compute a metric; exact match compares labels as they are: -1 is not 1, and C# is not C++."""
     if name == "exact_match" and task.verbalizer is not None:
         return {name: compute("accuracy", predictions, references)["accuracy"]}
     return compute(name, predictions, references, sources=sources)
 
 
 def rank_targets(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, sources: Sources, *, tokens_per_batch: int = 8192
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    sources: Sources,
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Ranking:
-    """The ranking [N, C] of the labels of a task with target words, by their words or by the model's own head.
+    """Rank the labels of a task with target words, by their words or by the model's own head.
+
+    Args:
+        model: A T5, plain or wrapped.
+        tokenizer: Its tokenizer.
+        task: A task with a verbalizer.
+        sources: Texts, or token ids that end in ``</s>``.
+        tokens_per_batch: Most tokens of a batch, padding included.
+
+    Returns:
+        The ranking [N, C] of N sources and C labels.
 
     Raises:
-        ValueError: a head with another number of classes than the task has labels.
+        ValueError: The head has another number of classes than the task has labels.
     """
     t5 = unwrap_t5(model)
     if t5.can_generate():
         return rank(model, tokenizer, sources, task.candidates, tokens_per_batch=tokens_per_batch)
     if t5.config.num_labels != len(task.labels):
         raise ValueError(
-            f"the head of the model has {t5.config.num_labels} classes, task {task.name!r} has {len(task.labels)} target "
-            f"words; load the backbone with num_labels={len(task.labels)}"
+            f"Got a model whose head has {t5.config.num_labels} classes; expected {len(task.labels)}, the target words of the task "
+            f"{task.name!r}. Load the backbone with num_labels={len(task.labels)}."
         )
     return classify(model, tokenizer, sources, tokens_per_batch=tokens_per_batch)
 
 
 def loss_and_perplexity(
-    model: nn.Module, features: Sequence[Mapping[str, Any]], *, tokens_per_batch: int = 8192
+    model: nn.Module, features: Sequence[Mapping[str, Any]], *, tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> dict[str, float]:
-    """Mean loss over all target tokens [nats], whatever the batches, and its exponential.
+    """Compute the mean loss over all target tokens [nats], whatever the batches, and its exponential.
 
     Args:
-        features: `input_ids` and `labels`, lists of ids without padding.
+        model: A T5 with a language model head, plain or wrapped.
+        features: ``input_ids`` and ``labels``, lists of ids without padding.
+        tokens_per_batch: Most tokens of a batch, padding included.
+
+    Returns:
+        ``loss`` and ``perplexity``.
 
     Raises:
-        ValueError: a model without a language model head.
+        ValueError: The model has no language model head.
     """
-    if not unwrap_t5(model).can_generate():
+    t5 = unwrap_t5(model)
+    if not t5.can_generate():
         raise ValueError(
-            f"{type(unwrap_t5(model)).__name__} has no language model head, so that its targets have no perplexity; leave "
-            "perplexity out of the task's metrics"
+            f"Got a {type(t5).__name__}, which has no language model head; expected one, as perplexity is that of its targets. "
+            "Leave perplexity out of the task's metrics."
         )
     total, tokens = 0.0, 0
     with evaluating(model) as t5:

@@ -1,9 +1,9 @@
-"""Scores of short answers: exact match and token F1 after SQuAD's normalisation (Rajpurkar et al. 2016).
+"""Scores of short answers: exact match and token F1 after SQuAD's normalization (Rajpurkar et al. 2016).
 
-Where punctuation, case or articles carry the answer, accuracy is the score: it compares the texts as they are.
+Where punctuation, case or articles carry the answer, take accuracy, which compares the texts as they are.
 
-Normalisation: lower case, no ASCII punctuation, no English articles, single spaces. With several accepted answers the
-best one counts. Where prediction or answer is empty after it, token F1 is 1 if both are and else 0 (as in SQuAD 2.0).
+Normalization: lower case, without ASCII punctuation and English articles, single spaces. With several accepted answers the best
+one counts. Where prediction or answer is empty after it, token F1 is 1 if both are empty and otherwise 0 (as in SQuAD 2.0).
 """
 
 from __future__ import annotations
@@ -19,18 +19,41 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """The text as SQuAD's scores see it."""
+    """Normalize a text as SQuAD's scores do.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The normalized text.
+    """
     text = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Share of predictions that equal an accepted answer after normalisation."""
+    """Compute the fraction of predictions that equal an accepted answer after normalization.
+
+    Args:
+        predictions: One text per example.
+        references: One text or several per example.
+
+    Returns:
+        ``exact_match``.
+    """
     return {"exact_match": _mean_of_best(lambda a, b: float(a == b), predictions, references)}
 
 
 def token_f1(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Mean over examples of the F1 of words shared with the best accepted answer."""
+    """Average the F1 of words shared with the best accepted answer.
+
+    Args:
+        predictions: One text per example.
+        references: One text or several per example.
+
+    Returns:
+        ``token_f1``.
+    """
     return {"token_f1": _mean_of_best(_shared_words_f1, predictions, references)}
 
 

@@ -1,4 +1,4 @@
-"""What the tuning methods share: the base of configs, layers and tuners, and the wrap that hands a model to peft.
+"""The base of the tuning methods: of configs, layers and tuners, and the wrap that hands a model to peft.
 
 A method of our own is a config, a layer and a tuner. The config names the modules that get a layer. The layer wraps one such
 module, holds one adapter per adapter name, and computes the method. The tuner makes the adapters. ``register`` of
@@ -20,7 +20,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.models.backbone import correct_config
+from t5peft.models.backbone import correct_config, ensure_trainable_dtype
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
@@ -168,6 +168,7 @@ class AdapterTuner(BaseTuner, Generic[Layer, Config]):
 
 def wrap(model: PreTrainedModel, config: AdapterConfig | LoraConfig | IA3Config) -> PeftModel:
     """Wrap ``model`` in place: fill in the task type and the head that must be trained, and freeze the backbone."""
+    ensure_trainable_dtype(model)
     head, config.task_type = _head_and_task(model)
     correct_config(model)
     if head:
@@ -214,7 +215,7 @@ def check_choice(name: str, value: object, choices: Sequence[str], problems: lis
 def raise_if_problems(problems: Sequence[str]) -> None:
     """Raise one ValueError for all ``problems``, if there are any."""
     if problems:
-        raise ValueError(f"Got {', and '.join(problems)}.")
+        raise ValueError("Got " + ", and ".join(problems) + ".")
 
 
 def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:

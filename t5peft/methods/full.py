@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from t5peft.models.backbone import correct_config
+from t5peft.models.backbone import correct_config, ensure_trainable_dtype
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -26,6 +26,7 @@ def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
             "Got a quantized model; expected one in float32 or bfloat16, as quantized weights cannot be trained. Load the "
             "backbone without quantize for full fine-tuning."
         )
+    ensure_trainable_dtype(model)
     correct_config(model)
     model.requires_grad_(True)
     return model

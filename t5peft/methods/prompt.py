@@ -253,8 +253,8 @@ def lengthen(attention_mask: Tensor, length: int) -> Tensor:
     """
     if attention_mask.dim() != 2:
         raise ValueError(
-            f"Got an attention mask of shape {tuple(attention_mask.shape)}; prompt tuning takes one of shape [B, S], as a "
-            "tokenizer returns it."
+            f"Got an attention mask of shape {tuple(attention_mask.shape)}; expected [B, S], as a tokenizer returns "
+            "it, because a mask by pairs of positions says nothing about those of a prompt."
         )
     prompt = attention_mask.new_ones(len(attention_mask), length)
     return torch.cat([prompt, attention_mask], dim=1).take_along_dim(prompt_order(attention_mask, length), dim=1)

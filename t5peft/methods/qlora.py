@@ -47,7 +47,7 @@ def qlora_wrap(
     ensure_unwrapped(model)
     if not getattr(model, "is_quantized", False):
         raise ValueError(
-            "Got a model that is not quantized; qlora_wrap expects a quantized model. Load it by load_backbone(name, "
+            "Got a model that is not quantized; expected a quantized model for qlora_wrap. Load it by load_backbone(name, "
             "quantize='int8') or 'nf4', or call lora_wrap."
         )
     return lora_wrap(model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules)

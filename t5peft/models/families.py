@@ -1,5 +1,71 @@
-"""The families of T5 that are served."""
+"""The families of T5 that are served, and the names of their parts.
+
+T5, T5 v1.1, Flan-T5, ByT5 and CodeT5 are of the model type ``t5``; mT5 and umT5 have types of their own. Methods find the modules
+that they change by this table.
+"""
 
 from __future__ import annotations
 
-FAMILIES = ("t5", "mt5", "umt5")
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names in the modules of transformers, by which the parts of a T5 are found."""
+
+    model_type: str
+    class_prefix: str
+    """Prefix of the classes: ``T5Attention``, ``MT5LayerNorm``."""
+    attention: tuple[str, ...] = ("q", "k", "v", "o")
+    """Linear maps of an attention."""
+    self_attention: str = "SelfAttention"
+    cross_attention: str = "EncDecAttention"
+    feed_forward: str = "DenseReluDense"
+    """The feed-forward of a layer, gated or not."""
+    ungated: tuple[str, ...] = ("wi", "wo")
+    """Linear maps of a feed-forward that is not gated (T5 v1.0)."""
+    gated: tuple[str, ...] = ("wi_0", "wi_1", "wo")
+    """Linear maps of a gated feed-forward (T5 v1.1 and what descends from it)."""
+    head: str = "lm_head"
+    final_norm: str = "final_layer_norm"
+    bias_in_every_layer: bool = False
+    """Whether each layer has a relative position bias of its own; else the layers of a stack share that of the first."""
+    scales_untied_head: bool = False
+    """Whether transformers scales the logits of a head as if it were tied, unless the config says that it is not."""
+
+    @property
+    def attention_class(self) -> str:
+        """Name of the attention's class."""
+        return f"{self.class_prefix}Attention"
+
+    @property
+    def norm_class(self) -> str:
+        """Name of the norm's class."""
+        return f"{self.class_prefix}LayerNorm"
+
+    def feed_forward_maps(self, config: Any) -> tuple[str, ...]:
+        """Return the names of the linear maps in the feed-forward of a T5 with ``config``."""
+        return self.gated if config.is_gated_act else self.ungated
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("t5", "T5"),
+        Family("mt5", "MT5"),
+        Family("umt5", "UMT5", bias_in_every_layer=True, scales_untied_head=True),
+    )
+}
+"""The family of each model type that is served."""
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a T5 with ``config``.
+
+    Raises:
+        ValueError: The model type is not one of ``FAMILIES``.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"Got a model of type {config.model_type!r}; expected one of {', '.join(FAMILIES)}.")
+    return FAMILIES[config.model_type]

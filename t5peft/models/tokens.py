@@ -1,14 +1,14 @@
-"""New tokens for a T5, whose rows alone are trained and stored, and which leave an untied head as it was.
+"""New tokens for a T5: only their rows are trained and stored, and an untied head stays as it was.
 
     model, tokenizer = load_backbone("google/flan-t5-base")
     ids = add_tokens(model, tokenizer, ["{", "}", "<br>"])
     model = lora_wrap(model)
     train_tokens(model, ids)
 
-transformers' own ``resize_token_embeddings`` ties the output head of T5 v1.1 and Flan-T5 to the embeddings without a word;
-here the tables are lengthened by hand. The rows are trained by peft's trainable tokens. On an untied head, and on a classifier,
-peft alone would wrap the table ``shared``, which neither stack reads, or give encoder and decoder rows of their own, which
-merging loses: here both read one parameter.
+transformers' own ``resize_token_embeddings`` ties the output head of T5 v1.1 and Flan-T5 to the embeddings without a warning; here
+the tables are lengthened by hand. The rows are trained by peft's trainable tokens. Beside an untied head, and in a classifier, peft
+by itself would wrap the table ``shared``, which neither stack reads, or give encoder and decoder rows of their own, which merging
+loses: here both read one parameter.
 
 A T5 tokenizer puts a space after an added token when it decodes: ``{b}`` comes back as ``{ b}``.
 """
@@ -18,25 +18,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peft import LoraConfig, PeftModel
-from peft.tuners.trainable_tokens import TrainableTokensLayer
-from peft.utils import set_additional_trainable_modules
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.compat.peft import train_rows
 from t5peft.models.backbone import correct_config, has_untied_head
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
+
+NOT_FOR_PEFT = "(rows beside an untied head: load this adapter by load_adapter or load_with_tokens of t5peft)"
+"""A name among the tables of rows that no module has, at which peft's own loaders stop with an error that shows it."""
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
-    """Add tokens to a plain T5 and its tokenizer, in place, and return their ids.
+    """Add tokens to a plain T5 and its tokenizer, in place.
 
-    Each row [H] starts as the mean of the rows of the pieces that spelled the token before, in the embeddings and in an untied
-    head alike; a token of unknown letters starts as the mean of all pieces. Old rows, head and tying stay bit for bit. Spare
-    rows of the table (T5 has 28) are used before it grows.
+    Each row [H] starts as the mean of the rows of the pieces that spelled the token, in the embeddings and in an untied head. A
+    token of unknown letters starts as the mean of all pieces. Old rows, head and tying stay bit for bit. Spare rows of the table,
+    of which T5 has 28, are used before it grows.
+
+    Args:
+        model: A plain T5.
+        tokenizer: Its tokenizer.
+        tokens: New tokens.
+
+    Returns:
+        The ids of the tokens, in their order.
 
     Raises:
-        ValueError: a wrapped model, no tokens, tokens that are empty, there twice, or pieces of the vocabulary already: all at
-            once.
+        ValueError: The model is wrapped, the list is empty, or some tokens are empty, repeated or in the vocabulary already.
     """
     ensure_unwrapped(model)
     tokens = tokens if isinstance(tokens, str) else list(tokens)
@@ -46,31 +56,39 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     pieces = [_pieces(token, tokenizer) for token in tokens]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    assert isinstance(ids, list)  # of a list of tokens
+
+    def lengthen(weight: Tensor) -> nn.Parameter:
+        rows = _lengthened(weight.detach(), ids, pieces, old_size)
+        return nn.Parameter(rows, requires_grad=weight.requires_grad)
+
     untied = has_untied_head(model)
-    embeddings = model.get_input_embeddings().weight
-    readers = [
-        m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.data_ptr() == embeddings.data_ptr()
-    ]
-    table = nn.Parameter(
-        _lengthened(embeddings.detach(), ids, pieces, old_size), requires_grad=embeddings.requires_grad
-    )
-    for reader in readers:
-        reader.weight, reader.num_embeddings = table, len(table)
+    old = model.get_input_embeddings().get_parameter("weight")
+    table = lengthen(old)
+    for reader in model.modules():
+        if isinstance(reader, nn.Embedding) and reader.weight.data_ptr() == old.data_ptr():
+            reader.weight, reader.num_embeddings = table, len(table)
     head = model.get_output_embeddings()
-    if head is not None:
-        rows = _lengthened(head.weight.detach(), ids, pieces, old_size) if untied else None
-        head.weight = table if rows is None else nn.Parameter(rows, requires_grad=head.weight.requires_grad)
+    if isinstance(head, nn.Linear):
+        head.weight = lengthen(head.weight) if untied else table
         head.out_features = len(table)
     model.config.vocab_size = len(table)
     return ids
 
 
 def train_tokens(model: PeftModel, ids: Sequence[int]) -> None:
-    """Train the rows of these tokens beside a LoRA adapter, in place; they are saved and loaded with it, and nothing else is.
+    """Train the rows of these tokens beside a LoRA adapter, in place; only these rows are saved and loaded with it.
+
+    Beside an untied head, peft's own loaders would put the rows into a head that they tie, or into no head. So the adapter's
+    configuration names a module that only exists for ``load_adapter`` and ``load_with_tokens``: peft stops there with an error.
+
+    Args:
+        model: A model with one active adapter.
+        ids: Ids of tokens, as ``add_tokens`` returns them.
 
     Raises:
-        ValueError: the active adapter is not LoRA (nor QLoRA), which alone has a place for rows in peft's files, or it trains
-            tokens already, or an id is not in the table.
+        ValueError: The active adapter is not LoRA (nor QLoRA), the only one with a place for rows in peft's files; it trains tokens
+            already; or an id is not in the table.
     """
     name = model.active_adapter if isinstance(model, PeftModel) else None
     config = model.peft_config[name] if isinstance(name, str) else None
@@ -78,26 +96,26 @@ def train_tokens(model: PeftModel, ids: Sequence[int]) -> None:
         kind = type(model).__name__ if config is None else config.peft_type
         raise ValueError(f"Got a model with {kind}; expected one wrapped by lora_wrap or qlora_wrap, which store rows.")
     if config.trainable_token_indices is not None:
-        raise ValueError(f"The adapter {name!r} trains tokens already; give all ids in one call.")
+        raise ValueError(f"Got the adapter {name!r}, which trains tokens already; expected all ids in one call.")
     t5 = unwrap_t5(model)
     outside = [i for i in ids if not 0 <= i < t5.config.vocab_size]
     if outside or not ids:
         raise ValueError(
             f"Got ids {outside or list(ids)}; expected ids below {t5.config.vocab_size}, as add_tokens returns."
         )
-    stacks = ("encoder.embed_tokens", "decoder.embed_tokens")
-    if t5.get_output_embeddings() is None:
-        tables: tuple[str, ...] = stacks
-    else:
-        tables = (*stacks, "lm_head") if has_untied_head(t5) else ("shared",)
+    tables: tuple[str, ...] = ("encoder.embed_tokens", "decoder.embed_tokens")
+    is_untied = has_untied_head(t5)
+    if t5.get_output_embeddings() is not None:
+        tables = (*tables, family_of(t5.config).head) if is_untied else ("shared",)
     config.trainable_token_indices = {table: list(ids) for table in tables}
-    set_additional_trainable_modules(t5, config, t5.config.to_dict(), name)
-    share_rows(t5, name)
+    train_rows(t5, config, name)
+    if is_untied:
+        config.trainable_token_indices[NOT_FOR_PEFT] = []
     model.set_adapter(name)  # peft leaves the rows of every adapter but the first without gradients
 
 
 def _check_tokens(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    problems = [] if tokens and not isinstance(tokens, str) else [f"a list of tokens was expected, got {tokens!r}"]
+    problems = [] if tokens and not isinstance(tokens, str) else [f"{tokens!r} is not a list of tokens"]
     vocabulary = tokenizer.get_vocab()
     for token in dict.fromkeys(tokens):
         if not token or token == " " or not isinstance(token, str):
@@ -107,32 +125,23 @@ def _check_tokens(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
         if list(tokens).count(token) > 1:
             problems.append(f"{token!r} is there {list(tokens).count(token)} times")
     if problems:
-        raise ValueError(f"No token was added: {'; '.join(problems)}.")
+        raise ValueError(
+            f"Got tokens that cannot be added: {'; '.join(problems)}; expected texts that are new to the vocabulary. None was "
+            "added."
+        )
 
 
 def _pieces(token: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the known pieces that spell the token so far, the space before it left out."""
+    """Return the ids of the known pieces that spell the token, without the space before it."""
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     return [i for i in ids if i != tokenizer.unk_token_id and tokenizer.convert_ids_to_tokens(i) != "▁"]
 
 
 def _lengthened(table: Tensor, ids: Sequence[int], pieces: Sequence[list[int]], old_size: int) -> Tensor:
-    """The table [V, H] with a row for each id."""
+    """Return the table [V, H] with a row for each id."""
     grown = table.new_zeros(max(len(table), max(ids) + 1), table.shape[1])
     grown[: len(table)] = table
     everything = table[: min(old_size, len(table))].float().mean(0)
     for index, of_token in zip(ids, pieces, strict=True):
         grown[index] = (table[of_token].float().mean(0) if of_token else everything).to(table.dtype)
     return grown
-
-
-def share_rows(t5: PreTrainedModel, adapter: str) -> None:
-    """Let encoder and decoder read one parameter for the new rows, where peft has given them one each."""
-    layers = [
-        layer
-        for layer in t5.modules()
-        if isinstance(layer, TrainableTokensLayer) and isinstance(layer.get_base_layer(), nn.Embedding)
-    ]
-    own = [layer for layer in layers if layer.tied_adapter is None and adapter in layer.trainable_tokens_delta]
-    for layer in own[1:]:
-        layer.trainable_tokens_delta[adapter] = own[0].trainable_tokens_delta[adapter]

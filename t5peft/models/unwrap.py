@@ -1,4 +1,4 @@
-"""Reach the T5 inside wrappers, and refuse a model that is wrapped already."""
+"""Reach the T5 inside wrappers, and refuse a model that is already wrapped."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from t5peft.models.families import FAMILIES
 
 
 def unwrap_t5(model: nn.Module) -> PreTrainedModel:
-    """The T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself.
+    """Return the T5 inside of DistributedDataParallel, torch.compile and PeftModel, or ``model`` itself.
 
-    Raises ValueError where there is none.
+    Args:
+        model: A T5, plain or wrapped.
+
+    Returns:
+        The model of transformers.
+
+    Raises:
+        ValueError: There is no T5 in it.
     """
     inner = model
     while not isinstance(inner, PreTrainedModel):
@@ -19,7 +26,9 @@ def unwrap_t5(model: nn.Module) -> PreTrainedModel:
         parts = inner.__dict__.get("_modules", {})
         name = next((name for name in ("module", "_orig_mod", "base_model", "model") if name in parts), None)
         if name is None:
-            raise ValueError(f"Expected a T5, plain or wrapped, but got {type(model).__name__}.")
+            raise ValueError(
+                f"Got a {type(model).__name__}; expected a T5, plain or wrapped. load_backbone(name) returns one."
+            )
         inner = parts[name]
     return inner
 
@@ -27,7 +36,14 @@ def unwrap_t5(model: nn.Module) -> PreTrainedModel:
 def ensure_unwrapped(model: nn.Module) -> PreTrainedModel:
     """Return ``model`` if it is a plain T5.
 
-    Raises ValueError for a model that is wrapped already, or is no T5.
+    Args:
+        model: Any model.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: It is already wrapped, or not a T5.
     """
     # Here and not above: importing peft imports our methods, which import the module that imports this one.
     from peft import PeftModel
@@ -37,13 +53,13 @@ def ensure_unwrapped(model: nn.Module) -> PreTrainedModel:
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         adapters = sorted(getattr(model, "peft_config", {}))
         raise ValueError(
-            f"The model is already wrapped with the adapter(s) {adapters}. A wrap expects a plain T5: "
-            "call model.unload() or load_backbone() first, or model.add_adapter(name, config) for a second adapter."
+            f"Got a model that is already wrapped with the adapter(s) {adapters}; expected a plain T5. Call model.unload() or "
+            "load_backbone() first, or model.add_adapter(name, config) for a second adapter."
         )
     if not isinstance(model, PreTrainedModel) or model.config.model_type not in FAMILIES:
+        kind = f" of type {model.config.model_type!r}" if isinstance(model, PreTrainedModel) else ""
         raise ValueError(
-            f"A wrap expects a T5 of transformers (model type {', '.join(FAMILIES)}), but got {type(model).__name__}"
-            f"{f' of type {model.config.model_type!r}' if isinstance(model, PreTrainedModel) else ''}. "
+            f"Got a {type(model).__name__}{kind}; expected a T5 of transformers (model type {', '.join(FAMILIES)}). "
             "load_backbone(name) returns one."
         )
     return model

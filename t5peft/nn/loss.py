@@ -10,7 +10,7 @@ This is ``transformers.trainer_pt_utils.LabelSmoother`` with the z-loss of PaLM,
 caller divides by the target tokens of the whole optimizer step. mean(l) is computed as ``h . mean(W)``. The softmax is never
 normalized, because a factor on rows commutes with both products that follow.
 
-Not here: soft labels, class weights, a bias of the head. The gradient is computed once, and there is no second derivative.
+Not here: soft labels, class weights, a bias of the head. The gradient is computed once, without a second derivative.
 
 Letters: B batch, T target tokens, H d_model, V vocabulary, C tokens in a chunk.
 """
@@ -205,7 +205,7 @@ def _check(
     if chunk_tokens is not None and chunk_tokens < 1:
         problems.append(f"chunk_tokens={chunk_tokens}; expected at least 1, or None")
     if problems:
-        raise ValueError(f"Got {', and '.join(problems)}.")
+        raise ValueError("Got " + ", and ".join(problems) + ".")
 
 
 class _PassThrough(nn.Module):

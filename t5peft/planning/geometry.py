@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5Config
 
-from t5peft.models.backbone import MINI
+from t5peft.models.embedded import resolve_backbone
 from t5peft.models.families import FAMILIES
 
 # d_model, d_kv, d_ff, encoder layers, decoder layers, heads
@@ -93,7 +92,7 @@ def config_of(backbone: str) -> PretrainedConfig:
     known = known_checkpoints()
     if backbone in known:
         return _config(*known[backbone])
-    path: Any = MINI if backbone == "mini" else Path(backbone).expanduser()
+    path = Path(resolve_backbone(backbone)).expanduser()
     try:
         config = AutoConfig.from_pretrained(path if path.is_dir() else backbone)
     except OSError as error:

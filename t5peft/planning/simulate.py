@@ -26,8 +26,7 @@ from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedMode
 
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn import attention
-from t5peft.nn.fast import fast_kernels
+from t5peft.nn import attention, fast
 from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
 
 _aten = torch.ops.aten
@@ -238,7 +237,7 @@ def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Mod
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    with fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(shape.device), meter:
+    with fast.fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(shape.device), meter:
         activations_bytes = _passes(wrapped, inputs, meter, shape.accumulation)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(

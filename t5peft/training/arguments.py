@@ -1,10 +1,10 @@
-"""Training arguments: those of Seq2SeqTrainingArguments, and seven of our own."""
+"""Training arguments: those of Seq2SeqTrainingArguments, and seven more."""
 
 from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
@@ -14,63 +14,97 @@ from t5peft.deprecated import renamed_arguments
 
 @dataclass
 class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
-    """Arguments of :class:`~t5peft.T5PeftTrainer`.
+    """Arguments of ``T5PeftTrainer``.
 
-    ``per_device_train_batch_size * gradient_accumulation_steps`` examples make one optimizer step on one device; how they
-    are cut into micro-batches is a matter of memory and speed alone and does not change the gradient. Give ``learning_rate``: the
-    default of transformers, 5e-5, is too low for adapters; ``METHODS[name].learning_rate`` is where to start.
+    ``per_device_train_batch_size * gradient_accumulation_steps`` examples make one optimizer step on one device. How they
+    are cut into micro-batches changes memory and speed, and not the gradient. Give a ``learning_rate``: the default of
+    transformers, 5e-5, is too low for adapters; ``METHODS[name].learning_rate`` is where to start.
 
     Raises:
-        ValueError: for ``fp16``, in which T5 overflows.
+        ValueError: Got ``fp16``, in which T5 overflows.
     """
 
     tokens_per_micro_batch: int | None = None
-    """Padded source and target tokens of one micro-batch at most; None: chosen from the memory there is."""
+    """Most source and target tokens of one micro-batch, with padding. None: chosen from the free memory."""
     bucket_by_length: bool = True
-    """Whether an optimizer step is cut into micro-batches of similar lengths; False: one padded batch, as it comes."""
+    """Whether to cut an optimizer step into micro-batches of similar lengths. False: one padded batch a step."""
     pack: bool | None = None
-    """Whether several examples share a row; None: where it saves padding."""
+    """Whether several examples share a row. True: by block masks on a GPU, end to end on a CPU. False: never. None: end to end
+    on a CPU with ``fast_kernels``, else never."""
     fast_kernels: bool = True
-    """Whether dropout and LoRA run on kernels of our own, equal in result and cheaper."""
+    """Whether dropout, linear and LoRA maps, norms, attention and 8-bit maps run on kernels of this library, which give the
+    same results and cost less."""
     z_loss: float = 0.0
-    """Factor of the squared log of the softmax's denominator, added to the loss of training; T5X pretrains with 1e-4."""
+    """Factor of the squared logarithm of the softmax's denominator, which is added to the training loss. T5X pretrains with
+    1e-4."""
     activation_cache_bytes: int = 0
-    """Bytes of main memory for what the frozen backbone of a ladder computes of each example, kept over epochs; the
-    backbone then drops nothing. 0: computed in every step."""
+    """Bytes of main memory for what the frozen backbone of a ladder computes of each example, kept over epochs. The
+    backbone then has no dropout. 0: computed in every step."""
 
     lora_plus_ratio: float = 1.0
-    """Learning rate of LoRA's B over that of A, which is ``learning_rate`` (LoRA+, Hayou et al. 2024). The paper advises a lower
-    learning rate with it; on the embedded backbone 8 brought 1.3 points on TREC and cost 1.8 on SST-2."""
+    """Learning rate of LoRA's B divided by that of A, which is ``learning_rate`` (LoRA+, Hayou et al. 2024). The paper advises a
+    lower learning rate with it. On the embedded backbone a ratio of 8 gained 1.3 points on TREC and lost 1.8 on SST-2."""
 
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what does not work on T5."""
-        # Without a word of it, Accelerate takes several processes without a GPU for one, and exchanges no gradients.
+        # Accelerate silently takes several processes without a GPU for one, and exchanges no gradients.
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
-        _settle(self)
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+        check_arguments(self)
 
 
 T5PeftTrainingArguments.__init__ = renamed_arguments(  # type: ignore[method-assign]
     cut_by_length="bucket_by_length", keep_activations="activation_cache_bytes"
 )(T5PeftTrainingArguments.__init__)
 
+_OWN = {field.name: field.default for field in fields(T5PeftTrainingArguments)} | {
+    field.name: field.default_factory()
+    for field in fields(T5PeftTrainingArguments)
+    if field.default_factory is not MISSING
+}
 
-def as_t5peft_arguments(args: TrainingArguments | None) -> T5PeftTrainingArguments:
-    """``args`` as our own, so that a plain ``Seq2SeqTrainingArguments`` works too; never changed in place.
 
-    Raises ValueError for ``fp16``, and for several processes on a CPU without ``use_cpu``.
+def as_t5peft_arguments(args: TrainingArguments | None) -> Seq2SeqTrainingArguments:
+    """Return arguments to train on: the given object itself where it has those of ``Seq2SeqTrainingArguments``.
+
+    Args:
+        args: The user's; plain ``TrainingArguments`` are copied, and None gives the defaults.
+
+    Raises:
+        ValueError: Got ``fp16``, or several processes on a CPU without ``use_cpu``.
     """
     if args is None:
-        return T5PeftTrainingArguments()
-    converted = object.__new__(T5PeftTrainingArguments)
-    converted.__dict__.update({field.name: field.default for field in fields(T5PeftTrainingArguments)})
-    converted.__dict__.update(copy.copy(args.__dict__))
-    _settle(converted)
-    return converted
+        args = T5PeftTrainingArguments()
+    if not isinstance(args, Seq2SeqTrainingArguments):
+        converted = object.__new__(T5PeftTrainingArguments)
+        converted.__dict__.update(_OWN | copy.copy(args.__dict__))
+        args = converted
+    check_arguments(args)
+    # Several devices in one process would be torch's DataParallel; several processes are what `accelerate launch` is for.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
-def _settle(args: T5PeftTrainingArguments) -> None:
+def own_arguments(args: TrainingArguments) -> T5PeftTrainingArguments:
+    """Return a view of arguments that has those of ``T5PeftTrainingArguments`` too, with defaults for what is not given."""
+    if isinstance(args, T5PeftTrainingArguments):
+        return args
+    view = object.__new__(T5PeftTrainingArguments)
+    view.__dict__.update(_OWN | args.__dict__)
+    return view
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Check what T5 and several processes need of the arguments.
+
+    Raises:
+        ValueError: Got ``fp16``, or several processes on a CPU without ``use_cpu``.
+    """
     if args.fp16 or args.fp16_full_eval:
         raise ValueError(
             "Got fp16, in which the feed-forward activations of T5 overflow to inf and NaN; expected bf16=True where the "
@@ -78,12 +112,6 @@ def _settle(args: T5PeftTrainingArguments) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (args.use_cpu or torch.accelerator.is_available()):
         raise ValueError(
-            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True: gradients would "
+            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; gradients would "
             "not be exchanged between them. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
         )
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False
-    if not torch.cuda.is_available():
-        args.dataloader_pin_memory = False
-    # Several devices in one process would be torch's DataParallel; several processes are what `accelerate launch` is for.
-    args._n_gpu = min(args.n_gpu, 1)

@@ -1,8 +1,8 @@
-"""Tune a saved adapter again on new data: with replay of the old, a report of what was forgotten, and no silent loss.
+"""Continue the training of a saved adapter on new data, with replay of old records and a report of what was forgotten.
 
-Training on new records alone forgets old ones. A share of the old training records is mixed in (experience replay, Rolnick et
-al. 2019), and both test sets are scored before and after. The new version is saved beside the old one; it takes the old one's
-place only if it is not worse.
+Training on new records only makes a model forget old ones. A share of the old training records is mixed in (experience replay,
+Rolnick et al. 2019), and both test sets are scored before and after. The new version is saved beside the old one. It takes the
+old one's place only if it is not worse.
 """
 
 from __future__ import annotations
@@ -16,22 +16,33 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from t5peft.adapters.checkpoint import check_output, quantization_of, save_adapter
-from t5peft.adapters.tokens import brings_tokens, load_saved
+from t5peft.adapters import brings_tokens, check_output, is_adapter, load_saved, quantization_of, save_adapter
+from t5peft.compat.lock import hold_folder
 from t5peft.data import Task
 from t5peft.data.registry import with_validation
+from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.methods import method_of
 from t5peft.training.train import Records, TrainConfig, train
 
-REPORT = "retuning.json"
+REPORT = "retuning.json"  # named so since version 0.1
 
 
 @dataclass(frozen=True)
 class ContinuedTraining:
-    """Scores of the task's leading metric before and after, on the old and the new test records."""
+    """Scores of the task's leading metric before and after, on the old and the new test records.
+
+    Attributes:
+        metric: The task's leading metric.
+        old_before: Score on the old test records before.
+        old_after: Score on the old test records after.
+        new_before: Score on the new test records before.
+        new_after: Score on the new test records after.
+        folder: Folder of the new version.
+    """
 
     metric: str
     old_before: float
@@ -42,12 +53,12 @@ class ContinuedTraining:
 
     @property
     def forgotten(self) -> float:
-        """By how much the old test records are worse; below zero where they are better."""
+        """Return by how much the old test records are worse; below zero where they are better."""
         return self._sign * (self.old_before - self.old_after)
 
     @property
     def learned(self) -> float:
-        """By how much the new test records are better."""
+        """Return by how much the new test records are better."""
         return self._sign * (self.new_after - self.new_before)
 
     @property
@@ -55,7 +66,14 @@ class ContinuedTraining:
         return 1 if METRICS[self.metric].greater_is_better else -1
 
     def worse(self, tolerance: float = 0.0) -> list[str]:
-        """Why the new version should not replace the old one, in words; nothing if it should."""
+        """Return the reasons why the new version should not replace the old one; empty if it should.
+
+        Args:
+            tolerance: How much the old records may lose.
+
+        Returns:
+            One sentence per reason.
+        """
         reasons = []
         if self.forgotten > tolerance:
             reasons.append(f"{self.metric} on the old records went from {self.old_before:.4f} to {self.old_after:.4f}")
@@ -70,6 +88,7 @@ class ContinuedTraining:
         )
 
 
+@renamed_arguments(recipe="config")
 def continue_training(
     adapter: str | Path,
     task: Task,
@@ -78,46 +97,60 @@ def continue_training(
     *,
     new_test: Records,
     old_test: Records,
-    recipe: TrainConfig,
+    config: TrainConfig,
     output: str | Path,
     replay: float = 0.5,
+    overwrite: bool = False,
 ) -> ContinuedTraining:
-    """Tune the adapter again and save the new version to ``output``, with its report.
+    """Train the adapter again and save the new version to ``output``, with its report.
 
     Args:
-        adapter: folder of the old version, which is only read.
-        task: the task; of both the new and the old records.
-        new: training records that came since.
-        old: training records of the old version, of which a part is replayed.
-        new_test: test records of the new kind.
-        old_test: test records of the old kind.
-        recipe: budget and learning rate (None: that of the adapter's method); method and backbone are the adapter's own.
-        output: folder of the new version.
-        replay: old records replayed for each new one; 0: none.
+        adapter: Folder of the old version, which is only read.
+        task: The task of both the new and the old records.
+        new: Training records that came since.
+        old: Training records of the old version, a part of which is replayed.
+        new_test: Test records of the new kind.
+        old_test: Test records of the old kind.
+        config: Budget and learning rate (None: that of the adapter's method). Method and backbone are the adapter's own.
+        output: Folder of the new version.
+        replay: Old records that are replayed for each new one; 0 replays none.
+        overwrite: Whether an adapter in ``output`` may be replaced.
+
+    Returns:
+        The scores before and after.
 
     Raises:
-        ValueError: an output that is the adapter itself, a negative replay, or what :func:`~t5peft.load_adapter` and
-            :func:`~t5peft.save_adapter` say.
+        FolderInUseError: Another run trains into ``output``.
+        ValueError: ``output`` is the adapter itself or holds an adapter; ``replay`` is negative; or the adapter cannot be
+            loaded or saved.
     """
-    if Path(output).resolve() == Path(adapter).resolve():
+    output = Path(output)
+    if output.resolve() == Path(adapter).resolve():
         raise ValueError(
-            f"The output {output} is the adapter itself; give another folder, and replace it by `replace`."
+            f"Got the output {output}, which is the adapter itself; expected another folder. Put the new version in the old "
+            "one's place afterwards, by `replace` (--replace)."
         )
     if replay < 0:
         raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
+    if is_adapter(output) and not overwrite:
+        raise ValueError(
+            f"Got the output {output}, which holds an adapter; expected a folder without one. Give another folder, or "
+            "--overwrite (overwrite=True) to replace it."
+        )
     check_output(output)
-    model, tokenizer = load_saved(adapter, trainable=True, quantize=quantization_of(adapter))
-    recipe = dataclasses.replace(recipe, method=method_of(model) or recipe.method)
-    replayed = random.Random(recipe.seed).sample(list(old), min(len(old), round(replay * len(new))))
-    splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})
-    before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
-    work = Path(output).with_name(f".{Path(output).name}-work")
-    train(task, splits, recipe, work, model=(model, tokenizer))
-    after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
-    save_adapter(model, output, tokenizer=tokenizer if brings_tokens(adapter) else None)
-    shutil.rmtree(work, ignore_errors=True)
-    report = ContinuedTraining(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
-    (Path(output) / REPORT).write_text(json.dumps(asdict(report), indent=1))
+    work = output.with_name(f".{output.name}-work")
+    with hold_folder(work):
+        model, tokenizer = load_saved(adapter, trainable=True, quantize=quantization_of(adapter))
+        config = dataclasses.replace(config, method=method_of(model) or config.method)
+        replayed = random.Random(config.seed).sample(list(old), min(len(old), round(replay * len(new))))
+        splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})
+        before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
+        train(task, splits, config, work, model=(model, tokenizer), overwrite=True)
+        after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
+        save_adapter(model, output, tokenizer=tokenizer if brings_tokens(adapter) else None)
+        shutil.rmtree(work, ignore_errors=True)
+        report = ContinuedTraining(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
+        (output / REPORT).write_text(json.dumps(asdict(report), indent=1))
     return report
 
 
@@ -125,15 +158,20 @@ def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float 
     """Put the new version in the place of ``adapter``; the old one is kept as ``ADAPTER.old``.
 
     Args:
-        adapter: folder of the old version.
-        report: what :func:`continue_training` returned.
-        tolerance: how much the old records may lose.
+        adapter: Folder of the old version.
+        report: The result of ``continue_training``.
+        tolerance: How much the old records may lose.
+
+    Returns:
+        The folder of the adapter, now the new version.
 
     Raises:
-        ValueError: the new version is worse; nothing is changed.
+        ValueError: The new version is worse; nothing is changed.
     """
     if reasons := report.worse(tolerance):
-        raise ValueError(f"{adapter} is not replaced by {report.folder}: {'; '.join(reasons)}.")
+        raise ValueError(
+            f"Got a new version {report.folder} that is worse than {adapter}; expected one that is not: {'; '.join(reasons)}."
+        )
     adapter = Path(adapter)
     names = (f"{adapter.name}.old{f'-{number}' if number > 1 else ''}" for number in count(1))
     kept = next(path for name in names if not (path := adapter.with_name(name)).exists())
@@ -144,5 +182,5 @@ def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float 
     return adapter
 
 
-def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, records: Records) -> float:
+def _score(model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task, records: Records) -> float:
     return evaluate_task(model, tokenizer, task, records)[METRICS[task.metrics[0]].lead]

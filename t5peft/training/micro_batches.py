@@ -22,18 +22,22 @@ Layout = Literal["padded", "padding_free", "packed"]
 
 
 def supports_padding_free(model: nn.Module) -> bool:
-    """Whether steps of `model` run on rows of examples without padding: on a CPU, on our kernels.
+    """Return whether steps of a model run on rows of examples without padding: on a CPU, on the kernels of this library.
 
-    Not on a GPU, where one padded block of many examples keeps the device busier than many small ones.
+    On a GPU one padded block of many examples keeps the device busier than many small ones.
     """
     t5 = unwrap_t5(model)
     return t5.device.type == "cpu" and any(isinstance(part, BiasByDistance) for part in t5.modules())
 
 
 def layout_of(model: nn.Module, pack: bool | None) -> Layout:
-    """How micro-batches of `model` are laid out, by what the user asks for: packed or not, or None for what is best.
+    """Return how micro-batches of a model are laid out.
 
-    Packed only where the attention function "t5peft" reads the block masks; no other does.
+    Only the attention function "t5peft" reads the block masks of packed rows, so that others get padded rows.
+
+    Args:
+        model: The model, as it is in training.
+        pack: Whether the user asks for several examples a row; None takes what is best.
     """
     if pack is not False and supports_padding_free(model):
         return "padding_free"
@@ -43,14 +47,15 @@ def layout_of(model: nn.Module, pack: bool | None) -> Layout:
 def micro_batches(
     features: Sequence[Feature], tokens: int, *, layout: Layout, pad_token_id: int, decoder_start_token_id: int
 ) -> list[tuple[list[int], dict[str, Any]]]:
-    """The micro-batches of one optimizer step, each with the indices of its features.
+    """Return the micro-batches of one optimizer step, each with the indices of its features.
 
     Args:
-        features: the examples of the step.
-        tokens: most source and target tokens of a micro-batch; an example that has more is alone.
-        layout: "padded", examples of similar length; "padding_free", end to end in one row without padding; "packed", several in a
-            row by block masks, for a GPU.
-        pad_token_id, decoder_start_token_id: of the model's config.
+        features: The examples of the step.
+        tokens: Most source and target tokens of a micro-batch. An example with more gets one of its own.
+        layout: "padded": examples of similar length. "padding_free": end to end in one row. "packed": several in a row, kept
+            apart by block masks, for a GPU.
+        pad_token_id: As in the config of the model.
+        decoder_start_token_id: As in the config of the model.
     """
     cut = bucket_by_length if layout == "padded" else split_evenly
     lay_out = {"padded": collate, "padding_free": collate_padding_free, "packed": pack_rows}[layout]
@@ -78,13 +83,21 @@ _KEPT_PER_LAYER = 20
 
 
 class TokenBudget:
-    """Most tokens, source and target, of one micro-batch: given, or from the memory there is; halved when that runs out."""
+    """The most source and target tokens of one micro-batch.
+
+    Args:
+        model: The model.
+        tokens: The number; None chooses it from the free memory.
+    """
 
     def __init__(self, model: nn.Module, tokens: int | None = None) -> None:
         self.tokens = tokens or _tokens_for(model)
 
     def halve_after(self, error: BaseException) -> bool:
-        """Whether `error` was an out-of-memory after which half the tokens may do; the step then starts again."""
+        """Halve the tokens after an error, and return whether the step may start again.
+
+        It may after an out-of-memory error, unless the tokens are few already.
+        """
         if not ran_out_of_memory(error) or self.tokens <= MIN_TOKENS:
             return False
         self.tokens //= 2
@@ -95,14 +108,14 @@ class TokenBudget:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on a GPU or a CPU."""
+    """Return whether an error says that memory ran out, on a GPU or a CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _tokens_for(model: nn.Module) -> int:
-    """Tokens whose activations fit into half of the free memory; on a CPU no more than the cache is good for."""
+    """Count the tokens whose activations fit into half of the free memory, and on a CPU into its cache."""
     config = unwrap_t5(model).config
     inner = _KEPT_PER_LAYER * config.d_model + 5 * config.d_ff
     layers = config.num_layers + config.num_decoder_layers

@@ -1,4 +1,4 @@
-"""One line a log: step, loss, learning rate, tokens per second, share of padding, peak memory."""
+"""Write each log as one line: step, loss, learning rate, tokens per second, share of padding, peak memory."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
 class Throughput:
-    """Counts the tokens of training steps between two logs."""
+    """The speed of training steps between two logs."""
 
     def __init__(self) -> None:
         self.restart()
 
     def add(self, tokens: int, padded_tokens: int) -> None:
-        """Count one micro-batch that is about to be trained on: its tokens, and those with padding."""
+        """Count the tokens of one micro-batch that is about to be trained on, without and with padding."""
         if not self.padded_tokens:
             self.since = time.perf_counter()
         self.tokens += tokens
         self.padded_tokens += padded_tokens
 
     def restart(self) -> None:
-        """Begin again, as after an evaluation, whose time is not training's."""
+        """Start counting anew, as after an evaluation, whose time does not count."""
         self.tokens = 0
         self.padded_tokens = 0
         self.since = 0.0
 
     def read(self) -> dict[str, float]:
-        """Figures since the last reading; empty where nothing was trained."""
+        """Return the figures since the last call; empty if nothing was trained."""
         if not self.padded_tokens:
             return {}
         figures = {
@@ -44,7 +44,7 @@ class Throughput:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory held so far: of the CUDA device, or else resident memory of the process."""
+    """Return the most memory held so far: of the CUDA device, or else resident memory of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -52,10 +52,10 @@ def peak_memory_bytes() -> int:
 
 
 class LineProgress(ProgressCallback):
-    """The progress bar of transformers, with one readable line a log."""
+    """The progress bar of transformers, with one readable line for each log."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write ``logs`` above the bar."""
+        """Write the logs above the bar."""
         if state.is_world_process_zero and self.training_bar is not None and logs:
             self.training_bar.write(format_logs(state.global_step, logs))
 
@@ -64,7 +64,7 @@ class LinePrinter(PrinterCallback):
     """The same lines without a bar, for ``disable_tqdm``."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Print ``logs``."""
+        """Print the logs."""
         if state.is_world_process_zero and logs:
             print(format_logs(state.global_step, logs), flush=True)
 
@@ -82,7 +82,7 @@ _LEFT_OUT = ("total_flos", "peak_memory_bytes", "train_samples_per_second", "tra
 
 
 def format_logs(step: int, logs: dict[str, Any]) -> str:
-    """One line: the step, the known figures with their units, then all others by name."""
+    """Return one line: the step, the known figures with their units, then all others by name."""
     parts = [f"step {step}"]
     parts += [form.format(logs[name]) for name, form in _FORMATS.items() if name in logs]
     if "peak_memory_bytes" in logs:

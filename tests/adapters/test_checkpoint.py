@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
@@ -30,22 +31,15 @@ from t5peft import (
     load_backbone,
     lora_wrap,
     merge,
+    prefix_wrap,
     qlora_wrap,
     save_adapter,
 )
-from t5peft.adapters import checkpoint
-from t5peft.adapters.checkpoint import (
-    CONFIG,
-    MANIFEST,
-    WEIGHTS,
-    fingerprint,
-    fingerprint_of_maps,
-    newest_complete,
-    quantization_of,
-    verify,
-    write_manifest,
-)
+from t5peft.adapters import base_of, fingerprint, fingerprint_of_maps, load, quantization_of, write_manifest
+from t5peft.adapters.checkpoints import newest_complete
+from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS
 from t5peft.cli.data import TASK_FILE
+from t5peft.models.manifest import verify
 from t5peft.training.continue_training import REPORT
 
 ADAPTERS = [name for name, method in METHODS.items() if name != "full" and method.quantize is None]
@@ -92,7 +86,7 @@ def test_the_active_adapter_is_saved_to_the_folder_itself_whatever_its_name(tmp_
     assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
     model.delete_adapter("default")
     save_adapter(model, folder)
-    with pytest.raises(ValueError, match="hold NaN or infinity"):
+    with pytest.raises(ValueError, match=r"holds? NaN or infinity"):
         save_adapter(with_a_second_adapter(float("nan")), folder)
 
 
@@ -115,7 +109,7 @@ def test_saving_again_replaces_what_the_commands_wrote_beside_the_old_adapter(sa
 def test_saving_never_deletes_a_file_of_another(name: str, tmp_path: Path) -> None:
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).write_text("mine")
-    with pytest.raises(ValueError, match=rf"would be lost: \[.*'{name}'\].*take one of its own"):
+    with pytest.raises(ValueError, match=rf"would be lost: \[.*'{name}'\].*Take one of its own"):
         save_adapter(lora_wrap(tiny_t5()), tmp_path / "run")
     assert (tmp_path / "run" / name).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -158,6 +152,12 @@ def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def edit_manifest(folder: Path, **fields: Any) -> None:
+    """Write fields into a manifest, and leave out what is None and the checksum, as 0.1.0 did."""
+    content = json.loads((folder / MANIFEST).read_text()) | fields | {"checksum": None}
+    (folder / MANIFEST).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -274,9 +274,7 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
     load_adapter(folder, model=second().to(torch.bfloat16))
     with pytest.raises(ValueError, match="it was trained on another backbone"):
         load_adapter(folder, model=tiny_t5())
-    seal_of_old = json.loads((folder / MANIFEST).read_text())
-    del seal_of_old["maps"]
-    (folder / MANIFEST).write_text(json.dumps(seal_of_old))
+    edit_manifest(folder, maps=None)
     load_adapter(folder, model=tiny_t5())
 
 
@@ -322,7 +320,7 @@ def test_rows_that_resizing_added_and_no_adapter_holds_are_told(tmp_path: Path) 
 def test_an_adapter_of_another_kind_of_model_names_it(kind: type, tmp_path: Path) -> None:
     kind(tiny_config()).save_pretrained(tmp_path / "base")
     folder = save_adapter(lora_wrap(kind.from_pretrained(tmp_path / "base")), tmp_path / "adapter")
-    with pytest.raises(ValueError, match=rf"give model={kind.__name__}\.from_pretrained\('.*base'\)"):
+    with pytest.raises(ValueError, match=rf"Give model={kind.__name__}\.from_pretrained\('.*base'\)"):
         load_adapter(folder)
     load_adapter(folder, model=kind.from_pretrained(tmp_path / "base"))
 
@@ -341,24 +339,23 @@ def test_merging_what_was_trained_in_8_bits_does_not_need_bitsandbytes(
     tiny_t5().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     folder = save_adapter(lora_wrap(load_backbone(tmp_path / "base")[0]), tmp_path / "adapter")
-    content = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(content | {"quantized": "int8"}))
+    edit_manifest(folder, quantized="int8")
 
     def without(name: str, *, quantize: str | None, **options: Any) -> Any:
         if quantize is not None:
             raise ImportError("Using bitsandbytes 8-bit quantization requires bitsandbytes")
         return load_backbone(name, **options)
 
-    monkeypatch.setattr(checkpoint, "load_backbone", without)
+    monkeypatch.setattr(load, "load_backbone", without)
     merged, _, parity = merge(folder)
-    assert (type(merged).__name__, parity.quantised) == ("T5ForConditionalGeneration", None)
+    assert (type(merged).__name__, parity.quantized) == ("T5ForConditionalGeneration", None)
 
 
 def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:
     model = lora_wrap(tiny_t5())
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
-    with pytest.raises(ValueError, match="hold NaN or infinity"):
+    with pytest.raises(ValueError, match=r"holds? NaN or infinity"):
         save_adapter(model, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
 
@@ -376,9 +373,55 @@ def test_an_adapter_comes_back_beside_the_backbone_as_it_was_quantised(quantize_
     assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("name", ["mini", None])
+def test_an_adapter_names_the_embedded_backbone_and_not_its_path(name: str | None, tmp_path: Path) -> None:
+    model, tokenizer = load_backbone("mini")
+    folder = save_adapter(prefix_wrap(model, length=2), tmp_path / "adapter")
+    config = json.loads((folder / CONFIG).read_text())
+    assert config["base_model_name_or_path"] == "mini"
+    if name is None:  # as 0.1.0 saved it, on another machine
+        config["base_model_name_or_path"] = "/home/someone/venv/lib/python3.12/site-packages/t5peft/mini"
+        (folder / CONFIG).write_text(json.dumps(config))
+        (folder / MANIFEST).unlink()
+    assert base_of(folder) == "mini"
+    loaded, _ = load_adapter(folder)
+    by_peft = PeftModel.from_pretrained(load_backbone("mini")[0], str(folder))
+    batch = tokenizer(["some words"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**batch, labels=batch.input_ids).logits
+        for got in (loaded, by_peft):
+            assert torch.equal(got.eval()(**batch, labels=batch.input_ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("base", "has_metadata"), [("mini", False), ("google/flan-t5-base", True), ("", False), (None, False)]
+)
+def test_the_readme_says_what_the_adapter_is_and_how_to_load_it(
+    base: str | None, has_metadata: bool, tmp_path: Path
+) -> None:
+    model = lora_wrap(tiny_t5(), rank=1)
+    model.peft_config["default"].base_model_name_or_path = base
+    card = ModelCard.load(save_adapter(model, tmp_path / "adapter") / "README.md")
+    assert card.data.base_model == (base if has_metadata else None)
+    assert card.data.tags == ["t5peft", "lora"]
+    assert f"An adapter for {base or 'a T5'}" in card.text
+    assert f"lora ({sum(p.numel() for p in model.parameters() if p.requires_grad):,} weights)" in card.text
+    assert "load_adapter" in card.text
+    assert "[More Information Needed]" not in card.text
+
+
 def test_a_folder_without_an_adapter_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no adapter: expected adapter_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter; expected adapter_config.json"):
         load_adapter(tmp_path)
+
+
+def test_nan_in_the_weights_of_an_early_peft_is_told(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+    model.save_pretrained(str(tmp_path), safe_serialization=False)
+    with pytest.raises(ValueError, match="these tensors hold NaN or infinity"):
+        load_adapter(tmp_path, model=tiny_t5())
 
 
 def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:

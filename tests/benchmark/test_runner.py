@@ -17,10 +17,8 @@ from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_w
 from t5peft.benchmark.data import describe_data, load_data
 from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.runner import run
-from t5peft.benchmark.scoring import Split
 from t5peft.benchmark.suites import SuiteTask
-from t5peft.data import Task
-from t5peft.evaluation import METRICS, evaluate_task, loss_and_perplexity
+from t5peft.evaluation import evaluate_task, loss_and_perplexity
 
 
 @pytest.mark.parametrize(
@@ -72,39 +70,6 @@ def test_a_run_records_what_the_trainer_and_the_evaluation_give_by_hand(tmp_path
     assert [point["step"] for point in record["curve"]] == [2, 4]
     assert record["parameters"]["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert 0 < record["seconds"]["test_scoring"] < record["seconds"]["total"] - record["curve"][-1]["seconds"]
-
-
-@pytest.mark.parametrize("verbalizer", [None, {"a": "yes", "b": "no"}])
-def test_a_split_has_the_scores_of_evaluate_task_perplexity_and_gleu_among_them(
-    verbalizer: dict[str, str] | None,
-) -> None:
-    records = [{"text": "he go there", "answer": "a"}, {"text": "a much longer line than the first one", "answer": "b"}]
-    task = Task(
-        "t", "correct this: {text}", "{answer}", verbalizer, metrics=("gleu", "perplexity"), max_target_length=6
-    )
-    model, tokenizer = load_backbone("mini")
-    expected = evaluate_task(model, tokenizer, task, records)
-    split = Split(task, records, tokenizer)
-    assert split.texts == [record["text"] for record in records]
-    found = split.score(model)
-    assert found.scores == {name: pytest.approx(expected[name]) for name in ("loss", "perplexity", "gleu")}
-
-
-def test_matthews_correlation_of_one_example_is_whether_it_is_right() -> None:
-    """Of one example there is none: 0 for each would make all methods the same."""
-    _, tokenizer = load_backbone("mini")
-    task = Task(name="free", template="{text}", target="{answer}", metrics=["matthews"])
-    split = Split(task, [{"text": "a", "answer": "b"}], tokenizer)
-    assert [split._lead_by_example([answer]) for answer in ("b", "c")] == [[1.0], [0.0]]
-
-
-@pytest.mark.parametrize("metric", ["bleu", "gleu"])
-def test_a_short_example_alone_has_the_score_of_a_sentence(metric: str) -> None:
-    _, tokenizer = load_backbone("mini")
-    task = Task(name="short", template="{text}", target="{answer}", metrics=[metric])
-    split = Split(task, [{"text": "I is here", "answer": "I am here"}], tokenizer)
-    highest = METRICS[metric].highest
-    assert [split._lead_by_example([answer]) for answer in ("I am here", "no")] == [[pytest.approx(highest)], [0.0]]
 
 
 def test_files_of_ones_own_are_looked_through_before_the_first_run(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def test_the_report_counts_changed_words(tmp_path: Path) -> None:
     report = augment(records, TASK, synonyms({"big": ["large"]}), cache_folder=tmp_path).report
     assert report.changed_words == {"text": 0.25, "more": 0.0}
     assert str(report) == (
-        "augmentation: 1 records and 1 reworded copies (0 said nothing new and were left out); changed in the copies: "
-        "25.0 % of the words of text, 0.0 % of the words of more"
+        "Augmentation: 1 records and 1 reworded copies (0 said nothing new and were left out); changed in the copies: "
+        "25.0 % of the words of text, 0.0 % of the words of more."
     )
 
 
@@ -198,7 +198,7 @@ def test_a_text_that_comes_back_empty_stays() -> None:
 
 def test_a_translator_that_loses_texts_is_told() -> None:
     rewording = BackTranslation(lambda texts: texts[:-1], lambda texts: texts, "short")
-    with pytest.raises(ValueError, match=r"of 2 texts gave 1 translations and 1 texts back; .* one text for each"):
+    with pytest.raises(ValueError, match=r"1 translations of 2 texts, and 1 texts back; expected one for each"):
         rewording.reword(["a", "b"], [Random(0), Random(1)])
 
 
@@ -262,7 +262,7 @@ def test_wordnet_is_used_where_its_data_is_and_else_says_how_to_get_it() -> None
     try:
         nltk.data.find("corpora/wordnet")
     except LookupError:
-        with pytest.raises(FileNotFoundError, match=r"WordNet is not installed .* nltk.downloader wordnet"):
+        with pytest.raises(FileNotFoundError, match=r"Got no WordNet .* nltk.downloader wordnet"):
             Thesaurus.wordnet()
     else:
         assert "automobile" in Thesaurus.wordnet().look_up("car")
@@ -298,8 +298,8 @@ def test_a_wrong_thesaurus_is_told(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     for content, message in (
         ("{", "is not JSON"),
-        ("[1]", "holds list; expected word to list of synonyms"),
-        ('{"a": "b", "c": [], "d": ["e"]}', r"'a', 'c' \(2 in all\) have no list of synonyms"),
+        ("[1]", "holds list; expected a mapping from word to synonyms"),
+        ('{"a": "b", "c": [], "d": ["e"]}', r"without synonyms for 'a', 'c' \(2 in all\)"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -322,7 +322,7 @@ def test_columns_of_the_target_are_never_reworded(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_augmented_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'label' is no column of its source; those are 'text', 'more'"):
+    with pytest.raises(ValueError, match="'label' is not a column of its source; those are 'text', 'more'"):
         augment(RECORDS, TASK, WordSwap(), columns=["label"], cache_folder=tmp_path)
     records = [{"text": 1, "more": "x", "label": 0, "copy": 3}]
     with pytest.raises(ValueError, match=r"copies is 0; .* holds no text in row 0 .* augmentation adds \(copy\)"):
@@ -331,5 +331,5 @@ def test_what_cannot_be_augmented_is_told_at_once(tmp_path: Path) -> None:
         augment(dict.fromkeys(("text", "more", "label")), TASK, WordSwap(), cache_folder=tmp_path)
     with pytest.raises(ValueError, match=r"The column 'more' holds half of a character"):
         augment([{"text": "a b", "more": "\ud83d", "label": 0}], TASK, WordSwap(), cache_folder=tmp_path)
-    with pytest.raises(ValueError, match="rate is 2; a share of the words"):
+    with pytest.raises(ValueError, match="Got rate=2; expected a share of the words"):
         WordSwap(2)

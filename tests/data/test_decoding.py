@@ -1,4 +1,4 @@
-"""What a tokenizer can carry, a task trains on, answers and scores; what it cannot is held against no answer."""
+"""A task trains on, answers and scores all that a tokenizer can carry; no answer is wrong for what it cannot."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from tiny import tiny_t5
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from vocabulary import small_tokenizer
 
-from t5peft.benchmark.scoring import Split
-from t5peft.cli.predict import answered
+from t5peft.cli.predict import answer
 from t5peft.data import Task
 from t5peft.data.decoding import as_written, decode
-from t5peft.evaluation import evaluate_task, prediction
+from t5peft.evaluation import EvaluationSet, evaluate_task, prediction
 
 CODE = Task("code", "write: {text}", "{code}", metrics=("accuracy",))
 FRAME = Task("frame", "fill: {text}", "{a} <extra_id_0> {b}", metrics=("accuracy", "rouge"))
@@ -160,13 +159,12 @@ def test_a_model_of_bytes_answers_and_is_scored_with_its_line_breaks(
     records = [{"text": "f", "code": "if a:\n    x"}, {"text": "g", "code": "a <b>"}]
     flat = [{"text": "f", "code": "if a: x"}, records[1]]
     answers_of(CODE, records)
-    assert [row["answer"] for row in answered(model, tokenizer, CODE, [{"text": "f"}, {"text": "g"}])] == [
-        "if a:\n    x", "a <b>",
-    ]  # fmt: skip
+    (answers,) = answer(model, tokenizer, CODE, [{"text": "f"}, {"text": "g"}])
+    assert [found["answer"] for _, found in answers] == ["if a:\n    x", "a <b>"]
     assert evaluate_task(model, tokenizer, CODE, records)["accuracy"] == 1.0
     assert evaluate_task(model, tokenizer, CODE, flat)["accuracy"] == 0.5
-    assert Split(CODE, records, tokenizer).score(model).per_example == [1.0, 1.0]
-    assert Split(CODE, flat, tokenizer).score(model).per_example == [0.0, 1.0]
+    assert EvaluationSet(CODE, records, tokenizer).score(model).per_example == [1.0, 1.0]
+    assert EvaluationSet(CODE, flat, tokenizer).score(model).per_example == [0.0, 1.0]
 
 
 def test_a_model_that_writes_a_sentinel_is_right(
@@ -175,6 +173,6 @@ def test_a_model_that_writes_a_sentinel_is_right(
     model, tokenizer = tiny_t5(), ByT5Tokenizer()
     records = [{"text": "f", "a": "one", "b": "two"}]
     answers_of(FRAME, records)
-    assert next(answered(model, tokenizer, FRAME, [{"text": "f"}]))["answer"] == "one <extra_id_0> two"
+    assert next(answer(model, tokenizer, FRAME, [{"text": "f"}]))[0][1]["answer"] == "one <extra_id_0> two"
     assert evaluate_task(model, tokenizer, FRAME, records)["accuracy"] == 1.0
-    assert Split(FRAME, records, tokenizer).score(model).scores["accuracy"] == 1.0
+    assert EvaluationSet(FRAME, records, tokenizer).score(model).scores["accuracy"] == 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from paths import PUBLIC_DATA, ROOT
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
+from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from vocabulary import small_tokenizer
 
 from t5peft.cli import main
@@ -22,7 +22,7 @@ def mini() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(ROOT / "t5peft" / "mini")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def t5() -> PreTrainedTokenizerBase:
     if not PUBLIC_DATA.is_dir():
         pytest.skip("no real data: set T5PEFT_DATA to their folder")
@@ -81,6 +81,25 @@ def test_line_breaks_are_said_to_become_spaces() -> None:
     report = lint(ECHO, [{"text": "a\nb", "title": "x"}] * 3, small_tokenizer())
     assert report.sources.changed["\n"] == (" ", 3)
     assert "reach the model as a space or not at all" in str(report)
+
+
+def test_repeated_spaces_are_said_to_become_one_where_the_tokenizer_joins_them(mini: PreTrainedTokenizerBase) -> None:
+    records = [{"text": "a  b", "title": "x"}, {"text": "a b", "title": "x"}]
+    assert lint(ECHO, records, small_tokenizer()).sources.changed["  "] == (" ", 1)
+    assert not lint(ECHO, records, mini).sources.changed
+    assert not lint(ECHO, records, ByT5Tokenizer()).sources.changed
+
+
+def test_a_line_break_that_was_added_as_a_token_is_not_lost(t5: PreTrainedTokenizerBase) -> None:
+    records = [{"text": "x", "title": "a\n{b}"}]
+    before = lint(ECHO, records, t5)
+    assert before.targets.changed["\n"] == (" ", 1)
+    assert before.unwritable == 1
+    t5.add_tokens([AddedToken(token, normalized=False) for token in ("\n", "{", "}")])
+    after = lint(ECHO, records, t5)
+    assert not after.targets.changed
+    assert not after.targets.lost
+    assert not after.unwritable
 
 
 def test_special_tokens_in_the_text_are_counted(mini: PreTrainedTokenizerBase) -> None:

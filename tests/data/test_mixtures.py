@@ -1,4 +1,4 @@
-"""Mixtures: rates as the paper has them, and draws that follow from the seed and their number alone."""
+"""Mixtures: rates as the paper has them, and draws that depend only on the seed and their number."""
 
 from __future__ import annotations
 
@@ -121,11 +121,11 @@ def test_a_mixture_of_tasks_is_tokenised_by_each_of_them() -> None:
 def test_what_does_not_fit_together_is_told_at_once() -> None:
     with pytest.raises(ValueError, match="task 'b' has no rate") as error:
         Mixture({"a": made("a", 0), "b": made("b", 2)}, {"a": 0, "c": 1})
-    for part in ("rate for 'c', which is no task here", "the rate of 'a' is 0", "task 'a' has no examples"):
+    for part in ("a rate for 'c', which is not a task here", "the rate of 'a' is 0", "task 'a' has no examples"):
         assert part in str(error.value)
     with pytest.raises(ValueError, match=r"task 'a' has no examples; cap is 0; .*temperature is 0"):
         mixture_rates({"a": 0}, cap=0, temperature=0)
     with pytest.raises(ValueError, match=r"the rate of 'a' is nan; .*\n.*the rate of 'b' is inf"):
         Mixture({"a": made("a", 1), "b": made("b", 1)}, {"a": float("nan"), "b": float("inf")})
-    with pytest.raises(IndexError, match="draws are counted from 0"):
+    with pytest.raises(IndexError, match="Got draw -1; expected 0 or more"):
         Mixture({"a": made("a", 1)}, {"a": 1}).draw(-1)

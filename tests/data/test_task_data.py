@@ -178,6 +178,16 @@ def test_missing_public_data_names_the_variable(tmp_path: Path, monkeypatch: pyt
         real_task("sst2")
 
 
+@needs_real_data
+def test_the_folder_of_public_data_may_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("T5PEFT_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="Set the environment variable T5PEFT_DATA"):
+        real_task("rte")
+    assert len(real_task("rte", PUBLIC_DATA)[1]["test"]) == 277
+    with pytest.raises(FileNotFoundError, match=r"no folder .*rte_glue; the data set rte belongs there"):
+        real_task("rte", tmp_path)
+
+
 @pytest.mark.parametrize("name", task_names("embedded"))
 def test_embedded_tasks_tokenize_without_a_cut_template_or_an_unknown_label(
     name: str, mini: PreTrainedTokenizerBase

@@ -24,6 +24,8 @@ from transformers import (
 
 from t5peft.data.task import Task
 from t5peft.evaluation import (
+    METRICS,
+    EvaluationSet,
     Ranking,
     candidates,
     classify,
@@ -42,7 +44,7 @@ from t5peft.methods import METHODS, lora_wrap, qlora_wrap
 from t5peft.models.backbone import MINI, correct_config, has_untied_head, load_backbone
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.fast import fast_kernels
-from t5peft.nn.kernels.linear import Linear
+from t5peft.nn.kernels.linear import FastLinear
 
 TOKENIZER = AutoTokenizer.from_pretrained(MINI)
 SOURCES = [
@@ -232,14 +234,14 @@ def test_rank_of_a_bfloat16_model_is_as_close_as_bfloat16_is():
     torch.testing.assert_close(found, by_hand(model, SOURCES, WORDS), rtol=0.02, atol=0.1)
 
 
-def test_normalised_by_length_the_scores_are_means_over_tokens():
+def test_normalized_by_length_the_scores_are_means_over_tokens():
     model = v1_0()
     lengths = torch.tensor([len(ids_of(word)) for word in WORDS])
     plain = rank(model, TOKENIZER, SOURCES, WORDS).log_probabilities
-    found = rank(model, TOKENIZER, SOURCES, WORDS, normalise_by_length=True)
+    found = rank(model, TOKENIZER, SOURCES, WORDS, normalize_by_length=True)
     torch.testing.assert_close(found.log_probabilities, plain / lengths)
     torch.testing.assert_close(found.probabilities, (plain / lengths).softmax(-1))
-    lists = rank(model, TOKENIZER, SOURCES, [WORDS] * len(SOURCES), normalise_by_length=True)
+    lists = rank(model, TOKENIZER, SOURCES, [WORDS] * len(SOURCES), normalize_by_length=True)
     torch.testing.assert_close(lists.log_probabilities, found.log_probabilities)
 
 
@@ -306,7 +308,7 @@ def test_evaluation_runs_on_the_kernels_and_merges_within_those_of_a_trainer_too
     model = wrapped("lora")()
     plain = [type(module) for module in model.modules()]
     with evaluating(model) as t5:
-        assert any(isinstance(module, Linear) for module in t5.modules())
+        assert any(isinstance(module, FastLinear) for module in t5.modules())
     assert [type(module) for module in model.modules()] == plain
     with fast_kernels(model):
         inside = [type(module) for module in model.modules()]
@@ -379,14 +381,14 @@ def test_quantised_weights_are_left_as_they_are(tmp_path):
 
 def test_rank_says_what_is_wrong_with_candidates():
     model = v1_0()
-    with pytest.raises(ValueError, match="the list of candidates is empty"):
+    with pytest.raises(ValueError, match="Got an empty list of candidates; expected at least one"):
         rank(model, TOKENIZER, SOURCES, [])
-    with pytest.raises(ValueError, match="candidates 'a' and 'a' are the same tokens; none can win"):
+    with pytest.raises(ValueError, match="Got the candidates 'a' and 'a', the same tokens; expected"):
         rank(model, TOKENIZER, SOURCES, ["a", "the", "a"])
     with pytest.raises(ValueError) as caught:
         rank(model, TOKENIZER, SOURCES, [["a", "b"], []])
-    assert "2 lists of candidates came for 6 sources" in str(caught.value)
-    assert "the list of candidates of source 1 is empty" in str(caught.value)
+    assert "Got 2 lists of candidates for 6 sources" in str(caught.value)
+    assert "Got an empty list of candidates of source 1" in str(caught.value)
     with pytest.raises(ValueError, match="Got one text as sources, 'no'; expected a list of texts"):
         rank(model, TOKENIZER, "no", WORDS)
 
@@ -398,20 +400,54 @@ def test_one_text_in_place_of_candidates_is_refused():
 
 def test_numbers_below_one_are_refused():
     model = v1_0()
-    with pytest.raises(ValueError, match="max_new_tokens is 0 and num_beams 1; expected at least 1 of each"):
+    with pytest.raises(ValueError, match="Got max_new_tokens=0 and num_beams=1; expected at least 1 of each"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=0)
-    with pytest.raises(ValueError, match="tokens_per_batch is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="Got tokens_per_batch=0; expected at least 1"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, tokens_per_batch=0)
     with pytest.raises(ValueError, match="Got max_source_length=1; expected at least 2"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, max_source_length=1)
 
 
-def test_the_prompt_learning_of_peft_itself_is_refused_by_name():
-    from peft import PrefixTuningConfig, get_peft_model
+def peft_prompt(kind: str) -> PreTrainedModel:
+    """A T5 with a prefix or a prompt of peft itself, away from where it starts."""
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
-    model = get_peft_model(v1_0(), PrefixTuningConfig(num_virtual_tokens=2, task_type="SEQ_2_SEQ_LM"))
-    with pytest.raises(ValueError, match="the adapter is PREFIX_TUNING of peft"):
-        rank(model, TOKENIZER, SOURCES, WORDS)
+    torch.manual_seed(0)
+    config = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}[kind]
+    model = get_peft_model(v1_0(), config(num_virtual_tokens=2, task_type="SEQ_2_SEQ_LM"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    return model.train()
+
+
+def by_peft(model: PreTrainedModel, source: str, target: str) -> float:
+    """Summed log-probability of one target after one source by peft's own forward pass."""
+    model.eval()
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([ids_of(source)]), labels=torch.tensor([ids_of(target)]))
+    model.train()
+    return -float(found.loss) * len(ids_of(target))
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_the_prompt_learning_of_peft_itself_is_scored_by_its_own_forward_pass(kind):
+    model = peft_prompt(kind)
+    expected = torch.tensor([[by_peft(model, source, word) for word in WORDS] for source in SOURCES])
+    assert not torch.allclose(expected, by_hand(v1_0(), SOURCES, WORDS), atol=0.1), "the prompt must count"
+    found = rank(model, TOKENIZER, SOURCES, WORDS)
+    torch.testing.assert_close(found.log_probabilities, expected, rtol=1e-4, atol=1e-4)
+    lists = rank(model, TOKENIZER, SOURCES, [WORDS[: i + 1] for i in range(len(SOURCES))]).log_probabilities
+    missing = torch.ones_like(lists).triu(1).bool()
+    torch.testing.assert_close(
+        lists, expected[:, : len(SOURCES)].masked_fill(missing, -torch.inf), rtol=1e-4, atol=1e-4
+    )
+    features = [{"input_ids": ids_of(source), "labels": ids_of(WORDS[i])} for i, source in enumerate(SOURCES)]
+    tokens = sum(len(feature["labels"]) for feature in features)
+    loss = -float(expected[range(len(SOURCES)), range(len(SOURCES))].sum()) / tokens
+    assert loss_and_perplexity(model, features)["loss"] == pytest.approx(loss, rel=1e-4)
+    assert model.training
 
 
 def headed(labels: int) -> PreTrainedModel:
@@ -424,11 +460,11 @@ def test_classify_gives_the_probabilities_of_a_head():
     with torch.no_grad():
         logits = torch.cat([model(input_ids=torch.tensor([ids_of(source)])).logits for source in SOURCES])
     torch.testing.assert_close(found.probabilities, logits.softmax(-1), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="T5ForSequenceClassification has no language model head and scores no texts"):
+    with pytest.raises(ValueError, match=r"T5ForSequenceClassification, which has no .* to score texts"):
         rank(model, TOKENIZER, SOURCES, WORDS)
-    with pytest.raises(ValueError, match="has no language model head and generates nothing; use classify"):
+    with pytest.raises(ValueError, match=r"no language model head; expected one, to generate\. Use classify"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3)
-    with pytest.raises(ValueError, match="has a language model head and no classes; use rank"):
+    with pytest.raises(ValueError, match=r"expected a classification head\. Use rank"):
         classify(v1_0(), TOKENIZER, SOURCES)
 
 
@@ -469,14 +505,47 @@ def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
     best = classify(model, TOKENIZER, [record["text"] for record in LABELLED]).best
     right = sum(column == record["label"] for column, record in zip(best, LABELLED, strict=True))
     assert evaluate_task(model, TOKENIZER, task, LABELLED)["accuracy"] == pytest.approx(right / len(LABELLED))
-    with pytest.raises(ValueError, match="the head of the model has 2 classes, task 'sentiment' has 3 target words"):
+    with pytest.raises(
+        ValueError, match="whose head has 2 classes; expected 3, the target words of the task 'sentiment'"
+    ):
         evaluate_task(headed(2), TOKENIZER, task, LABELLED)
 
 
 def test_a_class_head_has_no_perplexity():
     task = Task("sentiment", "{text}", "{label}", SENTIMENT.verbalizer, metrics=("accuracy", "perplexity"))
-    with pytest.raises(ValueError, match="no language model head, so that its targets have no perplexity"):
+    with pytest.raises(
+        ValueError, match="which has no language model head; expected one, as perplexity is that of its targets"
+    ):
         evaluate_task(headed(3), TOKENIZER, task, LABELLED)
+
+
+def test_one_set_scores_several_models_and_each_example():
+    task = Task("sentiment", "sentiment: {text}", "it is {label}", SENTIMENT.verbalizer, metrics=("accuracy", "f1"))
+    held = EvaluationSet(task, iter(LABELLED), TOKENIZER)
+    for model in (v1_0(), wide()):
+        found = held.score(model)
+        assert found.diagnostics | found.scores == evaluate_task(model, TOKENIZER, task, LABELLED)
+        assert found.example_metric == held.lead == "accuracy"
+        assert sum(found.per_example) == pytest.approx(len(LABELLED) * found.scores["accuracy"])
+        features = task.tokenize(LABELLED, TOKENIZER).to_list()
+        assert held.loss(model) == loss_and_perplexity(model, features)["loss"]
+
+
+def test_the_matthews_correlation_of_one_example_is_whether_it_is_right():
+    """Of one example there is none: 0 for each would make all methods the same."""
+    held = EvaluationSet(
+        Task("free", "{text}", "{answer}", metrics=["matthews"]), [{"text": "a", "answer": "b"}], TOKENIZER
+    )
+    assert [held.score_examples([answer]) for answer in ("b", "c")] == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize("metric", ["bleu", "gleu"])
+def test_a_short_example_has_the_score_of_a_sentence(metric: str):
+    task = Task("short", "{text}", "{answer}", metrics=[metric])
+    held = EvaluationSet(task, [{"text": "I is here", "answer": "I am here"}], TOKENIZER)
+    highest = pytest.approx(METRICS[metric].highest)
+    assert [held.score_examples([answer]) for answer in ("I am here", "no")] == [[highest], [0.0]]
+    assert held.score(v1_0()).example_metric == f"sentence_{metric}"
 
 
 def test_exact_match_compares_labels_as_they_are():
@@ -502,7 +571,7 @@ def test_a_task_with_free_targets_is_scored_by_generation():
     assert found["truncated_fraction"] == pytest.approx(sum(cut for _, cut in answers) / len(answers))
     assert 0 < found["bleu"] < 100
     assert "gleu" in found
-    with pytest.raises(ValueError, match=r"names metrics that there are not: \['rouje'\]"):
+    with pytest.raises(ValueError, match=r"Got metrics \['rouje'\] of the task 'echo'; expected some of accuracy"):
         evaluate_task(model, TOKENIZER, Task("echo", "{text}", "{answer}", metrics=("rouje",)), records)
 
 
@@ -534,7 +603,7 @@ def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_size():
     expected = (abs(1 - 0.95 - 0.91) + abs(1 - 0.58) + abs(0 - 0.65) + abs(1 - 0.5)) / 5
     assert expected_calibration_error(probabilities, labels, bins=10) == pytest.approx(expected, abs=1e-6)
     assert expected_calibration_error(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), [0, 1]) == 0.0
-    with pytest.raises(ValueError, match=r"labels must be columns 0 to 1; \[2\] came"):
+    with pytest.raises(ValueError, match=r"Got the labels \[2\]; expected columns 0 to 1"):
         expected_calibration_error(probabilities, [0, 1, 1, 0, 2])
 
 
@@ -556,5 +625,5 @@ def test_the_fitted_temperature_undoes_one_that_was_put_in_and_has_the_least_los
     assert loss(temperature) < min(loss(0.99 * temperature), loss(1.01 * temperature))
     with_missing = torch.cat([overconfident.log_probabilities, torch.full((4000, 1), -torch.inf)], dim=1)
     assert fit_temperature(with_missing, labels) == pytest.approx(temperature)
-    with pytest.raises(ValueError, match="temperature is 0; a positive number is expected"):
+    with pytest.raises(ValueError, match="Got temperature=0; expected a number above 0"):
         softened.at_temperature(0)

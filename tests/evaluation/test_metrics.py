@@ -27,7 +27,7 @@ WORDS = TEXT.split()
 
 
 def sentences(count: int, seed: int, longest: int = 25) -> list[str]:
-    """Sentences of 0 to `longest` words; the first two are empty."""
+    """Sentences of 0 to ``longest`` words; the first two are empty."""
     draw = random.Random(seed)
     return ["", "", *(" ".join(draw.choices(WORDS, k=draw.randint(0, longest))) for _ in range(count - 2))]
 
@@ -118,7 +118,7 @@ def test_the_confusion_picture_is_a_picture(tmp_path):
 
 def test_a_label_score_refuses_several_labels_for_one_example():
     with pytest.raises(
-        ValueError, match=r"1 of 2 examples have not exactly one label, the first is example 1: \['b', 'c'\]"
+        ValueError, match=r"1 of 2 examples without exactly one label, the first of them example 1: \['b', 'c'\]"
     ):
         compute("f1", ["a", "b"], [["a"], ["b", "c"]])
 
@@ -134,20 +134,20 @@ def test_labels_may_be_whole_numbers(name):
 
 @pytest.mark.parametrize(("predictions", "references"), [([1.0], ["1"]), (["1"], [None]), (["1"], [["1", 0.5]])])
 def test_what_is_neither_text_nor_a_whole_number_is_no_label(predictions, references):
-    with pytest.raises(ValueError, match=r"metric 'accuracy': .*the first is example 0"):
+    with pytest.raises(ValueError, match=r"the metric 'accuracy', .*the first of them example 0"):
         compute("accuracy", predictions, references)
 
 
 def test_what_is_missing_is_no_word():
     with pytest.raises(
-        ValueError, match="predictions are texts or whole numbers, but None came; the first is example 0"
+        ValueError, match="predictions such as None, the first of them example 0, expected texts or whole numbers"
     ):
         compute("accuracy", [None, "a"], ["None", "a"])
-    with pytest.raises(ValueError, match=r"predictions are texts or whole numbers, but \['a'\] came"):
+    with pytest.raises(ValueError, match=r"predictions such as \['a'\], the first"):
         compute("accuracy", [["a"]], ["a"])
     assert compute("accuracy", ["None", "a"], [[None, "a"], ["a"]]) == {"accuracy": 0.5}
     for nothing in ([None], (), None):
-        with pytest.raises(ValueError, match="1 examples have no reference, the first is example 0"):
+        with pytest.raises(ValueError, match="1 examples without a reference, the first of them example 0"):
             compute("bleu", ["a"], [nothing])
 
 
@@ -162,7 +162,7 @@ def test_f1_binary_is_scikit_learns_of_label_1_and_refuses_other_labels():
     expected = sklearn.f1_score(references, predictions, pos_label="1")
     assert compute("f1_binary", predictions, references) == {"f1_binary": pytest.approx(expected)}
     assert compute("f1_binary", ["0"], ["0"]) == {"f1_binary": 0.0}
-    with pytest.raises(ValueError, match=r"there are labels \['no', 'yes'\]; take f1"):
+    with pytest.raises(ValueError, match=r"Got the labels \['no', 'yes'\] for f1_binary; expected 0 and 1. Take f1"):
         compute("f1_binary", ["yes"] * 2, ["yes", "no"])
 
 
@@ -178,12 +178,12 @@ def test_the_report_and_the_confusion_matrix_take_whole_numbers_as_labels(kind):
     names, counts = confusion_matrix(predictions, references, labels=[1, 0])
     assert (names, counts.tolist()) == (["1", "0"], [[1, 0], [1, 1]])
     assert str(classification_report(predictions, references)) == str(classification_report("011", "010"))
-    with pytest.raises(ValueError, match="1 of 3 examples have not exactly one label, the first is example 2"):
+    with pytest.raises(ValueError, match="1 of 3 examples without exactly one label, the first of them example 2"):
         confusion_matrix([0, 1, None], references)
 
 
 def test_references_that_hold_columns_of_their_own_are_no_answers():
-    with pytest.raises(ValueError, match=r"whole numbers, but \{'text': \['Bob'\]\} came; the first is example 1"):
+    with pytest.raises(ValueError, match=r"references such as \{'text': \['Bob'\]\}, the first of them example 1"):
         compute("token_f1", ["Bob", "Bob"], [["Bob"], {"text": ["Bob"]}])
 
 
@@ -344,7 +344,7 @@ def test_gleu_of_uncorrected_jfleg_is_the_published_figure(split, published):
 def test_perplexity_is_taken_over_tokens_and_not_over_examples():
     nats, tokens = [2 * math.log(3), 6 * math.log(5)], [2, 6]
     assert compute("perplexity", nats, tokens)["perplexity"] == pytest.approx((3**2 * 5**6) ** (1 / 8))
-    with pytest.raises(ValueError, match="perplexity needs target tokens, 0 came"):
+    with pytest.raises(ValueError, match="Got 0 target tokens; expected at least one"):
         compute("perplexity", [0.0], [0])
 
 
@@ -362,15 +362,15 @@ def test_empty_predictions_score_nothing(name):
 
 
 def test_compute_says_everything_that_is_wrong_at_once():
-    with pytest.raises(ValueError, match="there is no metric 'blue'; there are accuracy, f1"):
+    with pytest.raises(ValueError, match="Got the metric 'blue'; expected one of accuracy, f1"):
         compute("blue", ["a"], ["a"])
     with pytest.raises(ValueError) as caught:
         compute("gleu", ["a", "b"], [["a"], [], ["c"]])
     text = str(caught.value)
-    assert "2 predictions came with 3 references" in text
-    assert "1 examples have no reference, the first is example 1" in text
-    assert "pass them as sources=" in text
-    with pytest.raises(ValueError, match="no predictions came"):
+    assert "2 predictions and 3 references, expected equal numbers" in text
+    assert "1 examples without a reference, the first of them example 1" in text
+    assert "expected the uncorrected texts as sources=" in text
+    with pytest.raises(ValueError, match="no predictions, expected at least one"):
         compute("rouge", [], [])
 
 

@@ -70,7 +70,7 @@ def runs_of_the_backbone(model: Any) -> list[str]:
 @pytest.mark.parametrize("lay_out", [collate, collate_padding_free])
 def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
     model = ladder()
-    # the second epoch has other neighbours, and so other padding
+    # the second epoch has other neighbors, and so other padding
     laid = batches(lay_out, [[0, 1, 2], [3, 4, 5], [5, 0], [2, 4, 3, 1]])
     with fast_kernels(model):
         expected = [gradients(model, batch) for batch in laid]
@@ -252,7 +252,7 @@ def test_a_mask_of_the_targets_is_taken_into_account(shape: str) -> None:
 
 def test_a_source_of_padding_that_no_mask_hides_is_read() -> None:
     model = ladder()
-    batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "labels": torch.tensor([[5, 6, 1]])}
+    batch = {"input_ids": torch.tensor([[0] * 4, [7, 8, 9, 1]]), "labels": torch.tensor([[5, 6, 1]] * 2)}
     expected = target_loss(model, batch)[0].item()
     with cached_activations(model, PLENTY):
         assert [target_loss(model, batch)[0].item() for _ in range(3)] == pytest.approx([expected] * 3, rel=1e-5)

@@ -65,14 +65,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @pytest.fixture
 def make_base(case: Case, geometry: Geometry, folders: dict[Geometry, Path]) -> MakeBase:
-    """Makes the backbone of `case` afresh, the same each time."""
+    """Make the backbone of ``case`` anew, the same each time."""
     if METHODS[case.method].quantize is not None and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     return partial(base_of, case, geometry, folders[geometry])
 
 
 def precise(model: Model) -> Model:
-    """`model` in double precision, so that what differs is no rounding and tolerances can be tight."""
+    """``model`` in double precision, so that differences are not rounding and tolerances can be tight."""
     return model.double()
 
 
@@ -565,7 +565,7 @@ def test_a_model_that_is_no_t5_is_an_error(case: Case) -> None:
 
 @all_adapters
 def test_the_inside_of_a_wrapped_model_is_an_error_too(case: Case) -> None:
-    """`lora_wrap(model)` changes its argument in place; wrapping that argument again must not stack two adapters."""
+    """``lora_wrap(model)`` changes its argument in place; wrapping that argument again must not stack two adapters."""
     base = tiny_t5()
     METHODS["lora"].wrap(base)
     with pytest.raises(ValueError, match="already wrapped"):
@@ -587,7 +587,7 @@ def test_a_tied_head_is_no_target() -> None:
 
 
 def test_a_quantized_model_is_needed_for_qlora() -> None:
-    with pytest.raises(ValueError, match=r"expects a quantized model.*lora_wrap"):
+    with pytest.raises(ValueError, match=r"expected a quantized model.*lora_wrap"):
         METHODS["qlora"].wrap(tiny_t5())
 
 

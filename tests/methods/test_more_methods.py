@@ -1,4 +1,4 @@
-"""What bottlenecks, norm tuning and ladders promise beside the laws (tests/methods/test_laws.py, where their references are)."""
+"""Bottlenecks, norm tuning and ladders beside the laws (tests/methods/test_laws.py, where their references are)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from t5peft import (
     prompt_wrap,
     save_adapter,
 )
-from t5peft.adapters.checkpoint import fingerprint
+from t5peft.adapters import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import side_cache
 from t5peft.methods.norm import NormConfig, NormLayer
@@ -55,7 +55,7 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def watched(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The first input and the output of `module` in its last call."""
+    """The first input and the output of ``module`` in its last call."""
     seen: dict[str, Tensor] = {}
     handle = module.register_forward_hook(lambda _, inputs, output: seen.update(input=inputs[0], output=output))
     try:
@@ -266,7 +266,7 @@ def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: A
         assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
 
 
-# Encoders alone
+# Encoders without a decoder
 
 
 @pytest.mark.parametrize("make", [T5EncoderModel, T5ForTokenClassification])
@@ -279,7 +279,7 @@ def test_a_prompt_before_an_encoder_alone_is_refused(make: Any) -> None:
 
 
 def saved_by(model: nn.Module) -> tuple[set[int], int]:
-    """Addresses of the tensors that the backward pass of a step would read, and the bytes that are no weights."""
+    """Addresses of the tensors that the backward pass of a step would read, and the bytes that are not weights."""
     addresses, sizes = set(), {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_batch, tiny_classifier, tiny_config, tiny_t5, tiny_tokenizer
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BertConfig,
+    BitsAndBytesConfig,
     MT5Config,
     MT5ForConditionalGeneration,
     T5Config,
@@ -19,11 +24,16 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft import load_adapter, load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap, save_adapter
+from t5peft import METHODS, load_adapter, load_backbone, lora_wrap, prefix_wrap, prompt_wrap, qlora_wrap, save_adapter
 from t5peft.data import Task
-from t5peft.models.backbone import MINI, Quantization, has_untied_head
+from t5peft.models.backbone import MINI, Quantization, ensure_trainable_dtype, has_untied_head
+from t5peft.models.embedded import backbone_name, is_embedded, resolve_backbone
+from t5peft.models.families import FAMILIES, Family, family_of
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training.train import TrainConfig, train_and_evaluate
+
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+SHAPE = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
 
 
 @pytest.fixture
@@ -80,6 +90,79 @@ def test_float16_is_refused_with_the_reason() -> None:
         load_backbone("mini", dtype=torch.float16)
 
 
+def in_bits(compute: torch.dtype) -> torch.nn.Module:
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=["lm_head", "wo"]
+    )
+    return T5ForConditionalGeneration.from_pretrained(MINI, quantization_config=config, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: tiny_t5().half(),
+        lambda: tiny_classifier().half(),
+        lambda: tiny_t5().to(torch.float16).requires_grad_(False),
+        lambda: (model := tiny_t5(), model.decoder.block[1].half())[0],
+        pytest.param(lambda: in_bits(torch.float16), marks=needs_bitsandbytes),
+    ],
+    ids=["half", "classifier", "frozen", "one layer", "4 bits"],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_float16_is_refused_by_every_wrap(method: str, model: Callable[[], torch.nn.Module]) -> None:
+    given = model()
+    is_quantized = getattr(given, "is_quantized", False)
+    if (method == "full" and is_quantized) or (METHODS[method].quantize and not is_quantized):
+        pytest.skip("refused for another reason")
+    with pytest.raises(ValueError, match=r"Got a model with .*float16.*; expected float32 or bfloat16.*NaN"):
+        METHODS[method].wrap(given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_other_dtypes_can_be_trained(dtype: torch.dtype) -> None:
+    ensure_trainable_dtype(lora_wrap(tiny_t5().to(dtype)))
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_quantized_backbones_can_be_trained(quantize: Quantization) -> None:
+    ensure_trainable_dtype(load_backbone("mini", quantize=quantize)[0])
+
+
+def test_an_adapter_is_not_trained_on_beside_a_backbone_in_float16(tmp_path: Path) -> None:
+    folder = save_adapter(lora_wrap(tiny_t5()), tmp_path / "adapter")
+    with pytest.raises(ValueError, match="float16"):
+        load_adapter(folder, model=tiny_t5().half(), trainable=True)
+
+
+def test_embedded_backbones_are_known_by_name_and_by_folder() -> None:
+    assert is_embedded("mini")
+    assert not is_embedded("google/flan-t5-base")
+    assert resolve_backbone("mini") == str(MINI)
+    assert resolve_backbone("google/flan-t5-base") == "google/flan-t5-base"
+    assert backbone_name(MINI) == backbone_name("/elsewhere/site-packages/t5peft/mini") == "mini"
+    assert backbone_name("runs/mini") == "runs/mini"
+
+
+@pytest.mark.parametrize("kind", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
+def test_the_table_of_families_names_what_the_models_have(kind: Family, activation: str) -> None:
+    module = import_module(f"transformers.models.{kind.model_type}.modeling_{kind.model_type}")
+    config = AutoConfig.for_model(kind.model_type, feed_forward_proj=activation, **SHAPE)
+    model = getattr(module, f"{kind.class_prefix}ForConditionalGeneration")(config)
+    layer = model.decoder.block[-1].layer
+    assert family_of(config) is kind
+    assert isinstance(getattr(layer[0], kind.self_attention), getattr(module, kind.attention_class))
+    assert isinstance(getattr(layer[1], kind.cross_attention), getattr(module, kind.attention_class))
+    assert isinstance(getattr(model.encoder, kind.final_norm), getattr(module, kind.norm_class))
+    assert model.get_output_embeddings() is getattr(model, kind.head)
+    linear = {n for n, m in layer[0].SelfAttention.named_children() if isinstance(m, torch.nn.Linear)}
+    assert linear == set(kind.attention)
+    maps = {n for n, m in getattr(layer[2], kind.feed_forward).named_children() if isinstance(m, torch.nn.Linear)}
+    assert maps == set(kind.feed_forward_maps(config))
+    assert layer[0].SelfAttention.has_relative_attention_bias == kind.bias_in_every_layer
+
+
 def test_a_head_of_no_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="Got num_labels=0; expected at least 1"):
         load_backbone("mini", num_labels=0)
@@ -92,7 +175,7 @@ def test_an_unknown_quantisation_is_refused() -> None:
 
 def test_a_name_that_is_nowhere_names_the_embedded_backbone_and_local_folders() -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"No T5 could be loaded from 'google/flan-t5-base'.*'mini' .*a local folder"
+        FileNotFoundError, match=r"Got 'google/flan-t5-base', from which no T5 could be loaded.*'mini' .*a local folder"
     ):
         load_backbone("google/flan-t5-base")
 
@@ -103,13 +186,13 @@ def test_a_name_that_is_nowhere_names_the_embedded_backbone_and_local_folders() 
 def test_a_checkpoint_without_a_tokenizer_is_refused(config: type, kind: type, tmp_path: Path) -> None:
     shape = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
     kind(config(**shape)).save_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer that can be read here.*: expected tokenizer\.json"):
+    with pytest.raises(FileNotFoundError, match=r"Got no tokenizer that can be read from.*; expected tokenizer\.json"):
         load_backbone(tmp_path)
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is a .bert. checkpoint"):
+    with pytest.raises(ValueError, match=r"a .bert. checkpoint"):
         load_backbone(tmp_path)
 
 
@@ -134,7 +217,7 @@ def test_another_number_of_classes_than_the_checkpoints_gets_a_new_head(tmp_path
 def test_an_encoder_alone_is_refused_as_its_decoder_would_be_random(tmp_path: Path) -> None:
     T5EncoderModel(tiny_config()).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is an encoder alone.*T5EncoderModel\.from_pretrained"):
+    with pytest.raises(ValueError, match=r"only an encoder.*T5EncoderModel\.from_pretrained"):
         load_backbone(tmp_path)
 
 

@@ -1,26 +1,27 @@
-"""Adding tokens: old rows and heads stay bit for bit, new rows alone are trained and stored, what is saved comes back."""
+"""Adding tokens: old rows and heads stay bit for bit, only new rows are trained and stored, what is saved comes back."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PeftModel
 from safetensors.torch import load_file
 from tiny import Geometry, tiny_batch, tiny_classifier, tiny_t5, tiny_tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel, T5Tokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, T5Tokenizer
 from vocabulary import small_tokenizer
 
-from t5peft.adapters.checkpoint import load_adapter, save_adapter
-from t5peft.adapters.merge import merge
-from t5peft.adapters.tokens import load_with_tokens
+from t5peft.adapters import load_adapter, load_with_tokens, merge, save_adapter
+from t5peft.adapters.checkpoints import of_another_model
 from t5peft.cli.evaluate import load_tuned
 from t5peft.data import Task
 from t5peft.methods import ia3_wrap, lora_wrap
 from t5peft.models.backbone import has_untied_head, load_backbone
-from t5peft.models.tokens import add_tokens, train_tokens
+from t5peft.models.tokens import NOT_FOR_PEFT, add_tokens, train_tokens
 from t5peft.training.continue_training import continue_training
 from t5peft.training.train import TrainConfig
 
@@ -191,6 +192,72 @@ def test_an_adapter_stores_the_new_rows_alone_and_comes_back_exactly(shape: Geom
     assert torch.equal(logits(loaded, batch), logits(wrapped, batch))
 
 
+def saved_with_tokens(shape: Geometry, spare: int, folder: Path) -> tuple[Path, Tensor, dict[str, Tensor]]:
+    """An adapter with tokens beside its backbone, its logits and their batch."""
+    _, tokenizer = small_t5(shape)
+    tiny_t5(shape, vocab_size=len(tokenizer) + spare).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    model, tokenizer = load_backbone(folder / "base")
+    ids = add_tokens(model, tokenizer, NEW)
+    wrapped = lora_wrap(model, rank=2)
+    train_tokens(wrapped, ids)
+    batch = batch_with(ids)
+    step(wrapped, batch)
+    save_adapter(wrapped, folder / "adapter", tokenizer=tokenizer)
+    return folder / "adapter", logits(wrapped, batch), batch
+
+
+def by_peft(folder: Path) -> PeftModel:
+    return PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(folder.parent / "base"), str(folder))
+
+
+def by_peft_after_resizing(folder: Path) -> PeftModel:
+    base = AutoModelForSeq2SeqLM.from_pretrained(folder.parent / "base")
+    base.resize_token_embeddings(len(AutoTokenizer.from_pretrained(folder)))
+    return PeftModel.from_pretrained(base, str(folder))
+
+
+@pytest.mark.parametrize("spare", [0, 28])
+@pytest.mark.parametrize(
+    "load", [lambda folder: AutoPeftModelForSeq2SeqLM.from_pretrained(str(folder)), by_peft, by_peft_after_resizing]
+)
+def test_loaders_of_peft_give_what_was_saved_or_stop(
+    load: Callable[[Path], PeftModel], spare: int, tmp_path: Path
+) -> None:
+    folder, _, _ = saved_with_tokens("v1.1", spare, tmp_path)
+    with pytest.raises(ValueError, match="load this adapter by load_adapter or load_with_tokens of t5peft"):
+        load(folder)
+    tied, expected, batch = saved_with_tokens("v1.0", spare, tmp_path / "tied")
+    if load is not by_peft or spare:
+        rows = min(expected.shape[-1], (got := logits(load(tied).eval(), batch)).shape[-1])
+        torch.testing.assert_close(got[..., :rows], expected[..., :rows])
+
+
+@pytest.mark.parametrize("spare", [0, 28])
+def test_an_adapter_with_tokens_is_saved_loaded_and_saved_again(spare: int, tmp_path: Path) -> None:
+    folder, expected, batch = saved_with_tokens("v1.1", spare, tmp_path)
+    for name in ("again", "and again"):
+        loaded, tokenizer = load_with_tokens(folder, trainable=True)
+        assert torch.equal(logits(loaded.eval(), batch), expected)
+        folder = save_adapter(loaded, tmp_path / name, tokenizer=tokenizer)
+        with pytest.raises(ValueError, match="load_with_tokens of t5peft"):
+            by_peft(folder.rename(tmp_path / "moved"))
+        folder = (tmp_path / "moved").rename(folder)
+    fresh, tokenizer = load_backbone(tmp_path / "base")
+    add_tokens(fresh, tokenizer, NEW)
+    assert torch.equal(logits(load_adapter(folder, model=fresh)[0].eval(), batch), expected)
+
+
+def test_training_goes_on_from_a_checkpoint_of_0_1_with_tokens(tmp_path: Path) -> None:
+    folder, _, _ = saved_with_tokens("v1.1", 0, tmp_path)
+    wrapped, _ = load_with_tokens(folder)
+    assert of_another_model(folder, wrapped) == []
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["trainable_token_indices"][NOT_FOR_PEFT]  # which 0.1.0 did not write
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert of_another_model(folder, wrapped) == []
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_the_adapter_and_merged(shape: Geometry) -> None:
     wrapped, _, ids = trained(shape)
@@ -278,13 +345,13 @@ def test_a_classifier_with_tokens_comes_back_by_its_folder_alone(tmp_path: Path)
 
 def test_tokens_that_cannot_be_added_are_told_at_once() -> None:
     model, tokenizer = small_t5("v1.0")
-    with pytest.raises(ValueError, match="No token was added: '' cannot be a token") as error:
+    with pytest.raises(ValueError, match="Got tokens that cannot be added: '' cannot be a token") as error:
         add_tokens(model, tokenizer, ["", "</s>", "{", "{"])
     for part in ("'</s>' is in the vocabulary already, as 1", "'{' is there 2 times"):
         assert part in str(error.value)
-    with pytest.raises(ValueError, match="No token was added: 7 cannot be a token"):
+    with pytest.raises(ValueError, match="Got tokens that cannot be added: 7 cannot be a token"):
         add_tokens(model, tokenizer, [7])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="a list of tokens was expected"):
+    with pytest.raises(ValueError, match=r"\[\] is not a list of tokens"):
         add_tokens(model, tokenizer, [])
     assert len(tokenizer) == len(small_tokenizer())
     assert len(add_tokens(model, tokenizer, iter(["<g>", "<h>"]))) == 2  # type: ignore[arg-type]
@@ -298,7 +365,7 @@ def test_only_lora_adapters_train_tokens_and_once() -> None:
     with pytest.raises(ValueError, match=r"Got a model with .*IA3"):
         train_tokens(ia3_wrap(model), ids)
     wrapped, _, ids = trained("v1.0")
-    with pytest.raises(ValueError, match="trains tokens already; give all ids in one call"):
+    with pytest.raises(ValueError, match="trains tokens already; expected all ids in one call"):
         train_tokens(wrapped, ids)
 
 
@@ -311,7 +378,7 @@ def test_an_id_outside_the_table_is_told() -> None:
 def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     wrapped, _, _ = trained("v1.0")
     save_adapter(wrapped, tmp_path / "adapter")
-    with pytest.raises(FileNotFoundError, match="holds no tokenizer; save the adapter by"):
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer; expected one beside the adapter\. Save"):
         load_with_tokens(tmp_path / "adapter")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -181,7 +182,7 @@ def test_a_boolean_mask_by_pairs_is_the_mask_by_tokens(method: str) -> None:
 def test_a_prompt_takes_no_mask_by_pairs() -> None:
     batch = collate(features(4), **PADS)
     batch["attention_mask"] = batch["attention_mask"].bool()[:, None, None, :]
-    with pytest.raises(ValueError, match=r"shape \(4, 1, 1, \d+\); prompt tuning takes one of shape \[B, S\]"):
+    with pytest.raises(ValueError, match=r"shape \(4, 1, 1, \d+\); expected \[B, S\]"):
         METHODS["prompt"].wrap(tiny())(**batch)
 
 
@@ -495,8 +496,35 @@ def test_torch_says_out_of_memory_in_the_words_we_look_for() -> None:
     assert ran_out_of_memory(error.value)
 
 
-def test_a_budget_of_its_own_is_no_larger_than_the_cache_is_good_for() -> None:
-    assert 64 <= TokenBudget(tiny()).tokens <= 2048
+def kept_bytes_per_token(model: nn.Module) -> float:
+    """Bytes that the backward pass of a step reads, without weights, per token of the step."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = collate(features(40), **PADS)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = target_loss(model, batch)
+    assert loss.requires_grad
+    return sum(kept.values()) / (batch["input_ids"].numel() + batch["labels"].numel())
+
+
+def test_a_budget_of_its_own_fits_into_half_of_the_memory_and_into_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(dropout_rate=0.1)
+    tokens = {}
+    for megabytes in (0, 4, 8, 10**6):
+        free = SimpleNamespace(available=megabytes * 10**6)
+        monkeypatch.setattr("t5peft.training.micro_batches.psutil.virtual_memory", lambda free=free: free)
+        tokens[megabytes] = TokenBudget(model).tokens
+    assert tokens[8] == pytest.approx(2 * tokens[4], abs=1)
+    assert (tokens[0], tokens[10**6]) == (64, 2048)
+    needed = tokens[8] * kept_bytes_per_token(model)
+    assert 8e6 / 8 < needed <= 8e6 / 2
 
 
 @pytest.mark.parametrize("layout", ["padded", "padding_free", "packed"])

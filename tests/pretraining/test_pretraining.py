@@ -771,7 +771,7 @@ def test_the_command_makes_a_model_resumes_it_and_adapts_it(tmp_path: Path, caps
 def test_options_of_a_new_model_beside_a_backbone_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--backbone", "mini", "--d-model", "64", "--vocabulary-share", "1"]
     assert main(["pretrain", "--text", "no.txt", "--output", "no", *options]) == 2
-    assert "Got --vocabulary-share, --d-model, of a new model, and --backbone mini" in capsys.readouterr().err
+    assert "Got --vocabulary-share, --d-model, of a new model, with --backbone mini" in capsys.readouterr().err
 
 
 def test_the_shipped_files_are_those_of_the_card() -> None:

@@ -1,1 +1,1 @@
-"""Metrics as `evaluate` modules for `evaluate.load(path)`, each a few lines around `t5peft.evaluation.compute`."""
+"""Metrics as ``evaluate`` modules for ``evaluate.load(path)``, each around ``t5peft.evaluation.compute``."""

@@ -1,15 +1,5 @@
-"""`f1` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.classification.f1`."""
+"""``f1`` of t5peft as an ``evaluate`` module."""
 
-import evaluate
+from t5peft.evaluation.offline_modules import make_module
 
-from t5peft.evaluation import offline_modules as carried
-
-
-class F1(evaluate.Metric):
-    """Loaded by `evaluate.load(path)`."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return carried.info("f1")
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return carried.scores("f1", predictions, references)
+Module = make_module("f1")

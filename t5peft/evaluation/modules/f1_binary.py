@@ -1,15 +1,5 @@
-"""`f1_binary` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.classification.f1_binary`."""
+"""``f1_binary`` of t5peft as an ``evaluate`` module."""
 
-import evaluate
+from t5peft.evaluation.offline_modules import make_module
 
-from t5peft.evaluation import offline_modules as carried
-
-
-class F1Binary(evaluate.Metric):
-    """Loaded by `evaluate.load(path)`."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return carried.info("f1_binary")
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return carried.scores("f1_binary", predictions, references)
+Module = make_module("f1_binary")

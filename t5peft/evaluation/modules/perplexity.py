@@ -1,15 +1,5 @@
-"""`perplexity` of t5peft as an `evaluate` module; the score itself is `t5peft.evaluation.calibration.perplexity`."""
+"""``perplexity`` of t5peft as an ``evaluate`` module."""
 
-import evaluate
+from t5peft.evaluation.offline_modules import make_module
 
-from t5peft.evaluation import offline_modules as carried
-
-
-class Perplexity(evaluate.Metric):
-    """Loaded by `evaluate.load(path)`."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return carried.info("perplexity")
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        return carried.scores("perplexity", predictions, references)
+Module = make_module("perplexity")

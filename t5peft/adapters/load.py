@@ -1,0 +1,267 @@
+"""Load adapters beside their backbones: verified, whole, and on the backbone that they were trained on."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import t5peft.methods  # noqa: F401  (registers our tuners with peft)
+from t5peft.adapters.manifest import (
+    CONFIG,
+    MANIFEST,
+    OLD_WEIGHTS,
+    WEIGHTS,
+    backbone_problems,
+    read_config,
+)
+from t5peft.compat.peft import adapter_state, share_rows, stored_state
+from t5peft.models.backbone import Quantization, correct_config, ensure_trainable_dtype, load_backbone
+from t5peft.models.embedded import backbone_name
+from t5peft.models.folders import recover
+from t5peft.models.manifest import non_finite_names, read_manifest, verify
+from t5peft.models.tokens import NOT_FOR_PEFT, add_tokens
+from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
+
+# The model of an adapter by its task type, where it is neither a language model nor a classifier of texts.
+_OTHER_MODELS = {
+    "TOKEN_CLS": "T5ForTokenClassification",
+    "QUESTION_ANS": "T5ForQuestionAnswering",
+    "FEATURE_EXTRACTION": "T5EncoderModel",
+}
+
+
+def load_adapter(
+    folder: str | Path,
+    *,
+    model: PreTrainedModel | None = None,
+    trainable: bool = False,
+    quantize: Quantization | None = None,
+) -> tuple[PeftModel, PreTrainedTokenizerBase | None]:
+    """Load an adapter beside its backbone.
+
+    Args:
+        folder: What ``save_adapter``, the Trainer or peft itself saved.
+        model: The backbone, without an adapter. None: loaded under the name that the adapter's configuration holds.
+        trainable: Whether to train on.
+        quantize: How to load the backbone; ``"nf4"`` with ``quantize_wo`` where the adapter was trained so.
+
+    Returns:
+        The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
+
+    Raises:
+        FileNotFoundError: ``folder`` does not hold an adapter.
+        ValueError: The adapter is damaged or of another backbone, or ``model`` has an adapter already.
+    """
+    folder = Path(folder)
+    if model is not None:
+        ensure_unwrapped(model)
+    _ensure_intact(folder)
+    tokenizer = None
+    if model is None:
+        model, tokenizer = backbone_of(folder, quantize=quantize)
+    if trainable:
+        ensure_trainable_dtype(model)
+    raise_if_problems(folder, backbone_problems(folder, read_config(folder).get("base_model_name_or_path"), model))
+    correct_config(unwrap_t5(model))
+    wrapped = _wrap(model, folder, trainable=trainable)
+    raise_if_problems(folder, _wrong_keys(wrapped, folder))
+    share_rows(unwrap_t5(wrapped), str(wrapped.active_adapter))
+    return wrapped, tokenizer
+
+
+def load_with_tokens(
+    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Load an adapter that was saved with its tokenizer, beside its backbone with the tokens added.
+
+    Args:
+        folder: What ``save_adapter(..., tokenizer=tokenizer)`` saved.
+        trainable: Whether to train on.
+        quantize: How to load the backbone.
+
+    Returns:
+        The wrapped model and the tokenizer.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter or no tokenizer.
+        ValueError: As for ``load_adapter``.
+    """
+    folder = Path(folder)
+    _ensure_intact(folder)
+    try:
+        saved = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"Got {folder}, which holds no tokenizer; expected one beside the adapter. Save the adapter by save_adapter(model, "
+            "folder, tokenizer=tokenizer)."
+        ) from error
+    model, tokenizer = backbone_of(folder, quantize=quantize)
+    known = tokenizer.get_vocab()
+    new = sorted((index, token) for token, index in saved.get_added_vocab().items() if token not in known)
+    if new:
+        add_tokens(model, tokenizer, [token for _, token in new])
+    return load_adapter(folder, model=model, trainable=trainable)[0], tokenizer
+
+
+def load_saved(
+    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Load an adapter beside its backbone, with the tokens that it brings if it does.
+
+    Args:
+        folder: What ``save_adapter`` saved.
+        trainable: Whether to train on.
+        quantize: How to load the backbone.
+
+    Returns:
+        The wrapped model and the tokenizer.
+
+    Raises:
+        FileNotFoundError: ``folder`` does not hold an adapter.
+        ValueError: As for ``load_adapter``.
+    """
+    load = load_with_tokens if brings_tokens(folder) else load_adapter
+    model, tokenizer = load(folder, trainable=trainable, quantize=quantize)
+    assert tokenizer is not None  # as no model was given
+    return model, tokenizer
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Return whether ``folder`` holds an adapter, after completing a save that was interrupted."""
+    recover(Path(folder))
+    return (Path(folder) / CONFIG).is_file()
+
+
+def brings_tokens(folder: str | Path) -> bool:
+    """Return whether an adapter trains rows of tokens and was saved with the tokenizer that knows them.
+
+    Raises:
+        ValueError: The adapter's configuration is damaged.
+    """
+    if not is_adapter(folder) or not (Path(folder) / "tokenizer_config.json").is_file():
+        return False
+    return read_config(Path(folder)).get("trainable_token_indices") is not None
+
+
+def base_of(folder: str | Path) -> str:
+    """Return the name of the backbone that the adapter in ``folder`` belongs to, as ``load_backbone`` takes it.
+
+    Raises:
+        ValueError: The adapter's configuration is damaged.
+    """
+    name = read_config(Path(folder)).get("base_model_name_or_path") or ""
+    return backbone_name(name) if name else ""
+
+
+def backbone_of(
+    folder: str | Path, *, quantize: Quantization | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the backbone that the adapter in ``folder`` belongs to, with a head of as many classes.
+
+    Args:
+        folder: An adapter.
+        quantize: How to load it. ``"nf4"`` quantizes ``wo`` too where it was so in training.
+
+    Returns:
+        The backbone and its tokenizer.
+
+    Raises:
+        FileNotFoundError: It is not under the name that it was trained by.
+        ValueError: The adapter is damaged, or of a model that ``load_backbone`` does not load.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        return load_backbone(
+            base_of(folder),
+            quantize=quantize,
+            quantize_wo=quantize == "nf4" and manifest is not None and manifest.quantized_wo,
+            num_labels=_number_of_labels(folder),
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"Got the adapter {folder}, whose backbone cannot be loaded as in training, by {base_of(folder)!r} (in {Path.cwd()}); "
+            "expected it there. Put it, or a link to it, there, or load it from elsewhere and give it to load_adapter(folder, "
+            f"model=). {error}"
+        ) from error
+
+
+def raise_if_problems(folder: Path, problems: list[str]) -> None:
+    """Raise one ValueError for all ``problems`` of the adapter in ``folder``, if there are any."""
+    if problems:
+        raise ValueError(
+            f"Got the adapter {folder}, which is not loaded: {'; '.join(problems)}; expected an adapter as it was saved. Load it "
+            "beside the backbone that it was trained on, from a folder as it was saved."
+        )
+
+
+def _ensure_intact(folder: Path) -> None:
+    """Refuse a folder without an adapter, or with a damaged one, before anything in it is parsed."""
+    recover(folder)
+    if not (folder / CONFIG).is_file() or not any(
+        (folder / name).is_file() for name in (WEIGHTS, OLD_WEIGHTS, MANIFEST)
+    ):
+        raise FileNotFoundError(
+            f"Got {folder}, which holds no adapter; expected {CONFIG} and {WEIGHTS}, as save_adapter writes them."
+        )
+    raise_if_problems(folder, verify(folder))
+    read_config(folder)
+
+
+def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
+    """Let peft load the adapter in ``folder``, with one clear error for whatever it cannot read."""
+    with warnings.catch_warnings():
+        # Missing keys are an error later, not a warning.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        # peft reads a property that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            rows = getattr(config, "trainable_token_indices", None)
+            marks = {NOT_FOR_PEFT: rows.pop(NOT_FOR_PEFT)} if isinstance(rows, dict) and NOT_FOR_PEFT in rows else {}
+            wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
+        except (ImportError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # peft raises whatever a wrong value leads to
+            raise ValueError(
+                f"Got the adapter {folder}, which does not fit this model, or whose {CONFIG} was changed: {error}; expected an "
+                "adapter as it was saved. Restore the folder, or load it beside the backbone that it was trained on."
+            ) from error
+    if rows and marks:
+        rows.update(marks)
+    return wrapped
+
+
+def _number_of_labels(folder: Path) -> int | None:
+    """Number of classes of the head that the adapter brings, or None."""
+    kind = read_config(folder).get("task_type")
+    if kind in _OTHER_MODELS:
+        raise ValueError(
+            f"Got {folder}, an adapter of a {_OTHER_MODELS[kind]}, which is not loaded by itself; expected its model. Give "
+            f"model={_OTHER_MODELS[kind]}.from_pretrained({base_of(folder)!r})."
+        )
+    if kind != "SEQ_CLS":
+        return None
+    heads = [t for name, t in stored_state(folder).items() if name.endswith("classification_head.out_proj.weight")]
+    if not heads:
+        raise_if_problems(folder, ["the classification head is missing from its weights"])
+    return len(heads[0])
+
+
+def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
+    tensors = stored_state(folder)
+    saved, expected = set(tensors), set(adapter_state(model, str(model.active_adapter)))
+    problems = []
+    if broken := non_finite_names(tensors.items()):  # in a file of an early peft, which verify does not read
+        problems.append(f"these tensors hold NaN or infinity: {broken[:5]}")
+    if missing := sorted(expected - saved):
+        problems.append(
+            f"{len(missing)} of {len(expected)} tensors of the model are missing from it, such as {missing[0]}"
+        )
+    if foreign := sorted(saved - expected):
+        problems.append(f"{len(foreign)} of its {len(saved)} tensors have no place in the model, such as {foreign[0]}")
+    return problems

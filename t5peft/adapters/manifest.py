@@ -1,0 +1,114 @@
+"""The manifest and the configuration of an adapter's folder: write, read, and compare with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps
+from t5peft.models.manifest import MANIFEST, read_json, read_manifest, write_manifest_file
+from t5peft.models.quantized import Quantization, quantization_of_model, quantizes_wo
+from t5peft.models.unwrap import unwrap_t5
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+OLD_WEIGHTS = "adapter_model.bin"  # of early versions of peft
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,),
+    "peft_type": (str,),
+    "task_type": (str,),
+    "trainable_token_indices": (dict, list),
+}
+
+
+def write_manifest(folder: Path, model: PreTrainedModel | PeftModel, data: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of ``folder``, after all else is on disk.
+
+    Args:
+        folder: A complete folder.
+        model: The model whose weights, or whose adapter, are in it.
+        data: What a run that resumes must find unchanged.
+    """
+    write_manifest_file(folder, describe(model) | {"data": data})
+
+
+def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
+    """Return what a manifest says of the backbone of ``model``."""
+    return {
+        "backbone": fingerprint(model),
+        "maps": fingerprint_of_maps(model),
+        "rows": len(backbone_embeddings(model)),
+        "quantized": quantization_of_model(model),
+        "quantized_wo": quantizes_wo(unwrap_t5(model)),
+    }
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of the adapter in ``folder``.
+
+    Raises:
+        ValueError: The file is damaged, in whichever way.
+    """
+    config = read_json(folder / CONFIG)
+    if wrong := [name for name, kinds in _TYPES.items() if not isinstance(config.get(name), (*kinds, type(None)))]:
+        raise ValueError(
+            f"Got {folder / CONFIG} with values of a wrong type for {', '.join(wrong)}; expected what peft wrote. Restore the "
+            "folder as it was saved."
+        )
+    return config
+
+
+def quantization_of(folder: str | Path) -> Quantization | None:
+    """Return how the backbone was quantized that the adapter in ``folder`` was trained beside.
+
+    Raises:
+        ValueError: The manifest is damaged.
+    """
+    manifest = read_manifest(Path(folder))
+    return manifest.quantized if manifest else None
+
+
+def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedModel | PeftModel) -> list[str]:
+    """Return why what is in ``folder`` was not trained on ``model``; empty if it was, or if the manifest does not say.
+
+    Args:
+        folder: A folder with an intact manifest, or without one.
+        base_name: The name of the backbone in training.
+        model: A backbone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return []
+    problems = []
+    for saved, own in ((manifest.backbone, fingerprint(model)), (manifest.maps, fingerprint_of_maps(model))):
+        if None not in (saved, own) and saved != own:
+            problems.append(
+                f"it was trained on another backbone (fingerprint {saved}, {base_name!r}) than the given one ({own}, "
+                f"{unwrap_t5(model).name_or_path!r})"
+            )
+            break
+    rows = len(backbone_embeddings(model))
+    if manifest.rows > rows:
+        problems.append(
+            f"it was trained beside a table of {manifest.rows} tokens and the given one has {rows}: add the tokens first, or load "
+            "it by load_with_tokens where add_tokens added them"
+        )
+    return problems
+
+
+__all__ = [
+    "CONFIG",
+    "MANIFEST",
+    "OLD_WEIGHTS",
+    "WEIGHTS",
+    "backbone_problems",
+    "describe",
+    "quantization_of",
+    "read_config",
+    "write_manifest",
+]

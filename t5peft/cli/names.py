@@ -1,0 +1,35 @@
+"""Names and defaults that ``--help`` shows, kept apart from what they name, so that help does not import torch.
+
+``tests/cli/test_help.py`` compares them with the tables of the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+METHODS = (
+    "full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "norm", "parallel", "pfeiffer",
+)  # fmt: skip
+NUMERIC_OPTIONS: dict[str, type[int] | type[float]] = {
+    "rank": int, "alpha": float, "dropout": float, "length": int, "projection_size": int, "size": int, "reduction": int,
+}  # fmt: skip
+PRESETS = (
+    "classification", "sentence_pairs", "summarisation", "question_answering", "translation", "dialogue", "data_to_text",
+    "correction", "generation", "recommendation",
+)  # fmt: skip
+PRETRAIN_CONFIG = {
+    "source_tokens": 512, "rows": 16, "micro_batches": 1, "task_rows": 0, "warmup": 100, "decay_start_step": 1000, "steps": 1000,
+    "cooldown": 0, "seed": 0, "log_every": 10, "eval_every": 200, "save_every": 200,
+}  # fmt: skip
+PRETRAIN_SHAPE = {"d_model": 256, "d_ff": 1024, "layers": 4, "heads": 4, "d_kv": 64}
+PRETRAIN_LEARNING_RATES = {"muon": 2e-2, "adafactor": 1e-2, "adamw": 2e-3}
+
+
+def suite_names() -> list[str]:
+    """Return the names of the package's suites.
+
+    Returns:
+        The names in their order.
+    """
+    folder = Path(__file__).parents[1] / "benchmark" / "suites"
+    return sorted(path.stem for path in folder.glob("*.yaml"))

@@ -1,0 +1,88 @@
+"""Get the batches of each optimizer step, and count their items over all processes."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from t5peft.compat.accelerate import examples_of_last_batch
+from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
+from t5peft.training.heads import Batch
+
+
+class BatchingTrainer(EvaluatingTrainer):
+    """A Trainer whose steps count each example once, with any number of processes."""
+
+    _pending: list[dict[str, Any]]  # examples of a step whose last batch has not come
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of the training data, whose batches are inputs of the model."""
+        self._prepare_data(self.train_dataset)
+        return super().get_train_dataloader()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the batches of one optimizer step, and the number of their items over all processes."""
+        self._pending = []
+        if self.state.global_step >= self.state.max_steps > 0:  # transformers would take a step more
+            self.control.should_training_stop = True
+            return [], None
+        if self.has_own_loss():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if not batches:
+            return [], None
+        if not all(map(self.head.is_labeled, batches)):
+            raise ValueError(self.head.columns_error(batches[0]))
+        if self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = self._without_repeated(batches[-1])
+        items = torch.tensor(float(sum(map(self.head.count, batches))), device=device)
+        total = self.accelerator.reduce(items, reduction="sum") if self.accelerator.num_processes > 1 else items
+        if total == 0:
+            raise ValueError(
+                "Got a step whose targets are all padding (-100); expected at least one target token. Look at the `labels` of "
+                "the data."
+            )
+        if self._cuts_steps:  # a stream has ended within a step
+            batches += [{name: value[:0] for name, value in batches[0].items()}] * (num_batches - len(batches))
+        return batches, total if self.args.average_tokens_across_devices else items
+
+    def _without_repeated(self, batch: Batch) -> Batch:
+        """Return the last batch of an epoch without the examples that accelerate repeats, so that all processes get as many.
+
+        A process that is left with none keeps one without a label: it must take part in the exchange of gradients.
+        """
+        real = examples_of_last_batch(cast(DataLoader, self.callback_handler.train_dataloader))
+        if real is None:
+            return batch
+        rows = {name: value[: max(1, real)] for name, value in batch.items()}
+        return rows if real else self.head.without_labels(rows)
+
+    @property
+    def _cuts_steps(self) -> bool:
+        """Whether the batches of a step are taken together and cut by length."""
+        return isinstance(self.data_collator, Collator) and not self.has_own_loss() and not self.is_deepspeed_enabled
+
+
+def uses_items(function: Callable[..., Any]) -> bool:
+    """Return whether a loss of the user's uses ``num_items_in_batch``, or hands it on, and so is not a mean over a batch."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return True
+    parameters = inspect.signature(function).parameters
+    if "num_items_in_batch" in parameters:
+        names = {"num_items_in_batch"}
+    else:
+        kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        names = {name for name, parameter in parameters.items() if parameter.kind in kinds}
+    loaded = [i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD")]
+    return any(names & {*(value if isinstance(value, tuple) else (value,))} for value in loaded)

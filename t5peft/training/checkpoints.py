@@ -1,0 +1,236 @@
+"""Save checkpoints whole, and resume from whole ones that fit the model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from t5peft.adapters.checkpoints import folder_of, newest_complete, of_another_model, read_run_state, rotate
+from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
+from t5peft.compat.lock import hold_folder
+from t5peft.models.manifest import non_finite_names, verify
+from t5peft.models.unwrap import unwrap_t5
+
+logger = logging.getLogger("t5peft")
+
+
+class CheckpointTrainer(Seq2SeqTrainer):
+    """A Trainer whose checkpoints are saved atomically, and verified before a run goes on from one."""
+
+    @property
+    def wrapped_model(self) -> PeftModel | PreTrainedModel:
+        """The model, a T5 or a wrapped one."""
+        return cast("PeftModel | PreTrainedModel", self.model)
+
+    @property
+    def t5(self) -> PreTrainedModel:
+        """The T5 inside of the model."""
+        return unwrap_t5(cast(nn.Module, self.model))
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: A folder, or True for the newest complete checkpoint in ``output_dir``.
+            trial: A trial of a hyperparameter search.
+            ignore_keys_for_eval: Outputs of the model to leave out of predictions.
+
+        Raises:
+            ValueError: There is nothing to resume from, or the checkpoint is damaged or another model's.
+            FloatingPointError: The weights, the loss or a gradient became NaN or infinite.
+            FolderInUseError: Another run trains into ``output_dir``.
+            DiskError: The disk of ``output_dir`` is full, read-only or broken.
+        """
+        # A run that saves nothing writes nothing there.
+        saves = self.args.save_strategy != "no"
+        with hold_folder(self.output_folder) if saves else contextlib.nullcontext():
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(
+        self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: list[str] | None
+    ) -> TrainOutput:
+        if resume_from_checkpoint is True:
+            newest = newest_resumable(self.output_folder)
+            if newest is None:
+                raise ValueError(
+                    f"There is no complete checkpoint in {self.output_folder} to resume from; expected one. Train without "
+                    "resume_from_checkpoint=True."
+                )
+            resume_from_checkpoint = str(newest)
+        if resume_from_checkpoint:
+            self._check_checkpoint(Path(resume_from_checkpoint))
+        output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        self.check_weights()
+        return output
+
+    @property
+    def output_folder(self) -> Path:
+        """The folder of the run."""
+        return Path(cast(str, self.args.output_dir))
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether checkpoints have a format of DeepSpeed or FSDP."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    def _check_checkpoint(self, folder: Path) -> None:
+        problems = verify(folder)
+        if not problems and not self._is_sharded:
+            problems = of_another_model(folder, self.wrapped_model)
+        if problems:
+            raise ValueError(
+                f"The checkpoint {folder} cannot be resumed from: {'; '.join(problems)}. Expected a complete one, and the model "
+                "that it was saved of. Make that model again, or train into another folder."
+            )
+        if not self._is_sharded and not (folder / OPTIMIZER_NAME).is_file():
+            logger.warning("%s holds no optimizer: its state and the learning rate schedule start anew.", folder)
+        own = self._data_order()
+        changed = {name: (old, own[name]) for name, old in read_run_state(folder).items() if old != own.get(name, old)}
+        if changed:
+            logger.warning(
+                "The checkpoint %s is of a run with other training data (%s): the steps that it took are skipped in another order, "
+                "so that some examples come twice and others not at all.",
+                folder,
+                ", ".join(f"{name} {now}, not {old}" for name, (old, now) in changed.items()),
+            )
+
+    def _data_order(self) -> dict[str, int]:
+        """Return what decides the order of the training examples; empty for a stream, or for a loader of the user's."""
+        if not hasattr(self.train_dataset, "__len__"):
+            return {}
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return {"examples": len(cast(Any, self.train_dataset)), "seed": seed}
+
+    def check_weights(self) -> None:
+        """Check that a step has left numbers in the trained weights.
+
+        Raises:
+            FloatingPointError: It has not.
+        """
+        trained = ((name, p.data) for name, p in self.wrapped_model.named_parameters() if p.requires_grad)
+        if broken := non_finite_names(trained):
+            raise FloatingPointError(
+                f"After step {self.state.global_step} these weights contain NaN or infinity: {broken[:5]}. Training stops, and "
+                "they are not saved, so that the last checkpoint is kept. Lower the learning rate, or clip gradients "
+                "(max_grad_norm)."
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, then its manifest, and only then delete an older one.
+
+        Raises:
+            FloatingPointError: The weights contain NaN or infinity; nothing is saved or deleted.
+        """
+        self.check_weights()
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
+            rotate(folder.parent, limit, self.state.best_model_checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save the model, of a wrapped one only the adapter.
+
+        A manifest of what was there before is deleted: it would call the new files damaged.
+        """
+        folder = Path(output_dir or self.output_folder)
+        if self.args.should_save:
+            (folder / MANIFEST).unlink(missing_ok=True)
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self.model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(str(folder))
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of keys that a checkpoint lacks, but not of tied weights."""
+        tied = self.t5.all_tied_weights_keys
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint into the adapters that are trained."""
+        if not isinstance(self.model, PeftModel) or self._is_sharded:
+            super()._load_best_model()
+        else:
+            _load_adapters(self.model, Path(cast(str, self.state.best_model_checkpoint)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load a checkpoint into all active adapters, and leave them active and trained as they were."""
+        model = cast(nn.Module, self.model) if model is None else model
+        if not isinstance(model, PeftModel) or self._is_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        _load_adapters(model, Path(resume_from_checkpoint))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+
+
+def _load_adapters(model: PeftModel, checkpoint: Path) -> None:
+    for name in model.active_adapters:
+        folder = folder_of(checkpoint, name)
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(
+                f"Got the checkpoint {checkpoint} without weights of the adapter {name!r}; expected {WEIGHTS} in {folder}. "
+                "Take a checkpoint of this model."
+            )
+        model.load_adapter(str(folder), name)
+
+
+def newest_resumable(run_folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run, by its manifest or, where there is none at all, of plain Trainer's."""
+    if any(run_folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{MANIFEST}")):
+        return newest_complete(run_folder)
+    folders = [path for path in run_folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        if _is_complete_without_manifest(folder):
+            return folder
+        logger.warning("Passing over %s: saving it was not finished.", folder)
+    return None
+
+
+def _is_complete_without_manifest(folder: Path) -> bool:
+    """Whether plain Trainer finished saving a checkpoint: its state, the last file, is there, and each file can be opened."""
+    try:
+        step = json.loads((folder / TRAINER_STATE_NAME).read_text())["global_step"]
+        weights = set(folder.rglob("*.safetensors"))
+        index = folder / SAFE_WEIGHTS_INDEX_NAME
+        named = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+        for path in weights:
+            with safe_open(path, "pt"):  # which compares the size of the file with its header
+                pass
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
+    archives = [folder / name for name in (OPTIMIZER_NAME, SCHEDULER_NAME) if (folder / name).exists()]
+    return (
+        bool(weights)
+        and str(step) == folder.name.split("-")[-1]
+        and {folder / name for name in named} <= weights
+        and all(map(zipfile.is_zipfile, archives))
+    )

@@ -1,0 +1,121 @@
+"""The options that say which records: their encoding, delimiter and references, standard input, folders."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from tiny import tiny_t5
+from transformers import ByT5Tokenizer
+
+from t5peft.cli import main
+from t5peft.cli.data import add_data_arguments, read_data, save_task
+from t5peft.data import Task
+from t5peft.data.splits import Splits
+
+REVIEWS = "review;stars\n" + "".join(f"café {i} – “ok”;{i % 2}\n" for i in range(20))
+
+
+def read(*given: str) -> tuple[Task, Splits]:
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    return read_data(parser.parse_args(given))
+
+
+def family(path: Path | str, *more: str) -> list[str]:
+    return [
+        "--task",
+        "classification",
+        "--train",
+        str(path),
+        "--column",
+        "text=review",
+        "--column",
+        "label=stars",
+        *more,
+    ]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    tiny_t5().save_pretrained(folder)
+    ByT5Tokenizer().save_pretrained(folder)
+    save_task(Task("echo", "say: {text}", "{out}", metrics=("accuracy",), max_target_length=4), folder)
+    return str(folder)
+
+
+def test_a_table_is_read_as_the_errors_say(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(REVIEWS.encode("cp1252"))
+    with pytest.raises(ValueError, match=r"train.csv, which is not utf-8.*\(--encoding cp1252\)"):
+        read(*family(path))
+    with pytest.raises(ValueError, match=r"train.csv with one column.*\(--delimiter ';'\)"):
+        read(*family(path, "--encoding", "cp1252"))
+    task, splits = read(*family(path, "--encoding", "cp1252", "--delimiter", ";"))
+    assert {split: len(records) for split, records in splits.items()} == {"train": 18, "validation": 2}
+    assert "– “ok”" in splits["train"][0]["review"]
+    path.write_text(REVIEWS.replace(";", "\t"))
+    assert read(*family(path, "--delimiter", "tab"))[0] == task
+
+
+def test_standard_input_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(REVIEWS.encode())))
+    assert len(read(*family("-", "--delimiter", ";"))[1]["train"]) == 18
+    with pytest.raises(ValueError, match="Got '-', standard input, for several files; expected it for one"):
+        read(*family("-", "--test", "-"))
+
+
+def test_references_are_named(tmp_path: Path) -> None:
+    rows = [{"mr": f"m{i}", "ref": "a", "others": ["a", "b"]} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task, splits = read("--task", "data_to_text", "--train", str(tmp_path / "a.jsonl"), "--references", "others")
+    assert task.answers(splits["validation"][0]) == ["a", "b"]
+
+
+def test_a_sharded_folder_brings_its_splits_and_the_names_of_labels(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    for i in range(2):
+        rows = [{"text": f"film {i} {j}", "label": j % 2} for j in range(10)]
+        dataset = Dataset.from_list(rows, features=features)
+        dataset.to_parquet(tmp_path / f"train-{i:05d}-of-00002.parquet")
+    task, splits = read("--task", "classification", "--train", str(tmp_path))
+    assert task.verbalizer == {"0": "bad", "1": "good"}
+    assert {split: len(records) for split, records in splits.items()} == {"train": 18, "validation": 2}
+    words = ["--target-word", "bad=poor", "--target-word", "good=fine"]
+    assert read("--task", "classification", "--train", str(tmp_path), *words)[0].verbalizer == {
+        "0": "poor",
+        "1": "fine",
+    }
+
+
+def test_an_error_has_the_row_of_the_file_before_records_are_held_out(tmp_path: Path) -> None:
+    rows = [{"text": f"film {i}", "label": "x" if i != 17 else None} for i in range(30)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "b", "label": "y"}]))
+    with pytest.raises(ValueError, match=r"a.jsonl .*\n  - The column 'label' holds NoneType in row 17"):
+        read("--task", "classification", "--train", str(path))
+
+
+def test_predict_and_evaluate_read_standard_input(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"text;out\na;b\nc;d\n")))
+    assert main(["predict", model, "--data", "-", "--delimiter", ";"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["a", "c"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a", "out": "b", "refs": ["b"]}\n')))
+    assert main(["evaluate", model, "--data", "-", "--references", "refs"]) == 0
+    assert "echo, 1 records" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a", "out": "b"}\n')))
+    assert main(["evaluate", model, "--data", "-", "--references", "refs"]) == 2
+    assert "in the column 'refs', which is in none of the 1 records" in capsys.readouterr().err
+
+
+def test_a_wrong_delimiter_ends_in_one_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    assert main(["predict", model, "--data", str(tmp_path / "a.csv"), "--delimiter", "::"]) == 2
+    assert "Got the delimiter '::'; expected one character" in capsys.readouterr().err

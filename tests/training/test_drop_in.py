@@ -1,0 +1,456 @@
+"""T5PeftTrainer is a drop-in for Seq2SeqTrainer: same arguments, hooks and batches, and the user's own code means the same."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import AdaLoraConfig, get_peft_model
+from stacks import GradientRecorder, quiet_arguments, relative_difference
+from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5ForConditionalGeneration,
+)
+
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
+from t5peft.adapters.manifest import MANIFEST
+
+RECORDS = tiny_records(8)
+
+
+def trainer_of(kind: type, model: Any, folder: Path, records: Any = RECORDS, **given: Any) -> Seq2SeqTrainer:
+    """Either Trainer of the same arguments; plain transformers' with the collator that it needs."""
+    names = set(inspect.signature(Seq2SeqTrainer.__init__).parameters)
+    options = {name: given.pop(name) for name in list(given) if name in names}
+    ours = issubclass(kind, T5PeftTrainer)
+    args = T5PeftTrainingArguments if ours else Seq2SeqTrainingArguments
+    if not ours:
+        options.setdefault("data_collator", DataCollatorForSeq2Seq(tiny_tokenizer(), model=model))
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "train_sampling_strategy": "sequential"}
+    return kind(
+        model=model,
+        args=args(**quiet_arguments(folder, settings | given)),
+        train_dataset=records,
+        processing_class=tiny_tokenizer(),
+        **options,
+    )
+
+
+def losses_and_gradients(trainer: Seq2SeqTrainer) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    recorder = GradientRecorder()
+    trainer.add_callback(recorder)
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line], recorder.steps
+
+
+def assert_same_training(ours: Seq2SeqTrainer, plain: Seq2SeqTrainer) -> None:
+    (losses, gradients), (expected, wanted) = losses_and_gradients(ours), losses_and_gradients(plain)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert len(gradients) == len(wanted) == len(losses)
+    for got, right in zip(gradients, wanted, strict=True):
+        assert relative_difference(got, right) < 1e-4
+
+
+# Losses of the user's own
+
+
+class Mean:
+    """A mean over the target tokens of a batch, as most users write it."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        loss = 0.5 * outputs.loss + 1
+        return (loss, outputs) if return_outputs else loss
+
+
+class MeanWithKeywords:
+    """The same, without a word of ``num_items_in_batch``."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs.logits.flatten(0, 1), inputs["labels"].flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+class Sum:
+    """A sum over target tokens, divided by those of the step."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        labels = inputs["labels"].flatten()
+        loss = cross_entropy(outputs.logits.flatten(0, 1), labels, reduction="sum") / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
+OWN_LOSSES = [Mean, MeanWithKeywords, Sum]
+
+
+def with_loss(loss: type, trainer: type) -> type:
+    return type(f"{loss.__name__}{trainer.__name__}", (loss, trainer), {})
+
+
+@pytest.mark.parametrize("pack", [None, False])
+@pytest.mark.parametrize("loss", OWN_LOSSES)
+def test_an_overridden_loss_is_that_of_plain_trainer(loss: type, pack: bool | None, tmp_path: Path) -> None:
+    long = [{**record, "input_ids": record["input_ids"][:-1] * 60 + [EOS]} for record in RECORDS]
+    ours = trainer_of(
+        with_loss(loss, T5PeftTrainer), tiny_t5(), tmp_path, long, pack=pack, per_device_train_batch_size=8
+    )
+    plain = trainer_of(with_loss(loss, Seq2SeqTrainer), tiny_t5(), tmp_path, long, per_device_train_batch_size=8)
+    assert_same_training(ours, plain)
+    assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain.evaluate(RECORDS)["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", OWN_LOSSES)
+def test_an_overridden_loss_of_accumulated_batches_is_a_mean_and_no_sum_of_means(loss: type, tmp_path: Path) -> None:
+    ours = trainer_of(
+        with_loss(loss, T5PeftTrainer),
+        tiny_t5(),
+        tmp_path,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+    )
+    plain = trainer_of(
+        with_loss(loss, Seq2SeqTrainer),
+        tiny_t5(),
+        tmp_path,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+    )
+    if loss is not Sum:
+        plain.loss_is_scaled_for_ga = False  # transformers' own way to say so
+    assert_same_training(ours, plain)
+
+
+def loss_function(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    return 2 * cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_compute_loss_func_is_that_of_plain_trainer(accumulation: int, tmp_path: Path) -> None:
+    given = {"compute_loss_func": loss_function, "gradient_accumulation_steps": accumulation}
+    ours, plain = (trainer_of(kind, tiny_t5(), tmp_path, **given) for kind in (T5PeftTrainer, Seq2SeqTrainer))
+    assert_same_training(ours, plain)
+    assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain.evaluate(RECORDS)["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_adds_to_ours_keeps_it(accumulation: int, tmp_path: Path) -> None:
+    class Weighted(T5PeftTrainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            assert outputs.logits.shape[:2] == inputs["labels"].shape
+            return (3 * loss, outputs) if return_outputs else 3 * loss
+
+    given = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 4 // accumulation}
+    weighted, gradients = losses_and_gradients(trainer_of(Weighted, tiny_t5(), tmp_path, **given, learning_rate=0))
+    losses, expected = losses_and_gradients(trainer_of(T5PeftTrainer, tiny_t5(), tmp_path, **given, learning_rate=0))
+    assert weighted == pytest.approx([3 * loss for loss in losses], rel=1e-6)
+    tripled = {name: 3 * gradient for name, gradient in expected[0].items()}
+    assert relative_difference(gradients[0], tripled) < 1e-5
+
+
+def ada_lora() -> Any:
+    config = AdaLoraConfig(
+        init_r=6, target_r=4, tinit=1, tfinal=1, deltaT=1, total_step=10, orth_reg_weight=0.7, target_modules=["q", "v"],
+        task_type="SEQ_2_SEQ_LM",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return get_peft_model(tiny_t5(), config)
+
+
+@pytest.mark.parametrize("cutting", [{}, {"tokens_per_micro_batch": 40}, {"bucket_by_length": False}], ids=str)
+def test_what_a_tuner_adds_to_the_loss_counts_once_a_step(cutting: dict[str, Any], tmp_path: Path) -> None:
+    ours = trainer_of(T5PeftTrainer, ada_lora(), tmp_path, **cutting)
+    plain = trainer_of(Seq2SeqTrainer, ada_lora(), tmp_path)
+    batch = plain.data_collator(RECORDS[:4])
+    own = ada_lora().train()(**batch).loss.item()
+    assert own > ada_lora().base_model.model(**batch).loss.item() + 1  # the addition is not small
+    assert losses_and_gradients(ours)[0][0] == pytest.approx(own, rel=1e-5)
+    assert_same_training(
+        trainer_of(T5PeftTrainer, ada_lora(), tmp_path, **cutting), trainer_of(Seq2SeqTrainer, ada_lora(), tmp_path)
+    )
+
+
+def test_what_a_tuner_adds_to_the_loss_is_part_of_the_evaluation_loss(tmp_path: Path) -> None:
+    batch = DataCollatorForSeq2Seq(tiny_tokenizer(), model=tiny_t5())(RECORDS)
+    with torch.no_grad():
+        expected = ada_lora().eval()(**batch).loss.item()
+    for size in (3, 8):
+        trainer = trainer_of(T5PeftTrainer, ada_lora(), tmp_path, per_device_eval_batch_size=size)
+        assert trainer.evaluate(RECORDS)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+# Evaluation by the user's own code
+
+
+class Recorder:
+    """Counts what prediction_step gets."""
+
+    seen: list[int]
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        self.seen = [*getattr(self, "seen", []), len(inputs["input_ids"])]
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)  # type: ignore[misc]
+        return 2 * loss, logits, labels
+
+
+def test_an_overridden_prediction_step_is_called_for_every_batch(tmp_path: Path) -> None:
+    found = []
+    for kind in (T5PeftTrainer, Seq2SeqTrainer):
+        trainer = trainer_of(with_loss(Recorder, kind), tiny_t5(), tmp_path, per_device_eval_batch_size=4)
+        found.append((trainer.evaluate(RECORDS)["eval_loss"], trainer.seen))  # type: ignore[attr-defined]
+    assert found[0][1] == found[1][1] == [4, 4]
+    # plain takes the mean of the batches' means; ours are exact, and then doubled by the user
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+
+
+def keep(found: dict[str, Any]) -> Any:
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        found["prediction"] = prediction
+        return {"rows": len(prediction.label_ids)}
+
+    return compute_metrics
+
+
+def best_tokens(logits: Any, labels: Any) -> torch.Tensor:
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
+@pytest.mark.parametrize("preprocess", [None, best_tokens])
+@pytest.mark.parametrize("concatenate", [True, False])
+def test_metrics_get_logits_labels_inputs_and_losses_as_from_plain_trainer(
+    preprocess: Any, concatenate: bool, tmp_path: Path
+) -> None:
+    predictions = []
+    for kind in (T5PeftTrainer, Seq2SeqTrainer):
+        found: dict[str, Any] = {}
+        trainer = trainer_of(
+            kind, tiny_t5(), tmp_path, compute_metrics=keep(found), preprocess_logits_for_metrics=preprocess,
+            include_for_metrics=["inputs", "loss"], per_device_eval_batch_size=2, eval_do_concat_batches=concatenate,
+        )  # fmt: skip
+        assert trainer.evaluate(RECORDS)["eval_rows"] == (8 if concatenate else 4)
+        predictions.append(found["prediction"])
+    ours, plain = predictions
+    assert_same_arrays(ours.predictions, plain.predictions)
+    assert_same_arrays(ours.label_ids, plain.label_ids)
+    assert_same_arrays(ours.inputs, plain.inputs)
+    assert np.allclose(np.ravel(ours.losses), np.ravel(plain.losses), rtol=1e-5)
+
+
+def assert_same_arrays(ours: Any, plain: Any) -> None:
+    if isinstance(plain, tuple | list):
+        assert len(ours) == len(plain)
+        for one, other in zip(ours, plain, strict=True):
+            assert_same_arrays(one, other)
+    else:
+        assert ours.shape == plain.shape
+        assert np.allclose(ours, plain, atol=1e-5)
+
+
+def test_logits_come_in_the_order_of_the_data(tmp_path: Path) -> None:
+    predicted = [
+        trainer_of(kind, tiny_t5(), tmp_path, per_device_eval_batch_size=3).predict(RECORDS)
+        for kind in (T5PeftTrainer, Seq2SeqTrainer)
+    ]
+    longest = max(len(record["labels"]) for record in RECORDS)
+    assert predicted[0].predictions[0].shape[:2] == (8, longest)
+    assert_same_arrays(predicted[0].label_ids, predicted[1].label_ids)
+    for row, record in enumerate(RECORDS):
+        length = len(record["labels"])
+        assert np.allclose(
+            predicted[0].predictions[0][row, :length], predicted[1].predictions[0][row, :length], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("collator", [None, DataCollatorForSeq2Seq(tiny_tokenizer(), model=tiny_t5())])
+def test_several_answers_an_example_are_predicted(collator: Any, tmp_path: Path) -> None:
+    model = tiny_t5()
+    trainer = trainer_of(
+        T5PeftTrainer, model, tmp_path, data_collator=collator, predict_with_generate=True, per_device_eval_batch_size=3
+    )
+    output = trainer.predict(RECORDS[:4], num_beams=3, num_return_sequences=3, max_new_tokens=5)
+    assert output.predictions.shape[0] == 12
+    assert output.label_ids.shape[0] == 4
+    for index, record in enumerate(RECORDS[:4]):
+        alone = model.generate(
+            input_ids=torch.tensor([record["input_ids"]]), num_beams=3, num_return_sequences=3, max_new_tokens=5
+        )[:, 1:]
+        got = output.predictions[3 * index : 3 * index + 3, : alone.shape[1]]
+        assert got.tolist() == alone.tolist()
+
+
+# Arguments and data
+
+
+def test_arguments_come_in_the_order_of_plain_trainer(tmp_path: Path) -> None:
+    ours, plain = (list(inspect.signature(kind.__init__).parameters) for kind in (T5PeftTrainer, Seq2SeqTrainer))
+    assert ours == plain
+    args = T5PeftTrainingArguments(**quiet_arguments(tmp_path, {"max_steps": 1}))
+    T5PeftTrainer(None, args, None, RECORDS, None, tiny_tokenizer(), lambda: lora_wrap(tiny_t5())).train()
+
+
+@pytest.mark.parametrize("loader", ["train", "eval", "test"])
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+def test_batches_of_the_loaders_are_inputs_of_the_model(loader: str, kind: Any, tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    trainer = trainer_of(T5PeftTrainer, model, tmp_path, kind(RECORDS), eval_dataset=kind(RECORDS))
+    batches = {
+        "train": trainer.get_train_dataloader,
+        "eval": trainer.get_eval_dataloader,
+        "test": lambda: trainer.get_test_dataloader(kind(RECORDS)),
+    }[loader]()
+    assert isinstance(batches, DataLoader)
+    plain = DataCollatorForSeq2Seq(tiny_tokenizer(), model=tiny_t5())
+    for number, batch in enumerate(batches):
+        size = len(batch["input_ids"])
+        expected = plain(RECORDS[number * size : (number + 1) * size])
+        assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+            name: tensor.tolist() for name, tensor in expected.items()
+        }
+        assert model(**batch).loss > 0
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+@pytest.mark.parametrize("head", [False, True])
+def test_a_column_label_is_trained_and_evaluated_on(head: bool, name: str, kind: Any, tmp_path: Path) -> None:
+    records = [{"input_ids": r["input_ids"], "labels": i % 3 if head else r["labels"]} for i, r in enumerate(RECORDS)]
+    found = []
+    for column in ("labels", name):
+        data = kind([{"input_ids": record["input_ids"], column: record["labels"]} for record in records])
+        trainer = trainer_of(T5PeftTrainer, tiny_classifier() if head else tiny_t5(), tmp_path, data)
+        found.append(
+            (losses_and_gradients(trainer)[0], trainer.evaluate(data)["eval_loss"], trainer.predict(data).label_ids)
+        )
+    assert found[0][:2] == found[1][:2]
+    assert np.array_equal(found[0][2], found[1][2])
+
+
+PADDINGS = {
+    "labels by -100": lambda r: {**r, "labels": r["labels"] + [-100] * 3},
+    "labels by the padding token": lambda r: {**r, "labels": r["labels"] + [PAD] * 3},
+    "labels by both": lambda r: {**r, "labels": r["labels"] + [PAD, -100, PAD]},
+    "labels on the left": lambda r: {**r, "labels": [PAD] * 3 + r["labels"]},
+    "sources without a mask": lambda r: {**r, "input_ids": r["input_ids"] + [PAD] * 3},
+    "sources on the left without a mask": lambda r: {**r, "input_ids": [PAD] * 3 + r["input_ids"]},
+    "sources with a mask": lambda r: {
+        **r, "input_ids": [9, *r["input_ids"], 9], "attention_mask": [0] + [1] * len(r["input_ids"]) + [0]
+    },
+    "arrays": lambda r: {name: np.array(row + [PAD] * 2) for name, row in r.items()},
+    "tensors": lambda r: {name: torch.tensor(row + [PAD] * 2) for name, row in r.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_padding_of_the_users_counts_nowhere(padding: str, tmp_path: Path) -> None:
+    padded = [PADDINGS[padding](record) for record in RECORDS]
+    found = []
+    for data in (RECORDS, padded):
+        trainer = trainer_of(T5PeftTrainer, tiny_t5(), tmp_path, data, predict_with_generate=True)
+        losses = losses_and_gradients(trainer)[0]
+        predicted = trainer.predict(data)
+        found.append(
+            (losses, predicted.metrics["test_loss"], predicted.predictions.tolist(), predicted.label_ids.tolist())
+        )
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])
+def test_weights_in_float16_are_refused_whenever_they_came_to_be(wrap: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Got weights in float16, such as .*; expected float32 or bfloat16"):
+        trainer_of(T5PeftTrainer, wrap(tiny_t5()).half(), tmp_path)
+    trainer = trainer_of(T5PeftTrainer, wrap(tiny_t5()), tmp_path)
+    trainer.model.half()
+    with pytest.raises(ValueError, match="Got weights in float16"):
+        trainer.train()
+    made = trainer_of(T5PeftTrainer, wrap(tiny_t5()), tmp_path)
+    made.model.get_input_embeddings().half()
+    with pytest.raises(ValueError, match=r"Got weights in float16, such as .*shared"):
+        made.evaluate(RECORDS)
+
+
+@pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])
+@pytest.mark.parametrize("damage", [None, "model", "state", "optimizer.pt"])
+def test_a_whole_checkpoint_of_plain_trainer_is_resumed_from(wrap: Any, damage: str | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    plain = trainer_of(Seq2SeqTrainer, wrap(tiny_t5()), tmp_path, max_steps=2, **saving)
+    plain.train()
+    newest = tmp_path / "checkpoint-2"
+    assert not (newest / MANIFEST).exists()
+    if damage is not None:
+        name = {"model": next(newest.glob("*.safetensors")).name, "state": "trainer_state.json"}.get(damage, damage)
+        content = (newest / name).read_bytes()
+        (newest / name).write_bytes(content[: len(content) // 2])
+    torch.manual_seed(0)
+    ours = trainer_of(T5PeftTrainer, wrap(tiny_t5()), tmp_path, max_steps=3)
+    steps = []
+
+    class Watch(GradientRecorder):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            steps.append(state.global_step)
+
+    ours.add_callback(Watch())
+    ours.train(resume_from_checkpoint=True)
+    assert steps == ([2] if damage is None else [1, 2])
+
+
+# NaN
+
+
+class Poisoned(T5ForConditionalGeneration):
+    """A T5 whose loss is NaN for sources with the token 99."""
+
+    def forward(self, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+        outputs = super().forward(input_ids=input_ids, labels=labels, **kwargs)
+        if input_ids is not None and (input_ids == 99).any():
+            outputs["logits"] = outputs["logits"] * float("nan")
+        return outputs
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+def test_a_loss_that_is_nan_names_the_examples_it_came_from(kind: Any, tmp_path: Path) -> None:
+    records = [{**record, "input_ids": [token for token in record["input_ids"] if token != 99]} for record in RECORDS]
+    records[6] = {**records[6], "input_ids": [99, EOS]}
+    model = tiny_t5()
+    model.__class__ = Poisoned
+    with pytest.raises(
+        FloatingPointError, match=r"at step 2; all weights .*with such a loss, by .* in train_dataset: 6\. "
+    ):
+        trainer_of(T5PeftTrainer, model, tmp_path, kind(records)).train()
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_nan_is_told_at_its_own_step(clip: float, tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    name, weight = next((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    seen = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(gradient)
+        return gradient * float("nan") if len(seen) == 2 else gradient
+
+    weight.register_hook(spoil)
+    trainer = trainer_of(
+        T5PeftTrainer, model, tmp_path, max_steps=4, max_grad_norm=clip, pack=False, bucket_by_length=False
+    )
+    with pytest.raises(
+        FloatingPointError, match=rf"NaN or infinity at step 2, whose loss is finite: \['{name}'\]; .*: 4, 5, 6, 7"
+    ):
+        trainer.train()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

@@ -1,0 +1,39 @@
+"""A run that is resumed is the run that was never interrupted, with any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed_resume import CASES, STEPS
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("resume")
+    script = Path(__file__).parent / "distributed_resume.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, output]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads((output / "losses.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_resume_as_if_they_had_never_stopped(name: str, step: int, two_processes: dict[str, Any]) -> None:
+    whole = two_processes[name]["whole"]
+    assert len(whole) == STEPS
+    assert two_processes[name][str(step)] == pytest.approx(whole, rel=1e-9)
+
+
+def test_a_sampler_of_fewer_examples_than_the_data_repeats_none(two_processes: dict[str, Any]) -> None:
+    assert two_processes["subset"] == [4, 2]
