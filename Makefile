@@ -36,5 +36,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $(INSTALLED)
 
+# The tests of law on the oldest releases that pyproject.toml allows, on those of constraints.txt and on the newest, each set in an
+# environment of its own. torch is of one build in all of them; `make test-versions-newest TORCH=torch` takes the newest (gigabytes).
+VERSION_SETS := oldest pinned newest
+VERSION_TESTS := tests/methods/test_laws.py tests/training/test_splits.py tests/test_stack.py
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: test-versions $(VERSION_SETS:%=test-versions-%)
+test-versions: $(VERSION_SETS:%=test-versions-%)
+
+test-versions-oldest: VERSIONS := --constraint constraints-oldest.txt
+test-versions-pinned: VERSIONS := --constraint constraints.txt
+test-versions-newest: VERSIONS := --upgrade --upgrade-strategy eager
+$(VERSION_SETS:%=test-versions-%): test-versions-%:
+	test -d .venv-$* || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check $(VERSIONS) "$(TORCH)" --editable ".[test]"
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest --numprocesses 0 $(VERSION_TESTS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info outputs
+	rm -rf $(VENV) .venv-* build dist *.egg-info outputs

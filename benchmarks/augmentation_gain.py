@@ -1,9 +1,9 @@
-"""What augmentation brings where there are 100 training examples: accuracy with and without, over five seeds.
+"""Measure the gain of augmentation with 100 training examples: accuracy with and without, over five seeds.
 
     python benchmarks/augmentation_gain.py        # about seven minutes; writes benchmarks/records/augmentation.json
 
 Each seed draws its own 100 examples. All runs of a seed take the same steps from the same start, so what differs is the reworded
-copies alone. The test split is whole.
+copies only. The test split is whole.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ SHAPES = (
 
 
 def predicted_bytes(shape: Shape, method: str) -> int:
-    """What the planner says."""
+    """Return the peak that the planner predicts, in bytes."""
     from t5peft.planning.plan import Job, step_bytes
 
     job = Job(
@@ -103,11 +103,11 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
         built.save_pretrained(folder)
         del built
         AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
-        model, _ = load_backbone(folder, quantize=METHODS[method].quantize)
-        for parameter in model.parameters():  # what was mapped from the file is read in now, not in the step
+        backbone, _ = load_backbone(folder, quantize=METHODS[method].quantize)
+        for parameter in backbone.parameters():  # what was mapped from the file is read in now, not in the step
             if parameter.is_floating_point():
                 parameter.data = parameter.data.clone()
-        model = METHODS[method].wrap(model).train()
+        model = METHODS[method].wrap(backbone).train()
         if shape.checkpointing:
             unwrap_t5(model).activation_checkpointing_enable({"use_reentrant": False})
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -105,7 +105,7 @@ def peer_predict(model: nn.Module, features: Features, tokenizer: Any, max_new_t
 
 
 def run_prediction(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of classifying SST-2 by ``rank`` and of summarising DialogSum by ``predict``, beside the peer's generate.
+    """Seconds of classifying SST-2 by ``rank`` and of summarizing DialogSum by ``predict``, beside the peer's generate.
 
     Weights are random and generation never ends by itself: a class is given the two tokens it has, a summary 48.
     """

@@ -88,7 +88,7 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
 def load_features(
     name: str, tokenizer: PreTrainedTokenizerBase, examples: int, *, seed: int = 0
 ) -> list[dict[str, list[int]]]:
-    """``examples`` training examples of a data set, drawn with ``seed``, tokenised and truncated, without padding."""
+    """``examples`` training examples of a data set, drawn with ``seed``, tokenized and truncated, without padding."""
     pairs = [(source, target) for source, target in DATA_SETS[name](data_folder()) if source.strip() and target.strip()]
     chosen = random.Random(seed).sample(pairs, min(examples, len(pairs)))
     sources = tokenizer([source for source, _ in chosen], truncation=True, max_length=MAX_SOURCE_TOKENS)["input_ids"]

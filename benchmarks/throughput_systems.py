@@ -1,9 +1,9 @@
 """The systems that the throughput runs compare: a t5-small shape with random weights, wrapped and trained by each.
 
-* t5peft: ``T5PeftTrainer`` as it comes; t5peft-int8: the same on an 8-bit backbone, LoRA alone;
+* t5peft: ``T5PeftTrainer`` as it comes; t5peft-int8: the same on an 8-bit backbone, only LoRA;
 * peft: peft and ``Seq2SeqTrainer`` with ``DataCollatorForSeq2Seq``, 16 examples a batch;
 * peft-grouped: the same with ``train_sampling_strategy="group_by_length"``;
-* adapters: the ``adapters`` library, LoRA alone, in a Python of its own (``--adapters-python``), see ``throughput_adapters.py``.
+* adapters: the ``adapters`` library, only LoRA, in a Python of its own (``--adapters-python``), see ``throughput_adapters.py``.
 """
 
 from __future__ import annotations

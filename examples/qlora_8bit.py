@@ -1,6 +1,6 @@
 """QLoRA: LoRA beside an 8-bit backbone, merged into the unquantized one at the end.
 
-    python examples/qlora_8bit.py        # needs bitsandbytes: pip install "t5peft[quantized]"
+    python examples/qlora_8bit.py
 
 The linear maps of attention and feed-forward have 8 bits. The embeddings, ``wo`` and the head keep 16 or 32 bits, depending on the
 machine. Merging into quantized weights would lose a part of the tuning, so ``merge`` takes the unquantized weights and reports

@@ -22,7 +22,7 @@ DOCUMENTS = ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md", "t5peft
 # Texts written by people who do not write for this project: data, and what tests feed to the code.
 NOT_OURS = ("embedded_data", "embedded", "records", "fixtures")
 
-NO_INVERSION = re.compile(r"\b(?:is|are|was|were) no (?!longer\b|more\b|such\b|less\b|matter\b)[a-z]+")
+NO_INVERSION = re.compile(r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer\b|more\b|such\b|less\b|matter\b)[a-z]+")
 ALONE = re.compile(r"[A-Za-z`)] alone\b")
 SPHINX_ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):`")
 SINGLE_MARK = re.compile(r"(?<![`\w])`(?!`)[^`\n]+`(?!`)")

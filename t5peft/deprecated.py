@@ -1,7 +1,7 @@
 """Names of version 0.1 that still work in 0.2, each with a DeprecationWarning. This file goes in 0.3.
 
 Three kinds of names moved: modules (``MODULES``, ``MOVED``), objects in them (``RENAMED``), and arguments of functions
-(:func:`renamed_arguments`). Files that 0.1 stored hold old option names; :func:`current_options` reads them.
+(``renamed_arguments``). Files that 0.1 stored hold old option names; ``current_options`` reads them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ MOVED = {
     ("t5peft.tokens", "load_with_tokens"): "t5peft.adapters.load",
     ("t5peft.training.features", "collate_for_head"): "t5peft.data.collate",
 }
-"""What left its module for another than the rest of it."""
+"""Names that moved to another module than the rest of their module."""
 
 RENAMED = {
     ("t5peft.backbone", "t5_of"): "unwrap_t5",
@@ -138,7 +138,7 @@ RENAMED = {
     ("t5peft.tuning", "fit"): "train",
     ("t5peft.tuning", "tune"): "train_and_evaluate",
 }
-"""What has another name in its new module."""
+"""Names that changed."""
 
 OPTIONS = {
     "cut_by_length": "bucket_by_length",

@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread, quiet libraries."""
+"""Conditions of every test: no network, one thread, quiet libraries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """T5 and its adapters written out by hand, as functions over a state dict: what the tests compare with.
 
 Nothing here is a module, nothing is cached, nothing is shared with transformers, peft or t5peft. Only the numbers of
-a `T5Config` are read. Everything is differentiable, so gradients can be compared too.
+a ``T5Config`` are read. Everything is differentiable, so gradients can be compared too.
 
 Letters: B batch, S source tokens, T target tokens, K keys, H d_model, N heads, D d_kv, F d_ff, P prefix or prompt
 length, R rank, M size of a bottleneck, W width of a ladder, V vocabulary, L layers.
@@ -48,9 +48,9 @@ class KeysValues:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """An adapter of two maps with relu between them. down: [M, H], up: [H, M]; `beside` reads the module's input.
+    """An adapter of two maps with relu between them. down: [M, H], up: [H, M]; ``beside`` reads the module's input.
 
-    Otherwise it reads the module's output. Its result is added, times `scale`.
+    Otherwise it reads the module's output. Its result is added, times ``scale``.
     """
 
     down: Tensor
@@ -63,7 +63,7 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Ladder:
-    """A small T5 beside the base model's, W wide. `state` and the rest hold both stacks, by their name where they differ.
+    """A small T5 beside the base model's, W wide. ``state`` and the rest hold both stacks, by their name where they differ.
 
     state: weights of the side by the names that a T5 of its size has. first: [W, H]. downs: [W, H] for each layer. gates:
     [1] for each layer. up: from the decoder, [H, W].
@@ -94,7 +94,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Adapters:
-    """What stands on the base model. Keys are the names of modules within T5 (`encoder.block.0.layer...`).
+    """Hooks on the base model. Keys are the names of modules within T5 (``encoder.block.0.layer...``).
 
     lora: by name of a linear map. output_scales and input_scales (IA3): by name of a linear map, [out] and [in].
     prefixes: by name of an attention. prompt: rows before the encoder's embeddings, [P, H]. bottlenecks: by name of the
@@ -116,7 +116,7 @@ NO_ADAPTERS = Adapters()
 
 
 def linear(state: State, name: str, inputs: Tensor, adapters: Adapters) -> Tensor:
-    """inputs: [.., in] -> [.., out], with what LoRA or IA3 do to the map called `name`."""
+    """inputs: [.., in] -> [.., out], with what LoRA or IA3 do to the map called ``name``."""
     if name in adapters.input_scales:
         inputs = inputs * adapters.input_scales[name]
     outputs = inputs @ state[f"{name}.weight"].T
@@ -132,7 +132,7 @@ def linear(state: State, name: str, inputs: Tensor, adapters: Adapters) -> Tenso
 
 
 def bottleneck(name: str, inputs: Tensor, outputs: Tensor, adapters: Adapters) -> Tensor:
-    """What a bottleneck at the module called `name` makes of its inputs [.., in] and outputs [.., H]: [.., H]."""
+    """Return what a bottleneck at the module called ``name`` makes of its inputs [.., in] and outputs [.., H]: [.., H]."""
     if name not in adapters.bottlenecks:
         return outputs
     adapter = adapters.bottlenecks[name]
@@ -146,9 +146,9 @@ def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def bucket(distance: int, *, both_ways: bool, buckets: int, reach: int) -> int:
-    """The bucket of a key that stands `distance` tokens after (positive) or before its query.
+    """The bucket of a key that stands ``distance`` tokens after (positive) or before its query.
 
-    Half of the buckets of a direction hold one distance each, the others grow by logarithm up to `reach`. One way
+    Half of the buckets of a direction hold one distance each, the others grow by logarithm up to ``reach``. One way
     (the decoder), keys after the query fall in bucket 0; they are masked.
     """
     first = 0
@@ -312,7 +312,7 @@ def embed(state: State, input_ids: Tensor, mask: Tensor, prompt: Tensor | None) 
 
 
 def shift_right(ids: Tensor, config: T5Config) -> Tensor:
-    """What the decoder reads for the targets `ids` [B, T]: the start token, then all but the last, padding for -100."""
+    """Return what the decoder reads for the targets ``ids`` [B, T]: the start token, then all but the last, padding for -100."""
     start = ids.new_full((len(ids), 1), config.decoder_start_token_id)
     return torch.cat([start, ids[:, :-1].masked_fill(ids[:, :-1] == -100, config.pad_token_id)], dim=1)
 
@@ -344,9 +344,9 @@ def logits(
 def class_logits(
     state: State, config: T5Config, input_ids: Tensor, mask: Tensor, adapters: Adapters = NO_ADAPTERS
 ) -> Tensor:
-    """Logits of `T5ForSequenceClassification` [B, labels]; `state` holds `transformer.` and `classification_head.`.
+    """Logits of ``T5ForSequenceClassification`` [B, labels]; ``state`` holds ``transformer.`` and ``classification_head.``.
 
-    The decoder reads the source shifted right; the head reads its state at the last `</s>`.
+    The decoder reads the source shifted right; the head reads its state at the last ``</s>``.
     """
     inner = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     encoded, encoded_mask = encoder_states(inner, config, input_ids, mask, adapters)

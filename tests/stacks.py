@@ -1,6 +1,6 @@
 """Two ways to do the same thing: the plain stack (transformers and peft as they come) and t5peft.
 
-A test takes one of them as `stack`, so that both halves of a test assert the same behaviour; see `both_stacks`.
+A test takes one of them as ``stack``, so that both halves of a test assert the same behavior; see ``both_stacks``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Records = Sequence[dict[str, Any]]
 
 
 class Stack(Protocol):
-    """What both stacks can do."""
+    """The operations that both stacks have."""
 
     name: str
 
@@ -159,13 +159,13 @@ PLAIN, OURS = PlainStack(), OurStack()
 
 
 def both_stacks(raises: type[BaseException] | tuple[type[BaseException], ...] = AssertionError) -> pytest.MarkDecorator:
-    """Runs a test twice: on the plain stack, where it must fail with `raises`, and on ours, where it must pass."""
+    """Runs a test twice: on the plain stack, where it must fail with ``raises``, and on ours, where it must pass."""
     plain = pytest.param(PLAIN, id="plain", marks=pytest.mark.xfail(strict=True, raises=raises))
     return pytest.mark.parametrize("stack", [plain, pytest.param(OURS, id="ours")])
 
 
 def plain_fault(raises: type[BaseException] | tuple[type[BaseException], ...] = AssertionError) -> pytest.MarkDecorator:
-    """A test of the plain stack alone, that must fail with `raises`."""
+    """A test of only the plain stack, that must fail with ``raises``."""
     return pytest.mark.xfail(strict=True, raises=raises)
 
 
@@ -191,7 +191,7 @@ def one_step(trainer: Seq2SeqTrainer) -> tuple[float, dict[str, Tensor]]:
 
 
 def relative_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The norm of the difference over the norm of `expected`, all tensors taken as one vector."""
+    """The norm of the difference over the norm of ``expected``, all tensors taken as one vector."""
     assert got.keys() == expected.keys()
     distance = torch.stack([(got[name].double() - expected[name].double()).square().sum() for name in expected])
     size = torch.stack([expected[name].double().square().sum() for name in expected])

@@ -16,7 +16,7 @@ from tiny import tiny_t5
 from t5peft import T5PeftTrainingArguments, lora_wrap, prefix_wrap
 from t5peft.deprecated import MODULES, MOVED, OPTIONS, RENAMED, current_options
 
-# Module to names: what 0.1.0 had in the `__all__` of its packages, and what its README and examples imported.
+# Module to names: what 0.1.0 had in the ``__all__`` of its packages, and what its README and examples imported.
 NAMES_OF_0_1 = json.loads((ROOT / "tests" / "fixtures" / "names_0_1.json").read_text())
 
 

@@ -1,7 +1,7 @@
 """Every example is short, says what it does, and prints the last line that its docstring promises.
 
-The docstring has `Last line:`, with figures as they were seen, or X (`accuracy 0.638, chance X`), or with names in capitals
-for them (`loss BEFORE -> AFTER`), and `Promise:`, comparisons between those names and numbers that hold on every machine.
+The docstring has ``Last line:``, with figures as they were seen, or X (``accuracy 0.638, chance X``), or with names in capitals
+for them (``loss BEFORE -> AFTER``), and ``Promise:``, comparisons between those names and numbers that hold on every machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def entry(name: str, key: str) -> str:
 
 
 def read_figures(form: str, line: str) -> dict[str, float]:
-    """The figures of a line by name, where the line has the form of a docstring's `Last line:`."""
+    """The figures of a line by name, where the line has the form of a docstring's ``Last line:``."""
     if re.search(rf" {SEEN}(,|$)", form):
         names = re.findall(rf"(.+?) {SEEN}(?:, |$)", form)
         pattern = ", ".join(f"{re.escape(name)} ({FIGURE})" for name in names)
@@ -63,7 +63,7 @@ def broken(promise: str, figures: dict[str, float]) -> list[str]:
 
 
 def run(name: str, folder: Path, *launcher: str, path: Path | None = None) -> str:
-    """Run an example, or a copy of it at `path`, in an empty folder and return its last line."""
+    """Run an example, or a copy of it at ``path``, in an empty folder and return its last line."""
     for extra, module in EXTRAS.items():
         if f"t5peft[{extra}]" in docstring(name) and importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed: pip install t5peft[{extra}]")

@@ -33,7 +33,7 @@ ORDER = (
     "cli",
 )
 OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece", "vl_convert")
-# parts of a feature that is for one optional package alone; imported where that feature is used
+# parts of a feature that is for only one optional package; imported where that feature is used
 FOR_ONE_PACKAGE = {"t5peft.nn.kernels.int8"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "numpy", *OPTIONAL)
 
@@ -48,7 +48,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of the package that module `name` at `path` imports, at the top or inside of functions."""
+    """The modules of the package that module ``name`` at ``path`` imports, at the top or inside of functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
@@ -141,7 +141,7 @@ print("all imported")
     ids=["before", "after", "after a backbone", "after asking whether it is there", "by a module of ours"],
 )
 def test_peft_knows_our_adapters_once_t5peft_is_imported(lines: str, tmp_path: Path) -> None:
-    """A fresh process that names nothing of ours loads an adapter of ours by peft alone."""
+    """A fresh process that names nothing of ours loads an adapter of ours with only peft."""
     t5peft.prefix_wrap(tiny_t5(), length=3).save_pretrained(tmp_path)
     tiny_t5().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")

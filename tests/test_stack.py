@@ -1,6 +1,6 @@
-"""What the plain stack gets wrong on T5, and that ours gets it right.
+"""Faults of the plain stack on T5, each with the proof that t5peft does not have it.
 
-Each test asserts the right behaviour. `both_stacks` runs it on the plain stack, where it must fail in the named way
+Each test asserts the right behavior. ``both_stacks`` runs it on the plain stack, where it must fail in the named way
 (a strict expected failure: if a later release mends the fault, the test says so), and on ours, where it must pass.
 Where the two cannot be asked in the same words, a pair of tests stands side by side.
 """
@@ -655,7 +655,7 @@ def test_d9_records_without_labels_can_be_predicted(stack: Stack, tmp_path: Path
 
 
 def quantizable_t5(geometry: Geometry = "v1.1") -> T5ForConditionalGeneration:
-    """A T5 whose rows are long enough for the blocks of 4-bit quantisation."""
+    """A T5 whose rows are long enough for the blocks of 4-bit quantization."""
     return tiny_t5(geometry, d_model=64, d_kv=16, d_ff=128)
 
 
@@ -685,7 +685,7 @@ def test_d10_wrapping_keeps_the_dtype_of_what_is_not_quantised_ours(
 
 @needs_bitsandbytes
 @plain_fault(AttributeError)
-def test_d10_modules_can_be_kept_out_of_quantisation_plain(tmp_path: Path) -> None:
+def test_d10_modules_can_be_kept_out_of_quantization_plain(tmp_path: Path) -> None:
     folder = save_backbone(quantizable_t5("v1.0"), tmp_path)
     quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["wo"])
     model = T5ForConditionalGeneration.from_pretrained(folder, quantization_config=quantization)
@@ -693,7 +693,7 @@ def test_d10_modules_can_be_kept_out_of_quantisation_plain(tmp_path: Path) -> No
 
 
 @needs_bitsandbytes
-def test_d10_a_tied_head_and_wo_are_kept_out_of_quantisation_ours(tmp_path: Path) -> None:
+def test_d10_a_tied_head_and_wo_are_kept_out_of_quantization_ours(tmp_path: Path) -> None:
     folder, batch = save_backbone(quantizable_t5("v1.0"), tmp_path), tiny_batch()
     model = load_backbone(folder, quantize="int8", dtype=torch.float32)[0]
     expected = logits_of(quantizable_t5("v1.0"), batch)
@@ -777,7 +777,7 @@ def test_d10_merging_keeps_the_effect_of_the_adapter_plain(quantize: str, tmp_pa
 @needs_bitsandbytes
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])
 def test_d10_merging_keeps_the_effect_of_the_adapter_ours(quantize: Literal["int8", "nf4"], tmp_path: Path) -> None:
-    """Merged into the unquantised backbone, the adapter has the effect that it has beside it."""
+    """Merged into the unquantized backbone, the adapter has the effect that it has beside it."""
     folder, batch = save_backbone(quantizable_t5(), tmp_path / "backbone"), tiny_batch()
     torch.manual_seed(0)
     model = qlora_wrap(load_backbone(folder, quantize=quantize, dtype=torch.float32)[0], rank=4)

@@ -3,7 +3,7 @@
 The letters of shapes are those of the package: B batch, S source tokens, T target tokens, H d_model, N heads, D d_kv,
 P prefix or prompt length, R rank, V vocabulary, L layers.
 
-Weights are not the default initialisation: a model whose norms are all ones, whose rows are all alike and whose
+Weights are not the default initialization: a model whose norms are all ones, whose rows are all alike and whose
 relative position biases are negligible lets too many mistakes pass.
 """
 
@@ -56,7 +56,7 @@ _SHAPES: dict[Geometry, dict[str, Any]] = {
 
 
 def tiny_config(geometry: Geometry = "v1.0", **changes: Any) -> T5Config:
-    """The configuration of one tiny geometry, without dropout; `changes` go to `T5Config`."""
+    """The configuration of one tiny geometry, without dropout; ``changes`` go to ``T5Config``."""
     common = {
         "vocab_size": VOCABULARY,
         "dropout_rate": 0.0,
@@ -88,7 +88,7 @@ def tiny_classifier(
 
 @torch.no_grad()
 def fill_unevenly(model: Model, seed: int = 0) -> Model:
-    """Fills every parameter by its name and `seed`: normal numbers of T5's own size, with rows of unlike size."""
+    """Fills every parameter by its name and ``seed``: normal numbers of T5's own size, with rows of unlike size."""
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         if parameter.dim() == 1:  # norms around one, biases of a head too
@@ -109,7 +109,7 @@ def _size_of_weight(name: str, weight: Tensor, config: T5Config) -> float:
 
 
 def tiny_records(count: int = 8, *, seed: int = 0, shortest: int = 2, longest: int = 11) -> list[dict[str, list[int]]]:
-    """Records with `input_ids` and `labels`, both ending in `</s>`, of uneven lengths."""
+    """Records with ``input_ids`` and ``labels``, both ending in ``</s>``, of uneven lengths."""
     generator = torch.Generator().manual_seed(1000 + seed)
 
     def ids() -> list[int]:
@@ -126,7 +126,7 @@ def tiny_records(count: int = 8, *, seed: int = 0, shortest: int = 2, longest: i
 def tiny_batch(
     count: int = 4, *, side: Literal["right", "left"] = "right", seed: int = 0, extra_pads: int = 0
 ) -> dict[str, Tensor]:
-    """A padded batch of `tiny_records`: input_ids, attention_mask [B, S], labels [B, T] with -100 on padding."""
+    """A padded batch of ``tiny_records``: input_ids, attention_mask [B, S], labels [B, T] with -100 on padding."""
     records = tiny_records(count, seed=seed)
     sources = [torch.tensor(record["input_ids"]) for record in records]
     targets = [torch.tensor(record["labels"]) for record in records]
@@ -139,7 +139,7 @@ def tiny_batch(
 
 
 def tiny_classifier_batch(count: int = 4, *, num_labels: int = 3, seed: int = 0) -> dict[str, Tensor]:
-    """A padded batch for `tiny_classifier`, with labels [B]."""
+    """A padded batch for ``tiny_classifier``, with labels [B]."""
     batch = tiny_batch(count, seed=seed)
     return batch | {"labels": torch.arange(count) % num_labels}
 
@@ -150,5 +150,5 @@ def _pad(ids: Tensor, length: int, value: int, side: Literal["right", "left"]) -
 
 
 def tiny_tokenizer() -> ByT5Tokenizer:
-    """A tokenizer of bytes, `VOCABULARY` ids, that needs no files."""
+    """A tokenizer of bytes, ``VOCABULARY`` ids, that needs no files."""
     return ByT5Tokenizer()

@@ -3,7 +3,7 @@
     python benchmarks/pretrain/rte_parted.py runs/rte --data DIR
     t5peft bench --suite benchmarks/pretrain/rte_parted.yaml --output benchmarks/records/bench/rte_parted      # see transfer.py
 
-Of the labelled examples (GLUE's training and development files) 800 of the first and all of the second are the test.
+Of the labeled examples (GLUE's training and development files) 800 of the first and all of the second are the test.
 """
 
 from __future__ import annotations

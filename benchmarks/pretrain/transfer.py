@@ -1,4 +1,4 @@
-"""What pretraining is worth to a task: the embedded backbone beside random weights of its shape, and at half the steps.
+"""Measure the gain from pretraining: the embedded backbone, random weights of its shape, and weights at half the steps.
 
     python benchmarks/pretrain/random_backbone.py runs/random
     python benchmarks/pretrain/rte_parted.py runs/rte --data DIR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import overload
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -32,6 +33,18 @@ _OTHER_MODELS = {
     "QUESTION_ANS": "T5ForQuestionAnswering",
     "FEATURE_EXTRACTION": "T5EncoderModel",
 }
+
+
+@overload
+def load_adapter(
+    folder: str | Path, *, model: None = None, trainable: bool = False, quantize: Quantization | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]: ...
+
+
+@overload
+def load_adapter(
+    folder: str | Path, *, model: PreTrainedModel, trainable: bool = False, quantize: Quantization | None = None
+) -> tuple[PeftModel, None]: ...
 
 
 def load_adapter(

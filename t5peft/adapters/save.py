@@ -21,7 +21,9 @@ from t5peft.models.manifest import TEMPORARY_MANIFEST, non_finite_names, read_ma
 
 
 @reports_disk_errors
-def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+def save_adapter(
+    model: PreTrainedModel | PeftModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Path:
     """Save the active adapter of ``model`` to ``folder``, completely or not at all.
 
     An earlier adapter in the folder is replaced. Whenever the process is killed, the old adapter or the new one can be loaded.
@@ -39,7 +41,7 @@ def save_adapter(model: PeftModel, folder: str | Path, *, tokenizer: PreTrainedT
             anything else than an earlier adapter.
     """
     folder = Path(folder)
-    name = _active_adapter(model)
+    model, name = _active_adapter(model)
     if broken := non_finite_names(adapter_state(model, name).items()):
         raise ValueError(
             f"Got an adapter that holds NaN or infinity in these tensors: {broken[:5]}; expected finite numbers. It is not saved."
@@ -128,7 +130,7 @@ def ensure_no_adapter(folder: str | Path) -> None:
         )
 
 
-def _active_adapter(model: PeftModel) -> str:
+def _active_adapter(model: PreTrainedModel | PeftModel) -> tuple[PeftModel, str]:
     if not isinstance(model, PeftModel):
         raise ValueError(
             f"Got a {type(model).__name__} without an adapter; expected a PeftModel. Save a fully tuned model by "
@@ -140,7 +142,7 @@ def _active_adapter(model: PeftModel) -> str:
             f"Got a model in which the adapters {active} are active at once; expected one, as one folder holds one. Save each "
             "after model.set_adapter(name)."
         )
-    return str(active[0])
+    return model, str(active[0])
 
 
 def _foreign(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -58,9 +59,9 @@ BASELINES: dict[str, Callable[..., PeftModel]] = {
 
 
 def plain_trainer(
-    model: PeftModel,
+    model: nn.Module,
     arguments: dict[str, Any],
-    train: Dataset[dict[str, Any]],
+    train: Dataset[dict[str, Any]] | None,
     tokenizer: PreTrainedTokenizerBase,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Seq2SeqTrainer:

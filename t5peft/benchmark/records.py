@@ -181,7 +181,7 @@ def _check_outcome(record: Mapping[str, Any]) -> None:
     if outcome not in OUTCOMES:
         raise ValueError(f"Got the outcome {outcome!r}; expected one of {', '.join(OUTCOMES)}.")
     if outcome != "finished" and not record.get("reason"):
-        raise ValueError(f"Got the outcome {outcome!r} without a reason. Give the record its reason.")
+        raise ValueError(f"Got the outcome {outcome!r} without a reason; expected one.")
 
 
 def _sort_key(item: tuple[str, RunRecord]) -> tuple[Any, ...]:

@@ -74,7 +74,9 @@ def write_report(
         narrowed = "".join(
             f", {kind} {', '.join(names)}" for kind, names in (("tasks", tasks), ("methods", methods)) if names
         )
-        raise ValueError(f"Found no such records in {folder}{narrowed}. Run `t5peft bench` with them first.")
+        raise ValueError(
+            f"Got no such records in {folder}{narrowed}; expected some. Run `t5peft bench` with them first."
+        )
     tables = summarize(records, asked)
     details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
     output.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ from t5peft.models.unwrap import unwrap_t5
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 from t5peft.training.micro_batches import ran_out_of_memory
 
-BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's `options`, those of `load_backbone`
+BACKBONE_OPTIONS = ("quantize", "quantize_wo")  # of a suite's ``options``, those of ``load_backbone``
 TRAINING_OPTIONS = ("activation_cache_bytes", "lora_plus_ratio")  # and those of the trainer's arguments
 LATENCY_SOURCES = 3
 LATENCY_TOKENS = 16
@@ -147,7 +147,7 @@ class _Watch(TrainerCallback):
         """
         loss = self.validation.loss(model)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss on validation is {loss} after step {step}; lower the learning rate")
+            raise FloatingPointError(f"The loss on validation is {loss} after step {step}. Lower the learning rate.")
         scores = self.validation.score(model).scores
         point = {"step": step, "seconds": round(self.clock.seconds(), 3), "loss": round(loss, 5)}
         self.curve.append(point | {name: round(value, 5) for name, value in scores.items()})

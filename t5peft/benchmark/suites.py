@@ -169,7 +169,7 @@ def load_suite(name_or_path: str) -> Suite:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}.") from error
+        raise ValueError(f"Got {path}, which is not YAML ({error}); expected the YAML of a suite.") from error
     if not isinstance(content, dict):
         raise ValueError(
             f"Got {type(content).__name__} in {path}; expected a mapping with {', '.join(sorted(_FIELDS))}."

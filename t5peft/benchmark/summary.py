@@ -177,15 +177,10 @@ def against_baseline(table: TaskTable) -> list[tuple[Row, Row]]:
 
 
 def sort_key(row: Row) -> tuple[Any, ...]:
-    """Return the key that sorts rows: methods before baselines, both in the order of ``METHODS``, then by their options."""
+    """Sort methods before baselines, both in the order of ``METHODS``, then by name and options."""
     method, order = row.method, list(METHODS)
-    return (
-        is_baseline(method),
-        order.index(method) if method in order else len(order),
-        method,
-        len(row.options),
-        _numbers(row.options),
-    )
+    place = order.index(method) if method in order else len(order)
+    return is_baseline(method), place, method, len(row.options), _numbers(row.options)
 
 
 def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:

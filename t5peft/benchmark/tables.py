@@ -325,8 +325,9 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
     if not filled:
         others = ", ".join(re.findall(r"<!-- table:(\S+) -->", content)) or "none"
         raise ValueError(
-            f"Got the tables {', '.join(map(repr, texts))} for {path}, which has places for {others}. Write the two lines "
-            f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` where the table belongs."
+            f"Got the tables {', '.join(map(repr, texts))} for {path}, which has places for {others}; expected a place for one. "
+            "Write "
+            f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` on two lines where the table belongs."
         )
     path.write_text(content, encoding="utf-8", newline="")
 

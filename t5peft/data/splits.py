@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from t5peft.data.sources import Records, origin_of
@@ -18,27 +18,14 @@ Splits = dict[str, Records]
 _LAST = b"\xff" * 33  # after every hash
 
 
-# The fields of a task in 0.1, by the names they had. Stored benchmark records and search studies hold hashes of these.
-_FIELDS_OF_0_1 = {
-    "name": "name", "template": "template", "target": "target", "verbalizer": "target_words", "metrics": "metrics",
-    "max_source_length": "max_source_length", "max_target_length": "max_target_length", "num_beams": "num_beams",
-    "references": "references",
-}  # fmt: skip
-
-
 def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return a hash of the records and the task's definition, the same as version 0.1 gave.
-
-    A field that 0.1 did not have counts only where it differs from its default.
-    """
-    values = asdict(task)
-    definition = {
-        _FIELDS_OF_0_1.get(field.name, field.name): values[field.name]
-        for field in fields(task)
-        if field.name in _FIELDS_OF_0_1 or values[field.name] != field.default
-    }
+    """Return a hash of the records with the task's definition, the same as that of version 0.1."""
     records = {split: [dict(record) for record in rows] for split, rows in splits.items()}
-    content = json.dumps([definition, records], sort_keys=True, ensure_ascii=False, default=str)
+    fields = asdict(task)
+    fields["target_words"] = fields.pop("verbalizer")  # its name in 0.1
+    if fields["list_separator"] is None:
+        del fields["list_separator"]
+    content = json.dumps([fields, records], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -101,7 +101,9 @@ def compute(
     metric = METRICS[name]
     problems = _problems(metric, predictions, [answers_of(reference) for reference in references], sources)
     if problems:
-        raise ValueError(f"Got, for the metric {name!r}, {'; '.join(problems)}.")
+        raise ValueError(
+            f"Got inputs that the metric {name!r} cannot take: {'; '.join(problems)}; expected inputs without these problems."
+        )
     if name != "perplexity":
         predictions = [str(answers_of([prediction])[0]) for prediction in predictions]
         references = accepted_answers(references)

@@ -1,6 +1,6 @@
 """Shapes of the published T5 checkpoints, so that a plan needs neither weights nor a network.
 
-Taken from the `config.json` of each checkpoint on the hub; a test counts each one's weights and compares with the number its
+Taken from the ``config.json`` of each checkpoint on the hub; a test counts each one's weights and compares with the number its
 paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 2022, 2023; Wang et al. 2021, 2023).
 """
 

@@ -18,7 +18,7 @@ from t5peft.planning.units import bytes_text
 
 @dataclass(frozen=True)
 class Job:
-    """What decides the memory of a training run: one optimizer step of ``batch`` examples in micro-batches.
+    """The parts of a training run that decide its memory: one optimizer step of ``batch`` examples in micro-batches.
 
     Attributes:
         dtype: That of the weights. None: as ``load_backbone`` chooses, which is float32, or bfloat16 for a quantized

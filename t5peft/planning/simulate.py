@@ -1,4 +1,4 @@
-"""A training step without memory: shapes alone are computed, and the bytes that would live are counted.
+"""Simulate a training step without its memory: compute only shapes, and count the bytes that would live.
 
 The model is built from its configuration on torch's "meta" device and then given torch's fake tensors, which know their
 device but hold no values; one forward and backward pass runs through the very code that trains (wrap, attention, loss,
@@ -26,7 +26,8 @@ from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedMode
 
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn import attention, fast
+from t5peft.nn import attention
+from t5peft.nn.fast import fast_kernels
 from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
 
 _aten = torch.ops.aten
@@ -123,8 +124,8 @@ def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool)
 class StepBytes:
     """Bytes of one optimizer step, by what holds them.
 
-    `optimizer_bytes` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
-    `activations_bytes` is what a forward pass keeps for its backward; `peak_bytes` is the most that lives at one moment of
+    ``optimizer_bytes`` (AdamW: two numbers a weight, in the weight's dtype) belong to the trained weights.
+    ``activations_bytes`` is what a forward pass keeps for its backward; ``peak_bytes`` is the most that lives at one moment of
     the second and later steps, everything together.
     """
 
@@ -137,7 +138,7 @@ class StepBytes:
 
     @property
     def transient_bytes(self) -> int:
-        """What the peak holds beyond weights, adapter, optimizer and activations: loss, gradients, one layer's work."""
+        """The bytes at the peak beyond weights, adapter, optimizer and activations: loss, gradients, one layer's work."""
         held = self.weights_bytes + self.adapter_bytes + self.optimizer_bytes + self.activations_bytes
         return max(0, self.peak_bytes - held)
 
@@ -237,7 +238,7 @@ def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Mod
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    with fast.fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(shape.device), meter:
+    with fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(shape.device), meter:
         activations_bytes = _passes(wrapped, inputs, meter, shape.accumulation)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(
@@ -325,7 +326,7 @@ def _memory_efficient_attention(
 
 @contextmanager
 def _kernels_of(device: str) -> Iterator[None]:
-    """Inside, fake CPU tensors are computed as on `device`: the size of a chunk of logits, and the attention's kernel.
+    """Inside, fake CPU tensors are computed as on ``device``: the size of a chunk of logits, and the attention's kernel.
 
     Fake CUDA tensors would say both by themselves, but need a torch that is built with CUDA.
     """

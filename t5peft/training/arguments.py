@@ -85,7 +85,7 @@ def as_t5peft_arguments(args: TrainingArguments | None) -> Seq2SeqTrainingArgume
         converted.__dict__.update(_OWN | copy.copy(args.__dict__))
         args = converted
     check_arguments(args)
-    # Several devices in one process would be torch's DataParallel; several processes are what `accelerate launch` is for.
+    # Several devices in one process would be torch's DataParallel; several processes are what ``accelerate launch`` is for.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
@@ -112,6 +112,6 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (args.use_cpu or torch.accelerator.is_available()):
         raise ValueError(
-            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; gradients would "
-            "not be exchanged between them. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
+            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; expected it, as "
+            "gradients would not be exchanged otherwise. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
         )

@@ -71,7 +71,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
             newest = newest_resumable(self.output_folder)
             if newest is None:
                 raise ValueError(
-                    f"There is no complete checkpoint in {self.output_folder} to resume from; expected one. Train without "
+                    f"Got no complete checkpoint to resume from in {self.output_folder}; expected one. Train without "
                     "resume_from_checkpoint=True."
                 )
             resume_from_checkpoint = str(newest)
@@ -97,8 +97,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
             problems = of_another_model(folder, self.wrapped_model)
         if problems:
             raise ValueError(
-                f"The checkpoint {folder} cannot be resumed from: {'; '.join(problems)}. Expected a complete one, and the model "
-                "that it was saved of. Make that model again, or train into another folder."
+                f"Got the checkpoint {folder}, which cannot be resumed from: {'; '.join(problems)}; expected a complete one, and "
+                "the model that it was saved of. Make that model again, or train into another folder."
             )
         if not self._is_sharded and not (folder / OPTIMIZER_NAME).is_file():
             logger.warning("%s holds no optimizer: its state and the learning rate schedule start anew.", folder)

@@ -102,7 +102,9 @@ class Head:
         problems = source_problems(features, self.config.vocab_size)
         problems += self.label_problems(features) if labeled else []
         if problems:
-            raise ValueError(f"Got examples that the model cannot take: {'; '.join(problems)}.")
+            raise ValueError(
+                f"Got examples that the model cannot take: {'; '.join(problems)}; expected examples without these problems."
+            )
 
     def columns_error(self, columns: Iterable[str]) -> str:
         """Return the error for examples with other columns than the model needs."""

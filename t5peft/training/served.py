@@ -128,7 +128,9 @@ def check_served(trainer: EvaluatingTrainer) -> None:
     if trainer.accelerator.num_processes > 1 and trainer.accelerator.dispatch_batches:
         problems.append("dispatch_batches in several processes (each reads its own part of the data)")
     if problems:
-        raise ValueError(f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}. Leave them out.")
+        raise ValueError(
+            f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}; expected none of them. Leave them out."
+        )
 
 
 def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:

@@ -219,7 +219,7 @@ frame.addEventListener("load", async () => {
 
 
 def in_browser(page: Path, width: int) -> dict[str, Any]:
-    """What the page does at a width, and everything that the browser's console says."""
+    """Return what the page does at a width, and everything that the browser's console says."""
     harness = page.parent / f"harness-{width}.html"
     harness.write_text(HARNESS % width)
     done = subprocess.run(

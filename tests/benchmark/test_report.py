@@ -73,7 +73,7 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
         ("benchmarks/RESULTS.md", "sst2_glue", "files_sst2"),
         ("benchmarks/RESULTS.md", "real_tasks", "real_tasks"),
         ("benchmarks/RESULTS.md", "sensitivity", "sensitivity"),
-        ("benchmarks/RESULTS.md", "quantisation", "quantisation"),
+        ("benchmarks/RESULTS.md", "quantization", "quantization"),
         ("benchmarks/RESULTS.md", "eight_bits", "eight_bits"),
         ("benchmarks/RESULTS.md", "ladder", "ladder"),
     ],

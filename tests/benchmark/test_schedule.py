@@ -25,7 +25,7 @@ def record_of(made: RunConfig, accuracy: float = 0.9) -> dict[str, Any]:
 
 
 def sweep(best_at: float, rates: tuple[float, ...], seeds: tuple[int, ...] = (0,), **kwargs: Any) -> list[RunConfig]:
-    """Runs of a method whose score falls with the distance of the rate from `best_at`."""
+    """Runs of a method whose score falls with the distance of the rate from ``best_at``."""
     asked: list[RunConfig] = []
 
     def execute(made: RunConfig) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,8 +17,7 @@ import torch
 from cases import Case, base_of, ready_t5, stir, trained, wrap
 from own_method import METHOD, NAME, register_own_method
 from paths import ROOT
-from t5peft.cli.recipe import read_recipe
-from tiny import Geometry, tiny_batch, tiny_records, tiny_t5, tiny_tokenizer
+from tiny import Geometry, tiny_batch, tiny_records, tiny_t5
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
 from t5peft.benchmark.configs import base_configs
@@ -27,9 +25,7 @@ from t5peft.benchmark.records import write_record
 from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import suite_from
-from t5peft.cli import main
-from t5peft.cli.train import add_arguments
-from t5peft.methods.registry import method_of, register_method
+from t5peft.methods.registry import method_of, numeric_options, register_method
 from t5peft.planning.plan import Job, plan_table, step_bytes
 from t5peft.training.train import TrainConfig
 
@@ -186,27 +182,10 @@ def test_it_is_searched() -> None:
     assert (drawn.learning_rate, drawn.options) == (2e-2, {"groups": 2})
 
 
-def test_the_command_line_knows_its_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = ArgumentParser()
-    add_arguments(parser)
-    args = parser.parse_args(["--task", "topics", "--method", NAME, "--groups", "2", "--output", str(tmp_path / "out")])
-    assert read_recipe(args).options == {"groups": 2}
-    tiny_t5().save_pretrained(tmp_path / "backbone")
-    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
-    words = [
-        "--backbone",
-        str(tmp_path / "backbone"),
-        "--method",
-        NAME,
-        "--source",
-        "16",
-        "--target",
-        "4",
-        "--batch",
-        "2",
-    ]
-    assert main(["plan", *words]) == 0
-    assert f"{NAME}" in capsys.readouterr().out
+def test_its_options_are_among_those_of_all_methods() -> None:
+    assert numeric_options()["groups"] is int
+    assert numeric_options()["rank"] is int
+    assert numeric_options()["alpha"] is float
 
 
 def test_it_is_run_and_reported_by_the_benchmark(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_head_of_no_classes_is_refused() -> None:
         load_backbone("mini", num_labels=0)
 
 
-def test_an_unknown_quantisation_is_refused() -> None:
+def test_an_unknown_quantization_is_refused() -> None:
     with pytest.raises(ValueError, match="Got quantize='int4'; expected None, 'int8' or 'nf4'"):
         load_backbone("mini", quantize="int4")  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The planner: bytes from a configuration alone, and what it says to change."""
+"""The planner: bytes from only a configuration, and what it says to change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_known_checkpoint_has_as_many_weights_as_published(name: str) -> None:
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(config)
     count = sum(parameter.numel() for parameter in model.parameters())
-    if config.is_gated_act:  # its head is its own, but a model from a configuration alone comes out tied
+    if config.is_gated_act:  # its head is its own, but a model from only a configuration comes out tied
         count += config.vocab_size * config.d_model
     assert count / 1e6 == pytest.approx(PUBLISHED_MILLIONS[name], rel=0.012)
 
@@ -124,7 +124,7 @@ def test_a_simulated_step_lives_as_much_as_a_real_one(geometry: Geometry, method
 
 
 class _values(LiveBytes):
-    """Counts into another meter, and leaves values alone."""
+    """Counts into another meter, and does not change values."""
 
     def __init__(self, meter: LiveBytes) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Train on two processes without a break, and again from each checkpoint of that run; run by torchrun from `test_resume.py`.
+"""Train on two processes without a break, and again from each checkpoint of that run; run by torchrun from ``test_resume.py``.
 
     torchrun --nproc-per-node 2 distributed_resume.py OUTPUT
 
-OUTPUT is the folder for `losses.json`: for each case the losses of the whole run, and by the step of the checkpoint those of
+OUTPUT is the folder for ``losses.json``: for each case the losses of the whole run, and by the step of the checkpoint those of
 the steps after it.
 """
 
@@ -57,7 +57,7 @@ class Subset(T5PeftTrainer):
 
 
 def examples_of_an_epoch(output: Path) -> list[float]:
-    """How many examples count in each step of one epoch of `Subset`, over both processes."""
+    """How many examples count in each step of one epoch of ``Subset``, over both processes."""
     counted = []
 
     class Watch(Subset):

@@ -1,8 +1,8 @@
-"""One optimizer step and one evaluation on each of several processes; run by torchrun from `test_splits.py`.
+"""One optimizer step and one evaluation on each of several processes; run by torchrun from ``test_splits.py``.
 
     torchrun --nproc-per-node 2 distributed_split.py STACK OUTPUT BACKBONE CASE...
 
-STACK is `plain` or `ours`, OUTPUT the folder for `CASE.pt` (loss, gradients, evaluation loss), BACKBONE a folder with the
+STACK is ``plain`` or ``ours``, OUTPUT the folder for ``CASE.pt`` (loss, gradients, evaluation loss), BACKBONE a folder with the
 tiny T5 for cases that load it.
 """
 
@@ -27,7 +27,7 @@ EPOCH = 5  # a step of four, and one of one, of which the second process gets no
 
 
 def precise_model(case: Case, backbone: Path) -> PreTrainedModel:
-    """The wrapped tiny T5, in double precision unless it is quantised, so that rounding hides nothing."""
+    """The wrapped tiny T5, in double precision unless it is quantized, so that rounding hides nothing."""
     model = stir(wrap(case, base_of(case, "v1.1", backbone)))
     return model if METHODS[case.method].quantize is not None else model.double()
 

@@ -130,7 +130,7 @@ class Scores(TrainerCallback):
 
 
 def outcome(kind: type, run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a run gives: losses, gradients of each step, evaluation, predictions, files, keys of logs."""
+    """The results of a run: losses, gradients of each step, evaluation, predictions, files, keys of logs."""
     records, arguments = data_of(run), dict(run["arguments"])
     recorder, scores = GradientRecorder(), Scores()
     callbacks: list[Any] = [recorder, scores]

@@ -1,4 +1,4 @@
-"""What this library touches of others without their offer is there, has the signature relied on, and is still called."""
+"""Every private name of another library that we use exists, has the signature that we rely on, and is still called."""
 
 from __future__ import annotations
 

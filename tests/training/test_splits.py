@@ -34,7 +34,7 @@ all_methods = pytest.mark.parametrize("case", METHODS_ONCE, ids=str)
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step must see."""
+    """The results of one optimizer step."""
 
     loss: float
     gradients: dict[str, Tensor]
@@ -48,7 +48,7 @@ def model(case: Case, folders: dict[Geometry, Path]) -> PreTrainedModel:
 
 
 def exact_loss(model: nn.Module, records: Records) -> Tensor:
-    """The mean over all target tokens of `records`, each run alone, so that there is no padding."""
+    """The mean over all target tokens of ``records``, each in a run of its own, without padding."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for record in records:
         labels = torch.tensor([record["labels"]])
@@ -67,10 +67,10 @@ def exact_step(model: nn.Module, records: Records) -> Step:
 
 
 def assert_exact(case: Case, loss: float, gradients: dict[str, Tensor], expected: Step) -> None:
-    """In double precision gradients agree to the last digits; in single, as quantised weights are, to their rounding."""
+    """In double precision gradients agree to the last digits; in single, as quantized weights are, to their rounding."""
     assert loss == pytest.approx(expected.loss, rel=TOLERANCE)
-    quantised = METHODS[case.method].quantize is not None
-    assert relative_difference(gradients, expected.gradients) < (1e-5 if quantised else 1e-12)
+    quantized = METHODS[case.method].quantize is not None
+    assert relative_difference(gradients, expected.gradients) < (1e-5 if quantized else 1e-12)
 
 
 @all_methods
@@ -163,7 +163,7 @@ def test_the_evaluation_loss_is_the_same_for_every_batch_size(
 
 
 def run_two_processes(stack: str, output: Path, backbone: Path, cases: list[Case]) -> Path:
-    """Runs `distributed_split.py` on two gloo processes; `output` with a file for each case."""
+    """Runs ``distributed_split.py`` on two gloo processes; ``output`` with a file for each case."""
     here = Path(__file__).parent
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),

@@ -1,4 +1,4 @@
-"""What T5PeftTrainer promises beside the splits (tests/training/test_splits.py) and the stack's faults (tests/test_stack.py)."""
+"""Promises of T5PeftTrainer beside the splits (tests/training/test_splits.py) and the stack's faults (tests/test_stack.py)."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_model_is_not_resumed(other: Any, message: str, 
     T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
     trainer = T5PeftTrainer(other(), arguments(tmp_path, max_steps=2), train_dataset=tiny_records(8))
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    with pytest.raises(ValueError, match=rf"checkpoint-1 cannot be resumed from: .*{message}"):
+    with pytest.raises(ValueError, match=rf"checkpoint-1, which cannot be resumed from: .*{message}"):
         trainer.train(resume_from_checkpoint=True)
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
 
@@ -747,7 +747,7 @@ def test_a_checkpoint_of_weights_that_are_no_numbers_is_not_whole_whatever_file_
 
 
 class AskForASave(TrainerCallback):
-    """What a SIGTERM asks for where ``enable_jit_checkpoint=True``."""
+    """The save that a SIGTERM asks for where ``enable_jit_checkpoint=True``."""
 
     trainer: Any = None
 
