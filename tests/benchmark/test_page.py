@@ -155,7 +155,7 @@ HARNESS = """<!doctype html><body><iframe id="page" src="report.html" style="bor
 const frame = document.getElementById("page");
 const errors = [];
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const until = async (test) => { for (let i = 0; i < 500 && !test(); i++) await pause(50); };
+const until = async (test) => { for (let i = 0; i < 1500 && !test(); i++) await pause(50); };
 frame.addEventListener("load", async () => {
   const page = frame.contentDocument, view = frame.contentWindow;
   view.addEventListener("error", (event) => errors.push(event.message));
@@ -167,6 +167,7 @@ frame.addEventListener("load", async () => {
   button.click(); const once = order(); button.click(); const twice = order();
 
   const charts = () => [...page.querySelectorAll(".chart")].filter((chart) => chart.offsetParent);
+  view.dispatchEvent(new view.Event("beforeprint"));  // which draws all of them, seen or not
   await until(() => charts().length && charts().every((chart) => chart.querySelector("svg")));
   const seen = (text) => text.textContent && Number(text.getAttribute("opacity") ?? 1) > 0;
   const texts = (svg) => [...svg.querySelectorAll("text")].filter(seen);
@@ -224,7 +225,7 @@ def in_browser(page: Path, width: int) -> dict[str, Any]:
     done = subprocess.run(
         [
             str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
-            "--enable-logging=stderr", "--virtual-time-budget=120000", f"--user-data-dir={page.parent / 'browser'}",
+            "--enable-logging=stderr", "--virtual-time-budget=300000", f"--user-data-dir={page.parent / 'browser'}",
             "--window-size=1400,9000", "--dump-dom", harness.as_uri(),
         ],
         capture_output=True, text=True, timeout=300, check=True,

@@ -144,7 +144,7 @@ def test_a_backbone_of_the_hub_is_known_by_its_commit_from_the_first_call(
 def test_a_gpu_that_is_not_there_is_told_before_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert _device(None) == "cpu"
-    with pytest.raises(ValueError, match="--device cuda came, but torch finds no CUDA device here"):
+    with pytest.raises(ValueError, match="Got --device cuda, but torch finds no CUDA device"):
         _device("cuda")
 
 

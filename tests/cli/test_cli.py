@@ -73,7 +73,7 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
         ),
         (["bench", "--task", "finance", "--template", "{text}"], "Got --template, which go with files of your own"),
         (["evaluate", "nowhere"], "Got no folder nowhere"),
-        (["plan", "--micro-batch", "0"], "micro_batch is 0, expected at least 1"),
+        (["plan", "--micro-batch", "0"], "Got 0 as micro_batch; expected at least 1"),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_code_2(
