@@ -304,8 +304,8 @@ def test_an_adapter_brings_its_tokens_from_its_folder_beside_its_backbone_and_me
     task = Task("t", "say: {text}", "{label}", metrics=("accuracy",), max_source_length=16, max_target_length=4)
     records = [{"text": f"a {i} <br>", "label": "a"} for i in range(8)]
     tests = {"new_test": records[:2], "old_test": records[:2]}
-    recipe = TrainConfig(steps=1, batch_size=4, evaluations=1)
-    continue_training(tmp_path / "adapter", task, records, records, **tests, recipe=recipe, output=tmp_path / "again")
+    config = TrainConfig(steps=1, batch_size=4, evaluations=1)
+    continue_training(tmp_path / "adapter", task, records, records, **tests, config=config, output=tmp_path / "again")
     _, its_tokenizer = load_tuned(tmp_path / "again")
     assert its_tokenizer("positively { <br> a")["input_ids"] == tokenizer("positively { <br> a")["input_ids"]
 

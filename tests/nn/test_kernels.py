@@ -565,17 +565,17 @@ def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_tokens(
             use_cpu=True,
         )
         trainer = T5PeftTrainer(model=model, args=arguments, train_dataset=features())
-        losses = trainer.compute_loss
+        losses = trainer.summed_loss
         calls = 0
 
-        def compute_loss(*args, **kwargs):
+        def summed_loss(*args, **kwargs):
             nonlocal calls
             calls += 1
             if calls == fails_at:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return losses(*args, **kwargs)
 
-        monkeypatch.setattr(trainer, "compute_loss", compute_loss)
+        monkeypatch.setattr(trainer, "summed_loss", summed_loss)
         trainer.train()
         return [parameter.detach() for parameter in model.parameters()], trainer.budget.tokens
 
