@@ -142,7 +142,7 @@ def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
         (folder / "notes.txt").write_text("of the user")
     monkeypatch.setattr("t5peft.training.train.T5PeftTrainer", None)
     given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": tmp_path / "v2"}
-    with pytest.raises(ValueError, match=r"not saved to .*v2, which holds .*\['notes.txt'\]"):
+    with pytest.raises(ValueError, match=r"v2 to save an adapter to, which holds .*\['notes.txt'\]"):
         continue_training(old, TASK, records(4, 20), records(4), **given)
     (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
     data = ["--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
