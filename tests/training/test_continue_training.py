@@ -147,7 +147,7 @@ def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
     (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
     data = ["--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
     assert main(["train", *data, "--output", str(tmp_path / "run")]) == 2
-    assert "which holds what is no earlier adapter's" in capsys.readouterr().err
+    assert "which holds files that are not of an earlier adapter" in capsys.readouterr().err
 
 
 def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(
