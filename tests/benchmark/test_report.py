@@ -57,7 +57,9 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
     assert "| prompt |" not in text
     assert len(summarize(RunRecords(folder).load())) == 2
     assert text.count("backbone ") == 1
-    with pytest.raises(ValueError, match=r", tasks other, methods full; expected some\. Run `t5peft bench` with them first"):
+    with pytest.raises(
+        ValueError, match=r", tasks other, methods full; expected some\. Run `t5peft bench` with them first"
+    ):
         text_of(["other"], ["full"])
 
 
@@ -495,5 +497,7 @@ def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path
     readme.write_bytes(b"before\r\n<!-- table:quick -->\r\nold\r\n<!-- /table -->\r\n")
     fill_markers(readme, {"quick": "a\nb"})
     assert readme.read_bytes() == b"before\r\n<!-- table:quick -->\r\na\r\nb\r\n<!-- /table -->\r\n"
-    with pytest.raises(ValueError, match=r"Got the tables 'real' for .*README\.md, which has places for quick; expected a place"):
+    with pytest.raises(
+        ValueError, match=r"Got the tables 'real' for .*README\.md, which has places for quick; expected a place"
+    ):
         fill_markers(readme, {"real": ""})

@@ -204,7 +204,10 @@ def test_a_trained_classification_head_is_loaded_without_saying_how_many_classes
     assert torch.equal(head, trained.classification_head.out_proj.weight)
     with pytest.raises(ValueError, match="has a classification head; expected a T5 with a language model head"):
         train_and_evaluate(
-            Task("t", "{a}", "{b}"), {"train": [{}], "validation": [{}]}, TrainConfig(backbone=str(tmp_path)), tmp_path / "run"
+            Task("t", "{a}", "{b}"),
+            {"train": [{}], "validation": [{}]},
+            TrainConfig(backbone=str(tmp_path)),
+            tmp_path / "run",
         )
 
 
