@@ -30,6 +30,7 @@ ORDER = (
     "planning",
     "pretraining",
     "benchmark",
+    "serving",
     "cli",
 )
 OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece", "vl_convert")
