@@ -6,7 +6,8 @@
     pool.release(weights)
 
 An adapter is loaded when it is first asked for, and verified as ``load_adapter`` does. It is dropped when memory is short and
-nobody holds it, the least recently used first. A folder that has changed is loaded anew; what runs on the earlier version ends on it.
+nobody holds it, the least recently used first. A folder that has changed is loaded anew. Requests that run on the earlier version
+end on it.
 """
 
 from __future__ import annotations
