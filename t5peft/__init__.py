@@ -29,6 +29,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 )
 
 _HOMES = {
+    "AdapterPool": "t5peft.serving.pool",
     "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
     "merge": "t5peft.adapters.merge",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from t5peft.methods import prompt_wrap as prompt_wrap
     from t5peft.methods import qlora_wrap as qlora_wrap
     from t5peft.models.backbone import load_backbone as load_backbone
+    from t5peft.serving.pool import AdapterPool as AdapterPool
     from t5peft.training import T5PeftTrainer as T5PeftTrainer
     from t5peft.training import T5PeftTrainingArguments as T5PeftTrainingArguments
 else:

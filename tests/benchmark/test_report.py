@@ -66,9 +66,7 @@ def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("document", "name", "folder"),
     [
-        ("README.md", "quick", "quick"),
-        ("README.md", "real-overview", "real"),
-        ("README.md", "embedded-overview", "embedded"),
+        ("benchmarks/RESULTS.md", "quick", "quick"),
         ("benchmarks/RESULTS.md", "embedded", "embedded"),
         ("benchmarks/RESULTS.md", "real", "real"),
         ("benchmarks/RESULTS.md", "trec", "real_long"),
@@ -86,7 +84,7 @@ def test_a_table_in_the_documents_is_that_of_its_records(document: str, name: st
     shown = (
         (ROOT / document).read_text(encoding="utf-8").split(f"<!-- table:{name} -->\n")[1].split("\n<!-- /table -->")[0]
     )
-    assert shown == (report.overview if name.endswith("-overview") else report.text)
+    assert shown == report.text
 
 
 # --- statistics

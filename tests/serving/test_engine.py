@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
-from concurrent.futures import CancelledError
 
 import pytest
 import torch
 from fake_pool import FakePool, alone, target_log_probabilities
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tiny import EOS, VOCABULARY, tiny_t5
 
 from t5peft.serving.engine import Engine
