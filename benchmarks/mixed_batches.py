@@ -14,7 +14,8 @@ The systems answer the same requests on ``mini``, alternating in one run:
     no_adapter     the engine, where no request names one
 
 Adapters are stirred, not trained: their arithmetic is that of tuned ones. Every answer is compared with what its adapter says by
-itself. Figures are medians, ratios are medians of the ratios within a repeat. The record goes to records/serving/mixed_batches.jsonl.
+itself. Figures are medians, ratios are medians of the ratios within a repeat. The record goes to
+records/serving/mixed_batches.jsonl.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "settings": {key: value for key, value in vars(args).items()},
+        "settings": vars(args),
         "active_per_batch": len(set(chosen[:ROWS])),
         "requests_per_second": {name: median(values) for name, values in speeds.items()},
         "ratios": ratios,
