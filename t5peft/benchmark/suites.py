@@ -168,8 +168,8 @@ def load_suite(name_or_path: str) -> Suite:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"Got {path}, which is not YAML ({error}); expected the YAML of a suite.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"Got {path}, which is not YAML in UTF-8 ({error}); expected the YAML of a suite.") from error
     if not isinstance(content, dict):
         raise ValueError(
             f"Got {type(content).__name__} in {path}; expected a mapping with {', '.join(sorted(_FIELDS))}."

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 from datasets import ClassLabel, Dataset, Features
@@ -30,6 +31,10 @@ KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
 ENDING = re.compile(rf"({'|'.join(map(re.escape, KINDS))})({'|'.join(map(re.escape, OPENERS))})?$", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com"
 MARKS = ",;\t|"
+# Text is packed to a tenth or a fiftieth. xz packs zeros to a seven-thousandth.
+_LARGEST_UNPACKED = 64 << 20
+_HIGHEST_RATIO = 200
+_BYTES_PER_CELL = 100  # of a list of dictionaries, at least
 
 
 @dataclass(frozen=True)
@@ -119,12 +124,21 @@ def read_bytes(path: Path) -> bytes:
     opener = OPENERS.get(path.suffix.lower(), open)
     try:
         with opener(path, "rb") as file:
-            return file.read()
+            return file.read() if opener is open else _unpacked(file, path)
     except (OSError, EOFError, ValueError, MemoryError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(
             f"Got {path}, which cannot be unpacked ({error}); expected a whole file of the kind that its ending says. Copy it "
             "again, or rename it."
         ) from None
+
+
+def _unpacked(file: IO[bytes], path: Path) -> bytes:
+    """Read a packed file, and stop where it grows beyond what text grows to: it was made to fill the memory."""
+    limit = max(_LARGEST_UNPACKED, _HIGHEST_RATIO * path.stat().st_size)
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it grows to more than {limit >> 20} MiB, {_HIGHEST_RATIO} times its size")
+    return data
 
 
 def decoded(data: bytes, origin: str, encoding: str) -> str:
@@ -194,12 +208,14 @@ def _read_arrow(path: Path, kind: str) -> RecordList:
     try:
         if kind == ".parquet":
             # not read_table, which adds columns for folders named key=value
-            table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True).read()
+            file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+            _ensure_fits(file.metadata)
+            table = file.read()
         else:
             with pyarrow.OSFile(str(path)) as source:
-                file = source.read(6) == b"ARROW1"
+                is_file = source.read(6) == b"ARROW1"
                 source.seek(0)
-                table = (pyarrow.ipc.open_file if file else pyarrow.ipc.open_stream)(source).read_all()
+                table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(source).read_all()
         records = [flat(record) for record in table.to_pylist()]
         features = Features.from_arrow_schema(table.schema).flatten()
     except Exception as error:  # a damaged file makes pyarrow raise whatever its bytes lead to
@@ -208,6 +224,15 @@ def _read_arrow(path: Path, kind: str) -> RecordList:
             "file. Copy or write it again."
         ) from None
     return _with_label_names(records, features, str(path))
+
+
+def _ensure_fits(metadata: Any) -> None:
+    """Raise ValueError for a Parquet file whose cells do not fit into memory: a small one may hold billions of equal cells."""
+    groups = range(metadata.num_row_groups)
+    cells = sum(metadata.row_group(i).column(j).num_values for i in groups for j in range(metadata.num_columns))
+    available = psutil.virtual_memory().available
+    if cells * _BYTES_PER_CELL > available:
+        raise ValueError(f"its {cells:,} cells need more than the {available >> 20:,} MiB of free memory")
 
 
 def _with_label_names(records: Records, features: Mapping[str, Any], origin: str) -> RecordList:

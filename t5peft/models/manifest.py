@@ -190,6 +190,8 @@ def _weight_problems(paths: Iterable[Path], folder: Path) -> list[str]:
 
 
 def _parse_object(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a folder, or a device, which may have no end
+        raise _DamagedError("it is not a file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except OSError as error:

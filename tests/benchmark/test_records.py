@@ -142,7 +142,7 @@ def test_lines_and_files_that_are_not_records_are_named_all_at_once(tmp_path: Pa
     (tmp_path / "records" / "a.json").write_text("{")
     (tmp_path / "records" / "b.json").write_text('{"outcome": "finished", "schema": 99}')
     with pytest.raises(
-        ValueError, match=r"(?s)a\.json is not a run record.*b\.json is not a run record \(Got schema 99"
+        ValueError, match=r"(?s)a\.json, which is not a run record.*b\.json, which is not a run record \(Got schema 99"
     ):
         RunRecords(tmp_path).load()
     made = synthetic.config()
@@ -150,7 +150,7 @@ def test_lines_and_files_that_are_not_records_are_named_all_at_once(tmp_path: Pa
     records.append(made, record_of(made))
     with records.path.open("ab") as file:
         file.write(b'\n[1]\n{"outcome": "finished", "schema": 1}\n\xff\n')
-    with pytest.raises(ValueError, match=r"(?s)line 3 is not.*line 4 is not.*line 5 is not"):
+    with pytest.raises(ValueError, match=r"(?s)line 3, which is not.*line 4, which is not.*line 5, which is not"):
         RunRecords(tmp_path / "lines").load()
     with pytest.raises(FileNotFoundError, match="Run `t5peft bench` first"):
         RunRecords(tmp_path / "nowhere").load()
