@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytest
 import torch
+from narrow import as_dataset
 from peft import (
     LoraConfig,
     PeftModel,
@@ -32,6 +33,7 @@ from transformers import (
     TrainerCallback,
 )
 
+Quantization = Literal["int8", "nf4"]
 Records = Sequence[dict[str, Any]]
 
 
@@ -46,7 +48,7 @@ class Stack(Protocol):
 
     def prompt(self, model: PreTrainedModel) -> PeftModel: ...
 
-    def load(self, folder: Path, *, quantize: str | None = None) -> PreTrainedModel: ...
+    def load(self, folder: Path, *, quantize: Quantization | None = None) -> PreTrainedModel: ...
 
     def trainer(
         self, model: nn.Module, folder: Path, records: Records, evaluated: Records | None = None, **arguments: Any
@@ -90,7 +92,7 @@ class PlainStack:
     def prompt(self, model: PreTrainedModel) -> PeftModel:
         return get_peft_model(model, PromptTuningConfig(task_type=self._task(model), num_virtual_tokens=PROMPT_LENGTH))
 
-    def load(self, folder: Path, *, quantize: str | None = None) -> PreTrainedModel:
+    def load(self, folder: Path, *, quantize: Quantization | None = None) -> PreTrainedModel:
         quantization = {
             None: None,
             "int8": BitsAndBytesConfig(load_in_8bit=True),
@@ -105,8 +107,8 @@ class PlainStack:
         return Seq2SeqTrainer(
             model=model,
             args=Seq2SeqTrainingArguments(**quiet_arguments(folder, arguments)),
-            train_dataset=records,
-            eval_dataset=evaluated or records,
+            train_dataset=as_dataset(records),
+            eval_dataset=as_dataset(evaluated or records),
             processing_class=tokenizer,
             data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         )
@@ -136,7 +138,7 @@ class OurStack:
 
         return prompt_wrap(model, length=PROMPT_LENGTH)
 
-    def load(self, folder: Path, *, quantize: str | None = None) -> PreTrainedModel:
+    def load(self, folder: Path, *, quantize: Quantization | None = None) -> PreTrainedModel:
         from t5peft import load_backbone
 
         return load_backbone(str(folder), quantize=quantize)[0]

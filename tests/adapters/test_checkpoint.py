@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from narrow import rank_of
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
 from transformers import (
@@ -118,10 +120,12 @@ def test_saving_never_deletes_a_file_of_another(name: str, tmp_path: Path) -> No
 def test_saving_over_a_checkpoint_or_a_file_is_refused(tmp_path: Path) -> None:
     trainer = train(tmp_path, steps=2)
     trainer.train()
+    wrapped = trainer.model
+    assert isinstance(wrapped, PeftModel)
     (tmp_path / "file").write_text("mine")
     for name, message in (("checkpoint-2", "trainer_state.json"), ("file", "file")):
         with pytest.raises(ValueError, match=message):
-            save_adapter(trainer.model, tmp_path / name)
+            save_adapter(wrapped, tmp_path / name)
 
 
 def test_an_adapter_is_saved_to_a_folder_that_cannot_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +146,7 @@ def test_an_adapter_is_saved_to_a_folder_that_cannot_be_moved(tmp_path: Path, mo
     assert not (folder / "tokenizer_config.json").exists()
     assert not list(folder.glob(".volume-*"))
     assert verify(folder) == []
-    assert load_adapter(folder, model=tiny_t5())[0].peft_config["default"].r == 2
+    assert rank_of(load_adapter(folder, model=tiny_t5())[0]) == 2
 
 
 def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
@@ -232,13 +236,13 @@ def test_an_adapter_whose_readme_was_written_in_is_loaded(saved: Path) -> None:
     ],
     ids=["other weights of the same shape", "v1.1", "deeper", "shallower"],
 )
-def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], torch.nn.Module], saved: Path) -> None:
+def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], PreTrainedModel], saved: Path) -> None:
     with pytest.raises(ValueError, match="it was trained on another backbone"):
         load_adapter(saved, model=other())
 
 
 def test_the_fingerprint_is_the_same_in_bfloat16() -> None:
-    assert fingerprint(tiny_t5()) == fingerprint(tiny_t5().to(torch.bfloat16))
+    assert fingerprint(tiny_t5()) == fingerprint(tiny_t5().bfloat16())
 
 
 @pytest.mark.parametrize("trained_whole", ["shared", "final_layer_norm"])
@@ -256,6 +260,7 @@ def test_a_module_that_is_trained_whole_does_not_change_the_fingerprint(trained_
 @pytest.mark.parametrize("method", ["lora", "ia3", "norm"])
 def test_an_adapter_that_is_merged_at_saving_loads_on_its_backbone(method: str, tmp_path: Path) -> None:
     model = METHODS[method].wrap(tiny_t5())
+    assert isinstance(model, PeftModel)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -271,7 +276,7 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
         return load_adapter(saved, model=tiny_t5())[0].merge_and_unload()
 
     folder = save_adapter(lora_wrap(second()), tmp_path / "on_second")
-    load_adapter(folder, model=second().to(torch.bfloat16))
+    load_adapter(folder, model=second().bfloat16())
     with pytest.raises(ValueError, match="it was trained on another backbone"):
         load_adapter(folder, model=tiny_t5())
     edit_manifest(folder, maps=None)
@@ -284,7 +289,9 @@ def test_no_adapter_changes_the_fingerprint_of_the_maps(method: str) -> None:
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(start: str, tmp_path: Path) -> None:
+def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(
+    start: Literal["pissa", "olora"], tmp_path: Path
+) -> None:
     config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q", "v"], init_lora_weights=start)
     model = get_peft_model(tiny_t5(), config)
     loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
@@ -302,7 +309,7 @@ def test_a_second_adapter_is_not_loaded_in_the_place_of_the_first(saved: Path) -
 
 def test_several_active_adapters_are_not_saved_as_one(tmp_path: Path) -> None:
     model = with_a_second_adapter(0.1)
-    model.base_model.set_adapter(["default", "second"])
+    cast(BaseTuner, model.base_model).set_adapter(["default", "second"])
     with pytest.raises(ValueError, match=r"\['default', 'second'\] are active at once"):
         save_adapter(model, tmp_path / "adapter")
 
@@ -317,7 +324,7 @@ def test_rows_that_resizing_added_and_no_adapter_holds_are_told(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", [T5EncoderModel, T5ForTokenClassification, T5ForQuestionAnswering])
-def test_an_adapter_of_another_kind_of_model_names_it(kind: type, tmp_path: Path) -> None:
+def test_an_adapter_of_another_kind_of_model_names_it(kind: type[PreTrainedModel], tmp_path: Path) -> None:
     kind(tiny_config()).save_pretrained(tmp_path / "base")
     folder = save_adapter(lora_wrap(kind.from_pretrained(tmp_path / "base")), tmp_path / "adapter")
     with pytest.raises(ValueError, match=rf"Give model={kind.__name__}\.from_pretrained\('.*base'\)"):
@@ -426,7 +433,7 @@ def test_nan_in_the_weights_of_an_early_peft_is_told(tmp_path: Path) -> None:
 
 def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
     model = lora_wrap(tiny_t5())
-    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
     loaded, _ = load_adapter(tmp_path, model=tiny_t5())
     assert isinstance(loaded, PeftModel)
 

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from paths import ROOT
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.records import RunRecords
 from t5peft.benchmark.report import write_report
-from t5peft.benchmark.statistics import mean_std, paired_bootstrap
+from t5peft.benchmark.statistics import MeanStd, mean_std, paired_bootstrap
 from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks, summarize
 from t5peft.benchmark.tables import (
     COLUMNS,
@@ -141,7 +142,8 @@ def test_the_interval_of_a_mean_over_tasks_covers_it_as_often_as_it_says() -> No
     generator = np.random.default_rng(1)
 
     def task(gain: float) -> tuple[np.ndarray, np.ndarray]:
-        return tuple((generator.random((2, 80)) < chance).astype(float) for chance in (0.7 + gain, 0.7))
+        better, worse = ((generator.random((2, 80)) < chance).astype(float) for chance in (0.7 + gain, 0.7))
+        return better, worse
 
     found = [paired_bootstrap(task(0.0), task(0.05), task(0.1), resamples=400) for _ in range(400)]
     assert 0.91 <= sum(difference.low <= 0.05 <= difference.high for difference in found) / 400 <= 0.99
@@ -214,14 +216,18 @@ def rows_by_method(table: TaskTable) -> dict[str, Row]:
 def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTable]) -> None:
     (means,) = means_over_tasks(tables)
     assert (means.metric, means.tables) == ("accuracy", tuple(tables))
-    full, deviations = means.by_label["full"], [table.rows[0].test.deviation for table in tables]
+    full = means.by_label["full"]
+    tests = [table.rows[0].test for table in tables]
+    deviations = [test.deviation for test in tests if test is not None]
+    assert len(deviations) == len(tables)
     assert full.value == pytest.approx((0.905 + 0.805) / 2)
-    assert full.error == pytest.approx(math.sqrt(sum(deviation**2 / 3 for deviation in deviations)) / 2)
+    assert full.error is not None
+    assert full.error == pytest.approx(math.sqrt(sum(d**2 / 3 for d in deviations if d is not None)) / 2)
     assert "peft-lora" not in means.by_label
     assert full.difference is None
     assert means.by_label["ia3"].difference == paired_bootstrap(
         *(
-            tuple(np.stack(list(found[m].by_example.values())) for m in ("ia3", "full"))
+            (np.stack(list(found["ia3"].by_example.values())), np.stack(list(found["full"].by_example.values())))
             for found in map(rows_by_method, tables)
         )
     )
@@ -321,7 +327,7 @@ def test_the_overview_has_a_row_a_method_with_costs_against_full_fine_tuning(tab
     assert failed.split(" | ")[1:4] == ["–", "–", "–"]
     assert overview_markdown(tables[:1]) == ""
     ours, theirs = (
-        [row.test.mean for table in tables for row in table.rows if row.method == method]
+        [row.test.mean for table in tables for row in table.rows if row.method == method and row.test is not None]
         for method in ("prefix", "peft-prefix")
     )
     gains = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
@@ -444,6 +450,7 @@ def test_answers_after_merging_are_timed_over_the_seeds_that_were_merged(tmp_pat
         record["latency"] |= {"merged_seconds": merged}
         RunRecords(tmp_path).append(made, record)
     ((row,),) = (table.rows for table in summarize(RunRecords(tmp_path).load()))
+    assert isinstance(row.merged_latency, MeanStd)
     assert row.merged_latency.n == 1
 
 
@@ -465,7 +472,7 @@ def test_the_tables_are_of_the_conditions_that_were_asked_for(tmp_path: Path) ->
     for made in (asked, other):
         RunRecords(tmp_path).append(made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
     found = RunRecords(tmp_path).load()
-    named = {"title": "", "about": "", "command": ""}
+    named: dict[str, Any] = {"title": "", "about": "", "command": ""}
     text = write_report(tmp_path, tmp_path, **named, asked=[r for r in found if r["config"]["steps"] == 100]).text
     assert "100 steps" in text
     assert "200 steps" not in text

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
+from narrow import text
 from paths import PUBLIC_DATA, ROOT
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from vocabulary import small_tokenizer
@@ -197,7 +198,7 @@ def test_a_long_column_is_cut_and_the_template_is_whole(
     records = [{"text": "one two three four five " * 20, "title": "a"}, {"text": "x", "title": "long words " * 9}]
     with caplog.at_level(logging.WARNING):
         dataset = SUMMARY.tokenize(records, tokenizer)
-    source = tokenizer.decode(dataset[0]["input_ids"], skip_special_tokens=True)
+    source = text(tokenizer.decode(dataset[0]["input_ids"], skip_special_tokens=True))
     assert source.startswith("summarize: one tw"[:17])
     assert source.endswith(" end")
     assert 20 <= len(dataset[0]["input_ids"]) <= 24
@@ -330,9 +331,10 @@ def test_fields_that_are_not_plain_columns_are_refused(template: str) -> None:
 
 
 def test_target_words_may_be_numbers_and_none_is_told() -> None:
-    assert Task("t", "{text}", "{label}", {0: 0, 1: 1}).candidates == ("0", "1")
+    numbers: dict[Any, Any] = {0: 0, 1: 1}
+    assert Task("t", "{text}", "{label}", numbers).candidates == ("0", "1")
     with pytest.raises(ValueError, match="Label '1' has no word in the verbalizer"):
-        Task("t", "{text}", "{label}", {0: "no", 1: None})
+        Task("t", "{text}", "{label}", numbers | {0: "no", 1: None})
 
 
 def test_numbers_that_would_be_two_labels_are_told_and_decimals_are_numbers() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import narrow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from narrow import as_peft, generate
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from tiny import fill_unevenly, tiny_classifier, tiny_config, tiny_t5
 from torch import nn
@@ -94,12 +98,15 @@ def foreign() -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
 
 
-def wrapped(method: str, **options: Any) -> Callable[[], PreTrainedModel]:
+MakeModel = Callable[[], nn.Module]
+
+
+def wrapped(method: str, **options: Any) -> Callable[[], PeftModel]:
     """A T5 wrapped by a method, its adapter moved away from where it starts."""
 
-    def make() -> PreTrainedModel:
+    def make() -> PeftModel:
         torch.manual_seed(0)
-        model = METHODS[method].wrap(wide(), **options)
+        model = as_peft(METHODS[method].wrap(wide(), **options))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -110,7 +117,7 @@ def wrapped(method: str, **options: Any) -> Callable[[], PreTrainedModel]:
     return make
 
 
-PLAIN = [v1_0, wide, eager, mt5, umt5]
+PLAIN: list[MakeModel] = [v1_0, wide, eager, mt5, umt5]
 MODELS = [*PLAIN, *map(wrapped, ("lora", "ia3", "prompt", "ladder")), wrapped("prefix", length=1)]
 each_model = pytest.mark.parametrize("make", MODELS, ids=[make.__name__ for make in MODELS])
 
@@ -143,18 +150,19 @@ def generated_alone(model: nn.Module, source: str, max_new_tokens: int, num_beam
     training = model.training
     model.eval()
     with torch.no_grad():
-        ids = model.generate(
+        (ids,) = generate(
+            model,
             input_ids=torch.tensor([ids_of(source)]),
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             use_cache=False,
-        )[0]
+        )
     model.train(training)
-    return TOKENIZER.decode(ids, skip_special_tokens=True), 1 not in ids.tolist()
+    return narrow.text(TOKENIZER.decode(ids, skip_special_tokens=True)), 1 not in ids.tolist()
 
 
 @each_model
-def test_rank_gives_the_log_probabilities_of_teacher_forcing(make):
+def test_rank_gives_the_log_probabilities_of_teacher_forcing(make: MakeModel) -> None:
     model = make()
     found = rank(model, TOKENIZER, SOURCES, WORDS)
     expected = by_hand(model, SOURCES, WORDS)
@@ -166,7 +174,7 @@ def test_rank_gives_the_log_probabilities_of_teacher_forcing(make):
 
 @each_model
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_predict_gives_what_generate_gives_for_each_source_alone(make, num_beams):
+def test_predict_gives_what_generate_gives_for_each_source_alone(make: MakeModel, num_beams: int) -> None:
     model = make()
     alone = [generated_alone(model, source, 7, num_beams) for source in SOURCES]
     for tokens_per_batch in (60, 8192):
@@ -177,13 +185,13 @@ def test_predict_gives_what_generate_gives_for_each_source_alone(make, num_beams
         assert found.truncated_fraction == pytest.approx(sum(cut for _, cut in alone) / len(alone))
 
 
-def test_some_answers_end_and_some_are_cut_so_that_the_tests_of_predict_see_both():
+def test_some_answers_end_and_some_are_cut_so_that_the_tests_of_predict_see_both() -> None:
     assert 0 < predict(wide(), TOKENIZER, SOURCES, max_new_tokens=7).truncated_fraction < 1
     assert predict(wide(), TOKENIZER, SOURCES[:1], max_new_tokens=1).truncated_fraction == 1.0
 
 
 @pytest.mark.parametrize("make", [v1_0, umt5])
-def test_rank_takes_a_list_of_candidates_for_each_source(make):
+def test_rank_takes_a_list_of_candidates_for_each_source(make: MakeModel) -> None:
     model = make()
     lists = [WORDS[: i + 1] for i in range(len(SOURCES))]
     found = rank(model, TOKENIZER, SOURCES, lists, tokens_per_batch=90)
@@ -195,7 +203,9 @@ def test_rank_takes_a_list_of_candidates_for_each_source(make):
 
 
 @pytest.mark.parametrize("make", [v1_0, wrapped("prompt")])
-def test_many_candidates_are_scored_in_several_trees_and_few_positions_of_logits_at_once(make, monkeypatch):
+def test_many_candidates_are_scored_in_several_trees_and_few_positions_of_logits_at_once(
+    make: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make()
     expected = rank(model, TOKENIZER, SOURCES, WORDS).log_probabilities
     monkeypatch.setattr(candidates, "MOST_POSITIONS", 6)
@@ -210,7 +220,7 @@ def test_many_candidates_are_scored_in_several_trees_and_few_positions_of_logits
     torch.testing.assert_close(found[1::2], expected[1::2], rtol=1e-5, atol=1e-5)
 
 
-def test_beginnings_are_shared_and_blocks_are_the_same_without_it(monkeypatch):
+def test_beginnings_are_shared_and_blocks_are_the_same_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = v1_0()
     ids = [ids_of(word) for word in WORDS]
     beginnings = {tuple(one[:length]) for one in ids for length in range(len(one))}
@@ -221,20 +231,20 @@ def test_beginnings_are_shared_and_blocks_are_the_same_without_it(monkeypatch):
     torch.testing.assert_close(rank(model, TOKENIZER, SOURCES, WORDS).log_probabilities, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_only_float32_models_with_one_position_bias_share_beginnings():
+def test_only_float32_models_with_one_position_bias_share_beginnings() -> None:
     assert candidates.can_share(v1_0())
     assert candidates.can_share(mt5())
     assert not candidates.can_share(umt5())
     assert not candidates.can_share(v1_0().bfloat16())
 
 
-def test_rank_of_a_bfloat16_model_is_as_close_as_bfloat16_is():
+def test_rank_of_a_bfloat16_model_is_as_close_as_bfloat16_is() -> None:
     model = v1_0().bfloat16()
     found = rank(model, TOKENIZER, SOURCES, WORDS).log_probabilities
     torch.testing.assert_close(found, by_hand(model, SOURCES, WORDS), rtol=0.02, atol=0.1)
 
 
-def test_normalized_by_length_the_scores_are_means_over_tokens():
+def test_normalized_by_length_the_scores_are_means_over_tokens() -> None:
     model = v1_0()
     lengths = torch.tensor([len(ids_of(word)) for word in WORDS])
     plain = rank(model, TOKENIZER, SOURCES, WORDS).log_probabilities
@@ -245,7 +255,7 @@ def test_normalized_by_length_the_scores_are_means_over_tokens():
     torch.testing.assert_close(lists.log_probabilities, found.log_probabilities)
 
 
-def test_sources_may_be_token_ids_and_are_cut_before_their_end():
+def test_sources_may_be_token_ids_and_are_cut_before_their_end() -> None:
     model = v1_0()
     ids = [ids_of(source) for source in SOURCES]
     cut = [one if len(one) <= 8 else [*one[:7], 1] for one in ids]
@@ -258,7 +268,7 @@ def test_sources_may_be_token_ids_and_are_cut_before_their_end():
 
 
 @pytest.mark.parametrize("kind", [np.array, pd.Series])
-def test_sources_and_candidates_may_be_arrays_of_texts(kind):
+def test_sources_and_candidates_may_be_arrays_of_texts(kind: Callable[[list[Any]], Any]) -> None:
     model = v1_0()
     expected = rank(model, TOKENIZER, SOURCES, WORDS)
     assert torch.equal(rank(model, TOKENIZER, kind(SOURCES), kind(WORDS)).log_probabilities, expected.log_probabilities)
@@ -267,7 +277,7 @@ def test_sources_and_candidates_may_be_arrays_of_texts(kind):
     )
 
 
-def test_batches_keep_to_the_budget_and_hold_every_source_once():
+def test_batches_keep_to_the_budget_and_hold_every_source_once() -> None:
     sources = [[1] * length for length in (3, 40, 7, 7, 100, 1, 9)]
     batches = length_batches(sources, 60, more_per_row=5, passes=2, copies=2)
     assert sorted(i for batch in batches for i in batch) == list(range(7))
@@ -279,7 +289,7 @@ def test_batches_keep_to_the_budget_and_hold_every_source_once():
     assert len(length_batches(alike, 1000, more_per_row=1, passes=0)) == 4
 
 
-def test_nothing_comes_of_no_sources():
+def test_nothing_comes_of_no_sources() -> None:
     model = v1_0()
     assert predict(model, TOKENIZER, [], max_new_tokens=3) == []
     assert rank(model, TOKENIZER, [], WORDS).probabilities.shape == (0, len(WORDS))
@@ -290,7 +300,7 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
-def test_merging_changes_the_weights_inside_and_no_bit_outside(method):
+def test_merging_changes_the_weights_inside_and_no_bit_outside(method: str) -> None:
     model = wrapped(method)().eval()
     before, addresses = snapshot(model), {name: value.data_ptr() for name, value in model.state_dict().items()}
     inputs = {"input_ids": torch.tensor([ids_of(SOURCES[1])]), "labels": torch.tensor([ids_of(WORDS[4])])}
@@ -304,7 +314,7 @@ def test_merging_changes_the_weights_inside_and_no_bit_outside(method):
     assert addresses == {name: value.data_ptr() for name, value in model.state_dict().items()}
 
 
-def test_evaluation_runs_on_the_kernels_and_merges_within_those_of_a_trainer_too():
+def test_evaluation_runs_on_the_kernels_and_merges_within_those_of_a_trainer_too() -> None:
     model = wrapped("lora")()
     plain = [type(module) for module in model.modules()]
     with evaluating(model) as t5:
@@ -318,9 +328,9 @@ def test_evaluation_runs_on_the_kernels_and_merges_within_those_of_a_trainer_too
     assert [type(module) for module in model.modules()] == plain
 
 
-def test_weights_and_training_flags_come_back_after_an_error():
+def test_weights_and_training_flags_come_back_after_an_error() -> None:
     model = wrapped("lora")()
-    model.base_model.model.encoder.eval()
+    unwrap_t5(model).get_submodule("encoder").eval()
     before, flags = snapshot(model), [module.training for module in model.modules()]
     with pytest.raises(RuntimeError, match="stop here"), merged(model):
         raise RuntimeError("stop here")
@@ -331,27 +341,27 @@ def test_weights_and_training_flags_come_back_after_an_error():
     assert torch.is_grad_enabled()
 
 
-def test_what_is_no_change_of_a_linear_map_is_told_as_not_merged():
+def test_what_is_no_change_of_a_linear_map_is_told_as_not_merged() -> None:
     for method, merges in (("lora", True), ("norm", False), ("prefix", False)):
         with torch.no_grad(), merged(METHODS[method].wrap(v1_0())) as any_merged:
             assert any_merged is merges
 
 
-def test_a_disabled_adapter_is_not_merged():
+def test_a_disabled_adapter_is_not_merged() -> None:
     model = wrapped("lora")()
     base = by_hand(wide(), SOURCES, WORDS)
     with model.disable_adapter():
         torch.testing.assert_close(rank(model, TOKENIZER, SOURCES, WORDS).log_probabilities, base, rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_on_bfloat16_weights_is_left_unmerged():
+def test_an_adapter_on_bfloat16_weights_is_left_unmerged() -> None:
     model = lora_wrap(v1_0().bfloat16())
     before = snapshot(model)
     with merged(model):
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_dora_is_merged_and_put_back():
+def test_dora_is_merged_and_put_back() -> None:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(v1_0(), LoraConfig(target_modules=["q", "v"], use_dora=True, task_type="SEQ_2_SEQ_LM"))
@@ -365,7 +375,7 @@ def test_dora_is_merged_and_put_back():
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
-def test_quantised_weights_are_left_as_they_are(tmp_path):
+def test_quantised_weights_are_left_as_they_are(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     v1_0().save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
@@ -379,7 +389,7 @@ def test_quantised_weights_are_left_as_they_are(tmp_path):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_rank_says_what_is_wrong_with_candidates():
+def test_rank_says_what_is_wrong_with_candidates() -> None:
     model = v1_0()
     with pytest.raises(ValueError, match="Got an empty list of candidates; expected at least one"):
         rank(model, TOKENIZER, SOURCES, [])
@@ -393,12 +403,12 @@ def test_rank_says_what_is_wrong_with_candidates():
         rank(model, TOKENIZER, "no", WORDS)
 
 
-def test_one_text_in_place_of_candidates_is_refused():
+def test_one_text_in_place_of_candidates_is_refused() -> None:
     with pytest.raises(ValueError, match="Got one text as candidates, 'yes'; expected a list of texts"):
         rank(v1_0(), TOKENIZER, SOURCES, "yes")
 
 
-def test_numbers_below_one_are_refused():
+def test_numbers_below_one_are_refused() -> None:
     model = v1_0()
     with pytest.raises(ValueError, match="Got max_new_tokens=0 and num_beams=1; expected at least 1 of each"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=0)
@@ -432,7 +442,7 @@ def by_peft(model: PreTrainedModel, source: str, target: str) -> float:
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_the_prompt_learning_of_peft_itself_is_scored_by_its_own_forward_pass(kind):
+def test_the_prompt_learning_of_peft_itself_is_scored_by_its_own_forward_pass(kind: str) -> None:
     model = peft_prompt(kind)
     expected = torch.tensor([[by_peft(model, source, word) for word in WORDS] for source in SOURCES])
     assert not torch.allclose(expected, by_hand(v1_0(), SOURCES, WORDS), atol=0.1), "the prompt must count"
@@ -454,7 +464,7 @@ def headed(labels: int) -> PreTrainedModel:
     return tiny_classifier(num_labels=labels, vocab_size=len(TOKENIZER))
 
 
-def test_classify_gives_the_probabilities_of_a_head():
+def test_classify_gives_the_probabilities_of_a_head() -> None:
     model = headed(3)
     found = classify(model, TOKENIZER, SOURCES, tokens_per_batch=40)
     with torch.no_grad():
@@ -475,10 +485,12 @@ SENTIMENT = Task(
     {"0": "negative", "1": "very positive", "2": "neutral"},
     metrics=("accuracy", "f1", "matthews", "perplexity"),
 )
-LABELLED = [{"text": text, "label": i % 3} for i, text in enumerate(text for text in SOURCES if text)]
+LABELLED: list[dict[str, Any]] = [
+    {"text": text, "label": i % 3} for i, text in enumerate(text for text in SOURCES if text)
+]
 
 
-def test_a_task_with_target_words_is_scored_by_ranking_them():
+def test_a_task_with_target_words_is_scored_by_ranking_them() -> None:
     model = v1_0()
     targets = ["it is negative", "it is very positive", "it is neutral"]
     sources = [f"sentiment: {record['text']}" for record in LABELLED]
@@ -499,7 +511,7 @@ def test_a_task_with_target_words_is_scored_by_ranking_them():
     )
 
 
-def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
+def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one() -> None:
     model = headed(3)
     task = Task("sentiment", "{text}", "{label}", SENTIMENT.verbalizer, metrics=("accuracy",))
     best = classify(model, TOKENIZER, [record["text"] for record in LABELLED]).best
@@ -511,7 +523,7 @@ def test_a_task_with_target_words_is_scored_by_the_head_where_there_is_one():
         evaluate_task(headed(2), TOKENIZER, task, LABELLED)
 
 
-def test_a_class_head_has_no_perplexity():
+def test_a_class_head_has_no_perplexity() -> None:
     task = Task("sentiment", "{text}", "{label}", SENTIMENT.verbalizer, metrics=("accuracy", "perplexity"))
     with pytest.raises(
         ValueError, match="which has no language model head; expected one, as perplexity is that of its targets"
@@ -519,7 +531,7 @@ def test_a_class_head_has_no_perplexity():
         evaluate_task(headed(3), TOKENIZER, task, LABELLED)
 
 
-def test_one_set_scores_several_models_and_each_example():
+def test_one_set_scores_several_models_and_each_example() -> None:
     task = Task("sentiment", "sentiment: {text}", "it is {label}", SENTIMENT.verbalizer, metrics=("accuracy", "f1"))
     held = EvaluationSet(task, iter(LABELLED), TOKENIZER)
     for model in (v1_0(), wide()):
@@ -531,30 +543,30 @@ def test_one_set_scores_several_models_and_each_example():
         assert held.loss(model) == loss_and_perplexity(model, features)["loss"]
 
 
-def test_the_matthews_correlation_of_one_example_is_whether_it_is_right():
+def test_the_matthews_correlation_of_one_example_is_whether_it_is_right() -> None:
     """Of one example there is none: 0 for each would make all methods the same."""
     held = EvaluationSet(
-        Task("free", "{text}", "{answer}", metrics=["matthews"]), [{"text": "a", "answer": "b"}], TOKENIZER
+        Task("free", "{text}", "{answer}", metrics=("matthews",)), [{"text": "a", "answer": "b"}], TOKENIZER
     )
     assert [held.score_examples([answer]) for answer in ("b", "c")] == [[1.0], [0.0]]
 
 
 @pytest.mark.parametrize("metric", ["bleu", "gleu"])
-def test_a_short_example_has_the_score_of_a_sentence(metric: str):
-    task = Task("short", "{text}", "{answer}", metrics=[metric])
+def test_a_short_example_has_the_score_of_a_sentence(metric: str) -> None:
+    task = Task("short", "{text}", "{answer}", metrics=(metric,))
     held = EvaluationSet(task, [{"text": "I is here", "answer": "I am here"}], TOKENIZER)
     highest = pytest.approx(METRICS[metric].highest)
     assert [held.score_examples([answer]) for answer in ("I am here", "no")] == [[highest], [0.0]]
     assert held.score(v1_0()).example_metric == f"sentence_{metric}"
 
 
-def test_exact_match_compares_labels_as_they_are():
+def test_exact_match_compares_labels_as_they_are() -> None:
     task = Task("sentiment", "{text}", "{label}", {"-1": "negative", "1": "positive"})
     records = [{"text": text, "label": sign} for text in SOURCES if text for sign in (-1, 1)]
     assert evaluate_task(v1_0(), TOKENIZER, task, records)["exact_match"] == 0.5
 
 
-def test_a_task_with_free_targets_is_scored_by_generation():
+def test_a_task_with_free_targets_is_scored_by_generation() -> None:
     model = wide()
     texts = [text for text in SOURCES if text]
     answers = [generated_alone(model, f"echo: {text}", 7, 2) for text in texts]
@@ -575,7 +587,7 @@ def test_a_task_with_free_targets_is_scored_by_generation():
         evaluate_task(model, TOKENIZER, Task("echo", "{text}", "{answer}", metrics=("rouje",)), records)
 
 
-def test_a_column_of_references_that_no_record_has_is_told():
+def test_a_column_of_references_that_no_record_has_is_told() -> None:
     task = Task("echo", "{text}", "{answer}", references="refs")
     with pytest.raises(
         ValueError, match=r"'refs', which is in none of the 1 records; the columns there are: 'text', 'answer'"
@@ -584,7 +596,7 @@ def test_a_column_of_references_that_no_record_has_is_told():
 
 
 @pytest.mark.parametrize("make", [v1_0, wrapped("lora"), wrapped("prompt")])
-def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(make):
+def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(make: MakeModel) -> None:
     model = make()
     features = [{"input_ids": ids_of(source), "labels": ids_of(WORDS[i])} for i, source in enumerate(SOURCES)]
     total = -sum(teacher_forced(model, source, WORDS[i]) for i, source in enumerate(SOURCES))
@@ -596,7 +608,7 @@ def test_the_loss_is_a_mean_over_target_tokens_whatever_the_batches(make):
     assert unwrap_t5(model).training == model.training
 
 
-def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_size():
+def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_size() -> None:
     probabilities = torch.tensor([[0.95, 0.05], [0.91, 0.09], [0.42, 0.58], [0.35, 0.65], [0.5, 0.5]])
     # Bins of a tenth: (0.9, 1] holds two, of which one is right; (0.5, 0.6] one, right; (0.6, 0.7] one, wrong; (0.4, 0.5] one.
     labels = [0, 1, 1, 0, 0]
@@ -607,7 +619,7 @@ def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_size():
         expected_calibration_error(probabilities, [0, 1, 1, 0, 2])
 
 
-def test_the_fitted_temperature_undoes_one_that_was_put_in_and_has_the_least_loss():
+def test_the_fitted_temperature_undoes_one_that_was_put_in_and_has_the_least_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     honest = torch.randn(4000, 4, generator=generator).mul(2).log_softmax(-1)
     labels = torch.multinomial(honest.exp(), 1, generator=generator).squeeze(1)

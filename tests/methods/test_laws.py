@@ -11,13 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import pytest
 import reference
 import torch
 from cases import ADAPTERS, BY_HAND, CASES, FORMS, Case, base_of, by_hand, ready_t5, state_of, stir, trained, wrap
+from narrow import as_peft, generate, gradient, t5_config
 from peft import (
     IA3Config,
     LoraConfig,
@@ -42,7 +43,7 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 from t5peft import METHODS, load_backbone, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.methods.lora import set_lora_plus
 from t5peft.methods.prefix import PrefixConfig, collapse, start_prefix
-from t5peft.methods.prompt import PromptConfig
+from t5peft.methods.prompt import PromptConfig, PromptEncoder
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
 
@@ -156,9 +157,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 @all_geometries
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("case", BY_HAND, ids=str)
-def test_logits_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry, side: str) -> None:
+def test_logits_are_those_of_the_reference_by_hand(
+    case: Case, geometry: Geometry, side: Literal["right", "left"]
+) -> None:
     model, batch = precise(stir(wrap(case, ready_t5(geometry)))), tiny_batch(side=side, extra_pads=2)
-    config = unwrap_t5(model).config
+    config = t5_config(model)
     with torch.no_grad():
         expected = reference.logits(
             in_double(state_of(case, geometry, model)),
@@ -176,7 +179,7 @@ def test_logits_are_those_of_the_reference_by_hand(case: Case, geometry: Geometr
 def test_gradients_are_those_of_the_reference_by_hand(case: Case, geometry: Geometry) -> None:
     # in double precision: the gradient of a ladder's gate is one number, a sum over all tokens that all but cancels
     model, batch = precise(stir(wrap(case, ready_t5(geometry)))).double(), tiny_batch()
-    parameters, config = trained(model), unwrap_t5(model).config
+    parameters, config = trained(model), t5_config(model)
     scores = reference.logits(
         {name: tensor.double() for name, tensor in in_double(state_of(case, geometry, model)).items()},
         config,
@@ -200,15 +203,16 @@ def test_quantized_logits_are_those_of_the_reference_on_the_weights_taken_back(
     state = {name: tensor.detach().clone() for name, tensor in base.named_parameters()}
     for name, parameter in base.named_parameters():
         if parameter.dtype == torch.int8:
-            state[name] = parameter.CB.float() * parameter.SCB[:, None] / 127
+            quantized: Any = parameter  # of bitsandbytes, with the values and the scales of its rows
+            state[name] = quantized.CB.float() * quantized.SCB[:, None] / 127
     assert any(parameter.dtype == torch.int8 for parameter in base.parameters())
-    model, batch = stir(METHODS["qlora"].wrap(base, rank=4)).train(), tiny_batch()
+    model, batch = stir(as_peft(METHODS["qlora"].wrap(base, rank=4))).train(), tiny_batch()
     expected = reference.logits(
         state,
-        base.config,
+        t5_config(base),
         batch["input_ids"],
         batch["attention_mask"],
-        reference.shift_right(batch["labels"], base.config),
+        reference.shift_right(batch["labels"], t5_config(base)),
         by_hand(model),
     )
     assert_same(model(**batch).logits, expected, 1e-4)
@@ -241,7 +245,9 @@ def test_prompt_tuning_is_that_of_peft_with_padding_on_the_right(geometry: Geome
     config = PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=3, num_transformer_submodules=1)
     theirs = get_peft_model(tiny_t5(geometry), config).eval()
     with torch.no_grad():
-        theirs.prompt_encoder["default"].embedding.weight.copy_(by_hand(ours).prompt)
+        prompt = by_hand(ours).prompt
+        assert prompt is not None
+        theirs.prompt_encoder["default"].get_parameter("embedding.weight").copy_(prompt)
     assert_same(logits_of(ours, batch), logits_of(theirs, batch))
 
 
@@ -270,7 +276,7 @@ def test_saving_and_loading_is_exact_and_the_file_holds_the_adapter_alone(
     case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
 ) -> None:
     model, batch = stir(wrap(case, make_base())), tiny_batch()
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(make_base(), tmp_path).eval()
     assert_same(logits_of(loaded, batch), logits_of(model, batch), 0.0)
     assert not trained(loaded)
@@ -291,7 +297,7 @@ def test_an_adapter_is_loaded_without_memory_for_a_second_copy(
     case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
 ) -> None:
     model = stir(wrap(case, make_base()))
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True).eval()
     # Its tensors lie where the file put them, so sums may be taken in another order: compared are the tensors, bit by bit.
     got, expected = loaded.state_dict(), model.state_dict()
@@ -306,7 +312,7 @@ def test_a_loaded_adapter_goes_on_as_if_it_had_never_been_saved(
     case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
 ) -> None:
     model, batch = stir(wrap(case, make_base())), tiny_batch()
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(make_base(), tmp_path, is_trainable=True)
     expected = gradients_of(model.train(), batch)
     assert_same_gradients(gradients_of(loaded.train(), batch), expected, 0.0)
@@ -339,7 +345,7 @@ def test_a_collapsed_prefix_equals_the_reparametrized_one_and_is_smaller(geometr
     expected, inner = logits_of(model, batch), unwrap_t5(model).config
     collapse(model)
     assert_same(logits_of(model, batch), expected, 0.0)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     saved = load_file(tmp_path / "adapter_model.safetensors")
     attentions = inner.num_layers + 2 * inner.num_decoder_layers
     assert sum(map(Tensor.numel, saved.values())) == attentions * 2 * 3 * inner.num_heads * inner.d_kv
@@ -377,7 +383,7 @@ def test_greedy_generation_is_that_of_the_reference_by_hand(case: Case, geometry
     with torch.no_grad():
         expected = reference.generate_greedily(
             state_of(case, geometry, model),
-            unwrap_t5(model).config,
+            t5_config(model),
             batch["input_ids"],
             batch["attention_mask"],
             GREEDY["max_new_tokens"],
@@ -427,7 +433,7 @@ def test_a_disabled_adapter_leaves_the_base_exactly(case: Case, geometry: Geomet
         # prefix tuning changes the function that computes attention, for an equal one
         assert_same(logits_of(model, batch), logits_of(base, batch), 1e-5 if case.method == "prefix" else 0.0)
         got = model.generate(**inputs_of(batch), **GREEDY)
-        assert got.tolist() == base.generate(**inputs_of(batch), **GREEDY).tolist()
+        assert got.tolist() == generate(base, **inputs_of(batch), **GREEDY).tolist()
     assert (logits_of(model, batch) - logits_of(base, batch)).abs().max() > 1e-3
 
 
@@ -448,7 +454,7 @@ def test_several_adapters_live_side_by_side(
 ) -> None:
     batch = tiny_batch()
     first, second = (stir(wrap(case, make_base()), seed) for seed in (5, 6))
-    second.save_pretrained(tmp_path)
+    second.save_pretrained(str(tmp_path))
     expected_first, expected_second = logits_of(first, batch), logits_of(second, batch)
     assert (expected_first - expected_second).abs().max() > 1e-3
     first.load_adapter(str(tmp_path), "other")
@@ -492,7 +498,8 @@ def test_an_added_prompt_starts_from_words_of_the_vocabulary() -> None:
     model = prompt_wrap(tiny_t5(), length=2)
     model.add_adapter("other", PromptConfig(length=5))
     table = model.get_input_embeddings().weight
-    for vector in model.base_model.model.encoder.t5prompt["other"]:
+    prompt = cast(PromptEncoder, unwrap_t5(model).get_submodule("encoder")).t5prompt["other"]
+    for vector in prompt:
         assert (table == vector).all(dim=1).any()
 
 
@@ -537,11 +544,11 @@ def test_a_classifier_is_that_of_the_reference_and_its_head_is_trained_and_saved
     got = logits_of(model, batch)
     with torch.no_grad():
         expected = reference.class_logits(
-            state, unwrap_t5(model).config, batch["input_ids"], batch["attention_mask"], by_hand(model)
+            state, t5_config(model), batch["input_ids"], batch["attention_mask"], by_hand(model)
         )
     assert_same(got, expected)
-    assert all(gradient.abs().max() > 0 for gradient in gradients_of(model, batch).values())
-    model.save_pretrained(tmp_path)
+    assert all(found.abs().max() > 0 for found in gradients_of(model, batch).values())
+    model.save_pretrained(str(tmp_path))
     loaded = precise(PeftModel.from_pretrained(tiny_classifier(geometry), tmp_path)).eval()
     assert_same(logits_of(loaded, batch), got, 0.0)
 
@@ -614,7 +621,7 @@ def test_every_method_is_trained_and_generates_beside_quantized_weights_in_bfloa
         return
     model, batch = wrap(case, base).train(), tiny_batch()
     model(**batch).loss.backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in trained(model).values())
+    assert all(torch.isfinite(gradient(parameter)).all() for parameter in trained(model).values())
     assert model.eval().generate(**inputs_of(batch), max_new_tokens=3).shape[0] == len(batch["input_ids"])
 
 
@@ -688,7 +695,7 @@ def test_a_size_is_an_integer_of_at_least_one(
     method: str, option: str, value: Any, folders: dict[Geometry, Path]
 ) -> None:
     if METHODS[method].quantize is None:
-        base = tiny_t5()
+        base: PreTrainedModel = tiny_t5()
     else:
         pytest.importorskip("bitsandbytes")
         base = load_backbone(folders["v1.0"], quantize="int8", dtype=torch.float32)[0]
@@ -699,8 +706,8 @@ def test_a_size_is_an_integer_of_at_least_one(
 
 @pytest.mark.parametrize(("method", "option"), [row for row in SIZES if row[0] != "qlora"])
 def test_a_size_of_numpy_is_an_integer_that_can_be_saved(method: str, option: str, tmp_path: Path) -> None:
-    model = METHODS[method].wrap(tiny_t5(), **{option: np.int64(4)})
-    model.save_pretrained(tmp_path)
+    model = as_peft(METHODS[method].wrap(tiny_t5(), **{option: np.int64(4)}))
+    model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(tiny_t5(), tmp_path).eval()
     assert_same(logits_of(loaded, tiny_batch()), logits_of(model.eval(), tiny_batch()), 0.0)
 

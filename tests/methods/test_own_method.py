@@ -26,6 +26,7 @@ from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import suite_from
 from t5peft.methods.registry import method_of, numeric_options, register_method
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.planning.plan import Job, plan_table, step_bytes
 from t5peft.training.train import TrainConfig
 
@@ -45,7 +46,7 @@ def laws() -> list[Any]:
     """Every law with a case and nothing else that is not given here, once for each of its other parameters."""
     found = []
     for name, law in vars(test_laws).items():
-        wanted = inspect.signature(law).parameters.keys() if name.startswith("test_") else {}
+        wanted = set(inspect.signature(law).parameters) if name.startswith("test_") else set()
         if "case" not in wanted or not wanted <= GIVEN:
             continue
         others: list[dict[str, Any]] = [{}]
@@ -112,7 +113,7 @@ def test_registering_it_once_more_changes_nothing_and_another_one_is_refused() -
 
 def test_it_is_trained_saved_and_loaded_in_a_fresh_process(folders: dict[Geometry, Path], tmp_path: Path) -> None:
     model = wrap(CASE, ready_t5("v1.0"))
-    model.base_model.model.name_or_path = str(folders["v1.0"])
+    unwrap_t5(model).name_or_path = str(folders["v1.0"])
     model.peft_config["default"].base_model_name_or_path = str(folders["v1.0"])
     before = {name: tensor.clone() for name, tensor in trained(model).items()}
     args = T5PeftTrainingArguments(

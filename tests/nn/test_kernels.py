@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from cases import stir, trained
+from narrow import generate
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     MT5Config,
     MT5ForConditionalGeneration,
+    PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
     UMT5Config,
@@ -24,6 +28,7 @@ from transformers import (
 
 from t5peft.data.collate import collate, collate_padding_free
 from t5peft.methods import METHODS
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import FAST_CLASSES, fast_classes, fast_kernels, t5peft_attention
 from t5peft.nn.kernels import linear
@@ -60,7 +65,7 @@ FAMILIES = {
 }
 
 
-def tiny(family: str = "t5", dropout_rate: float = 0.0) -> nn.Module:
+def tiny(family: str = "t5", dropout_rate: float = 0.0) -> PreTrainedModel:
     torch.manual_seed(0)
     config, model, options = FAMILIES[family]
     t5 = model(config(**SHAPE, dropout_rate=dropout_rate, **options))
@@ -100,7 +105,9 @@ def assert_same_gradients(ours: tuple[Tensor, dict[str, Tensor]], plain: tuple[T
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", [collate, collate_padding_free])
-def test_kernels_and_rows_leave_loss_and_gradients_of_full_training_alone(family: str, layout) -> None:
+def test_kernels_and_rows_leave_loss_and_gradients_of_full_training_alone(
+    family: str, layout: Callable[..., dict[str, Tensor]]
+) -> None:
     model = tiny(family)
     plain = gradients(model, collate(features(), **PADS))
     with fast_kernels(model):
@@ -143,16 +150,16 @@ def test_generation_inside_the_block_equals_that_outside() -> None:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     options = {"max_new_tokens": 12, "min_new_tokens": 12}
     for extra in ({}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}):
-        plain = model.generate(**inputs, **options, **extra)
+        plain = generate(model, **inputs, **options, **extra)
         with fast_kernels(model):
-            assert torch.equal(model.generate(**inputs, **options, **extra), plain), extra
+            assert torch.equal(generate(model, **inputs, **options, **extra), plain), extra
 
 
 def test_the_block_leaves_classes_attention_and_weights_as_they_were() -> None:
     model = METHODS["lora"].wrap(tiny())
     classes = [type(module) for module in model.modules()]
     weights = copy.deepcopy(model.state_dict())
-    attention = model.base_model.model.config._attn_implementation
+    attention = unwrap_t5(model).config._attn_implementation
 
     def fail_inside() -> None:
         with fast_kernels(model):
@@ -163,7 +170,7 @@ def test_the_block_leaves_classes_attention_and_weights_as_they_were() -> None:
     with pytest.raises(KeyError, match="stop"):
         fail_inside()
     assert [type(module) for module in model.modules()] == classes
-    assert model.base_model.model.config._attn_implementation == attention
+    assert unwrap_t5(model).config._attn_implementation == attention
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
@@ -250,7 +257,12 @@ def test_the_frozen_backbone_keeps_no_inputs_for_gradients_it_does_not_get() -> 
     frozen.__class__ = FastLinear
     x = torch.randn(5, 8, requires_grad=True)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         frozen(x)
     assert all(tensor is frozen.weight or tensor.data_ptr() == frozen.weight.data_ptr() for tensor in kept)
 
@@ -261,7 +273,7 @@ def test_the_frozen_backbone_keeps_no_inputs_for_gradients_it_does_not_get() -> 
 @pytest.mark.parametrize(
     "options", [{}, {"lora_dropout": 0.2}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}], ids=str
 )
-def test_lora_layers_equal_pefts(options: dict[str, object]) -> None:
+def test_lora_layers_equal_pefts(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=["0", "1"], init_lora_weights=False, **options)
     bias = "lora_bias" in options
@@ -344,9 +356,10 @@ def row_inputs(longest: int, prefix: int) -> tuple[VarlenLayout, list[Tensor]]:
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_a_row_attends_as_each_example_alone(longest: int, prefix: int) -> None:
     layout, inputs = row_inputs(longest, prefix)
-    query, key, value, bias, *prefixes = inputs
+    query, key, value, bias = inputs[:4]
+    prefixes = (inputs[4], inputs[5]) if prefix else None
     assert len(layout.groups) == 1 if longest == 5 else len(layout.groups) > 2
-    output = varlen_attention(query, key, value, bias, tuple(prefixes) or None, layout, (1, 0), 0.0)
+    output = varlen_attention(query, key, value, bias, prefixes, layout, (1, 0), 0.0)
     parts = []
     for q, k, v in zip(
         query.split(layout.target_lengths, 2),
@@ -370,9 +383,10 @@ def test_a_row_attends_as_each_example_alone(longest: int, prefix: int) -> None:
 def test_gradients_of_a_row_with_dropout_are_those_of_its_values(longest: int) -> None:
     layout, inputs = row_inputs(longest, 2)
 
-    def output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *prefixes: Tensor) -> Tensor:
+    def output(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *prefix: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return varlen_attention(query, key, value, bias, prefixes, layout, (1, 0), 0.4)
+        keys, values = prefix
+        return varlen_attention(query, key, value, bias, (keys, values), layout, (1, 0), 0.4)
 
     assert torch.autograd.gradcheck(output, inputs, fast_mode=True)
 
@@ -384,9 +398,9 @@ def test_gradients_of_attention_with_dropout_are_those_of_its_values(shape: tupl
     inputs += [torch.randn(3, 2, 6, 4, dtype=torch.float64, requires_grad=True)]
     inputs += [torch.randn(shape, dtype=torch.float64, requires_grad=True)]
 
-    def output(*tensors: Tensor) -> Tensor:
+    def output(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return attend_with_dropout(*tensors, 0.4)
+        return attend_with_dropout(query, key, value, mask, 0.4)
 
     assert torch.autograd.gradcheck(output, inputs, fast_mode=True)
 
@@ -546,7 +560,7 @@ def test_layouts_follow_the_device_the_method_and_the_wish() -> None:
 
 
 def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_tokens(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from t5peft import T5PeftTrainer, T5PeftTrainingArguments
 
@@ -568,7 +582,7 @@ def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_tokens(
         losses = trainer.summed_loss
         calls = 0
 
-        def summed_loss(*args, **kwargs):
+        def summed_loss(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == fails_at:

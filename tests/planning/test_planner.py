@@ -98,7 +98,7 @@ def test_live_bytes_are_those_of_the_tensors_that_live() -> None:
 def test_a_simulated_step_lives_as_much_as_a_real_one(geometry: Geometry, method: str) -> None:
     """The same counting on real tensors, which runs every kernel: byte for byte."""
     options = {"length": 5} if method in ("prefix", "prompt") else {}
-    shape = {"batch": 3, "source_tokens": 17, "target_tokens": 9}
+    shape: dict[str, Any] = {"batch": 3, "source_tokens": 17, "target_tokens": 9}
     found = simulate_step(
         tiny_config(geometry), lambda model: METHODS[method].wrap(model, **options), fast_kernels=False, **shape
     )
@@ -139,8 +139,8 @@ class _values(LiveBytes):
 
 
 def simulated(**changes: object) -> int:
-    shape = {"batch": 4, "source_tokens": 32, "target_tokens": 8} | changes
-    return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), **shape).peak_bytes  # type: ignore[arg-type]
+    shape: dict[str, Any] = {"batch": 4, "source_tokens": 32, "target_tokens": 8} | changes
+    return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), **shape).peak_bytes
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prefix", "ladder"])
@@ -168,7 +168,7 @@ def test_nothing_of_the_library_is_changed_by_a_simulation_for_cuda() -> None:
 
     before = (dict(CHUNK_ELEMENTS), torch.nn.functional.scaled_dot_product_attention)
     config = tiny_config(dropout_rate=0.1)
-    shape = {"batch": 4, "source_tokens": 64, "target_tokens": 8, "fast_kernels": False}
+    shape: dict[str, Any] = {"batch": 4, "source_tokens": 64, "target_tokens": 8, "fast_kernels": False}
     on = {device: simulate_step(config, lora_wrap, device=device, **shape).peak_bytes for device in ("cpu", "cuda")}
     assert on["cuda"] < on["cpu"], "no scores are kept there"
     assert (dict(CHUNK_ELEMENTS), torch.nn.functional.scaled_dot_product_attention) == before

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 from cases import CASES, Case, base_of, stir, wrap
+from peft import PeftModel
 from stacks import OURS, PLAIN, GradientRecorder, Stack, one_step
 from tiny import tiny_records
-from transformers import PreTrainedModel
 
 from t5peft import METHODS
 
@@ -26,7 +26,7 @@ EVALUATED = 7  # not divisible by two processes
 EPOCH = 5  # a step of four, and one of one, of which the second process gets nothing
 
 
-def precise_model(case: Case, backbone: Path) -> PreTrainedModel:
+def precise_model(case: Case, backbone: Path) -> PeftModel:
     """The wrapped tiny T5, in double precision unless it is quantized, so that rounding hides nothing."""
     model = stir(wrap(case, base_of(case, "v1.1", backbone)))
     return model if METHODS[case.method].quantize is not None else model.double()
@@ -76,7 +76,8 @@ def step_and_evaluate(stack: Stack, case: Case, output: Path, backbone: Path) ->
 
 def main(stack_name: str, output: Path, backbone: Path, names: list[str]) -> None:
     for case in (case for case in CASES if str(case) in names):
-        step_and_evaluate({"plain": PLAIN, "ours": OURS}[stack_name], case, output, backbone)
+        stacks: dict[str, Stack] = {"plain": PLAIN, "ours": OURS}
+        step_and_evaluate(stacks[stack_name], case, output, backbone)
     # what still holds the process group when it is destroyed may wait for ever for a thread that waits for it
     gc.collect()
     torch.distributed.barrier()

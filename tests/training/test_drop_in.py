@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from narrow import array, as_dataset, generate, model_of
 from peft import AdaLoraConfig, get_peft_model
 from stacks import GradientRecorder, quiet_arguments, relative_difference
 from tiny import EOS, PAD, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
@@ -25,10 +26,12 @@ from transformers import (
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
 from t5peft.adapters.manifest import MANIFEST
 
+Kind = TypeVar("Kind", bound=Seq2SeqTrainer)
+
 RECORDS = tiny_records(8)
 
 
-def trainer_of(kind: type, model: Any, folder: Path, records: Any = RECORDS, **given: Any) -> Seq2SeqTrainer:
+def trainer_of(kind: type[Kind], model: Any, folder: Path, records: Any = RECORDS, **given: Any) -> Kind:
     """Either Trainer of the same arguments; plain transformers' with the collator that it needs."""
     names = set(inspect.signature(Seq2SeqTrainer.__init__).parameters)
     options = {name: given.pop(name) for name in list(given) if name in names}
@@ -99,7 +102,7 @@ class Sum:
 OWN_LOSSES = [Mean, MeanWithKeywords, Sum]
 
 
-def with_loss(loss: type, trainer: type) -> type:
+def with_loss(loss: type, trainer: type[Kind]) -> type[Kind]:
     return type(f"{loss.__name__}{trainer.__name__}", (loss, trainer), {})
 
 
@@ -112,7 +115,9 @@ def test_an_overridden_loss_is_that_of_plain_trainer(loss: type, pack: bool | No
     )
     plain = trainer_of(with_loss(loss, Seq2SeqTrainer), tiny_t5(), tmp_path, long, per_device_train_batch_size=8)
     assert_same_training(ours, plain)
-    assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain.evaluate(RECORDS)["eval_loss"], rel=1e-5)
+    assert ours.evaluate(as_dataset(RECORDS))["eval_loss"] == pytest.approx(
+        plain.evaluate(as_dataset(RECORDS))["eval_loss"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", OWN_LOSSES)
@@ -145,13 +150,18 @@ def test_compute_loss_func_is_that_of_plain_trainer(accumulation: int, tmp_path:
     given = {"compute_loss_func": loss_function, "gradient_accumulation_steps": accumulation}
     ours, plain = (trainer_of(kind, tiny_t5(), tmp_path, **given) for kind in (T5PeftTrainer, Seq2SeqTrainer))
     assert_same_training(ours, plain)
-    assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain.evaluate(RECORDS)["eval_loss"], rel=1e-5)
+    assert ours.evaluate(as_dataset(RECORDS))["eval_loss"] == pytest.approx(
+        plain.evaluate(as_dataset(RECORDS))["eval_loss"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_loss_that_adds_to_ours_keeps_it(accumulation: int, tmp_path: Path) -> None:
     class Weighted(T5PeftTrainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        # Without a name for the number of items, as users write it.
+        def compute_loss(  # type: ignore[override]
+            self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
+        ) -> Any:
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
             assert outputs.logits.shape[:2] == inputs["labels"].shape
             return (3 * loss, outputs) if return_outputs else 3 * loss
@@ -192,7 +202,7 @@ def test_what_a_tuner_adds_to_the_loss_is_part_of_the_evaluation_loss(tmp_path: 
         expected = ada_lora().eval()(**batch).loss.item()
     for size in (3, 8):
         trainer = trainer_of(T5PeftTrainer, ada_lora(), tmp_path, per_device_eval_batch_size=size)
-        assert trainer.evaluate(RECORDS)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        assert trainer.evaluate(as_dataset(RECORDS))["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 # Evaluation by the user's own code
@@ -213,7 +223,7 @@ def test_an_overridden_prediction_step_is_called_for_every_batch(tmp_path: Path)
     found = []
     for kind in (T5PeftTrainer, Seq2SeqTrainer):
         trainer = trainer_of(with_loss(Recorder, kind), tiny_t5(), tmp_path, per_device_eval_batch_size=4)
-        found.append((trainer.evaluate(RECORDS)["eval_loss"], trainer.seen))  # type: ignore[attr-defined]
+        found.append((trainer.evaluate(as_dataset(RECORDS))["eval_loss"], trainer.seen))  # type: ignore[attr-defined]
     assert found[0][1] == found[1][1] == [4, 4]
     # plain takes the mean of the batches' means; ours are exact, and then doubled by the user
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
@@ -243,7 +253,7 @@ def test_metrics_get_logits_labels_inputs_and_losses_as_from_plain_trainer(
             kind, tiny_t5(), tmp_path, compute_metrics=keep(found), preprocess_logits_for_metrics=preprocess,
             include_for_metrics=["inputs", "loss"], per_device_eval_batch_size=2, eval_do_concat_batches=concatenate,
         )  # fmt: skip
-        assert trainer.evaluate(RECORDS)["eval_rows"] == (8 if concatenate else 4)
+        assert trainer.evaluate(as_dataset(RECORDS))["eval_rows"] == (8 if concatenate else 4)
         predictions.append(found["prediction"])
     ours, plain = predictions
     assert_same_arrays(ours.predictions, plain.predictions)
@@ -264,7 +274,7 @@ def assert_same_arrays(ours: Any, plain: Any) -> None:
 
 def test_logits_come_in_the_order_of_the_data(tmp_path: Path) -> None:
     predicted = [
-        trainer_of(kind, tiny_t5(), tmp_path, per_device_eval_batch_size=3).predict(RECORDS)
+        trainer_of(kind, tiny_t5(), tmp_path, per_device_eval_batch_size=3).predict(as_dataset(RECORDS))
         for kind in (T5PeftTrainer, Seq2SeqTrainer)
     ]
     longest = max(len(record["labels"]) for record in RECORDS)
@@ -283,14 +293,14 @@ def test_several_answers_an_example_are_predicted(collator: Any, tmp_path: Path)
     trainer = trainer_of(
         T5PeftTrainer, model, tmp_path, data_collator=collator, predict_with_generate=True, per_device_eval_batch_size=3
     )
-    output = trainer.predict(RECORDS[:4], num_beams=3, num_return_sequences=3, max_new_tokens=5)
-    assert output.predictions.shape[0] == 12
-    assert output.label_ids.shape[0] == 4
+    output = trainer.predict(as_dataset(RECORDS[:4]), num_beams=3, num_return_sequences=3, max_new_tokens=5)
+    assert array(output.predictions).shape[0] == 12
+    assert array(output.label_ids).shape[0] == 4
     for index, record in enumerate(RECORDS[:4]):
-        alone = model.generate(
-            input_ids=torch.tensor([record["input_ids"]]), num_beams=3, num_return_sequences=3, max_new_tokens=5
+        alone = generate(
+            model, input_ids=torch.tensor([record["input_ids"]]), num_beams=3, num_return_sequences=3, max_new_tokens=5
         )[:, 1:]
-        got = output.predictions[3 * index : 3 * index + 3, : alone.shape[1]]
+        got = array(output.predictions)[3 * index : 3 * index + 3, : alone.shape[1]]
         assert got.tolist() == alone.tolist()
 
 
@@ -335,10 +345,14 @@ def test_a_column_label_is_trained_and_evaluated_on(head: bool, name: str, kind:
         data = kind([{"input_ids": record["input_ids"], column: record["labels"]} for record in records])
         trainer = trainer_of(T5PeftTrainer, tiny_classifier() if head else tiny_t5(), tmp_path, data)
         found.append(
-            (losses_and_gradients(trainer)[0], trainer.evaluate(data)["eval_loss"], trainer.predict(data).label_ids)
+            (
+                losses_and_gradients(trainer)[0],
+                trainer.evaluate(as_dataset(data))["eval_loss"],
+                trainer.predict(as_dataset(data)).label_ids,
+            )
         )
     assert found[0][:2] == found[1][:2]
-    assert np.array_equal(found[0][2], found[1][2])
+    assert np.array_equal(array(found[0][2]), array(found[1][2]))
 
 
 PADDINGS = {
@@ -363,9 +377,14 @@ def test_padding_of_the_users_counts_nowhere(padding: str, tmp_path: Path) -> No
     for data in (RECORDS, padded):
         trainer = trainer_of(T5PeftTrainer, tiny_t5(), tmp_path, data, predict_with_generate=True)
         losses = losses_and_gradients(trainer)[0]
-        predicted = trainer.predict(data)
+        predicted = trainer.predict(as_dataset(data))
         found.append(
-            (losses, predicted.metrics["test_loss"], predicted.predictions.tolist(), predicted.label_ids.tolist())
+            (
+                losses,
+                (predicted.metrics or {})["test_loss"],
+                array(predicted.predictions).tolist(),
+                array(predicted.label_ids).tolist(),
+            )
         )
     assert found[0] == found[1]
 
@@ -375,13 +394,13 @@ def test_weights_in_float16_are_refused_whenever_they_came_to_be(wrap: Any, tmp_
     with pytest.raises(ValueError, match=r"Got weights in float16, such as .*; expected float32 or bfloat16"):
         trainer_of(T5PeftTrainer, wrap(tiny_t5()).half(), tmp_path)
     trainer = trainer_of(T5PeftTrainer, wrap(tiny_t5()), tmp_path)
-    trainer.model.half()
+    model_of(trainer).half()
     with pytest.raises(ValueError, match="Got weights in float16"):
         trainer.train()
     made = trainer_of(T5PeftTrainer, wrap(tiny_t5()), tmp_path)
-    made.model.get_input_embeddings().half()
+    model_of(made).get_submodule("shared").half()
     with pytest.raises(ValueError, match=r"Got weights in float16, such as .*shared"):
-        made.evaluate(RECORDS)
+        made.evaluate(as_dataset(RECORDS))
 
 
 @pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])

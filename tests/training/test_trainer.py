@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from narrow import array, as_dataset, as_peft, model_of
 from peft import LoraConfig, PromptTuningConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
 from tiny import EOS, PAD, tiny_classifier, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
@@ -32,6 +34,7 @@ from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, full_wrap, l
 from t5peft.adapters import write_manifest
 from t5peft.adapters.checkpoints import newest_complete
 from t5peft.models.manifest import verify
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.training.micro_batches import supports_padding_free
 from t5peft.training.progress import format_logs
 
@@ -116,7 +119,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(method: str
                 METHODS[method].wrap(seeded(tiny_t5)), arguments(folder, **settings), train_dataset=records
             )
             first.train(resume_from_checkpoint=True)
-        weights.append({name: p.detach().clone() for name, p in first.model.named_parameters() if p.requires_grad})
+        weights.append({name: p.detach().clone() for name, p in model_of(first).named_parameters() if p.requires_grad})
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -146,10 +149,10 @@ def test_a_checkpoint_of_another_model_is_not_resumed(other: Any, message: str, 
     args = arguments(tmp_path, save_strategy="steps", max_steps=1)
     T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
     trainer = T5PeftTrainer(other(), arguments(tmp_path, max_steps=2), train_dataset=tiny_records(8))
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in model_of(trainer).named_parameters()}
     with pytest.raises(ValueError, match=rf"checkpoint-1, which cannot be resumed from: .*{message}"):
         trainer.train(resume_from_checkpoint=True)
-    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in model_of(trainer).named_parameters())
 
 
 def test_other_dropout_and_initialisation_do_not_stop_resuming(tmp_path: Path) -> None:
@@ -171,7 +174,9 @@ def test_a_run_whose_steps_are_done_is_not_trained_further(tmp_path: Path) -> No
         )
         trainer.train(resume)
         steps.append(trainer.state.global_step)
-        weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad})
+        weights.append(
+            {name: p.detach().clone() for name, p in model_of(trainer).named_parameters() if p.requires_grad}
+        )
     assert steps == [3, 3]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -250,17 +255,17 @@ def test_packed_examples_do_not_see_each_other_without_our_kernels(tmp_path: Pat
 
 def test_a_model_of_model_init_is_trained_on_our_kernels(tmp_path: Path) -> None:
     class Watch(TrainerCallback):
-        def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
-            rows.append(supports_padding_free(model))
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            rows.append(supports_padding_free(kwargs["model"]))
 
     rows: list[bool] = []
     args = arguments(tmp_path, max_steps=2, logging_steps=1, per_device_train_batch_size=8)
-    given = {"train_dataset": tiny_records(8), "callbacks": [Watch()]}
+    given: dict[str, Any] = {"train_dataset": tiny_records(8), "callbacks": [Watch()]}
     made = T5PeftTrainer(None, args, model_init=lambda: lora_wrap(seeded(tiny_t5)), **given)
     plain = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, **given)
     assert losses_of(made) == pytest.approx(losses_of(plain), rel=1e-5)
     assert rows == [True] * 4
-    assert not supports_padding_free(made.model)
+    assert not supports_padding_free(model_of(made))
 
 
 class Stream(IterableDataset[Any]):
@@ -277,7 +282,7 @@ def test_streams_are_trained_and_evaluated_on(make: Any, tmp_path: Path) -> None
     assert len(losses_of(trainer)) == 5  # two steps an epoch
     of_list = T5PeftTrainer(trainer.model, args, eval_dataset=tiny_records(6))
     assert trainer.evaluate()["eval_loss"] == of_list.evaluate()["eval_loss"]
-    assert trainer.predict(make()).predictions.shape[0] == 6
+    assert array(trainer.predict(as_dataset(make())).predictions).shape[0] == 6
 
 
 def test_a_stream_in_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +299,7 @@ def test_operations_are_six_a_weight_and_source_token(tmp_path: Path) -> None:
         model, arguments(tmp_path, max_steps=3, per_device_train_batch_size=4), train_dataset=records
     )
     trainer.train()
-    weights = model.get_base_model().num_parameters(exclude_embeddings=True)
+    weights = unwrap_t5(model).num_parameters(exclude_embeddings=True)
     assert trainer.state.total_flos == 3 * 6 * weights * sum(len(record["input_ids"]) for record in records)
 
 
@@ -354,7 +359,7 @@ def test_fp16_is_refused_with_the_reason(tmp_path: Path) -> None:
     "drawn", [{"per_device_train_batch_size": 2}, {"gradient_accumulation_steps": 2}, {"seed": 2}], ids=str
 )
 def test_a_search_draws_the_batches_of_a_step_and_the_examples_of_a_batch(
-    drawn: dict[str, int], tmp_path: Path
+    drawn: dict[str, float], tmp_path: Path
 ) -> None:
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -366,7 +371,7 @@ def test_a_search_draws_the_batches_of_a_step_and_the_examples_of_a_batch(
             return super().micro_batches(features)
 
     args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=3, gradient_accumulation_steps=4)
-    given = {"train_dataset": tiny_records(24), "eval_dataset": tiny_records(2)}
+    given: dict[str, Any] = {"train_dataset": tiny_records(24), "eval_dataset": tiny_records(2)}
     trainer = Watch(None, args, model_init=lambda: lora_wrap(tiny_t5()), **given)
     trainer.hyperparameter_search(lambda trial: drawn, n_trials=2, direction="minimize", backend="optuna")
     steps = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4} | drawn
@@ -459,14 +464,15 @@ def test_data_that_cannot_be_evaluated_on_ends_in_one_clear_error(tmp_path: Path
         with pytest.raises(ValueError, match=message):
             T5PeftTrainer(lora_wrap(tiny_t5()), args, eval_dataset=data)
     for use in (trainer.evaluate, trainer.predict):
-        for data in ([], Nothing()):
+        nothing: list[Any] = [[], Nothing()]
+        for empty in nothing:
             with pytest.raises(ValueError, match=r"Got an empty .*; expected at least one record"):
-                use(data)
-        for data in (misspelt, Dataset.from_list(misspelt)):
+                use(as_dataset(empty))
+        for wrong in (misspelt, Dataset.from_list(misspelt)):
             with pytest.raises(ValueError, match="has a column 'lables' and none called 'labels'"):
-                use(data)
+                use(as_dataset(wrong))
     with pytest.raises(ValueError, match="`labels` reach from 1 to 500; expected 0 to 383"):
-        trainer.evaluate([{"input_ids": [3, EOS], "labels": [500, EOS]}])
+        trainer.evaluate(as_dataset([{"input_ids": [3, EOS], "labels": [500, EOS]}]))
 
 
 def test_predictions_and_labels_hold_no_minus_100_and_come_in_the_order_of_the_data(tmp_path: Path) -> None:
@@ -509,21 +515,21 @@ def test_a_collator_of_the_users_evaluates_and_predicts_what_the_default_one_doe
         trainer = T5PeftTrainer(model, args, data_collator=collator)
         predicted = trainer.predict(make(unlabelled), max_new_tokens=6)
         assert predicted.label_ids is None
-        found.append((trainer.evaluate(make(labelled))["eval_loss"], predicted.predictions.tolist()))
+        found.append((trainer.evaluate(as_dataset(make(labelled)))["eval_loss"], array(predicted.predictions).tolist()))
     assert found[1] == (pytest.approx(found[0][0], rel=1e-6), found[0][1])
 
 
 def test_labels_that_begin_with_minus_100_come_back_padded(tmp_path: Path) -> None:
     records = [{"input_ids": [5, EOS], "labels": [-100, 7, -100, EOS]}, {"input_ids": [5, EOS], "labels": [7, EOS]}]
     args = arguments(tmp_path, predict_with_generate=True)
-    output = T5PeftTrainer(lora_wrap(tiny_t5()), args).predict(records)
-    assert output.label_ids.tolist() == [[PAD, 7, PAD, EOS], [7, EOS, PAD, PAD]]
+    output = T5PeftTrainer(lora_wrap(tiny_t5()), args).predict(as_dataset(records))
+    assert array(output.label_ids).tolist() == [[PAD, 7, PAD, EOS], [7, EOS, PAD, PAD]]
 
 
 def test_callbacks_see_the_data_of_an_evaluation_and_the_printer_goes_by_its_name(tmp_path: Path) -> None:
     class Watch(TrainerCallback):
-        def on_prediction_step(self, *args: Any, eval_dataloader: Any, **kwargs: Any) -> None:
-            seen.append(len(eval_dataloader))
+        def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(len(kwargs["eval_dataloader"]))
 
     seen: list[int] = []
     args = arguments(tmp_path, per_device_eval_batch_size=2)
@@ -538,8 +544,8 @@ def test_callbacks_see_the_data_of_an_evaluation_and_the_printer_goes_by_its_nam
 def test_prediction_works_without_labels(tmp_path: Path) -> None:
     records = [{"input_ids": record["input_ids"]} for record in tiny_records(5)]
     trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path, predict_with_generate=True))
-    output = trainer.predict(records, max_new_tokens=6)
-    assert output.predictions.shape[0] == 5
+    output = trainer.predict(as_dataset(records), max_new_tokens=6)
+    assert array(output.predictions).shape[0] == 5
     assert output.label_ids is None
 
 
@@ -547,9 +553,9 @@ def test_a_model_is_left_without_dropout_by_evaluation(tmp_path: Path) -> None:
     trainer = T5PeftTrainer(lora_wrap(tiny_t5(dropout_rate=0.3)), arguments(tmp_path), train_dataset=tiny_records(4))
     for evaluation in (trainer.evaluate, trainer.predict):
         trainer.train()
-        assert trainer.model.training
-        evaluation(tiny_records(4))
-        assert not trainer.model.training
+        assert model_of(trainer).training
+        evaluation(as_dataset(tiny_records(4)))
+        assert not model_of(trainer).training
 
 
 @pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])
@@ -561,12 +567,17 @@ def test_a_generation_config_is_followed(by: str, wrap: Any, tmp_path: Path) -> 
         model.generation_config = config
     args = arguments(tmp_path, predict_with_generate=True, generation_config=config if by == "arguments" else None)
     trainer = T5PeftTrainer(wrap(model), args)
-    assert trainer.predict(tiny_records(3)).predictions.shape == (3, 2)
-    assert trainer.predict(tiny_records(3), max_new_tokens=4).predictions.shape == (3, 4)
+    assert array(trainer.predict(as_dataset(tiny_records(3))).predictions).shape == (3, 2)
+    assert array(trainer.predict(as_dataset(tiny_records(3)), max_new_tokens=4).predictions).shape == (3, 4)
 
 
 def test_arguments_that_would_be_without_effect_are_refused_together(tmp_path: Path) -> None:
-    refused = {"neftune_noise_alpha": 5.0, "bf16_full_eval": True, "lora_plus_ratio": 2.0, "batch_eval_metrics": True}
+    refused: dict[str, Any] = {
+        "neftune_noise_alpha": 5.0,
+        "bf16_full_eval": True,
+        "lora_plus_ratio": 2.0,
+        "batch_eval_metrics": True,
+    }
     refused |= {"sortish_sampler": True, "use_liger_kernel": True, "label_names": ["words"]}
     args = arguments(tmp_path, **refused)
     model = lora_wrap(tiny_t5())
@@ -620,8 +631,8 @@ def test_eval_loss_is_the_plain_cross_entropy_whatever_training_adds_to_it(head:
 def test_an_example_without_a_class_does_not_count_in_the_loss_of_a_class_head(tmp_path: Path) -> None:
     records = [{**record, "labels": i % 3} for i, record in enumerate(tiny_records(4))]
     trainer = T5PeftTrainer(tiny_classifier(), arguments(tmp_path))
-    with_more = trainer.evaluate([*records, {**records[0], "labels": -100}])
-    assert with_more["eval_loss"] == pytest.approx(trainer.evaluate(records)["eval_loss"], rel=1e-6)
+    with_more = trainer.evaluate(as_dataset([*records, {**records[0], "labels": -100}]))
+    assert with_more["eval_loss"] == pytest.approx(trainer.evaluate(as_dataset(records))["eval_loss"], rel=1e-6)
 
 
 def test_a_model_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
@@ -684,9 +695,11 @@ def test_lora_plus_trains_b_at_its_own_rate_and_decays_as_asked(method: str, tmp
         args = arguments(tmp_path, max_steps=1, lora_plus_ratio=ratio, weight_decay=0.1, learning_rate=1e-3)
         trainer = T5PeftTrainer(model, args, train_dataset=tiny_records(4))
         trainer.train()
+        optimizer = trainer.optimizer
+        assert optimizer is not None
         rates = {
             id(parameter): (group["initial_lr"], group["weight_decay"])
-            for group in trainer.optimizer.param_groups
+            for group in optimizer.param_groups
             for parameter in group["params"]
         }
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -773,7 +786,7 @@ def with_two_active_adapters() -> Any:
     torch.manual_seed(0)
     model = lora_wrap(tiny_t5())
     model.add_adapter("b", LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"))
-    model.base_model.set_adapter(["default", "b"])
+    cast(BaseTuner, model.base_model).set_adapter(["default", "b"])
     return model
 
 
@@ -785,8 +798,8 @@ def test_all_active_adapters_are_resumed(tmp_path: Path) -> None:
     T5PeftTrainer(with_two_active_adapters(), args, train_dataset=records, callbacks=[StopAfter(2)]).train()
     resumed = T5PeftTrainer(with_two_active_adapters(), args, train_dataset=records)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.model.active_adapters == ["default", "b"]
-    ours, theirs = dict(resumed.model.named_parameters()), dict(whole.model.named_parameters())
+    assert as_peft(model_of(resumed)).active_adapters == ["default", "b"]
+    ours, theirs = dict(model_of(resumed).named_parameters()), dict(model_of(whole).named_parameters())
     assert [name for name, p in ours.items() if p.requires_grad] == [n for n, p in theirs.items() if p.requires_grad]
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.items())
 
@@ -819,7 +832,7 @@ def test_an_optimizer_with_modes_is_in_the_right_one(tmp_path: Path) -> None:
     model = lora_wrap(tiny_t5())
     optimizer = ScheduleFree([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     args = arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1)
-    data = {"train_dataset": tiny_records(8), "eval_dataset": tiny_records(4)}
+    data: dict[str, Any] = {"train_dataset": tiny_records(8), "eval_dataset": tiny_records(4)}
     T5PeftTrainer(model, args, optimizers=(optimizer, None), **data).train()
     assert optimizer.mode == "eval"
 
@@ -864,7 +877,12 @@ def test_a_collator_that_makes_the_tokens_evaluates_and_predicts(tmp_path: Path)
     found = []
     for data, collator in ((records, None), (words_of(records), collate_words)):
         args = arguments(tmp_path, remove_unused_columns=False, predict_with_generate=True, max_steps=1)
-        options = {"train_dataset": data, "eval_dataset": data, "data_collator": collator, "compute_metrics": keep}
+        options: dict[str, Any] = {
+            "train_dataset": data,
+            "eval_dataset": data,
+            "data_collator": collator,
+            "compute_metrics": keep,
+        }
         trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, **options)
         found.append(trainer.evaluate(max_new_tokens=6))
         trainer.train()
@@ -877,7 +895,9 @@ def test_a_collator_that_makes_the_tokens_evaluates_and_predicts(tmp_path: Path)
 def test_a_loader_of_ones_own_is_trained_on_and_its_checkpoints_are_sealed(tmp_path: Path) -> None:
     class OwnLoader(T5PeftTrainer):
         def get_train_dataloader(self) -> Any:
-            return self.accelerator.prepare(DataLoader(tiny_records(16), batch_size=4, collate_fn=self.data_collator))
+            return self.accelerator.prepare(
+                DataLoader(as_dataset(tiny_records(16)), batch_size=4, collate_fn=self.data_collator)
+            )
 
     OwnLoader(lora_wrap(tiny_t5()), arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)).train()
     assert newest_complete(tmp_path) is not None
