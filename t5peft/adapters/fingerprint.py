@@ -80,7 +80,7 @@ def _changes_maps(config: PeftConfig) -> bool:
 
 
 def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
-    """The weight of the last norm of each stack of the backbone, not of an adapter that holds stacks or norms of its own."""
+    """Return the weight of the last norm of each stack of the backbone, not of an adapter that holds stacks or norms of its own."""
     adapters = adapter_modules(t5)
     return [
         _plain_weight(module)
@@ -90,7 +90,7 @@ def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
 
 
 def _plain_weight(norm: nn.Module) -> Tensor:
-    """The backbone's weight of ``norm``, which may be in an adapter."""
+    """Return the backbone's weight of ``norm``, which may be in an adapter."""
     if isinstance(norm, AdapterLayer) and norm.unmerged_weight is not None:
         return norm.unmerged_weight
     if isinstance(norm, AuxiliaryTrainingWrapper):
