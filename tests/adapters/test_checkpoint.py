@@ -11,12 +11,22 @@ from typing import Any, Literal, cast
 
 import pytest
 import torch
+from damage import (
+    drop_a_tensor,
+    edit_manifest,
+    flip_a_bit,
+    lose_the_weights,
+    put_nan,
+    rename_every_tensor,
+    scale_alpha,
+    train,
+)
 from huggingface_hub import ModelCard
 from narrow import rank_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
-from safetensors.torch import load_file, save_file
-from tiny import tiny_batch, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
+from safetensors.torch import load_file
+from tiny import tiny_batch, tiny_config, tiny_t5, tiny_tokenizer
 from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
@@ -27,8 +37,6 @@ from transformers import (
 
 from t5peft import (
     METHODS,
-    T5PeftTrainer,
-    T5PeftTrainingArguments,
     load_adapter,
     load_backbone,
     lora_wrap,
@@ -37,8 +45,7 @@ from t5peft import (
     qlora_wrap,
     save_adapter,
 )
-from t5peft.adapters import base_of, fingerprint, fingerprint_of_maps, load, quantization_of, write_manifest
-from t5peft.adapters.checkpoints import newest_complete
+from t5peft.adapters import base_of, load, quantization_of
 from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS
 from t5peft.cli.data import TASK_FILE
 from t5peft.models.manifest import verify
@@ -158,49 +165,6 @@ def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
-def edit_manifest(folder: Path, **fields: Any) -> None:
-    """Write fields into a manifest, and leave out what is None and the checksum, as 0.1.0 did."""
-    content = json.loads((folder / MANIFEST).read_text()) | fields | {"checksum": None}
-    (folder / MANIFEST).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
-
-
-def flip_a_bit(folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
-    content[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
-
-
-def put_nan(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    next(iter(weights.values()))[0] = float("nan")
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    write_manifest(folder, tiny_t5())
-
-
-def scale_alpha(folder: Path) -> None:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * 1000}))
-
-
-def drop_a_tensor(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    weights.pop(next(iter(weights)))
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    write_manifest(folder, tiny_t5())
-
-
-def rename_every_tensor(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    save_file(
-        {f"foreign.{name}": value for name, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-    )
-    write_manifest(folder, tiny_t5())
-
-
-def lose_the_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -241,34 +205,6 @@ def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], PreTra
         load_adapter(saved, model=other())
 
 
-def test_the_fingerprint_is_the_same_in_bfloat16() -> None:
-    assert fingerprint(tiny_t5()) == fingerprint(tiny_t5().bfloat16())
-
-
-@pytest.mark.parametrize("trained_whole", ["shared", "final_layer_norm"])
-def test_a_module_that_is_trained_whole_does_not_change_the_fingerprint(trained_whole: str, tmp_path: Path) -> None:
-    config = LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"], modules_to_save=[trained_whole])
-    model = get_peft_model(tiny_t5(), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
-    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
-
-
-@pytest.mark.parametrize("method", ["lora", "ia3", "norm"])
-def test_an_adapter_that_is_merged_at_saving_loads_on_its_backbone(method: str, tmp_path: Path) -> None:
-    model = METHODS[method].wrap(tiny_t5())
-    assert isinstance(model, PeftModel)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    model.merge_adapter()
-    load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
-
-
 def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_plain_one(
     saved: Path, tmp_path: Path
 ) -> None:
@@ -281,11 +217,6 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
         load_adapter(folder, model=tiny_t5())
     edit_manifest(folder, maps=None)
     load_adapter(folder, model=tiny_t5())
-
-
-@pytest.mark.parametrize("method", ADAPTERS)
-def test_no_adapter_changes_the_fingerprint_of_the_maps(method: str) -> None:
-    assert fingerprint_of_maps(METHODS[method].wrap(tiny_t5("wide"))) == fingerprint_of_maps(tiny_t5("wide"))
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -445,47 +376,3 @@ def test_a_backbone_that_is_given_keeps_its_untied_head_and_generates(tmp_path: 
     loaded, _ = load_adapter(tmp_path / "adapter", model=given)
     loaded.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=2)
     assert not given.config.tie_word_embeddings
-
-
-def train(folder: Path, steps: int = 6) -> T5PeftTrainer:
-    args = T5PeftTrainingArguments(
-        str(folder), max_steps=steps, per_device_train_batch_size=2, save_strategy="steps", save_steps=2, disable_tqdm=True,
-        report_to="none", use_cpu=True, save_total_limit=2, logging_steps=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8))
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda f: (f / MANIFEST).unlink(), flip_a_bit, lose_the_weights, lambda f: (f / "optimizer.pt").unlink()]
-)
-def test_resuming_passes_over_a_checkpoint_that_is_not_whole(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    trainer = train(tmp_path)
-    trainer.train()
-    whole = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    damage(tmp_path / "checkpoint-6")
-    assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
-    resumed = train(tmp_path)
-    resumed.train(resume_from_checkpoint=True)
-    assert [entry["loss"] for entry in resumed.state.log_history if "loss" in entry] == whole
-
-
-def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
-    train(tmp_path).train()
-    flip_a_bit(tmp_path / "checkpoint-6")
-    with pytest.raises(ValueError, match=r"cannot be resumed from: adapter_model\.safetensors was changed or damaged"):
-        train(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-
-
-def test_resuming_from_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Got no complete checkpoint to resume from in"):
-        train(tmp_path).train(resume_from_checkpoint=True)
-
-
-def test_checkpoints_of_an_earlier_run_in_the_folder_are_older_and_go_first(tmp_path: Path) -> None:
-    train(tmp_path, steps=10).train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-8"]
-    train(tmp_path, steps=4).train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
-    train(tmp_path, steps=2).train()
-    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"

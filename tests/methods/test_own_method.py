@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import test_laws
+import test_laws_of_adapters
+import test_wrap_errors
 import torch
 from cases import Case, base_of, ready_t5, stir, trained, wrap
+from laws import BEAMS, GREEDY
 from own_method import METHOD, NAME, register_own_method
 from paths import ROOT
 from tiny import Geometry, tiny_batch, tiny_records, tiny_t5
@@ -31,7 +34,8 @@ from t5peft.planning.plan import Job, plan_table, step_bytes
 from t5peft.training.train import TrainConfig
 
 CASE = Case(NAME, {"groups": 5})
-OTHERS: dict[str, list[Any]] = {"side": ["right", "left"], "search": [test_laws.GREEDY, test_laws.BEAMS]}
+OTHERS: dict[str, list[Any]] = {"side": ["right", "left"], "search": [GREEDY, BEAMS]}
+LAW_FILES = vars(test_laws) | vars(test_laws_of_adapters) | vars(test_wrap_errors)
 GIVEN = {"case", "geometry", "make_base", "tmp_path", "folders", *OTHERS}
 
 
@@ -45,7 +49,7 @@ def registered() -> Iterator[None]:
 def laws() -> list[Any]:
     """Every law with a case and nothing else that is not given here, once for each of its other parameters."""
     found = []
-    for name, law in vars(test_laws).items():
+    for name, law in LAW_FILES.items():
         wanted = set(inspect.signature(law).parameters) if name.startswith("test_") else set()
         if "case" not in wanted or not wanted <= GIVEN:
             continue
@@ -64,7 +68,7 @@ def test_all_laws_are_found() -> None:
     """A law of another form would be left out in silence."""
     left_out = {
         name
-        for name, law in vars(test_laws).items()
+        for name, law in LAW_FILES.items()
         if name.startswith("test_") and "case" in inspect.signature(law).parameters
     } - {entry.values[0].__name__ for entry in LAWS}
     assert left_out == {"test_every_method_is_trained_and_generates_beside_quantized_weights_in_bfloat16"}

@@ -12,42 +12,21 @@ import pytest
 import torch
 from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PeftModel
 from safetensors.torch import load_file
-from tiny import Geometry, tiny_batch, tiny_classifier, tiny_t5, tiny_tokenizer
+from tiny import Geometry, tiny_classifier, tiny_t5, tiny_tokenizer
+from token_cases import NEW, SHAPES, batch_with, logits, small_t5, step, trained
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, T5Tokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
 from vocabulary import small_tokenizer
 
 from t5peft.adapters import load_adapter, load_with_tokens, merge, save_adapter
 from t5peft.adapters.checkpoints import of_another_model
 from t5peft.cli.evaluate import load_tuned
 from t5peft.data import Task
-from t5peft.methods import ia3_wrap, lora_wrap
+from t5peft.methods import lora_wrap
 from t5peft.models.backbone import has_untied_head, load_backbone
 from t5peft.models.tokens import NOT_FOR_PEFT, add_tokens, train_tokens
 from t5peft.training.continue_training import continue_training
 from t5peft.training.train import TrainConfig
-
-SHAPES: tuple[Geometry, ...] = ("v1.0", "v1.1")
-NEW = ["{", "<br>", "positively"]
-
-
-def small_t5(shape: Geometry) -> tuple[PreTrainedModel, T5Tokenizer]:
-    tokenizer = T5Tokenizer(vocab=small_tokenizer()._vocab_scores)
-    return tiny_t5(shape, vocab_size=len(tokenizer)), tokenizer
-
-
-def batch_with(ids: list[int]) -> dict[str, Tensor]:
-    batch = tiny_batch()
-    for name in ("input_ids", "labels"):
-        batch[name] = torch.where(batch[name] > 3, batch[name] % 150 + 3, batch[name])
-        batch[name][:, 0] = ids[0]
-        batch[name][0, 1] = ids[1]
-    return batch
-
-
-def logits(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return model(**batch).logits
 
 
 @pytest.mark.xfail(strict=True, reason="transformers ties an untied head when the table is resized")
@@ -124,21 +103,6 @@ def test_a_byte_tokenizer_takes_tokens_too(shape: Geometry) -> None:
     model, tokenizer = tiny_t5(shape), tiny_tokenizer()
     (index,) = add_tokens(model, tokenizer, ["<sep>"])
     assert tokenizer("a<sep>b")["input_ids"].count(index) == 1
-
-
-def trained(shape: Geometry) -> tuple[PeftModel, T5Tokenizer, list[int]]:
-    model, tokenizer = small_t5(shape)
-    ids = add_tokens(model, tokenizer, NEW)
-    wrapped = lora_wrap(model, rank=2)
-    train_tokens(wrapped, ids)
-    return wrapped, tokenizer, ids
-
-
-def step(model: PeftModel, batch: dict[str, Tensor]) -> None:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model(**batch).loss.backward()
-    torch.optim.SGD(parameters, lr=0.5).step()
-    model.zero_grad()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -354,45 +318,6 @@ def test_a_classifier_with_tokens_comes_back_by_its_folder_alone(tmp_path: Path)
     loaded, its_tokenizer = load_with_tokens(tmp_path)
     batch = its_tokenizer(["a <hr> b <br> c"], return_tensors="pt")
     assert torch.equal(logits(loaded, batch), logits(wrapped.eval(), batch))
-
-
-def test_tokens_that_cannot_be_added_are_told_at_once() -> None:
-    model, tokenizer = small_t5("v1.0")
-    with pytest.raises(ValueError, match="Got tokens that cannot be added: '' cannot be a token") as error:
-        add_tokens(model, tokenizer, ["", "</s>", "{", "{"])
-    for part in ("'</s>' is in the vocabulary already, as 1", "'{' is there 2 times"):
-        assert part in str(error.value)
-    with pytest.raises(ValueError, match="Got tokens that cannot be added: 7 cannot be a token"):
-        add_tokens(model, tokenizer, [7])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match=r"\[\] is not a list of tokens"):
-        add_tokens(model, tokenizer, [])
-    assert len(tokenizer) == len(small_tokenizer())
-    assert len(add_tokens(model, tokenizer, iter(["<g>", "<h>"]))) == 2  # type: ignore[arg-type]
-
-
-def test_only_lora_adapters_train_tokens_and_once() -> None:
-    model, tokenizer = small_t5("v1.0")
-    ids = add_tokens(model, tokenizer, NEW)
-    with pytest.raises(ValueError, match="expected one wrapped by lora_wrap or qlora_wrap"):
-        train_tokens(model, ids)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"Got a model with .*IA3"):
-        train_tokens(ia3_wrap(model), ids)
-    wrapped, _, ids = trained("v1.0")
-    with pytest.raises(ValueError, match="trains tokens already; expected all ids in one call"):
-        train_tokens(wrapped, ids)
-
-
-def test_an_id_outside_the_table_is_told() -> None:
-    model, _ = small_t5("v1.0")
-    with pytest.raises(ValueError, match=r"Got ids \[9999\]; expected ids below"):
-        train_tokens(lora_wrap(model), [9999])
-
-
-def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
-    wrapped, _, _ = trained("v1.0")
-    save_adapter(wrapped, tmp_path / "adapter")
-    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer; expected one beside the adapter\. Save"):
-        load_with_tokens(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

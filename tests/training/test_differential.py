@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from narrow import as_dataset
 from paths import ROOT
 from stacks import GradientRecorder, relative_difference
-from test_drop_in import trainer_of
 from tiny import EOS, fill_unevenly, tiny_config, tiny_t5, tiny_tokenizer
+from trainers import trainer_of
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,

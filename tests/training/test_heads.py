@@ -10,8 +10,8 @@ import pytest
 import torch
 from narrow import as_dataset
 from stacks import quiet_arguments
-from test_drop_in import losses_and_gradients, trainer_of
 from tiny import EOS, fill_unevenly, tiny_config, tiny_records, tiny_t5
+from trainers import losses_and_gradients, trainer_of
 from transformers import EvalPrediction, T5ForQuestionAnswering, T5ForSequenceClassification, T5ForTokenClassification
 
 from t5peft import METHODS, T5PeftTrainer, load_adapter, lora_wrap, save_adapter

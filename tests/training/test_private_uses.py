@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from narrow import as_dataset
-from test_drop_in import RECORDS, trainer_of
 from tiny import tiny_t5
+from trainers import RECORDS, trainer_of
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from t5peft import T5PeftTrainer, full_wrap, lora_wrap
