@@ -151,18 +151,20 @@ def test_embedded_backbones_are_known_by_name_and_by_folder() -> None:
 def test_the_table_of_families_names_what_the_models_have(kind: Family, activation: str) -> None:
     module = import_module(f"transformers.models.{kind.model_type}.modeling_{kind.model_type}")
     config = AutoConfig.for_model(kind.model_type, feed_forward_proj=activation, **SHAPE)
-    model = getattr(module, f"{kind.class_prefix}ForConditionalGeneration")(config)
+    prefix = kind.model_type.upper()
+    model = getattr(module, f"{prefix}ForConditionalGeneration")(config)
+    attention, norm = getattr(module, f"{prefix}Attention"), getattr(module, f"{prefix}LayerNorm")
     layer = model.decoder.block[-1].layer
     assert family_of(config) is kind
-    assert isinstance(getattr(layer[0], kind.self_attention), getattr(module, kind.attention_class))
-    assert isinstance(getattr(layer[1], kind.cross_attention), getattr(module, kind.attention_class))
-    assert isinstance(getattr(model.encoder, kind.final_norm), getattr(module, kind.norm_class))
+    assert isinstance(getattr(layer[0], kind.self_attention), attention)
+    assert isinstance(getattr(layer[1], kind.cross_attention), attention)
+    assert isinstance(getattr(model.encoder, kind.final_norm), norm)
+    assert all(isinstance(getattr(part, kind.norm), norm) for part in layer)
     assert model.get_output_embeddings() is getattr(model, kind.head)
     linear = {n for n, m in layer[0].SelfAttention.named_children() if isinstance(m, torch.nn.Linear)}
     assert linear == set(kind.attention)
     maps = {n for n, m in getattr(layer[2], kind.feed_forward).named_children() if isinstance(m, torch.nn.Linear)}
     assert maps == set(kind.feed_forward_maps(config))
-    assert layer[0].SelfAttention.has_relative_attention_bias == kind.bias_in_every_layer
 
 
 def test_a_head_of_no_classes_is_refused() -> None:
