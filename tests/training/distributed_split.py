@@ -74,10 +74,12 @@ def step_and_evaluate(stack: Stack, case: Case, output: Path, backbone: Path) ->
         torch.save(found | {"last_loss": last_loss, "last_gradients": last_gradients}, output / f"{case}.pt")
 
 
-def main(stack_name: str, output: Path, backbone: Path, names: list[str]) -> None:
-    for case in (case for case in CASES if str(case) in names):
-        stacks: dict[str, Stack] = {"plain": PLAIN, "ours": OURS}
-        step_and_evaluate(stacks[stack_name], case, output, backbone)
+def main(output: Path, backbone: Path, names: list[str]) -> None:
+    stacks: dict[str, Stack] = {"plain": PLAIN, "ours": OURS}
+    for name in names:  # such as plain:full
+        stack, _, wanted = name.partition(":")
+        (output / stack).mkdir(exist_ok=True)
+        step_and_evaluate(stacks[stack], next(case for case in CASES if str(case) == wanted), output / stack, backbone)
     # what still holds the process group when it is destroyed may wait for ever for a thread that waits for it
     gc.collect()
     torch.distributed.barrier()
@@ -87,4 +89,4 @@ def main(stack_name: str, output: Path, backbone: Path, names: list[str]) -> Non
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -162,12 +162,15 @@ def test_the_evaluation_loss_is_the_same_for_every_batch_size(
 # Two processes
 
 
-def run_two_processes(stack: str, output: Path, backbone: Path, cases: list[Case]) -> Path:
-    """Runs ``distributed_split.py`` on two gloo processes; ``output`` with a file for each case."""
-    here = Path(__file__).parent
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geometry, Path]) -> Path:
+    """What ``distributed_split.py`` finds on two gloo processes: a folder for each stack, and in it a file for each case."""
+    output = tmp_path_factory.mktemp("two")
+    cases = [case for case in METHODS_ONCE if METHODS[case.method].quantize is None or find_spec("bitsandbytes")]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(here / "distributed_split.py", stack, output, backbone, *map(str, cases)),
+        *(Path(__file__).parent / "distributed_split.py", output, folders["v1.1"]),
+        *("plain:full", *(f"ours:{case}" for case in cases)),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -177,44 +180,33 @@ def run_two_processes(stack: str, output: Path, backbone: Path, cases: list[Case
     return output
 
 
-@pytest.fixture(scope="module")
-def our_two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geometry, Path]) -> Path:
-    cases = [case for case in METHODS_ONCE if METHODS[case.method].quantize is None or find_spec("bitsandbytes")]
-    return run_two_processes("ours", tmp_path_factory.mktemp("ours"), folders["v1.1"], cases)
-
-
-@pytest.fixture(scope="module")
-def plain_two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geometry, Path]) -> Path:
-    return run_two_processes("plain", tmp_path_factory.mktemp("plain"), folders["v1.1"], [Case("full")])
-
-
 @all_methods
-def test_two_processes_make_the_same_step_as_one(case: Case, model: PeftModel, our_two_processes: Path) -> None:
-    got = torch.load(our_two_processes / f"{case}.pt")
+def test_two_processes_make_the_same_step_as_one(case: Case, model: PeftModel, two_processes: Path) -> None:
+    got = torch.load(two_processes / "ours" / f"{case}.pt")
     assert_exact(case, got["loss"], got["gradients"], exact_step(model, tiny_records(RECORDS)))
 
 
 @all_methods
-def test_the_last_step_of_an_epoch_repeats_no_example(case: Case, model: PeftModel, our_two_processes: Path) -> None:
+def test_the_last_step_of_an_epoch_repeats_no_example(case: Case, model: PeftModel, two_processes: Path) -> None:
     """Accelerate fills it up with examples of the first step."""
-    got = torch.load(our_two_processes / f"{case}.pt")
+    got = torch.load(two_processes / "ours" / f"{case}.pt")
     assert_exact(case, got["last_loss"], got["last_gradients"], exact_step(model, tiny_records(EPOCH)[4:]))
 
 
 @all_methods
 def test_two_processes_evaluate_as_one_where_the_data_cannot_be_halved(
-    case: Case, model: PeftModel, our_two_processes: Path
+    case: Case, model: PeftModel, two_processes: Path
 ) -> None:
     with torch.no_grad():
         expected = exact_loss(model.eval(), tiny_records(EVALUATED, seed=1)).item()
-    assert torch.load(our_two_processes / f"{case}.pt")["eval_loss"] == pytest.approx(expected, rel=TOLERANCE)
+    assert torch.load(two_processes / "ours" / f"{case}.pt")["eval_loss"] == pytest.approx(expected, rel=TOLERANCE)
 
 
 @plain_fault()
 @pytest.mark.parametrize("case", [Case("full")], ids=str)
 @pytest.mark.parametrize("what", ["loss", "gradient", "evaluation", "last step"])
-def test_d1_two_processes_are_as_one_plain(case: Case, model: PeftModel, what: str, plain_two_processes: Path) -> None:
-    got = torch.load(plain_two_processes / f"{case}.pt")
+def test_d1_two_processes_are_as_one_plain(case: Case, model: PeftModel, what: str, two_processes: Path) -> None:
+    got = torch.load(two_processes / "plain" / f"{case}.pt")
     expected = exact_step(model, tiny_records(RECORDS))
     if what == "loss":
         assert got["loss"] == pytest.approx(expected.loss, rel=1e-2)
