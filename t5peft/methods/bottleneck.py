@@ -48,7 +48,7 @@ _PLACES: dict[Placement, list[Callable[[Family], str]]] = {
     "houlsby": [lambda family: family.feed_forward, lambda family: f"{family.self_attention}.{family.attention[3]}"],
     "parallel": [lambda family: family.feed_forward],
 }
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "silu": functional.silu,
@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.down = nn.Linear(d_model, size)
         self.up = nn.Linear(size, d_model)
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.is_parallel = is_parallel
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.weight)
@@ -141,7 +141,7 @@ def bottleneck_wrap(
     problems: list[str] = []
     size = read_size("size", size, problems)
     check_choice("placement", placement, list(_PLACES), problems)
-    check_choice("activation", activation, list(_ACTIVATIONS), problems)
+    check_choice("activation", activation, list(ACTIVATIONS), problems)
     raise_if_problems(problems)
     return wrap(model, BottleneckConfig(size=size, placement=placement, activation=activation))
 

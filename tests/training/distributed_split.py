@@ -1,9 +1,9 @@
 """One optimizer step and one evaluation on each of several processes; run by torchrun from ``test_splits.py``.
 
-    torchrun --nproc-per-node 2 distributed_split.py STACK OUTPUT BACKBONE CASE...
+    torchrun --nproc-per-node 2 distributed_split.py OUTPUT BACKBONE STACK:CASE...
 
-STACK is ``plain`` or ``ours``, OUTPUT the folder for ``CASE.pt`` (loss, gradients, evaluation loss), BACKBONE a folder with the
-tiny T5 for cases that load it.
+OUTPUT is the folder for ``STACK/CASE.pt`` (loss, gradients, evaluation loss), BACKBONE a folder with the tiny T5 for cases that
+load it, and STACK ``plain`` or ``ours``.
 """
 
 from __future__ import annotations

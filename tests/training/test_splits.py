@@ -164,7 +164,7 @@ def test_the_evaluation_loss_is_the_same_for_every_batch_size(
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geometry, Path]) -> Path:
-    """What ``distributed_split.py`` finds on two gloo processes: a folder for each stack, and in it a file for each case."""
+    """Results of ``distributed_split.py`` on two gloo processes: a folder for each stack, and in it a file for each case."""
     output = tmp_path_factory.mktemp("two")
     cases = [case for case in METHODS_ONCE if METHODS[case.method].quantize is None or find_spec("bitsandbytes")]
     command = [
