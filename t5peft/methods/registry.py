@@ -179,17 +179,6 @@ def method_of(model: PeftModel) -> str | None:
     return next((name for name, method in METHODS.items() if method.config is config), None)
 
 
-def numeric_options() -> dict[str, type]:
-    """Return ``int`` or ``float`` for each numeric option of all methods, by name."""
-    return {
-        name: number
-        for method in METHODS.values()
-        for name, kind in method.options.items()
-        for number in (int, float)
-        if kind in (number, number | None)
-    }
-
-
 def method_label(method: str, options: Mapping[str, Any]) -> str:
     """Return the name of a method with the options that are not its defaults."""
     if not options:

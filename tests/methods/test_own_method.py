@@ -28,7 +28,7 @@ from t5peft.benchmark.records import RunRecords
 from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import suite_from
-from t5peft.methods.registry import method_of, numeric_options, register_method
+from t5peft.methods.registry import method_of, register_method
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.planning.plan import Job, plan_table, step_bytes
 from t5peft.training.train import TrainConfig
@@ -179,18 +179,13 @@ def test_it_is_planned(folders: dict[Geometry, Path]) -> None:
 
 
 def test_it_is_searched() -> None:
+    assert METHOD.options == {"groups": int}
     optuna = pytest.importorskip("optuna")
     from t5peft.training.search import suggest
 
     trial = optuna.trial.FixedTrial({"learning_rate": 2e-2, "weight_decay": 0.0, "label_smoothing": 0.0, "groups": 2})
     drawn = suggest(trial, TrainConfig(method=NAME))
     assert (drawn.learning_rate, drawn.options) == (2e-2, {"groups": 2})
-
-
-def test_its_options_are_among_those_of_all_methods() -> None:
-    assert numeric_options()["groups"] is int
-    assert numeric_options()["rank"] is int
-    assert numeric_options()["alpha"] is float
 
 
 def test_it_is_run_and_reported_by_the_benchmark(tmp_path: Path) -> None:
