@@ -74,7 +74,7 @@ def memory_table(record: SpeedRecord) -> str:
 
 
 def losses_table(record: SpeedRecord) -> str:
-    """The largest relative difference of the losses, one line a data set."""
+    """Return the largest relative difference of the losses, one line a data set."""
     rows = [
         [name, precision, str(len(result["losses"]["peft"])), f"{result['largest_relative_difference']:.1e}"]
         for name, precisions in record["results"].items()
@@ -105,7 +105,7 @@ TABLES: dict[str, Callable[[SpeedRecord], str]] = {
 
 
 def newest() -> list[SpeedRecord]:
-    """Records of each kind, method and examples a step, newest first, without those whose systems are all in a newer one."""
+    """Return the records of each kind, method and examples a step, newest first, without those that newer ones replace."""
     found: dict[tuple[Any, ...], list[SpeedRecord]] = {}
     records = [json.loads(line) for _, line in JsonLines(RECORDS).new_lines()]
     for record in sorted(records, key=_date, reverse=True):
@@ -135,7 +135,7 @@ def _systems(record: SpeedRecord) -> set[str]:
 
 
 def main() -> None:
-    """Prints the tables, and writes them."""
+    """Print the tables, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()

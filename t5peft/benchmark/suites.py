@@ -20,7 +20,7 @@ A suite is a YAML file in ``t5peft/benchmark/suites/`` (by name) or anywhere (by
 ``activation_cache_bytes`` and ``lora_plus_ratio`` of the trainer's arguments.
 
 Equal effort: every method gets the same examples, steps and seeds, and a grid of as many rates as every other method.
-"""
+"""  # noqa: D214, D405, D411 - the key of the YAML is not a section
 
 from __future__ import annotations
 

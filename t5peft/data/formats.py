@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import pyarrow
+import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Features
 
 from t5peft.data.sources import RecordList, Records

@@ -251,7 +251,7 @@ _VALID = {
 
 
 def _later_than_siblings(folder: Path) -> float:
-    """The time, or a little after the newest checkpoint beside ``folder`` where the clock was set back."""
+    """Return the time, or a little after the newest checkpoint beside ``folder`` where the clock was set back."""
     siblings = folder.parent.glob("checkpoint-*") if folder.name.startswith("checkpoint-") else ()
     return max([time.time(), *(saved_at(path) + 1e-3 for path in siblings if path != folder)])
 

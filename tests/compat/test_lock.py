@@ -172,7 +172,8 @@ def test_a_lock_file_that_its_holder_deletes_meanwhile_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening the file and locking it: the lock would be one on a file that nobody else can see."""
-    flock, calls = fcntl.flock, []
+    flock = fcntl.flock
+    calls: list[int] = []
 
     def slow(descriptor: int, operation: int) -> None:
         if not calls:

@@ -9,6 +9,7 @@ import json
 import lzma
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from t5peft.data import load_aligned, load_records
 
+PACKED: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
 ROWS = [{"text": 'a "b", c', "label": "0"}, {"text": "d\u2028e", "label": "1"}]
 
 
@@ -31,7 +33,7 @@ def write(path: Path) -> Path:
     else:
         content = json.dumps({"data": ROWS})
     data = content.encode()
-    path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data))
+    path.write_bytes(PACKED.get(path.suffix.removeprefix("."), bytes)(data))
     return path
 
 
@@ -303,7 +305,7 @@ def packed(kind: str, path: Path) -> Path:
             writer.write_table(table)
     else:
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        path.write_bytes({"xz": lzma.compress, "gz": gzip.compress, "bz2": bz2.compress}.get(kind, bytes)(text))
+        path.write_bytes(PACKED.get(kind, bytes)(text))
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def folder(originals: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapters"
 
 
-def open_pool(folder: Path, **options: object) -> AdapterPool:
+def open_pool(folder: Path, **options: Any) -> AdapterPool:
     return AdapterPool(tiny_t5(), folder, tokenizer=tiny_tokenizer(), **options)
 
 
@@ -63,7 +64,8 @@ def test_adapters_are_loaded_when_they_are_asked_for(folder: Path) -> None:
     assert pool.names() == list(NAMES)
     assert pool.loaded() == {}
     first, second = pool.acquire("a"), pool.acquire("a")
-    assert first is second is not None
+    assert first is not None
+    assert first is second
     assert pool.loaded() == {"a": first.num_bytes}
     assert pool.num_bytes == first.num_bytes
     assert pool.acquire(None) is None
@@ -201,7 +203,7 @@ def test_many_threads_load_an_adapter_once(folder: Path, monkeypatch: pytest.Mon
     reads: list[str] = []
     read = pool_module.read_adapter
 
-    def count(name: str, *arguments: object) -> object:
+    def count(name: str, *arguments: Any) -> object:
         reads.append(name)
         return read(name, *arguments)
 
