@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,6 +31,7 @@ from t5peft.adapters.save import ensure_no_adapter
 from t5peft.compat.extras import require
 from t5peft.compat.lock import hold_folder
 from t5peft.data import Task
+from t5peft.data.truncation import encode
 from t5peft.methods import method_of
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import correct_config, has_untied_head, load_backbone, load_tokenizer
@@ -44,7 +46,7 @@ from t5peft.serving.export_onnx import read_onnx, write_onnx
 from t5peft.serving.export_transformers import TorchModel, read_transformers, write_transformers
 from t5peft.serving.exported import Details, Exported, Target, is_exported, kind_of_model
 from t5peft.serving.parity import Parity, ParityError, answers_of, compare
-from t5peft.serving.parity_inputs import parity_inputs
+from t5peft.serving.parity_inputs import TEXTS, parity_inputs
 
 TASK_FILE = "task.yaml"
 _PACKAGES: dict[Target, tuple[str, ...]] = {
@@ -139,18 +141,19 @@ def _export(
     details = _details(folder, loaded, to, quantize)
     task = Task.from_yaml(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else None
     inputs = parity_inputs(tokenizer, task, records)
-    t5 = unwrap_t5(loaded)
-    early, settings = None, t5.generation_config
-    if to == "ct2" and settings is not None:
-        early, settings.early_stopping = settings.early_stopping, True  # as CTranslate2 ends a search
-    own = answers_of(TorchModel(loaded, tokenizer, details), inputs)
-    if to == "ct2" and settings is not None:
-        settings.early_stopping = early
+    with _search_of(to, unwrap_t5(loaded)):
+        own = answers_of(TorchModel(loaded, tokenizer, details), inputs)
     _write(loaded, tokenizer, staging, details)
     details.write(staging)
-    del loaded, t5
+    del loaded  # so that one model is in memory
     gc.collect()
-    parity = compare(own, _read(staging), inputs)
+    found = _read(staging)
+    if encode(TEXTS, found.tokenizer) != encode(TEXTS, tokenizer):
+        raise ParityError(
+            f"Got a tokenizer in {folder} that gives other tokens once it is saved; expected the same. Nothing was written. Save "
+            "the backbone with a tokenizer.json."
+        )
+    parity = compare(own, found, inputs)
     if not parity.passes:
         raise ParityError(
             f"Got an export to {to} that does not answer as {folder} does; expected differences within {parity.tolerance:g}. "
@@ -161,6 +164,20 @@ def _export(
         shutil.copy(folder / TASK_FILE, staging / TASK_FILE)
     write_manifest_file(staging, {})
     return parity
+
+
+@contextmanager
+def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
+    """Let a search of ``t5`` end as that of the target does, for the block."""
+    settings = t5.generation_config if to == "ct2" else None
+    early = None if settings is None else settings.early_stopping
+    try:
+        if settings is not None:
+            settings.early_stopping = True
+        yield
+    finally:
+        if settings is not None:
+            settings.early_stopping = early
 
 
 def _write(

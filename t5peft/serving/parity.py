@@ -5,7 +5,7 @@ log-probabilities of targets under teacher forcing, the answers of a search with
 candidates are ranked. For a classifier these are the log-probabilities of the classes, for an encoder its states.
 
 Differences of log-probabilities a (export) and b (adapter) are ``|a - b| / max(1, |b|)``; those of states are relative to the largest
-number. Answers may differ where two are about as likely: what counts is by how much the adapter's own is likelier per token.
+number. Answers may differ where two are about as likely. What counts is by how much the adapter's own is likelier per token, on average.
 """
 
 from __future__ import annotations
@@ -172,8 +172,9 @@ def _compare_beams(
             for answers in (own, found)
         )
         means = [torch.stack([row.mean() for row in rows]) for rows in (ours, theirs)]
-        loss = float(((means[0] - means[1]) / means[0].abs().clamp(min=1)).max())
-    return Check("beams", len(own), max(0.0, loss), 1 - len(different) / len(own))
+        losses = ((means[0] - means[1]) / means[0].abs().clamp(min=1)).clamp(min=0)
+        loss = float(losses.sum()) / len(own)
+    return Check("beams", len(own), loss, 1 - len(different) / len(own))
 
 
 def _ended(answer: Sequence[int], export: Exported) -> list[int]:
