@@ -104,10 +104,19 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrai
 
     Returns:
         The model and its tokenizer.
+
+    Raises:
+        ValueError: It is an export.
     """
     from t5peft.adapters import is_adapter, load_saved, quantization_of
     from t5peft.models.backbone import load_backbone
+    from t5peft.serving.exported import is_exported
 
+    if is_exported(folder):
+        raise ValueError(
+            f"Got {folder}, which is an export; expected an adapter or a whole model. Give the folder that it was exported from; "
+            "`t5peft predict` takes exports."
+        )
     if not is_adapter(folder):
         return load_backbone(folder)
     return load_saved(folder, quantize=quantization_of(folder))

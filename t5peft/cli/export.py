@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5peft.cli.data import TASK_FILE, add_format_arguments, read_file
-
 from t5peft.cli.evaluate import own_test_records
 
 if TYPE_CHECKING:
@@ -57,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
         task = Task.from_yaml(path)
         records = read_file(args, args.data, "test") if args.data else _package_records(task)
     elif args.data:
-        raise ValueError(f"Got --data for {args.model} without {TASK_FILE}; expected it, as it says how records are read.")
+        raise ValueError(
+            f"Got --data for {args.model} without {TASK_FILE}; expected it, as it says how records are read."
+        )
     parity = export(
         args.model, args.output, to=args.to, quantize=args.quantize, overwrite=args.overwrite, records=records
     )

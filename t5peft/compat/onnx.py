@@ -40,7 +40,8 @@ def export_graph(
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
-        warnings.filterwarnings("ignore", message=".*(Constant folding|not been mapped|dynamic_axes|advanced indexing).*", category=UserWarning)
+        for message in ("Constant folding", "not been mapped", "advanced indexing"):
+            warnings.filterwarnings("ignore", message=f".*{message}.*", category=UserWarning)
         torch.onnx.export(
             module,
             tuple(inputs.values()),

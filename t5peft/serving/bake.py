@@ -125,8 +125,8 @@ def _as_template(processor: dict[str, Any] | None) -> dict[str, Any]:
         template = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     else:
         raise ValueError(
-            f"Got a tokenizer with the post-processor {processor['type']}; expected a template. Export to ONNX, whose graph has the "
-            "prompt."
+            f"Got a tokenizer with the post-processor {processor['type']}; expected a template. Export to ONNX, whose graph has "
+            "the prompt."
         )
     return cast(dict[str, Any], json.loads(template.__getstate__()))
 
@@ -219,6 +219,8 @@ def _wider(t5: PreTrainedModel, vocabulary: int) -> PreTrainedModel:
             continue
         weight = old[name]
         parameter.zero_()
-        parameter[tuple(slice(size) for size in weight.shape)] = weight * ((narrow / wide) ** 0.5 if weight.dim() == 1 else 1)
+        parameter[tuple(slice(size) for size in weight.shape)] = weight * (
+            (narrow / wide) ** 0.5 if weight.dim() == 1 else 1
+        )
     cast(Any, wider.get_decoder()).final_layer_norm.weight[-1] = 1
     return wider

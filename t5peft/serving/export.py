@@ -4,8 +4,8 @@
     load_exported("outputs/served").predict(["..."], max_new_tokens=32)
 
 LoRA, DoRA, IA3 and norm tuning are merged into the weights, always into the unquantized backbone. A prompt becomes a part of the
-vocabulary (``bake.py``), and for ONNX a part of the graph, as prefixes, bottleneck adapters and ladders do. Every export is read back
-and compared with the adapter (``parity.py``); one that differs is not written.
+vocabulary (``bake.py``), and for ONNX a part of the graph, as prefixes, bottleneck adapters and ladders do. Every export is read
+back and compared with the adapter (``parity.py``); one that differs is not written.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from t5peft.serving.export_ct2 import CT2Model, generation_settings, write_ct2
 from t5peft.serving.export_onnx import read_onnx, write_onnx
 from t5peft.serving.export_transformers import TorchModel, read_transformers, write_transformers
 from t5peft.serving.exported import Details, Exported, Target, is_exported, kind_of_model
-from t5peft.serving.parity import Parity, ParityError, answers_of, compare
+from t5peft.serving.parity import NUM_BEAMS, Parity, ParityError, answers_of, compare
 from t5peft.serving.parity_inputs import TEXTS, parity_inputs
 
 TASK_FILE = "task.yaml"
@@ -170,14 +170,15 @@ def _export(
 def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
     """Let a search of ``t5`` end as that of the target does, for the block."""
     settings = t5.generation_config if to == "ct2" else None
-    early = None if settings is None else settings.early_stopping
+    if settings is None:
+        yield
+        return
+    early, beams = settings.early_stopping, settings.num_beams
+    settings.early_stopping, settings.num_beams = True, NUM_BEAMS
     try:
-        if settings is not None:
-            settings.early_stopping = True
         yield
     finally:
-        if settings is not None:
-            settings.early_stopping = early
+        settings.early_stopping, settings.num_beams = early, beams
 
 
 def _write(
@@ -291,7 +292,12 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
         raise ValueError(
             f"Got a {type(t5).__name__}, which CTranslate2 has not; expected a language model. Export to onnx or transformers."
         )
-    if to == "transformers" and kind == "language model" and family_of(t5.config).scales_untied_head and has_untied_head(t5):
+    if (
+        to == "transformers"
+        and kind == "language model"
+        and family_of(t5.config).scales_untied_head
+        and has_untied_head(t5)
+    ):
         raise ValueError(
             "Got a umT5, whose head transformers 5 scales as if it were tied, whatever its config says; expected T5, mT5 or ByT5. "
             "Export to onnx or ct2, or run `t5peft merge` and load the folder by load_backbone, which mends it."

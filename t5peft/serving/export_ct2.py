@@ -3,7 +3,8 @@
 CTranslate2 scales the outputs of a T5 whose config says that it is tied, and transformers 5 says so of every T5. The converter gets
 a config that says what the model does.
 
-A search with several beams ends as that of transformers does with ``early_stopping=True``: once as many answers as beams are complete.
+A search with several beams ends as that of transformers does with ``early_stopping=True``: once as many answers as beams are
+complete.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     DynamicCache,
     EncoderDecoderCache,
@@ -33,7 +34,6 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, SequenceClassifierOutput
-from transformers import AutoConfig
 
 from t5peft.compat.extras import require
 from t5peft.compat.onnx import export_graph
@@ -88,7 +88,11 @@ def _example() -> dict[str, Tensor]:
 
 
 def _write_one_graph(t5: PreTrainedModel, folder: Path) -> None:
-    output, axes = ("logits", {0: "batch"}) if "encoder" not in type(t5).__name__.lower() else ("states", {0: "batch", 1: "source"})
+    output, axes = (
+        ("logits", {0: "batch"})
+        if "encoder" not in type(t5).__name__.lower()
+        else ("states", {0: "batch", 1: "source"})
+    )
     export_graph(_FirstOutput(t5), _example(), [output], folder / "model.onnx", {**_SOURCE_AXES, output: axes})
 
 

@@ -1,23 +1,23 @@
 """Exports that torch computes: folders of plain transformers, and the part that ONNX shares with them.
 
 A folder is read by transformers 4 and 5 as it is. ``tie_word_embeddings`` of its config says whether the head is tied, by which
-transformers 4 also decides whether to scale it, and transformers 5 too when it reads the file. The tokenizer is named by a class that
-both have.
+transformers 4 also decides whether to scale it, and transformers 5 too when it reads the file. The tokenizer is named by a class
+that both have.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from peft import PeftModel
 
 from t5peft.data.collate import collate
 from t5peft.evaluation import classify, rank

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.data import Task
 from t5peft.data.decoding import decode
 from t5peft.evaluation.inference import Sources, source_ids
 from t5peft.evaluation.prediction import Predictions
@@ -213,6 +214,29 @@ class Exported(ABC):
         Returns:
             Natural logarithms [T] for each target.
         """
+
+    def rank_targets(self, task: Task, sources: Sources) -> Ranking:
+        """Rank the labels of a task by their words, or by the model's own head.
+
+        Args:
+            task: A task with a verbalizer.
+            sources: Texts, or token ids.
+
+        Returns:
+            The ranking [N, C] of N sources and C labels.
+
+        Raises:
+            ValueError: The head has another number of classes than the task has labels.
+        """
+        if self.details.kind != "classifier":
+            return self.rank(sources, task.candidates)
+        ranking = self.classify(sources)
+        if (classes := ranking.log_probabilities.shape[-1]) != len(task.labels):
+            raise ValueError(
+                f"Got an export whose head has {classes} classes; expected {len(task.labels)}, the target words of the task "
+                f"{task.name!r}. Give the task that it was tuned on."
+            )
+        return ranking
 
     def target_scores(self, features: Sequence[Feature], *, tokens_per_batch: int) -> Tensor:
         """Return the log-probability [N] of the target of each feature."""

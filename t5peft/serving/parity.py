@@ -1,11 +1,13 @@
 """Parity of an export with the adapter that it was made from, on real inputs.
 
-Greedy answers hide a wrong scale of the head; log-probabilities do not. For a language model three things are compared: the
-log-probabilities of targets under teacher forcing, the answers of a search with four beams, and the log-probabilities by which
-candidates are ranked. For a classifier these are the log-probabilities of the classes, for an encoder its states.
+Greedy answers hide a wrong scale of the head; log-probabilities do not. Of a language model three things are compared. These are
+the log-probabilities of targets, and of the adapter's answers, under teacher forcing; the answers of a search with four beams; and
+the log-probabilities by which candidates are ranked. Of a classifier it is the log-probabilities of the classes, of an encoder its
+states.
 
-Differences of log-probabilities a (export) and b (adapter) are ``|a - b| / max(1, |b|)``; those of states are relative to the largest
-number. Answers may differ where two are about as likely. What counts is by how much the adapter's own is likelier per token, on average.
+Differences of log-probabilities a (export) and b (adapter) are ``|a - b| / max(1, |b|)``; those of states are relative to the
+largest number. Answers may differ where two are about as likely. What counts is by how much the adapter's own is likelier per
+token, on average.
 """
 
 from __future__ import annotations
@@ -101,12 +103,13 @@ class Parity:
         (folder / PARITY).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def answers_of(model: Exported, inputs: ParityInputs) -> Answers:
+def answers_of(model: Exported, inputs: ParityInputs, spoken: Sequence[Sequence[int]] | None = None) -> Answers:
     """Answer the inputs.
 
     Args:
         model: An export, or the adapter.
         inputs: The inputs.
+        spoken: Answers of the adapter, which are scored beside the targets; None for its own.
 
     Returns:
         The answers.
@@ -115,9 +118,11 @@ def answers_of(model: Exported, inputs: ParityInputs) -> Answers:
         return Answers(ranking=model.classify(inputs.sources).log_probabilities)
     if model.details.kind == "encoder":
         return Answers(states=model.encode(inputs.sources))
+    beams = model.answer_ids(inputs.sources, max_new_tokens=inputs.max_new_tokens, num_beams=NUM_BEAMS)
+    targets = [*inputs.targets, *(_ended(answer, model) for answer in (beams if spoken is None else spoken))]
     return Answers(
-        model.log_probabilities(inputs.sources, inputs.targets),
-        model.answer_ids(inputs.sources, max_new_tokens=inputs.max_new_tokens, num_beams=NUM_BEAMS),
+        model.log_probabilities([*inputs.sources, *inputs.sources], targets),
+        beams,
         model.rank(inputs.sources, inputs.candidates).log_probabilities,
     )
 
@@ -133,14 +138,14 @@ def compare(own: Answers, export: Exported, inputs: ParityInputs) -> Parity:
     Returns:
         The comparison.
     """
-    found = answers_of(export, inputs)
+    found = answers_of(export, inputs, own.beams)
     checks = []
     if own.log_probabilities:
         worst = max(
             _difference(theirs, ours)
             for theirs, ours in zip(found.log_probabilities, own.log_probabilities, strict=True)
         )
-        checks.append(Check("log-probabilities", sum(map(len, inputs.targets)), worst))
+        checks.append(Check("log-probabilities", sum(map(len, own.log_probabilities)), worst))
     if own.beams:
         checks.append(_compare_beams(own.beams, found.beams, export, inputs.sources))
     if own.ranking is not None and found.ranking is not None:

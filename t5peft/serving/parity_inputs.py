@@ -48,13 +48,19 @@ def parity_inputs(
     if records is None:
         texts = task.sources([dict.fromkeys(task.columns, text) for text in TEXTS], tokenizer)
         words = task.candidates or _WORDS
-        return _of_texts(encode(texts, tokenizer), tokenizer, words, limit, f"built-in texts in the template of {task.name}")
+        return _of_texts(
+            encode(texts, tokenizer), tokenizer, words, limit, f"built-in texts in the template of {task.name}"
+        )
     some = list(records)[:RECORDS]
     rows = task.tokenize(some, tokenizer)
     sources, targets = (rows[name] for name in ("input_ids", "labels"))
     candidates = task.candidates or tuple(dict.fromkeys(tokenizer.batch_decode(targets, skip_special_tokens=True)))[:4]
     return ParityInputs(
-        [list(ids) for ids in sources], [list(ids) for ids in targets], list(candidates), limit, f"{len(some)} records of {task.name}"
+        [list(ids) for ids in sources],
+        [list(ids) for ids in targets],
+        list(candidates),
+        limit,
+        f"{len(some)} records of {task.name}",
     )
 
 
