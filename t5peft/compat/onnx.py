@@ -6,7 +6,7 @@ The newer exporter (``dynamo=True``) fails on the reshapes of T5's attention whe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def export_graph(
 @contextmanager
 def _more_operators() -> Iterator[None]:
     """Let the exporter know the operators of a ladder's norm and of a prompt's order, for the block."""
-    operators = {"aten::rms_norm": _rms_norm, "aten::take_along_dim": _take_along_dim}
+    operators: dict[str, Callable[..., Any]] = {"aten::rms_norm": _rms_norm, "aten::take_along_dim": _take_along_dim}
     for name, symbolic in operators.items():
         torch.onnx.register_custom_op_symbolic(name, symbolic, OPSET)
     try:

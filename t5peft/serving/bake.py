@@ -156,18 +156,20 @@ def _byte_tokenizer(tokenizer: ByT5Tokenizer) -> PreTrainedTokenizerFast:
     vocabulary |= {f"<0x{byte:02X}>": first + byte for byte in range(256)}
     backend = Tokenizer(models.BPE(vocabulary, [], unk_token=tokenizer.unk_token, byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    # Bytes that are no text become U+FFFD; ByT5's tokenizer leaves them out.
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\ufffd", "")])
     end = (tokenizer.eos_token, tokenizer.eos_token_id)
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
     )
-    more = [tokenizer.convert_ids_to_tokens(i) for i in range(first + 256, len(tokenizer))]
+    added = [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    backend.add_special_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token=tokenizer.pad_token,
-        eos_token=tokenizer.eos_token,
-        unk_token=tokenizer.unk_token,
-        additional_special_tokens=more,
+        pad_token=added[tokenizer.pad_token_id],
+        eos_token=added[tokenizer.eos_token_id],
+        unk_token=added[tokenizer.unk_token_id],
+        additional_special_tokens=added[first:],
     )
 
 

@@ -106,7 +106,7 @@ def _write_language_model(t5: PreTrainedModel, folder: Path) -> None:
         _decode(t5, start, example["attention_mask"], states, first)
     sizes = [part.shape[-1] for layer in first.cross_attention_cache.layers for part in _pair(layer)]
     past = [part for layer in first.self_attention_cache.layers for part in _pair(layer)]
-    before = {name: part for name, part in zip(_names("past", len(past)), past, strict=True)}
+    before = dict(zip(_names("past", len(past)), past, strict=True))
     after = _names("present", len(past))
     cross_axes = {"cross": {0: "batch", 2: "encoded"}}
     export_graph(encoder, example, ["cross"], folder / "encoder.onnx", {**_SOURCE_AXES, **cross_axes})
