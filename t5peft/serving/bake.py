@@ -27,6 +27,7 @@ from peft import PeftModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from t5peft.methods.prompt import PromptEncoder
 from t5peft.models.backbone import has_untied_head
@@ -38,6 +39,11 @@ _NEVER = -1e12  # a new row gets the logit -1e8 where the last state has the siz
 _TABLES = ("shared.weight", "embed_tokens.weight", "lm_head.weight")
 
 
+def prompt_token(index: int) -> str:
+    """Return the name of a token of a baked prompt."""
+    return f"<prompt_{index}>"
+
+
 def prompt_of(model: PeftModel) -> Tensor | None:
     """Return the rows [P, H] of the active prompt of ``model``; None without one."""
     for module in model.modules():
@@ -46,7 +52,9 @@ def prompt_of(model: PeftModel) -> Tensor | None:
     return None
 
 
-def bake(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def bake(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
     """Make the prompt of ``model`` a part of the encoder's embeddings, in place.
 
     Args:
@@ -54,7 +62,8 @@ def bake(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrain
         tokenizer: Its tokenizer, which stays as it is.
 
     Returns:
-        The T5, whose encoder now has a table of its own, and a tokenizer that writes the prompt before every text.
+        The T5, whose encoder now has a table of its own, a tokenizer that writes the prompt before every text, and the ids of the
+        prompt.
 
     Raises:
         ValueError: The tokenizer cannot be made to write tokens by itself.
@@ -69,7 +78,7 @@ def bake(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrain
     table[ids] = prompt.to(table)
     encoder = cast(Any, t5.get_encoder())
     encoder.embed_tokens = nn.Embedding.from_pretrained(table)
-    return t5, writing
+    return t5, writing, ids
 
 
 def with_prompt(tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[PreTrainedTokenizerBase, list[int]]:
@@ -80,7 +89,7 @@ def with_prompt(tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[PreTra
             f"Got a {type(tokenizer).__name__}, which cannot write a prompt before a text by itself; expected a tokenizer with a "
             "tokenizer.json. Save the backbone with one, or export to ONNX, whose graph has the prompt."
         )
-    names = [f"<prompt_{i}>" for i in range(length)]
+    names = [prompt_token(i) for i in range(length)]
     known = writing.get_vocab().keys() & set(names)
     if known:
         raise ValueError(
@@ -89,26 +98,8 @@ def with_prompt(tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[PreTra
         )
     writing.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     ids = cast(list[int], writing.convert_tokens_to_ids(names))
-    _edit_post_processor(writing, lambda template: _put_before(template, dict(zip(names, ids, strict=True))))
+    _put_before(writing, dict(zip(names, ids, strict=True)))
     return writing, ids
-
-
-def without_prompt(tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """Return ``tokenizer`` as it is without the prompt that it writes, and the ids of the prompt; undoes ``with_prompt``."""
-    names = [f"<prompt_{i}>" for i in range(length)]
-    ids = cast(list[int], tokenizer.convert_tokens_to_ids(names)) if names else []
-    plain = deepcopy(tokenizer)
-    if names:
-        _edit_post_processor(plain, lambda template: _take_away(template, set(names)))
-    return plain, ids
-
-
-def _edit_post_processor(tokenizer: PreTrainedTokenizerBase, edit: Any) -> None:
-    """Change the template by which a tokenizer adds special tokens, in place; it can be read only as JSON."""
-    backend = tokenizer.backend_tokenizer
-    state = json.loads(backend.to_str())
-    state["post_processor"] = edit(_as_template(state["post_processor"]))
-    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
 
 
 def _as_template(processor: dict[str, Any] | None) -> dict[str, Any]:
@@ -131,38 +122,36 @@ def _as_template(processor: dict[str, Any] | None) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(template.__getstate__()))
 
 
-def _put_before(template: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+def _put_before(tokenizer: PreTrainedTokenizerBase, ids: dict[str, int]) -> None:
+    """Let a tokenizer write tokens before every text, in place; its template can be changed only as JSON."""
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    template = _as_template(state["post_processor"])
     prompt = [{"SpecialToken": {"id": name, "type_id": 0}} for name in ids]
     new = {name: {"id": name, "ids": [index], "tokens": [name]} for name, index in ids.items()}
-    return template | {
+    state["post_processor"] = {
+        "type": "TemplateProcessing",
         "single": [*prompt, *template["single"]],
         "pair": [*prompt, *template["pair"]],
         "special_tokens": template["special_tokens"] | new,
     }
-
-
-def _take_away(template: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    def kept(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [piece for piece in pieces if piece.get("SpecialToken", {}).get("id") not in names]
-
-    special = {name: value for name, value in template["special_tokens"].items() if name not in names}
-    return template | {"single": kept(template["single"]), "pair": kept(template["pair"]), "special_tokens": special}
+    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
 
 
 def _byte_tokenizer(tokenizer: ByT5Tokenizer) -> PreTrainedTokenizerFast:
     """Return a tokenizer with a tokenizer.json that gives the ids of ``tokenizer``, which computes them in Python."""
-    first = tokenizer.convert_tokens_to_ids(chr(0))
-    vocabulary = {str(tokenizer.convert_ids_to_tokens(i)): i for i in range(first)}
-    vocabulary |= {f"<0x{byte:02X}>": first + byte for byte in range(256)}
-    backend = Tokenizer(models.BPE(vocabulary, [], unk_token=tokenizer.unk_token, byte_fallback=True))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    added = [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    first = tokenizer.offset  # special tokens before the bytes
+    vocabulary = {str(token): index for index, token in enumerate(added[:first])}
+    vocabulary |= {letter: first + byte for byte, letter in bytes_to_unicode().items()}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token=tokenizer.unk_token))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     # Bytes that are no text become U+FFFD; ByT5's tokenizer leaves them out.
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\ufffd", "")])
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\ufffd", "")])
     end = (tokenizer.eos_token, tokenizer.eos_token_id)
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
     )
-    added = [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
     backend.add_special_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -40,10 +40,10 @@ from t5peft.models.families import family_of
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import MANIFEST, read_json, verify, write_manifest_file
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.serving.bake import bake, into_one_table, prompt_of, without_prompt
+from t5peft.serving.bake import bake, into_one_table, prompt_of
 from t5peft.serving.export_ct2 import CT2Model, generation_settings, write_ct2
 from t5peft.serving.export_onnx import read_onnx, write_onnx
-from t5peft.serving.export_transformers import TorchModel, read_transformers, write_transformers
+from t5peft.serving.export_transformers import WITHOUT_PROMPT, TorchModel, read_transformers, write_transformers
 from t5peft.serving.exported import Details, Exported, Target, is_exported, kind_of_model
 from t5peft.serving.parity import NUM_BEAMS, Parity, ParityError, answers_of, compare
 from t5peft.serving.parity_inputs import TEXTS, parity_inputs
@@ -184,21 +184,24 @@ def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
 def _write(
     loaded: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, staging: Path, details: Details
 ) -> None:
-    """Merge or bake what changes no weights, and hand the model to its writer."""
+    """Merge or bake the adapter, and hand the model to its writer."""
+    written = tokenizer
     if isinstance(loaded, PeftModel) and not unmergeable(loaded):
         loaded = loaded.merge_and_unload()
     elif isinstance(loaded, PeftModel) and details.prompt_length:
-        loaded, tokenizer = bake(loaded, tokenizer)
+        loaded, written, ids = bake(loaded, tokenizer)
         if details.target == "transformers":
-            loaded = into_one_table(loaded, without_prompt(tokenizer, details.prompt_length)[1])
+            loaded = into_one_table(loaded, ids)
     if details.target == "onnx":
-        write_onnx(loaded, tokenizer, staging, details.quantize)
+        write_onnx(loaded, written, staging, details.quantize)
         return
     assert isinstance(loaded, PreTrainedModel)  # by _check_model
     if details.target == "ct2":
-        write_ct2(loaded, tokenizer, staging, details.quantize)
+        write_ct2(loaded, written, staging, details.quantize)
     else:
-        write_transformers(loaded, tokenizer, staging)
+        write_transformers(loaded, written, staging)
+    if written is not tokenizer:
+        tokenizer.save_pretrained(str(staging / WITHOUT_PROMPT))
 
 
 def _load(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:

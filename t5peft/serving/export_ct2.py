@@ -17,15 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.compat.ctranslate2 import convert
 from t5peft.compat.extras import require
 from t5peft.evaluation.inference import Sources, length_batches
 from t5peft.evaluation.ranking import Ranking, rank_by_scores
 from t5peft.models.backbone import has_untied_head
-from t5peft.serving.bake import without_prompt
-from t5peft.serving.export_transformers import save_tokenizer
+from t5peft.serving.export_transformers import read_tokenizer, save_tokenizer
 from t5peft.serving.exported import Details, Exported
 
 SETTINGS = ("length_penalty", "repetition_penalty", "no_repeat_ngram_size")
@@ -89,9 +88,7 @@ class CT2Model(Exported):
         import ctranslate2
 
         self.details = details
-        self.tokenizer, self._prompt_ids = without_prompt(
-            AutoTokenizer.from_pretrained(str(folder)), details.prompt_length
-        )
+        self.tokenizer, self._prompt_ids = read_tokenizer(folder, details)
         self._translator = ctranslate2.Translator(str(folder), device="cpu", intra_threads=torch.get_num_threads())
         self._source_tokens = _read_vocabulary(folder, "source")
         self._target_tokens = _read_vocabulary(folder, "target")

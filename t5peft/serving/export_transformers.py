@@ -27,8 +27,11 @@ from t5peft.models.backbone import correct_config
 from t5peft.models.manifest import read_json
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
-from t5peft.serving.bake import without_prompt
+from t5peft.serving.bake import prompt_token
 from t5peft.serving.exported import Details, Exported
+
+WITHOUT_PROMPT = "tokenizer_without_prompt"
+"""A folder in an export with a baked prompt, for texts that are not sources."""
 
 
 class TorchModel(Exported):
@@ -187,6 +190,23 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
+def read_tokenizer(folder: Path, details: Details) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """Return the tokenizer of an export without its baked prompt, and the ids of the prompt.
+
+    Args:
+        folder: The folder.
+        details: What it holds.
+
+    Returns:
+        The tokenizer of the adapter, and the ids.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if not details.prompt_length:
+        return tokenizer, []
+    names = [prompt_token(i) for i in range(details.prompt_length)]
+    return AutoTokenizer.from_pretrained(str(folder / WITHOUT_PROMPT)), tokenizer.convert_tokens_to_ids(names)
+
+
 def read_transformers(folder: Path, details: Details) -> TorchModel:
     """Read a folder that ``write_transformers`` wrote, as plain transformers does.
 
@@ -199,7 +219,7 @@ def read_transformers(folder: Path, details: Details) -> TorchModel:
     """
     architecture = str(read_json(folder / "config.json")["architectures"][0])
     model = getattr(transformers, architecture).from_pretrained(str(folder)).eval()
-    tokenizer, prompt_ids = without_prompt(AutoTokenizer.from_pretrained(str(folder)), details.prompt_length)
+    tokenizer, prompt_ids = read_tokenizer(folder, details)
     return TorchModel(model, tokenizer, details, prompt_ids)
 
 
