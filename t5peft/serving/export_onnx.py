@@ -320,7 +320,15 @@ class OnnxT5(_OnnxModel, GenerationMixin):
         return torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
 
     def _past(self, cache: EncoderDecoderCache | None, rows: int) -> dict[str, Tensor]:
-        layers = [] if cache is None else [layer for layer in cache.self_attention_cache.layers if layer.is_initialized]
+        layers = (
+            []
+            if cache is None
+            else [
+                layer
+                for layer in cache.self_attention_cache.layers
+                if isinstance(layer, DynamicLayer) and layer.is_initialized
+            ]
+        )
         if not layers:
             shapes = (self.session.inputs[name] for name in self.past)
             return dict(zip(self.past, (torch.zeros(rows, shape[1], 0, shape[3]) for shape in shapes), strict=True))
