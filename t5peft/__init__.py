@@ -32,6 +32,8 @@ _HOMES = {
     "AdapterPool": "t5peft.serving.pool",
     "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
+    "export": "t5peft.serving.export",
+    "load_exported": "t5peft.serving.export",
     "merge": "t5peft.adapters.merge",
     "predict": "t5peft.evaluation",
     "rank": "t5peft.evaluation",
@@ -76,6 +78,8 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from t5peft.methods import qlora_wrap as qlora_wrap
     from t5peft.methods import register_method as register_method
     from t5peft.models.backbone import load_backbone as load_backbone
+    from t5peft.serving.export import export as export
+    from t5peft.serving.export import load_exported as load_exported
     from t5peft.serving.pool import AdapterPool as AdapterPool
     from t5peft.training import T5PeftTrainer as T5PeftTrainer
     from t5peft.training import T5PeftTrainingArguments as T5PeftTrainingArguments

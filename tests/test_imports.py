@@ -34,7 +34,18 @@ ORDER = (
     "serving",
     "cli",
 )
-OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece", "vl_convert")
+OPTIONAL = (
+    "bitsandbytes",
+    "bm25s",
+    "ctranslate2",
+    "matplotlib",
+    "nltk",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "sentencepiece",
+    "vl_convert",
+)
 # parts of a feature that is for only one optional package; imported where that feature is used
 FOR_ONE_PACKAGE = {"t5peft.nn.kernels.int8"}
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "numpy", *OPTIONAL)

@@ -9,8 +9,9 @@ Letters: N sources, C candidates, B rows of a batch, S source tokens, T position
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -107,9 +108,47 @@ def rank(
     ids = source_ids(sources, tokenizer, max_source_length)
     tokens = candidate_ids(candidates, len(ids), tokenizer)
     _check_has_vocabulary(unwrap_t5(model))
-    scores = (
-        _rank_by_forward(model, ids, tokens) if has_peft_prompt(model) else _rank(model, ids, tokens, tokens_per_batch)
-    )
+    if has_peft_prompt(model):
+        scores = _rank_by_scores(partial(target_log_probabilities, model), ids, tokens)
+    else:
+        scores = _rank(model, ids, tokens, tokens_per_batch)
+    if normalize_by_length:
+        scores /= _token_counts(tokens, *scores.shape)
+    return Ranking.of(scores)
+
+
+Feature = Mapping[str, list[int]]
+"""``input_ids`` and ``labels``, without padding."""
+
+
+def rank_by_scores(
+    score: Callable[[Sequence[Feature]], Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sources,
+    candidates: Iterable[str] | Iterable[Iterable[str]],
+    *,
+    normalize_by_length: bool = False,
+    max_source_length: int | None = None,
+) -> Ranking:
+    """Rank as ``rank`` does, by any function that scores pairs of a source and a target.
+
+    Args:
+        score: A function from features to the log-probability of each target [N].
+        tokenizer: The tokenizer of the model.
+        sources: As for ``rank``.
+        candidates: As for ``rank``.
+        normalize_by_length: As for ``rank``.
+        max_source_length: As for ``rank``.
+
+    Returns:
+        The scores [N, C].
+
+    Raises:
+        ValueError: As for ``rank``.
+    """
+    ids = source_ids(sources, tokenizer, max_source_length)
+    tokens = _candidate_ids(candidates, len(ids), tokenizer)
+    scores = _rank_by_scores(score, ids, tokens)
     if normalize_by_length:
         scores /= _token_counts(tokens, *scores.shape)
     return Ranking.of(scores)
@@ -128,13 +167,15 @@ def _rank(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[in
     return scores
 
 
-def _rank_by_forward(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[int]]]) -> Tensor:
-    """Return the log-probabilities [N, C], by one forward pass for each source and candidate."""
+def _rank_by_scores(
+    score: Callable[[Sequence[Feature]], Tensor], ids: list[list[int]], tokens: dict[int, list[list[int]]]
+) -> Tensor:
+    """Return the log-probabilities [N, C], each source and candidate by itself."""
     scores = _empty_scores(tokens, len(ids))
     places = [(i, column) for i in range(len(ids)) for column in range(len(tokens.get(i, tokens.get(-1, []))))]
     features = [{"input_ids": ids[i], "labels": tokens.get(i, tokens.get(-1, []))[column]} for i, column in places]
-    for place, score in zip(places, target_log_probabilities(model, features), strict=True):
-        scores[place] = score
+    for place, found in zip(places, score(features), strict=True):
+        scores[place] = found
     return scores
 
 

@@ -2,8 +2,8 @@
 
     python tests/torture/kills.py --count 500 --minutes 30 --record benchmarks/records/torture/kills.json
 
-Each number draws a method, the arguments of the Trainer, and one to three moments. A run is a process that is forked from one that has
-imported everything, and ``kill -9`` ends it at each moment. Then it goes on from its newest complete checkpoint, as
+Each number draws a method, the arguments of the Trainer, and one to three moments. A run is a process that is forked from one that
+has imported everything, and ``kill -9`` ends it at each moment. Then it goes on from its newest complete checkpoint, as
 ``t5peft train --resume`` does, to its end. The outcomes:
 
     same       weights and losses are those of the run that was never killed, bit for bit
