@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from t5peft.serving.batch import Batch, joined
+from t5peft.serving.batch import Batch
 from t5peft.serving.checks import check_adapter, check_request
 from t5peft.serving.requests import (
     EngineClosedError,
@@ -84,7 +84,8 @@ class Engine:
     def __init__(self, pool: AdapterPool, limits: Limits = Limits()) -> None:  # noqa: B008  # frozen
         self._pool, self._model, self._limits = pool, pool.model, limits
         config = self._model.t5.generation_config
-        self._end_ids = set(torch.as_tensor(config.eos_token_id).reshape(-1).tolist())
+        end = config.eos_token_id
+        self._end_ids = set(() if end is None else torch.as_tensor(end).reshape(-1).tolist())
         self._start_id = int(self._model.t5.config.decoder_start_token_id)
         self._changed = threading.Condition()
         # Guarded by the condition.
@@ -226,7 +227,7 @@ class Engine:
 
     # In the thread of the model
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _run(self) -> None:
         while self._wait():
             try:
@@ -264,8 +265,7 @@ class Engine:
             self._end(job)
         with self._failing_together(whole):
             self._answer(whole)
-        started = self._start(joining)
-        self._arrange(started)
+        self._arrange(self._start(joining))
         if self._batch is not None:
             self._step(self._batch)
 
@@ -287,24 +287,28 @@ class Engine:
                     continue
             self._end(job, found)
 
-    def _start(self, jobs: Sequence[Job]) -> list[Batch]:
-        """Encode the sources of new rows and take their first step. Return their batch, if there is one."""
-        started: list[Batch] = []
+    def _start(self, jobs: Sequence[Job]) -> Batch | None:
+        """Encode the sources of new rows and take their first step. Return their batch."""
         with self._failing_together(jobs):
             if jobs:
                 batch, logits = Batch.start(self._model, jobs)
                 self._take(batch, logits)
-                started.append(batch)
-        return started
+                return batch
+        return None
 
-    def _arrange(self, started: Sequence[Batch]) -> None:
-        """Let the started rows join, and drop rows that have ended where it pays."""
-        batches = [*([] if self._batch is None else [self._batch]), *started]
-        jobs = [cast(Job, row) for batch in batches for row in batch.rows]
-        if started or sum(job.ended for job in jobs) * 8 > len(jobs):
-            self._batch = None
-            with self._failing_together(jobs):
-                self._batch = joined(batches)
+    def _arrange(self, joining: Batch | None) -> None:
+        """Let started rows join, and drop rows that have ended where it pays."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            batch, joining = joining, None
+        if batch is None:
+            return
+        jobs = cast(list[Job], [*batch.rows, *(joining.rows if joining else [])])
+        with self._failing_together(jobs):
+            if joining or batch.is_wasteful:
+                batch.arrange(joining)
+        if not all(job.ended for job in jobs):
+            self._batch = batch
 
     def _step(self, batch: Batch) -> None:
         jobs = cast(list[Job], batch.rows)
