@@ -124,6 +124,8 @@ class Engine:
                 raise EngineClosedError("Got a request for a closed engine; expected an open one. Start another one.")
             waiting = self._loading_count + len(self._scheduler)
             if waiting >= self._limits.max_waiting:
+                waiting -= self._drop_cancelled()
+            if waiting >= self._limits.max_waiting:
                 raise QueueFullError(
                     f"Got a request while {waiting} wait; expected fewer than {self._limits.max_waiting}. Try again later."
                 )
@@ -258,11 +260,9 @@ class Engine:
                 self._end(job)
         running = self._running()
         with self._changed:
-            given_up = self._scheduler.remove(lambda job: job.result.cancelled())
+            self._drop_cancelled()
             joining = self._scheduler.next_rows(running)
             whole = self._scheduler.next_batch(bool(running or joining))
-        for job in given_up:
-            self._end(job)
         with self._failing_together(whole):
             self._answer(whole)
         self._arrange(self._start(joining))
@@ -271,7 +271,11 @@ class Engine:
 
     def _running(self) -> list[Job]:
         batch = self._batch
-        return [] if batch is None else [job for job in cast(list[Job], batch.rows) if not job.ended]
+        return [] if batch is None else [job for job in self._jobs(batch) if not job.ended]
+
+    @staticmethod
+    def _jobs(batch: Batch) -> list[Job]:
+        return cast(list[Job], batch.rows)
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Answer beams, ranks or classes by one call."""
@@ -298,32 +302,34 @@ class Engine:
 
     def _arrange(self, joining: Batch | None) -> None:
         """Let started rows join, and drop rows that have ended where it pays."""
-        batch, self._batch = self._batch, None
-        if batch is None:
-            batch, joining = joining, None
+        if self._batch is None:
+            self._batch, joining = joining, None
+        batch = self._batch
         if batch is None:
             return
-        jobs = cast(list[Job], [*batch.rows, *(joining.rows if joining else [])])
+        jobs = [*self._jobs(batch), *(self._jobs(joining) if joining else [])]
         with self._failing_together(jobs):
             if joining or batch.is_wasteful:
                 batch.arrange(joining)
-        if not all(job.ended for job in jobs):
-            self._batch = batch
+        self._forget_ended(jobs)
 
     def _step(self, batch: Batch) -> None:
-        jobs = cast(list[Job], batch.rows)
-        self._batch = None
+        jobs = self._jobs(batch)
         with self._failing_together(jobs):
             self._steps += 1
             self._row_steps += sum(not job.ended for job in jobs)
             self._take(batch, batch.step(self._model))
         self._scheduler.count_step()
-        if not all(job.ended for job in jobs):
-            self._batch = batch
+        self._forget_ended(jobs)
+
+    def _forget_ended(self, jobs: Sequence[Job]) -> None:
+        """Go on without a batch where all of its rows have ended."""
+        if all(job.ended for job in jobs):
+            self._batch = None
 
     def _take(self, batch: Batch, logits: Tensor) -> None:
         """Give every row its next token, and end the answers that are complete."""
-        jobs = cast(list[Job], batch.rows)
+        jobs = self._jobs(batch)
         for job, token in zip(jobs, choose(logits, [cast(Sampler, job.sampler) for job in jobs]), strict=True):
             if job.ended:
                 continue
@@ -363,6 +369,13 @@ class Engine:
         self._batch = None
 
     # In any thread
+
+    def _drop_cancelled(self) -> int:
+        """Drop waiting requests that were given up, and return their number. Call it under the condition."""
+        given_up = self._scheduler.remove(lambda job: job.result.cancelled())
+        for job in given_up:
+            self._end(job)
+        return len(given_up)
 
     def _end(self, job: Job, outcome: Generated | Scores | Exception | None = None) -> None:
         """End a request once: with its answer, with an error, or with nothing where it was given up."""
