@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-if TYPE_CHECKING:
-    from t5peft.serving.adapter import AdapterWeights
-    from t5peft.serving.mixed import MixedModel
+from t5peft.serving.adapter import AdapterWeights
+from t5peft.serving.mixed import MixedModel
+from t5peft.serving.routing import sort_key
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,10 +41,6 @@ class Row:
     """Columns of its answer in the caches."""
     ended: bool = False
     """Whether the batch may drop it."""
-
-    def by_adapter(self) -> tuple[str, int]:
-        """Return the key by which rows of one adapter stand next to each other."""
-        return ("", 0) if self.adapter is None else (self.adapter.name, id(self.adapter))
 
 
 class Batch:
@@ -82,7 +78,7 @@ class Batch:
         Returns:
             Their batch, and the logits [B, V] of their first tokens.
         """
-        rows = sorted(rows, key=Row.by_adapter)
+        rows = sorted(rows, key=_by_adapter)
         states, mask = model.encode([row.source_ids for row in rows], [row.adapter for row in rows])
         for row, source_columns in zip(rows, mask.sum(dim=1).tolist(), strict=True):
             row.source_columns = source_columns
@@ -256,12 +252,16 @@ def _decode(
     return logits[:, -1]
 
 
+def _by_adapter(row: Row) -> Any:
+    return sort_key(row.adapter)
+
+
 def _arranged(before: Mapping[Row, int], new: Sequence[Row]) -> list[Row]:
     """Return rows that have not ended, sorted by adapter. Those of one adapter keep their places where they can."""
-    groups: dict[tuple[str, int], list[Row]] = {}
+    groups: dict[Any, list[Row]] = {}
     for row in (*before, *new):
         if not row.ended:
-            groups.setdefault(row.by_adapter(), []).append(row)
+            groups.setdefault(_by_adapter(row), []).append(row)
     rows: list[Row] = []
     for key in sorted(groups):
         places = range(len(rows), len(rows) + len(groups[key]))

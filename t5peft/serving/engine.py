@@ -12,13 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from t5peft.serving.batch import Batch
 from t5peft.serving.checks import check_adapter, check_request
+from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import (
     EngineClosedError,
     Generated,
@@ -27,12 +28,10 @@ from t5peft.serving.requests import (
     Scores,
     Token,
 )
+from t5peft.serving.routing import sort_key
 from t5peft.serving.sampling import Sampler, choose
 from t5peft.serving.scheduler import Job, Limits, Request, Scheduler
 from t5peft.serving.whole_batches import answer
-
-if TYPE_CHECKING:
-    from t5peft.serving.pool import AdapterPool
 
 _LOADERS = 4
 
@@ -90,7 +89,7 @@ class Engine:
         self._changed = threading.Condition()
         # Guarded by the condition.
         self._scheduler = Scheduler(limits)
-        self._loading: dict[str | None, list[Job]] = {}
+        self._loading: dict[str, list[Job]] = {}
         self._loading_count = self._number = 0
         self._closing = self._aborting = False
         self._finished = self._cancelled = self._failed = 0
@@ -139,6 +138,10 @@ class Engine:
                 on_token=on_token,
                 sampler=sampler,
             )
+            if request.adapter is None:
+                self._scheduler.add(job)
+                self._changed.notify_all()
+                return Ticket(job.result)
             self._loading_count += 1
             if request.adapter in self._loading:
                 self._loading[request.adapter].append(job)
@@ -195,7 +198,7 @@ class Engine:
 
     # In the threads of the loaders
 
-    def _load(self, name: str | None) -> None:
+    def _load(self, name: str) -> None:
         """Load an adapter for every request that waits for it, in their order."""
         while True:
             with self._changed:
@@ -281,7 +284,7 @@ class Engine:
         """Answer beams, ranks or classes by one call."""
         if not jobs:
             return
-        jobs = sorted(jobs, key=Job.by_adapter)
+        jobs = sorted(jobs, key=lambda job: sort_key(job.adapter))
         answers, passes = answer(self._model, jobs, self._end_ids)
         self._scheduler.count_passes(passes)
         for job, found in zip(jobs, answers, strict=True):
