@@ -7,9 +7,10 @@ import torch
 from fake_pool import FakeModel, target_log_probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import EOS, GEOMETRIES, PAD, VOCABULARY, fill_unevenly, tiny_t5
+from tiny import EOS, GEOMETRIES, PAD, VOCABULARY, fill_unevenly, tiny_t5, tiny_tokenizer
 from transformers import MT5Config, MT5ForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
 
+from t5peft import load_backbone
 from t5peft.serving import batch as batch_file
 from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.batch import Batch, Row
@@ -199,6 +200,26 @@ def test_every_family(make):
     with torch.inference_mode(False):
         model = FakeModel(make().double())
     simulation = Simulation(model)
+    (first,) = simulation.join(9)
+    simulation.step(7)
+    simulation.join(4, 14)
+    simulation.step(3)
+    simulation.drop(first)
+    simulation.step(3)
+
+
+@pytest.mark.parametrize(("quantize", "tolerance"), [(None, 0.1), ("int8", 1e-3)])
+def test_bfloat16_and_int8_backbones(tmp_path, quantize, tolerance):
+    with torch.inference_mode(False):
+        t5 = tiny_t5("v1.1")
+        if quantize is None:
+            model = FakeModel(t5.bfloat16())
+        else:
+            pytest.importorskip("bitsandbytes")
+            t5.save_pretrained(tmp_path)
+            tiny_tokenizer().save_pretrained(tmp_path)
+            model = FakeModel(load_backbone(tmp_path, quantize="int8", dtype=torch.float32)[0].eval())
+    simulation = Simulation(model, tolerance)
     (first,) = simulation.join(9)
     simulation.step(7)
     simulation.join(4, 14)
