@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from t5peft.compat.transformers import logits_processors
 from t5peft.serving.batch import Batch
 from t5peft.serving.checks import check_adapter, check_request
 from t5peft.serving.pool import AdapterPool
@@ -86,6 +87,7 @@ class Engine:
         end = config.eos_token_id
         self._end_ids = set(() if end is None else torch.as_tensor(end).reshape(-1).tolist())
         self._start_id = int(self._model.t5.config.decoder_start_token_id)
+        self._has_processors = bool(logits_processors(self._model.t5, [0], 1))
         self._changed = threading.Condition()
         # Guarded by the condition.
         self._scheduler = Scheduler(limits)
@@ -117,7 +119,7 @@ class Engine:
             ValueError: The request is wrong in itself.
         """
         check_request(request, self._limits, int(self._model.t5.config.vocab_size))
-        sampler = Sampler(request) if isinstance(request, GenerateRequest) else None
+        sampler = self._sampler(request) if isinstance(request, GenerateRequest) else None
         with self._changed:
             if self._closing:
                 raise EngineClosedError("Got a request for a closed engine; expected an open one. Start another one.")
@@ -195,6 +197,12 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(finish=error is None)
+
+    def _sampler(self, request: GenerateRequest) -> Sampler:
+        if not self._has_processors:
+            return Sampler(request)
+        processors = logits_processors(self._model.t5, request.source_ids, request.max_new_tokens)
+        return Sampler(request, self._start_id, processors)
 
     # In the threads of the loaders
 

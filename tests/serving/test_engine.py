@@ -187,6 +187,30 @@ def test_double_precision_to_nine_digits():
             assert [token.log_probability for token in get(ticket).tokens] == pytest.approx(scores.tolist(), abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"repetition_penalty": 1.7},
+        {"min_new_tokens": 7},
+        {"forced_eos_token_id": EOS},
+        {"suppress_tokens": [int(i) for i in range(100, 300)]},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"eos_token_id": [EOS, *range(100, 200)]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_the_generation_config_counts_as_in_generate(options):
+    t5 = engine_t5()
+    before = [alone(t5, source(i), 8) for i in range(8)]
+    t5.generation_config.update(**options)
+    with Engine(FakePool(t5)) as engine:
+        tickets = [engine.submit(request(i)) for i in range(8)]
+        found = [get(ticket).ids for ticket in tickets]
+    assert found == [alone(t5, source(i), 8) for i in range(8)]
+    assert found != before
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_alternatives_are_the_most_probable_tokens(pool, num_beams):
     with Engine(pool) as engine:
