@@ -51,7 +51,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine does now, and what it has done."""
+    """Requests and steps of the engine, now and since it started."""
 
     running: int
     """Rows of the running batch."""

@@ -446,9 +446,9 @@ def test_caches_stay_below_the_limit(pool):
             if batch is not None and batch.rows:
                 sizes.append(len(batch.rows) * (batch.columns + batch.source_columns))
 
-        tickets = [engine.submit(request(i, 3 + i % 30, 1 + 5 * i % 60), on_token=look) for i in range(30)]
+        tickets = [engine.submit(request(i, 3 + 2 * i, 1 + 7 * i % 40), on_token=look) for i in range(16)]
         for i, ticket in enumerate(tickets):
-            check(get(ticket), i, 3 + i % 30, 1 + 5 * i % 60)
+            check(get(ticket), i, 3 + 2 * i, 1 + 7 * i % 40)
     assert 100 < max(sizes) <= 200
 
 
