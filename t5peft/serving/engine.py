@@ -86,7 +86,8 @@ class Engine:
         config = self._model.t5.generation_config
         end = config.eos_token_id
         self._end_ids = set(() if end is None else torch.as_tensor(end).reshape(-1).tolist())
-        self._start_id = int(self._model.t5.config.decoder_start_token_id)
+        start = config.decoder_start_token_id
+        self._start_id = int(self._model.t5.config.decoder_start_token_id if start is None else start)
         self._has_processors = bool(logits_processors(self._model.t5, [0], 1))
         self._changed = threading.Condition()
         # Guarded by the condition.
@@ -189,6 +190,7 @@ class Engine:
         for job in [job for jobs in self._loading.values() for job in jobs]:
             self._end(job, _closed())
         self._loading.clear()
+        self._loading_count = 0
 
     def __enter__(self) -> Engine:
         return self
@@ -242,16 +244,20 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._wait():
-            try:
-                self._iterate()
-            except Exception as error:  # No request may wait for ever, whatever goes wrong.
-                self._abandon_batch(error)
-        with self._changed:
-            left = self._scheduler.remove(lambda job: True)
-        for job in left:
-            self._end(job, _closed())
-        self._abandon_batch(_closed())
+        # No request may wait for ever, whatever goes wrong.
+        try:
+            while self._wait():
+                try:
+                    self._iterate()
+                except Exception as error:
+                    self._abandon_batch(error)
+        finally:
+            with self._changed:
+                self._closing = self._aborting = True
+                left = self._scheduler.remove(lambda job: True)
+            for job in left:
+                self._end(job, _closed())
+            self._abandon_batch(_closed())
 
     def _wait(self) -> bool:
         """Wait for something to do. Return whether there is."""
@@ -269,13 +275,13 @@ class Engine:
         for job in self._running():
             if job.result.cancelled():
                 self._end(job)
-        running = self._running()
         with self._changed:
             self._drop_cancelled()
-            joining = self._scheduler.next_rows(running)
-            whole = self._scheduler.next_batch(bool(running or joining))
+            whole = self._scheduler.next_batch(bool(self._running()))
         with self._failing_together(whole):
             self._answer(whole)
+        with self._changed:
+            joining = self._scheduler.next_rows(self._running())
         self._arrange(self._start(joining))
         if self._batch is not None:
             self._step(self._batch)
@@ -368,10 +374,12 @@ class Engine:
         """End the requests of one call with its error."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             for job in jobs:
                 if not job.ended:
                     self._end(job, error)
+            if not isinstance(error, Exception):
+                raise
 
     def _abandon_batch(self, error: Exception) -> None:
         """End the rows that run with an error, and go on without a batch."""
@@ -388,22 +396,25 @@ class Engine:
             self._end(job)
         return len(given_up)
 
-    def _end(self, job: Job, outcome: Generated | Scores | Exception | None = None) -> None:
+    def _end(self, job: Job, outcome: Generated | Scores | BaseException | None = None) -> None:
         """End a request once: with its answer, with an error, or with nothing where it was given up."""
         job.ended = True
         if job.is_held:
-            self._pool.release(job.adapter)
+            try:
+                self._pool.release(job.adapter)
+            except Exception as error:
+                outcome = error
         goes_on = job.result.set_running_or_notify_cancel()
         with self._changed:
             if not goes_on:
                 self._cancelled += 1
-            elif isinstance(outcome, Exception):
+            elif isinstance(outcome, BaseException):
                 self._failed += 1
             else:
                 self._finished += 1
         if not goes_on:
             return
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             job.result.set_exception(outcome)
         else:
             job.result.set_result(cast(Generated | Scores, outcome))

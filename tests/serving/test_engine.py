@@ -416,6 +416,35 @@ def test_an_error_of_the_model_fails_its_batch_and_the_engine_goes_on(pool, call
     assert (stats.failed, stats.finished, stats.running) == (1, 1, 0)
 
 
+def test_no_request_hangs_where_an_adapter_cannot_be_released(pool):
+    def release(adapter):
+        FakePool.release(pool, adapter)
+        raise KeyError("not held")
+
+    pool.release = release
+    with Engine(pool) as engine:
+        with pytest.raises(KeyError, match="not held"):
+            get(engine.submit(request(adapter="a")))
+        check(get(engine.submit(request(0, 5, 4))), 0, 5, 4)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_request_hangs_where_the_thread_of_the_model_dies(pool):
+    def leave(token):
+        raise GeneratorExit
+
+    engine = Engine(pool, Limits(max_rows=1))
+    tickets = [engine.submit(request(i, adapter="a"), on_token=leave) for i in range(2)]
+    with pytest.raises(GeneratorExit):
+        get(tickets[0])
+    with pytest.raises(EngineClosedError):
+        get(tickets[1])
+    until(lambda: not engine._thread.is_alive())
+    with pytest.raises(EngineClosedError):
+        engine.submit(request())
+    engine.close()
+
+
 def test_an_error_while_rows_join_leaves_the_running_ones(pool):
     told = threading.Event()
     with Engine(pool) as engine:
