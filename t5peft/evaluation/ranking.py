@@ -147,7 +147,7 @@ def rank_by_scores(
         ValueError: As for ``rank``.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
-    tokens = _candidate_ids(candidates, len(ids), tokenizer)
+    tokens = candidate_ids(candidates, len(ids), tokenizer)
     scores = _rank_by_scores(score, ids, tokens)
     if normalize_by_length:
         scores /= _token_counts(tokens, *scores.shape)

@@ -1,11 +1,11 @@
-"""What a request must hold before it may wait for the engine: wrong ones would fail the batch that they share."""
+"""Checks of requests before they wait for the engine. A wrong one would fail the batch that it shares."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.requests import (
     ClassifyRequest,
     GenerateRequest,
@@ -14,9 +14,6 @@ from t5peft.serving.requests import (
     UnusableAdapterError,
 )
 from t5peft.serving.scheduler import Limits, Request
-
-if TYPE_CHECKING:
-    from t5peft.serving.adapter import AdapterWeights
 
 
 def check_request(request: Request, limits: Limits, vocabulary_size: int) -> None:

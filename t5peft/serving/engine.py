@@ -12,13 +12,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from t5peft.serving.batch import Batch, joined
+from t5peft.compat.transformers import logits_processors
+from t5peft.serving.batch import Batch
 from t5peft.serving.checks import check_adapter, check_request
+from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import (
     EngineClosedError,
     Generated,
@@ -27,12 +29,10 @@ from t5peft.serving.requests import (
     Scores,
     Token,
 )
+from t5peft.serving.routing import sort_key
 from t5peft.serving.sampling import Sampler, choose
 from t5peft.serving.scheduler import Job, Limits, Request, Scheduler
 from t5peft.serving.whole_batches import answer
-
-if TYPE_CHECKING:
-    from t5peft.serving.pool import AdapterPool
 
 _LOADERS = 4
 
@@ -51,7 +51,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine does now, and what it has done."""
+    """Requests and steps of the engine, now and since it started."""
 
     running: int
     """Rows of the running batch."""
@@ -84,12 +84,15 @@ class Engine:
     def __init__(self, pool: AdapterPool, limits: Limits = Limits()) -> None:  # noqa: B008  # frozen
         self._pool, self._model, self._limits = pool, pool.model, limits
         config = self._model.t5.generation_config
-        self._end_ids = set(torch.as_tensor(config.eos_token_id).reshape(-1).tolist())
-        self._start_id = int(self._model.t5.config.decoder_start_token_id)
+        end = config.eos_token_id
+        self._end_ids = set(() if end is None else torch.as_tensor(end).reshape(-1).tolist())
+        start = config.decoder_start_token_id
+        self._start_id = int(self._model.t5.config.decoder_start_token_id if start is None else start)
+        self._has_processors = bool(logits_processors(self._model.t5, [0], 1))
         self._changed = threading.Condition()
         # Guarded by the condition.
         self._scheduler = Scheduler(limits)
-        self._loading: dict[str | None, list[Job]] = {}
+        self._loading: dict[str, list[Job]] = {}
         self._loading_count = self._number = 0
         self._closing = self._aborting = False
         self._finished = self._cancelled = self._failed = 0
@@ -117,11 +120,13 @@ class Engine:
             ValueError: The request is wrong in itself.
         """
         check_request(request, self._limits, int(self._model.t5.config.vocab_size))
-        sampler = Sampler(request) if isinstance(request, GenerateRequest) else None
+        sampler = self._sampler(request) if isinstance(request, GenerateRequest) else None
         with self._changed:
             if self._closing:
                 raise EngineClosedError("Got a request for a closed engine; expected an open one. Start another one.")
             waiting = self._loading_count + len(self._scheduler)
+            if waiting >= self._limits.max_waiting:
+                waiting -= self._drop_cancelled()
             if waiting >= self._limits.max_waiting:
                 raise QueueFullError(
                     f"Got a request while {waiting} wait; expected fewer than {self._limits.max_waiting}. Try again later."
@@ -136,6 +141,10 @@ class Engine:
                 on_token=on_token,
                 sampler=sampler,
             )
+            if request.adapter is None:
+                self._scheduler.add(job)
+                self._changed.notify_all()
+                return Ticket(job.result)
             self._loading_count += 1
             if request.adapter in self._loading:
                 self._loading[request.adapter].append(job)
@@ -181,6 +190,7 @@ class Engine:
         for job in [job for jobs in self._loading.values() for job in jobs]:
             self._end(job, _closed())
         self._loading.clear()
+        self._loading_count = 0
 
     def __enter__(self) -> Engine:
         return self
@@ -190,9 +200,15 @@ class Engine:
     ) -> None:
         self.close(finish=error is None)
 
+    def _sampler(self, request: GenerateRequest) -> Sampler:
+        if not self._has_processors:
+            return Sampler(request)
+        processors = logits_processors(self._model.t5, request.source_ids, request.max_new_tokens)
+        return Sampler(request, self._start_id, processors)
+
     # In the threads of the loaders
 
-    def _load(self, name: str | None) -> None:
+    def _load(self, name: str) -> None:
         """Load an adapter for every request that waits for it, in their order."""
         while True:
             with self._changed:
@@ -226,18 +242,22 @@ class Engine:
 
     # In the thread of the model
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _run(self) -> None:
-        while self._wait():
-            try:
-                self._iterate()
-            except Exception as error:  # No request may wait for ever, whatever goes wrong.
-                self._abandon_batch(error)
-        with self._changed:
-            left = self._scheduler.remove(lambda job: True)
-        for job in left:
-            self._end(job, _closed())
-        self._abandon_batch(_closed())
+        # No request may wait for ever, whatever goes wrong.
+        try:
+            while self._wait():
+                try:
+                    self._iterate()
+                except Exception as error:
+                    self._abandon_batch(error)
+        finally:
+            with self._changed:
+                self._closing = self._aborting = True
+                left = self._scheduler.remove(lambda job: True)
+            for job in left:
+                self._end(job, _closed())
+            self._abandon_batch(_closed())
 
     def _wait(self) -> bool:
         """Wait for something to do. Return whether there is."""
@@ -255,29 +275,30 @@ class Engine:
         for job in self._running():
             if job.result.cancelled():
                 self._end(job)
-        running = self._running()
         with self._changed:
-            given_up = self._scheduler.remove(lambda job: job.result.cancelled())
-            joining = self._scheduler.next_rows(running)
-            whole = self._scheduler.next_batch(bool(running or joining))
-        for job in given_up:
-            self._end(job)
+            self._drop_cancelled()
+            whole = self._scheduler.next_batch(bool(self._running()))
         with self._failing_together(whole):
             self._answer(whole)
-        started = self._start(joining)
-        self._arrange(started)
+        with self._changed:
+            joining = self._scheduler.next_rows(self._running())
+        self._arrange(self._start(joining))
         if self._batch is not None:
             self._step(self._batch)
 
     def _running(self) -> list[Job]:
         batch = self._batch
-        return [] if batch is None else [job for job in cast(list[Job], batch.rows) if not job.ended]
+        return [] if batch is None else [job for job in self._jobs(batch) if not job.ended]
+
+    @staticmethod
+    def _jobs(batch: Batch) -> list[Job]:
+        return cast(list[Job], batch.rows)
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Answer beams, ranks or classes by one call."""
         if not jobs:
             return
-        jobs = sorted(jobs, key=Job.by_adapter)
+        jobs = sorted(jobs, key=lambda job: sort_key(job.adapter))
         answers, passes = answer(self._model, jobs, self._end_ids)
         self._scheduler.count_passes(passes)
         for job, found in zip(jobs, answers, strict=True):
@@ -287,39 +308,45 @@ class Engine:
                     continue
             self._end(job, found)
 
-    def _start(self, jobs: Sequence[Job]) -> list[Batch]:
-        """Encode the sources of new rows and take their first step. Return their batch, if there is one."""
-        started: list[Batch] = []
+    def _start(self, jobs: Sequence[Job]) -> Batch | None:
+        """Encode the sources of new rows and take their first step. Return their batch."""
         with self._failing_together(jobs):
             if jobs:
                 batch, logits = Batch.start(self._model, jobs)
                 self._take(batch, logits)
-                started.append(batch)
-        return started
+                return batch
+        return None
 
-    def _arrange(self, started: Sequence[Batch]) -> None:
-        """Let the started rows join, and drop rows that have ended where it pays."""
-        batches = [*([] if self._batch is None else [self._batch]), *started]
-        jobs = [cast(Job, row) for batch in batches for row in batch.rows]
-        if started or sum(job.ended for job in jobs) * 8 > len(jobs):
-            self._batch = None
-            with self._failing_together(jobs):
-                self._batch = joined(batches)
+    def _arrange(self, joining: Batch | None) -> None:
+        """Let started rows join, and drop rows that have ended where it pays."""
+        if self._batch is None:
+            self._batch, joining = joining, None
+        batch = self._batch
+        if batch is None:
+            return
+        jobs = [*self._jobs(batch), *(self._jobs(joining) if joining else [])]
+        with self._failing_together(jobs):
+            if joining or batch.is_wasteful:
+                batch.arrange(joining)
+        self._forget_ended(jobs)
 
     def _step(self, batch: Batch) -> None:
-        jobs = cast(list[Job], batch.rows)
-        self._batch = None
+        jobs = self._jobs(batch)
         with self._failing_together(jobs):
             self._steps += 1
             self._row_steps += sum(not job.ended for job in jobs)
             self._take(batch, batch.step(self._model))
         self._scheduler.count_step()
-        if not all(job.ended for job in jobs):
-            self._batch = batch
+        self._forget_ended(jobs)
+
+    def _forget_ended(self, jobs: Sequence[Job]) -> None:
+        """Go on without a batch where all of its rows have ended."""
+        if all(job.ended for job in jobs):
+            self._batch = None
 
     def _take(self, batch: Batch, logits: Tensor) -> None:
         """Give every row its next token, and end the answers that are complete."""
-        jobs = cast(list[Job], batch.rows)
+        jobs = self._jobs(batch)
         for job, token in zip(jobs, choose(logits, [cast(Sampler, job.sampler) for job in jobs]), strict=True):
             if job.ended:
                 continue
@@ -347,10 +374,12 @@ class Engine:
         """End the requests of one call with its error."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             for job in jobs:
                 if not job.ended:
                     self._end(job, error)
+            if not isinstance(error, Exception):
+                raise
 
     def _abandon_batch(self, error: Exception) -> None:
         """End the rows that run with an error, and go on without a batch."""
@@ -360,22 +389,32 @@ class Engine:
 
     # In any thread
 
-    def _end(self, job: Job, outcome: Generated | Scores | Exception | None = None) -> None:
+    def _drop_cancelled(self) -> int:
+        """Drop waiting requests that were given up, and return their number. Call it under the condition."""
+        given_up = self._scheduler.remove(lambda job: job.result.cancelled())
+        for job in given_up:
+            self._end(job)
+        return len(given_up)
+
+    def _end(self, job: Job, outcome: Generated | Scores | BaseException | None = None) -> None:
         """End a request once: with its answer, with an error, or with nothing where it was given up."""
         job.ended = True
         if job.is_held:
-            self._pool.release(job.adapter)
+            try:
+                self._pool.release(job.adapter)
+            except Exception as error:
+                outcome = error
         goes_on = job.result.set_running_or_notify_cancel()
         with self._changed:
             if not goes_on:
                 self._cancelled += 1
-            elif isinstance(outcome, Exception):
+            elif isinstance(outcome, BaseException):
                 self._failed += 1
             else:
                 self._finished += 1
         if not goes_on:
             return
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             job.result.set_exception(outcome)
         else:
             job.result.set_result(cast(Generated | Scores, outcome))
