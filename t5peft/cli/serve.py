@@ -1,0 +1,227 @@
+"""Serve a backbone and the adapters of a folder over HTTP, by OpenAI's API; see docs/serving.md."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t5peft.serving.pool import AdapterPool
+
+KEY_VARIABLE = "T5PEFT_API_KEY"
+_INSTALL = 'pip install "t5peft[serving]"'
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``t5peft serve``.
+
+    Args:
+        parser: The parser of the command.
+    """
+    parser.add_argument("--backbone", required=True, metavar="NAME", help="mini, a hub name or a folder")
+    parser.add_argument("--adapters", required=True, metavar="DIR", help="a folder with one folder for each adapter")
+    parser.add_argument("--host", default="127.0.0.1", help="another one than the loopback needs an API key")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help=f"keys, one a line, of which each request must bring one; default: the key in {KEY_VARIABLE}, if it is set",
+    )
+    parser.add_argument("--quantize", choices=("int8", "nf4"), help="how to load the backbone")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=_bytes, help="memory of loaded adapters, such as 2GB; default: no limit"
+    )
+    parser.add_argument(
+        "--pin", metavar="NAME", action="append", default=[], help="an adapter that is loaded at the start and stays"
+    )
+    parser.add_argument(
+        "--pins", metavar="FILE", help="lines of `SHA256  NAME`: an adapter whose manifest differs is refused"
+    )
+    parser.add_argument("--max-rows", type=int, default=64, help="answers that are generated at a time")
+    parser.add_argument("--max-waiting", type=int, default=256, help="requests that wait; more are refused with 503")
+    parser.add_argument("--max-source-tokens", type=int, default=1024, help="of a source")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer")
+    parser.add_argument("--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="bytes of a request")
+    parser.add_argument(
+        "--stop-seconds", type=int, default=30, help="how long running requests may take to finish when the server stops"
+    )
+    parser.epilog = "SIGTERM and Ctrl+C stop the server: new requests are refused, and those that run are finished."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until the process is told to stop.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ImportError: The packages of the extra are not installed.
+        ValueError: The address needs a key, or an option is wrong.
+    """
+    keys = read_keys(args.api_key_file)
+    if not keys and not is_loopback(args.host):
+        raise ValueError(
+            f"Got the host {args.host} without an API key; expected one, as others can reach this address. Give --api-key-file or "
+            f"set {KEY_VARIABLE}."
+        )
+    pins = read_pins(Path(args.pins)) if args.pins else {}
+    _ensure_installed()
+    with _bind(args.host, args.port) as listening:
+        _serve(args, keys, pins, listening)
+    return 0
+
+
+def _serve(args: argparse.Namespace, keys: tuple[str, ...], pins: dict[str, str], listening: socket.socket) -> None:
+    from t5peft.serving.engine import Engine, Limits
+    from t5peft.serving.pool import AdapterPool
+    from t5peft.serving.server import create_app
+    from t5peft.serving.settings import ServerSettings
+
+    limits = Limits(
+        max_rows=args.max_rows,
+        max_waiting=args.max_waiting,
+        max_source_tokens=args.max_source_tokens,
+        max_new_tokens=args.max_new_tokens,
+    )
+    settings = ServerSettings(
+        backbone_name=public_name(args.backbone),
+        api_keys=keys,
+        max_body_bytes=args.max_body,
+        max_answers=min(ServerSettings.max_answers, args.max_waiting),
+    )
+    pool = AdapterPool(
+        args.backbone, args.adapters, quantize=args.quantize, max_bytes=args.memory, pinned=args.pin, sha256=pins
+    )
+    engine = Engine(pool, limits)
+    try:
+        app = create_app(engine, pool, settings)
+        print(_greeting(listening, pool, settings.backbone_name), flush=True)
+        _run_uvicorn(app, listening, args.stop_seconds)
+    finally:
+        engine.close(finish=False)
+
+
+def _run_uvicorn(app: Any, listening: socket.socket, stop_seconds: int) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=stop_seconds, server_header=False, ws="none"
+    )
+    # uvicorn finishes what runs, and then raises the signal again for whoever handled it before.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _greeting(listening: socket.socket, pool: AdapterPool, backbone: str) -> str:
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"Serving {backbone} with {len(pool.names())} adapters on http://{shown}:{port}"
+
+
+def read_keys(path: str | None) -> tuple[str, ...]:
+    """Return the API keys of a file, or the one in the environment.
+
+    Args:
+        path: Of the file; None for the environment.
+
+    Returns:
+        The keys; none where none is set.
+
+    Raises:
+        ValueError: The file holds none, or one has characters that no header carries.
+    """
+    if path is None:
+        keys = [os.environ.get(KEY_VARIABLE, "").strip()]
+    else:
+        keys = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        if not any(keys):
+            raise ValueError(f"Got no key in {path}; expected one a line. Write one, such as 32 random letters.")
+    found = tuple(filter(None, keys))
+    if any(not (key.isascii() and key.isprintable() and " " not in key) for key in found):
+        where = path or KEY_VARIABLE
+        raise ValueError(f"Got a key in {where} with spaces or foreign letters; expected ASCII. Choose another one.")
+    return found
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Return the SHA-256 by the name of an adapter, from lines as ``sha256sum`` writes them.
+
+    Args:
+        path: Of the file. Empty lines and those that begin with # are left out.
+
+    Returns:
+        Name to hash.
+
+    Raises:
+        ValueError: A line is none of these, or a name stands twice.
+    """
+    pins: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        if not (found := re.fullmatch(r"([0-9a-fA-F]{64})\s+(\S.*)", text)) or found[2] in pins:
+            raise ValueError(
+                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 digits and the name of an adapter, each name "
+                "once. `t5peft train` prints such a line."
+            )
+        pins[found[2]] = found[1].lower()
+    return pins
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host's address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def public_name(backbone: str) -> str:
+    """Return the name of a backbone for requests: of a folder only its last part."""
+    return Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket, before anything is loaded."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"Got the address {host} port {port}, which cannot be listened on ({error}); expected a free one. Give another --port, "
+            "or 0 for any."
+        ) from error
+
+
+def _bytes(text: str) -> int:
+    """Return the number of bytes that a text such as 2GB names."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    unit = (found[2] if found[2] in _UNITS else f"{found[2]}B") if found else ""
+    if not found or (unit and unit not in _UNITS) or (size := int(float(found[1]) * _UNITS[unit])) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a size such as 500MB, 2GB or 2GiB")
+    return size
+
+
+def _ensure_installed() -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
+        raise ImportError(f"Got no package {', '.join(missing)}; expected the extra serving. Run {_INSTALL}.")
