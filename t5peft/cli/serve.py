@@ -148,7 +148,7 @@ def read_keys(path: str | None) -> tuple[str, ...]:
     if path is None:
         keys = [os.environ.get(KEY_VARIABLE, "").strip()]
     else:
-        keys = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        keys = [line.strip() for line in _lines(path, "keys")]
         if not any(keys):
             raise ValueError(f"Got no key in {path}; expected one a line. Write one, such as 32 random letters.")
     found = tuple(filter(None, keys))
@@ -171,7 +171,7 @@ def read_pins(path: Path) -> dict[str, str]:
         ValueError: A line is none of these, or a name stands twice.
     """
     pins: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path, "pins"), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -182,6 +182,13 @@ def read_pins(path: Path) -> dict[str, str]:
             )
         pins[found[2]] = found[1].lower()
     return pins
+
+
+def _lines(path: str | Path, what: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"Got no file of {what} at {path} that can be read ({error}); expected text. Write it.") from error
 
 
 def is_loopback(host: str) -> bool:
@@ -201,10 +208,12 @@ def public_name(backbone: str) -> str:
 
 def _bind(host: str, port: int) -> socket.socket:
     """Return a listening socket, before anything is loaded."""
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"Got --port {port}; expected a number from 0 to 65535. Give another one.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(
             f"Got the address {host} port {port}, which cannot be listened on ({error}); expected a free one. Give another --port, "
             "or 0 for any."
@@ -221,7 +230,9 @@ def _bytes(text: str) -> int:
 
 
 def _ensure_installed() -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise ImportError(f"Got no package {', '.join(missing)}; expected the extra serving. Run {_INSTALL}.")
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"Got no package {error.name}; expected the extra serving. Run {_INSTALL}.") from error

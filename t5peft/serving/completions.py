@@ -213,7 +213,7 @@ class _Stream:
         self.ticket, self.finished = ticket, False
         self._plan = plan
         served = plan.served
-        self._text = TextStream(served.tokenizer, served.special_tokens, plan.stop)
+        self._text = TextStream(served.pieces, plan.stop)
         # The task moves spaces around special tokens of its target, which is done when all is there.
         self._whole = plan.as_records and bool(served.special_tokens)
         self._held, self._tokens, self._count = "", list[tuple[Token, int]](), 0

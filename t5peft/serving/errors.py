@@ -117,9 +117,11 @@ def add_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
         assert isinstance(error, HTTPException)
         message = {
             404: f"Got the path {request.url.path[:200]!r}; expected one of those in /openapi.json. Correct it.",
+            413: error.detail,
             405: f"Got the method {request.method[:20]!r}; expected another for this path. See /openapi.json.",
         }.get(error.status_code, f"Got a request that cannot be read ({error.detail}); expected JSON. Correct it.")
-        return refuse(ApiError(message, error.status_code), error.headers)
+        code = "body_too_large" if error.status_code == 413 else None
+        return refuse(ApiError(message, error.status_code, code), error.headers)
 
     async def other(request: Request, error: Exception) -> Json:
         return refuse(as_api_error(error))

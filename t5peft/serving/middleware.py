@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from t5peft.serving.errors import ApiError, Json
@@ -138,7 +139,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise _too_large(self._max_bytes)
+                raise HTTPException(413, _too_large(self._max_bytes).message)
             return message
 
         await self._app(scope, counted, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from t5peft.adapters.manifest import CONFIG, read_config
 from t5peft.data.task import Task
+from t5peft.data.truncation import encode
 from t5peft.serving.requests import UnknownAdapterError, UnusableAdapterError
+from t5peft.serving.text_stream import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,10 +50,13 @@ class Served:
         return () if self.task is None else self.task.special_tokens(self.tokenizer)
 
     @cached_property
+    def pieces(self) -> Pieces:
+        """The tokenizer, for texts that are decoded token by token."""
+        return Pieces(self.tokenizer, self.special_tokens)
+
+    @cached_property
     def candidate_ids(self) -> list[list[int]]:
         """Token ids of the words of the task's labels; none where it has no labels."""
-        from t5peft.data.truncation import encode
-
         return [] if self.task is None or self.task.verbalizer is None else encode(self.task.candidates, self.tokenizer)
 
 
@@ -108,16 +114,17 @@ class Catalog:
             name: From a request. It never reaches the file system where it could be a path.
 
         Returns:
-            The folder, which has an adapter's configuration.
+            The folder.
 
         Raises:
             UnknownAdapterError: No adapter has this name.
         """
-        if not is_name(name) or not (folder := self.pool.path(name)).joinpath(CONFIG).is_file():
-            raise UnknownAdapterError(
-                f"Got the model {_shown(name)}; expected {self.backbone_name!r} or an adapter of GET /v1/models. Correct the name."
-            )
-        return folder
+        if is_name(name):
+            with contextlib.suppress(UnknownAdapterError):
+                return self.pool.path(name)
+        raise UnknownAdapterError(
+            f"Got the model {ascii(name)[:80]}; expected {self.backbone_name!r} or an adapter of GET /v1/models. Correct the name."
+        )
 
     def models(self) -> list[str]:
         """Return the names that requests may give."""
@@ -149,10 +156,6 @@ def without_path(text: str, folder: Path, name: str) -> str:
     return text.replace(str(folder), name).replace(str(folder.resolve()), name)
 
 
-def _shown(name: str) -> str:
-    return f"{ascii(name)[:80]}"
-
-
 def _signature(folder: Path) -> Signature:
     found: list[tuple[int, int, int] | None] = []
     for name in (CONFIG, "task.yaml"):
@@ -167,7 +170,7 @@ def _signature(folder: Path) -> Signature:
 
 def _method(config: Mapping[str, Any]) -> str | None:
     kind = config.get("peft_type")
-    return kind.lower() if isinstance(kind, str) else None
+    return kind.lower().removeprefix("t5_") if isinstance(kind, str) else None
 
 
 def label_names(served: Served, classes: int) -> Sequence[str]:

@@ -7,11 +7,55 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from t5peft.data.decoding import decode
+from t5peft.data.truncation import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _HALF_CHARACTER = "\ufffd"
+
+
+class Pieces:
+    """What must be known of a tokenizer to decode token by token, read once, as reading it takes longer than decoding.
+
+    Args:
+        tokenizer: Of the model.
+        keep: Special tokens that stay in texts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = ()) -> None:
+        self.tokenizer, self.keep = tokenizer, keep
+        kept = set(tokenizer.convert_tokens_to_ids(list(keep)))
+        self._dropped = (special_ids(tokenizer) | {tokenizer.unk_token_id}) - kept
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+        self._added = re.compile("|".join(map(re.escape, added))) if added else None
+        # A run of byte pieces is decoded as a whole: wrong bytes at its end change its beginning.
+        self._bytes = {i for piece, i in tokenizer.get_vocab().items() if re.fullmatch(r"<0x[0-9A-F]{2}>", piece)}
+
+    def certain(self, ids: Sequence[int]) -> str:
+        """Return the text of the first tokens of an answer as far as no later token can change it.
+
+        Args:
+            ids: The tokens so far.
+
+        Returns:
+            The text without spaces and half characters at its end, and without all from the first added token on.
+        """
+        bare = [token for token in ids if token not in self._dropped]
+        while bare and bare[-1] in self._bytes:
+            bare.pop()
+        text: str = self.tokenizer.batch_decode([bare], clean_up_tokenization_spaces=False)[0]
+        if self._added is not None and (found := self._added.search(text)):
+            text = text[: found.start()]
+        return text.rstrip().rstrip(_HALF_CHARACTER).rstrip()
+
+    def complete(self, ids: Sequence[int]) -> str:
+        """Return the text of all tokens of an answer.
+
+        Args:
+            ids: The tokens.
+        """
+        return decode([ids], self.tokenizer, keep=self.keep)[0]
 
 
 class TextStream:
@@ -21,17 +65,12 @@ class TextStream:
     space behind it may go when the text is complete), and all that may be the beginning of a stop text.
 
     Args:
-        tokenizer: Of the model.
-        keep: Special tokens that stay in the text.
+        pieces: Of the tokenizer.
         stop: Texts at which the answer ends; they are not part of it.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = (), stop: Sequence[str] = ()
-    ) -> None:
-        self._tokenizer, self._keep, self._stop = tokenizer, keep, stop
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
-        self._added = re.compile("|".join(map(re.escape, added))) if added else None
+    def __init__(self, pieces: Pieces, stop: Sequence[str] = ()) -> None:
+        self._pieces, self._stop = pieces, stop
         self._ids: list[int] = []
         self._given = 0
         self.offset = 0  # where the text of the next token begins
@@ -49,25 +88,17 @@ class TextStream:
         self._ids.append(token_id)
         if self.stopped:
             return ""
-        text = self._decode(self._ids)
+        text = self._pieces.certain(self._ids)
         self.offset = len(text)
-        text, self.stopped = cut_at(self._certain(text), self._stop)
+        text, self.stopped = cut_at(text, self._stop)
         return self._give(text if self.stopped else text[: len(text) - _begun(text, self._stop)])
 
     def finish(self) -> str:
         """Return the rest of the text, when no token follows."""
         if self.stopped:
             return ""
-        text, self.stopped = cut_at(self._decode(self._ids), self._stop)
+        text, self.stopped = cut_at(self._pieces.complete(self._ids), self._stop)
         return self._give(text)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return decode([ids], self._tokenizer, keep=self._keep)[0]
-
-    def _certain(self, text: str) -> str:
-        if self._added is not None and (found := self._added.search(text)):
-            text = text[: found.start()]
-        return text.rstrip().rstrip(_HALF_CHARACTER).rstrip()
 
     def _give(self, text: str) -> str:
         new = text[self._given :]
