@@ -47,7 +47,7 @@ def fingerprint_of_maps(model: PreTrainedModel | PeftModel) -> str | None:
         changed by how an adapter starts (PiSSA and the like).
     """
     t5 = unwrap_t5(model)
-    if any(_changes_maps(config) for config in getattr(model, "peft_config", {}).values()):
+    if any(changes_maps(config) for config in getattr(model, "peft_config", {}).values()):
         return None
     if getattr(t5, "is_quantized", False) or any(m.merged for m in t5.modules() if isinstance(m, BaseTunerLayer)):
         return None
@@ -74,7 +74,8 @@ def backbone_embeddings(model: PreTrainedModel | PeftModel) -> Tensor:
     )
 
 
-def _changes_maps(config: PeftConfig) -> bool:
+def changes_maps(config: PeftConfig) -> bool:
+    """Return whether an adapter of ``config`` takes a part out of the weights of the backbone when it is made."""
     start = getattr(config, "init_lora_weights", True)
     return isinstance(start, str) and start.lower().startswith(_STARTS_FROM_WEIGHTS)
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5peft.cli import names
+from t5peft.training.config import TASK_FILE
 
 if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at once
     from t5peft.data import Task
     from t5peft.data.sources import Records
     from t5peft.data.splits import Splits
-
-TASK_FILE = "task.yaml"
 
 
 def add_data_arguments(

@@ -191,6 +191,43 @@ def _score_batch(
     """Encode the sources once and write the log-probabilities of their trees into the rows ``batch`` of ``scores`` [N, C]."""
     input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
     states = t5.get_submodule("encoder")(input_ids=input_ids, attention_mask=attention_mask)
+    _score_states(t5, states, attention_mask, trees_of, scores, batch)
+
+
+def score_candidates(
+    t5: PreTrainedModel,
+    states: BaseModelOutput,
+    attention_mask: Tensor,
+    candidates: Sequence[Sequence[Sequence[int]]],
+) -> list[list[float]]:
+    """Score the candidates of sources that are encoded already.
+
+    Args:
+        t5: A T5 in evaluation mode.
+        states: What its encoder returned, [B, S, H].
+        attention_mask: [B, S].
+        candidates: Token ids of the candidates of each row.
+
+    Returns:
+        The log-probabilities of the candidates of each row.
+    """
+    start, shared = t5.config.decoder_start_token_id, can_share(t5)
+    keys = [tuple(map(tuple, several)) for several in candidates]
+    made = {key: trees(key, start, shared) for key in keys}
+    scores = torch.full((len(keys), max(map(len, keys))), -torch.inf)
+    _score_states(t5, states, attention_mask, [made[key] for key in keys], scores, list(range(len(keys))))
+    return [row[: len(key)] for row, key in zip(scores.tolist(), keys, strict=True)]
+
+
+def _score_states(
+    t5: PreTrainedModel,
+    states: BaseModelOutput,
+    attention_mask: Tensor,
+    trees_of: list[list[CandidateTree]],
+    scores: Tensor,
+    batch: list[int],
+) -> None:
+    """Write the log-probabilities of the trees over encoder states [B, S, H] into the rows ``batch`` of ``scores`` [N, C]."""
     nothing = CandidateTree(t5.config.decoder_start_token_id, trees_of[0][0].shared)
     for group in zip_longest(*trees_of, fillvalue=nothing):
         hidden = _decode(t5, group, states, attention_mask)

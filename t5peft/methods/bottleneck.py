@@ -46,7 +46,7 @@ _TARGETS: dict[Placement, str] = {
     "houlsby": r".*\.(DenseReluDense|SelfAttention\.o)",
     "parallel": r".*\.DenseReluDense",
 }
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "silu": functional.silu,
@@ -75,7 +75,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.down = nn.Linear(d_model, size)
         self.up = nn.Linear(size, d_model)
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.is_parallel = is_parallel
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.weight)
@@ -139,7 +139,7 @@ def bottleneck_wrap(
     problems: list[str] = []
     size = read_size("size", size, problems)
     check_choice("placement", placement, list(_TARGETS), problems)
-    check_choice("activation", activation, list(_ACTIVATIONS), problems)
+    check_choice("activation", activation, list(ACTIVATIONS), problems)
     raise_if_problems(problems)
     return wrap(model, BottleneckConfig(size=size, placement=placement, activation=activation))
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+TASK_FILE = "task.yaml"
+"""The file beside an adapter with the task that it was trained on."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
