@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import uvicorn
 from starlette.testclient import TestClient
 from tiny import tiny_t5, tiny_tokenizer
 from torch import nn
@@ -79,6 +82,21 @@ def serving(
         app = create_app(engine, pool, ServerSettings("base", **settings))
         with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
             yield client
+
+
+@contextmanager
+def listening(client: TestClient) -> Iterator[str]:
+    """The address of the client's application, on a free port of this machine."""
+    config = uvicorn.Config(client.app, log_level="error", lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def held_rows(client: TestClient) -> int:

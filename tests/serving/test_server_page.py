@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi.responses import HTMLResponse
-from served_folder import serving, write_folder
-from starlette.testclient import TestClient
+from served_folder import listening, serving, write_folder
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -68,29 +64,11 @@ document.getElementById("page").addEventListener("load", async (event) => {
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(write_folder(tmp_path_factory.mktemp("served"))) as client, listening(client) as address:
-        yield address
-
-
-class listening:
-    """The application of a client, on a free port of this machine."""
-
-    def __init__(self, client: TestClient) -> None:
-        app = client.app
+    with serving(write_folder(tmp_path_factory.mktemp("served"))) as client:
         for path, page in (("/w1280", HARNESS.replace("WIDTH", "1280")), ("/w390", HARNESS.replace("WIDTH", "390")), ("/api", API)):
-            app.add_api_route(path, lambda page=page: HTMLResponse(page), include_in_schema=False)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
-
-    def __enter__(self) -> str:
-        self._thread.start()
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+            client.app.add_api_route(path, lambda page=page: HTMLResponse(page), include_in_schema=False)
+        with listening(client) as address:
+            yield address
 
 
 def in_browser(url: str, folder: Path) -> dict[str, Any]:
