@@ -8,11 +8,12 @@ import os
 import re
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from t5peft.serving.pool import AdapterPool
+    from t5peft.serving.launch import ServeOptions
 
 KEY_VARIABLE = "T5PEFT_API_KEY"
 _INSTALL = 'pip install "t5peft[serving]"'
@@ -52,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop-seconds", type=int, default=30, help="how long running requests may take to finish when the server stops"
     )
+    parser.add_argument("--ray", action="store_true", help="serve by replicas on Ray, of a cluster or of this machine")
+    parser.add_argument("--replicas", type=int, default=1, help="with --ray: how many, or at least")
+    parser.add_argument("--max-replicas", type=int, help="with --ray: most, where their number follows the load")
+    parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of each replica")
     parser.epilog = "SIGTERM and Ctrl+C stop the server: new requests are refused, and those that run are finished."
 
 
@@ -76,39 +81,72 @@ def run(args: argparse.Namespace) -> int:
         )
     pins = read_pins(Path(args.pins)) if args.pins else {}
     _ensure_installed()
-    with _bind(args.host, args.port) as listening:
-        _serve(args, keys, pins, listening)
+    options = _options(args, keys, pins)
+    if args.ray:
+        _serve_by_ray(options, args)
+    else:
+        _serve(options, args.host, args.port, args.stop_seconds)
     return 0
 
 
-def _serve(args: argparse.Namespace, keys: tuple[str, ...], pins: dict[str, str], listening: socket.socket) -> None:
-    from t5peft.serving.engine import Engine, Limits
-    from t5peft.serving.pool import AdapterPool
-    from t5peft.serving.server import create_app
+def _options(args: argparse.Namespace, keys: tuple[str, ...], pins: dict[str, str]) -> ServeOptions:
+    from t5peft.serving.launch import ServeOptions, public_name
+    from t5peft.serving.scheduler import Limits
     from t5peft.serving.settings import ServerSettings
 
-    limits = Limits(
-        max_rows=args.max_rows,
-        max_waiting=args.max_waiting,
-        max_source_tokens=args.max_source_tokens,
-        max_new_tokens=args.max_new_tokens,
-    )
     settings = ServerSettings(
         backbone_name=public_name(args.backbone),
         api_keys=keys,
         max_body_bytes=args.max_body,
         max_answers=min(ServerSettings.max_answers, args.max_waiting),
     )
-    pool = AdapterPool(
-        args.backbone, args.adapters, quantize=args.quantize, max_bytes=args.memory, pinned=args.pin, sha256=pins
+    limits = Limits(
+        max_rows=args.max_rows,
+        max_waiting=args.max_waiting,
+        max_source_tokens=args.max_source_tokens,
+        max_new_tokens=args.max_new_tokens,
     )
-    engine = Engine(pool, limits)
+    return ServeOptions(
+        args.backbone, args.adapters, settings, limits, args.quantize, args.memory, tuple(args.pin), pins
+    )
+
+
+def _serve(options: ServeOptions, host: str, port: int, stop_seconds: int) -> None:
+    from t5peft.serving.launch import open_app
+
+    with _bind(host, port) as listening, open_app(options) as app:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"Serving {options.settings.backbone_name} and {options.adapters} on http://{shown}:{port}", flush=True)
+        _run_uvicorn(app, listening, stop_seconds)
+
+
+def _serve_by_ray(options: ServeOptions, args: argparse.Namespace) -> None:
     try:
-        app = create_app(engine, pool, settings)
-        print(_greeting(listening, pool, settings.backbone_name), flush=True)
-        _run_uvicorn(app, listening, args.stop_seconds)
+        from t5peft.serving.ray import build, start, stop
+    except ImportError as error:
+        raise ImportError(
+            f'Got no package {error.name}; expected the extra cluster. Run pip install "t5peft[cluster]".'
+        ) from error
+
+    application = build(
+        options,
+        replicas=args.replicas,
+        max_replicas=args.max_replicas,
+        gpus=args.gpus,
+        stop_seconds=args.stop_seconds,
+    )
+    told = threading.Event()
+    before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        start(application, args.host, args.port)
+        print(f"Serving {options.settings.backbone_name} and {options.adapters} on http://{args.host}:{args.port}", flush=True)
+        while not told.wait(1):  # a wait without end would keep signals from being handled
+            pass
     finally:
-        engine.close(finish=False)
+        stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_uvicorn(app: Any, listening: socket.socket, stop_seconds: int) -> None:
@@ -125,12 +163,6 @@ def _run_uvicorn(app: Any, listening: socket.socket, stop_seconds: int) -> None:
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _greeting(listening: socket.socket, pool: AdapterPool, backbone: str) -> str:
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"Serving {backbone} with {len(pool.names())} adapters on http://{shown}:{port}"
 
 
 def read_keys(path: str | None) -> tuple[str, ...]:
@@ -199,11 +231,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def public_name(backbone: str) -> str:
-    """Return the name of a backbone for requests: of a folder only its last part."""
-    return Path(backbone).resolve().name if Path(backbone).is_dir() else backbone
 
 
 def _bind(host: str, port: int) -> socket.socket:

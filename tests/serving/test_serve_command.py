@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from t5peft.cli import main
-from t5peft.cli.serve import _bytes, is_loopback, public_name, read_keys, read_pins
+from t5peft.cli.serve import _bytes, is_loopback, read_keys, read_pins
+from t5peft.serving.launch import public_name
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

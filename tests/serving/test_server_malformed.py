@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyStrategyDefinition
 from schemathesis import GenerationMode
 from served_folder import serving, wait_until_free, write_folder
 from served_folder import listening as listening_to
@@ -35,7 +37,12 @@ def url(client: TestClient) -> Iterator[str]:
 
 
 def ask(url: str, examples: int, number: int, until: float) -> Counter[int]:
-    """Send ``examples`` requests for each operation and kind, and count the statuses."""
+    """Send ``examples`` requests for each operation and kind, and count the statuses.
+
+    Problems are collected: what hypothesis raises is about its making of examples, which the schemas of the library change as
+    they learn from responses.
+    """
+    problems: list[str] = []
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     statuses: Counter[int] = Counter()
     with requests.Session() as session:
@@ -61,20 +68,24 @@ def ask(url: str, examples: int, number: int, until: float) -> Counter[int]:
                         case.body["adapter" if "adapters" in case.path else "model"] = name
                     response = case.call(session=session, timeout=20)
                     statuses[response.status_code] += 1
-                    check(response, case)
+                    try:
+                        check(response, case)
+                    except Exception as error:
+                        problems.append(f"{case.as_curl_command()}: {response.status_code} {error}")
 
-                send()
+                with contextlib.suppress(FlakyStrategyDefinition):
+                    send()
+    assert problems == []
     return statuses
 
 
 def check(response: schemathesis.Response, case: schemathesis.Case) -> None:
-    command = case.as_curl_command()
-    assert response.status_code < 500 or response.status_code == 503, f"{command}: {response.text}"
+    assert response.status_code < 500 or response.status_code == 503, response.text
     if response.status_code >= 400:
-        error = response.json()["error"]
-        assert error["message"].startswith("Got "), command
-        assert "expected" in error["message"], command
-        assert len(error["message"]) < 5000, command
+        message = response.json()["error"]["message"]
+        assert message.startswith("Got ")
+        assert "expected" in message
+        assert len(message) < 5000
     else:
         case.operation.validate_response(response)
 
@@ -89,7 +100,7 @@ def test_a_sample_of_made_up_requests_does_no_harm(client: TestClient, url: str)
 def test_ten_thousand_made_up_requests_do_no_harm(client: TestClient, url: str) -> None:
     began, statuses = time.monotonic(), Counter[int]()
     for number in range(100):
-        statuses += ask(url, 250, number + 1, began + 900)
+        statuses += ask(url, 100, number + 1, began + 900)
         if sum(statuses.values()) >= 10_000 or time.monotonic() > began + 900:
             break
     print(dict(statuses))
