@@ -115,9 +115,7 @@ def _serve(options: ServeOptions, host: str, port: int, stop_seconds: int) -> No
     from t5peft.serving.launch import open_app
 
     with _bind(host, port) as listening, open_app(options) as app:
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        print(f"Serving {options.settings.backbone_name} and {options.adapters} on http://{shown}:{port}", flush=True)
+        print(_greeting(options, *listening.getsockname()[:2]), flush=True)
         _run_uvicorn(app, listening, stop_seconds)
 
 
@@ -137,16 +135,21 @@ def _serve_by_ray(options: ServeOptions, args: argparse.Namespace) -> None:
         stop_seconds=args.stop_seconds,
     )
     told = threading.Event()
-    before = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         start(application, args.host, args.port)
-        print(f"Serving {options.settings.backbone_name} and {options.adapters} on http://{args.host}:{args.port}", flush=True)
+        # Ray has a handler of its own from its start on.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: told.set())
+        print(_greeting(options, args.host, args.port), flush=True)
         while not told.wait(1):  # a wait without end would keep signals from being handled
             pass
     finally:
         stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def _greeting(options: ServeOptions, host: str, port: int) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"Serving {options.settings.backbone_name} and {options.adapters} on http://{shown}:{port}"
 
 
 def _run_uvicorn(app: Any, listening: socket.socket, stop_seconds: int) -> None:

@@ -32,8 +32,9 @@ def served(folder: Path, *arguments: str, **environment: str) -> Iterator[Live]:
     command = [sys.executable, "-c", COMMAND, "serve", "--backbone", str(folder / "base"), "--adapters", str(folder / "adapters")]
     package = str(Path(t5peft.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": package, "OMP_NUM_THREADS": "1"} | environment
+    port = () if "--port" in arguments else ("--port", "0")
     with subprocess.Popen(
-        [*command, "--port", "0", *arguments], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, *port, *arguments], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
             assert process.stdout is not None
