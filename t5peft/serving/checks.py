@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.requests import (
     ClassifyRequest,
     GenerateRequest,
@@ -14,9 +14,6 @@ from t5peft.serving.requests import (
     UnusableAdapterError,
 )
 from t5peft.serving.scheduler import Limits, Request
-
-if TYPE_CHECKING:
-    from t5peft.serving.adapter import AdapterWeights
 
 
 def check_request(request: Request, limits: Limits, vocabulary_size: int) -> None:

@@ -12,13 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from t5peft.serving.batch import Batch, joined
+from t5peft.serving.batch import Batch
 from t5peft.serving.checks import check_adapter, check_request
+from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import (
     EngineClosedError,
     Generated,
@@ -27,12 +28,10 @@ from t5peft.serving.requests import (
     Scores,
     Token,
 )
+from t5peft.serving.routing import sort_key
 from t5peft.serving.sampling import Sampler, choose
 from t5peft.serving.scheduler import Job, Limits, Request, Scheduler
 from t5peft.serving.whole_batches import answer
-
-if TYPE_CHECKING:
-    from t5peft.serving.pool import AdapterPool
 
 _LOADERS = 4
 
@@ -84,12 +83,13 @@ class Engine:
     def __init__(self, pool: AdapterPool, limits: Limits = Limits()) -> None:  # noqa: B008  # frozen
         self._pool, self._model, self._limits = pool, pool.model, limits
         config = self._model.t5.generation_config
-        self._end_ids = set(torch.as_tensor(config.eos_token_id).reshape(-1).tolist())
+        end = config.eos_token_id
+        self._end_ids = set(() if end is None else torch.as_tensor(end).reshape(-1).tolist())
         self._start_id = int(self._model.t5.config.decoder_start_token_id)
         self._changed = threading.Condition()
         # Guarded by the condition.
         self._scheduler = Scheduler(limits)
-        self._loading: dict[str | None, list[Job]] = {}
+        self._loading: dict[str, list[Job]] = {}
         self._loading_count = self._number = 0
         self._closing = self._aborting = False
         self._finished = self._cancelled = self._failed = 0
@@ -123,6 +123,8 @@ class Engine:
                 raise EngineClosedError("Got a request for a closed engine; expected an open one. Start another one.")
             waiting = self._loading_count + len(self._scheduler)
             if waiting >= self._limits.max_waiting:
+                waiting -= self._drop_cancelled()
+            if waiting >= self._limits.max_waiting:
                 raise QueueFullError(
                     f"Got a request while {waiting} wait; expected fewer than {self._limits.max_waiting}. Try again later."
                 )
@@ -136,6 +138,10 @@ class Engine:
                 on_token=on_token,
                 sampler=sampler,
             )
+            if request.adapter is None:
+                self._scheduler.add(job)
+                self._changed.notify_all()
+                return Ticket(job.result)
             self._loading_count += 1
             if request.adapter in self._loading:
                 self._loading[request.adapter].append(job)
@@ -192,7 +198,7 @@ class Engine:
 
     # In the threads of the loaders
 
-    def _load(self, name: str | None) -> None:
+    def _load(self, name: str) -> None:
         """Load an adapter for every request that waits for it, in their order."""
         while True:
             with self._changed:
@@ -226,7 +232,7 @@ class Engine:
 
     # In the thread of the model
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _run(self) -> None:
         while self._wait():
             try:
@@ -257,27 +263,28 @@ class Engine:
                 self._end(job)
         running = self._running()
         with self._changed:
-            given_up = self._scheduler.remove(lambda job: job.result.cancelled())
+            self._drop_cancelled()
             joining = self._scheduler.next_rows(running)
             whole = self._scheduler.next_batch(bool(running or joining))
-        for job in given_up:
-            self._end(job)
         with self._failing_together(whole):
             self._answer(whole)
-        started = self._start(joining)
-        self._arrange(started)
+        self._arrange(self._start(joining))
         if self._batch is not None:
             self._step(self._batch)
 
     def _running(self) -> list[Job]:
         batch = self._batch
-        return [] if batch is None else [job for job in cast(list[Job], batch.rows) if not job.ended]
+        return [] if batch is None else [job for job in self._jobs(batch) if not job.ended]
+
+    @staticmethod
+    def _jobs(batch: Batch) -> list[Job]:
+        return cast(list[Job], batch.rows)
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Answer beams, ranks or classes by one call."""
         if not jobs:
             return
-        jobs = sorted(jobs, key=Job.by_adapter)
+        jobs = sorted(jobs, key=lambda job: sort_key(job.adapter))
         answers, passes = answer(self._model, jobs, self._end_ids)
         self._scheduler.count_passes(passes)
         for job, found in zip(jobs, answers, strict=True):
@@ -287,39 +294,45 @@ class Engine:
                     continue
             self._end(job, found)
 
-    def _start(self, jobs: Sequence[Job]) -> list[Batch]:
-        """Encode the sources of new rows and take their first step. Return their batch, if there is one."""
-        started: list[Batch] = []
+    def _start(self, jobs: Sequence[Job]) -> Batch | None:
+        """Encode the sources of new rows and take their first step. Return their batch."""
         with self._failing_together(jobs):
             if jobs:
                 batch, logits = Batch.start(self._model, jobs)
                 self._take(batch, logits)
-                started.append(batch)
-        return started
+                return batch
+        return None
 
-    def _arrange(self, started: Sequence[Batch]) -> None:
-        """Let the started rows join, and drop rows that have ended where it pays."""
-        batches = [*([] if self._batch is None else [self._batch]), *started]
-        jobs = [cast(Job, row) for batch in batches for row in batch.rows]
-        if started or sum(job.ended for job in jobs) * 8 > len(jobs):
-            self._batch = None
-            with self._failing_together(jobs):
-                self._batch = joined(batches)
+    def _arrange(self, joining: Batch | None) -> None:
+        """Let started rows join, and drop rows that have ended where it pays."""
+        if self._batch is None:
+            self._batch, joining = joining, None
+        batch = self._batch
+        if batch is None:
+            return
+        jobs = [*self._jobs(batch), *(self._jobs(joining) if joining else [])]
+        with self._failing_together(jobs):
+            if joining or batch.is_wasteful:
+                batch.arrange(joining)
+        self._forget_ended(jobs)
 
     def _step(self, batch: Batch) -> None:
-        jobs = cast(list[Job], batch.rows)
-        self._batch = None
+        jobs = self._jobs(batch)
         with self._failing_together(jobs):
             self._steps += 1
             self._row_steps += sum(not job.ended for job in jobs)
             self._take(batch, batch.step(self._model))
         self._scheduler.count_step()
-        if not all(job.ended for job in jobs):
-            self._batch = batch
+        self._forget_ended(jobs)
+
+    def _forget_ended(self, jobs: Sequence[Job]) -> None:
+        """Go on without a batch where all of its rows have ended."""
+        if all(job.ended for job in jobs):
+            self._batch = None
 
     def _take(self, batch: Batch, logits: Tensor) -> None:
         """Give every row its next token, and end the answers that are complete."""
-        jobs = cast(list[Job], batch.rows)
+        jobs = self._jobs(batch)
         for job, token in zip(jobs, choose(logits, [cast(Sampler, job.sampler) for job in jobs]), strict=True):
             if job.ended:
                 continue
@@ -359,6 +372,13 @@ class Engine:
         self._batch = None
 
     # In any thread
+
+    def _drop_cancelled(self) -> int:
+        """Drop waiting requests that were given up, and return their number. Call it under the condition."""
+        given_up = self._scheduler.remove(lambda job: job.result.cancelled())
+        for job in given_up:
+            self._end(job)
+        return len(given_up)
 
     def _end(self, job: Job, outcome: Generated | Scores | Exception | None = None) -> None:
         """End a request once: with its answer, with an error, or with nothing where it was given up."""

@@ -6,19 +6,17 @@ Letters: B rows, T target tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.padding import pad_rows
+from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Scores
 from t5peft.serving.sampling import tokens_of
 from t5peft.serving.scheduler import Job
-
-if TYPE_CHECKING:
-    from t5peft.serving.mixed import MixedModel
 
 _MAX_LOGITS = 2**24  # 64 MiB in float32
 

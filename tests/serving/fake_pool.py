@@ -6,24 +6,27 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from unittest.mock import ANY
 
 import torch
-from tiny import PAD
+from tiny import EOS, PAD, Geometry, tiny_t5
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from t5peft.evaluation.inference import padded
+from t5peft.models.backbone import correct_config
 from t5peft.nn.attention import use_attention
+from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.requests import UnknownAdapterError
 
 
-@dataclass(eq=False)
-class FakeAdapter:
-    name: str
-    num_bytes: int = 1
-    head: object | None = None
-    prompt_length: int = 0
+@torch.no_grad()
+def engine_t5(geometry: Geometry = "v1.1", *, ends: bool = True) -> PreTrainedModel:
+    """A tiny T5 about half of whose answers end by themselves within some ten tokens, or one whose answers never do."""
+    t5 = tiny_t5(geometry)
+    correct_config(t5)
+    t5.lm_head.weight[EOS] *= 3 if ends else 0
+    return t5
 
 
 class FakeModel:
@@ -32,15 +35,17 @@ class FakeModel:
     def __init__(self, t5: PreTrainedModel) -> None:
         self.t5 = t5
         use_attention(t5)
-        self.on_call: Callable[[str, Sequence[FakeAdapter | None]], None] = lambda name, adapters: None
+        self.on_call: Callable[[str, Sequence[AdapterWeights | None]], None] = lambda name, adapters: None
 
-    def encode(self, sources: Sequence[Sequence[int]], adapters: Sequence[FakeAdapter | None]) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
+    ) -> tuple[Tensor, Tensor]:
         self.on_call("encode", adapters)
         ids, mask = padded(sources, PAD, self.t5.device)
         return self.t5.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
     @contextmanager
-    def rows(self, adapters: Sequence[FakeAdapter | None]) -> Iterator[None]:
+    def rows(self, adapters: Sequence[AdapterWeights | None]) -> Iterator[None]:
         self.on_call("rows", adapters)
         yield
 
@@ -68,13 +73,13 @@ class FakePool:
 
     def __init__(self, t5: PreTrainedModel) -> None:
         self.model = FakeModel(t5)
-        self.adapters = {name: FakeAdapter(name) for name in "abcdefgh"}
-        self.adapters["classes"] = FakeAdapter("classes", head=object())
+        self.adapters = {name: AdapterWeights(name, "fake") for name in "abcdefgh"}
+        self.adapters["classes"] = AdapterWeights("classes", "fake", head=ANY)
         self.held: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.on_acquire: Callable[[str | None], None] = lambda name: None
 
-    def acquire(self, name: str | None) -> FakeAdapter | None:
+    def acquire(self, name: str | None) -> AdapterWeights | None:
         self.on_acquire(name)
         if name is None:
             return None
@@ -84,7 +89,7 @@ class FakePool:
             self.held[name] += 1
         return self.adapters[name]
 
-    def release(self, adapter: FakeAdapter | None) -> None:
+    def release(self, adapter: AdapterWeights | None) -> None:
         if adapter is not None:
             with self.lock:
                 self.held[adapter.name] -= 1
