@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer")
     parser.add_argument("--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="bytes of a request")
     parser.add_argument(
-        "--stop-seconds", type=int, default=30, help="how long running requests may take to finish when the server stops"
+        "--stop-seconds",
+        type=int,
+        default=30,
+        help="how long running requests may take to finish when the server stops",
     )
     parser.add_argument("--ray", action="store_true", help="serve by replicas on Ray, of a cluster or of this machine")
     parser.add_argument("--replicas", type=int, default=1, help="with --ray: how many, or at least")
@@ -156,7 +159,12 @@ def _run_uvicorn(app: Any, listening: socket.socket, stop_seconds: int) -> None:
     import uvicorn
 
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=stop_seconds, server_header=False, ws="none"
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=stop_seconds,
+        server_header=False,
+        ws="none",
     )
     # uvicorn finishes what runs, and then raises the signal again for whoever handled it before.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
@@ -212,8 +220,8 @@ def read_pins(path: Path) -> dict[str, str]:
             continue
         if not (found := re.fullmatch(r"([0-9a-fA-F]{64})\s+(\S.*)", text)) or found[2] in pins:
             raise ValueError(
-                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 digits and the name of an adapter, each name "
-                "once. `t5peft train` prints such a line."
+                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 digits and the name of an adapter, each "
+                "name once. `sha256sum` of the manifest t5peft.json prints such a hash."
             )
         pins[found[2]] = found[1].lower()
     return pins
@@ -223,7 +231,9 @@ def _lines(path: str | Path, what: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"Got no file of {what} at {path} that can be read ({error}); expected text. Write it.") from error
+        raise ValueError(
+            f"Got no file of {what} at {path} that can be read ({error}); expected text. Write it."
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

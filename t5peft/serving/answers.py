@@ -21,8 +21,8 @@ from t5peft.serving.requests import (
     GenerateRequest,
     RankRequest,
     Scores,
-    TooLongError,
     Token,
+    TooLongError,
     UnusableAdapterError,
 )
 from t5peft.serving.served import Catalog, Served, label_names, without_path
@@ -38,7 +38,7 @@ LOWEST = -9999.0
 
 
 class Tickets:
-    """The tickets of one request; those that are not done are cancelled at the end of the block.
+    """The tickets of one request; those that are not done are given up at the end of the block.
 
     Args:
         engine: Where they are taken.
@@ -126,15 +126,14 @@ class Asking:
             UnusableAdapterError: The adapter cannot be loaded; the text names no path.
             EngineClosedError: The engine gave the request up.
         """
+        result = asyncio.wrap_future(ticket.result)
+        await asyncio.wait({result})
+        if result.cancelled():
+            raise EngineClosedError("Got a request that the server gave up; expected time for it. Ask again.")
         try:
-            return await asyncio.wrap_future(ticket.result)
+            return result.result()
         except UnusableAdapterError as error:
             raise UnusableAdapterError(self._without_path(str(error), served)) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if ticket.result.cancelled() and task is not None and not task.cancelling():
-                raise EngineClosedError("Got a request that the stopping server gave up; expected one. Retry it.") from None
-            raise
 
     async def scores(self, requests: Sequence[Request], served: Served) -> list[list[float]]:
         """Return the log-probabilities that rankings or classifications give.

@@ -117,7 +117,7 @@ def plan_of(body: CompletionBody, served: Served, settings: ServerSettings) -> P
     task, as_records = served.task, body.task is not None
     if served.has_head and not as_records:
         raise ApiError(
-            f"Got a completion of {served.name!r}, which classifies by a head; expected an adapter that generates. Ask /v1/classify.",
+            f"Got a completion of {served.name!r}, which classifies by a head; expected one that generates. Ask /v1/classify.",
             param="model",
         )
     count = body.n or 1
@@ -181,8 +181,8 @@ async def parts(plan: Plan, asking: Asking, tickets: Tickets) -> AsyncIterator[t
         Index and part; the last part of each choice has a finish reason.
     """
     if plan.ranks_labels:
-        for index, part in enumerate(await _ranked(plan, asking)):
-            yield index, part
+        for index, ranked in enumerate(await _ranked(plan, asking)):
+            yield index, ranked
         return
     queue = TokenQueue()
     streams: list[_Stream] = []
@@ -195,6 +195,7 @@ async def parts(plan: Plan, asking: Asking, tickets: Tickets) -> AsyncIterator[t
         stream = streams[number]
         if stream.finished:
             continue
+        part: Part | None
         if token is None:
             generated = await asking.result(stream.ticket, plan.served)
             assert isinstance(generated, Generated)
@@ -297,7 +298,14 @@ async def _ranked(plan: Plan, asking: Asking) -> list[Part]:
 
 def _refuse_unsupported(body: CompletionBody) -> None:
     """Refuse fields of OpenAI's API that mean nothing here, unless they have their neutral value."""
-    neutral = {"echo": False, "best_of": 1, "suffix": "", "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}}
+    neutral = {
+        "echo": False,
+        "best_of": 1,
+        "suffix": "",
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "logit_bias": {},
+    }
     for name, value in neutral.items():
         if (given := getattr(body, name)) is not None and given != value:
             raise ApiError(

@@ -1,4 +1,4 @@
-"""What every route works with, and how a client that goes away is noticed."""
+"""The things that every route works with, and how a client that goes away is noticed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 @dataclass
 class Context:
-    """What every route works with.
+    """The things that every route works with.
 
     Args:
         engine: Answers requests.

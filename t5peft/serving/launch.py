@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What a server serves.
+    """Options of a server.
 
     Args:
         backbone: What ``load_backbone`` takes.

@@ -24,7 +24,7 @@ _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 async def create_completion(body: CompletionBody, request: Request) -> Response:
     """Answer source texts, or records of the adapter's task.
 
-    Records of a task with labels are ranked, as by `t5peft predict`: the answer is the most probable label, and fields of
+    Records of a task with labels are ranked, as by ``t5peft predict``: the answer is the most probable label, and fields of
     sampling change nothing.
     """
     return await unless_gone(request, _complete(body, context_of(request)))

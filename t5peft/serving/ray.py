@@ -3,12 +3,13 @@
     t5peft serve --backbone NAME --adapters DIR --ray --replicas 4
     serve run t5peft.serving.ray:app backbone=NAME adapters=DIR replicas=4
 
-Each replica has an engine, a pool and the application of ``create_app``. A gateway without a model reads the name of the adapter in the
-body. It hands the request to the replica that consistent hashing gives to the name, or to the next ones while that one is full. Ray's
-own batches hold one model only (``serve.batch`` with multiplexing). So the engines make the batches, of all adapters of a replica.
+Each replica has an engine, a pool and the application of ``create_app``. A gateway without a model reads the name of the adapter
+in the body. It hands the request to the replica that consistent hashing gives to the name, or to the next ones while that one is
+full. Ray's own batches hold one model only (``serve.batch`` with multiplexing). So the engines make the batches, of all adapters of
+a replica.
 
-A replica that dies takes no request with it whose answer has not begun: the gateway asks another one. All replicas read the same folder
-of adapters, so replacing an adapter's folder rolls it out.
+A replica that dies takes no request with it whose answer has not begun: the gateway asks another one. All replicas read the same
+folder of adapters, so replacing an adapter's folder rolls it out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ray.serve.deployment import Application
     from ray.serve.handle import DeploymentHandle
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 _TRIES = 6
@@ -139,7 +140,9 @@ class Gateway:
             try:
                 return await self._ask(scope, body)
             except BackPressureError:
-                error = ApiError("Got a request while too many wait; expected fewer. Try again later.", 503, "queue_full")
+                error = ApiError(
+                    "Got a request while too many wait; expected fewer. Try again later.", 503, "queue_full"
+                )
                 break
             except (RayActorError, RayServeException):
                 await asyncio.sleep(_FIRST_PAUSE_SECONDS * 2**number)
@@ -182,7 +185,18 @@ def _is_stream(begin: Message) -> bool:
 
 def _plain_scope(request: Request) -> Message:
     """Return what an application must know of a request, without what cannot travel."""
-    names = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client", "server")
+    names = (
+        "type",
+        "http_version",
+        "method",
+        "scheme",
+        "path",
+        "raw_path",
+        "query_string",
+        "root_path",
+        "client",
+        "server",
+    )
     scope = {name: request.scope[name] for name in names if name in request.scope}
     return {**scope, "asgi": {"version": "3.0", "spec_version": "2.3"}, "headers": list(request.scope["headers"])}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import anyio.to_thread
@@ -96,7 +97,7 @@ def _candidates(body: RankBody, served: Served, most: int) -> tuple[list[str], l
 
 
 def _ranking(index: int, scores: list[float], texts: list[str], labels: list[str] | None) -> dict[str, Any]:
-    rows = zip(texts, labels or [None] * len(texts), scores, softmax(scores), strict=True)
+    rows = zip(texts, labels or repeat(None, len(texts)), scores, softmax(scores), strict=True)
     return {
         "index": index,
         "best": scores.index(max(scores)),

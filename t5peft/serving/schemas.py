@@ -45,7 +45,10 @@ class CompletionBody(SourceBody):
     """A request of OpenAI's ``/v1/completions``, with ``task`` and ``num_beams`` beside its fields."""
 
     max_tokens: int | None = Field(
-        None, ge=1, le=1 << 20, description="with the end token; default: max_target_length of the adapter's task, else 16"
+        None,
+        ge=1,
+        le=1 << 20,
+        description="with the end token; default: max_target_length of the adapter's task, else 16",
     )
     n: int | None = Field(None, ge=1, le=64, description="answers to each prompt")
     temperature: Finite | None = Field(None, ge=0, le=2, description="default 0: the most probable answer")
@@ -218,7 +221,7 @@ class Health(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What came, what was expected, and what to do."""
+    """An error with a message that says what came, what was expected, and what to do."""
 
     message: str
     type: str

@@ -1,4 +1,4 @@
-"""What the server allows, apart from the limits of the engine."""
+"""Limits and keys of the server, apart from the limits of the engine."""
 
 from __future__ import annotations
 

@@ -89,10 +89,10 @@ def _of_records(records: Sequence[Record], served: Served) -> list[list[int]]:
 
 def _of_prompts(prompts: list[str] | list[list[int]], served: Served) -> list[list[int]]:
     if isinstance(prompts[0], str):
-        texts = cast(list[str], prompts)
+        texts = prompts
         _check_text(texts, "prompt")
         return source_ids(texts, served.tokenizer)
-    rows, end, size = cast(list[list[int]], prompts), served.tokenizer.eos_token_id, len(served.tokenizer)
+    rows, end, size = prompts, served.tokenizer.eos_token_id, len(served.tokenizer)
     if wrong := [token for row in rows for token in row if token >= size]:
         raise ApiError(
             f"Got the token id {wrong[0]}; expected ids below {size}, the size of the vocabulary. Correct the prompt.",
@@ -116,6 +116,4 @@ def _check_text(texts: Sequence[str], param: str) -> None:
 
 def _check_count(count: int, most: int, param: str) -> None:
     if count > most:
-        raise ApiError(
-            f"Got {count} entries of {param}; expected at most {most}. Send several requests.", param=param
-        )
+        raise ApiError(f"Got {count} entries of {param}; expected at most {most}. Send several requests.", param=param)

@@ -16,7 +16,7 @@ _HALF_CHARACTER = "\ufffd"
 
 
 class Pieces:
-    """What must be known of a tokenizer to decode token by token, read once, as reading it takes longer than decoding.
+    """Decode token by token with a tokenizer whose tables are read once, as reading them takes longer than decoding.
 
     Args:
         tokenizer: Of the model.
@@ -25,7 +25,7 @@ class Pieces:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, keep: Collection[str] = ()) -> None:
         self.tokenizer, self.keep = tokenizer, keep
-        kept = set(tokenizer.convert_tokens_to_ids(list(keep)))
+        kept = {found for token in keep if isinstance(found := tokenizer.convert_tokens_to_ids(token), int)}
         self._dropped = (special_ids(tokenizer) | {tokenizer.unk_token_id}) - kept
         added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
         self._added = re.compile("|".join(map(re.escape, added))) if added else None

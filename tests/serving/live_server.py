@@ -29,13 +29,20 @@ class Live:
 @contextmanager
 def served(folder: Path, *arguments: str, **environment: str) -> Iterator[Live]:
     """A server of ``folder`` on a free port, ready when the block begins."""
-    command = [sys.executable, "-c", COMMAND, "serve", "--backbone", str(folder / "base"), "--adapters", str(folder / "adapters")]
+    command = [
+        sys.executable,
+        "-c",
+        COMMAND,
+        "serve",
+        "--backbone",
+        str(folder / "base"),
+        "--adapters",
+        str(folder / "adapters"),
+    ]
     package = str(Path(t5peft.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": package, "OMP_NUM_THREADS": "1"} | environment
     port = () if "--port" in arguments else ("--port", "0")
-    with subprocess.Popen(
-        [*command, *port, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen([*command, *port, *arguments], stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

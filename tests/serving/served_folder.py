@@ -111,5 +111,3 @@ def wait_until_free(client: TestClient, seconds: float = 20) -> None:
     while held_rows(client):
         assert time.monotonic() < deadline, "requests were not given up"
         time.sleep(0.01)
-
-

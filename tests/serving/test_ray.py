@@ -139,11 +139,16 @@ def test_replicas_answer_as_one_server_does(live: Live, expected: dict[str, str]
         lines = client.post("/v1/completions", json={"model": "base", "prompt": "a", "stream": True}).text.split("\n\n")
         assert lines[-2] == "data: [DONE]"
         assert client.post("/v1/adapters/load", json={"adapter": "plain"}).json()["loaded"]
-        assert client.post("/v1/adapters/unload", json={"adapter": "plain"}).json() == {"name": "plain", "loaded": False}
+        assert client.post("/v1/adapters/unload", json={"adapter": "plain"}).json() == {
+            "name": "plain",
+            "loaded": False,
+        }
 
 
 @pytest.mark.slow
-def test_an_adapter_is_rolled_out_under_load_without_a_lost_request(live: Live, folder: Path, expected: dict[str, str]) -> None:
+def test_an_adapter_is_rolled_out_under_load_without_a_lost_request(
+    live: Live, folder: Path, expected: dict[str, str]
+) -> None:
     old, new = folder / "adapters" / "lora", folder / "new"
     (new / "adapters").mkdir(parents=True)
     shutil.copytree(folder / "base", new / "base")

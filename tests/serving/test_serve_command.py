@@ -22,7 +22,11 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
     assert read_keys(None) == ("three",)
     monkeypatch.delenv("T5PEFT_API_KEY")
     assert read_keys(None) == ()
-    for content, words in (("\n \n", "Got no key"), ("a b\n", "with spaces or foreign letters"), ("é\n", "foreign letters")):
+    for content, words in (
+        ("\n \n", "Got no key"),
+        ("a b\n", "with spaces or foreign letters"),
+        ("é\n", "foreign letters"),
+    ):
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
             read_keys(str(path))

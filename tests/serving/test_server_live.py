@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -122,6 +123,7 @@ def test_curl_has_its_round_trip(live: Live) -> None:
 def test_overload_is_refused_and_a_patient_client_gets_its_answer(live: Live) -> None:
     with openai.OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0) as hasty:
         statuses: list[int] = []
+        waits: list[str | None] = []
 
         def ask() -> None:
             try:
@@ -129,7 +131,7 @@ def test_overload_is_refused_and_a_patient_client_gets_its_answer(live: Live) ->
                 statuses.append(200)
             except openai.APIStatusError as error:
                 statuses.append(error.status_code)
-                assert error.response.headers["retry-after"] == "1"
+                waits.append(error.response.headers.get("retry-after"))
 
         threads = [threading.Thread(target=ask) for _ in range(24)]
         for thread in threads:
@@ -139,12 +141,13 @@ def test_overload_is_refused_and_a_patient_client_gets_its_answer(live: Live) ->
         for thread in threads:
             thread.join()
     assert set(statuses) == {200, 503}
+    assert set(waits) == {"1"}
 
 
 def test_sigterm_finishes_what_runs_and_ends_with_0(live: Live) -> None:
     """The last test of this server."""
     headers = {"Authorization": f"Bearer {KEY}"}
-    body = {"model": "base", "prompt": "a source", "max_tokens": 150}
+    body = {"model": "base", "prompt": "a source", "max_tokens": 60}
     with httpx.Client(base_url=live.url, headers=headers, timeout=30) as client:
         expected = client.post("/v1/completions", json=body).json()["choices"]
         with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
@@ -174,7 +177,5 @@ def test_a_request_that_is_longer_than_the_time_to_stop_is_given_up(folder: Path
 
 
 def _ignored(client: httpx.Client, body: dict) -> None:
-    try:
+    with contextlib.suppress(httpx.HTTPError):
         client.post("/v1/completions", json=body)
-    except httpx.HTTPError:
-        pass

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import FlakyStrategyDefinition
 from schemathesis import GenerationMode
-from served_folder import serving, wait_until_free, write_folder
 from served_folder import listening as listening_to
+from served_folder import serving, wait_until_free, write_folder
 from starlette.testclient import TestClient
 
 from t5peft.serving.scheduler import Limits
@@ -60,11 +60,15 @@ def ask(url: str, examples: int, number: int, until: float) -> Counter[int]:
                     phases=[Phase.generate],
                     suppress_health_check=list(HealthCheck),
                 )
-                @given(case=operation.as_strategy(generation_mode=mode), name=st.sampled_from(NAMES), known=st.booleans())
+                @given(
+                    case=operation.as_strategy(generation_mode=mode), name=st.sampled_from(NAMES), known=st.booleans()
+                )
                 def send(case: schemathesis.Case, name: str, known: bool) -> None:
                     if time.monotonic() > until:
                         return
-                    if known and isinstance(case.body, dict):  # else nearly every request ends at a name that is unknown
+                    if known and isinstance(
+                        case.body, dict
+                    ):  # else nearly every request ends at a name that is unknown
                         case.body["adapter" if "adapters" in case.path else "model"] = name
                     response = case.call(session=session, timeout=20)
                     statuses[response.status_code] += 1
@@ -91,7 +95,7 @@ def check(response: schemathesis.Response, case: schemathesis.Case) -> None:
 
 
 def test_a_sample_of_made_up_requests_does_no_harm(client: TestClient, url: str) -> None:
-    statuses = ask(url, 10, 0, time.monotonic() + 60)
+    statuses = ask(url, 6, 0, time.monotonic() + 60)
     assert {200, 400, 404} <= set(statuses)
     wait_until_free(client)
 
@@ -108,5 +112,3 @@ def test_ten_thousand_made_up_requests_do_no_harm(client: TestClient, url: str) 
     assert {200, 400, 404} <= set(statuses)
     wait_until_free(client)
     assert not client.app.state.context.pool._replaced
-
-

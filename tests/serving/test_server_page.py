@@ -18,9 +18,7 @@ from served_folder import listening, serving, write_folder
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed")
 
 HARNESS = """<!doctype html><body style="margin:0"><iframe id="page" src="/" style="border:0;width:WIDTHpx;height:1400px"></iframe>
 <pre id="result"></pre><script>
@@ -34,7 +32,8 @@ frame.addEventListener("load", async () => {
   await until(() => at("model").options.length > 1);
   const choose = (name) => { at("model").value = name; at("model").dispatchEvent(new view.Event("change")); };
   const fill = (...texts) => [...at("fields").querySelectorAll("textarea")].forEach((field, i) => { field.value = texts[i]; });
-  const ask = async () => { at("form").requestSubmit(); await until(() => !at("ask").disabled && (at("figures").textContent || at("answer").className)); };
+  const told = () => at("figures").textContent || at("answer").className;
+  const ask = async () => { at("form").requestSubmit(); await until(() => !at("ask").disabled && told()); };
   const seen = () => ({ answer: at("answer").textContent, bad: at("answer").className, figures: at("figures").textContent,
     labels: [...at("fields").querySelectorAll("label")].map((one) => one.textContent),
     bars: [...page.querySelectorAll(".bar")].map((bar) => [...bar.querySelectorAll("span")].map((span) => span.textContent)),
@@ -51,12 +50,14 @@ frame.addEventListener("load", async () => {
 });
 </script></body>"""
 
-API = """<!doctype html><body><iframe id="page" src="/docs" style="width:390px;height:1400px"></iframe><pre id="result"></pre><script>
+API = """<!doctype html><body><iframe id="page" src="/docs" style="width:390px;height:1400px"></iframe>
+<pre id="result"></pre><script>
 document.getElementById("page").addEventListener("load", async (event) => {
   const page = event.target.contentDocument;
   for (let i = 0; i < 400 && !page.querySelector(".route"); i++) await fetch("/health");
   page.querySelectorAll("details").forEach((one) => { one.open = true; });
-  document.getElementById("result").textContent = JSON.stringify({ routes: [...page.querySelectorAll("summary code")].map((one) => one.textContent),
+  const routes = [...page.querySelectorAll("summary code")].map((one) => one.textContent);
+  document.getElementById("result").textContent = JSON.stringify({ routes,
     text: page.body.innerText, overflow: page.documentElement.scrollWidth - page.defaultView.innerWidth });
 });
 </script></body>"""
@@ -65,7 +66,11 @@ document.getElementById("page").addEventListener("load", async (event) => {
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(write_folder(tmp_path_factory.mktemp("served"))) as client:
-        for path, page in (("/w1280", HARNESS.replace("WIDTH", "1280")), ("/w390", HARNESS.replace("WIDTH", "390")), ("/api", API)):
+        for path, page in (
+            ("/w1280", HARNESS.replace("WIDTH", "1280")),
+            ("/w390", HARNESS.replace("WIDTH", "390")),
+            ("/api", API),
+        ):
             client.app.add_api_route(path, lambda page=page: HTMLResponse(page), include_in_schema=False)
         with listening(client) as address:
             yield address

@@ -164,7 +164,7 @@ def test_the_server_tells_its_state_and_its_figures(client: TestClient) -> None:
     assert float(lines["t5peft_engine_generated_tokens_total"]) >= 6
     assert float(lines["t5peft_engine_running"]) == 0
     assert float(lines["t5peft_adapters_loaded"]) >= 1
-    assert "nobody" not in text  # what requests make up is no label
+    assert "nobody" not in text  # names that requests make up are not labels
 
 
 def test_a_server_that_stops_is_not_ready(template: Path) -> None:
@@ -215,7 +215,15 @@ def test_with_keys_every_request_that_tells_something_needs_one(template: Path) 
             assert response.json()["error"]["code"] == "invalid_api_key"
         for path in ("/", "/docs", "/openapi.json", "/health", "/ready"):
             assert client.get(path).status_code == 200
-        for header in ("Bearer third", "Bearer ", "Bearer firs", "Basic first", "first", "Bearer first second", "Bearer \xe9"):
+        for header in (
+            "Bearer third",
+            "Bearer ",
+            "Bearer firs",
+            "Basic first",
+            "first",
+            "Bearer first second",
+            "Bearer \xe9",
+        ):
             found = client.get("/v1/models", headers={"Authorization": header.encode("latin-1")})
             assert found.status_code == 401, header
         for key in ("first", "second"):
