@@ -37,7 +37,7 @@ LENGTHS: dict[str, Callable[[Random], int]] = {
 
 
 def drawn_requests(count: int, length: Callable[[Random], int], vocabulary_size: int) -> list[GenerateRequest]:
-    """Requests with random sources; the same ones each time."""
+    """Return requests with random sources, the same ones each time."""
     random = Random(0)
     return [
         GenerateRequest(
@@ -72,7 +72,7 @@ def continuous(pool: AdapterPool, requests: list[GenerateRequest], rows: int) ->
 
 
 def measure(pool: AdapterPool, requests: list[GenerateRequest], rows: int, repeats: int) -> dict[str, Any]:
-    """The seconds of both ways, by turns: of the processor, as others may use the machine, and on the clock."""
+    """Return the seconds of both ways, by turns: of the processor, as others may use the machine, and on the clock."""
     seconds: dict[str, list[float]] = {"batch_by_batch": [], "continuous": []}
     clock: dict[str, list[float]] = {"batch_by_batch": [], "continuous": []}
     equal = True

@@ -38,16 +38,39 @@ OPTIONAL = (
     "bitsandbytes",
     "bm25s",
     "ctranslate2",
+    "fastapi",
     "matplotlib",
     "nltk",
     "onnx",
     "onnxruntime",
     "optuna",
+    "prometheus_client",
+    "ray",
     "sentencepiece",
+    "starlette",
+    "uvicorn",
     "vl_convert",
 )
 # parts of a feature that is for only one optional package; imported where that feature is used
-FOR_ONE_PACKAGE = {"t5peft.nn.kernels.int8"}
+FOR_ONE_PACKAGE = {
+    "t5peft.nn.kernels.int8",
+    *(
+        f"t5peft.serving.{name}"
+        for name in (
+            "answers",
+            "completions",
+            "context",
+            "errors",
+            "metrics",
+            "middleware",
+            "openai",
+            "ray",
+            "routes",
+            "server",
+            "sources",
+        )
+    ),
+}
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "numpy", *OPTIONAL)
 
 

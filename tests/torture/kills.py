@@ -160,8 +160,15 @@ def one(number: int, seed: int) -> dict[str, Any]:
         different = [key for key in first if key not in second or not torch.equal(first[key], second[key])]
         losses = [json.loads((path / "losses.json").read_text()) for path in (whole, killed)]
         different += [f"{a} instead of {b}" for b, a in zip(*losses, strict=False) if a != b]
-        different += [f"{len(losses[1])} log lines instead of {len(losses[0])}"] if len(losses[0]) != len(losses[1]) else []
-        return {**line, "outcome": "other" if different else "same", "different": different[:3], "resumed_from": resumed}
+        different += (
+            [f"{len(losses[1])} log lines instead of {len(losses[0])}"] if len(losses[0]) != len(losses[1]) else []
+        )
+        return {
+            **line,
+            "outcome": "other" if different else "same",
+            "different": different[:3],
+            "resumed_from": resumed,
+        }
 
 
 def read_outcomes(path: Path) -> list[dict[str, Any]]:
