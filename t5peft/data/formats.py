@@ -122,22 +122,20 @@ def read_bytes(path: Path) -> bytes:
         ValueError: It cannot be read or unpacked.
     """
     opener = OPENERS.get(path.suffix.lower(), open)
+    limit = None if opener is open else max(_LARGEST_UNPACKED, _HIGHEST_RATIO * path.stat().st_size)
     try:
         with opener(path, "rb") as file:
-            return file.read() if opener is open else _unpacked(file, path)
+            data = file.read() if limit is None else file.read(limit + 1)
     except (OSError, EOFError, ValueError, MemoryError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(
             f"Got {path}, which cannot be unpacked ({error}); expected a whole file of the kind that its ending says. Copy it "
             "again, or rename it."
         ) from None
-
-
-def _unpacked(file: IO[bytes], path: Path) -> bytes:
-    """Read a packed file, and stop where it grows beyond what text grows to: it was made to fill the memory."""
-    limit = max(_LARGEST_UNPACKED, _HIGHEST_RATIO * path.stat().st_size)
-    data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it grows to more than {limit >> 20} MiB, {_HIGHEST_RATIO} times its size")
+    if limit is not None and len(data) > limit:
+        raise ValueError(
+            f"Got {path}, which grows to more than {limit >> 20} MiB, {_HIGHEST_RATIO} times its size; expected text, which does "
+            "not. Unpack it yourself if you trust it."
+        )
     return data
 
 
@@ -205,12 +203,16 @@ def _kind(path: Path) -> str:
 
 
 def _read_arrow(path: Path, kind: str) -> RecordList:
+    cells, available = _cells(path) if kind == ".parquet" else 0, psutil.virtual_memory().available
+    if cells * _BYTES_PER_CELL > available:  # a small file may hold billions of equal cells
+        raise ValueError(
+            f"Got {path}, whose {cells:,} cells need more than the {available >> 20:,} MiB of free memory; expected fewer. Split "
+            "the file."
+        )
     try:
         if kind == ".parquet":
             # not read_table, which adds columns for folders named key=value
-            file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
-            _ensure_fits(file.metadata)
-            table = file.read()
+            table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True).read()
         else:
             with pyarrow.OSFile(str(path)) as source:
                 is_file = source.read(6) == b"ARROW1"
@@ -226,13 +228,14 @@ def _read_arrow(path: Path, kind: str) -> RecordList:
     return _with_label_names(records, features, str(path))
 
 
-def _ensure_fits(metadata: Any) -> None:
-    """Raise ValueError for a Parquet file whose cells do not fit into memory: a small one may hold billions of equal cells."""
-    groups = range(metadata.num_row_groups)
-    cells = sum(metadata.row_group(i).column(j).num_values for i in groups for j in range(metadata.num_columns))
-    available = psutil.virtual_memory().available
-    if cells * _BYTES_PER_CELL > available:
-        raise ValueError(f"its {cells:,} cells need more than the {available >> 20:,} MiB of free memory")
+def _cells(path: Path) -> int:
+    """Return the number of cells of a Parquet file by its metadata; 0 where these cannot be read."""
+    try:
+        metadata = pyarrow.parquet.ParquetFile(path).metadata
+        groups = range(metadata.num_row_groups)
+        return sum(metadata.row_group(i).column(j).num_values for i in groups for j in range(metadata.num_columns))
+    except Exception:  # a damaged file makes pyarrow raise whatever its bytes lead to; reading it will tell
+        return 0
 
 
 def _with_label_names(records: Records, features: Mapping[str, Any], origin: str) -> RecordList:

@@ -1,4 +1,4 @@
-"""What is damaged: for each kind of file that the package reads, an original, and a reader that says what was read."""
+"""The files that are damaged: for each kind that the package reads, an original, and a reader that says what was read."""
 
 from __future__ import annotations
 
