@@ -174,7 +174,9 @@ def _parse(text: bytes) -> RunRecord:
     _check_outcome(record)
     if record.get("schema") != SCHEMA:
         raise ValueError(f"Got schema {record.get('schema')!r}; expected {SCHEMA}")
-    return {**record, "config": _with_current_options(record["config"])}
+    found = {**record, "config": _with_current_options(record["config"])}
+    _sort_key(("", found))  # which reads what every record has
+    return found
 
 
 def _check_outcome(record: Mapping[str, Any]) -> None:

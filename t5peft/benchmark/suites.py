@@ -168,7 +168,11 @@ def load_suite(name_or_path: str) -> Suite:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: of UTF-8, or a number of thousands of digits
         raise ValueError(f"Got {path}, which is not YAML in UTF-8 ({error}); expected the YAML of a suite.") from error
     if not isinstance(content, dict):
         raise ValueError(

@@ -296,3 +296,15 @@ def test_old_options_of_training_in_a_suite_have_their_current_names() -> None:
     content = {"steps": 3, "tasks": ["a"], "methods": [{"method": "full", "learning_rates": [1e-3]}]}
     suite = suite_from("own", content | {"training_options": {"cut_by_length": False}})
     assert suite.training_options == {"bucket_by_length": False}
+
+
+@pytest.mark.parametrize("field", ["task", "method", "learning_rate", "seed"])
+def test_a_record_without_a_part_of_its_configuration_is_not_one(field: str, tmp_path: Path) -> None:
+    made = synthetic.config()
+    RunRecords(tmp_path).append(made, record_of(made))
+    (line,) = (tmp_path / "records.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    del record["config"][field]
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match=rf"line 1, which is not a run record \('{field}'\)"):
+        RunRecords(tmp_path).load()
