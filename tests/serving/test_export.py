@@ -249,6 +249,9 @@ def test_export_on_the_command_line(lora: Path, tmp_path: Path, capsys: pytest.C
     (output / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"Got a damaged export in .*model.bin was changed"):
         load_exported(output)
+    (output / "export.json").write_text('{"target": "ct2"}')
+    assert main(["predict", str(output), "--text", "film"]) == 2
+    assert "with the target 'ct2' and the fields target; expected one of transformers, ct2" in capsys.readouterr().err
     assert main(["export", str(lora), "--to", "ct2", "--output", str(lora)]) == 2
     assert "holds an adapter" in capsys.readouterr().err
 
