@@ -1,4 +1,4 @@
-"""What an exported folder answers, whatever engine runs it: the base of the engines, and the description of a folder."""
+"""The base of the engines that run an exported folder, and the description of such a folder."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_a_tokenizer_of_bytes_writes_a_prompt_as_one_with_a_file_does() -> None:
     writing, ids = with_prompt(tokenizer, 2)
     assert ids == [384, 385]
     assert writing(texts).input_ids == [[384, 385, *row] for row in tokenizer(texts).input_ids]
-    rows = [*tokenizer(texts).input_ids, [198, 40, 243, 160, 50, 1]]  # the last has bytes that are no text
+    rows = [*tokenizer(texts).input_ids, [198, 40, 243, 160, 50, 1]]  # the last has bytes that are not text
     assert decode(rows, writing) == decode(rows, tokenizer)
     with pytest.raises(ValueError, match="Got a tokenizer that knows <prompt_0>; expected none"):
         with_prompt(writing, 1)
