@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -204,7 +204,8 @@ def read_tokenizer(folder: Path, details: Details) -> tuple[PreTrainedTokenizerB
     if not details.prompt_length:
         return tokenizer, []
     names = [prompt_token(i) for i in range(details.prompt_length)]
-    return AutoTokenizer.from_pretrained(str(folder / WITHOUT_PROMPT)), tokenizer.convert_tokens_to_ids(names)
+    plain: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder / WITHOUT_PROMPT))
+    return plain, cast(list[int], tokenizer.convert_tokens_to_ids(names))
 
 
 def read_transformers(folder: Path, details: Details) -> TorchModel:

@@ -1,11 +1,11 @@
-"""The answers of an exported folder, whatever engine runs it: the base of the engines, and the description of a folder."""
+"""The base of the engines that run an exported folder, and the description of such a folder."""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,10 +62,11 @@ class Details:
                 f"Got {folder}, which holds no export; expected a folder that `t5peft export` wrote. Export the adapter."
             )
         content = read_json(folder / DETAILS)
-        if content.get("target") not in TARGETS:
+        names = {one.name for one in fields(cls)}
+        if content.get("target") not in TARGETS or content.keys() != names:
             raise ValueError(
-                f"Got {folder / DETAILS} with the target {content.get('target')!r}; expected one of {', '.join(TARGETS)}. Restore "
-                "the folder, or export again."
+                f"Got {folder / DETAILS} with the target {content.get('target')!r} and the fields {', '.join(content)}; expected "
+                f"one of {', '.join(TARGETS)}, and {', '.join(sorted(names))}. Restore the folder, or export again."
             )
         return cls(**content)
 

@@ -154,7 +154,9 @@ def test_a_baked_prompt_is_written_by_the_tokenizer_and_never_by_the_head(
 def test_one_table_holds_a_prompt_whether_it_has_spare_rows_or_not(
     geometry: Any, rows: int, more: int, tmp_path: Path
 ) -> None:
-    folder = adapter(tmp_path, geometry, lambda model: prompt_wrap(model, length=3), vocab_size=rows)
+    folder = adapter(
+        tmp_path, geometry, lambda model: prompt_wrap(model, length=3), vocab_size=rows, layer_norm_epsilon=0.05
+    )
     model, tokenizer = load_saved(folder)
     records = tiny_records(4)
     inputs = {"input_ids": torch.tensor([records[1]["input_ids"]]), "labels": torch.tensor([records[1]["labels"]])}
@@ -247,6 +249,9 @@ def test_export_on_the_command_line(lora: Path, tmp_path: Path, capsys: pytest.C
     (output / "model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"Got a damaged export in .*model.bin was changed"):
         load_exported(output)
+    (output / "export.json").write_text('{"target": "ct2"}')
+    assert main(["predict", str(output), "--text", "film"]) == 2
+    assert "with the target 'ct2' and the fields target; expected one of transformers, ct2" in capsys.readouterr().err
     assert main(["export", str(lora), "--to", "ct2", "--output", str(lora)]) == 2
     assert "holds an adapter" in capsys.readouterr().err
 
