@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import cast
 
@@ -32,43 +31,10 @@ from t5peft.serving.requests import (
 from t5peft.serving.routing import sort_key
 from t5peft.serving.sampling import Sampler, choose
 from t5peft.serving.scheduler import Job, Limits, Request, Scheduler
+from t5peft.serving.ticket import EngineStats, Ticket
 from t5peft.serving.whole_batches import answer
 
 _LOADERS = 4
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request that was accepted."""
-
-    result: Future[Generated | Scores]
-    """The answer, or the error."""
-
-    def cancel(self) -> None:
-        """Give the request up. Its row is free at the next step."""
-        self.result.cancel()
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Requests and steps of the engine, now and since it started."""
-
-    running: int
-    """Rows of the running batch."""
-    waiting: int
-    """Requests whose adapters are loaded and that wait for the batch."""
-    loading: int
-    """Requests whose adapters are being loaded."""
-    active_adapters: int
-    """Adapters of the running rows."""
-    finished: int
-    cancelled: int
-    failed: int
-    generated_tokens: int
-    steps: int
-    """Of the running batch, without the first step of each row."""
-    rows_per_step: float
-    """Their mean."""
 
 
 class Engine:
