@@ -146,7 +146,7 @@ def _byte_tokenizer(tokenizer: ByT5Tokenizer) -> PreTrainedTokenizerFast:
     vocabulary |= {letter: first + byte for byte, letter in bytes_to_unicode().items()}
     backend = Tokenizer(models.BPE(vocabulary, [], unk_token=tokenizer.unk_token))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    # Bytes that are no text become U+FFFD; ByT5's tokenizer leaves them out.
+    # Bytes that do not form text become U+FFFD; ByT5's tokenizer leaves them out.
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\ufffd", "")])
     end = (tokenizer.eos_token, tokenizer.eos_token_id)
     backend.post_processor = processors.TemplateProcessing(

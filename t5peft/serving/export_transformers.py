@@ -204,7 +204,8 @@ def read_tokenizer(folder: Path, details: Details) -> tuple[PreTrainedTokenizerB
     if not details.prompt_length:
         return tokenizer, []
     names = [prompt_token(i) for i in range(details.prompt_length)]
-    return AutoTokenizer.from_pretrained(str(folder / WITHOUT_PROMPT)), tokenizer.convert_tokens_to_ids(names)
+    plain: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder / WITHOUT_PROMPT))
+    return plain, [tokenizer.convert_tokens_to_ids(name) for name in names]
 
 
 def read_transformers(folder: Path, details: Details) -> TorchModel:

@@ -1,4 +1,4 @@
-"""What an exported folder answers, whatever engine runs it: the base of the engines, and the description of a folder."""
+"""The answers of an exported folder, whatever engine runs it: the base of the engines, and the description of a folder."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class ParityError(FloatingPointError):
 
 @dataclass(frozen=True)
 class ParityInputs:
-    """What is compared: token ids of sources and of targets, and candidates for every source."""
+    """The inputs that are compared: token ids of sources and of targets, and candidates for every source."""
 
     sources: list[list[int]]
     targets: list[list[int]]
@@ -46,7 +46,7 @@ class ParityInputs:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model answers to the inputs; the fields of other kinds of models are empty."""
+    """The answers of one model to the inputs; the fields of other kinds of models are empty."""
 
     log_probabilities: list[Tensor] = field(default_factory=list)
     beams: list[list[int]] = field(default_factory=list)

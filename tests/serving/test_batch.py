@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from fake_pool import FakeModel, target_log_probabilities
@@ -14,6 +16,7 @@ from t5peft import load_backbone
 from t5peft.serving import batch as batch_file
 from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.batch import Batch, Row
+from t5peft.serving.mixed import MixedModel
 from t5peft.serving.routing import sort_key
 
 ADAPTERS = [None, *(AdapterWeights(name, "fake") for name in "abb")]
@@ -35,7 +38,8 @@ class Simulation:
     """Feeds every row the same answer, and compares its logits with those of teacher forcing on its own."""
 
     def __init__(self, model: FakeModel, tolerance: float = 1e-9) -> None:
-        self.model, self.tolerance, self.batch = model, tolerance, None
+        self.fake, self.model, self.tolerance = model, cast(MixedModel, model), tolerance
+        self.started: Batch | None = None
         self.expected: dict[Row, torch.Tensor] = {}
 
     def join(self, *lengths: int, adapter: AdapterWeights | None = None) -> list[Row]:
@@ -43,14 +47,19 @@ class Simulation:
         for length in lengths:
             source = [3 + (7 * length + 11 * i) % (VOCABULARY - 3) for i in range(length - 1)] + [EOS]
             rows.append(Row(source_ids=source, adapter=adapter, next_id=PAD))
-            self.expected[rows[-1]] = target_log_probabilities(self.model.t5, source, ANSWER)
+            self.expected[rows[-1]] = target_log_probabilities(self.fake.t5, source, ANSWER)
         started, logits = Batch.start(self.model, rows)
         self.check(started, logits)
-        if self.batch is None:
-            self.batch = started
+        if self.started is None:
+            self.started = started
         else:
             self.batch.arrange(started)
         return rows
+
+    @property
+    def batch(self) -> Batch:
+        assert self.started is not None
+        return self.started
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):

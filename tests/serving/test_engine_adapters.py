@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mixed import SERVED, SOURCES, saved
 from tiny import EOS, tiny_classifier, tiny_tokenizer
+from torch import nn
 from transformers import PreTrainedModel
 
 from t5peft.adapters import load_adapter
 from t5peft.methods import METHODS
 from t5peft.models.backbone import correct_config
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.engine import Engine
 from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import ClassifyRequest, GenerateRequest, RankRequest
@@ -45,7 +47,7 @@ class Served:
     """A pool of an adapter of every method, and the same adapters by themselves."""
 
     def __init__(self, folder: Path) -> None:
-        self.alone = {None: backbone()}
+        self.alone: dict[str | None, nn.Module] = {None: backbone()}
         for name in SERVED:
             path = saved(METHODS[name].wrap(backbone(), **OPTIONS.get(name, {})), folder / name)
             self.alone[name] = load_adapter(path, model=backbone())[0].eval()
@@ -54,7 +56,7 @@ class Served:
             path = saved(METHODS[name.removesuffix("-classes")].wrap(classifier()), folder / name)
             self.classifiers[name] = load_adapter(path, model=classifier())[0].eval()
         for model in self.alone.values():
-            correct_config(model.get_base_model() if hasattr(model, "get_base_model") else model)
+            correct_config(unwrap_t5(model))
         self.pool = AdapterPool(backbone(), folder, tokenizer=tiny_tokenizer())
         self.generated = cache(self._generated)
 

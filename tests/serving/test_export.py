@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def check_answers(folder: Path, exported: Path, *, beams: bool = True) -> None:
     normalized = rank(model, tokenizer, TEXTS, WORDS, normalize_by_length=True).log_probabilities
     torch.testing.assert_close(found.rank(TEXTS, WORDS, normalize_by_length=True).log_probabilities, normalized)
     for num_beams in (1, 3) if beams else (1,):
-        options = {"max_new_tokens": 6, "num_beams": num_beams}
+        options: dict[str, Any] = {"max_new_tokens": 6, "num_beams": num_beams}
         expected = predict(model, tokenizer, TEXTS, **options)
         answers = found.predict(TEXTS, tokens_per_batch=64, **options)
         assert answers == expected
@@ -175,7 +175,7 @@ def test_a_tokenizer_of_bytes_writes_a_prompt_as_one_with_a_file_does() -> None:
     writing, ids = with_prompt(tokenizer, 2)
     assert ids == [384, 385]
     assert writing(texts).input_ids == [[384, 385, *row] for row in tokenizer(texts).input_ids]
-    rows = [*tokenizer(texts).input_ids, [198, 40, 243, 160, 50, 1]]  # the last has bytes that are no text
+    rows = [*tokenizer(texts).input_ids, [198, 40, 243, 160, 50, 1]]  # the last has bytes that do not form text
     assert decode(rows, writing) == decode(rows, tokenizer)
     with pytest.raises(ValueError, match="Got a tokenizer that knows <prompt_0>; expected none"):
         with_prompt(writing, 1)
@@ -275,7 +275,8 @@ def test_a_classification_head_and_an_encoder_are_exported_too(tmp_path: Path) -
     tiny_tokenizer().save_pretrained(tmp_path / "encoder")
     adapted = stir(lora_wrap(T5EncoderModel.from_pretrained(tmp_path / "encoder"), rank=2)).eval()
     save_adapter(adapted, tmp_path / "encoder-lora")
-    for to in ("transformers", "onnx"):
+    kinds: tuple[Literal["transformers", "onnx"], ...] = ("transformers", "onnx")
+    for to in kinds:
         assert export(tmp_path / "encoder-lora", tmp_path / f"encoder-{to}", to=to).passes
         states = load_exported(tmp_path / f"encoder-{to}").encode(TEXTS)
         ids = torch.tensor([tiny_tokenizer()(TEXTS[1]).input_ids])

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import FlakyStrategyDefinition
 from schemathesis import GenerationMode
+from served_folder import context_of, serving, wait_until_free, write_folder
 from served_folder import listening as listening_to
-from served_folder import serving, wait_until_free, write_folder
 from starlette.testclient import TestClient
 
 from t5peft.serving.scheduler import Limits
@@ -111,4 +111,4 @@ def test_ten_thousand_made_up_requests_do_no_harm(client: TestClient, url: str) 
     assert sum(statuses.values()) >= 10_000
     assert {200, 400, 404} <= set(statuses)
     wait_until_free(client)
-    assert not client.app.state.context.pool._replaced
+    assert not context_of(client).pool._replaced

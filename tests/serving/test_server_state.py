@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served_folder import FREE, LABELS, held_rows, serving, wait_until_free, write_adapter, write_folder
+from served_folder import FREE, LABELS, context_of, held_rows, serving, wait_until_free, write_adapter, write_folder
 from starlette.testclient import TestClient
 
 from t5peft.cli.data import save_task
@@ -145,7 +145,7 @@ def test_a_damaged_adapter_is_refused_without_the_path_of_its_folder(folder: Pat
 
 def test_a_pinned_manifest_that_differs_is_refused(folder: Path) -> None:
     with serving(folder) as client:
-        client.app.state.context.pool.sha256["lora"] = "0" * 64
+        context_of(client).pool.sha256["lora"] = "0" * 64
         response = ask(client)
         assert response.status_code == 422
         assert "0" * 64 in response.json()["error"]["message"]
@@ -169,11 +169,11 @@ def test_the_server_tells_its_state_and_its_figures(client: TestClient) -> None:
 
 def test_a_server_that_stops_is_not_ready(template: Path) -> None:
     with serving(template) as client:
-        client.app.state.context.stopping = True
+        context_of(client).stopping = True
         response = client.get("/ready")
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
-        client.app.state.context.engine.close()
+        context_of(client).engine.close()
         response = ask(client)
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "shutting_down"
