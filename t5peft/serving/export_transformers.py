@@ -205,7 +205,9 @@ def read_tokenizer(folder: Path, details: Details) -> tuple[PreTrainedTokenizerB
         return tokenizer, []
     names = [prompt_token(i) for i in range(details.prompt_length)]
     plain: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder / WITHOUT_PROMPT))
-    return plain, [tokenizer.convert_tokens_to_ids(name) for name in names]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    assert isinstance(ids, list)
+    return plain, ids
 
 
 def read_transformers(folder: Path, details: Details) -> TorchModel:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import ANY
 
+import narrow
 import torch
 from tiny import EOS, PAD, Geometry, tiny_t5
 from torch import Tensor
@@ -53,7 +54,7 @@ class FakeModel:
         self.on_call("rank", adapters)
         return [
             [
-                sum(target_log_probabilities(self.t5, source, ids).gather(1, torch.tensor(ids)[:, None])).item()
+                target_log_probabilities(self.t5, source, ids).gather(1, torch.tensor(ids)[:, None]).sum().item()
                 for ids in candidates
             ]
             for source, candidates in zip(sources, candidate_ids_by_row, strict=True)
@@ -97,8 +98,8 @@ class FakePool:
 
 def generate(t5: PreTrainedModel, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int = 1) -> Tensor:
     ids, mask = padded(sources, PAD, t5.device)
-    return t5.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
+    return narrow.generate(
+        t5, input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
     )
 
 

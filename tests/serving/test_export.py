@@ -43,6 +43,7 @@ from t5peft.cli.data import save_task
 from t5peft.data.decoding import decode
 from t5peft.evaluation import classify
 from t5peft.models.backbone import load_tokenizer
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving import export as module
 from t5peft.serving.bake import MORE_DIMENSIONS, bake, into_one_table, with_prompt
 from t5peft.serving.exported import TARGETS, Target
@@ -120,7 +121,8 @@ def test_an_untied_head_is_scaled_right_in_every_reader(lora: Path, tmp_path: Pa
 def test_beams_of_ctranslate2_end_as_those_of_transformers_with_early_stopping(lora: Path, tmp_path: Path) -> None:
     export(lora, tmp_path / "ct2", to="ct2")
     model, tokenizer = load_saved(lora)
-    settings = model.get_base_model().generation_config
+    settings = unwrap_t5(model).generation_config
+    assert settings is not None
     settings.early_stopping, settings.num_beams = True, 4
     expected = predict(model, tokenizer, TEXTS, max_new_tokens=8, num_beams=4)
     assert load_exported(tmp_path / "ct2").predict(TEXTS, max_new_tokens=8, num_beams=4) == expected
