@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import ANY
 
 import narrow
@@ -50,7 +51,7 @@ class FakeModel:
         self.on_call("rows", adapters)
         yield
 
-    def rank(self, sources, candidate_ids_by_row, adapters) -> list[list[float]]:
+    def rank(self, sources: Any, candidate_ids_by_row: Any, adapters: Any) -> list[list[float]]:
         self.on_call("rank", adapters)
         return [
             [
@@ -60,11 +61,11 @@ class FakeModel:
             for source, candidates in zip(sources, candidate_ids_by_row, strict=True)
         ]
 
-    def classify(self, sources, adapters) -> list[list[float]]:
+    def classify(self, sources: Any, adapters: Any) -> list[list[float]]:
         self.on_call("classify", adapters)
         return [[-float(len(source)), 0.0] for source in sources]
 
-    def generate(self, sources, adapters, *, max_new_tokens: int, num_beams: int = 1) -> Tensor:
+    def generate(self, sources: Any, adapters: Any, *, max_new_tokens: int, num_beams: int = 1) -> Tensor:
         self.on_call("generate", adapters)
         return generate(self.t5, sources, max_new_tokens, num_beams)
 

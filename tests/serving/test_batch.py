@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ ANSWER = [int(i) for i in torch.randint(3, VOCABULARY, (40,), generator=torch.Ge
 
 
 @pytest.fixture(autouse=True)
-def inference():
+def inference() -> Any:
     with torch.inference_mode():
         yield
 
@@ -78,7 +79,7 @@ class Simulation:
             row.next_id = ANSWER[place]
 
 
-def test_a_row_joins_at_the_present_column(model):
+def test_a_row_joins_at_the_present_column(model: Any) -> None:
     simulation = Simulation(model)
     simulation.join(5)
     simulation.step(9)
@@ -87,7 +88,7 @@ def test_a_row_joins_at_the_present_column(model):
     assert [row.target_columns for row in simulation.batch.rows] == [16, 7, 7]
 
 
-def test_columns_that_no_row_sees_are_cut_off_on_both_sides(model):
+def test_columns_that_no_row_sees_are_cut_off_on_both_sides(model: Any) -> None:
     simulation = Simulation(model)
     (long,) = simulation.join(20)
     simulation.step(9)
@@ -99,7 +100,7 @@ def test_columns_that_no_row_sees_are_cut_off_on_both_sides(model):
     simulation.step(2)
 
 
-def test_a_row_does_not_see_what_was_at_its_place(model):
+def test_a_row_does_not_see_what_was_at_its_place(model: Any) -> None:
     # What an ended row has left behind may not even be finite.
     simulation = Simulation(model)
     (long, _) = simulation.join(20, 5)
@@ -111,7 +112,7 @@ def test_a_row_does_not_see_what_was_at_its_place(model):
     simulation.step(2)
 
 
-def test_rows_of_one_adapter_stand_next_to_each_other_and_others_stay(model):
+def test_rows_of_one_adapter_stand_next_to_each_other_and_others_stay(model: Any) -> None:
     simulation = Simulation(model)
     none, a, b, other_b = ADAPTERS
     first = simulation.join(5, 6, 7, adapter=b)
@@ -134,7 +135,7 @@ def test_rows_of_one_adapter_stand_next_to_each_other_and_others_stay(model):
     simulation.step()
 
 
-def test_an_answer_may_be_longer_than_the_free_columns(model):
+def test_an_answer_may_be_longer_than_the_free_columns(model: Any) -> None:
     simulation = Simulation(model)
     simulation.join(5)
     simulation.step(batch_file._FREE_COLUMNS + 5)
@@ -142,7 +143,7 @@ def test_an_answer_may_be_longer_than_the_free_columns(model):
     simulation.step(2)
 
 
-def test_caches_of_long_rows_are_given_back(model):
+def test_caches_of_long_rows_are_given_back(model: Any) -> None:
     simulation = Simulation(model)
     (long,) = simulation.join(300)
     simulation.step(30)
@@ -153,7 +154,7 @@ def test_caches_of_long_rows_are_given_back(model):
     assert simulation.batch._sources.numel() * 20 < before
 
 
-def test_a_batch_says_when_it_should_be_arranged(model):
+def test_a_batch_says_when_it_should_be_arranged(model: Any) -> None:
     simulation = Simulation(model)
     (long,) = simulation.join(4)
     simulation.step(30)
@@ -181,7 +182,7 @@ MOVES = st.lists(
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(MOVES)
-def test_any_order_of_joins_drops_and_steps(model, moves):
+def test_any_order_of_joins_drops_and_steps(model: Any, moves: Any) -> None:
     simulation = Simulation(model)
     simulation.join(3)
     for name, *arguments in moves:
@@ -192,12 +193,19 @@ def test_any_order_of_joins_drops_and_steps(model, moves):
         elif simulation.batch.rows and max(row.target_columns for row in simulation.batch.rows) < len(ANSWER) - 6:
             simulation.step(arguments[0])
         if not simulation.batch.rows:
-            simulation.batch = None
+            simulation.started = None
             simulation.join(3)
 
 
-def families():
-    shape = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2, "vocab_size": VOCABULARY}
+def families() -> Any:
+    shape: dict[str, Any] = {
+        "d_model": 32,
+        "d_kv": 8,
+        "num_heads": 4,
+        "d_ff": 48,
+        "num_layers": 2,
+        "vocab_size": VOCABULARY,
+    }
     shape |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "decoder_start_token_id": PAD}
     yield from (pytest.param(lambda name=name: tiny_t5(name), id=name) for name in GEOMETRIES)
     yield pytest.param(lambda: fill_unevenly(MT5ForConditionalGeneration(MT5Config(**shape))).eval(), id="mT5")
@@ -205,7 +213,7 @@ def families():
 
 
 @pytest.mark.parametrize("make", [*families()])
-def test_every_family(make):
+def test_every_family(make: Any) -> None:
     with torch.inference_mode(False):
         model = FakeModel(make().double())
     simulation = Simulation(model)
@@ -218,7 +226,7 @@ def test_every_family(make):
 
 
 @pytest.mark.parametrize(("quantize", "tolerance"), [(None, 0.1), ("int8", 1e-3)])
-def test_bfloat16_and_int8_backbones(tmp_path, quantize, tolerance):
+def test_bfloat16_and_int8_backbones(tmp_path: Path, quantize: Any, tolerance: float) -> None:
     with torch.inference_mode(False):
         t5 = tiny_t5("v1.1")
         if quantize is None:
