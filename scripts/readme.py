@@ -28,7 +28,7 @@ _PLACES = {
     "peft-prompt": ("below", "above"), "pfeiffer": ("above", "below"), "prefix": ("left", "right"), "prompt": ("below", "below"),
     "qlora": ("right", "below"),
 }  # fmt: skip
-_MARKS = {
+_MARKS: dict[str, Any] = {
     "above": {"dy": -11}, "below": {"dy": 20}, "left": {"align": "right", "dx": -7}, "right": {"align": "left", "dx": 7},
 }  # fmt: skip
 

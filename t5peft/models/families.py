@@ -17,6 +17,8 @@ class Family:
     """Names in the modules of transformers, by which the parts of a T5 are found."""
 
     model_type: str
+    class_prefix: str
+    """Prefix of the classes: ``T5Attention``, ``MT5LayerNorm``."""
     attention: tuple[str, str, str, str] = ("q", "k", "v", "o")
     """Linear maps of an attention: query, key, value and output."""
     self_attention: str = "SelfAttention"
@@ -40,7 +42,8 @@ class Family:
 
 
 FAMILIES = {
-    family.model_type: family for family in (Family("t5"), Family("mt5"), Family("umt5", scales_untied_head=True))
+    family.model_type: family
+    for family in (Family("t5", "T5"), Family("mt5", "MT5"), Family("umt5", "UMT5", scales_untied_head=True))
 }
 """The family of each model type that is served."""
 

@@ -239,7 +239,8 @@ class AdapterPool:
             UnknownAdapterError, UnusableAdapterError: As for ``acquire``.
             ValueError: The numbers of sources and adapters differ.
         """
-        ids, texts = source_ids(sources, self.tokenizer), {}
+        ids = source_ids(sources, self.tokenizer)
+        texts: dict[int, str] = {}
         for batch, own in self._batches(ids, adapters, tokens_per_batch, max_new_tokens, num_beams):
             generated = self.model.generate(
                 [ids[i] for i in batch], own, max_new_tokens=max_new_tokens, num_beams=num_beams

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import pytest
 import torch
-from damage import (
+from damaged_adapters import (
     drop_a_tensor,
     edit_manifest,
     flip_a_bit,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damage import flip_a_bit, lose_the_weights, train
+from damaged_adapters import flip_a_bit, lose_the_weights, train
 
 from t5peft.adapters.checkpoints import newest_complete
 from t5peft.adapters.manifest import MANIFEST

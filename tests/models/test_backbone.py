@@ -151,7 +151,7 @@ def test_embedded_backbones_are_known_by_name_and_by_folder() -> None:
 def test_the_table_of_families_names_what_the_models_have(kind: Family, activation: str) -> None:
     module = import_module(f"transformers.models.{kind.model_type}.modeling_{kind.model_type}")
     config = AutoConfig.for_model(kind.model_type, feed_forward_proj=activation, **SHAPE)
-    prefix = kind.model_type.upper()
+    prefix = kind.class_prefix
     model = getattr(module, f"{prefix}ForConditionalGeneration")(config)
     attention, norm = getattr(module, f"{prefix}Attention"), getattr(module, f"{prefix}LayerNorm")
     layer = model.decoder.block[-1].layer

@@ -13,6 +13,7 @@ from t5peft.models.families import FAMILIES, Family
 
 OTHER = Family(
     "other",
+    "Other",
     attention=("query", "key", "value", "out"),
     self_attention="Own",
     cross_attention="Cross",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import uvicorn
@@ -72,7 +73,7 @@ def shake(model: nn.Module, seed: int) -> None:
 
 @contextmanager
 def serving(
-    folder: Path, *, limits: Limits | None = None, step_seconds: float = 0.0, **settings: object
+    folder: Path, *, limits: Limits | None = None, step_seconds: float = 0.0, **settings: Any
 ) -> Iterator[TestClient]:
     """A client of a server in this process; ``step_seconds`` slows down every step of the decoder."""
     pool = AdapterPool(folder / "base", folder / "adapters")
@@ -101,7 +102,7 @@ def listening(client: TestClient) -> Iterator[str]:
 
 def held_rows(client: TestClient) -> int:
     """How many requests the engine has not given up or answered."""
-    stats = client.app.state.context.engine.stats()
+    stats = context_of(client).engine.stats()
     return stats.running + stats.waiting + stats.loading
 
 
@@ -111,3 +112,9 @@ def wait_until_free(client: TestClient, seconds: float = 20) -> None:
     while held_rows(client):
         assert time.monotonic() < deadline, "requests were not given up"
         time.sleep(0.01)
+
+
+def context_of(client: TestClient) -> Any:
+    """The state of the server behind ``client``."""
+    app: Any = client.app
+    return app.state.context

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 from t5peft.adapters import load_adapter
 from t5peft.methods import METHODS
 from t5peft.models.backbone import correct_config
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.engine import Engine
 from t5peft.serving.pool import AdapterPool
-from t5peft.serving.requests import ClassifyRequest, GenerateRequest, RankRequest
+from t5peft.serving.requests import ClassifyRequest, Generated, GenerateRequest, RankRequest
 from t5peft.serving.scheduler import Limits
 
 NAMES = [None, *SERVED]
@@ -45,7 +46,7 @@ class Served:
     """A pool of an adapter of every method, and the same adapters by themselves."""
 
     def __init__(self, folder: Path) -> None:
-        self.alone = {None: backbone()}
+        self.alone: dict[str | None, Any] = {None: backbone()}
         for name in SERVED:
             path = saved(METHODS[name].wrap(backbone(), **OPTIONS.get(name, {})), folder / name)
             self.alone[name] = load_adapter(path, model=backbone())[0].eval()
@@ -54,7 +55,7 @@ class Served:
             path = saved(METHODS[name.removesuffix("-classes")].wrap(classifier()), folder / name)
             self.classifiers[name] = load_adapter(path, model=classifier())[0].eval()
         for model in self.alone.values():
-            correct_config(model.get_base_model() if hasattr(model, "get_base_model") else model)
+            correct_config(unwrap_t5(model))
         self.pool = AdapterPool(backbone(), folder, tokenizer=tiny_tokenizer())
         self.generated = cache(self._generated)
 
@@ -126,5 +127,5 @@ def test_a_batch_of_every_method(served: Served) -> None:
         tickets = [engine.submit(request) for request, _ in requests]
         for (request, i), ticket in zip(requests, tickets, strict=True):
             served.check(request, ticket.result.result(30), i)
-    answers = {tuple(ticket.result.result().ids) for ticket in tickets}
+    answers = {tuple(cast(Generated, ticket.result.result()).ids) for ticket in tickets}
     assert len(answers) > 2 * len(NAMES), "adapters do not all say the same"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -43,6 +43,7 @@ from t5peft.cli.data import save_task
 from t5peft.data.decoding import decode
 from t5peft.evaluation import classify
 from t5peft.models.backbone import load_tokenizer
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving import export as module
 from t5peft.serving.bake import MORE_DIMENSIONS, bake, into_one_table, with_prompt
 from t5peft.serving.exported import TARGETS, Target
@@ -94,7 +95,7 @@ def check_answers(folder: Path, exported: Path, *, beams: bool = True) -> None:
     normalized = rank(model, tokenizer, TEXTS, WORDS, normalize_by_length=True).log_probabilities
     torch.testing.assert_close(found.rank(TEXTS, WORDS, normalize_by_length=True).log_probabilities, normalized)
     for num_beams in (1, 3) if beams else (1,):
-        options = {"max_new_tokens": 6, "num_beams": num_beams}
+        options: dict[str, Any] = {"max_new_tokens": 6, "num_beams": num_beams}
         expected = predict(model, tokenizer, TEXTS, **options)
         answers = found.predict(TEXTS, tokens_per_batch=64, **options)
         assert answers == expected
@@ -120,7 +121,8 @@ def test_an_untied_head_is_scaled_right_in_every_reader(lora: Path, tmp_path: Pa
 def test_beams_of_ctranslate2_end_as_those_of_transformers_with_early_stopping(lora: Path, tmp_path: Path) -> None:
     export(lora, tmp_path / "ct2", to="ct2")
     model, tokenizer = load_saved(lora)
-    settings = model.get_base_model().generation_config
+    settings = unwrap_t5(model).generation_config
+    assert settings is not None
     settings.early_stopping, settings.num_beams = True, 4
     expected = predict(model, tokenizer, TEXTS, max_new_tokens=8, num_beams=4)
     assert load_exported(tmp_path / "ct2").predict(TEXTS, max_new_tokens=8, num_beams=4) == expected
@@ -280,7 +282,8 @@ def test_a_classification_head_and_an_encoder_are_exported_too(tmp_path: Path) -
     tiny_tokenizer().save_pretrained(tmp_path / "encoder")
     adapted = stir(lora_wrap(T5EncoderModel.from_pretrained(tmp_path / "encoder"), rank=2)).eval()
     save_adapter(adapted, tmp_path / "encoder-lora")
-    for to in ("transformers", "onnx"):
+    kinds: tuple[Literal["transformers", "onnx"], ...] = ("transformers", "onnx")
+    for to in kinds:
         assert export(tmp_path / "encoder-lora", tmp_path / f"encoder-{to}", to=to).passes
         states = load_exported(tmp_path / f"encoder-{to}").encode(TEXTS)
         ids = torch.tensor([tiny_tokenizer()(TEXTS[1]).input_ids])

@@ -66,12 +66,13 @@ document.getElementById("page").addEventListener("load", async (event) => {
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(write_folder(tmp_path_factory.mktemp("served"))) as client:
+        app: Any = client.app
         for path, page in (
             ("/w1280", HARNESS.replace("WIDTH", "1280")),
             ("/w390", HARNESS.replace("WIDTH", "390")),
             ("/api", API),
         ):
-            client.app.add_api_route(path, lambda page=page: HTMLResponse(page), include_in_schema=False)
+            app.add_api_route(path, lambda page=page: HTMLResponse(page), include_in_schema=False)
         with listening(client) as address:
             yield address
 

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_records, tiny_t5
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from t5peft import METHODS
@@ -87,12 +87,12 @@ def train(settings: dict[str, Any], folder: Path) -> None:
     arguments = T5PeftTrainingArguments(
         str(folder / "run"), report_to="none", disable_tqdm=True, use_cpu=True, **settings["arguments"]
     )
-    callbacks = [EarlyStoppingCallback(settings["patience"])] if settings["patience"] else []
+    callbacks: list[TrainerCallback] = [EarlyStoppingCallback(settings["patience"])] if settings["patience"] else []
     trainer = T5PeftTrainer(
         model,
         arguments,
-        train_dataset=tiny_records(settings["records"]),  # type: ignore[arg-type]  # a list is a data set
-        eval_dataset=tiny_records(4, seed=9) if "eval_strategy" in settings["arguments"] else None,  # type: ignore[arg-type]
+        train_dataset=tiny_records(settings["records"]),  # a list is a data set
+        eval_dataset=tiny_records(4, seed=9) if "eval_strategy" in settings["arguments"] else None,
         callbacks=callbacks,
     )
     newest = newest_resumable(folder / "run") if (folder / "run").is_dir() else None

@@ -94,7 +94,7 @@ def _make_run(folder: Path) -> None:
     arguments = T5PeftTrainingArguments(
         str(folder), max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to="none", disable_tqdm=True
     )
-    T5PeftTrainer(model, arguments, train_dataset=tiny_records(4)).train()  # type: ignore[arg-type]  # a list is a data set
+    T5PeftTrainer(model, arguments, train_dataset=tiny_records(4)).train()  # a list is a data set
 
 
 def _read_run(folder: Path) -> str:
