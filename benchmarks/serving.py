@@ -75,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     deadline = time.monotonic() + args.seconds
     asked = questions(args.folder)
-    write_adapters(args.folder, ADAPTERS)
-    expected = answers_of(args.folder, ADAPTERS, asked)
+    count = ADAPTERS if args.baselines else max(args.adapters)
+    write_adapters(args.folder, count)
+    expected = answers_of(args.folder, count, asked)
     if args.baselines:
         from serving_baselines import run_baselines
 
