@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -214,19 +214,21 @@ class _FilledLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor, first: int, last: int) -> None:
         super().__init__()
-        self._places, self._first = (keys, values), first
+        self._places, self._first, self._last = (keys, values), first, last
         self.lazy_initialization(keys, values)
-        self._look(last)
+        self.keys, self.values = self._used()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        last, count = self._first + self.keys.shape[-2], key_states.shape[-2]
+        count = key_states.shape[-2]
         for place, states in zip(self._places, (key_states, value_states), strict=True):
-            place.narrow(-2, last, count).copy_(states)
-        self._look(last + count)
-        return self.keys, self.values
+            place.narrow(-2, self._last, count).copy_(states)
+        self._last += count
+        self.keys, self.values = used = self._used()
+        return used
 
-    def _look(self, last: int) -> None:
-        self.keys, self.values = (place.narrow(-2, self._first, last - self._first) for place in self._places)
+    def _used(self) -> tuple[Tensor, Tensor]:
+        keys, values = (place.narrow(-2, self._first, self._last - self._first) for place in self._places)
+        return keys, values
 
 
 def _decode(
@@ -273,7 +275,8 @@ def _arranged(before: Mapping[Row, int], new: Sequence[Row]) -> list[Row]:
 
 def _stacked(cache: Cache) -> Tensor:
     """Return the keys and values of all layers [2 L, B, N, columns, D]."""
-    return torch.stack([tensor for layer in cache.layers for tensor in (layer.keys, layer.values)])
+    layers = cast(Sequence[Any], cache.layers)
+    return torch.stack([tensor for layer in layers for tensor in (layer.keys, layer.values)])
 
 
 def _resized(tensor: Tensor, rows: int, columns: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a request must hold before it may wait for the engine: wrong ones would fail the batch that they share."""
+"""Checks of requests before they wait for the engine. A wrong one would fail the batch that it shares."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from t5peft.compat.transformers import logits_processors
 from t5peft.serving.batch import Batch
 from t5peft.serving.checks import check_adapter, check_request
 from t5peft.serving.pool import AdapterPool
@@ -50,7 +51,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine does now, and what it has done."""
+    """Requests and steps of the engine, now and since it started."""
 
     running: int
     """Rows of the running batch."""
@@ -85,7 +86,9 @@ class Engine:
         config = self._model.t5.generation_config
         end = config.eos_token_id
         self._end_ids = set(() if end is None else torch.as_tensor(end).reshape(-1).tolist())
-        self._start_id = int(self._model.t5.config.decoder_start_token_id)
+        start = config.decoder_start_token_id
+        self._start_id = int(self._model.t5.config.decoder_start_token_id if start is None else start)
+        self._has_processors = bool(logits_processors(self._model.t5, [0], 1))
         self._changed = threading.Condition()
         # Guarded by the condition.
         self._scheduler = Scheduler(limits)
@@ -117,7 +120,7 @@ class Engine:
             ValueError: The request is wrong in itself.
         """
         check_request(request, self._limits, int(self._model.t5.config.vocab_size))
-        sampler = Sampler(request) if isinstance(request, GenerateRequest) else None
+        sampler = self._sampler(request) if isinstance(request, GenerateRequest) else None
         with self._changed:
             if self._closing:
                 raise EngineClosedError("Got a request for a closed engine; expected an open one. Start another one.")
@@ -187,6 +190,7 @@ class Engine:
         for job in [job for jobs in self._loading.values() for job in jobs]:
             self._end(job, _closed())
         self._loading.clear()
+        self._loading_count = 0
 
     def __enter__(self) -> Engine:
         return self
@@ -195,6 +199,12 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(finish=error is None)
+
+    def _sampler(self, request: GenerateRequest) -> Sampler:
+        if not self._has_processors:
+            return Sampler(request)
+        processors = logits_processors(self._model.t5, request.source_ids, request.max_new_tokens)
+        return Sampler(request, self._start_id, processors)
 
     # In the threads of the loaders
 
@@ -234,16 +244,20 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._wait():
-            try:
-                self._iterate()
-            except Exception as error:  # No request may wait for ever, whatever goes wrong.
-                self._abandon_batch(error)
-        with self._changed:
-            left = self._scheduler.remove(lambda job: True)
-        for job in left:
-            self._end(job, _closed())
-        self._abandon_batch(_closed())
+        # No request may wait for ever, whatever goes wrong.
+        try:
+            while self._wait():
+                try:
+                    self._iterate()
+                except Exception as error:
+                    self._abandon_batch(error)
+        finally:
+            with self._changed:
+                self._closing = self._aborting = True
+                left = self._scheduler.remove(lambda job: True)
+            for job in left:
+                self._end(job, _closed())
+            self._abandon_batch(_closed())
 
     def _wait(self) -> bool:
         """Wait for something to do. Return whether there is."""
@@ -261,13 +275,13 @@ class Engine:
         for job in self._running():
             if job.result.cancelled():
                 self._end(job)
-        running = self._running()
         with self._changed:
             self._drop_cancelled()
-            joining = self._scheduler.next_rows(running)
-            whole = self._scheduler.next_batch(bool(running or joining))
+            whole = self._scheduler.next_batch(bool(self._running()))
         with self._failing_together(whole):
             self._answer(whole)
+        with self._changed:
+            joining = self._scheduler.next_rows(self._running())
         self._arrange(self._start(joining))
         if self._batch is not None:
             self._step(self._batch)
@@ -360,10 +374,12 @@ class Engine:
         """End the requests of one call with its error."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             for job in jobs:
                 if not job.ended:
                     self._end(job, error)
+            if not isinstance(error, Exception):
+                raise
 
     def _abandon_batch(self, error: Exception) -> None:
         """End the rows that run with an error, and go on without a batch."""
@@ -380,22 +396,25 @@ class Engine:
             self._end(job)
         return len(given_up)
 
-    def _end(self, job: Job, outcome: Generated | Scores | Exception | None = None) -> None:
+    def _end(self, job: Job, outcome: Generated | Scores | BaseException | None = None) -> None:
         """End a request once: with its answer, with an error, or with nothing where it was given up."""
         job.ended = True
         if job.is_held:
-            self._pool.release(job.adapter)
+            try:
+                self._pool.release(job.adapter)
+            except Exception as error:
+                outcome = error
         goes_on = job.result.set_running_or_notify_cancel()
         with self._changed:
             if not goes_on:
                 self._cancelled += 1
-            elif isinstance(outcome, Exception):
+            elif isinstance(outcome, BaseException):
                 self._failed += 1
             else:
                 self._finished += 1
         if not goes_on:
             return
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             job.result.set_exception(outcome)
         else:
             job.result.set_result(cast(Generated | Scores, outcome))

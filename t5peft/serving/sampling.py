@@ -8,10 +8,10 @@ Letters: B rows, V vocabulary, K tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from t5peft.serving.requests import GenerateRequest, Token
 
@@ -19,21 +19,37 @@ _FIRST_TOKENS = 256
 """So many of the most probable tokens are looked at before all are sorted."""
 
 
-@dataclass(eq=False)
 class Sampler:
-    """How a request chooses its tokens."""
+    """How a request chooses its tokens.
 
-    request: GenerateRequest
-    _generator: torch.Generator = field(init=False)
+    Args:
+        request: The request.
+        start_id: The first token that the decoder reads.
+        processors: What the generation config of the model does to logits.
+    """
 
-    def __post_init__(self) -> None:
-        if self.samples:
-            self._generator = torch.Generator().manual_seed(self.request.seed)
+    def __init__(
+        self, request: GenerateRequest, start_id: int = 0, processors: LogitsProcessorList | None = None
+    ) -> None:
+        self.request = request
+        self.samples = request.temperature > 0
+        self._generator = torch.Generator().manual_seed(request.seed) if self.samples else None
+        self._processors = processors
+        self._ids = [start_id]
 
     @property
-    def samples(self) -> bool:
-        """Return whether it draws its tokens."""
-        return self.request.temperature > 0
+    def is_plain(self) -> bool:
+        """Return whether it takes the token of the highest logit."""
+        return not self.samples and not self._processors
+
+    def choose(self, logits: Tensor) -> int:
+        """Choose the next token by its own logits [V]."""
+        if self._processors:
+            ids = torch.tensor([self._ids], device=logits.device)
+            logits = self._processors(ids, logits[None].clone())[0]  # type: ignore[arg-type]
+        token = self.draw(logits) if self.samples else int(logits.argmax())
+        self._ids.append(token)
+        return token
 
     def draw(self, logits: Tensor) -> int:
         """Draw a token from its own logits [V]."""
@@ -78,8 +94,8 @@ def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Token]:
     scores = logits.float()
     ids = scores.argmax(dim=-1)
     for i, sampler in enumerate(samplers):
-        if sampler.samples:
-            ids[i] = sampler.draw(scores[i])
+        if not sampler.is_plain:
+            ids[i] = sampler.choose(scores[i])
     return tokens_of(logits, ids, [sampler.request.top_log_probabilities for sampler in samplers])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.padding import pad_rows
+from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Scores
 from t5peft.serving.sampling import tokens_of
@@ -21,7 +22,7 @@ from t5peft.serving.scheduler import Job
 _MAX_LOGITS = 2**24  # 64 MiB in float32
 
 
-def answer(model: MixedModel, jobs: Sequence[Job], end_ids: set[int]) -> tuple[list[Generated] | list[Scores], int]:
+def answer(model: MixedModel, jobs: Sequence[Job], end_ids: set[int]) -> tuple[Sequence[Generated | Scores], int]:
     """Answer requests that may share a call.
 
     Args:
@@ -42,7 +43,7 @@ def answer(model: MixedModel, jobs: Sequence[Job], end_ids: set[int]) -> tuple[l
     if jobs[0].kind == "rank":
         candidates = [cast(RankRequest, job.request).candidate_ids for job in jobs]
         return [Scores(row) for row in model.rank(sources, candidates, adapters)], 1
-    return [Scores(row) for row in model.classify(sources, adapters)], 1
+    return [Scores(row) for row in model.classify(sources, cast(list[AdapterWeights], adapters))], 1
 
 
 def _until_end(ids: list[int], end_ids: set[int]) -> list[int]:

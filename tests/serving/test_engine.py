@@ -187,6 +187,30 @@ def test_double_precision_to_nine_digits():
             assert [token.log_probability for token in get(ticket).tokens] == pytest.approx(scores.tolist(), abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"repetition_penalty": 1.7},
+        {"min_new_tokens": 7},
+        {"forced_eos_token_id": EOS},
+        {"suppress_tokens": [int(i) for i in range(100, 300)]},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"eos_token_id": [EOS, *range(100, 200)]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_the_generation_config_counts_as_in_generate(options):
+    t5 = engine_t5()
+    before = [alone(t5, source(i), 8) for i in range(8)]
+    t5.generation_config.update(**options)
+    with Engine(FakePool(t5)) as engine:
+        tickets = [engine.submit(request(i)) for i in range(8)]
+        found = [get(ticket).ids for ticket in tickets]
+    assert found == [alone(t5, source(i), 8) for i in range(8)]
+    assert found != before
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_alternatives_are_the_most_probable_tokens(pool, num_beams):
     with Engine(pool) as engine:
@@ -392,6 +416,35 @@ def test_an_error_of_the_model_fails_its_batch_and_the_engine_goes_on(pool, call
     assert (stats.failed, stats.finished, stats.running) == (1, 1, 0)
 
 
+def test_no_request_hangs_where_an_adapter_cannot_be_released(pool):
+    def release(adapter):
+        FakePool.release(pool, adapter)
+        raise KeyError("not held")
+
+    pool.release = release
+    with Engine(pool) as engine:
+        with pytest.raises(KeyError, match="not held"):
+            get(engine.submit(request(adapter="a")))
+        check(get(engine.submit(request(0, 5, 4))), 0, 5, 4)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_request_hangs_where_the_thread_of_the_model_dies(pool):
+    def leave(token):
+        raise GeneratorExit
+
+    engine = Engine(pool, Limits(max_rows=1))
+    tickets = [engine.submit(request(i, adapter="a"), on_token=leave) for i in range(2)]
+    with pytest.raises(GeneratorExit):
+        get(tickets[0])
+    with pytest.raises(EngineClosedError):
+        get(tickets[1])
+    until(lambda: not engine._thread.is_alive())
+    with pytest.raises(EngineClosedError):
+        engine.submit(request())
+    engine.close()
+
+
 def test_an_error_while_rows_join_leaves_the_running_ones(pool):
     told = threading.Event()
     with Engine(pool) as engine:
@@ -422,9 +475,9 @@ def test_caches_stay_below_the_limit(pool):
             if batch is not None and batch.rows:
                 sizes.append(len(batch.rows) * (batch.columns + batch.source_columns))
 
-        tickets = [engine.submit(request(i, 3 + i % 30, 1 + 5 * i % 60), on_token=look) for i in range(30)]
+        tickets = [engine.submit(request(i, 3 + 2 * i, 1 + 7 * i % 40), on_token=look) for i in range(16)]
         for i, ticket in enumerate(tickets):
-            check(get(ticket), i, 3 + i % 30, 1 + 5 * i % 60)
+            check(get(ticket), i, 3 + 2 * i, 1 + 7 * i % 40)
     assert 100 < max(sizes) <= 200
 
 
