@@ -28,7 +28,8 @@ from t5peft.serving.server import create_app
 from t5peft.serving.settings import ServerSettings
 
 FREE = Task("free", "say: {text}", max_target_length=12)
-BEAMS = Task("beams", "say {count} times: {text}", max_target_length=7, num_beams=3)
+# Its answers keep a special token, and the task puts a space behind it.
+BEAMS = Task("beams", "say {count} times: {text}", "<extra_id_11> {target}", max_target_length=7, num_beams=3)
 LABELS = Task("labels", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
 COLORS = Task("colors", "{text}", "{label}", {"r": "red", "g": "green", "b": "blue"}, metrics=("accuracy",))
 
@@ -39,7 +40,7 @@ def write_folder(folder: Path) -> Path:
     tiny_tokenizer().save_pretrained(folder / "base")
     (folder / "adapters").mkdir()
     write_adapter(folder, "lora", FREE)
-    write_adapter(folder, "beams", BEAMS, method="ia3")
+    write_adapter(folder, "beams", BEAMS, method="ia3", seed=12)
     write_adapter(folder, "labels", LABELS, method="prefix")
     write_adapter(folder, "plain", None, method="prompt")
     write_adapter(folder, "head", COLORS, num_labels=3)

@@ -17,6 +17,7 @@ from t5peft.cli.predict import answer
 from t5peft.data import Task
 from t5peft.evaluation import predict, rank
 from t5peft.models.backbone import load_backbone
+from t5peft.serving.answers import as_json_number, softmax
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,11 @@ def test_log_probabilities_are_those_of_the_model_at_the_places_of_the_tokens(cl
     assert found["text_offset"][0] == 0
     assert found["text_offset"] == sorted(found["text_offset"])
     assert completed(client, model="lora", prompt="one", logprobs=0)["choices"][0]["logprobs"]["tokens"]
+
+
+def test_log_probabilities_that_json_cannot_write_are_the_lowest_of_openai() -> None:
+    assert [as_json_number(value) for value in (-1.5, -math.inf, -1e6)] == [-1.5, -9999.0, -9999.0]
+    assert softmax([0.0, -9999.0]) == [1.0, 0.0]
 
 
 def test_candidates_are_ranked_as_by_the_library(client: TestClient, folder: Path) -> None:
