@@ -6,9 +6,9 @@
     python benchmarks/serving.py --url http://127.0.0.1:8000         # of a server of that folder, such as one on Ray
 
 The backbone is "mini". Its adapters have random weights, of all methods in turn, so that each answers in its own way; what each
-answers by ``load_adapter`` and ``predict`` is computed first and kept in --folder. A cell asks for --cell-seconds on the loopback and
-has one record in records/serving/. A cell that has a record of the same settings is left out, so that the command goes on after an
-interruption; --seconds bounds the whole.
+answers by ``load_adapter`` and ``predict`` is computed first and kept in --folder. A cell asks for --cell-seconds on the
+loopback and has one record in records/serving/. A cell that has a record of the same settings is left out, so that the command
+goes on after an interruption; --seconds bounds the whole.
 """
 
 from __future__ import annotations
