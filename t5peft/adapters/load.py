@@ -274,7 +274,7 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
 
 
 def _number_of_labels(folder: Path) -> int | None:
-    """Number of classes of the head that the adapter brings, or None."""
+    """Return the number of classes of the head that the adapter brings, or None."""
     kind = read_config(folder).get("task_type")
     if kind in _OTHER_MODELS:
         raise ValueError(

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("t5peft.cli.plan", "plan what fits into memory, from the config only"),
     "lint": ("t5peft.cli.lint", "report what a tokenizer loses of a data set, before training"),
     "pretrain": ("t5peft.cli.pretrain", "span corruption on plain text, from scratch or from a checkpoint"),
+    "serve": ("t5peft.cli.serve", "serve a backbone and its adapters over HTTP, by OpenAI's API"),
 }
 ALIASES = {"retune": "continue"}  # the name of version 0.1
 

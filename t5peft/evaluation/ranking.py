@@ -106,7 +106,7 @@ def rank(
             numbers of sources and candidate lists differ.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
-    tokens = _candidate_ids(candidates, len(ids), tokenizer)
+    tokens = candidate_ids(candidates, len(ids), tokenizer)
     _check_has_vocabulary(unwrap_t5(model))
     if has_peft_prompt(model):
         scores = _rank_by_scores(partial(target_log_probabilities, model), ids, tokens)
@@ -147,7 +147,7 @@ def rank_by_scores(
         ValueError: As for ``rank``.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
-    tokens = _candidate_ids(candidates, len(ids), tokenizer)
+    tokens = candidate_ids(candidates, len(ids), tokenizer)
     scores = _rank_by_scores(score, ids, tokens)
     if normalize_by_length:
         scores /= _token_counts(tokens, *scores.shape)
@@ -159,7 +159,7 @@ def _rank(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[in
     scores = _empty_scores(tokens, len(ids))
     with evaluating(model) as t5:
         start, shared = t5.config.decoder_start_token_id, can_share(t5)
-        made = {key: trees(candidate_ids, start, shared) for key, candidate_ids in tokens.items()}
+        made = {key: trees(several, start, shared) for key, several in tokens.items()}
         trees_of = [made[i if i in made else -1] for i in range(len(ids))]
         widest = max((len(tree.tokens) for several in made.values() for tree in several), default=0)
         for batch in length_batches(ids, tokens_per_batch, more_per_row=widest, passes=2):
@@ -183,10 +183,22 @@ def _empty_scores(tokens: dict[int, list[list[int]]], sources: int) -> Tensor:
     return torch.full((sources, max(map(len, tokens.values()), default=0)), -torch.inf)
 
 
-def _candidate_ids(
+def candidate_ids(
     candidates: Iterable[str] | Iterable[Iterable[str]], sources: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, list[list[int]]]:
-    """Return the token ids of the candidates by source, those for all sources under -1."""
+    """Return the token ids of candidates.
+
+    Args:
+        candidates: One list of texts for all sources, or one list for each source.
+        sources: The number of sources.
+        tokenizer: Of the model.
+
+    Returns:
+        The token ids of the candidates by source, those for all sources under -1.
+
+    Raises:
+        ValueError: A list is empty, has two candidates of the same tokens, or there are not as many lists as sources.
+    """
     several = read_candidates(candidates)
     shared = [candidate for candidate in several if isinstance(candidate, str)]
     lists = dict(enumerate(texts for texts in several if not isinstance(texts, str))) or {-1: shared}
@@ -220,9 +232,9 @@ def _check_has_vocabulary(t5: PreTrainedModel) -> None:
 def _token_counts(tokens: dict[int, list[list[int]]], sources: int, columns: int) -> Tensor:
     """Return the number of tokens of each candidate [N, C], 1 where there is none."""
     counts = torch.ones(sources, columns)
-    for key, candidate_ids in tokens.items():
+    for key, several in tokens.items():
         rows = slice(None) if key == -1 else key
-        counts[rows, : len(candidate_ids)] = torch.tensor([float(len(ids)) for ids in candidate_ids])
+        counts[rows, : len(several)] = torch.tensor([float(len(ids)) for ids in several])
     return counts
 
 

@@ -9,7 +9,7 @@ from t5peft.methods.norm import norm_wrap
 from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
-from t5peft.methods.registry import METHODS, Method, method_of, register_method
+from t5peft.methods.registry import METHODS, Method, method_of, register_installed_methods, register_method
 
 __all__ = [
     "METHODS",
@@ -26,3 +26,5 @@ __all__ = [
     "qlora_wrap",
     "register_method",
 ]
+
+register_installed_methods()

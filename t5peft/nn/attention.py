@@ -131,19 +131,10 @@ def attend(
     if layout is not None:
         assert not isinstance(prefix, RowPrefixes)  # which are of serving only
         return _attend_varlen(module, query, key, value, dropout, position_bias, prefix, layout), None
-    bias = position_bias
-    if bias is not None and bias.shape[-2] != query.shape[2]:
-        bias = toeplitz(bias, query.shape[2], key.shape[2])
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            attention_mask = _additive(attention_mask, query)
-        bias = attention_mask if bias is None else bias + attention_mask
     block_mask = (
         cross_block_mask if _is_cross(module) else decoder_block_mask if module.is_causal else encoder_block_mask
     )
-    if block_mask is not None:
-        hidden = torch.finfo(query.dtype).min
-        bias = _additive(block_mask, query) if bias is None else torch.where(block_mask, bias, hidden)
+    bias = _bias_of_scores(query, key, attention_mask, position_bias, block_mask)
     if isinstance(prefix, RowPrefixes):
         bias = None if bias is None else bias.to(query.dtype)
         return prefix.attend(query, key, value, bias, scaling).transpose(1, 2).contiguous(), None
@@ -159,6 +150,23 @@ def attend(
     else:
         output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _bias_of_scores(
+    query: Tensor, key: Tensor, attention_mask: Tensor | None, position_bias: Tensor | None, block_mask: Tensor | None
+) -> Tensor | None:
+    """Return the sum of position bias and masks, by pairs; None where there is none of them."""
+    bias = position_bias
+    if bias is not None and bias.shape[-2] != query.shape[2]:
+        bias = toeplitz(bias, query.shape[2], key.shape[2])
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            attention_mask = _additive(attention_mask, query)
+        bias = attention_mask if bias is None else bias + attention_mask
+    if block_mask is not None:
+        hidden = torch.finfo(query.dtype).min
+        bias = _additive(block_mask, query) if bias is None else torch.where(block_mask, bias, hidden)
+    return bias
 
 
 def _additive(visible: Tensor, like: Tensor) -> Tensor:

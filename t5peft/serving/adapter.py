@@ -163,7 +163,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     try:
         reader(adapter, cast(Any, config), tensors, t5)
         problems = _problems(adapter, t5)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, _NotServedError) as error:
         problems = [str(error)]
     problems += [f"the tensor {key} has no place in the model" for key in tensors][:3]
     if problems:
@@ -275,11 +275,15 @@ _READERS: dict[type[PeftConfig], Reader] = {
 }
 
 
+class _NotServedError(Exception):
+    """A reason why an adapter cannot share a batch, which is a part of another error."""
+
+
 def _ensure_served(config: PeftConfig, kind: type[PeftConfig], served: set[str]) -> None:
-    """Raise ValueError for options of peft that change what an adapter computes, and that are not served."""
+    """Raise an error for options of peft that change what an adapter computes, and that are not served."""
     plain = kind()
     if changes_maps(config):
-        raise ValueError(
+        raise _NotServedError(
             "it starts from a part of the weights (PiSSA and the like), which it takes out of the backbone"
         )
     wrong = [
@@ -289,7 +293,7 @@ def _ensure_served(config: PeftConfig, kind: type[PeftConfig], served: set[str])
         and getattr(config, one.name) not in (getattr(plain, one.name, None), None, False, [], {})
     ]
     if wrong:
-        raise ValueError(f"its config sets {', '.join(wrong)}, which mixed batches do not serve")
+        raise _NotServedError(f"its config sets {', '.join(wrong)}, which mixed batches do not serve")
 
 
 def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:

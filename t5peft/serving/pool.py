@@ -1,9 +1,7 @@
 """The adapters below a folder on one backbone: thousands known, hundreds in memory.
 
     pool = AdapterPool("google/flan-t5-base", "adapters", max_bytes=2 << 30)
-    weights = pool.acquire("support")       # loads and verifies adapters/support where it is not in memory
-    ...
-    pool.release(weights)
+    pool.predict(["Where is my parcel?", "I want to pay by card"], ["support", "intent"], max_new_tokens=20)
 
 An adapter is loaded when it is first asked for, and verified as ``load_adapter`` does. It is dropped when memory is short and
 nobody holds it, the least recently used first. A folder that has changed is loaded anew. Requests that run on the earlier version
@@ -14,14 +12,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.adapters.manifest import CONFIG, OLD_WEIGHTS, WEIGHTS, ensure_sha256
+from t5peft.data.decoding import decode
 from t5peft.data.task import Task
+from t5peft.evaluation.inference import Sources, length_batches, source_ids
+from t5peft.evaluation.ranking import Ranking, candidate_ids
 from t5peft.models.backbone import load_backbone
 from t5peft.models.folders import recover
 from t5peft.models.manifest import MANIFEST
@@ -211,6 +213,90 @@ class AdapterPool:
             self._drop(name)
             self._changed.notify_all()
             return True
+
+    def predict(
+        self,
+        sources: Sources,
+        adapters: Sequence[str | None],
+        *,
+        max_new_tokens: int,
+        num_beams: int = 1,
+        tokens_per_batch: int = 8192,
+    ) -> list[str]:
+        """Generate an answer for each source by its adapter, in mixed batches.
+
+        Args:
+            sources: Texts, or token ids as ``Task.tokenize`` makes them.
+            adapters: The name of the adapter of each source; None for the backbone as it is.
+            max_new_tokens: Tokens of the longest answer, with ``</s>``.
+            num_beams: 1 is greedy search.
+            tokens_per_batch: Rows x beams x (longest source + max_new_tokens) of one batch.
+
+        Returns:
+            The texts in the order of the sources.
+
+        Raises:
+            UnknownAdapterError, UnusableAdapterError: As for ``acquire``.
+            ValueError: The numbers of sources and adapters differ.
+        """
+        ids, texts = source_ids(sources, self.tokenizer), {}
+        for batch, own in self._batches(ids, adapters, tokens_per_batch, max_new_tokens, num_beams):
+            generated = self.model.generate(
+                [ids[i] for i in batch], own, max_new_tokens=max_new_tokens, num_beams=num_beams
+            )
+            texts.update(zip(batch, decode(generated, self.tokenizer), strict=True))
+        return [texts[i] for i in range(len(ids))]
+
+    def rank(
+        self,
+        sources: Sources,
+        candidates: Iterable[str] | Iterable[Iterable[str]],
+        adapters: Sequence[str | None],
+        *,
+        tokens_per_batch: int = 8192,
+    ) -> Ranking:
+        """Score every candidate for every source by its adapter, in mixed batches.
+
+        Args:
+            sources: Texts, or token ids as ``Task.tokenize`` makes them.
+            candidates: One list of texts for all sources, or one list for each source.
+            adapters: The name of the adapter of each source; None for the backbone as it is.
+            tokens_per_batch: Most rows x (longest source + tokens of the candidates) of one batch.
+
+        Returns:
+            The scores, as ``t5peft.rank`` returns them.
+
+        Raises:
+            UnknownAdapterError, UnusableAdapterError: As for ``acquire``.
+            ValueError: The numbers of sources, adapters or lists differ, or a list is empty.
+        """
+        ids = source_ids(sources, self.tokenizer)
+        tokens = candidate_ids(candidates, len(ids), self.tokenizer)
+        own_tokens = [tokens[i if i in tokens else -1] for i in range(len(ids))]
+        widest = max((sum(map(len, several)) for several in tokens.values()), default=1)
+        scores = torch.full((len(ids), max(map(len, own_tokens), default=0)), -torch.inf)
+        for batch, own in self._batches(ids, adapters, tokens_per_batch, widest, 1):
+            for i, row in zip(
+                batch, self.model.rank([ids[i] for i in batch], [own_tokens[i] for i in batch], own), strict=True
+            ):
+                scores[i, : len(row)] = torch.tensor(row)
+        return Ranking.of(scores)
+
+    def _batches(
+        self, ids: Sequence[Sequence[int]], names: Sequence[str | None], tokens_per_batch: int, more: int, copies: int
+    ) -> Iterator[tuple[list[int], list[AdapterWeights | None]]]:
+        """Yield batches of sources of like lengths, with their adapters, which are held meanwhile."""
+        if len(ids) != len(names):
+            raise ValueError(f"Got {len(ids)} sources and {len(names)} adapters; expected one adapter for each source.")
+        for batch in length_batches(ids, tokens_per_batch, more_per_row=more, passes=1 + more, copies=copies):
+            held: list[AdapterWeights | None] = []
+            try:
+                for i in batch:
+                    held.append(self.acquire(names[i]))
+                yield batch, held
+            finally:
+                for weights in held:
+                    self.release(weights)
 
     def _find(self, name: str) -> Path | None:
         path = self.folder / name

@@ -125,19 +125,9 @@ def continue_training(
             loaded or saved.
     """
     output = Path(output)
-    if output.resolve() == Path(adapter).resolve():
-        raise ValueError(
-            f"Got the output {output}, which is the adapter itself; expected another folder. Put the new version in the old "
-            "one's place afterwards, by `replace` (--replace)."
-        )
     if replay < 0:
         raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
-    if is_adapter(output) and not overwrite:
-        raise ValueError(
-            f"Got the output {output}, which holds an adapter; expected a folder without one. Give another folder, or "
-            "--overwrite (overwrite=True) to replace it."
-        )
-    check_output(output)
+    _check_place(output, Path(adapter), overwrite)
     work = output.with_name(f".{output.name}-work")
     with hold_folder(work):
         model, tokenizer = load_saved(adapter, trainable=True, quantize=quantization_of(adapter))
@@ -152,6 +142,21 @@ def continue_training(
         report = ContinuedTraining(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
         (output / REPORT).write_text(json.dumps(asdict(report), indent=1))
     return report
+
+
+def _check_place(output: Path, adapter: Path, overwrite: bool) -> None:
+    """Check that a new version of ``adapter`` can be saved to ``output``."""
+    if output.resolve() == adapter.resolve():
+        raise ValueError(
+            f"Got the output {output}, which is the adapter itself; expected another folder. Put the new version in the old "
+            "one's place afterwards, by `replace` (--replace)."
+        )
+    if is_adapter(output) and not overwrite:
+        raise ValueError(
+            f"Got the output {output}, which holds an adapter; expected a folder without one. Give another folder, or "
+            "--overwrite (overwrite=True) to replace it."
+        )
+    check_output(output)
 
 
 def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float = 0.0) -> Path:

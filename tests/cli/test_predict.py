@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,12 @@ def test_an_answering_that_was_killed_goes_on_and_ends_as_one_that_was_not(
     capsys.readouterr()
     answered: list[int] = []
     write = AnswerFile.write
-    monkeypatch.setattr(AnswerFile, "write", lambda self, rows: (answered.append(len(rows)), write(self, rows)))
+
+    def counted(file: AnswerFile, rows: Sequence[Any]) -> None:
+        answered.append(len(rows))
+        write(file, rows)
+
+    monkeypatch.setattr(AnswerFile, "write", counted)
     assert main([*arguments, str(killed)]) == 0
     assert 0 < sum(answered) < 40
     assert f"holds {40 - sum(answered)} answers of 40; going on from there" in capsys.readouterr().err

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from narrow import generate
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import GEOMETRIES, PAD, Geometry, tiny_classifier, tiny_records, tiny_t5
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from t5peft.adapters import load_adapter, save_adapter
 from t5peft.evaluation.inference import padded
 from t5peft.methods import METHODS
 from t5peft.models.backbone import correct_config
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.adapter import AdapterWeights, read_adapter
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import UnusableAdapterError
@@ -25,6 +28,11 @@ ROWS = 32
 RECORDS = tiny_records(ROWS)
 SOURCES = [record["input_ids"] for record in RECORDS]
 TARGETS = [record["labels"] for record in RECORDS]
+
+
+def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    nn.Module.to(model, dtype)
+    return model
 
 
 def stir(model: nn.Module) -> None:
@@ -45,8 +53,8 @@ class Served:
     """A mixed model, its adapters, and the same adapters by themselves."""
 
     def __init__(self, geometry: Geometry, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        self.mixed = MixedModel(tiny_t5(geometry).to(dtype))
-        self.plain: dict[str | None, nn.Module] = {None: tiny_t5(geometry).to(dtype)}
+        self.mixed = MixedModel(in_dtype(tiny_t5(geometry), dtype))
+        self.plain: dict[str | None, nn.Module] = {None: in_dtype(tiny_t5(geometry), dtype)}
         self.dtype = dtype
         self.weights: dict[str | None, AdapterWeights | None] = {None: None}
         options = {"lora": {"rank": 4}, "prefix": {"length": 3}, "dora": {"rank": 4}}
@@ -56,7 +64,7 @@ class Served:
         path = saved(METHODS["prefix"].wrap(tiny_t5(geometry), length=5, projection_size=6), folder / "network")
         self.add("network", path, geometry)
         for model in self.plain.values():
-            correct_config(model.get_base_model() if isinstance(model, PeftModel) else model)
+            correct_config(unwrap_t5(model))
         names = list(self.weights)
         # Neither in order nor evenly shared out: three rows of some adapters, and one of others.
         self.names = [names[(i * i + i // 5) % len(names)] for i in range(ROWS)]
@@ -87,7 +95,7 @@ def test_every_row_generates_what_its_adapter_generates(served: Served, beams: i
     for row, name in enumerate(served.names):
         source = torch.tensor([SOURCES[row]])
         model = served.plain[name]
-        own = model.generate(input_ids=source, max_new_tokens=8, num_beams=beams, do_sample=False)
+        own = generate(model, input_ids=source, max_new_tokens=8, num_beams=beams, do_sample=False)
         assert until_end(ids[row].tolist()) == until_end(own[0].tolist()), (row, name)
         answers.add(tuple(until_end(ids[row].tolist())))
     assert len(answers) > 8  # the rows do not all say the same
@@ -166,7 +174,7 @@ def test_closing_gives_the_backbone_back() -> None:
 def test_beside_rounded_backbones_rows_differ_by_their_rounding_only(tmp_path: Path, dtype: torch.dtype | str) -> None:
     def backbone() -> PreTrainedModel:
         if isinstance(dtype, torch.dtype):
-            return tiny_t5().to(dtype)
+            return in_dtype(tiny_t5(), dtype)
         from t5peft.models.backbone import load_backbone
 
         return load_backbone(tmp_path / "t5", quantize="int8", dtype=torch.float32)[0]
@@ -217,6 +225,11 @@ def test_rows_are_classified_by_the_heads_of_their_adapters(tmp_path: Path) -> N
         mixed.classify(SOURCES[:1], [without])
 
 
+def lora_config(options: dict[str, Any]) -> LoraConfig:
+    given: dict[str, Any] = {"r": 4, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"} | options
+    return LoraConfig(**given)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -226,21 +239,22 @@ def test_rows_are_classified_by_the_heads_of_their_adapters(tmp_path: Path) -> N
         {"target_modules": ["wi", "wo", "o"], "use_dora": True},
     ],
 )  # fmt: skip
-def test_loras_that_peft_made_are_served(tmp_path: Path, options: dict[str, object]) -> None:
+def test_loras_that_peft_made_are_served(tmp_path: Path, options: dict[str, Any]) -> None:
     geometry: Geometry = "wide" if "lm_head" in options.get("target_modules", ()) else "v1.0"
-    config = LoraConfig(**({"r": 4, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"} | options))
+    config = lora_config(options)
     plain, base = tiny_t5(geometry), tiny_t5(geometry)
     for one in (plain, base):
         correct_config(one)
     model = get_peft_model(base, config).eval()
     stir(model)
-    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
     mixed = MixedModel(tiny_t5(geometry))
     weights = read_adapter("own", tmp_path, mixed.t5)
     ranked = mixed.rank(SOURCES[:4], [[target] for target in TARGETS[:4]], [weights, None, weights, None])
     ids = mixed.generate(SOURCES[:4], [weights, None, weights, None], max_new_tokens=6)
-    for row, own in enumerate([model, plain, model, plain]):
-        want = own.generate(input_ids=torch.tensor([SOURCES[row]]), max_new_tokens=6, do_sample=False)
+    rows: list[nn.Module] = [model, plain, model, plain]
+    for row, own in enumerate(rows):
+        want = generate(own, input_ids=torch.tensor([SOURCES[row]]), max_new_tokens=6, do_sample=False)
         assert until_end(ids[row].tolist()) == until_end(want[0].tolist())
         with torch.no_grad():
             logits = own(input_ids=torch.tensor([SOURCES[row]]), labels=torch.tensor([TARGETS[row]])).logits[0]
@@ -258,10 +272,10 @@ def test_loras_that_peft_made_are_served(tmp_path: Path, options: dict[str, obje
     ],
 )
 def test_what_peft_makes_and_a_row_cannot_have_is_refused_by_name(
-    tmp_path: Path, options: dict[str, object], reason: str
+    tmp_path: Path, options: dict[str, Any], reason: str
 ) -> None:
-    config = LoraConfig(**({"r": 4, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"} | options))
-    get_peft_model(tiny_t5(), config).save_pretrained(tmp_path, save_embedding_layers=False)
+    config = lora_config(options)
+    get_peft_model(tiny_t5(), config).save_pretrained(str(tmp_path), save_embedding_layers=False)
     with pytest.raises(UnusableAdapterError, match=reason):
         read_adapter("own", tmp_path, tiny_t5())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def folder(originals: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapters"
 
 
-def open_pool(folder: Path, **options: object) -> AdapterPool:
+def open_pool(folder: Path, **options: Any) -> AdapterPool:
     return AdapterPool(tiny_t5(), folder, tokenizer=tiny_tokenizer(), **options)
 
 
@@ -63,7 +64,8 @@ def test_adapters_are_loaded_when_they_are_asked_for(folder: Path) -> None:
     assert pool.names() == list(NAMES)
     assert pool.loaded() == {}
     first, second = pool.acquire("a"), pool.acquire("a")
-    assert first is second is not None
+    assert first is not None
+    assert first is second
     assert pool.loaded() == {"a": first.num_bytes}
     assert pool.num_bytes == first.num_bytes
     assert pool.acquire(None) is None
@@ -201,7 +203,7 @@ def test_many_threads_load_an_adapter_once(folder: Path, monkeypatch: pytest.Mon
     reads: list[str] = []
     read = pool_module.read_adapter
 
-    def count(name: str, *arguments: object) -> object:
+    def count(name: str, *arguments: Any) -> object:
         reads.append(name)
         return read(name, *arguments)
 
@@ -227,3 +229,25 @@ def test_a_pool_needs_a_folder_and_a_tokenizer(tmp_path: Path) -> None:
         AdapterPool(tiny_t5(), tmp_path)
     with pytest.raises(UnknownAdapterError):
         open_pool(tmp_path, pinned=["missing"])
+
+
+def test_a_pool_answers_sources_by_their_adapters(folder: Path) -> None:
+    from t5peft.evaluation import predict, rank
+
+    pool = open_pool(folder, max_bytes=10**7)
+    sources = [f"the text number {i} {'and more' * (i % 3)}" for i in range(9)]
+    names = [(*NAMES, None)[i % 5] for i in range(9)]
+    texts = pool.predict(sources, names, max_new_tokens=6, num_beams=2, tokens_per_batch=256)
+    lists = [["yes", "no", "maybe"][: 2 + i % 2] for i in range(9)]
+    scores = pool.rank(sources, lists, names)
+    shared = pool.rank(sources, ["yes", "no"], names)
+    for i, name in enumerate(names):
+        model = tiny_t5() if name is None else load_adapter(folder / name, model=tiny_t5())[0]
+        assert texts[i] == predict(model, pool.tokenizer, [sources[i]], max_new_tokens=6, num_beams=2)[0]
+        own = rank(model, pool.tokenizer, [sources[i]], [lists[i]]).log_probabilities[0]
+        torch.testing.assert_close(scores.log_probabilities[i, : len(own)], own, rtol=0, atol=3e-5)
+        torch.testing.assert_close(shared.log_probabilities[i], own[:2], rtol=0, atol=3e-5)
+    assert all(pool.unload(name) for name in NAMES)
+    assert pool.num_bytes == 0  # nothing is held any more
+    with pytest.raises(ValueError, match="Got 1 sources and 2 adapters"):
+        pool.predict(["a"], ["a", "b"], max_new_tokens=2)
