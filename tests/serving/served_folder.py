@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tiny import tiny_t5, tiny_tokenizer
 from torch import nn
@@ -20,6 +22,7 @@ from t5peft.adapters import save_adapter
 from t5peft.cli.data import save_task
 from t5peft.data import Task
 from t5peft.models.backbone import load_backbone
+from t5peft.serving.context import Context
 from t5peft.serving.engine import Engine
 from t5peft.serving.pool import AdapterPool
 from t5peft.serving.scheduler import Limits
@@ -73,7 +76,7 @@ def shake(model: nn.Module, seed: int) -> None:
 
 @contextmanager
 def serving(
-    folder: Path, *, limits: Limits | None = None, step_seconds: float = 0.0, **settings: object
+    folder: Path, *, limits: Limits | None = None, step_seconds: float = 0.0, **settings: Any
 ) -> Iterator[TestClient]:
     """A client of a server in this process; ``step_seconds`` slows down every step of the decoder."""
     pool = AdapterPool(folder / "base", folder / "adapters")
@@ -100,9 +103,17 @@ def listening(client: TestClient) -> Iterator[str]:
             thread.join()
 
 
+def app_of(client: TestClient) -> FastAPI:
+    return cast(FastAPI, client.app)
+
+
+def context_of(client: TestClient) -> Context:
+    return cast(Context, app_of(client).state.context)
+
+
 def held_rows(client: TestClient) -> int:
     """How many requests the engine has not given up or answered."""
-    stats = client.app.state.context.engine.stats()
+    stats = context_of(client).engine.stats()
     return stats.running + stats.waiting + stats.loading
 
 

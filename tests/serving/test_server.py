@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served_folder import BEAMS, COLORS, FREE, LABELS, held_rows, serving, write_folder
@@ -51,7 +52,11 @@ def streamed(client: TestClient, **body: object) -> list[dict]:
     return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
 
 
-RECORDS = [{"text": "a film", "count": 2}, {"text": "b", "count": 3.5}, {"text": "</s> c", "count": "x"}]
+RECORDS: list[dict[str, Any]] = [
+    {"text": "a film", "count": 2},
+    {"text": "b", "count": 3.5},
+    {"text": "</s> c", "count": "x"},
+]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
-from served_folder import FREE, LABELS, held_rows, serving, wait_until_free, write_adapter, write_folder
+from served_folder import FREE, LABELS, context_of, held_rows, serving, wait_until_free, write_adapter, write_folder
 from starlette.testclient import TestClient
 
 from t5peft.cli.data import save_task
@@ -42,7 +42,7 @@ def state(client: TestClient) -> dict[str, dict]:
     return {card["name"]: card for card in client.get("/v1/adapters").json()["data"]}
 
 
-def ask(client: TestClient, model: str = "lora", **body: object) -> httpx.Response:
+def ask(client: TestClient, model: str = "lora", **body: object) -> Any:
     return client.post("/v1/completions", json={"model": model, "prompt": "a source", "max_tokens": 6, **body})
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_adapter_is_refused_without_the_path_of_its_folder(folder: Pat
 
 def test_a_pinned_manifest_that_differs_is_refused(folder: Path) -> None:
     with serving(folder) as client:
-        client.app.state.context.pool.sha256["lora"] = "0" * 64
+        context_of(client).pool.sha256["lora"] = "0" * 64
         response = ask(client)
         assert response.status_code == 422
         assert "0" * 64 in response.json()["error"]["message"]
@@ -169,11 +169,11 @@ def test_the_server_tells_its_state_and_its_figures(client: TestClient) -> None:
 
 def test_a_server_that_stops_is_not_ready(template: Path) -> None:
     with serving(template) as client:
-        client.app.state.context.stopping = True
+        context_of(client).stopping = True
         response = client.get("/ready")
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
-        client.app.state.context.engine.close()
+        context_of(client).engine.close()
         response = ask(client)
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "shutting_down"
@@ -193,7 +193,7 @@ def test_more_requests_than_may_wait_are_refused_and_the_others_answered(templat
         # a list of which only a part fits gives back all that it took
         assert ask(client, prompt=["a"] * 9, max_tokens=200).status_code == 503
         wait_until_free(client)
-        assert client.app.state.context.engine.stats().cancelled > 0
+        assert context_of(client).engine.stats().cancelled > 0
 
 
 def test_a_body_that_is_too_long_is_refused_by_its_header_and_while_it_comes(template: Path) -> None:
@@ -225,7 +225,7 @@ def test_with_keys_every_request_that_tells_something_needs_one(template: Path) 
             "Bearer first second",
             "Bearer \xe9",
         ):
-            found = client.get("/v1/models", headers={"Authorization": header.encode("latin-1")})
+            found = client.get("/v1/models", headers={b"Authorization": header.encode("latin-1")})
             assert found.status_code == 401, header
         for key in ("first", "second"):
             assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
@@ -292,7 +292,7 @@ def test_one_adapter_at_a_time_is_described_while_many_ask(client: TestClient) -
     alone = [client.post("/v1/completions", json=body).json()["choices"] for body in bodies]
     barrier = threading.Barrier(4)
 
-    def all_of_them(_: int) -> list[object]:
+    def all_of_them(_: int) -> list[Any]:
         barrier.wait()
         return [client.post("/v1/completions", json=body).json()["choices"] for body in bodies]
 
