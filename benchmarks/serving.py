@@ -2,13 +2,12 @@
 
     python benchmarks/serving.py                                     # about ten minutes: 24 cells, and one adapter by itself
     python benchmarks/serving.py --clients 8 --adapters 32 --seconds 60
-    python benchmarks/serving.py --baselines                         # peft: set_adapter for each request, and mixed batches
     python benchmarks/serving.py --url http://127.0.0.1:8000         # of a server of that folder, such as one on Ray
 
-The backbone is "mini". Its adapters have random weights, of all methods in turn, so that each answers in its own way; what each
-answers by ``load_adapter`` and ``predict`` is computed first and kept in --folder. A cell asks for --cell-seconds on the
-loopback and has one record in records/serving/. A cell that has a record of the same settings is left out, so that the command
-goes on after an interruption; --seconds bounds the whole.
+The backbone is "mini". Its adapters have random weights, of several methods in turn, so that each answers in its own way. What each
+answers by ``load_adapter`` and ``predict`` is computed first and kept in --folder. A cell asks for --cell-seconds on the loopback
+and has one record in records/serving/. A cell that has a record of the same settings is left out, so the command goes on after an
+interruption. --seconds bounds all cells together.
 """
 
 from __future__ import annotations
@@ -75,14 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     deadline = time.monotonic() + args.seconds
     asked = questions(args.folder)
-    count = ADAPTERS if args.baselines else max(args.adapters)
+    count = max(args.adapters)
     write_adapters(args.folder, count)
     expected = answers_of(args.folder, count, asked)
-    if args.baselines:
-        from serving_baselines import run_baselines
-
-        run_baselines(args.folder, asked, RECORDS, environment("cpu"), seconds=args.cell_seconds)
-        return 0
     cells = [
         Cell(clients, adapters, distribution, args.cell_seconds, args.max_rows)
         for adapters, distribution, clients in product(args.adapters, args.distributions, args.clients)
@@ -118,7 +112,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=900, help="of all cells together")
     parser.add_argument("--max-rows", type=int, default=64)
     parser.add_argument("--url", help="of a server that runs; default: one is started")
-    parser.add_argument("--baselines", action="store_true", help="measure peft in its place")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args(arguments)
     if max(args.adapters) > ADAPTERS or min(*args.adapters, *args.clients) < 1:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tiny import tiny_t5, tiny_tokenizer
 from torch import nn
@@ -21,6 +22,7 @@ from t5peft.adapters import save_adapter
 from t5peft.cli.data import save_task
 from t5peft.data import Task
 from t5peft.models.backbone import load_backbone
+from t5peft.serving.context import Context
 from t5peft.serving.engine import Engine
 from t5peft.serving.pool import AdapterPool
 from t5peft.serving.scheduler import Limits
@@ -101,6 +103,14 @@ def listening(client: TestClient) -> Iterator[str]:
             thread.join()
 
 
+def app_of(client: TestClient) -> FastAPI:
+    return cast(FastAPI, client.app)
+
+
+def context_of(client: TestClient) -> Context:
+    return cast(Context, app_of(client).state.context)
+
+
 def held_rows(client: TestClient) -> int:
     """How many requests the engine has not given up or answered."""
     stats = context_of(client).engine.stats()
@@ -113,9 +123,3 @@ def wait_until_free(client: TestClient, seconds: float = 20) -> None:
     while held_rows(client):
         assert time.monotonic() < deadline, "requests were not given up"
         time.sleep(0.01)
-
-
-def context_of(client: TestClient) -> Any:
-    """The state of the server behind ``client``."""
-    app: Any = client.app
-    return app.state.context

@@ -109,7 +109,7 @@ def load(url: str, seen: Callable[[str, httpx.Response], None], clients: int = 6
                 name = NAMES[number % len(NAMES)]
                 try:
                     response = client.post("/v1/completions", json=body(name))
-                    if response.status_code == 503 and "retry-after" in response.headers:
+                    if response.status_code == 503 and response.json()["error"]["code"] == "queue_full":
                         time.sleep(float(response.headers["retry-after"]))
                         continue
                     seen(name, response)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fastapi.responses import HTMLResponse
-from served_folder import listening, serving, write_folder
+from served_folder import app_of, listening, serving, write_folder
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -66,13 +66,12 @@ document.getElementById("page").addEventListener("load", async (event) => {
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(write_folder(tmp_path_factory.mktemp("served"))) as client:
-        app: Any = client.app
         for path, page in (
             ("/w1280", HARNESS.replace("WIDTH", "1280")),
             ("/w390", HARNESS.replace("WIDTH", "390")),
             ("/api", API),
         ):
-            app.add_api_route(path, lambda page=page: HTMLResponse(page), include_in_schema=False)
+            app_of(client).add_api_route(path, lambda page=page: HTMLResponse(page), include_in_schema=False)
         with listening(client) as address:
             yield address
 

@@ -193,7 +193,7 @@ def test_more_requests_than_may_wait_are_refused_and_the_others_answered(templat
         # a list of which only a part fits gives back all that it took
         assert ask(client, prompt=["a"] * 9, max_tokens=200).status_code == 503
         wait_until_free(client)
-        assert client.app.state.context.engine.stats().cancelled > 0
+        assert context_of(client).engine.stats().cancelled > 0
 
 
 def test_a_body_that_is_too_long_is_refused_by_its_header_and_while_it_comes(template: Path) -> None:
@@ -225,8 +225,7 @@ def test_with_keys_every_request_that_tells_something_needs_one(template: Path) 
             "Bearer first second",
             "Bearer \xe9",
         ):
-            value: Any = header.encode("latin-1")  # not ASCII, which a text may not hold
-            found = client.get("/v1/models", headers={"Authorization": value})
+            found = client.get("/v1/models", headers={b"Authorization": header.encode("latin-1")})
             assert found.status_code == 401, header
         for key in ("first", "second"):
             assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
