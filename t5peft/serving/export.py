@@ -218,9 +218,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenize
 
 
 def _load_encoder(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    config = transformers.AutoConfig.from_pretrained(resolve_backbone(name))
-    encoder_class = getattr(transformers, f"{family_of(config).class_prefix}EncoderModel")
-    encoder = encoder_class.from_pretrained(resolve_backbone(name), dtype="float32").eval()
+    encoder = transformers.AutoModelForTextEncoding.from_pretrained(resolve_backbone(name), dtype="float32").eval()
     return encoder, load_tokenizer(name)
 
 
