@@ -62,7 +62,10 @@ def points() -> list[dict[str, Any]]:
 
 
 def spec(data: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the Vega-Lite specification of the picture."""
+    """Return the Vega-Lite specification of the picture.
+
+    Long because it is one nested value.
+    """
     colors = {"domain": ["full fine-tuning", "t5peft", "peft"], "range": ["#000000", "#1b6ec2", "#c2571b"]}
     panels = [
         ("trained", "trained parameters", {"type": "log", "domain": [3000, 20000000]}),
