@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import ANY
 
 import torch
@@ -49,21 +50,21 @@ class FakeModel:
         self.on_call("rows", adapters)
         yield
 
-    def rank(self, sources, candidate_ids_by_row, adapters) -> list[list[float]]:
+    def rank(self, sources: Any, candidate_ids_by_row: Any, adapters: Any) -> list[list[float]]:
         self.on_call("rank", adapters)
         return [
             [
-                sum(target_log_probabilities(self.t5, source, ids).gather(1, torch.tensor(ids)[:, None])).item()
+                float(target_log_probabilities(self.t5, source, ids).gather(1, torch.tensor(ids)[:, None]).sum())
                 for ids in candidates
             ]
             for source, candidates in zip(sources, candidate_ids_by_row, strict=True)
         ]
 
-    def classify(self, sources, adapters) -> list[list[float]]:
+    def classify(self, sources: Any, adapters: Any) -> list[list[float]]:
         self.on_call("classify", adapters)
         return [[-float(len(source)), 0.0] for source in sources]
 
-    def generate(self, sources, adapters, *, max_new_tokens: int, num_beams: int = 1) -> Tensor:
+    def generate(self, sources: Any, adapters: Any, *, max_new_tokens: int, num_beams: int = 1) -> Tensor:
         self.on_call("generate", adapters)
         return generate(self.t5, sources, max_new_tokens, num_beams)
 
@@ -97,9 +98,11 @@ class FakePool:
 
 def generate(t5: PreTrainedModel, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int = 1) -> Tensor:
     ids, mask = padded(sources, PAD, t5.device)
-    return t5.generate(
+    generator: Any = t5
+    found: Tensor = generator.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
     )
+    return found
 
 
 def alone(t5: PreTrainedModel, source: Sequence[int], max_new_tokens: int, num_beams: int = 1) -> list[int]:

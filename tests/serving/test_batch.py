@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from fake_pool import FakeModel, target_log_probabilities
@@ -21,7 +24,7 @@ ANSWER = [int(i) for i in torch.randint(3, VOCABULARY, (40,), generator=torch.Ge
 
 
 @pytest.fixture(autouse=True)
-def inference():
+def inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
 
@@ -34,8 +37,9 @@ def model() -> FakeModel:
 class Simulation:
     """Feeds every row the same answer, and compares its logits with those of teacher forcing on its own."""
 
-    def __init__(self, model: FakeModel, tolerance: float = 1e-9) -> None:
-        self.model, self.tolerance, self.batch = model, tolerance, None
+    def __init__(self, model: Any, tolerance: float = 1e-9) -> None:
+        self.model, self.tolerance = model, tolerance
+        self.batch: Any = None
         self.expected: dict[Row, torch.Tensor] = {}
 
     def join(self, *lengths: int, adapter: AdapterWeights | None = None) -> list[Row]:
@@ -69,7 +73,7 @@ class Simulation:
             row.next_id = ANSWER[place]
 
 
-def test_a_row_joins_at_the_present_column(model):
+def test_a_row_joins_at_the_present_column(model: Any) -> None:
     simulation = Simulation(model)
     simulation.join(5)
     simulation.step(9)
@@ -78,7 +82,7 @@ def test_a_row_joins_at_the_present_column(model):
     assert [row.target_columns for row in simulation.batch.rows] == [16, 7, 7]
 
 
-def test_columns_that_no_row_sees_are_cut_off_on_both_sides(model):
+def test_columns_that_no_row_sees_are_cut_off_on_both_sides(model: Any) -> None:
     simulation = Simulation(model)
     (long,) = simulation.join(20)
     simulation.step(9)
@@ -90,7 +94,7 @@ def test_columns_that_no_row_sees_are_cut_off_on_both_sides(model):
     simulation.step(2)
 
 
-def test_a_row_does_not_see_what_was_at_its_place(model):
+def test_a_row_does_not_see_what_was_at_its_place(model: Any) -> None:
     # What an ended row has left behind may not even be finite.
     simulation = Simulation(model)
     (long, _) = simulation.join(20, 5)
@@ -102,7 +106,7 @@ def test_a_row_does_not_see_what_was_at_its_place(model):
     simulation.step(2)
 
 
-def test_rows_of_one_adapter_stand_next_to_each_other_and_others_stay(model):
+def test_rows_of_one_adapter_stand_next_to_each_other_and_others_stay(model: Any) -> None:
     simulation = Simulation(model)
     none, a, b, other_b = ADAPTERS
     first = simulation.join(5, 6, 7, adapter=b)
@@ -125,7 +129,7 @@ def test_rows_of_one_adapter_stand_next_to_each_other_and_others_stay(model):
     simulation.step()
 
 
-def test_an_answer_may_be_longer_than_the_free_columns(model):
+def test_an_answer_may_be_longer_than_the_free_columns(model: Any) -> None:
     simulation = Simulation(model)
     simulation.join(5)
     simulation.step(batch_file._FREE_COLUMNS + 5)
@@ -133,7 +137,7 @@ def test_an_answer_may_be_longer_than_the_free_columns(model):
     simulation.step(2)
 
 
-def test_caches_of_long_rows_are_given_back(model):
+def test_caches_of_long_rows_are_given_back(model: Any) -> None:
     simulation = Simulation(model)
     (long,) = simulation.join(300)
     simulation.step(30)
@@ -144,7 +148,7 @@ def test_caches_of_long_rows_are_given_back(model):
     assert simulation.batch._sources.numel() * 20 < before
 
 
-def test_a_batch_says_when_it_should_be_arranged(model):
+def test_a_batch_says_when_it_should_be_arranged(model: Any) -> None:
     simulation = Simulation(model)
     (long,) = simulation.join(4)
     simulation.step(30)
@@ -172,7 +176,7 @@ MOVES = st.lists(
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(MOVES)
-def test_any_order_of_joins_drops_and_steps(model, moves):
+def test_any_order_of_joins_drops_and_steps(model: Any, moves: Any) -> None:
     simulation = Simulation(model)
     simulation.join(3)
     for name, *arguments in moves:
@@ -187,8 +191,15 @@ def test_any_order_of_joins_drops_and_steps(model, moves):
             simulation.join(3)
 
 
-def families():
-    shape = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2, "vocab_size": VOCABULARY}
+def families() -> Iterator[Any]:
+    shape: dict[str, Any] = {
+        "d_model": 32,
+        "d_kv": 8,
+        "num_heads": 4,
+        "d_ff": 48,
+        "num_layers": 2,
+        "vocab_size": VOCABULARY,
+    }
     shape |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "decoder_start_token_id": PAD}
     yield from (pytest.param(lambda name=name: tiny_t5(name), id=name) for name in GEOMETRIES)
     yield pytest.param(lambda: fill_unevenly(MT5ForConditionalGeneration(MT5Config(**shape))).eval(), id="mT5")
@@ -196,7 +207,7 @@ def families():
 
 
 @pytest.mark.parametrize("make", [*families()])
-def test_every_family(make):
+def test_every_family(make: Any) -> None:
     with torch.inference_mode(False):
         model = FakeModel(make().double())
     simulation = Simulation(model)
@@ -209,7 +220,7 @@ def test_every_family(make):
 
 
 @pytest.mark.parametrize(("quantize", "tolerance"), [(None, 0.1), ("int8", 1e-3)])
-def test_bfloat16_and_int8_backbones(tmp_path, quantize, tolerance):
+def test_bfloat16_and_int8_backbones(tmp_path: Any, quantize: Any, tolerance: Any) -> None:
     with torch.inference_mode(False):
         t5 = tiny_t5("v1.1")
         if quantize is None:

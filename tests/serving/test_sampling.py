@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.0, 0.0, -3.0])
 DRAWS = 4000
 
 
-def sampler(**options) -> Sampler:
+def sampler(**options: Any) -> Sampler:
     return Sampler(GenerateRequest(None, [5, 1], 4, **options))
 
 
@@ -25,7 +26,7 @@ def shares(one: Sampler, logits: torch.Tensor = LOGITS) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_tokens_are_drawn_by_their_probabilities(temperature):
+def test_tokens_are_drawn_by_their_probabilities(temperature: Any) -> None:
     expected = (LOGITS / temperature).softmax(-1)
     # four standard deviations of a share
     error = 4 * (expected * (1 - expected) / DRAWS).sqrt()
@@ -34,7 +35,7 @@ def test_tokens_are_drawn_by_their_probabilities(temperature):
 
 @pytest.mark.parametrize("looked_at", [2, 256])
 @pytest.mark.parametrize(("top_p", "kept"), [(0.1, [1]), (0.6, [1, 3]), (0.8, [0, 1, 3]), (0.999, [0, 1, 2, 3, 4, 5])])
-def test_top_p_keeps_the_fewest_tokens_that_reach_it(monkeypatch, top_p, kept, looked_at):
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(monkeypatch: Any, top_p: Any, kept: Any, looked_at: Any) -> None:
     monkeypatch.setattr(sampling, "_FIRST_TOKENS", looked_at)
     expected = torch.zeros(6)
     expected[kept] = LOGITS.softmax(-1)[kept]
@@ -44,12 +45,12 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(monkeypatch, top_p, kept, l
     assert ((found - expected).abs() <= error + 1e-9).all()
 
 
-def test_a_seed_gives_the_same_tokens_and_another_one_others():
+def test_a_seed_gives_the_same_tokens_and_another_one_others() -> None:
     draws = [[one.draw(LOGITS) for _ in range(30)] for one in (sampler(temperature=1.0, seed=s) for s in (1, 1, 2))]
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_rows_are_chosen_by_themselves():
+def test_rows_are_chosen_by_themselves() -> None:
     rows = [sampler(), sampler(temperature=1.0, seed=1), sampler(top_log_probabilities=2), sampler()]
     logits = torch.stack([LOGITS, LOGITS, LOGITS.flip(0), LOGITS * 2])
     first, drawn, other, last = choose(logits, rows)
@@ -63,7 +64,7 @@ def test_rows_are_chosen_by_themselves():
     assert first.alternatives == {}
 
 
-def test_logits_of_bfloat16_are_scored_in_float32():
+def test_logits_of_bfloat16_are_scored_in_float32() -> None:
     logits = LOGITS.bfloat16()[None]
     assert choose(logits, [sampler()])[0].log_probability == pytest.approx(
         float(logits.float().log_softmax(-1)[0, 1]), abs=1e-6

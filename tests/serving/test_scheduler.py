@@ -43,7 +43,7 @@ def scheduler(*jobs: Job, **limits: Any) -> Scheduler:
     return made
 
 
-def test_rows_join_in_the_order_in_which_they_came():
+def test_rows_join_in_the_order_in_which_they_came() -> None:
     jobs = [row() for _ in range(5)]
     waiting = scheduler(*(jobs[i] for i in (3, 0, 4, 1, 2)), max_rows=3)
     assert waiting.next_rows([]) == jobs[:3]
@@ -52,7 +52,7 @@ def test_rows_join_in_the_order_in_which_they_came():
     assert len(waiting) == 0
 
 
-def test_a_large_row_is_not_overtaken():
+def test_a_large_row_is_not_overtaken() -> None:
     running, large, small = [row(), row()], row(source=30, target=30), row()
     waiting = scheduler(large, small, max_tokens=130)
     assert waiting.next_rows(running) == []
@@ -60,14 +60,14 @@ def test_a_large_row_is_not_overtaken():
     assert waiting.next_rows([large]) == [small]
 
 
-def test_the_rows_of_a_prompt_count():
+def test_the_rows_of_a_prompt_count() -> None:
     prompted = row(source=10, adapter=AdapterWeights("a", "fake", prompt=torch.zeros(20, 1)))
     waiting = scheduler(prompted, row(), max_tokens=100, max_source_tokens=10)
     assert waiting.next_rows([row(), row()]) == [], "3 x (30 + 6)"
     assert waiting.next_rows([row()]) == [prompted], "2 x (30 + 6)"
 
 
-def test_few_tokens_are_encoded_at_once():
+def test_few_tokens_are_encoded_at_once() -> None:
     jobs = [row(source=length) for length in (5, 10, 4, 4, 4)]
     waiting = scheduler(*jobs, max_encoded_tokens=20)
     running = [row()]
@@ -76,7 +76,7 @@ def test_few_tokens_are_encoded_at_once():
     assert scheduler(jobs[1], max_encoded_tokens=5).next_rows(running) == [jobs[1]], "one row may exceed it"
 
 
-def test_a_row_waits_for_others_only_while_many_run_and_only_a_few_steps():
+def test_a_row_waits_for_others_only_while_many_run_and_only_a_few_steps() -> None:
     running = [row() for _ in range(20)]
     waiting = scheduler(one := row(), max_joining_steps=3)
     assert waiting.next_rows(running[:8]) == [one]
@@ -91,7 +91,7 @@ def test_a_row_waits_for_others_only_while_many_run_and_only_a_few_steps():
     assert waiting.next_rows(running) == jobs, "3 rows join 20 at once"
 
 
-def test_one_call_answers_the_first_request_and_those_that_may_share_it():
+def test_one_call_answers_the_first_request_and_those_that_may_share_it() -> None:
     jobs = [rank(), beams(2), rank(3), classify(), beams(3), beams(2), beams(2, target=7), classify()]
     waiting = scheduler(*jobs)
     calls = []
@@ -111,12 +111,12 @@ def test_one_call_answers_the_first_request_and_those_that_may_share_it():
         ([classify() for _ in range(9)], {"max_rows": 8}, [8, 1]),
     ],
 )
-def test_whole_batches_stay_within_the_limits(jobs, limits, sizes):
+def test_whole_batches_stay_within_the_limits(jobs: Any, limits: Any, sizes: Any) -> None:
     waiting = scheduler(*jobs, **limits)
     assert [len(waiting.next_batch(False)) for _ in sizes] == sizes
 
 
-def test_running_rows_take_as_many_steps_as_the_last_whole_batch_had_passes():
+def test_running_rows_take_as_many_steps_as_the_last_whole_batch_had_passes() -> None:
     waiting = scheduler(*(jobs := [beams(2), beams(3), beams(4), rank()]), max_steps_between=5)
     for first, passes, steps in zip(jobs, (3, 20, 1, 1), (3, 5, 1, 1), strict=True):
         assert waiting.next_batch(True) == [first]
@@ -129,7 +129,7 @@ def test_running_rows_take_as_many_steps_as_the_last_whole_batch_had_passes():
     assert waiting.next_batch(False), "nothing runs that has steps to take"
 
 
-def test_waiting_requests_are_taken_out_by_a_condition():
+def test_waiting_requests_are_taken_out_by_a_condition() -> None:
     jobs = [row(), beams(), rank()]
     waiting = scheduler(*jobs)
     assert waiting.remove(lambda one: one.number != jobs[1].number) == [jobs[0], jobs[2]]
