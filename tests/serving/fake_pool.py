@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import ANY
 
-import narrow
 import torch
 from tiny import EOS, PAD, Geometry, tiny_t5
 from torch import Tensor
@@ -55,7 +54,7 @@ class FakeModel:
         self.on_call("rank", adapters)
         return [
             [
-                target_log_probabilities(self.t5, source, ids).gather(1, torch.tensor(ids)[:, None]).sum().item()
+                float(target_log_probabilities(self.t5, source, ids).gather(1, torch.tensor(ids)[:, None]).sum())
                 for ids in candidates
             ]
             for source, candidates in zip(sources, candidate_ids_by_row, strict=True)
@@ -99,9 +98,11 @@ class FakePool:
 
 def generate(t5: PreTrainedModel, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int = 1) -> Tensor:
     ids, mask = padded(sources, PAD, t5.device)
-    return narrow.generate(
-        t5, input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
+    generator: Any = t5
+    found: Tensor = generator.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
     )
+    return found
 
 
 def alone(t5: PreTrainedModel, source: Sequence[int], max_new_tokens: int, num_beams: int = 1) -> list[int]:

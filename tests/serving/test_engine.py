@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import cache
 from itertools import count, pairwise
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -38,28 +38,27 @@ MODELS = {ends: engine_t5(ends=ends) for ends in (True, False)}
 
 
 @pytest.fixture
-def pool() -> Any:
+def pool() -> Iterator[Any]:
     """Its answers are as long as they may be."""
     yield from watched(FakePool(MODELS[False]))
 
 
 @pytest.fixture
-def ending_pool() -> Any:
+def ending_pool() -> Iterator[Any]:
     """Half of its answers end by themselves."""
     yield from watched(FakePool(MODELS[True]))
 
 
-def watched(pool: FakePool) -> Iterator[FakePool]:
+def watched(pool: Any) -> Iterator[FakePool]:
     yield pool
     assert not +pool.held, "adapters are still held"
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("t5peft-")]
 
 
 @pytest.fixture
-def gate(pool: Any) -> Any:
+def gate(pool: Any) -> Iterator[Any]:
     """Holds the model up at its first call until it is opened."""
-    reached = threading.Event()
-    opened: Any = threading.Event()
+    opened, reached = threading.Event(), threading.Event()
 
     def wait(*_: Any) -> None:
         reached.set()
@@ -69,11 +68,6 @@ def gate(pool: Any) -> Any:
     opened.reached = reached
     yield opened
     opened.set()
-
-
-def as_pool(pool: FakePool) -> Any:
-    """Return ``pool`` as what an engine takes: it has of an ``AdapterPool`` what the engine calls."""
-    return pool
 
 
 def source(seed: int, length: int = 6) -> list[int]:
@@ -146,20 +140,20 @@ ARRIVALS = st.lists(
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(ARRIVALS, st.sampled_from([1, 2, 5, 16]), st.sampled_from([20, 60, 10_000]))
-def test_answers_do_not_depend_on_what_comes_and_goes(arrivals: Any, max_rows: int, max_encoded_tokens: int) -> None:
+@given(ARRIVALS, st.sampled_from([2, 3, 5, 16]), st.sampled_from([20, 60, 10_000]))
+def test_answers_do_not_depend_on_what_comes_and_goes(arrivals: Any, max_rows: Any, max_encoded_tokens: Any) -> None:
     pool = FakePool(MODELS[True])
     steps = threading.Semaphore(0)
     pool.model.on_call = lambda name, adapters: steps.release() if name == "rows" else None
     tickets = []
-    with Engine(as_pool(pool), Limits(max_rows=max_rows, max_encoded_tokens=max_encoded_tokens)) as engine:
+    with Engine(pool, Limits(max_rows=max_rows, max_encoded_tokens=max_encoded_tokens)) as engine:
         for *key, adapter, given_up, later in arrivals:
             for _ in range(later):
                 steps.acquire(timeout=0.001)
             told: list[Any] = []
             ticket: Future[Any] = Future()
 
-            def tell(token: Any, told: Any = told, ticket: Any = ticket, given_up: Any = given_up) -> Any:
+            def tell(token: Any, told: Any = told, ticket: Any = ticket, given_up: Any = given_up) -> None:
                 told.append(token)
                 if len(told) == given_up:
                     ticket.result(SECONDS).cancel()
@@ -168,10 +162,10 @@ def test_answers_do_not_depend_on_what_comes_and_goes(arrivals: Any, max_rows: i
             if given_up == 0:
                 ticket.result().cancel()
             tickets.append((key, given_up, told, ticket.result()))
-        for key, given_up, told, answered in tickets:
+        for key, given_up, told, ticket in tickets:
             ids, _ = expected(*key, True)
             try:
-                check(get(answered), *key, True)
+                check(get(ticket), *key, True)
                 assert [token.id for token in told] == ids
             except CancelledError:
                 assert given_up is not None
@@ -184,7 +178,7 @@ def test_answers_do_not_depend_on_what_comes_and_goes(arrivals: Any, max_rows: i
 
 def test_double_precision_to_nine_digits() -> None:
     t5 = engine_t5("wide").double()
-    with Engine(as_pool(FakePool(t5))) as engine:
+    with Engine(FakePool(t5)) as engine:
         tickets = [engine.submit(request(i, 4 + i, 3 + i)) for i in range(6)]
         for i, ticket in enumerate(tickets):
             ids = get(ticket).ids
@@ -206,11 +200,11 @@ def test_double_precision_to_nine_digits() -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_the_generation_config_counts_as_in_generate(options: dict[str, Any]) -> None:
+def test_the_generation_config_counts_as_in_generate(options: Any) -> None:
     t5 = engine_t5()
     before = [alone(t5, source(i), 8) for i in range(8)]
     t5.generation_config.update(**options)
-    with Engine(as_pool(FakePool(t5))) as engine:
+    with Engine(FakePool(t5)) as engine:
         tickets = [engine.submit(request(i)) for i in range(8)]
         found = [get(ticket).ids for ticket in tickets]
     assert found == [alone(t5, source(i), 8) for i in range(8)]
@@ -218,7 +212,7 @@ def test_the_generation_config_counts_as_in_generate(options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_alternatives_are_the_most_probable_tokens(pool: Any, num_beams: int) -> None:
+def test_alternatives_are_the_most_probable_tokens(pool: Any, num_beams: Any) -> None:
     with Engine(pool) as engine:
         plain = engine.submit(request(1))
         answer = get(engine.submit(request(2, top_log_probabilities=4, num_beams=num_beams)))
@@ -256,7 +250,7 @@ def test_ranks_and_classes(pool: Any) -> None:
 # What is refused
 
 
-WRONG: dict[str, Any] = {
+WRONG = {
     "Got no source_ids; expected at least one token.": GenerateRequest(None, [], 4),
     "Got source_ids from 3 to 384; expected ids from 0 to 383.": GenerateRequest(None, [3, 384], 4),
     "Got source_ids from -1 to 5": GenerateRequest(None, [5, -1], 4),
@@ -271,7 +265,7 @@ WRONG: dict[str, Any] = {
     r"Got no candidate_ids\[1\]": RankRequest(None, [5, 1], [[3], []]),
     r"Got candidate_ids\[0\] from 3 to 999": RankRequest(None, [5, 1], [[3, 999]]),
 }
-TOO_LONG: dict[str, Any] = {
+TOO_LONG = {
     "Got a source of 21 tokens; expected at most 20": request(length=21),
     "Got an answer of up to 31 tokens; expected at most 30": request(max_new_tokens=31),
     "Got an answer of up to 32 tokens": RankRequest(None, [5, 1], [[3], [3] * 32]),
@@ -282,7 +276,7 @@ TOO_LONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", [*WRONG, *TOO_LONG])
-def test_a_wrong_request_is_refused_at_once(pool: Any, message: str) -> None:
+def test_a_wrong_request_is_refused_at_once(pool: Any, message: Any) -> None:
     limits = Limits(max_rows=4, max_tokens=100, max_source_tokens=20, max_new_tokens=30)
     with Engine(pool, limits) as engine:
         with pytest.raises(TooLongError if message in TOO_LONG else ValueError, match=message) as caught:
@@ -300,9 +294,7 @@ def test_a_wrong_request_is_refused_at_once(pool: Any, message: str) -> None:
         (ClassifyRequest("a", [5, 1]), UnusableAdapterError, "has no classification head"),
     ],
 )
-def test_an_adapter_that_cannot_answer_ends_the_ticket(
-    pool: Any, wrong: Any, error: type[Exception], message: str
-) -> None:
+def test_an_adapter_that_cannot_answer_ends_the_ticket(pool: Any, wrong: Any, error: Any, message: Any) -> None:
     with Engine(pool) as engine:
         ticket = engine.submit(wrong)
         with pytest.raises(error, match=message):
@@ -327,7 +319,7 @@ def test_a_full_queue_refuses(pool: Any, gate: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_rows", "max_tokens", "max_encoded_tokens", "max_waiting", "max_new_tokens"])
-def test_limits_are_positive(name: str) -> None:
+def test_limits_are_positive(name: Any) -> None:
     with pytest.raises(ValueError, match=f"Got {name}=0; expected at least 1"):
         Limits(**{name: 0})
 
@@ -352,12 +344,13 @@ def test_a_canceled_request_frees_its_row(pool: Any) -> None:
         assert running.result.cancelled()
         assert pool.held["a"] == 0
     assert (engine.stats().cancelled, engine.stats().finished) == (1, 1)
+    assert engine.stats().generated_tokens < 500, "it took no more steps"
 
 
 def test_requests_are_canceled_while_they_wait_or_load(pool: Any, gate: Any) -> None:
     loading, go_on = threading.Event(), threading.Event()
 
-    def load(name: str) -> Any:
+    def load(name: Any) -> None:
         if name == "b":
             loading.set()
             assert go_on.wait(SECONDS)
@@ -389,7 +382,7 @@ def test_an_adapter_that_loads_slowly_holds_up_only_its_own_requests(pool: Any) 
 
 
 def test_an_error_of_the_listener_ends_only_its_request(pool: Any) -> None:
-    def fail(token: Any) -> Any:
+    def fail(token: Any) -> None:
         raise OSError("gone")
 
     with Engine(pool) as engine:
@@ -405,7 +398,7 @@ def test_an_error_of_the_listener_ends_only_its_request(pool: Any) -> None:
 def test_an_error_of_the_model_fails_its_batch_and_the_engine_goes_on(pool: Any, call: Any) -> None:
     calls = []
 
-    def fail(name: str, adapters: Any) -> Any:
+    def fail(name: Any, adapters: Any) -> None:
         calls.append(name)
         if name == call or (call == "step" and calls[-3:] == ["encode", "rows", "rows"]):
             pool.model.on_call = lambda name, adapters: None
@@ -425,7 +418,7 @@ def test_an_error_of_the_model_fails_its_batch_and_the_engine_goes_on(pool: Any,
 
 
 def test_no_request_hangs_where_an_adapter_cannot_be_released(pool: Any) -> None:
-    def release(adapter: Any) -> Any:
+    def release(adapter: Any) -> None:
         FakePool.release(pool, adapter)
         raise KeyError("not held")
 
@@ -438,7 +431,7 @@ def test_no_request_hangs_where_an_adapter_cannot_be_released(pool: Any) -> None
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_no_request_hangs_where_the_thread_of_the_model_dies(pool: Any) -> None:
-    def leave(token: Any) -> Any:
+    def leave(token: Any) -> None:
         raise GeneratorExit
 
     engine = Engine(pool, Limits(max_rows=1))
@@ -459,7 +452,7 @@ def test_an_error_while_rows_join_leaves_the_running_ones(pool: Any) -> None:
         running = engine.submit(request(0, 5, 20), on_token=lambda token: told.set())
         assert told.wait(SECONDS)
 
-        def fail(name: str, adapters: Any) -> Any:
+        def fail(name: Any, adapters: Any) -> None:
             if name == "encode":
                 pool.model.on_call = lambda name, adapters: None
                 raise RuntimeError("too long")
@@ -478,7 +471,7 @@ def test_caches_stay_below_the_limit(pool: Any) -> None:
     sizes = []
     with Engine(pool, limits) as engine:
 
-        def look(token: Any) -> Any:
+        def look(token: Any) -> None:
             batch = engine._batch
             if batch is not None and batch.rows:
                 sizes.append(len(batch.rows) * (batch.columns + batch.source_columns))
@@ -505,8 +498,9 @@ def test_beams_and_ranks_come_between_the_steps_of_running_rows(pool: Any) -> No
     batches = [i for i, name in enumerate(calls) if name in ("generate", "rank")]
     assert len(batches) >= 6
     for i, j in pairwise(batches):
-        # A batch of beams encodes and scores after it generates.
-        assert calls[i:j].count("rows") - (calls[i] == "generate") in range(1, 12)
+        # A batch of beams has 13 passes, of which 5 count, and is scored after it. A batch of ranks has one.
+        steps = calls[i:j].count("rows") - (calls[i] == "generate")
+        assert steps in (range(5, 12) if calls[i] == "generate" else range(1, 12))
 
 
 def test_rows_join_between_batches_of_ranks(pool: Any) -> None:
@@ -534,7 +528,7 @@ def test_closing_finishes_what_was_accepted(pool: Any) -> None:
     tickets = [engine.submit(request(i, 5, 9, adapter="a")) for i in range(7)]
     engine.close()
     for i, ticket in enumerate(tickets):
-        check(cast(Generated, ticket.result.result(0)), i, 5, 9)
+        check(ticket.result.result(0), i, 5, 9)
     with pytest.raises(EngineClosedError, match="closed engine"):
         engine.submit(request())
     engine.close()
@@ -544,7 +538,7 @@ def test_closing_at_once_ends_every_ticket(pool: Any) -> None:
     told = threading.Event()
     loading, go_on = threading.Event(), threading.Event()
 
-    def load(name: str) -> Any:
+    def load(name: Any) -> None:
         if name == "b":
             loading.set()
             go_on.wait(SECONDS)
