@@ -17,9 +17,20 @@ from typing import Literal
 import pytest
 import reference
 import torch
+from cases import trained
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import load_file
-from stacks import OURS, PLAIN, PROMPT_LENGTH, Stack, both_stacks, one_step, plain_fault, relative_difference
+from stacks import (
+    OURS,
+    PLAIN,
+    PREFIX_LENGTH,
+    PROMPT_LENGTH,
+    Stack,
+    both_stacks,
+    one_step,
+    plain_fault,
+    relative_difference,
+)
 from tiny import (
     EOS,
     Geometry,
@@ -126,8 +137,13 @@ def test_d1_label_smoothing_works_with_every_method(stack: Stack, method: str, t
     model = getattr(stack, method)(tiny_t5())
     trainer = stack.trainer(model, tmp_path, tiny_records(), label_smoothing_factor=0.1, max_steps=1)
     loss, gradient = one_step(trainer)
-    assert loss > 0
+    assert gradient.keys() == trained(model).keys()
     assert all(tensor.abs().max() > 0 for tensor in gradient.values())
+    without = getattr(stack, method)(tiny_t5())
+    without.load_state_dict(model.state_dict())
+    plain_loss, plain_gradient = one_step(stack.trainer(without, tmp_path, tiny_records(), max_steps=1))
+    assert plain_loss != loss
+    assert relative_difference(gradient, plain_gradient) > 0.05
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prompt", "prefix"])
@@ -181,14 +197,22 @@ def test_d2_every_parameter_of_the_prefix_gets_a_gradient(stack: Stack) -> None:
 
 @both_stacks((RuntimeError, IndexError))
 def test_d2_any_geometry_takes_a_prefix(stack: Stack) -> None:
-    model = stack.prefix(tiny_t5("wide"))
-    model(**tiny_batch()).loss.backward()
+    assert_prefix_in_every_attention(stack.prefix(tiny_t5("wide")), attentions=2 + 2 * 3, heads=3, size=10)
 
 
 @both_stacks(IndexError)
 def test_d2_a_decoder_deeper_than_the_encoder_takes_a_prefix(stack: Stack) -> None:
-    model = stack.prefix(tiny_t5("v1.1", num_decoder_layers=3))
+    assert_prefix_in_every_attention(
+        stack.prefix(tiny_t5("v1.1", num_decoder_layers=3)), attentions=2 + 2 * 3, heads=4, size=8
+    )
+
+
+def assert_prefix_in_every_attention(model: PeftModel, *, attentions: int, heads: int, size: int) -> None:
+    """Check the number of trained weights, and that every key and value of every attention has a gradient."""
     model(**tiny_batch()).loss.backward()
+    gradients = [parameter.grad for parameter in trained(model).values()]
+    assert sum(gradient.numel() for gradient in gradients) == attentions * 2 * heads * PREFIX_LENGTH * size
+    assert all(bool((gradient.reshape(-1, size).abs().amax(dim=-1) > 0).all()) for gradient in gradients)
 
 
 @both_stacks((RuntimeError, ValueError))
@@ -295,13 +319,30 @@ def test_d3_the_trained_head_of_a_classifier_is_saved(stack: Stack, tmp_path: Pa
 @both_stacks(NotImplementedError)
 def test_d3_a_classifier_takes_a_prompt(stack: Stack) -> None:
     model = stack.prompt(tiny_classifier())
-    model(**tiny_classifier_batch()).loss.backward()
+    assert_trained_beside_the_head(model, weights=PROMPT_LENGTH * 32)
 
 
 @both_stacks(RuntimeError)
 def test_d3_a_classifier_takes_a_prefix(stack: Stack) -> None:
     model = stack.prefix(tiny_classifier())
-    model(**tiny_classifier_batch()).loss.backward()
+    assert_trained_beside_the_head(model, weights=(2 + 2 * 2) * 2 * PREFIX_LENGTH * 32)
+
+
+def assert_trained_beside_the_head(model: PeftModel, *, weights: int) -> None:
+    """Check that so many weights and the head get gradients, and change the scores."""
+    batch = tiny_classifier_batch()
+    before = logits_of(model.eval(), batch)
+    model(**batch).loss.backward()
+    adapter, head = {}, {}
+    for name, parameter in trained(model).items():
+        (head if "classification_head" in name else adapter)[name] = parameter
+    assert sum(parameter.numel() for parameter in adapter.values()) == weights
+    assert len(head) == 4
+    assert all(parameter.grad.abs().max() > 0 for parameter in (*adapter.values(), *head.values()))
+    with torch.no_grad():
+        for parameter in adapter.values():
+            parameter.mul_(-1)
+    assert (logits_of(model, batch) - before).abs().max() > 1e-3
 
 
 @plain_fault(ValueError)

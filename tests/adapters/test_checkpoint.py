@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import stir
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -47,21 +48,28 @@ ADAPTERS = [name for name, method in METHODS.items() if name != "full" and metho
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    model = lora_wrap(tiny_t5())
+    return save_adapter(stir(lora_wrap(tiny_t5())), tmp_path / "adapter")
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    return save_adapter(model, tmp_path / "adapter")
+        return model.eval()(**tiny_batch()).logits
+
+
+def assert_loaded(loaded: PeftModel, model: torch.nn.Module) -> None:
+    """Check that ``loaded`` computes as ``model``, and that this is not what the plain backbone computes."""
+    expected = logits_of(model)
+    assert torch.equal(logits_of(loaded), expected)
+    with loaded.disable_adapter():
+        assert (logits_of(loaded) - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_an_adapter_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
-    model = METHODS[method].wrap(tiny_t5())
+    model = stir(METHODS[method].wrap(tiny_t5()))
     folder = save_adapter(model, tmp_path / "adapter")
     loaded, _ = load_adapter(folder, model=tiny_t5(), trainable=True)
-    batch = tiny_batch()
-    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert_loaded(loaded, model)
     assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [
         n for n, p in model.named_parameters() if p.requires_grad
     ]
@@ -218,8 +226,9 @@ def test_a_damaged_adapter_is_not_loaded(damage: Callable[[Path], None], message
 
 
 def test_an_adapter_whose_readme_was_written_in_is_loaded(saved: Path) -> None:
+    model, _ = load_adapter(saved, model=tiny_t5())
     (saved / "README.md").write_text("What this adapter is for.")
-    load_adapter(saved, model=tiny_t5())
+    assert_loaded(load_adapter(saved, model=tiny_t5())[0], model)
 
 
 @pytest.mark.parametrize(
@@ -255,13 +264,12 @@ def test_a_module_that_is_trained_whole_does_not_change_the_fingerprint(trained_
 
 @pytest.mark.parametrize("method", ["lora", "ia3", "norm"])
 def test_an_adapter_that_is_merged_at_saving_loads_on_its_backbone(method: str, tmp_path: Path) -> None:
-    model = METHODS[method].wrap(tiny_t5())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
+    model = stir(METHODS[method].wrap(tiny_t5()))
+    expected = logits_of(model)
     model.merge_adapter()
-    load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
+    loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
+    assert torch.equal(logits_of(loaded), expected)
+    assert (logits_of(tiny_t5()) - expected).abs().max() > 1e-3
 
 
 def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_plain_one(
@@ -286,9 +294,10 @@ def test_no_adapter_changes_the_fingerprint_of_the_maps(method: str) -> None:
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(start: str, tmp_path: Path) -> None:
     config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q", "v"], init_lora_weights=start)
-    model = get_peft_model(tiny_t5(), config)
+    model = stir(get_peft_model(tiny_t5(), config))
     loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
-    torch.testing.assert_close(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    torch.testing.assert_close(logits_of(loaded), logits_of(model))
+    assert (logits_of(tiny_t5()) - logits_of(model)).abs().max() > 1e-3
 
 
 def test_a_second_adapter_is_not_loaded_in_the_place_of_the_first(saved: Path) -> None:
@@ -326,11 +335,10 @@ def test_an_adapter_of_another_kind_of_model_names_it(kind: type, tmp_path: Path
 
 
 def test_an_adapter_of_an_early_peft_loads(tmp_path: Path) -> None:
-    model = lora_wrap(tiny_t5())
+    model = stir(lora_wrap(tiny_t5()))
     model.save_pretrained(str(tmp_path), safe_serialization=False)
     assert not (tmp_path / WEIGHTS).exists()
-    loaded, _ = load_adapter(tmp_path, model=tiny_t5())
-    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    assert_loaded(load_adapter(tmp_path, model=tiny_t5())[0], model)
 
 
 def test_merging_what_was_trained_in_8_bits_does_not_need_bitsandbytes(
@@ -364,19 +372,26 @@ def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantize_wo", [False, True])
 def test_an_adapter_comes_back_beside_the_backbone_as_it_was_quantised(quantize_wo: bool, tmp_path: Path) -> None:
     model, tokenizer = load_backbone("mini", quantize="nf4", quantize_wo=quantize_wo)
-    adapted = qlora_wrap(model).eval()
+    adapted = stir(qlora_wrap(model)).eval()
     save_adapter(adapted, tmp_path)
     batch = tokenizer(["some words"], return_tensors="pt")
     loaded, _ = load_adapter(tmp_path, quantize=quantization_of(tmp_path))
     with torch.no_grad():
         got, expected = (m(**batch, labels=batch.input_ids).logits for m in (loaded, adapted))
+        with adapted.disable_adapter():
+            without = adapted(**batch, labels=batch.input_ids).logits
     assert torch.equal(got, expected)
+    assert (without - expected).abs().max() > 1e-3
+    layers = [loaded.get_submodule(f"base_model.model.encoder.block.0.layer.{name}") for name in (
+        "0.SelfAttention.q.base_layer", "1.DenseReluDense.wo")]  # fmt: skip
+    assert [type(layer).__name__ for layer in layers] == ["Linear4bit", "Linear4bit" if quantize_wo else "Linear"]
 
 
 @pytest.mark.parametrize("name", ["mini", None])
 def test_an_adapter_names_the_embedded_backbone_and_not_its_path(name: str | None, tmp_path: Path) -> None:
-    model, tokenizer = load_backbone("mini")
-    folder = save_adapter(prefix_wrap(model, length=2), tmp_path / "adapter")
+    backbone, tokenizer = load_backbone("mini")
+    model = stir(prefix_wrap(backbone, length=2)).eval()
+    folder = save_adapter(model, tmp_path / "adapter")
     config = json.loads((folder / CONFIG).read_text())
     assert config["base_model_name_or_path"] == "mini"
     if name is None:  # as 0.1.0 saved it, on another machine
@@ -425,19 +440,22 @@ def test_nan_in_the_weights_of_an_early_peft_is_told(tmp_path: Path) -> None:
 
 
 def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
-    model = lora_wrap(tiny_t5())
+    model = stir(lora_wrap(tiny_t5()))
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded, _ = load_adapter(tmp_path, model=tiny_t5())
-    assert isinstance(loaded, PeftModel)
+    assert_loaded(loaded, model)
 
 
 def test_a_backbone_that_is_given_keeps_its_untied_head_and_generates(tmp_path: Path) -> None:
     tiny_t5("wide").save_pretrained(tmp_path / "base")
-    save_adapter(lora_wrap(tiny_t5("wide")), tmp_path / "adapter")
+    model = stir(lora_wrap(tiny_t5("wide")))
+    save_adapter(model, tmp_path / "adapter")
     given = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
     loaded, _ = load_adapter(tmp_path / "adapter", model=given)
-    loaded.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=2)
     assert not given.config.tie_word_embeddings
+    assert_loaded(loaded, model)
+    options = {"input_ids": tiny_batch()["input_ids"], "max_new_tokens": 4}
+    assert loaded.generate(**options).tolist() == model.generate(**options).tolist()
 
 
 def train(folder: Path, steps: int = 6) -> T5PeftTrainer:
