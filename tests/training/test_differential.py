@@ -78,9 +78,6 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     arguments |= length
     saving = draw(st.sampled_from([{}, {"save_strategy": "steps", "save_steps": 1}, {"save_strategy": "epoch"}]))
     if saving.get("save_strategy") == "steps" and draw(st.booleans()):
-        if arguments["train_sampling_strategy"] == "group_by_length":
-            # it draws from torch's own generator, from which a loader of plain's evaluation draws too
-            arguments["train_sampling_strategy"] = "random"
         saving = saving | {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     if task == "text":
         arguments["predict_with_generate"] = draw(st.booleans())
@@ -134,7 +131,7 @@ def outcome(kind: type, run: dict[str, Any], folder: Path) -> dict[str, Any]:
     records, arguments = data_of(run), dict(run["arguments"])
     recorder, scores = GradientRecorder(), Scores()
     callbacks: list[Any] = [recorder, scores]
-    if run["callbacks"] == "stop" and arguments["train_sampling_strategy"] != "group_by_length":
+    if run["callbacks"] == "stop":
         callbacks.append(Stop())
     if run["callbacks"] == "early" and arguments.get("load_best_model_at_end"):
         callbacks.append(EarlyStoppingCallback(1))
