@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import stir
 from huggingface_hub import ModelCard
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_batch, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
 from transformers import (
@@ -40,6 +40,7 @@ from t5peft.adapters import base_of, fingerprint, fingerprint_of_maps, load, qua
 from t5peft.adapters.checkpoints import newest_complete
 from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS
 from t5peft.cli.data import TASK_FILE
+from t5peft.models.embedded import EMBEDDED
 from t5peft.models.manifest import verify
 from t5peft.training.continue_training import REPORT
 
@@ -404,7 +405,7 @@ def test_an_adapter_names_the_embedded_backbone_and_not_its_path(name: str | Non
     batch = tokenizer(["some words"], return_tensors="pt")
     with torch.no_grad():
         expected = model(**batch, labels=batch.input_ids).logits
-        for got in (loaded, by_peft):
+        for got in (loaded, by_peft, AutoPeftModelForSeq2SeqLM.from_pretrained(str(folder), dtype=torch.float32)):
             assert torch.equal(got.eval()(**batch, labels=batch.input_ids).logits, expected)
 
 
@@ -500,3 +501,22 @@ def test_checkpoints_of_an_earlier_run_in_the_folder_are_older_and_go_first(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     train(tmp_path, steps=2).train()
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_an_adapter_that_pefts_own_loader_loaded_is_saved_under_the_name_of_its_backbone(tmp_path: Path) -> None:
+    folder = save_adapter(lora_wrap(load_backbone("mini")[0], rank=1), tmp_path / "adapter")
+    loaded = AutoPeftModelForSeq2SeqLM.from_pretrained(str(folder))
+    assert Path(loaded.peft_config["default"].base_model_name_or_path) == EMBEDDED["mini"]
+    again = save_adapter(loaded, tmp_path / "again")
+    assert base_of(again) == "mini"
+    tiny_t5().save_pretrained(tmp_path / "base")
+    other = load_backbone_of(tmp_path / "base")
+    assert AutoPeftModelForSeq2SeqLM.from_pretrained(str(other)).peft_config["default"].base_model_name_or_path == str(
+        tmp_path / "base"
+    )
+
+
+def load_backbone_of(base: Path) -> Path:
+    """An adapter of the T5 in a folder."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(base)
+    return save_adapter(lora_wrap(model, rank=1), base.with_name("of_base"))
