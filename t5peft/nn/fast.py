@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
 
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import nn
@@ -52,7 +51,7 @@ def fast_classes() -> dict[type[nn.Module], type[nn.Module]]:
 class _Lent(str):
     """The name of our attention function, of which copies and pickles are the name of another."""
 
-    def __new__(cls, plain: str) -> Self:
+    def __new__(cls, plain: str) -> _Lent:
         name = super().__new__(cls, NAME)
         name.plain = plain
         return name

@@ -320,6 +320,17 @@ def test_an_8_bit_map_equals_that_of_bitsandbytes_and_keeps_no_input() -> None:
     assert (plain[2], ours[2]) == (True, False)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
+def test_an_8_bit_map_with_a_bias_adds_it() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear8bitLt(16, 8, bias=True, has_fp16_weights=False).to("cpu").train()
+    nn.init.constant_(layer.bias, 3.0)
+    x = torch.randn(3, 5, 16)
+    plain = layer(x)
+    layer.__class__ = fast_classes()[type(layer)]
+    torch.testing.assert_close(layer(x), plain)
+
+
 # --- attention ----------------------------------------------------------------------------------------------------------
 
 
