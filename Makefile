@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # The tests of law on the oldest releases that pyproject.toml allows, on those of constraints.txt and on the newest, each set in an
 # environment of its own. torch is of one build in all of them; `make test-versions-newest TORCH=torch` takes the newest (gigabytes).
 VERSION_SETS := oldest pinned newest
-VERSION_TESTS := tests/methods/test_laws.py tests/training/test_splits.py tests/test_stack.py
+VERSION_TESTS := $(wildcard tests/methods/test_laws*.py tests/test_stack*.py) tests/training/test_splits.py
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: test-versions $(VERSION_SETS:%=test-versions-%)

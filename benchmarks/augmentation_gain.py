@@ -57,7 +57,7 @@ def accuracy(task: Any, records: Any, test: Any, seed: int) -> float:
 
 
 def main() -> int:
-    """Runs every seed of every task and writes the record."""
+    """Run every seed of every task and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["finance", "support_intent"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])

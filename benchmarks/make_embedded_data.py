@@ -35,7 +35,7 @@ def write(name: str, folder: Path) -> None:
 
 
 def read(name: str, split: str, folder: Path = DATA) -> list[dict]:
-    """The rows of one split of one set."""
+    """Return the rows of one split of one set."""
     return [json.loads(line) for line in (folder / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 

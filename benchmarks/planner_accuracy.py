@@ -65,7 +65,7 @@ def predicted_bytes(shape: Shape, method: str) -> int:
 
 
 def measured_bytes(shape: Shape, method: str) -> int:
-    """The peak of two steps in this process, above the imports."""
+    """Return the peak of two steps in this process, above the imports."""
     import torch
 
     from t5peft.benchmark.memory import MemoryMeter, return_freed_memory
@@ -85,7 +85,7 @@ def measured_bytes(shape: Shape, method: str) -> int:
 
 
 def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
-    """Loads a model of random weights as a user would, wraps it, and takes two steps that ``meter`` watches."""
+    """Load a model of random weights as a user would, wrap it, and take two steps that ``meter`` watches."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -138,7 +138,7 @@ def worker(pair: tuple[Shape, str], on_progress: OnProgress) -> dict[str, Any]:
 
 
 def measure_all() -> dict[str, Any]:
-    """The record: the peak of every shape and method, or why there is none."""
+    """Return the record: the peak of every shape and method, or why there is none."""
     log = Path(tempfile.mkdtemp()) / "log.txt"
     measure = RunProcesses(worker, log=log, threads=1, preload=("t5peft.planning.plan", "bitsandbytes"))
     started, rows = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), []

@@ -92,7 +92,7 @@ def run_losses(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def peer_predict(model: nn.Module, features: Features, tokenizer: Any, max_new_tokens: int) -> None:
-    """Generation as users of ``Seq2SeqTrainer`` call it."""
+    """Generate as users of ``Seq2SeqTrainer`` do."""
     arguments = {
         "output_dir": tempfile.mkdtemp(),
         "predict_with_generate": True,

@@ -18,7 +18,7 @@ Pair = tuple[str, str]
 
 
 def data_folder() -> Path:
-    """The folder of real data: T5PEFT_DATA, else ``../shared/data`` beside the repository.
+    """Return the folder of real data: T5PEFT_DATA, else ``../shared/data`` beside the repository.
 
     Raises:
         FileNotFoundError: there is none.
@@ -81,7 +81,7 @@ DATA_SETS: dict[str, Callable[[Path], Iterator[Pair]]] = {
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
-    """The T5 v1 tokenizer of the data folder."""
+    """Return the T5 v1 tokenizer of the data folder."""
     return AutoTokenizer.from_pretrained(data_folder() / "t5_vocab")
 
 

@@ -32,7 +32,7 @@ Features = list[dict[str, list[int]]]
 
 
 def new_model(method: str, system: str, vocabulary: int | None = None, dropout: float | None = None) -> nn.Module:
-    """A t5-small with random weights, wrapped for ``method`` by the system's own wrap."""
+    """Return a t5-small with random weights, wrapped for ``method`` by the system's own wrap."""
     settings = json.loads((data_folder() / "t5_vocab" / "t5-small.config.json").read_text())
     settings |= {} if vocabulary is None else {"vocab_size": vocabulary}
     settings |= {} if dropout is None else {"dropout_rate": dropout}
@@ -54,7 +54,7 @@ def new_model(method: str, system: str, vocabulary: int | None = None, dropout: 
 def new_trainer(
     system: str, model: nn.Module, features: Features, tokenizer: Any, args: argparse.Namespace, **more: Any
 ) -> Seq2SeqTrainer:
-    """The system's trainer for one epoch over ``features``."""
+    """Return the system's trainer for one epoch over ``features``."""
     arguments: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": min(PEER_BATCH, args.examples),
@@ -104,7 +104,7 @@ def time_training(
 
 
 def _time_adapters(features: Features, args: argparse.Namespace) -> dict[str, float]:
-    """The same of the ``adapters`` library, in its own environment."""
+    """Return the same of the ``adapters`` library, in its own environment."""
     script = Path(__file__).with_name("throughput_adapters.py")
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"

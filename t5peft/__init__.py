@@ -29,8 +29,11 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 )
 
 _HOMES = {
+    "AdapterPool": "t5peft.serving.pool",
     "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
+    "export": "t5peft.serving.export",
+    "load_exported": "t5peft.serving.export",
     "merge": "t5peft.adapters.merge",
     "predict": "t5peft.evaluation",
     "rank": "t5peft.evaluation",
@@ -44,6 +47,7 @@ _HOMES = {
     "prefix_wrap": "t5peft.methods",
     "prompt_wrap": "t5peft.methods",
     "qlora_wrap": "t5peft.methods",
+    "register_method": "t5peft.methods",
     "Task": "t5peft.data",
     "T5PeftTrainer": "t5peft.training",
     "T5PeftTrainingArguments": "t5peft.training",
@@ -72,7 +76,11 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from t5peft.methods import prefix_wrap as prefix_wrap
     from t5peft.methods import prompt_wrap as prompt_wrap
     from t5peft.methods import qlora_wrap as qlora_wrap
+    from t5peft.methods import register_method as register_method
     from t5peft.models.backbone import load_backbone as load_backbone
+    from t5peft.serving.export import export as export
+    from t5peft.serving.export import load_exported as load_exported
+    from t5peft.serving.pool import AdapterPool as AdapterPool
     from t5peft.training import T5PeftTrainer as T5PeftTrainer
     from t5peft.training import T5PeftTrainingArguments as T5PeftTrainingArguments
 else:

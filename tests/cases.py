@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import reference
 import torch
-from own_method import ScaleLayer
+from own_method import Scale, ScaleLayer
 from peft import PeftModel
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from t5peft import METHODS, load_backbone
-from t5peft.methods.bottleneck import BottleneckLayer
-from t5peft.methods.ladder import SideStack
+from t5peft.methods.bottleneck import Bottleneck, BottleneckLayer
+from t5peft.methods.ladder import GatedBlock, SideStack
 from t5peft.methods.norm import NormLayer
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.prompt import PromptEncoder
 from t5peft.models.backbone import correct_config
+
+Model = TypeVar("Model", bound=nn.Module)
 
 UNWRAPPED = {"full"}  # no adapter: the model itself is trained
 
@@ -82,13 +84,14 @@ def base_of(case: Case, geometry: Geometry, folder: Path) -> PreTrainedModel:
     return load_backbone(folder, quantize=quantize, dtype=torch.float32)[0]
 
 
-def wrap(case: Case, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
+def wrap(case: Case, base: PreTrainedModel) -> PeftModel:
+    """Wrap ``base``; full fine-tuning, which returns it as it is, has all that its laws use of a ``PeftModel``."""
     torch.manual_seed(1)
-    return METHODS[case.method].wrap(base, **case.options).eval()
+    return cast(PeftModel, METHODS[case.method].wrap(base, **case.options).eval())
 
 
 @torch.no_grad()
-def stir(model: nn.Module, seed: int = 2) -> nn.Module:
+def stir(model: Model, seed: int = 2) -> Model:
     """Moves every trained tensor off its start, so that nothing is hidden by a zero or a one."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in trained(model).values():
@@ -102,25 +105,30 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def by_hand(model: nn.Module) -> reference.Adapters:
     """The adapters of a wrapped model; their tensors stay parts of its graph."""
-    lora, output_scales, input_scales, prefixes, prompt, bottlenecks, norms = {}, {}, {}, {}, None, {}, {}
+    lora, prefixes, prompt, bottlenecks, norms = {}, {}, None, {}, {}
+    output_scales: dict[str, Tensor] = {}
+    input_scales: dict[str, Tensor] = {}
     for full_name, module in model.named_modules():
         name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
         if isinstance(module, LoraLayer):
             lora[name] = reference.LowRank(
-                module.lora_A["default"].weight,
-                module.lora_B["default"].weight,
+                module.lora_A["default"].get_parameter("weight"),
+                module.lora_B["default"].get_parameter("weight"),
                 module.scaling["default"],
-                module.lora_magnitude_vector["default"].weight if module.lora_magnitude_vector else None,
+                module.lora_magnitude_vector["default"].get_parameter("weight")
+                if module.lora_magnitude_vector
+                else None,
             )
         elif isinstance(module, IA3Layer):
             scales = input_scales if module.is_feedforward else output_scales
             scales[name] = module.ia3_l["default"].flatten()
         elif isinstance(module, PrefixLayer):
-            prefixes[name] = reference.KeysValues(*module.t5prefix["default"]())
+            prefixes[name] = reference.KeysValues(*module.adapters["default"]())
         elif isinstance(module, PromptEncoder):
             prompt = module.t5prompt["default"]
         elif isinstance(module, BottleneckLayer):
-            adapter = module.t5bottleneck["default"]
+            adapter = module.adapters["default"]
+            assert isinstance(adapter, Bottleneck)
             bottlenecks[name] = reference.Bottleneck(
                 adapter.down.weight,
                 adapter.down.bias,
@@ -130,9 +138,9 @@ def by_hand(model: nn.Module) -> reference.Adapters:
                 scale=4.0 if adapter.is_parallel else 1.0,
             )
         elif isinstance(module, ScaleLayer):
-            output_scales[f"{name}.wo"] = module.ownscale["default"].factors()
+            output_scales[f"{name}.wo"] = cast(Scale, module.adapters["default"]).factors()
         elif isinstance(module, NormLayer):
-            norms[name] = module.t5norm["default"].weight
+            norms[name] = module.adapters["default"].get_parameter("weight")
     return reference.Adapters(
         lora, output_scales, input_scales, prefixes, prompt, bottlenecks, norms, _ladder_by_hand(model)
     )
@@ -146,6 +154,10 @@ def _ladder_by_hand(model: nn.Module) -> reference.Ladder | None:
     }
     if not sides:
         return None
+    rungs = {
+        name: [cast(GatedBlock, rung) for rung in side.stack.get_submodule("block").children()]
+        for name, side in sides.items()
+    }
     return reference.Ladder(
         state={
             f"{name}.{weight.replace('.block.layer', '.layer')}": parameter
@@ -153,8 +165,8 @@ def _ladder_by_hand(model: nn.Module) -> reference.Ladder | None:
             for weight, parameter in side.stack.named_parameters()
         },
         first={name: side.first.weight for name, side in sides.items()},
-        downs={name: [rung.down.weight for rung in side.stack.block] for name, side in sides.items()},
-        gates={name: [rung.gate for rung in side.stack.block] for name, side in sides.items()},
+        downs={name: [rung.down.weight for rung in rungs[name]] for name in sides},
+        gates={name: [rung.gate for rung in rungs[name]] for name in sides},
         up=sides["decoder"].up.weight,
     )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # before anything imports transformers: tests need no network, and a hub call would only hang
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +17,10 @@ import pytest
 import torch
 from tiny import GEOMETRIES, Geometry, tiny_t5, tiny_tokenizer
 from transformers.utils import logging as transformers_logging
+
+if TYPE_CHECKING:
+    from cases import Case
+    from laws import MakeBase
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +55,15 @@ def backbone(tmp_path: Path) -> str:
     tiny_t5().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def make_base(case: Case, geometry: Geometry, folders: dict[Geometry, Path]) -> MakeBase:
+    """Make the backbone of the law's ``case`` anew, the same each time."""
+    from cases import base_of
+
+    from t5peft import METHODS
+
+    if METHODS[case.method].quantize is not None and find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    return partial(base_of, case, geometry, folders[geometry])

@@ -277,6 +277,7 @@ def _decoder_layers(
     table = state["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     bias = position_bias(table, length, length, both_ways=False, config=config)
     seen = [states]
+    assert config.num_decoder_layers is not None
     for layer in range(config.num_decoder_layers):
         name = f"decoder.block.{layer}.layer"
         states = states if rung is None else rung(layer, states)
@@ -311,10 +312,15 @@ def embed(state: State, input_ids: Tensor, mask: Tensor, prompt: Tensor | None) 
     return torch.stack(rows), torch.stack(masks)
 
 
+def _padding(config: T5Config) -> int:
+    assert config.pad_token_id is not None
+    return config.pad_token_id
+
+
 def shift_right(ids: Tensor, config: T5Config) -> Tensor:
     """Return what the decoder reads for the targets ``ids`` [B, T]: the start token, then all but the last, padding for -100."""
     start = ids.new_full((len(ids), 1), config.decoder_start_token_id)
-    return torch.cat([start, ids[:, :-1].masked_fill(ids[:, :-1] == -100, config.pad_token_id)], dim=1)
+    return torch.cat([start, ids[:, :-1].masked_fill(ids[:, :-1] == -100, _padding(config))], dim=1)
 
 
 def encoder_states(
@@ -384,7 +390,7 @@ def generate_greedily(
     ended = torch.zeros(len(ids), dtype=torch.bool)
     for _ in range(new_tokens):
         best = logits(state, config, input_ids, mask, ids, adapters)[:, -1].argmax(-1)
-        best = best.masked_fill(ended, config.pad_token_id)
+        best = best.masked_fill(ended, _padding(config))
         ids = torch.cat([ids, best[:, None]], dim=1)
         ended = ended | (best == config.eos_token_id)
         if bool(ended.all()):

@@ -6,11 +6,13 @@ A test takes one of them as ``stack``, so that both halves of a test assert the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytest
 import torch
+from narrow import as_dataset
 from peft import (
     LoraConfig,
     PeftModel,
@@ -19,7 +21,9 @@ from peft import (
     TaskType,
     get_peft_model,
 )
-from tiny import tiny_tokenizer
+from tiny import (
+    tiny_tokenizer,
+)
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -32,6 +36,9 @@ from transformers import (
     TrainerCallback,
 )
 
+from t5peft import load_backbone, lora_wrap, prompt_wrap
+
+Quantization = Literal["int8", "nf4"]
 Records = Sequence[dict[str, Any]]
 
 
@@ -46,7 +53,7 @@ class Stack(Protocol):
 
     def prompt(self, model: PreTrainedModel) -> PeftModel: ...
 
-    def load(self, folder: Path, *, quantize: str | None = None) -> PreTrainedModel: ...
+    def load(self, folder: Path, *, quantize: Quantization | None = None) -> PreTrainedModel: ...
 
     def trainer(
         self, model: nn.Module, folder: Path, records: Records, evaluated: Records | None = None, **arguments: Any
@@ -90,7 +97,7 @@ class PlainStack:
     def prompt(self, model: PreTrainedModel) -> PeftModel:
         return get_peft_model(model, PromptTuningConfig(task_type=self._task(model), num_virtual_tokens=PROMPT_LENGTH))
 
-    def load(self, folder: Path, *, quantize: str | None = None) -> PreTrainedModel:
+    def load(self, folder: Path, *, quantize: Quantization | None = None) -> PreTrainedModel:
         quantization = {
             None: None,
             "int8": BitsAndBytesConfig(load_in_8bit=True),
@@ -105,8 +112,8 @@ class PlainStack:
         return Seq2SeqTrainer(
             model=model,
             args=Seq2SeqTrainingArguments(**quiet_arguments(folder, arguments)),
-            train_dataset=records,
-            eval_dataset=evaluated or records,
+            train_dataset=as_dataset(records),
+            eval_dataset=as_dataset(evaluated or records),
             processing_class=tokenizer,
             data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         )
@@ -122,7 +129,6 @@ class OurStack:
     name = "ours"
 
     def lora(self, model: PreTrainedModel) -> PeftModel:
-        from t5peft import lora_wrap
 
         return lora_wrap(model, rank=4)
 
@@ -132,12 +138,10 @@ class OurStack:
         return prefix_wrap(model, length=PREFIX_LENGTH, projection_size=16 if projection else None)
 
     def prompt(self, model: PreTrainedModel) -> PeftModel:
-        from t5peft import prompt_wrap
 
         return prompt_wrap(model, length=PROMPT_LENGTH)
 
-    def load(self, folder: Path, *, quantize: str | None = None) -> PreTrainedModel:
-        from t5peft import load_backbone
+    def load(self, folder: Path, *, quantize: Quantization | None = None) -> PreTrainedModel:
 
         return load_backbone(str(folder), quantize=quantize)[0]
 
@@ -196,3 +200,27 @@ def relative_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     distance = torch.stack([(got[name].double() - expected[name].double()).square().sum() for name in expected])
     size = torch.stack([expected[name].double().square().sum() for name in expected])
     return float((distance.sum() / size.sum()).sqrt())
+
+
+DidNotRaise = pytest.fail.Exception
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).logits
+
+
+@torch.no_grad()
+def encoder_of(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).encoder_last_hidden_state
+
+
+def save_backbone(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -69,14 +69,7 @@ def finished(made: RunConfig, accuracy: float, *, parameters: int, peak: int, se
             "trainable_bytes": 4 * parameters,
             "stored_bytes": 4 * parameters + 4000,
         },
-        "memory": {
-            "peak_bytes": (500 + peak) * 10**6,
-            "mean_bytes": (480 + peak) * 10**6,
-            "left_by_evaluation_bytes": 20 * 10**6,
-            "libraries_bytes": 500 * 10**6,
-            "peak_above_libraries_and_data_bytes": peak * 10**6,
-            "mean_above_libraries_and_data_bytes": (peak - 20) * 10**6,
-        },
+        "memory": memory_of(peak),
         "seconds": {
             "step_median": seconds,
             "step_mean": seconds,
@@ -88,6 +81,18 @@ def finished(made: RunConfig, accuracy: float, *, parameters: int, peak: int, se
         "latency": {"new_tokens": 16, "seconds": 0.1, "merged_seconds": 0.08}
         if method_merges(made.method)
         else {"new_tokens": 16, "seconds": 0.09, "merged_seconds": None, "merged_reason": "nothing to merge"},
+    }
+
+
+def memory_of(peak: int) -> dict[str, int]:
+    """The memory of a run in bytes, with a peak of so many megabytes above the libraries."""
+    return {
+        "peak_bytes": (500 + peak) * 10**6,
+        "mean_bytes": (480 + peak) * 10**6,
+        "left_by_evaluation_bytes": 20 * 10**6,
+        "libraries_bytes": 500 * 10**6,
+        "peak_above_libraries_and_data_bytes": peak * 10**6,
+        "mean_above_libraries_and_data_bytes": (peak - 20) * 10**6,
     }
 
 

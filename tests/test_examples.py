@@ -19,7 +19,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
-FAST = ("text_classification_lora", "two_processes")
+FAST = ("text_classification_lora",)  # the others call the same functions, whose types ``make types`` checks
 EXTRAS = {"plots": "matplotlib", "search": "optuna", "retrieval": "bm25s", "quantized": "bitsandbytes"}
 FIGURE = r"-?[\d,]*\.?\d+"
 SEEN = rf"(?:{FIGURE}|X)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,9 +34,43 @@ ORDER = (
     "serving",
     "cli",
 )
-OPTIONAL = ("bitsandbytes", "bm25s", "matplotlib", "nltk", "optuna", "sentencepiece", "vl_convert")
+OPTIONAL = (
+    "bitsandbytes",
+    "bm25s",
+    "ctranslate2",
+    "fastapi",
+    "matplotlib",
+    "nltk",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "prometheus_client",
+    "ray",
+    "sentencepiece",
+    "starlette",
+    "uvicorn",
+    "vl_convert",
+)
 # parts of a feature that is for only one optional package; imported where that feature is used
-FOR_ONE_PACKAGE = {"t5peft.nn.kernels.int8"}
+FOR_ONE_PACKAGE = {
+    "t5peft.nn.kernels.int8",
+    *(
+        f"t5peft.serving.{name}"
+        for name in (
+            "answers",
+            "completions",
+            "context",
+            "errors",
+            "metrics",
+            "middleware",
+            "openai",
+            "ray",
+            "routes",
+            "server",
+            "sources",
+        )
+    ),
+}
 HEAVY = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "numpy", *OPTIONAL)
 
 
@@ -130,31 +165,39 @@ print("all imported")
     assert "all imported" in run(code, ",".join(OPTIONAL), ",".join(set(modules()) - FOR_ONE_PACKAGE))
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "import t5peft\nimport peft",
-        "import peft\nimport t5peft",
-        "import t5peft\nt5peft.load_backbone(sys.argv[1] + '/base')\nimport peft",
-        "import t5peft\nfrom importlib.util import find_spec\nfind_spec('peft')\nimport peft",
-        "import t5peft.compat.peft\nimport peft",
-    ],
-    ids=["before", "after", "after a backbone", "after asking whether it is there", "by a module of ours"],
-)
-def test_peft_knows_our_adapters_once_t5peft_is_imported(lines: str, tmp_path: Path) -> None:
-    """A fresh process that names nothing of ours loads an adapter of ours with only peft."""
-    t5peft.prefix_wrap(tiny_t5(), length=3).save_pretrained(tmp_path)
+WAYS = {
+    "before": "import t5peft\nimport peft",
+    "after": "import peft\nimport t5peft",
+    "after a backbone": "import t5peft\nt5peft.load_backbone(sys.argv[1] + '/base')\nimport peft",
+    "after asking whether it is there": "import t5peft\nfrom importlib.util import find_spec\nfind_spec('peft')\nimport peft",
+    "by a module of ours": "import t5peft.compat.peft\nimport peft",
+}
+# Each way in a process of its own, forked from one that has imported torch and transformers, which takes longest.
+LOAD_EACH_WAY = """
+import json, os, sys
+import torch
+from transformers import T5ForConditionalGeneration
+torch.set_num_threads(1)
+assert not {"peft", "t5peft"} & set(sys.modules)
+for way, lines in json.loads(sys.argv[2]).items():
+    child = os.fork()
+    if child == 0:
+        exec(lines)
+        base = T5ForConditionalGeneration.from_pretrained(sys.argv[1] + "/base")
+        model = peft.PeftModel.from_pretrained(base, sys.argv[1])
+        print(way, type(model).__name__, model.peft_config["default"].length, sep=": ", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_peft_knows_our_adapters_once_t5peft_is_imported(tmp_path: Path) -> None:
+    """A process that names nothing of ours loads an adapter of ours with only peft."""
+    t5peft.prefix_wrap(tiny_t5(), length=3).save_pretrained(str(tmp_path))
     tiny_t5().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
-    code = f"""
-import sys
-{lines}
-from transformers import T5ForConditionalGeneration
-base = T5ForConditionalGeneration.from_pretrained(sys.argv[1] + "/base")
-model = peft.PeftModel.from_pretrained(base, sys.argv[1])
-print(type(model).__name__, model.peft_config["default"].length)
-"""
-    assert run(code, str(tmp_path)).splitlines()[-1] == "PeftModelForSeq2SeqLM 3"
+    printed = run(LOAD_EACH_WAY, str(tmp_path), json.dumps(WAYS))
+    assert printed.splitlines() == [f"{way}: PeftModelForSeq2SeqLM: 3" for way in WAYS]
 
 
 @pytest.mark.parametrize("name", t5peft.__all__)
@@ -167,7 +210,7 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 
 def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'lora_warp'; it has .*lora_wrap"):
-        t5peft.lora_warp  # noqa: B018
+        t5peft.lora_warp  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_a_type_checker_sees_every_public_name_where_it_is() -> None:

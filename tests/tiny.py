@@ -96,15 +96,15 @@ def fill_unevenly(model: Model, seed: int = 0) -> Model:
             continue
         rows = torch.linspace(0.6, 1.4, parameter.shape[0])[torch.randperm(parameter.shape[0], generator=generator)]
         normal = torch.randn(parameter.shape, generator=generator) * rows[:, None]
-        parameter.copy_(normal * _size_of_weight(name, parameter, model.config))
+        parameter.copy_(normal * _size_of_weight(name, parameter, model.config.d_kv))
     return model
 
 
-def _size_of_weight(name: str, weight: Tensor, config: T5Config) -> float:
+def _size_of_weight(name: str, weight: Tensor, d_kv: int) -> float:
     if "relative_attention_bias" in name or "shared" in name:
         return 1.0
     if name.endswith("SelfAttention.q.weight") or name.endswith("EncDecAttention.q.weight"):
-        return 1.5 * (weight.shape[1] * config.d_kv) ** -0.5  # T5 does not scale scores, its query weights are small
+        return 1.5 * (weight.shape[1] * d_kv) ** -0.5  # T5 does not scale scores, its query weights are small
     return weight.shape[1] ** -0.5
 
 

@@ -104,7 +104,7 @@ def _rouge(predictions: list[str], test: Rows) -> float:
 
 
 def _longest_words(text: str) -> str:
-    """The five longest words, in the order of the text."""
+    """Return the five longest words, in the order of the text."""
     found = list(dict.fromkeys(re.findall(r"\w+", text)))
     kept = set(sorted(found, key=len, reverse=True)[:5])
     return " ".join(word for word in found if word in kept)

@@ -156,7 +156,7 @@ def _expansions(line: str, rng: Random) -> list[str]:
 
 
 def _with_errors(sentence: str, rng: Random) -> str:
-    """The sentence with up to two errors of different kinds."""
+    """Return the sentence with up to two errors of different kinds."""
     text = sentence
     kinds: list[str] = []
     for _ in range(rng.choice(ERRORS_PER_SENTENCE)):
@@ -173,7 +173,7 @@ def _with_errors(sentence: str, rng: Random) -> str:
 
 
 def _one_error(text: str, kind: str, rng: Random) -> str:
-    """The text with one error of a kind, or unchanged where that kind finds no place."""
+    """Return the text with one error of a kind, or unchanged where that kind finds no place."""
     if kind == "typo":
         return _typo(text.split(" "), rng)
     if kind not in KINDS:
@@ -196,7 +196,7 @@ def _missing_or_doubled(words: list[str], kind: str, rng: Random) -> str:
 
 
 def _typo(words: list[str], rng: Random) -> str:
-    """A letter swapped, dropped or doubled inside a long word; the first and the last letter stay."""
+    """Return a letter swapped, dropped or doubled inside a long word; the first and the last letter stay."""
     places = [index for index, word in enumerate(words) if index and word.isalpha() and len(word) >= 6]
     if not places:
         return " ".join(words)

@@ -55,7 +55,7 @@ class Chooser:
         return [self.rng.choice(self.lists[key]) for key in keys]
 
     def named(self, key: str) -> str:
-        """A name from the part of a list that belongs to the split."""
+        """Return a name from the part of a list that belongs to the split."""
         names = self.lists[key]
         return self.rng.choice(names[int(self.low * len(names)) : int(self.high * len(names))])
 
@@ -80,7 +80,7 @@ def records() -> dict[str, list[dict]]:
 
 
 def _topics() -> dict[str, Topic]:
-    """The paragraphs of the file by name; the lists of "shared" are in each of the others."""
+    """Return the paragraphs of the file by name; the lists of "shared" are in each of the others."""
     topics: dict[str, Topic] = {}
     shared: dict[str, tuple[str, ...]] = {}
     for paragraph in FACTS.read_text(encoding="utf-8").strip().split("\n\n"):
@@ -117,7 +117,7 @@ def _rows(topics: dict[str, Topic], split: str, rng: Random) -> Iterator[dict]:
 
 
 def _passage(topic: Topic, values: dict[str, str], rng: Random) -> tuple[str, list[tuple[str, str]]]:
-    """A passage, and one question with its answer for each fact whose answer occurs once in it."""
+    """Return a passage, and one question with its answer for each fact whose answer occurs once in it."""
     chosen = rng.sample(topic.facts, rng.choice((2, 3, 3, 4)))
     opening = re.sub(r"\[([^\]]*)\]", lambda choice: rng.choice(choice[1].split("|")), rng.choice(topic.openings))
     sentences = [opening, *(rng.choice(fact.sentences) for fact in chosen)]
@@ -134,7 +134,7 @@ def _passage(topic: Topic, values: dict[str, str], rng: Random) -> tuple[str, li
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
-    """The text with its slots filled; "{a_slot}" with an article before it."""
+    """Return the text with its slots filled; "{a_slot}" with an article before it."""
     return re.sub(r"\{(a_)?(\w+)\}", lambda slot: with_article(values[slot[2]]) if slot[1] else values[slot[2]], text)
 
 

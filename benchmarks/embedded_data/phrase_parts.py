@@ -89,7 +89,7 @@ class Predicate:
 
 
 def noun_phrase(kind: str, case: int, rng: Random, *, plural: bool | None = None, plain: bool = False) -> Phrase:
-    """A noun of a class with determiner and, often, an adjective; ``plain`` leaves the adjective out."""
+    """Return a noun of a class with determiner and, often, an adjective; ``plain`` leaves the adjective out."""
     english, english_plural, german, gender, german_plural = rng.choice(words.NOUNS[kind].split()).split("/")
     many = bool(english_plural) and (rng.random() < 0.25 if plural is None else plural)
     slot = "p" if many else gender
@@ -130,7 +130,7 @@ def _determiners(kind: str, many: bool) -> tuple[str, ...]:
 
 
 def _determiner(english: str, slot: str, case: int) -> tuple[str, str]:
-    """The German determiner and what the adjective after it must show: "weak", "mixed" (after ein) or "strong"."""
+    """Return the German determiner and what the adjective after it must show: "weak", "mixed" (after ein) or "strong"."""
     if english == "the":
         return ARTICLES[slot][case], "weak"
     if english in ("this", "these"):
@@ -160,7 +160,7 @@ def make_subject(rng: Random, kinds: tuple[str, ...] = ("relative", "person", "p
 
 
 def _whom(kinds: list[str], case: int, subject: Phrase, rng: Random) -> Phrase:
-    """An object; people may be a pronoun, but not the person of the subject."""
+    """Return an object; people may be a pronoun, but not the person of the subject."""
     while True:
         kind = rng.choice(kinds)
         people = kind in ("person", "relative")
@@ -172,7 +172,7 @@ def _whom(kinds: list[str], case: int, subject: Phrase, rng: Random) -> Phrase:
 
 
 def head_noun(phrase: Phrase) -> str:
-    """The last word, with singular and plural alike."""
+    """Return the last word, with singular and plural alike."""
     return phrase.english.split()[-1].rstrip("s")
 
 
@@ -184,7 +184,7 @@ def is_definite(phrase: Phrase) -> bool:
 
 
 def make_predicate(subject: Phrase, rng: Random, without: frozenset[str] = frozenset()) -> Predicate:
-    """A predicate whose English verb is not one of ``without``."""
+    """Return a predicate whose English verb is not one of ``without``."""
     while True:
         make = rng.choices((_transitive, _dative, _ditransitive, staying, _going), (9, 2, 3, 4, 3))[0]
         predicate = make(subject, rng)

@@ -73,7 +73,7 @@ def _present_time(predicate: Predicate, rng: Random) -> tuple[str, str]:
 
 
 def _verb_last(subject: Phrase, predicate: Predicate, tense: str, time: tuple[str, str]) -> tuple[str, str]:
-    """A subordinate clause without its conjunction."""
+    """Return a subordinate clause without its conjunction."""
     verb = predicate.verb
     inner = joined(subject.german, predicate.pronouns, time[1], predicate.middle)
     if tense == "past":
@@ -227,7 +227,7 @@ def _thought(rng: Random) -> tuple[str, str]:
 
 
 def _because(rng: Random) -> tuple[str, str]:
-    """A main clause in the present, and a reason or an obstacle."""
+    """Return a main clause in the present, and a reason or an obstacle."""
     subject = make_subject(rng)
     predicate = make_predicate(subject, rng, words.LASTING | words.CHANCE)
     conjunction, german_conjunction = rng.choice(words.CONJUNCTIONS.split()).split("/")
@@ -256,7 +256,7 @@ def _imperative(rng: Random) -> tuple[str, str]:
 
 
 def _state(rng: Random) -> tuple[str, str]:
-    """A noun phrase with an adjective in the predicate, plain or compared."""
+    """Return a noun phrase with an adjective in the predicate, plain or compared."""
     kind = rng.choice(("person", "animal", "thing", "clothing", "vehicle", "building", "place", "relative"))
     subject = noun_phrase(kind, NOMINATIVE, rng, plain=True)
     adjective, german, *_ = rng.choice(words.ADJECTIVES[kind].split()).split("/")

@@ -162,7 +162,7 @@ def _join_well(first: str, second: str) -> bool:
 
 
 def _opening(place: Place, said: set[str], rng: Random) -> str:
-    """A first sentence with the name, the kind and the landmark, and some of the other attributes; adds them to ``said``."""
+    """Return a first sentence with the name, the kind and the landmark, and some of the other attributes; adds them to ``said``."""
 
     def take(key: str, chance: float) -> bool:
         if key in place and key not in said and rng.random() < chance:
@@ -209,7 +209,7 @@ def _opening(place: Place, said: set[str], rng: Random) -> str:
 
 
 def _commas(adjectives: list[str]) -> list[str]:
-    """A comma after a price that stands before "family-friendly"."""
+    """Return a comma after a price that stands before "family-friendly"."""
     if len(adjectives) > 1 and adjectives[1] == "family-friendly":
         return [f"{adjectives[0]},", *adjectives[1:]]
     return adjectives

@@ -82,11 +82,11 @@ def numbered(name: str, rows: Mapping[str, Iterable[dict]]) -> dict[str, list[di
 
 
 def capital(text: str) -> str:
-    """The text with its first letter in upper case."""
+    """Return the text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def with_article(phrase: str) -> str:
-    """The phrase after "a" or "an", by its first letter and the exceptions that the grammars use."""
+    """Return the phrase after "a" or "an", by its first letter and the exceptions that the grammars use."""
     vowel = phrase[0].lower() in "aeiou" and not re.match(r"(?i)(uni|use|one|eu)", phrase)
     return f"{'an' if vowel or re.match(r'(?i)(hour|honest|eight|11|18|8)', phrase) else 'a'} {phrase}"

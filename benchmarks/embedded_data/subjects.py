@@ -122,7 +122,7 @@ def _values(scenario: Scenario, rng: Random) -> dict[str, str]:
 
 
 def _filled(text: str, values: dict[str, str], rng: Random) -> str:
-    """The text with its choices made and its slots filled; a word of a scenario may hold a slot itself."""
+    """Return the text with its choices made and its slots filled; a word of a scenario may hold a slot itself."""
     text = re.sub(r"\[([^\]]*)\]", lambda choice: rng.choice(choice[1].split("|")), text)
     for _ in range(2):
         text = re.sub(r"\{(\w+)\}", lambda slot: _value(slot[1], values), text)

@@ -1,6 +1,6 @@
-"""Records on held-out text: losses of a pretraining run, of the same shape untrained and of a unigram model; answers to its tasks.
+r"""Records on held-out text: losses of a pretraining run, of the same shape untrained and of a unigram model; answers to its tasks.
 
-    python benchmarks/pretrain/held_out.py --run RUN [RUN ...] --held-out wikitext2_eval/valid.txt \\
+    python benchmarks/pretrain/held_out.py --run RUN [RUN ...] --held-out wikitext2_eval/valid.txt \
         --tokens RUN/tokens --backbone mini --output benchmarks/records/pretrain
 
 Losses are nats a target token of span corruption (or divided by ln 2, bits) over the same corrupted rows as the run's own
@@ -47,7 +47,7 @@ TASKS_OF_A_WORD = (
 
 
 def main() -> None:
-    """Writes held_out.json and prints its summary."""
+    """Write held_out.json and print its summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, nargs="+", required=True, help="folders with a log.jsonl, in their order")
     parser.add_argument("--held-out", type=Path, required=True)

@@ -14,7 +14,7 @@ from t5peft.pretraining import Shape, new_model
 
 
 def main() -> None:
-    """Writes the folder."""
+    """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)

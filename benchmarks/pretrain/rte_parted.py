@@ -22,7 +22,7 @@ TEST_OF_TRAIN = 800
 
 
 def main() -> None:
-    """Writes the task's definition and its records."""
+    """Write the task's definition and its records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", help="folder of the public data sets (else the variable T5PEFT_DATA)")

@@ -36,7 +36,7 @@ METHODS = ("full", "lora-all")
 
 @dataclass(frozen=True)
 class Transfer:
-    """A row of a benchmark, and its score of each test example. [seeds, examples]"""
+    """A row of a benchmark, and its score of each test example, [seeds, examples]."""
 
     row: Row
     by_example: np.ndarray
@@ -47,7 +47,7 @@ class Transfer:
         return self.row.test.text(1, self.row.factor) if self.row.test else "not finished"
 
     def against(self, other: Transfer) -> str:
-        """The difference to another on the same examples, with its interval."""
+        """Return the difference to another on the same examples, with its interval."""
         found = paired_bootstrap((self.by_example, other.by_example))
         mean, low, high = (value * self.row.factor for value in (found.mean, found.low, found.high))
         return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

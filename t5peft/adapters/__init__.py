@@ -12,7 +12,7 @@ from t5peft.adapters.load import (
     load_saved,
     load_with_tokens,
 )
-from t5peft.adapters.manifest import quantization_of, write_manifest
+from t5peft.adapters.manifest import manifest_sha256, quantization_of, write_manifest
 from t5peft.adapters.merge import Parity, merge
 from t5peft.adapters.save import check_output, ensure_no_adapter, save_adapter, save_model
 
@@ -29,6 +29,7 @@ __all__ = [
     "load_adapter",
     "load_saved",
     "load_with_tokens",
+    "manifest_sha256",
     "merge",
     "quantization_of",
     "save_adapter",

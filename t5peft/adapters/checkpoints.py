@@ -112,7 +112,7 @@ def of_another_model(checkpoint: Path, model: PreTrainedModel | PeftModel) -> li
 
 
 def _comparable(setting: Any) -> Any:
-    """A setting as JSON holds it: of a set, which has no order, and of an enumeration too."""
+    """Return a setting as JSON holds it: of a set, which has no order, and of an enumeration too."""
     if isinstance(setting, list | tuple | set):
         return sorted(map(str, setting))
     if isinstance(setting, dict):  # of rows, which 0.1.0 saved without the mark

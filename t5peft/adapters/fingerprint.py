@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from t5peft.compat.peft import AuxiliaryTrainingWrapper, adapter_modules
 from t5peft.methods.base import AdapterLayer
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
 
 _GEOMETRY = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
@@ -47,7 +48,7 @@ def fingerprint_of_maps(model: PreTrainedModel | PeftModel) -> str | None:
         changed by how an adapter starts (PiSSA and the like).
     """
     t5 = unwrap_t5(model)
-    if any(_changes_maps(config) for config in getattr(model, "peft_config", {}).values()):
+    if any(changes_maps(config) for config in getattr(model, "peft_config", {}).values()):
         return None
     if getattr(t5, "is_quantized", False) or any(m.merged for m in t5.modules() if isinstance(m, BaseTunerLayer)):
         return None
@@ -74,23 +75,22 @@ def backbone_embeddings(model: PreTrainedModel | PeftModel) -> Tensor:
     )
 
 
-def _changes_maps(config: PeftConfig) -> bool:
+def changes_maps(config: PeftConfig) -> bool:
+    """Return whether an adapter of ``config`` takes a part out of the weights of the backbone when it is made."""
     start = getattr(config, "init_lora_weights", True)
     return isinstance(start, str) and start.lower().startswith(_STARTS_FROM_WEIGHTS)
 
 
 def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
-    """The weight of the last norm of each stack of the backbone, not of an adapter that holds stacks or norms of its own."""
-    adapters = adapter_modules(t5)
+    """Return the weight of the last norm of each stack of the backbone, not of an adapter that holds stacks or norms of its own."""
+    adapters, norm = adapter_modules(t5), family_of(t5.config).final_norm
     return [
-        _plain_weight(module)
-        for name, module in t5.named_modules()
-        if name.endswith("final_layer_norm") and module not in adapters
+        _plain_weight(module) for name, module in t5.named_modules() if name.endswith(norm) and module not in adapters
     ]
 
 
 def _plain_weight(norm: nn.Module) -> Tensor:
-    """The backbone's weight of ``norm``, which may be in an adapter."""
+    """Return the backbone's weight of ``norm``, which may be in an adapter."""
     if isinstance(norm, AdapterLayer) and norm.unmerged_weight is not None:
         return norm.unmerged_weight
     if isinstance(norm, AuxiliaryTrainingWrapper):

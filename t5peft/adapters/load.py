@@ -17,6 +17,7 @@ from t5peft.adapters.manifest import (
     OLD_WEIGHTS,
     WEIGHTS,
     backbone_problems,
+    ensure_sha256,
     read_config,
 )
 from t5peft.compat.peft import adapter_state, share_rows, stored_state
@@ -37,13 +38,23 @@ _OTHER_MODELS = {
 
 @overload
 def load_adapter(
-    folder: str | Path, *, model: None = None, trainable: bool = False, quantize: Quantization | None = None
+    folder: str | Path,
+    *,
+    model: None = None,
+    trainable: bool = False,
+    quantize: Quantization | None = None,
+    sha256: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]: ...
 
 
 @overload
 def load_adapter(
-    folder: str | Path, *, model: PreTrainedModel, trainable: bool = False, quantize: Quantization | None = None
+    folder: str | Path,
+    *,
+    model: PreTrainedModel,
+    trainable: bool = False,
+    quantize: Quantization | None = None,
+    sha256: str | None = None,
 ) -> tuple[PeftModel, None]: ...
 
 
@@ -53,6 +64,7 @@ def load_adapter(
     model: PreTrainedModel | None = None,
     trainable: bool = False,
     quantize: Quantization | None = None,
+    sha256: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase | None]:
     """Load an adapter beside its backbone.
 
@@ -61,6 +73,8 @@ def load_adapter(
         model: The backbone, without an adapter. None: loaded under the name that the adapter's configuration holds.
         trainable: Whether to train on.
         quantize: How to load the backbone; ``"nf4"`` with ``quantize_wo`` where the adapter was trained so.
+        sha256: The hash of the adapter's manifest, as ``manifest_sha256`` returned it. The hashes in the folder find damage. This
+            one is kept elsewhere, and also finds an adapter that somebody has replaced.
 
     Returns:
         The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
@@ -72,7 +86,9 @@ def load_adapter(
     folder = Path(folder)
     if model is not None:
         ensure_unwrapped(model)
-    _ensure_intact(folder)
+    ensure_intact(folder)
+    if sha256 is not None:
+        ensure_sha256(folder, sha256)
     tokenizer = None
     if model is None:
         model, tokenizer = backbone_of(folder, quantize=quantize)
@@ -104,7 +120,7 @@ def load_with_tokens(
         ValueError: As for ``load_adapter``.
     """
     folder = Path(folder)
-    _ensure_intact(folder)
+    ensure_intact(folder)
     try:
         saved = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
@@ -212,8 +228,16 @@ def raise_if_problems(folder: Path, problems: list[str]) -> None:
         )
 
 
-def _ensure_intact(folder: Path) -> None:
-    """Refuse a folder without an adapter, or with a damaged one, before anything in it is parsed."""
+def ensure_intact(folder: Path) -> None:
+    """Refuse a folder without an adapter, or with a damaged one, before anything in it is parsed.
+
+    Args:
+        folder: What should hold an adapter.
+
+    Raises:
+        FileNotFoundError: ``folder`` does not hold an adapter.
+        ValueError: The adapter is damaged.
+    """
     recover(folder)
     if not (folder / CONFIG).is_file() or not any(
         (folder / name).is_file() for name in (WEIGHTS, OLD_WEIGHTS, MANIFEST)
@@ -250,7 +274,7 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
 
 
 def _number_of_labels(folder: Path) -> int | None:
-    """Number of classes of the head that the adapter brings, or None."""
+    """Return the number of classes of the head that the adapter brings, or None."""
     kind = read_config(folder).get("task_type")
     if kind in _OTHER_MODELS:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,46 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def manifest_sha256(folder: str | Path) -> str:
+    """Return the SHA-256 of the manifest of ``folder``, which stands for all files that the manifest lists.
+
+    Whoever changes a file and the manifest with it changes this. So it is kept apart from the folder.
+
+    Args:
+        folder: An adapter or a model with a manifest.
+
+    Raises:
+        FileNotFoundError: There is no manifest.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Got {folder} without {MANIFEST} ({error.strerror}), of which a hash can be taken; expected a folder that "
+            "save_adapter wrote. Load it and save it again."
+        ) from error
+
+
+def ensure_sha256(folder: Path, sha256: str) -> None:
+    """Raise ValueError unless the manifest of ``folder`` has the SHA-256 that it is expected to have.
+
+    Args:
+        folder: An adapter or a model with a manifest.
+        sha256: 64 hexadecimal digits, as ``manifest_sha256`` returned them.
+
+    Raises:
+        FileNotFoundError: There is no manifest.
+        ValueError: It has another hash.
+    """
+    found = manifest_sha256(folder)
+    if not hmac.compare_digest(found.encode(), sha256.strip().lower().encode()):
+        raise ValueError(
+            f"Got the adapter {folder}, whose manifest has the SHA-256 {found}; expected {sha256}. It is not the adapter that was "
+            "pinned. Restore it, or pin the new one."
+        )
+
+
 def quantization_of(folder: str | Path) -> Quantization | None:
     """Return how the backbone was quantized that the adapter in ``folder`` was trained beside.
 
@@ -108,6 +150,8 @@ __all__ = [
     "WEIGHTS",
     "backbone_problems",
     "describe",
+    "ensure_sha256",
+    "manifest_sha256",
     "quantization_of",
     "read_config",
     "write_manifest",

@@ -66,10 +66,9 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
         ValueError: As for ``load_adapter``, or the adapter does not change weights.
     """
     model, tokenizer = load_saved(folder)
-    kinds = {layer.kind for layer in model.modules() if isinstance(layer, AdapterLayer) and not layer.merges}
-    if kinds:
+    if kinds := unmergeable(model):
         raise ValueError(
-            f"Got a {' and a '.join(sorted(kinds))} in {folder}; expected a method that changes weights, such as LoRA. It cannot "
+            f"Got a {' and a '.join(kinds)} in {folder}; expected a method that changes weights, such as LoRA. It cannot "
             "be merged into the weights of T5. Serve it as an adapter."
         )
     ids = tokenizer(PROBE, return_tensors="pt").input_ids.to(model.device)
@@ -92,6 +91,11 @@ def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
         else:
             quantized = _difference(_logits(trained, ids), expected)
     return merged, tokenizer, Parity(_difference(unmerged, expected), quantized)
+
+
+def unmergeable(model: PeftModel) -> list[str]:
+    """Return the kinds of layers in ``model`` that do not change weights, such as a prefix; empty if it can be merged."""
+    return sorted({layer.kind for layer in model.modules() if isinstance(layer, AdapterLayer) and not layer.merges})
 
 
 @torch.no_grad()

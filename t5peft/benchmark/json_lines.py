@@ -40,6 +40,8 @@ class JsonLines:
         """Return the lines that were appended since the last call, each with its number."""
         if not self.path.exists():
             return []
+        if not self.path.is_file():
+            raise ValueError(f"Got {self.path}, which is not a file; expected one of JSON lines. Move it away.")
         with _locked(self.path, "rb") as file:
             return self._read(file)
 
@@ -82,7 +84,7 @@ class JsonLines:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -139,7 +139,7 @@ class RunRecords:
         self._read()
         if not self._by_identity:
             raise FileNotFoundError(
-                f"Found no records in {self.folder}. Run `t5peft bench` first, or give the --output of a suite."
+                f"Got {self.folder}, which holds no records; expected the --output of a suite. Run `t5peft bench` first."
             )
         return [record for _, record in sorted(self._by_identity.items(), key=_sort_key)]
 
@@ -160,9 +160,10 @@ class RunRecords:
             try:
                 record = _parse(text)
                 self._by_identity.setdefault(_identity(record["config"]), record)
-            except (ValueError, AttributeError, KeyError, TypeError) as error:
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
                 problems.append(
-                    f"{place} is not a run record ({error or type(error).__name__}). Delete it, and the suite repeats its run."
+                    f"Got {place}, which is not a run record ({error or type(error).__name__}); expected one. Delete it, and the "
+                    "suite repeats its run."
                 )
         if problems:
             raise ValueError("\n".join(problems))
@@ -173,7 +174,9 @@ def _parse(text: bytes) -> RunRecord:
     _check_outcome(record)
     if record.get("schema") != SCHEMA:
         raise ValueError(f"Got schema {record.get('schema')!r}; expected {SCHEMA}")
-    return {**record, "config": _with_current_options(record["config"])}
+    found = {**record, "config": _with_current_options(record["config"])}
+    _sort_key(("", found))  # which reads what every record has
+    return found
 
 
 def _check_outcome(record: Mapping[str, Any]) -> None:

@@ -63,21 +63,7 @@ def write_report(
         FileNotFoundError: There are no records in the folder.
         ValueError: There are no records of these tasks and methods, or some are damaged.
     """
-    wanted_tasks = [Path(task).name for task in tasks or ()]
-    records = [
-        record
-        for record in RunRecords(folder).load()
-        if (not wanted_tasks or Path(record["config"]["task"]).name in wanted_tasks)
-        and (not methods or record["config"]["method"] in methods)
-    ]
-    if not records:
-        narrowed = "".join(
-            f", {kind} {', '.join(names)}" for kind, names in (("tasks", tasks), ("methods", methods)) if names
-        )
-        raise ValueError(
-            f"Got no such records in {folder}{narrowed}; expected some. Run `t5peft bench` with them first."
-        )
-    tables = summarize(records, asked)
+    tables = summarize(_records_of(folder, tasks, methods), asked)
     details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
     output.mkdir(parents=True, exist_ok=True)
     report = Report(overview_markdown(tables), "\n\n".join(details), {})
@@ -93,3 +79,22 @@ def write_report(
             report.paths[kind] = output / name
             report.paths[kind].write_text(content, encoding="utf-8")
     return report
+
+
+def _records_of(folder: Path, tasks: Sequence[str] | None, methods: Sequence[str] | None) -> list[RunRecord]:
+    """Return the records of these tasks and methods, and refuse a folder without one."""
+    wanted_tasks = [Path(task).name for task in tasks or ()]
+    records = [
+        record
+        for record in RunRecords(folder).load()
+        if (not wanted_tasks or Path(record["config"]["task"]).name in wanted_tasks)
+        and (not methods or record["config"]["method"] in methods)
+    ]
+    if not records:
+        narrowed = "".join(
+            f", {kind} {', '.join(names)}" for kind, names in (("tasks", tasks), ("methods", methods)) if names
+        )
+        raise ValueError(
+            f"Got no such records in {folder}{narrowed}; expected some. Run `t5peft bench` with them first."
+        )
+    return records

@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from t5peft.benchmark.records import RunConfig, RunRecord, RunRecords
-from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
+
+if TYPE_CHECKING:  # suites import torch, which the processes that only count runs do without
+    from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 
 Execute = Callable[[RunConfig], RunRecord]
 GROWTHS = 3

@@ -20,7 +20,7 @@ A suite is a YAML file in ``t5peft/benchmark/suites/`` (by name) or anywhere (by
 ``activation_cache_bytes`` and ``lora_plus_ratio`` of the trainer's arguments.
 
 Equal effort: every method gets the same examples, steps and seeds, and a grid of as many rates as every other method.
-"""
+"""  # noqa: D214, D405, D411 - the key of the YAML is not a section
 
 from __future__ import annotations
 
@@ -168,8 +168,12 @@ def load_suite(name_or_path: str) -> Suite:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"Got {path}, which is not YAML ({error}); expected the YAML of a suite.") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: of UTF-8, or a number of thousands of digits
+        raise ValueError(f"Got {path}, which is not YAML in UTF-8 ({error}); expected the YAML of a suite.") from error
     if not isinstance(content, dict):
         raise ValueError(
             f"Got {type(content).__name__} in {path}; expected a mapping with {', '.join(sorted(_FIELDS))}."

@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -313,11 +314,24 @@ class Mean:
 
 @dataclass(frozen=True)
 class Means:
-    """Means over tasks with the same metric, by row label; without rows that lack a score on one of the tasks."""
+    """Means over tasks with the same metric."""
 
-    metric: str
     tables: tuple[TaskTable, ...]
-    by_label: Mapping[str, Mean]
+
+    @property
+    def metric(self) -> str:
+        """The names of the metrics."""
+        return " or ".join(dict.fromkeys(table.metric for table in self.tables))
+
+    @cached_property
+    def by_label(self) -> dict[str, Mean]:
+        """The means by row label, without rows that lack a score on one of the tasks. Their intervals take seconds."""
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in (row for table in self.tables for row in table.rows):
+            if row.test:
+                rows[row.label].append(row)
+        complete = {label: found for label, found in rows.items() if len(found) == len(self.tables)}
+        return {label: _mean(found, complete.get("full", [])) for label, found in complete.items()}
 
     @property
     def factor(self) -> float:
@@ -330,17 +344,7 @@ def means_over_tasks(tables: Sequence[TaskTable]) -> list[Means]:
     groups: dict[str, list[TaskTable]] = defaultdict(list)
     for table in tables:
         groups["accuracy" if table.metric == "matthews" else table.metric].append(table)
-    return [_means(tuple(group)) for group in groups.values() if len(group) > 1]
-
-
-def _means(tables: tuple[TaskTable, ...]) -> Means:
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for row in (row for table in tables for row in table.rows):
-        if row.test:
-            rows[row.label].append(row)
-    complete = {label: found for label, found in rows.items() if len(found) == len(tables)}
-    means = {label: _mean(found, complete.get("full", [])) for label, found in complete.items()}
-    return Means(" or ".join(dict.fromkeys(table.metric for table in tables)), tables, means)
+    return [Means(tuple(group)) for group in groups.values() if len(group) > 1]
 
 
 def _mean(rows: Sequence[Row], full: Sequence[Row]) -> Mean:

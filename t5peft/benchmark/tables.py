@@ -12,7 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from t5peft.benchmark.statistics import Difference, MeanStd
-from t5peft.benchmark.summary import Mean, Row, TaskTable, against_baseline, difference, means_over_tasks, sort_key
+from t5peft.benchmark.summary import (
+    Mean,
+    Means,
+    Row,
+    TaskTable,
+    against_baseline,
+    difference,
+    means_over_tasks,
+    sort_key,
+)
 from t5peft.planning.units import bytes_text, seconds_text
 
 BAR = r"\|"
@@ -165,7 +174,8 @@ def overview_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
     """Return a row for each method: its score on every task, its means over tasks with the same metric, and its costs."""
     found = _rows_by_label(tables)
     reference = {task: row for task, row in found.get("full", {}).items() if task in _measured_for_all(found)}
-    return [_overview_row(label, rows, tables, reference) for label, rows in found.items()]
+    means = means_over_tasks(tables)
+    return [_overview_row(label, rows, tables, means, reference) for label, rows in found.items()]
 
 
 def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
@@ -187,9 +197,12 @@ def _measured_for_all(rows_by_label: Mapping[str, Mapping[str, Row]]) -> list[st
 
 
 def _overview_row(
-    label: str, rows: Mapping[str, Row], tables: Sequence[TaskTable], reference: Mapping[str, Row]
+    label: str,
+    rows: Mapping[str, Row],
+    tables: Sequence[TaskTable],
+    means: Sequence[Means],
+    reference: Mapping[str, Row],
 ) -> list[Cell]:
-    means = [(means.by_label.get(label), means.factor) for means in means_over_tasks(tables)]
     trained = next((row.trainable for row in rows.values() if row.trainable), None)
     costs = [
         _against(rows, reference, lambda row: row.peak_bytes),
@@ -198,7 +211,7 @@ def _overview_row(
     return [
         Cell(label),
         *(_overview_score(rows.get(table.task)) for table in tables),
-        *(cell for mean, factor in means for cell in _overview_mean(label, mean, factor)),
+        *(cell for mean in means for cell in _overview_mean(label, mean.by_label.get(label), mean.factor)),
         Cell("–" if trained is None else f"{trained:,}", trained),
         *(Cell("–" if cost is None else f"{cost:.2f}", cost) for cost in costs),
     ]

@@ -21,11 +21,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("t5peft.cli.predict", "write a tuned adapter's answers to the records of a file"),
     "search": ("t5peft.cli.search", "search for hyper-parameters, resumable"),
     "continue": ("t5peft.cli.continue_training", "tune an adapter again on new data, and report what it forgot"),
+    "export": ("t5peft.cli.export", "export an adapter to plain transformers, CTranslate2 or ONNX"),
     "merge": ("t5peft.cli.merge", "merge an adapter into its unquantized backbone"),
     "bench": ("t5peft.cli.bench", "compare methods with full fine-tuning: a table and a report"),
     "plan": ("t5peft.cli.plan", "plan what fits into memory, from the config only"),
     "lint": ("t5peft.cli.lint", "report what a tokenizer loses of a data set, before training"),
     "pretrain": ("t5peft.cli.pretrain", "span corruption on plain text, from scratch or from a checkpoint"),
+    "serve": ("t5peft.cli.serve", "serve a backbone and its adapters over HTTP, by OpenAI's API"),
 }
 ALIASES = {"retune": "continue"}  # the name of version 0.1
 

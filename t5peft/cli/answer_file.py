@@ -201,7 +201,7 @@ class AnswerFile(Answers):
         return int(length)
 
     def _check_columns(self) -> None:
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
 
         try:
             pa.Table.from_pylist(self.records)
@@ -255,7 +255,7 @@ class AnswerFile(Answers):
 
     def _write_parquet(self) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+        import pyarrow.parquet as parquet
 
         answers = map(json.loads, self._growing.read_text(encoding="utf-8").splitlines())
         table = pa.Table.from_pylist([record | answer for record, answer in zip(self.records, answers, strict=True)])

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5peft.cli import names
 from t5peft.compat.suggestions import did_you_mean
+from t5peft.training.config import TASK_FILE
 
 if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at once
     from t5peft.data import Task
     from t5peft.data.sources import Records
     from t5peft.data.splits import Splits
-
-TASK_FILE = "task.yaml"
 
 
 def add_data_arguments(
@@ -138,12 +137,7 @@ def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
 
 def save_task(task: Task, folder: str | Path) -> None:
     """Write ``task`` beside the adapter that was tuned on it."""
-    import yaml
-
-    fields = {name: value for name, value in asdict(task).items() if value is not None}
-    fields["metrics"] = list(task.metrics)
-    # escaped, not allow_unicode: that writes U+0085 as it is, which is read as a line break
-    (Path(folder) / TASK_FILE).write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    task.to_yaml(Path(folder) / TASK_FILE)
 
 
 def load_saved_task(folder: str | Path) -> Task:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     task = read_task(args)
     if args.references:
         task = replace(task, references=args.references)
-    records = read_file(args, args.data, "test") if args.data else _test_records(task, args.task)
+    records = read_file(args, args.data, "test") if args.data else own_test_records(task, args.task)
     if task.references is None and not task.verbalizer and any(has_references(record) for record in records):
         logger.warning(
             "The records have lists of references, which the task %s does not name, so it is scored by its one target. Give "
@@ -104,17 +104,38 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrai
 
     Returns:
         The model and its tokenizer.
+
+    Raises:
+        ValueError: It is an export.
     """
     from t5peft.adapters import is_adapter, load_saved, quantization_of
     from t5peft.models.backbone import load_backbone
+    from t5peft.serving.exported import is_exported
 
+    if is_exported(folder):
+        raise ValueError(
+            f"Got {folder}, which is an export; expected an adapter or a whole model. Give the folder that it was exported from; "
+            "`t5peft predict` takes exports."
+        )
     if not is_adapter(folder):
         return load_backbone(folder)
     return load_saved(folder, quantize=quantization_of(folder))
 
 
-def _test_records(task: Task, named: str | None) -> list[dict[str, Any]]:
-    """Return the test records of the definition ``named``, or of the package's definition that the saved ``task`` is."""
+def own_test_records(task: Task, named: str | None) -> list[dict[str, Any]]:
+    """Return the test records of the definition ``named``, or of the package's definition that the saved ``task`` is.
+
+    Args:
+        task: The task.
+        named: The name or file of its definition; None for the package's definition of its name.
+
+    Returns:
+        The records.
+
+    Raises:
+        ValueError: There are none.
+        FileNotFoundError: Their files are missing.
+    """
     from t5peft.data import load_task
     from t5peft.data.definition import definition_names, read_definition
 

@@ -6,8 +6,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from t5peft.cli.data import TASK_FILE
 from t5peft.compat.lock import hold_folder
+from t5peft.training.config import TASK_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

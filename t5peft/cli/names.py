@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 METHODS = (
@@ -23,6 +25,17 @@ PRETRAIN_CONFIG = {
 }  # fmt: skip
 PRETRAIN_SHAPE = {"d_model": 256, "d_ff": 1024, "layers": 4, "heads": 4, "d_kv": 64}
 PRETRAIN_LEARNING_RATES = {"muon": 2e-2, "adafactor": 1e-2, "adamw": 2e-3}
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods, without importing one.
+
+    Returns:
+        Those of this package, those that installed packages name in entry points, and those that this process registered.
+    """
+    installed = (entry.name for entry in entry_points(group="t5peft.methods"))
+    registry = sys.modules.get("t5peft.methods.registry")
+    return list(dict.fromkeys((*METHODS, *installed, *(registry.METHODS if registry else ()))))
 
 
 def suite_names() -> list[str]:

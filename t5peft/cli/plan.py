@@ -19,10 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.epilog = EPILOG
+    methods = names.method_names()
     parser.add_argument("--backbone", default="mini", help="mini, a published checkpoint, or a folder with config.json")
-    parser.add_argument(
-        "--method", default="lora", choices=names.METHODS, metavar="METHOD", help=", ".join(names.METHODS)
-    )
+    parser.add_argument("--method", default="lora", choices=methods, metavar="METHOD", help=", ".join(methods))
     parser.add_argument("--source", type=int, default=512, help="source tokens of an example")
     parser.add_argument("--target", type=int, default=128, help="target tokens of an example")
     parser.add_argument("--batch-size", "--batch", type=int, default=16, help="examples of one optimizer step")

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from t5peft.data import Task
+    from t5peft.serving.exported import Exported
 
 # Tokens, sources and answers, of the records that are answered before any is written: several batches, so that these can be of
 # records of like lengths.
@@ -42,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
     )
     add_format_arguments(parser)
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "ct2", "onnx"),
+        help="what computes; ct2 and onnx take a folder that `t5peft export` wrote. Default: what the folder is for",
+    )
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -77,12 +84,33 @@ def run(args: argparse.Namespace) -> int:
     ):
         if output.done:
             print(f"{path} holds {output.done} answers of {len(records)}; going on from there", file=sys.stderr)
-        model, tokenizer = load_tuned(args.model)
+        model, tokenizer = _load(args.model, args.engine)
         _write_answers(model, tokenizer, task, records, output)
         output.finish()
     if path is not None:
         print(f"{len(records)} answers in {path}")
     return 0
+
+
+def _load(folder: str, engine: str | None) -> tuple[PreTrainedModel | PeftModel | Exported, PreTrainedTokenizerBase]:
+    """Load what is in ``folder``, if ``engine`` runs it."""
+    from t5peft.serving.export import load_exported
+    from t5peft.serving.exported import Details, is_exported
+
+    if not is_exported(folder):
+        if engine in ("ct2", "onnx"):
+            raise ValueError(
+                f"Got --engine {engine} for {folder}, which is not exported to it; expected a folder of `t5peft export`. Run "
+                f"`t5peft export {folder} --to {engine} --output DIR`, and give DIR."
+            )
+        return load_tuned(folder)
+    target = Details.read(Path(folder)).target
+    if engine is not None and target != {"torch": "transformers"}.get(engine, engine):
+        raise ValueError(
+            f"Got --engine {engine} for {folder}, an export to {target}; expected that engine, or none. Leave --engine out."
+        )
+    exported = load_exported(folder)
+    return exported, exported.tokenizer
 
 
 def _open_output(args: argparse.Namespace, path: Path | None, task: Task, records: Sequence[Record]) -> Answers:
@@ -97,7 +125,7 @@ def _open_output(args: argparse.Namespace, path: Path | None, task: Task, record
 
 
 def _write_answers(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | PeftModel | Exported,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     records: Sequence[Record],
@@ -106,6 +134,7 @@ def _write_answers(
     from tqdm import tqdm
 
     from t5peft.evaluation import evaluating
+    from t5peft.serving.exported import Exported
 
     seen = (
         isinstance(output, AnswerStream) and sys.stdout.isatty()
@@ -113,14 +142,15 @@ def _write_answers(
     bar = tqdm(
         total=len(records), initial=output.done, desc="predict", unit="record", disable=seen or not sys.stderr.isatty()
     )
-    with bar, evaluating(model):  # merged once, not for every batch
+    merged_once = contextlib.nullcontext() if isinstance(model, Exported) else evaluating(model)
+    with bar, merged_once:  # and not for every batch
         for answers in answer(model, tokenizer, task, records, start=output.done):
             output.write(answers)
             bar.update(len(answers))
 
 
 def answer(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | PeftModel | Exported,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     records: Sequence[Record],
@@ -130,7 +160,7 @@ def answer(
     """Answer records in their order, some at a time.
 
     Args:
-        model: The tuned model.
+        model: The tuned model, or an export of one.
         tokenizer: Its tokenizer.
         task: The task of the records.
         records: With the columns of the task's source.
@@ -146,16 +176,16 @@ def answer(
     from t5peft.evaluation import predict
     from t5peft.evaluation.inference import source_ids
     from t5peft.evaluation.scores import rank_targets
+    from t5peft.serving.exported import Exported
 
+    generate = model.predict if isinstance(model, Exported) else partial(predict, model, tokenizer)
     _check_columns(task, records)
     sources = source_ids(task.sources(records, tokenizer), tokenizer)
     name = _answer_name(task)
     for first, last in _spans([len(ids) + task.max_target_length for ids in sources], start):
         chunk = sources[first:last]
         if task.verbalizer is None:
-            texts = predict(
-                model,
-                tokenizer,
+            texts = generate(
                 chunk,
                 max_new_tokens=task.max_target_length,
                 num_beams=task.num_beams,
@@ -163,7 +193,10 @@ def answer(
             )
             answers: list[Record] = [{name: task.read(text, tokenizer)} for text in texts]
         else:
-            ranking = rank_targets(model, tokenizer, task, chunk)
+            if isinstance(model, Exported):
+                ranking = model.rank_targets(task, chunk)
+            else:
+                ranking = rank_targets(model, tokenizer, task, chunk)
             shares = [[round(share, 4) for share in row] for row in ranking.probabilities.tolist()]
             answers = [
                 {name: task.labels[best], "probability": dict(zip(task.labels, row, strict=True))}

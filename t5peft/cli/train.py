@@ -50,7 +50,8 @@ def _run(args: argparse.Namespace) -> int:
     from t5peft.training.train import score_splits, train
 
     folder = Path(args.output)
-    has_adapter = METHODS[args.method].has_adapter
+    # ``train`` tells of a method of an installed package that cannot be imported.
+    has_adapter = args.method not in METHODS or METHODS[args.method].has_adapter
     if not has_adapter:
         ensure_no_adapter(folder)
     else:

@@ -17,13 +17,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of a command.
     """
-    default = TrainConfig()
+    default, methods = TrainConfig(), names.method_names()
     parser.add_argument(
         "--backbone", default=default.backbone, help="mini, a hub name such as google/flan-t5-base, or a folder"
     )
-    parser.add_argument(
-        "--method", choices=names.METHODS, default=default.method, metavar="METHOD", help=", ".join(names.METHODS)
-    )
+    parser.add_argument("--method", choices=methods, default=default.method, metavar="METHOD", help=", ".join(methods))
     for option, number in names.NUMERIC_OPTIONS.items():
         flag = f"--{option.replace('_', '-')}"
         parser.add_argument(flag, type=number, help=f"{option} of the method, where it has one")

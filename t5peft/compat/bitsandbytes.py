@@ -48,6 +48,13 @@ def silence_casts() -> None:
     logging.getLogger(CAST_LOGGER).addFilter(_is_not_cast_note)
 
 
+def plain_weight(module: nn.Module) -> Tensor:
+    """Return the weight of a linear map, out of 8 or 4 bits where it is quantized."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(module).detach()
+
+
 def stored_numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield each parameter by its name; of a quantized one the scales, which are NaN or infinite where the weight was."""
     for name, weight in model.named_parameters():

@@ -30,6 +30,7 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 _held: dict[Path, tuple[int, int]] = {}  # lock file: thread that holds it, and how many blocks of that thread
+_descriptors: dict[Path, int] = {}  # of the lock files
 _guard = threading.Lock()
 
 
@@ -101,17 +102,32 @@ def _hold(lock: Path, subject: str) -> Iterator[None]:
         owner, depth = _held.get(lock, (thread, 0))
         if owner != thread:
             raise FolderInUseError(_message(subject, lock, {"pid": os.getpid(), "host": socket.gethostname()}))
-        descriptor = _acquire(lock, subject) if depth == 0 else None
+        if depth == 0:
+            _descriptors[lock] = _acquire(lock, subject)
         _held[lock] = (thread, depth + 1)
     try:
         yield
     finally:
         with _guard:
-            _held[lock] = (thread, depth)
-            if descriptor is not None:
-                del _held[lock]
-                lock.unlink(missing_ok=True)  # before it is freed, so that nobody locks a file that is then deleted
-                os.close(descriptor)
+            if lock in _held:  # not in a forked process, which holds nothing
+                _held[lock] = (thread, depth)
+                if depth == 0:
+                    del _held[lock]
+                    lock.unlink(missing_ok=True)  # before it is freed, so that nobody locks a file that is then deleted
+                    os.close(_descriptors.pop(lock))
+
+
+def _hold_nothing() -> None:
+    """Let go of all locks in a process that was forked, without freeing them.
+
+    A worker of a data loader outlives its killed parent for some seconds. Until then the lock would seem to be held.
+    """
+    global _guard
+    _guard = threading.Lock()  # another thread of the parent may have held it
+    for descriptor in _descriptors.values():
+        os.close(descriptor)
+    _descriptors.clear()
+    _held.clear()
 
 
 def _acquire(lock: Path, subject: str) -> int:
@@ -197,3 +213,6 @@ def _distributed_rank() -> int:
     if torch_distributed is not None and torch_distributed.is_available() and torch_distributed.is_initialized():
         return int(torch_distributed.get_rank())
     return next((int(os.environ[name]) for name in _RANKS if os.environ.get(name, "").isdigit()), 0)
+
+
+os.register_at_fork(after_in_child=_hold_nothing)

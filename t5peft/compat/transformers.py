@@ -1,8 +1,12 @@
-"""List what is overridden and read of transformers' Trainer that it does not offer for that."""
+"""List what is overridden, called and read of transformers that it does not offer for that."""
 
 from __future__ import annotations
 
-from transformers import Seq2SeqTrainer, TrainingArguments
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel, Seq2SeqTrainer, TrainingArguments
 
 from t5peft.compat.private import PrivateUse
 
@@ -67,5 +71,48 @@ PRIVATE = (
         None,
         "Several devices in one process would be torch's DataParallel, which cannot share a step out exactly.",
     ),
+    PrivateUse(
+        GenerationMixin,
+        "_prepare_generation_config",
+        ("self", "generation_config", "kwargs"),
+        "The engine applies what the generation config of a model asks for, with the defaults that `generate` fills in.",
+    ),
+    PrivateUse(
+        GenerationMixin,
+        "_prepare_special_tokens",
+        ("self", "generation_config", "kwargs_has_attention_mask", "device"),
+        "Processors of logits read the end tokens as tensors from where only this function puts them.",
+    ),
+    PrivateUse(
+        GenerationMixin,
+        "_get_logits_processor",
+        ("self", "generation_config", "input_ids_seq_length", "encoder_input_ids", "device"),
+        "No public function says which processors `generate` would use.",
+    ),
 )
 """Each private touch of transformers, with the reason."""
+
+
+def logits_processors(t5: PreTrainedModel, source_ids: Sequence[int], max_new_tokens: int) -> LogitsProcessorList:
+    """Return what greedy search by ``generate`` does to the logits of one source, as the generation config says.
+
+    Args:
+        t5: The model.
+        source_ids: Token ids of the source.
+        max_new_tokens: Tokens of the longest answer.
+
+    Returns:
+        The processors; none for most models.
+    """
+    generator = cast(Any, t5)
+    config, _ = generator._prepare_generation_config(None, max_new_tokens=max_new_tokens, num_beams=1, do_sample=False)
+    generator._prepare_special_tokens(config, True, device=t5.device)
+    # ``generate`` counts the start token.
+    config.max_length = 1 + max_new_tokens
+    if config.min_new_tokens is not None:
+        config.min_length = 1 + config.min_new_tokens
+    source = torch.tensor([source_ids], device=t5.device)
+    processors: LogitsProcessorList = generator._get_logits_processor(
+        config, input_ids_seq_length=1, encoder_input_ids=source, device=t5.device
+    )
+    return processors

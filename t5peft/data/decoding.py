@@ -1,7 +1,7 @@
-"""Texts from token ids, and texts as a tokenizer can write them.
+r"""Texts from token ids, and texts as a tokenizer can write them.
 
 A tokenizer may lose white space: T5's has no line break, so a model with it answers ``a b`` where the reference is
-``a\\nb``. ByT5, CodeT5 and the package's own "mini" keep line breaks, tabs and indentation. Answers are decoded with all that
+``a\nb``. ByT5, CodeT5 and the package's own "mini" keep line breaks, tabs and indentation. Answers are decoded with all that
 the tokenizer keeps, and references are compared as the tokenizer would give them back.
 """
 
@@ -26,6 +26,7 @@ def decode(
 
     Args:
         rows: Token ids [B][T], with or without padding.
+        tokenizer: The tokenizer that made them.
         keep: Special tokens that stay, such as the sentinels of a target template.
     """
     kept = {found for token in keep if isinstance(found := tokenizer.convert_tokens_to_ids(token), int)}
@@ -48,6 +49,8 @@ def as_written(text: str, tokenizer: PreTrainedTokenizerBase, *, keep: Collectio
     texts. Special tokens that the text spells are broken up, as they are in training.
 
     Args:
+        text: Any text.
+        tokenizer: The tokenizer of the model.
         keep: Special tokens that the text may hold.
     """
     ids = encode([text], tokenizer)
@@ -59,7 +62,7 @@ def as_written(text: str, tokenizer: PreTrainedTokenizerBase, *, keep: Collectio
 
 
 def _with_runs_of(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The words of the text, with the white space that the tokenizer keeps between words that it knows."""
+    """Return the words of the text, with the white space that the tokenizer keeps between words that it knows."""
     words = text.split()
     back = decode(encode([re.sub(r"\S+", "1", text)], tokenizer), tokenizer)[0]
     runs = back.split("1")

@@ -160,10 +160,10 @@ def _looks_like_a_file(name: str) -> bool:
 def _no_such_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"Got no such file: {path}; there is no folder {folder} either."
+        return f"Got {path}, which does not exist, nor does its folder {folder}; expected a file. Check the path."
     names = sorted(other.name for other in folder.iterdir() if other.is_file())
     there = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"Got no such file: {path}; {folder.resolve()} has {there or 'no files'}."
+    return f"Got {path}, which does not exist; expected a file of {folder.resolve()}, which has {there or 'no files'}."
 
 
 def _from_hub(name: str, config: str | None, split: str | None) -> RecordList:

@@ -83,9 +83,10 @@ def files_of_split(folder: Path, split: str | None, config: str | None = None) -
 
 
 def _no_split(folder: Path, split: str | None, there: list[str]) -> FileNotFoundError:
-    given = f"no file of split {split!r}" if split else "no split was named for the folder"
+    wanted = f"a folder with a file of the split {split!r}" if split else "a file, or a folder and a split"
     return FileNotFoundError(
-        f"Got {folder}: {given}; it has {', '.join(there) or 'no file of a known kind'}. Give a file itself, or rename it."
+        f"Got the folder {folder}, which has {', '.join(there) or 'no file of a known kind'}; expected {wanted}. Give a file "
+        "itself, or rename it."
     )
 
 

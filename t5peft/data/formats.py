@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow  # type: ignore[import-untyped]
-import pyarrow.parquet  # type: ignore[import-untyped]
+import psutil
+import pyarrow
+import pyarrow.parquet
 from datasets import Dataset, Features
 
 from t5peft.data.sources import RecordList, Records, labeled_records
@@ -30,6 +31,10 @@ KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
 ENDING = re.compile(rf"({'|'.join(map(re.escape, KINDS))})({'|'.join(map(re.escape, OPENERS))})?$", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com"
 MARKS = ",;\t|"
+# Text is packed to a tenth or a fiftieth. xz packs zeros to a seven-thousandth.
+_LARGEST_UNPACKED = 64 << 20
+_HIGHEST_RATIO = 200
+_BYTES_PER_CELL = 100  # of a list of dictionaries, at least
 
 
 @dataclass(frozen=True)
@@ -117,14 +122,21 @@ def read_bytes(path: Path) -> bytes:
         ValueError: It cannot be read or unpacked.
     """
     opener = OPENERS.get(path.suffix.lower(), open)
+    limit = None if opener is open else max(_LARGEST_UNPACKED, _HIGHEST_RATIO * path.stat().st_size)
     try:
         with opener(path, "rb") as file:
-            return file.read()
+            data = file.read() if limit is None else file.read(limit + 1)
     except (OSError, EOFError, ValueError, MemoryError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(
             f"Got {path}, which cannot be unpacked ({error}); expected a whole file of the kind that its ending says. Copy it "
             "again, or rename it."
         ) from None
+    if limit is not None and len(data) > limit:
+        raise ValueError(
+            f"Got {path}, which grows to more than {limit >> 20} MiB, {_HIGHEST_RATIO} times its size; expected text, which does "
+            "not. Unpack it yourself if you trust it."
+        )
+    return data
 
 
 def decoded(data: bytes, origin: str, encoding: str) -> str:
@@ -191,15 +203,21 @@ def _kind(path: Path) -> str:
 
 
 def _read_arrow(path: Path, kind: str) -> RecordList:
+    cells, available = _cells(path) if kind == ".parquet" else 0, psutil.virtual_memory().available
+    if cells * _BYTES_PER_CELL > available:  # a small file may hold billions of equal cells
+        raise ValueError(
+            f"Got {path}, whose {cells:,} cells need more than the {available >> 20:,} MiB of free memory; expected fewer. Split "
+            "the file."
+        )
     try:
         if kind == ".parquet":
             # not read_table, which adds columns for folders named key=value
             table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True).read()
         else:
             with pyarrow.OSFile(str(path)) as source:
-                file = source.read(6) == b"ARROW1"
+                is_file = source.read(6) == b"ARROW1"
                 source.seek(0)
-                table = (pyarrow.ipc.open_file if file else pyarrow.ipc.open_stream)(source).read_all()
+                table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(source).read_all()
         records = [flat(record) for record in table.to_pylist()]
         features = Features.from_arrow_schema(table.schema).flatten()
     except Exception as error:  # a damaged file makes pyarrow raise whatever its bytes lead to
@@ -208,6 +226,16 @@ def _read_arrow(path: Path, kind: str) -> RecordList:
             "file. Copy or write it again."
         ) from None
     return labeled_records(records, features, str(path))
+
+
+def _cells(path: Path) -> int:
+    """Return the number of cells of a Parquet file by its metadata; 0 where these cannot be read."""
+    try:
+        metadata = pyarrow.parquet.ParquetFile(path).metadata
+        groups = range(metadata.num_row_groups)
+        return sum(metadata.row_group(i).column(j).num_values for i in groups for j in range(metadata.num_columns))
+    except Exception:  # a damaged file makes pyarrow raise whatever its bytes lead to; reading it will tell
+        return 0
 
 
 def _table(origin: str, text: str, delimiter: str, form: TextFormat) -> Records:

@@ -111,8 +111,26 @@ class Thesaurus:
         return cls(f"thesaurus {digest}", lambda word: lowered.get(word, ()))
 
 
+class _WordByWord:
+    """The base of rewordings that change a share of the words of each text by itself."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"Got rate={self.rate}; expected a share of the words, above 0 and at most 1.")
+
+    def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
+        """See ``Rewording``."""
+        return [self.reword_one(text, random) for text, random in zip(texts, randoms, strict=True)]
+
+    def reword_one(self, text: str, random: Random) -> str:
+        """Return one text in other words."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Synonyms:
+class Synonyms(_WordByWord):
     """Replace words by synonyms, in the case that the word has.
 
     Args:
@@ -123,19 +141,13 @@ class Synonyms:
     thesaurus: Thesaurus = field(default_factory=Thesaurus.load)
     rate: float = 0.5
 
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     @property
     def identity(self) -> str:
         """See ``Rewording``."""
         return f"synonyms {self.rate} {self.thesaurus.name}"
 
-    def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
-        """See ``Rewording``."""
-        return [self._replace_in(text, random) for text, random in zip(texts, randoms, strict=True)]
-
-    def _replace_in(self, text: str, random: Random) -> str:
+    def reword_one(self, text: str, random: Random) -> str:
+        """Return the text with synonyms."""
         pieces: list[str] = []
         end = 0
         for match in WORD.finditer(text):
@@ -156,7 +168,7 @@ class Synonyms:
 
 
 @dataclass(frozen=True)
-class WordDropout:
+class WordDropout(_WordByWord):
     """Leave words out; never a negation, never all of them.
 
     Args:
@@ -165,26 +177,20 @@ class WordDropout:
 
     rate: float = 0.1
 
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     @property
     def identity(self) -> str:
         """See ``Rewording``."""
         return f"dropout {self.rate}"
 
-    def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
-        """See ``Rewording``."""
-        return [self._drop(text, random) for text, random in zip(texts, randoms, strict=True)]
-
-    def _drop(self, text: str, random: Random) -> str:
+    def reword_one(self, text: str, random: Random) -> str:
+        """Return the text without some of its words."""
         chunks = text.split(" ")
         kept = [chunk for chunk in chunks if random.random() >= self.rate or _must_stay(chunk)]
         return " ".join(kept) if any(WORD.search(chunk) for chunk in kept) else text
 
 
 @dataclass(frozen=True)
-class WordSwap:
+class WordSwap(_WordByWord):
     """Swap words that are next to each other; the text between them stays.
 
     Args:
@@ -193,19 +199,13 @@ class WordSwap:
 
     rate: float = 0.1
 
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     @property
     def identity(self) -> str:
         """See ``Rewording``."""
         return f"swap {self.rate}"
 
-    def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
-        """See ``Rewording``."""
-        return [self._swap(text, random) for text, random in zip(texts, randoms, strict=True)]
-
-    def _swap(self, text: str, random: Random) -> str:
+    def reword_one(self, text: str, random: Random) -> str:
+        """Return the text with words swapped."""
         words = WORD.findall(text)
         place = 0
         while place + 1 < len(words):
@@ -215,11 +215,6 @@ class WordSwap:
             place += 1
         rest = iter(words)
         return WORD.sub(lambda _: next(rest), text)
-
-
-def _check_rate(rate: float) -> None:
-    if not 0 < rate <= 1:
-        raise ValueError(f"Got rate={rate}; expected a share of the words, above 0 and at most 1.")
 
 
 def _must_stay(chunk: str) -> bool:

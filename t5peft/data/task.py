@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -127,6 +128,17 @@ class Task:
             ValueError: See ``from_mapping``.
         """
         return cls.from_mapping({key: value for key, value in read_definition(path_or_name).items() if key != "data"})
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the task to a YAML file, which ``from_yaml`` reads.
+
+        Args:
+            path: The file; ``task.yaml`` beside an adapter is found by every command.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in values.items() if value is not None} | {"metrics": list(self.metrics)}
+        # Escaped, not allow_unicode: that writes U+0085 as it is, which is read as a line break.
+        Path(path).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
 
     @property
     def target_words(self) -> Mapping[str, str] | None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Labels = Sequence[str] | Sequence[int]
-References = Labels | Sequence[Sequence[str]]
+Answer = str | int | None
+Labels = Sequence[Answer] | NDArray[Any]
+References = Labels | Sequence[Sequence[Answer] | NDArray[Any]]
 
 
 def accepted_answers(references: References) -> list[list[str]]:

@@ -18,6 +18,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from t5peft.evaluation.calibration import perplexity
 from t5peft.evaluation.classification import References, accepted_answers, accuracy, answers_of, f1, f1_binary, matthews
 from t5peft.evaluation.gleu import gleu, google_bleu, sentence_gleu
@@ -74,8 +76,8 @@ METRICS: dict[str, Metric] = {
 
 def compute(
     name: str,
-    predictions: Sequence[Any],
-    references: References | Sequence[int],
+    predictions: Sequence[Any] | NDArray[Any],
+    references: References,
     *,
     sources: Sequence[str] | None = None,
 ) -> dict[str, float]:
@@ -113,7 +115,10 @@ def compute(
 
 
 def _problems(
-    metric: Metric, predictions: Sequence[Any], references: list[list[Any]], sources: Sequence[str] | None
+    metric: Metric,
+    predictions: Sequence[Any] | NDArray[Any],
+    references: list[list[Any]],
+    sources: Sequence[str] | None,
 ) -> list[str]:
     problems = []
     if len(predictions) == 0:

@@ -9,8 +9,9 @@ Letters: N sources, C candidates, B rows of a batch, S source tokens, T position
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -105,11 +106,49 @@ def rank(
             numbers of sources and candidate lists differ.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
-    tokens = _candidate_ids(candidates, len(ids), tokenizer)
+    tokens = candidate_ids(candidates, len(ids), tokenizer)
     _check_has_vocabulary(unwrap_t5(model))
-    scores = (
-        _rank_by_forward(model, ids, tokens) if has_peft_prompt(model) else _rank(model, ids, tokens, tokens_per_batch)
-    )
+    if has_peft_prompt(model):
+        scores = _rank_by_scores(partial(target_log_probabilities, model), ids, tokens)
+    else:
+        scores = _rank(model, ids, tokens, tokens_per_batch)
+    if normalize_by_length:
+        scores /= _token_counts(tokens, *scores.shape)
+    return Ranking.of(scores)
+
+
+Feature = Mapping[str, list[int]]
+"""``input_ids`` and ``labels``, without padding."""
+
+
+def rank_by_scores(
+    score: Callable[[Sequence[Feature]], Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sources,
+    candidates: Iterable[str] | Iterable[Iterable[str]],
+    *,
+    normalize_by_length: bool = False,
+    max_source_length: int | None = None,
+) -> Ranking:
+    """Rank as ``rank`` does, by any function that scores pairs of a source and a target.
+
+    Args:
+        score: A function from features to the log-probability of each target [N].
+        tokenizer: The tokenizer of the model.
+        sources: As for ``rank``.
+        candidates: As for ``rank``.
+        normalize_by_length: As for ``rank``.
+        max_source_length: As for ``rank``.
+
+    Returns:
+        The scores [N, C].
+
+    Raises:
+        ValueError: As for ``rank``.
+    """
+    ids = source_ids(sources, tokenizer, max_source_length)
+    tokens = candidate_ids(candidates, len(ids), tokenizer)
+    scores = _rank_by_scores(score, ids, tokens)
     if normalize_by_length:
         scores /= _token_counts(tokens, *scores.shape)
     return Ranking.of(scores)
@@ -120,7 +159,7 @@ def _rank(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[in
     scores = _empty_scores(tokens, len(ids))
     with evaluating(model) as t5:
         start, shared = t5.config.decoder_start_token_id, can_share(t5)
-        made = {key: trees(candidate_ids, start, shared) for key, candidate_ids in tokens.items()}
+        made = {key: trees(several, start, shared) for key, several in tokens.items()}
         trees_of = [made[i if i in made else -1] for i in range(len(ids))]
         widest = max((len(tree.tokens) for several in made.values() for tree in several), default=0)
         for batch in length_batches(ids, tokens_per_batch, more_per_row=widest, passes=2):
@@ -128,13 +167,15 @@ def _rank(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[in
     return scores
 
 
-def _rank_by_forward(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[int]]]) -> Tensor:
-    """Return the log-probabilities [N, C], by one forward pass for each source and candidate."""
+def _rank_by_scores(
+    score: Callable[[Sequence[Feature]], Tensor], ids: list[list[int]], tokens: dict[int, list[list[int]]]
+) -> Tensor:
+    """Return the log-probabilities [N, C], each source and candidate by itself."""
     scores = _empty_scores(tokens, len(ids))
     places = [(i, column) for i in range(len(ids)) for column in range(len(tokens.get(i, tokens.get(-1, []))))]
     features = [{"input_ids": ids[i], "labels": tokens.get(i, tokens.get(-1, []))[column]} for i, column in places]
-    for place, score in zip(places, target_log_probabilities(model, features), strict=True):
-        scores[place] = score
+    for place, found in zip(places, score(features), strict=True):
+        scores[place] = found
     return scores
 
 
@@ -142,10 +183,22 @@ def _empty_scores(tokens: dict[int, list[list[int]]], sources: int) -> Tensor:
     return torch.full((sources, max(map(len, tokens.values()), default=0)), -torch.inf)
 
 
-def _candidate_ids(
+def candidate_ids(
     candidates: Iterable[str] | Iterable[Iterable[str]], sources: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[int, list[list[int]]]:
-    """Return the token ids of the candidates by source, those for all sources under -1."""
+    """Return the token ids of candidates.
+
+    Args:
+        candidates: One list of texts for all sources, or one list for each source.
+        sources: The number of sources.
+        tokenizer: Of the model.
+
+    Returns:
+        The token ids of the candidates by source, those for all sources under -1.
+
+    Raises:
+        ValueError: A list is empty, has two candidates of the same tokens, or there are not as many lists as sources.
+    """
     several = read_candidates(candidates)
     shared = [candidate for candidate in several if isinstance(candidate, str)]
     lists = dict(enumerate(texts for texts in several if not isinstance(texts, str))) or {-1: shared}
@@ -179,9 +232,9 @@ def _check_has_vocabulary(t5: PreTrainedModel) -> None:
 def _token_counts(tokens: dict[int, list[list[int]]], sources: int, columns: int) -> Tensor:
     """Return the number of tokens of each candidate [N, C], 1 where there is none."""
     counts = torch.ones(sources, columns)
-    for key, candidate_ids in tokens.items():
+    for key, several in tokens.items():
         rows = slice(None) if key == -1 else key
-        counts[rows, : len(candidate_ids)] = torch.tensor([float(len(ids)) for ids in candidate_ids])
+        counts[rows, : len(several)] = torch.tensor([float(len(ids)) for ids in several])
     return counts
 
 
@@ -191,6 +244,43 @@ def _score_batch(
     """Encode the sources once and write the log-probabilities of their trees into the rows ``batch`` of ``scores`` [N, C]."""
     input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
     states = t5.get_submodule("encoder")(input_ids=input_ids, attention_mask=attention_mask)
+    _score_states(t5, states, attention_mask, trees_of, scores, batch)
+
+
+def score_candidates(
+    t5: PreTrainedModel,
+    states: BaseModelOutput,
+    attention_mask: Tensor,
+    candidates: Sequence[Sequence[Sequence[int]]],
+) -> list[list[float]]:
+    """Score the candidates of sources that are encoded already.
+
+    Args:
+        t5: A T5 in evaluation mode.
+        states: What its encoder returned, [B, S, H].
+        attention_mask: [B, S].
+        candidates: Token ids of the candidates of each row.
+
+    Returns:
+        The log-probabilities of the candidates of each row.
+    """
+    start, shared = t5.config.decoder_start_token_id, can_share(t5)
+    keys = [tuple(map(tuple, several)) for several in candidates]
+    made = {key: trees(key, start, shared) for key in keys}
+    scores = torch.full((len(keys), max(map(len, keys))), -torch.inf)
+    _score_states(t5, states, attention_mask, [made[key] for key in keys], scores, list(range(len(keys))))
+    return [row[: len(key)] for row, key in zip(scores.tolist(), keys, strict=True)]
+
+
+def _score_states(
+    t5: PreTrainedModel,
+    states: BaseModelOutput,
+    attention_mask: Tensor,
+    trees_of: list[list[CandidateTree]],
+    scores: Tensor,
+    batch: list[int],
+) -> None:
+    """Write the log-probabilities of the trees over encoder states [B, S, H] into the rows ``batch`` of ``scores`` [N, C]."""
     nothing = CandidateTree(t5.config.decoder_start_token_id, trees_of[0][0].shared)
     for group in zip_longest(*trees_of, fillvalue=nothing):
         hidden = _decode(t5, group, states, attention_mask)

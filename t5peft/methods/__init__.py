@@ -10,7 +10,7 @@ from t5peft.methods.norm import norm_wrap
 from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
-from t5peft.methods.registry import METHODS, Method, method_of, register_method
+from t5peft.methods.registry import METHODS, Method, method_of, register_installed_methods, register_method
 from t5peft.models.embedded import backbone_name, resolve_backbone
 
 # Adapters hold the name of the embedded backbone, and those of 0.1 its path on another machine.
@@ -31,3 +31,5 @@ __all__ = [
     "qlora_wrap",
     "register_method",
 ]
+
+register_installed_methods()

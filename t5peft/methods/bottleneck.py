@@ -36,17 +36,19 @@ from t5peft.methods.base import (
     read_size,
     wrap,
 )
+from t5peft.models.families import Family, names_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
 Activation = Literal["relu", "gelu", "silu"]
 
-_TARGETS: dict[Placement, str] = {
-    "pfeiffer": r".*\.DenseReluDense",
-    "houlsby": r".*\.(DenseReluDense|SelfAttention\.o)",
-    "parallel": r".*\.DenseReluDense",
+# The modules of a placement, by their names.
+_PLACES: dict[Placement, list[Callable[[Family], str]]] = {
+    "pfeiffer": [lambda family: family.feed_forward],
+    "houlsby": [lambda family: family.feed_forward, lambda family: f"{family.self_attention}.{family.attention[3]}"],
+    "parallel": [lambda family: family.feed_forward],
 }
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "silu": functional.silu,
@@ -65,7 +67,7 @@ class BottleneckConfig(AdapterConfig):
     def __post_init__(self) -> None:
         """Target the modules of the placement."""
         super().__post_init__()
-        self.set_targets("t5_bottleneck", _TARGETS[self.placement])
+        self.set_targets("t5_bottleneck", rf".*\.{names_pattern(*_PLACES[self.placement])}")
 
 
 class Bottleneck(nn.Module):
@@ -75,7 +77,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.down = nn.Linear(d_model, size)
         self.up = nn.Linear(size, d_model)
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.is_parallel = is_parallel
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.weight)
@@ -138,8 +140,8 @@ def bottleneck_wrap(
     ensure_unwrapped(model)
     problems: list[str] = []
     size = read_size("size", size, problems)
-    check_choice("placement", placement, list(_TARGETS), problems)
-    check_choice("activation", activation, list(_ACTIVATIONS), problems)
+    check_choice("placement", placement, list(_PLACES), problems)
+    check_choice("activation", activation, list(ACTIVATIONS), problems)
     raise_if_problems(problems)
     return wrap(model, BottleneckConfig(size=size, placement=placement, activation=activation))
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from t5peft.compat.peft import replace_tuner
 from t5peft.methods.base import no_mixed_batches, wrap
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -49,7 +50,10 @@ def ia3_wrap(model: PreTrainedModel) -> PeftModel:
         ValueError: For a wrapped model.
     """
     ensure_unwrapped(model)
-    return wrap(model, IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"]))
+    family = family_of(model.config)
+    _, key, value, _ = family.attention
+    output = family.feed_forward_maps(model.config)[-1]
+    return wrap(model, IA3Config(target_modules=[key, value, output], feedforward_modules=[output]))
 
 
 def _return_dtype_of_input(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ from transformers import PreTrainedModel
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import check_flag, raise_if_problems, read_size, wrap
 from t5peft.models.backbone import has_untied_head, quantization_of_model
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
-
-ATTENTION = ("q", "k", "v", "o")
 
 
 def linear_maps(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names of all linear maps of attention and feed-forward of ``model``, without embeddings and heads."""
-    return (*ATTENTION, *(("wi_0", "wi_1", "wo") if model.config.is_gated_act else ("wi", "wo")))
+    family = family_of(model.config)
+    return (*family.attention, *family.feed_forward_maps(model.config))
 
 
 @renamed_arguments(targets="target_modules", rank_stabilised="rank_stabilized")
@@ -112,10 +112,11 @@ def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None
             f"{list(linear_maps(model))}, or 'all-linear'."
         )
     # The weights say it; the config does not, as transformers marks every T5 config as tied.
-    if "lm_head" in target_modules and not has_untied_head(model):
+    head = family_of(model.config).head
+    if head in target_modules and not has_untied_head(model):
         raise ValueError(
             f"Got target_modules={list(target_modules)} for a model whose output head is its table of embeddings; expected targets "
-            "without lm_head, as an adapter on it would change the embeddings as well when merged."
+            f"without {head}, as an adapter on it would change the embeddings as well when merged."
         )
 
 

@@ -23,6 +23,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from t5peft.compat.peft import register
 from t5peft.methods.base import AdapterConfig, AdapterLayer, AdapterTuner, wrap
+from t5peft.models.families import names_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -33,7 +34,9 @@ class NormConfig(AdapterConfig):
     def __post_init__(self) -> None:
         """Target the norms."""
         super().__post_init__()
-        self.set_targets("t5_norm", r".*\.(layer_norm|final_layer_norm)")
+        self.set_targets(
+            "t5_norm", rf".*\.{names_pattern(lambda family: family.norm, lambda family: family.final_norm)}"
+        )
 
 
 class NormLayer(AdapterLayer):

@@ -35,18 +35,12 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import AdapterConfig, AdapterLayer, AdapterTuner, raise_if_problems, read_size, wrap
+from t5peft.models.families import names_pattern
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 from t5peft.nn.attention import NAME, use_attention
 
 Site = Literal["encoder", "decoder", "cross"]
 SITES: tuple[Site, ...] = ("encoder", "decoder", "cross")
-
-# The attentions of a site, by the names of their modules.
-_TARGETS = {
-    "encoder": r"(.*\.)?encoder\..*\.SelfAttention",
-    "decoder": r"(.*\.)?decoder\..*\.SelfAttention",
-    "cross": r".*\.EncDecAttention",
-}
 
 
 @dataclass
@@ -64,7 +58,14 @@ class PrefixConfig(AdapterConfig):
         super().__post_init__()
         if reparametrise is not None:
             self.projection_size = reparametrise
-        self.set_targets("t5_prefix", "|".join(f"({_TARGETS[site]})" for site in self.sites))
+        self.set_targets("t5_prefix", "|".join(f"({_attentions(site)})" for site in self.sites))
+
+
+def _attentions(site: str) -> str:
+    """Return a pattern of the attentions of a site."""
+    if site == "cross":
+        return rf".*\.{names_pattern(lambda family: family.cross_attention)}"
+    return rf"(.*\.)?{site}\..*\.{names_pattern(lambda family: family.self_attention)}"
 
 
 class Prefix(nn.Module):

@@ -177,7 +177,7 @@ class PromptEncoder(PromptedStack):
             parts = [part for text in inputs_embeds[0].split(list(layout.source_lengths)) for part in (prompt, text)]
             inputs_embeds, layout = torch.cat(parts)[None], layout.with_prompt(len(prompt))
         else:
-            rows = prompt.expand(len(inputs_embeds), -1, -1)
+            rows = prompt.expand(inputs_embeds.shape[0], -1, -1)  # not len, which a trace takes for a constant
             inputs_embeds = torch.cat([rows, inputs_embeds], dim=1)
             if attention_mask is not None:
                 lengthened = lengthen(attention_mask, len(prompt))
@@ -236,7 +236,7 @@ def prompt_order(attention_mask: Tensor, length: int) -> Tensor:
     """
     source_length = attention_mask.shape[1]
     padding = attention_mask.to(torch.bool).to(torch.uint8).argmax(dim=1, keepdim=True)
-    position = torch.arange(length + source_length, device=attention_mask.device).expand(len(attention_mask), -1)
+    position = torch.arange(length + source_length, device=attention_mask.device).expand(attention_mask.shape[0], -1)
     moved = torch.where(position < padding, position + length, position - padding)
     return torch.where(position < padding + length, moved, position)
 
@@ -256,7 +256,7 @@ def lengthen(attention_mask: Tensor, length: int) -> Tensor:
             f"Got an attention mask of shape {tuple(attention_mask.shape)}; expected [B, S], as a tokenizer returns "
             "it, because a mask by pairs of positions says nothing about those of a prompt."
         )
-    prompt = attention_mask.new_ones(len(attention_mask), length)
+    prompt = attention_mask.new_ones(attention_mask.shape[0], length)
     return torch.cat([prompt, attention_mask], dim=1).take_along_dim(prompt_order(attention_mask, length), dim=1)
 
 

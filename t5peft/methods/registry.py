@@ -1,16 +1,21 @@
 """The table of tuning methods, with one row per method. Everything that differs by method is read from here.
 
 A new method is one file with a config, a layer, a tuner and a wrap, and one row. A method outside of this package is registered
-by ``register_method``.
+by ``register_method``. For the command line, its package names it in an entry point of the group ``t5peft.methods``:
+
+    [project.entry-points."t5peft.methods"]
+    own-scale = "own_package.own_scale:METHOD"
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel
@@ -27,6 +32,10 @@ from t5peft.methods.prefix import PrefixConfig, PrefixLayer, prefix_wrap
 from t5peft.methods.prompt import PromptConfig, PromptedStack, prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
 from t5peft.models.backbone import Quantization
+
+logger = logging.getLogger("t5peft")
+
+ENTRY_POINTS = "t5peft.methods"
 
 
 @dataclass(frozen=True)
@@ -149,21 +158,25 @@ def register_method(name: str, method: Method) -> None:
     METHODS[name] = method
 
 
+def register_installed_methods() -> None:
+    """Register the methods of installed packages, as their entry points name them.
+
+    A method that cannot be imported or registered is left out with a warning, so that one package does not stop the others.
+    """
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            method = entry.load()
+            if not isinstance(method, Method):
+                raise TypeError(f"Got a {type(method).__name__}; expected a Method. Name the row of the method.")
+            register_method(entry.name, method)
+        except Exception as error:
+            logger.warning("Left out the method %r, %s of an installed package: %s", entry.name, entry.value, error)
+
+
 def method_of(model: PeftModel) -> str | None:
     """Return the name of a method with the config class of the active adapter of ``model``; None for an unknown one."""
     config = type(model.active_peft_config)
     return next((name for name, method in METHODS.items() if method.config is config), None)
-
-
-def numeric_options() -> dict[str, type]:
-    """Return ``int`` or ``float`` for each numeric option of all methods, by name."""
-    return {
-        name: number
-        for method in METHODS.values()
-        for name, kind in method.options.items()
-        for number in (int, float)
-        if kind in (number, number | None)
-    }
 
 
 def method_label(method: str, options: Mapping[str, Any]) -> str:

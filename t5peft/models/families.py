@@ -6,6 +6,8 @@ that they change by this table.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,32 +19,22 @@ class Family:
     model_type: str
     class_prefix: str
     """Prefix of the classes: ``T5Attention``, ``MT5LayerNorm``."""
-    attention: tuple[str, ...] = ("q", "k", "v", "o")
-    """Linear maps of an attention."""
+    attention: tuple[str, str, str, str] = ("q", "k", "v", "o")
+    """Linear maps of an attention: query, key, value and output."""
     self_attention: str = "SelfAttention"
     cross_attention: str = "EncDecAttention"
     feed_forward: str = "DenseReluDense"
     """The feed-forward of a layer, gated or not."""
     ungated: tuple[str, ...] = ("wi", "wo")
-    """Linear maps of a feed-forward that is not gated (T5 v1.0)."""
+    """Linear maps of a feed-forward that is not gated (T5 v1.0), the output last."""
     gated: tuple[str, ...] = ("wi_0", "wi_1", "wo")
-    """Linear maps of a gated feed-forward (T5 v1.1 and what descends from it)."""
-    head: str = "lm_head"
+    """Linear maps of a gated feed-forward (T5 v1.1 and what descends from it), the output last."""
+    norm: str = "layer_norm"
+    """The norm before an attention or a feed-forward."""
     final_norm: str = "final_layer_norm"
-    bias_in_every_layer: bool = False
-    """Whether each layer has a relative position bias of its own; else the layers of a stack share that of the first."""
+    head: str = "lm_head"
     scales_untied_head: bool = False
     """Whether transformers scales the logits of a head as if it were tied, unless the config says that it is not."""
-
-    @property
-    def attention_class(self) -> str:
-        """Name of the attention's class."""
-        return f"{self.class_prefix}Attention"
-
-    @property
-    def norm_class(self) -> str:
-        """Name of the norm's class."""
-        return f"{self.class_prefix}LayerNorm"
 
     def feed_forward_maps(self, config: Any) -> tuple[str, ...]:
         """Return the names of the linear maps in the feed-forward of a T5 with ``config``."""
@@ -51,13 +43,24 @@ class Family:
 
 FAMILIES = {
     family.model_type: family
-    for family in (
-        Family("t5", "T5"),
-        Family("mt5", "MT5"),
-        Family("umt5", "UMT5", bias_in_every_layer=True, scales_untied_head=True),
-    )
+    for family in (Family("t5", "T5"), Family("mt5", "MT5"), Family("umt5", "UMT5", scales_untied_head=True))
 }
 """The family of each model type that is served."""
+
+
+def names_pattern(*parts: Callable[[Family], str]) -> str:
+    """Return a regular expression of the names that ``parts`` have in the families.
+
+    The config of an adapter finds its modules by it, without the model at hand.
+
+    Args:
+        parts: Functions from a family to a name, or to a path of names with dots between them.
+
+    Returns:
+        The one name, or the alternatives in brackets.
+    """
+    names = list(dict.fromkeys(re.escape(part(family)) for part in parts for family in FAMILIES.values()))
+    return names[0] if len(names) == 1 else f"({'|'.join(names)})"
 
 
 def family_of(config: Any) -> Family:

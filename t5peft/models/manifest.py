@@ -192,6 +192,8 @@ def _weight_problems(paths: Iterable[Path], folder: Path) -> list[str]:
 
 
 def _parse_object(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a folder, or a device, which may have no end
+        raise _DamagedError("it is not a file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except OSError as error:
@@ -251,7 +253,7 @@ _VALID = {
 
 
 def _later_than_siblings(folder: Path) -> float:
-    """The time, or a little after the newest checkpoint beside ``folder`` where the clock was set back."""
+    """Return the time, or a little after the newest checkpoint beside ``folder`` where the clock was set back."""
     siblings = folder.parent.glob("checkpoint-*") if folder.name.startswith("checkpoint-") else ()
     return max([time.time(), *(saved_at(path) + 1e-3 for path in siblings if path != folder)])
 

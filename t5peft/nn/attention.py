@@ -17,6 +17,7 @@ Letters: B batch, Q queries, K keys, S source tokens, T target tokens, N heads, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,56 @@ from t5peft.nn.kernels.varlen import VarlenLayout
 NAME = "t5peft"
 
 
+@dataclass(frozen=True)
+class RowPrefixes:
+    """Prefixes of some rows of a batch, each with its own; the other rows have none."""
+
+    rows: slice | Tensor
+    """The rows with a prefix."""
+    others: slice | Tensor | None
+    """The rows without one; None where there are none."""
+    key: Tensor
+    """[rows, N, P, D], the shorter ones filled up on the left."""
+    value: Tensor
+    """[rows, N, P, D]."""
+    hidden: Tensor | None
+    """[rows, 1, 1, P], true where a prefix is filled up; None where all have the same length."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
+        """Attend with the prefixes, without dropout. Rows without one get exactly what they would get by themselves.
+
+        Shapes:
+            query, key, value: [B, N, Q, D], [B, N, K, D].
+            bias: [1 or B, 1 or N, Q or 1, K].
+            Output: [B, N, Q, D].
+        """
+        output = torch.empty_like(query)
+        length = self.key.shape[2]
+        own = None if bias is None else pad(_rows_of(bias, self.rows), (length, 0))
+        if self.hidden is not None:
+            if own is None:
+                own = query.new_zeros(1, 1, 1, length + key.shape[2])
+            own = own.expand(len(self.key), -1, -1, -1).clone()
+            own[..., :length] = own[..., :length].masked_fill(self.hidden, torch.finfo(query.dtype).min)
+        output[self.rows] = scaled_dot_product_attention(
+            query[self.rows],
+            torch.cat([self.key.to(key.dtype), key[self.rows]], dim=2),
+            torch.cat([self.value.to(value.dtype), value[self.rows]], dim=2),
+            attn_mask=own,
+            scale=scaling,
+        )
+        if self.others is not None:
+            rest = None if bias is None else _rows_of(bias, self.others)
+            output[self.others] = scaled_dot_product_attention(
+                query[self.others], key[self.others], value[self.others], attn_mask=rest, scale=scaling
+            )
+        return output
+
+
+def _rows_of(bias: Tensor, rows: slice | Tensor) -> Tensor:
+    return bias if len(bias) == 1 else bias[rows]
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -41,7 +92,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
-    prefix: tuple[Tensor, Tensor] | None = None,
+    prefix: tuple[Tensor, Tensor] | RowPrefixes | None = None,
     encoder_block_mask: Tensor | None = None,
     decoder_block_mask: Tensor | None = None,
     cross_block_mask: Tensor | None = None,
@@ -59,7 +110,7 @@ def attend(
         dropout: Probability of dropping a weight.
         scaling: Factor of the scores.
         position_bias: Of each pair, or of each distance, as ``BiasByDistance`` computes it.
-        prefix: Keys and values that stand before those of every row.
+        prefix: Keys and values that stand before those of every row, or of some rows in evaluation.
         encoder_block_mask: True where an encoder position may be seen.
         decoder_block_mask: True where a decoder position may be seen.
         cross_block_mask: True where a source position may be seen.
@@ -78,20 +129,15 @@ def attend(
         Output: [B, Q, N, D].
     """
     if layout is not None:
+        assert not isinstance(prefix, RowPrefixes)  # which are of serving only
         return _attend_varlen(module, query, key, value, dropout, position_bias, prefix, layout), None
-    bias = position_bias
-    if bias is not None and bias.shape[-2] != query.shape[2]:
-        bias = toeplitz(bias, query.shape[2], key.shape[2])
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            attention_mask = _additive(attention_mask, query)
-        bias = attention_mask if bias is None else bias + attention_mask
     block_mask = (
         cross_block_mask if _is_cross(module) else decoder_block_mask if module.is_causal else encoder_block_mask
     )
-    if block_mask is not None:
-        hidden = torch.finfo(query.dtype).min
-        bias = _additive(block_mask, query) if bias is None else torch.where(block_mask, bias, hidden)
+    bias = _bias_of_scores(query, key, attention_mask, position_bias, block_mask)
+    if isinstance(prefix, RowPrefixes):
+        bias = None if bias is None else bias.to(query.dtype)
+        return prefix.attend(query, key, value, bias, scaling).transpose(1, 2).contiguous(), None
     if prefix is not None:
         prefix_key, prefix_value = prefix
         key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
@@ -104,6 +150,23 @@ def attend(
     else:
         output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _bias_of_scores(
+    query: Tensor, key: Tensor, attention_mask: Tensor | None, position_bias: Tensor | None, block_mask: Tensor | None
+) -> Tensor | None:
+    """Return the sum of position bias and masks, by pairs; None where there is none of them."""
+    bias = position_bias
+    if bias is not None and bias.shape[-2] != query.shape[2]:
+        bias = toeplitz(bias, query.shape[2], key.shape[2])
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            attention_mask = _additive(attention_mask, query)
+        bias = attention_mask if bias is None else bias + attention_mask
+    if block_mask is not None:
+        hidden = torch.finfo(query.dtype).min
+        bias = _additive(block_mask, query) if bias is None else torch.where(block_mask, bias, hidden)
+    return bias
 
 
 def _additive(visible: Tensor, like: Tensor) -> Tensor:

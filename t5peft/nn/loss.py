@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         wanted: tuple[bool, bool],
     ) -> Tensor:
-        """hidden [C.., H], weight [V, H], labels [C..] -> []. Every label counts."""
+        """Map hidden [C.., H], weight [V, H], labels [C..] -> []. Every label counts."""
         sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=sums, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None

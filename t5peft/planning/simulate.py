@@ -314,7 +314,7 @@ def _memory_efficient_attention(
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """The kernel that CUDA takes for attention with a bias and dropout: it keeps no scores [B, N, T, S]."""
+    """Stand in for the kernel that CUDA takes for attention with a bias and dropout: it keeps no scores [B, N, T, S]."""
     bias = attn_mask
     if bias is not None:
         bias = bias.expand(len(query), query.shape[1], query.shape[2], key.shape[2])

@@ -1,4 +1,4 @@
-"""What is asked of the engine, what it answers, and how it refuses."""
+"""Requests to the engine, its answers, and its refusals."""
 
 from __future__ import annotations
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+TASK_FILE = "task.yaml"
+"""The file beside an adapter with the task that it was trained on."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -134,19 +134,9 @@ def continue_training(
             loaded or saved.
     """
     output = Path(output)
-    if output.resolve() == Path(adapter).resolve():
-        raise ValueError(
-            f"Got the output {output}, which is the adapter itself; expected another folder. Put the new version in the old "
-            "one's place afterwards, by `replace` (--replace)."
-        )
     if replay < 0:
         raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
-    if is_adapter(output) and not overwrite:
-        raise ValueError(
-            f"Got the output {output}, which holds an adapter; expected a folder without one. Give another folder, or "
-            "--overwrite (overwrite=True) to replace it."
-        )
-    check_output(output)
+    _check_place(output, Path(adapter), overwrite)
     work = output.with_name(f".{output.name}-work")
     with hold_folder(work):
         model, tokenizer = load_saved(adapter, trainable=True, quantize=quantization_of(adapter))
@@ -188,6 +178,21 @@ def _fingerprint(adapter: str | Path, config: TrainConfig, data: str) -> str:
     """Return a hash of all that decides how a training goes on."""
     weights = hashlib.sha256((Path(adapter) / WEIGHTS).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps([weights, asdict(config), data], default=str).encode()).hexdigest()
+
+
+def _check_place(output: Path, adapter: Path, overwrite: bool) -> None:
+    """Check that a new version of ``adapter`` can be saved to ``output``."""
+    if output.resolve() == adapter.resolve():
+        raise ValueError(
+            f"Got the output {output}, which is the adapter itself; expected another folder. Put the new version in the old "
+            "one's place afterwards, by `replace` (--replace)."
+        )
+    if is_adapter(output) and not overwrite:
+        raise ValueError(
+            f"Got the output {output}, which holds an adapter; expected a folder without one. Give another folder, or "
+            "--overwrite (overwrite=True) to replace it."
+        )
+    check_output(output)
 
 
 def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float = 0.0) -> Path:

@@ -65,7 +65,7 @@ def _has_finite_loss(trainer: EvaluatingTrainer, feature: Feature) -> bool:
 
 
 def _indices(trainer: EvaluatingTrainer, features: Sequence[Feature]) -> list[int]:
-    """Indices of features in the training data; empty for a stream, or for data that change when they are read."""
+    """Return the indices of features in the training data; empty for a stream, or for data that change when they are read."""
     dataset: Any = trainer.train_dataset
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return []

@@ -7,15 +7,27 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from cases import stir
+from damaged_adapters import (
+    drop_a_tensor,
+    edit_manifest,
+    flip_a_bit,
+    lose_the_weights,
+    put_nan,
+    rename_every_tensor,
+    scale_alpha,
+    train,
+)
 from huggingface_hub import ModelCard
+from narrow import rank_of
 from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from tiny import tiny_batch, tiny_config, tiny_records, tiny_t5, tiny_tokenizer
+from peft.tuners.tuners_utils import BaseTuner
+from safetensors.torch import load_file
+from tiny import tiny_batch, tiny_config, tiny_t5, tiny_tokenizer
 from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
@@ -26,8 +38,6 @@ from transformers import (
 
 from t5peft import (
     METHODS,
-    T5PeftTrainer,
-    T5PeftTrainingArguments,
     load_adapter,
     load_backbone,
     lora_wrap,
@@ -36,8 +46,7 @@ from t5peft import (
     qlora_wrap,
     save_adapter,
 )
-from t5peft.adapters import base_of, fingerprint, fingerprint_of_maps, load, quantization_of, write_manifest
-from t5peft.adapters.checkpoints import newest_complete
+from t5peft.adapters import base_of, load, quantization_of
 from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS
 from t5peft.cli.data import TASK_FILE
 from t5peft.models.embedded import EMBEDDED
@@ -49,12 +58,12 @@ ADAPTERS = [name for name, method in METHODS.items() if name != "full" and metho
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return save_adapter(stir(lora_wrap(tiny_t5())), tmp_path / "adapter")
-
-
-def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    model = lora_wrap(tiny_t5())
     with torch.no_grad():
-        return model.eval()(**tiny_batch()).logits
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    return save_adapter(model, tmp_path / "adapter")
 
 
 def assert_loaded(loaded: PeftModel, model: torch.nn.Module) -> None:
@@ -63,6 +72,11 @@ def assert_loaded(loaded: PeftModel, model: torch.nn.Module) -> None:
     assert torch.equal(logits_of(loaded), expected)
     with loaded.disable_adapter():
         assert (logits_of(loaded) - expected).abs().max() > 1e-3
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**tiny_batch()).logits
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
@@ -127,10 +141,12 @@ def test_saving_never_deletes_a_file_of_another(name: str, tmp_path: Path) -> No
 def test_saving_over_a_checkpoint_or_a_file_is_refused(tmp_path: Path) -> None:
     trainer = train(tmp_path, steps=2)
     trainer.train()
+    wrapped = trainer.model
+    assert isinstance(wrapped, PeftModel)
     (tmp_path / "file").write_text("mine")
     for name, message in (("checkpoint-2", "trainer_state.json"), ("file", "file")):
         with pytest.raises(ValueError, match=message):
-            save_adapter(trainer.model, tmp_path / name)
+            save_adapter(wrapped, tmp_path / name)
 
 
 def test_an_adapter_is_saved_to_a_folder_that_cannot_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +167,7 @@ def test_an_adapter_is_saved_to_a_folder_that_cannot_be_moved(tmp_path: Path, mo
     assert not (folder / "tokenizer_config.json").exists()
     assert not list(folder.glob(".volume-*"))
     assert verify(folder) == []
-    assert load_adapter(folder, model=tiny_t5())[0].peft_config["default"].r == 2
+    assert rank_of(load_adapter(folder, model=tiny_t5())[0]) == 2
 
 
 def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
@@ -161,49 +177,6 @@ def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o755
-
-
-def edit_manifest(folder: Path, **fields: Any) -> None:
-    """Write fields into a manifest, and leave out what is None and the checksum, as 0.1.0 did."""
-    content = json.loads((folder / MANIFEST).read_text()) | fields | {"checksum": None}
-    (folder / MANIFEST).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
-
-
-def flip_a_bit(folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
-    content[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
-
-
-def put_nan(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    next(iter(weights.values()))[0] = float("nan")
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    write_manifest(folder, tiny_t5())
-
-
-def scale_alpha(folder: Path) -> None:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * 1000}))
-
-
-def drop_a_tensor(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    weights.pop(next(iter(weights)))
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    write_manifest(folder, tiny_t5())
-
-
-def rename_every_tensor(folder: Path) -> None:
-    weights = load_file(folder / WEIGHTS)
-    save_file(
-        {f"foreign.{name}": value for name, value in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-    )
-    write_manifest(folder, tiny_t5())
-
-
-def lose_the_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
 
 
 @pytest.mark.parametrize(
@@ -242,35 +215,9 @@ def test_an_adapter_whose_readme_was_written_in_is_loaded(saved: Path) -> None:
     ],
     ids=["other weights of the same shape", "v1.1", "deeper", "shallower"],
 )
-def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], torch.nn.Module], saved: Path) -> None:
+def test_an_adapter_of_another_backbone_is_not_loaded(other: Callable[[], PreTrainedModel], saved: Path) -> None:
     with pytest.raises(ValueError, match="it was trained on another backbone"):
         load_adapter(saved, model=other())
-
-
-def test_the_fingerprint_is_the_same_in_bfloat16() -> None:
-    assert fingerprint(tiny_t5()) == fingerprint(tiny_t5().to(torch.bfloat16))
-
-
-@pytest.mark.parametrize("trained_whole", ["shared", "final_layer_norm"])
-def test_a_module_that_is_trained_whole_does_not_change_the_fingerprint(trained_whole: str, tmp_path: Path) -> None:
-    config = LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q"], modules_to_save=[trained_whole])
-    model = get_peft_model(tiny_t5(), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1)
-    loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
-    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
-
-
-@pytest.mark.parametrize("method", ["lora", "ia3", "norm"])
-def test_an_adapter_that_is_merged_at_saving_loads_on_its_backbone(method: str, tmp_path: Path) -> None:
-    model = stir(METHODS[method].wrap(tiny_t5()))
-    expected = logits_of(model)
-    model.merge_adapter()
-    loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
-    assert torch.equal(logits_of(loaded), expected)
-    assert (logits_of(tiny_t5()) - expected).abs().max() > 1e-3
 
 
 def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_plain_one(
@@ -280,16 +227,11 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
         return load_adapter(saved, model=tiny_t5())[0].merge_and_unload()
 
     folder = save_adapter(lora_wrap(second()), tmp_path / "on_second")
-    load_adapter(folder, model=second().to(torch.bfloat16))
+    load_adapter(folder, model=second().bfloat16())
     with pytest.raises(ValueError, match="it was trained on another backbone"):
         load_adapter(folder, model=tiny_t5())
     edit_manifest(folder, maps=None)
     load_adapter(folder, model=tiny_t5())
-
-
-@pytest.mark.parametrize("method", ADAPTERS)
-def test_no_adapter_changes_the_fingerprint_of_the_maps(method: str) -> None:
-    assert fingerprint_of_maps(METHODS[method].wrap(tiny_t5("wide"))) == fingerprint_of_maps(tiny_t5("wide"))
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -312,7 +254,7 @@ def test_a_second_adapter_is_not_loaded_in_the_place_of_the_first(saved: Path) -
 
 def test_several_active_adapters_are_not_saved_as_one(tmp_path: Path) -> None:
     model = with_a_second_adapter(0.1)
-    model.base_model.set_adapter(["default", "second"])
+    cast(BaseTuner, model.base_model).set_adapter(["default", "second"])
     with pytest.raises(ValueError, match=r"\['default', 'second'\] are active at once"):
         save_adapter(model, tmp_path / "adapter")
 
@@ -327,7 +269,7 @@ def test_rows_that_resizing_added_and_no_adapter_holds_are_told(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", [T5EncoderModel, T5ForTokenClassification, T5ForQuestionAnswering])
-def test_an_adapter_of_another_kind_of_model_names_it(kind: type, tmp_path: Path) -> None:
+def test_an_adapter_of_another_kind_of_model_names_it(kind: type[PreTrainedModel], tmp_path: Path) -> None:
     kind(tiny_config()).save_pretrained(tmp_path / "base")
     folder = save_adapter(lora_wrap(kind.from_pretrained(tmp_path / "base")), tmp_path / "adapter")
     with pytest.raises(ValueError, match=rf"Give model={kind.__name__}\.from_pretrained\('.*base'\)"):
@@ -457,50 +399,6 @@ def test_a_backbone_that_is_given_keeps_its_untied_head_and_generates(tmp_path: 
     assert_loaded(loaded, model)
     options = {"input_ids": tiny_batch()["input_ids"], "max_new_tokens": 4}
     assert loaded.generate(**options).tolist() == model.generate(**options).tolist()
-
-
-def train(folder: Path, steps: int = 6) -> T5PeftTrainer:
-    args = T5PeftTrainingArguments(
-        str(folder), max_steps=steps, per_device_train_batch_size=2, save_strategy="steps", save_steps=2, disable_tqdm=True,
-        report_to="none", use_cpu=True, save_total_limit=2, logging_steps=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8))
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda f: (f / MANIFEST).unlink(), flip_a_bit, lose_the_weights, lambda f: (f / "optimizer.pt").unlink()]
-)
-def test_resuming_passes_over_a_checkpoint_that_is_not_whole(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    trainer = train(tmp_path)
-    trainer.train()
-    whole = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    damage(tmp_path / "checkpoint-6")
-    assert newest_complete(tmp_path) == tmp_path / "checkpoint-4"
-    resumed = train(tmp_path)
-    resumed.train(resume_from_checkpoint=True)
-    assert [entry["loss"] for entry in resumed.state.log_history if "loss" in entry] == whole
-
-
-def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
-    train(tmp_path).train()
-    flip_a_bit(tmp_path / "checkpoint-6")
-    with pytest.raises(ValueError, match=r"cannot be resumed from: adapter_model\.safetensors was changed or damaged"):
-        train(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-
-
-def test_resuming_from_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Got no complete checkpoint to resume from in"):
-        train(tmp_path).train(resume_from_checkpoint=True)
-
-
-def test_checkpoints_of_an_earlier_run_in_the_folder_are_older_and_go_first(tmp_path: Path) -> None:
-    train(tmp_path, steps=10).train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-8"]
-    train(tmp_path, steps=4).train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
-    train(tmp_path, steps=2).train()
-    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_an_adapter_that_pefts_own_loader_loaded_is_saved_under_the_name_of_its_backbone(tmp_path: Path) -> None:

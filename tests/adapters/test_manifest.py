@@ -19,11 +19,11 @@ from t5peft.adapters.checkpoints import newest_complete, of_another_model, read_
 from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS, read_config
 from t5peft.models.manifest import TEMPORARY_MANIFEST, read_manifest, saved_at, verify
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 def content(data: bytes) -> Damage:
-    return lambda path: path.write_bytes(data) and None
+    return lambda path: path.write_bytes(data)
 
 
 def edited(**fields: Any) -> Damage:
@@ -80,9 +80,7 @@ DAMAGES: dict[str, Damage] = {
     "deep": content(b'{"files": ' + b"[" * 100_000),
     "deep and whole": content(b'{"files": ' + b"[" * 960 + b"]" * 960 + b"}"),
     "NaN": edited(saved=float("nan")),
-    "too large a float": lambda path: (
-        path.write_bytes(path.read_bytes().replace(b'"saved": ', b'"saved": 1e999')) and None
-    ),
+    "too large a float": lambda path: path.write_bytes(path.read_bytes().replace(b'"saved": ', b'"saved": 1e999')),
     "too large an integer": edited(saved=10**400),
     "a text for the time": edited(saved="now"),
     "true for the time": edited(saved=True),

@@ -72,7 +72,8 @@ def test_the_page_loads_nothing(page: Path) -> None:
 def write_page(folder: Path, *made: tuple[Any, dict[str, Any]], **words: str) -> str:
     for config, record in made:
         RunRecords(folder).append(config, record)
-    report = write_report(folder, folder, **({"title": "", "about": "", "command": ""} | words))
+    named: dict[str, Any] = {"title": "", "about": "", "command": ""} | words
+    report = write_report(folder, folder, **named)
     return report.paths["page"].read_text(encoding="utf-8")
 
 

@@ -23,6 +23,12 @@ from t5peft.benchmark.suites import load_suite
 BENCH = ROOT / "benchmarks" / "records" / "bench"
 
 
+def found(records: RunRecords, config: RunConfig) -> dict[str, Any]:
+    record = records.find(config)
+    assert record is not None
+    return record
+
+
 def record_of(made: RunConfig, accuracy: float = 0.9) -> dict[str, Any]:
     return synthetic.finished(made, accuracy, parameters=1000, peak=100, seconds=0.1)
 
@@ -40,7 +46,7 @@ def test_a_record_is_found_by_what_was_asked_for_and_by_nothing_else(tmp_path: P
     made = synthetic.config()
     RunRecords(tmp_path).append(made, record_of(made))
     records = RunRecords(tmp_path)
-    assert records.find(synthetic.config())["metric"] == "accuracy"
+    assert found(records, synthetic.config())["metric"] == "accuracy"
     for other in (
         synthetic.config(rate=2e-3),
         synthetic.config(seed=1),
@@ -61,7 +67,7 @@ def test_a_record_of_files_of_ones_own_names_them_without_their_folder(tmp_path:
     records = RunRecords(tmp_path)
     records.append(made, record_of(made))
     assert "somebody" not in records.path.read_text(encoding="utf-8")
-    assert records.find(moved)["config"]["data"]["own"]["files"] == {"train": "train.csv"}
+    assert found(records, moved)["config"]["data"]["own"]["files"] == {"train": "train.csv"}
     assert made.data["own"]["files"]["train"].startswith("/home")  # the run itself still finds its file
 
 
@@ -73,7 +79,7 @@ def test_a_tasks_file_is_one_task_by_whatever_path(tmp_path: Path) -> None:
     records = RunRecords(tmp_path)
     records.append(made, record_of(made))
     assert "somebody" not in records.path.read_text(encoding="utf-8")
-    assert records.find(moved)["config"]["task"] == "films.yaml"
+    assert found(records, moved)["config"]["task"] == "films.yaml"
     assert made.data["task"].startswith("/home")  # the run itself still finds its file
     report = write_report(tmp_path, tmp_path, title="", about="", command="", tasks=["/home/somebody/films.yaml"])
     assert "**films.yaml**" in report.text
@@ -142,7 +148,7 @@ def test_lines_and_files_that_are_not_records_are_named_all_at_once(tmp_path: Pa
     (tmp_path / "records" / "a.json").write_text("{")
     (tmp_path / "records" / "b.json").write_text('{"outcome": "finished", "schema": 99}')
     with pytest.raises(
-        ValueError, match=r"(?s)a\.json is not a run record.*b\.json is not a run record \(Got schema 99"
+        ValueError, match=r"(?s)a\.json, which is not a run record.*b\.json, which is not a run record \(Got schema 99"
     ):
         RunRecords(tmp_path).load()
     made = synthetic.config()
@@ -150,7 +156,7 @@ def test_lines_and_files_that_are_not_records_are_named_all_at_once(tmp_path: Pa
     records.append(made, record_of(made))
     with records.path.open("ab") as file:
         file.write(b'\n[1]\n{"outcome": "finished", "schema": 1}\n\xff\n')
-    with pytest.raises(ValueError, match=r"(?s)line 3 is not.*line 4 is not.*line 5 is not"):
+    with pytest.raises(ValueError, match=r"(?s)line 3, which is not.*line 4, which is not.*line 5, which is not"):
         RunRecords(tmp_path / "lines").load()
     with pytest.raises(FileNotFoundError, match="Run `t5peft bench` first"):
         RunRecords(tmp_path / "nowhere").load()
@@ -241,12 +247,13 @@ OLD_NAMES = [
 def test_a_record_with_old_option_names_is_found_and_shown_with_the_current_ones(
     tmp_path: Path, method: str, field: str, old: dict[str, Any], new: dict[str, Any], in_lines: bool
 ) -> None:
-    made = synthetic.config(method, **{field: new})
+    fields: list[dict[str, Any]] = [{field: new}, {field: old}]
+    made, asked_before = (synthetic.config(method, **changes) for changes in fields)
     path = write_as_0_1(tmp_path, made, **{field: old})
     if in_lines:
         path.rename(tmp_path / "records.jsonl")
-    for asked in (made, synthetic.config(method, **{field: old})):
-        assert RunRecords(tmp_path).find(asked)["config"][field] == new
+    for asked in (made, asked_before):
+        assert found(RunRecords(tmp_path), asked)["config"][field] == new
     with pytest.raises(FileExistsError):
         RunRecords(tmp_path).append(made, record_of(made))
 
@@ -289,3 +296,15 @@ def test_old_options_of_training_in_a_suite_have_their_current_names() -> None:
     content = {"steps": 3, "tasks": ["a"], "methods": [{"method": "full", "learning_rates": [1e-3]}]}
     suite = suite_from("own", content | {"training_options": {"cut_by_length": False}})
     assert suite.training_options == {"bucket_by_length": False}
+
+
+@pytest.mark.parametrize("field", ["task", "method", "learning_rate", "seed"])
+def test_a_record_without_a_part_of_its_configuration_is_not_one(field: str, tmp_path: Path) -> None:
+    made = synthetic.config()
+    RunRecords(tmp_path).append(made, record_of(made))
+    (line,) = (tmp_path / "records.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    del record["config"][field]
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match=rf"line 1, which is not a run record \('{field}'\)"):
+        RunRecords(tmp_path).load()

@@ -52,10 +52,10 @@ def test_a_run_records_what_the_trainer_and_the_evaluation_give_by_hand(tmp_path
     assert record["outcome"] == "finished", record
     task, data = load_data(describe_data(SuiteTask("support_intent")), {"validation": 10, "test": 20})
     set_seed(0)
-    model, tokenizer = load_backbone("mini")
+    base, tokenizer = load_backbone("mini")
     train = task.tokenize(random.Random(0).sample(data["train"], 4 * 16), tokenizer)
     set_seed(0)
-    model = lora_wrap(model)
+    model = lora_wrap(base)
     arguments = T5PeftTrainingArguments(
         str(tmp_path), max_steps=4, per_device_train_batch_size=16, learning_rate=1e-2, lr_scheduler_type="linear",
         warmup_steps=1, report_to="none", save_strategy="no", use_cpu=True, dataloader_drop_last=True,
@@ -73,12 +73,13 @@ def test_a_run_records_what_the_trainer_and_the_evaluation_give_by_hand(tmp_path
 
 
 def test_files_of_ones_own_are_looked_through_before_the_first_run(tmp_path: Path) -> None:
-    for name, rows in {
+    splits: dict[str, list[dict[str, Any]]] = {
         "train": [{"text": f"t{i}", "label": "a"} for i in range(20)],
         "test": [{"text": "t", "label": "a"}],
         "empty": [{"text": "t", "label": None}],
-    }.items():
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    }
+    for name, rows in splits.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     own = {"name": "t", "template": "{text}", "target": "{label}", "metrics": ["accuracy"]}
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
     assert describe_data(SuiteTask("t", own={**own, "files": files}))["fingerprint"]

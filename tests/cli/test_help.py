@@ -20,6 +20,9 @@ from t5peft.pretraining.pretrainer import PretrainConfig
 
 def test_the_names_that_help_shows_are_those_of_the_tables() -> None:
     assert tuple(METHODS) == names.METHODS
+    kinds = {name: kind for method in METHODS.values() for name, kind in method.options.items()}
+    numbers = {int: int, float: float, int | None: int, float | None: float}
+    assert {name: numbers[kind] for name, kind in kinds.items() if kind in numbers} == names.NUMERIC_OPTIONS
     assert tuple(PRESETS) == names.PRESETS
     assert names.suite_names() == list(suite_names())
     assert vars(Shape()) == names.PRETRAIN_SHAPE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_a_trained_classification_head_answers_alone_beside_its_backbone_and_mer
     task = Task("film", "{review}", "{stars}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
     records = load_records(table)
     model, tokenizer = load_backbone(backbone, num_labels=2)
-    torch.nn.init.normal_(model.classification_head.out_proj.weight)
+    torch.nn.init.normal_(model.get_parameter("classification_head.out_proj.weight"))
     wrapped = lora_wrap(model, target_modules="all-linear")
     expected = classify(wrapped, tokenizer, task.sources(records, tokenizer)).probabilities[:, 1]
     assert expected.std() > 1e-3
@@ -87,7 +88,7 @@ def test_a_prefix_is_not_merged_and_the_error_says_why(
 def test_a_merged_umt5_says_what_transformers_makes_of_its_head(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shape = {"vocab_size": 8192, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    shape: dict[str, Any] = {"vocab_size": 8192, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
     model = UMT5ForConditionalGeneration(UMT5Config(**shape))
     model.lm_head.weight = torch.nn.Parameter(torch.randn(8192, 32))
     model.save_pretrained(tmp_path / "umt5")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,12 @@ def test_an_answering_that_was_killed_goes_on_and_ends_as_one_that_was_not(
     capsys.readouterr()
     answered: list[int] = []
     write = AnswerFile.write
-    monkeypatch.setattr(AnswerFile, "write", lambda self, rows: (answered.append(len(rows)), write(self, rows)))
+
+    def counted(file: AnswerFile, rows: Sequence[Any]) -> None:
+        answered.append(len(rows))
+        write(file, rows)
+
+    monkeypatch.setattr(AnswerFile, "write", counted)
     assert main([*arguments, str(killed)]) == 0
     assert 0 < sum(answered) < 40
     assert f"holds {40 - sum(answered)} answers of 40; going on from there" in capsys.readouterr().err
@@ -302,3 +308,64 @@ def test_a_file_that_another_command_writes_is_refused(
         finally:
             process.kill()
     assert f"Got the file {output}, which another run holds (process {process.pid}" in capsys.readouterr().err
+
+
+# --- engines
+
+
+@pytest.mark.parametrize("engine", ["torch", "ct2", "onnx"])
+def test_an_export_answers_as_its_model_does(engine: str, backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip({"torch": "torch", "ct2": "ctranslate2", "onnx": "onnxruntime"}[engine])
+    exported = str(tmp_path / "exported")
+    target = {"torch": "transformers"}.get(engine, engine)
+    assert main(["export", backbone, "--to", target, "--output", exported]) == 0
+    task, data = own_task(tmp_path, "own", "test"), films(tmp_path, 6)
+    free = tmp_path / "free.yaml"
+    free.write_text(
+        "name: free\ntemplate: 'film: {text}'\ntarget: '{summary}'\nmax_target_length: 6\nmetrics: [rouge]\n"
+    )
+    for name in (task, str(free)):
+        answers = []
+        for folder, *options in ([backbone], [exported], [exported, "--engine", engine]):
+            output = tmp_path / "answers.jsonl"
+            command = ["predict", folder, "--task", name, "--data", data, "--output", str(output), "--overwrite"]
+            assert main([*command, *options]) == 0
+            answers.append(output.read_text())
+        assert len(set(answers)) == 1
+
+
+def test_an_engine_that_does_not_go_with_the_folder_is_told(
+    backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = own_task(tmp_path, "own", "test")
+    command = ["predict", backbone, "--task", task, "--text", "film", "--engine"]
+    assert main([*command, "ct2"]) == 2
+    assert f"Run `t5peft export {backbone} --to ct2 --output DIR`, and give DIR" in capsys.readouterr().err
+    assert main([*command, "torch"]) == 0
+    command[1] = str(tmp_path / "exported")
+    assert main(["export", backbone, "--to", "transformers", "--output", command[1]]) == 0
+    assert main([*command, "onnx"]) == 2
+    assert "an export to transformers; expected that engine, or none" in capsys.readouterr().err
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_shows_the_time_left(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t5peft.cli.predict.TOKENS_AT_ONCE", 50)
+    monkeypatch.setattr("t5peft.cli.predict.AnswerFile.write", slow_write(AnswerFile.write))
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    task, output = own_task(tmp_path, "own", "test"), str(tmp_path / "answers.jsonl")
+    assert main(["predict", backbone, "--task", task, "--data", films(tmp_path, 5), "--output", output]) == 0
+    assert re.search(r"predict: .* [1-4]/5 \[\d\d:\d\d<\d\d:\d\d, .*record", screen.getvalue())
+
+
+def slow_write(write: Any) -> Any:
+    def slowly(self: AnswerFile, rows: list[Any]) -> None:
+        write(self, rows)
+        time.sleep(0.11)  # longer than tqdm waits between two pictures
+
+    return slowly

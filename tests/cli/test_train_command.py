@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from commands import held_elsewhere, own_task, train
-from tiny import tiny_t5
+from tiny import Geometry, tiny_t5
 
 from t5peft import load_adapter, load_backbone
 from t5peft.cli import main
@@ -103,7 +103,7 @@ def test_an_option_that_contradicts_itself_is_an_error(
 
 @pytest.mark.parametrize("geometry", ["v1.0", "v1.1"])
 def test_full_tuning_says_nothing_of_tied_weights(
-    geometry: str, backbone: str, table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    geometry: Geometry, backbone: str, table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_t5(geometry).save_pretrained(backbone)
     loggers = [logging.getLogger(f"transformers.{module}") for module in ("modeling_utils", "trainer")]

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,7 +67,9 @@ def by_python(path: Path) -> None:
 
 @pytest.mark.parametrize("write", [by_torch, by_safetensors, by_pyarrow, by_sqlite, by_python])
 @pytest.mark.parametrize("free_kib", [200, 40, 4, 0])
-def test_a_full_disk_is_told_with_its_folder_whoever_writes(write, free_kib: int, small_disk: Path) -> None:
+def test_a_full_disk_is_told_with_its_folder_whoever_writes(
+    write: Callable[[Path], None], free_kib: int, small_disk: Path
+) -> None:
     (small_disk / "ballast").write_bytes(b"0" * (256 - free_kib) * KIB)
     with pytest.raises(DiskError) as told, disk_errors(small_disk):
         write(small_disk / "file")

@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -42,6 +44,55 @@ def test_what_another_process_holds_is_refused_by_its_name_until_that_is_killed(
         with hold(path):
             pass
     assert not list(tmp_path.rglob("*.lock"))
+
+
+WITH_A_WORKER = """
+import os, sys, time
+from t5peft.compat.lock import hold_folder
+
+with hold_folder(sys.argv[1]):
+    worker = os.fork()  # as a data loader does
+    if worker == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(30)
+        os._exit(0)
+    time.sleep(30)
+"""
+
+
+def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_A_WORKER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    try:
+        with pytest.raises(FolderInUseError), hold_folder(tmp_path / "run"):
+            pytest.fail("held twice")
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # it is alive
+        with hold_folder(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_a_forked_process_that_leaves_the_block_does_not_free_it(tmp_path: Path) -> None:
+    with hold_folder(tmp_path):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                with hold_folder(tmp_path):
+                    pass
+            except FolderInUseError:  # its parent holds it
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (tmp_path / LOCK).is_file()
 
 
 def test_blocks_of_one_thread_nest_and_another_thread_is_refused(tmp_path: Path) -> None:
@@ -121,7 +172,8 @@ def test_a_lock_file_that_its_holder_deletes_meanwhile_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between opening the file and locking it: the lock would be one on a file that nobody else can see."""
-    flock, calls = fcntl.flock, []
+    flock = fcntl.flock
+    calls: list[int] = []
 
     def slow(descriptor: int, operation: int) -> None:
         if not calls:

@@ -57,6 +57,7 @@ def test_layers_of_peft_have_the_attributes_that_are_read() -> None:
 def test_the_enumeration_of_methods_is_built_as_it_is_extended() -> None:
     assert all(hasattr(PeftType, name) for name in ("_member_names_", "_member_map_", "_value2member_map_"))
     own = lora_wrap(load_backbone("mini")[0]).peft_config["default"].peft_type
+    assert isinstance(own, PeftType)
     assert PeftType(own.value) is PeftType.__members__[own.value] is own
 
 

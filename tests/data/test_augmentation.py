@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any, cast
 
 import pytest
 from paths import ROOT
@@ -16,13 +18,13 @@ from tiny import tiny_t5, tiny_tokenizer
 
 from t5peft.data import Task, embedded_task
 from t5peft.data.augmentation import augment
-from t5peft.data.back_translation import BackTranslation
+from t5peft.data.back_translation import BackTranslation, Checkpoint, Translator
 from t5peft.data.rewording import Rewording, Synonyms, Thesaurus, WordDropout, WordSwap
 
 TASK = Task("t", "say: {text} and {more}", "{label}", {"0": "no", "1": "yes"})
 TEXTS = ["The big film was not good at all", "A small cat and a big dog", "One two three four five six seven"]
 RECORDS = [{"text": text, "more": f"big words {i}", "label": i % 2, "other": text} for i, text in enumerate(TEXTS)]
-REWORDINGS = {
+REWORDINGS: dict[str, Rewording] = {
     "synonyms": Synonyms(Thesaurus._of('{"big": ["large", "huge"], "film": ["movie"]}', "test"), rate=0.9),
     "dropout": WordDropout(0.4),
     "swap": WordSwap(0.5),
@@ -211,9 +213,14 @@ def checkpoint(folder: Path, ends: bool) -> str:
     return str(folder)
 
 
+def checkpoint_of(translate: Callable[[list[str]], list[str]]) -> Checkpoint:
+    assert isinstance(translate, Translator)
+    return translate.checkpoint
+
+
 def translation(folder: str) -> BackTranslation:
     both = BackTranslation.of_checkpoints(folder, folder, forward_prefix="to: ", backward_prefix="from: ")
-    assert both.forward.checkpoint is both.backward.checkpoint
+    assert checkpoint_of(both.forward) is checkpoint_of(both.backward)
     return replace(both, **{name: replace(getattr(both, name), max_new_tokens=6) for name in ("forward", "backward")})
 
 
@@ -235,7 +242,7 @@ def test_a_text_stays_where_its_translation_would_be_cut(tmp_path: Path, caplog:
 
 def test_a_text_stays_where_it_would_be_cut_itself(tmp_path: Path) -> None:
     both = translation(checkpoint(tmp_path, ends=True))
-    both.forward.checkpoint.loaded[1].model_max_length = 20
+    checkpoint_of(both.forward).loaded[1].model_max_length = 20
     long = "some words " * 20
     kept, changed = both.reword([long, "more"], [Random(0), Random(1)])
     assert kept == long
@@ -328,7 +335,7 @@ def test_what_cannot_be_augmented_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"copies is 0; .* holds no text in row 0 .* augmentation adds \(copy\)"):
         augment(records, TASK, WordSwap(), copies=0, cache_folder=tmp_path)
     with pytest.raises(ValueError, match=r"Record 0 is 'text', and a mapping .*DataFrame"):
-        augment(dict.fromkeys(("text", "more", "label")), TASK, WordSwap(), cache_folder=tmp_path)
+        augment(cast(Any, dict.fromkeys(("text", "more", "label"))), TASK, WordSwap(), cache_folder=tmp_path)
     with pytest.raises(ValueError, match=r"The column 'more' holds half of a character"):
         augment([{"text": "a b", "more": "\ud83d", "label": 0}], TASK, WordSwap(), cache_folder=tmp_path)
     with pytest.raises(ValueError, match="Got rate=2; expected a share of the words"):

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from narrow import gradient
 from transformers import T5Config, T5ForConditionalGeneration
 
 from t5peft.data.collate import bucket_by_length, collate, collate_padding_free, pack
@@ -33,12 +34,12 @@ def tiny_t5(feed_forward: str = "relu") -> T5ForConditionalGeneration:
         d_ff=48,
         num_layers=2,
         num_heads=4,
-        decoder_start_token_id=0,
         dropout_rate=0.0,
         feed_forward_proj=feed_forward,
         relative_attention_num_buckets=8,
         relative_attention_max_distance=16,
     )
+    config.decoder_start_token_id = 0
     model = T5ForConditionalGeneration(config)
     use_attention(model)
     return model.train()
@@ -129,7 +130,7 @@ def gradients(
         loss, _ = target_loss(model, batch)
         loss.backward()
         total += loss.item()
-    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return total, {name: gradient(parameter).clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])

@@ -51,7 +51,7 @@ def made(name: str) -> PreTrainedTokenizerBase:
     return TOKENIZERS[name]()
 
 
-def perfect(task: Task, records: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def perfect(task: Task, records: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The answers of a model that writes every target as it was trained to."""
     targets = task.encode(records, tokenizer).targets.ids
     return [task.read(text, tokenizer) for text in decode(targets, tokenizer, keep=task.special_tokens(tokenizer))]
@@ -62,7 +62,7 @@ TEXTS = ["if a:\n    x", "a\tb", "a  b", "  a", "a\n\nb ", "it , is . n't", "one
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_perfect_answer_is_right_with_every_tokenizer(text: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    record = {"text": "go", "code": text, "refs": ["zzz", text]}
+    record: dict[str, Any] = {"text": "go", "code": text, "refs": ["zzz", text]}
     assert perfect(CODE, [record], tokenizer) == CODE.answers(record, tokenizer)
     several = Task("code", "write: {text}", "{code}", references="refs")
     assert perfect(CODE, [record], tokenizer)[0] in several.answers(record, tokenizer)
@@ -70,14 +70,14 @@ def test_a_perfect_answer_is_right_with_every_tokenizer(text: str, tokenizer: Pr
 
 @pytest.mark.parametrize("name", ["mini", "byt5"])
 def test_a_special_token_in_a_reference_is_broken_up_as_in_training(name: str) -> None:
-    record = {"text": "go", "code": "a </s> b"}
+    record: dict[str, Any] = {"text": "go", "code": "a </s> b"}
     assert perfect(CODE, [record], made(name)) == CODE.answers(record, made(name)) == ["a < /s> b"]
 
 
 @pytest.mark.parametrize("name", ["mini", "byt5"])
 @pytest.mark.parametrize("text", ["if a:\n    x", "a\tb", "a  b", "a\n\nb ", "it , is . n't", "x = [\n  1 ,\n]"])
 def test_white_space_that_the_tokenizer_keeps_is_in_the_answer(text: str, name: str) -> None:
-    record = {"text": "go", "code": text}
+    record: dict[str, Any] = {"text": "go", "code": text}
     assert perfect(CODE, [record], made(name)) == [text] == CODE.answers(record)
 
 
@@ -86,7 +86,7 @@ def test_white_space_that_the_tokenizer_keeps_is_in_the_answer(text: str, name: 
     [("a\nb", "a\nb"), ("{a}\n\n{b}", "{a}\n\n{b}"), ("a {b}", "a{b}"), ("a\n    b", "a\nb"), ("a , b", "a , b")],
 )
 def test_added_tokens_are_written_without_a_space_of_the_tokenizers(text: str, answer: str) -> None:
-    record = {"text": "go", "code": text}
+    record: dict[str, Any] = {"text": "go", "code": text}
     assert perfect(CODE, [record], t5_with_tokens()) == [answer] == CODE.answers(record, t5_with_tokens())
 
 
@@ -102,7 +102,7 @@ def test_another_layout_is_another_answer_where_the_tokenizer_can_tell(name: str
 
 def test_letters_that_the_tokenizer_loses_stay_in_the_reference() -> None:
     assert as_written("a {b}\n c", small_tokenizer()) == "a {b} c"
-    record = {"text": "go", "code": "a {b}\n c"}
+    record: dict[str, Any] = {"text": "go", "code": "a {b}\n c"}
     assert perfect(CODE, [record], small_tokenizer()) != CODE.answers(record, small_tokenizer())
 
 
@@ -112,7 +112,7 @@ def test_letters_that_the_tokenizer_loses_stay_in_the_reference() -> None:
 )
 def test_sentinels_of_the_target_template_are_in_the_answer(target: str, tokenizer: PreTrainedTokenizerBase) -> None:
     task = Task("frame", "fill: {text}", target)
-    record = {"text": "go", "a": "one", "b": "two"}
+    record: dict[str, Any] = {"text": "go", "a": "one", "b": "two"}
     assert perfect(task, [record], tokenizer) == task.answers(record, tokenizer)
     assert perfect(task, [record], tokenizer)[0].split() == task.target_text(record).split()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -109,7 +110,7 @@ def test_small_rates_are_drawn_at_least_once_and_blocks_stay_whole() -> None:
 def test_a_mixture_of_tasks_is_tokenised_by_each_of_them() -> None:
     yes = Task("yes", "say yes: {text}", "{label}", {"0": "no", "1": "yes"})
     echo = Task("echo", "say: {text}", "{text}")
-    records = {"yes": [{"text": "a", "label": 1}] * 30, "echo": [{"text": "b"}] * 10}
+    records: dict[str, list[dict[str, Any]]] = {"yes": [{"text": "a", "label": 1}] * 30, "echo": [{"text": "b"}] * 10}
     mixture = Mixture.of_tasks({t.name: (t, records[t.name]) for t in (yes, echo)}, small_tokenizer(), cap=10)
     assert mixture.rates == {"yes": 0.5, "echo": 0.5}
     sources = Counter(

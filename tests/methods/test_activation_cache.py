@@ -16,7 +16,8 @@ from torch import nn
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, ladder_wrap, lora_wrap
 from t5peft.data.collate import collate, collate_padding_free, pack
-from t5peft.methods.ladder import cached_activations
+from t5peft.methods.activation_cache import Activations
+from t5peft.methods.ladder import LadderStack, cached_activations
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.fast import fast_kernels
 from t5peft.nn.loss import target_loss
@@ -85,10 +86,16 @@ def test_gradients_are_those_of_activations_computed_anew(lay_out: Any) -> None:
             torch.testing.assert_close(ours[name], plain[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+def cache_of(model: nn.Module) -> Activations | None:
+    encoder = unwrap_t5(model).get_submodule("encoder")
+    assert isinstance(encoder, LadderStack)
+    return encoder.cache
+
+
 def test_the_backbone_drops_nothing_and_the_side_does() -> None:
     model = ladder(dropout=0.5)
     (batch,) = batches(collate, [[0, 1, 2, 3]])
-    backbone = unwrap_t5(model).decoder.base_layer
+    backbone = unwrap_t5(model).get_submodule("decoder.base_layer")
     modes: list[bool] = []
     backbone.register_forward_pre_hook(lambda *_: modes.append(backbone.training))
     with cached_activations(model, PLENTY):
@@ -141,7 +148,7 @@ def test_training_runs_the_backbone_in_the_first_epoch_alone(tmp_path: Path) -> 
         seen = runs_of_the_backbone(model)
         T5PeftTrainer(model, arguments(tmp_path, activation_cache_bytes=keep), train_dataset=examples(8)).train()
         assert len(seen) == (2 * 2 if keep else 4 * 2 * 2)  # two steps an epoch, encoder and decoder
-        assert unwrap_t5(model).encoder.cache is None
+        assert cache_of(model) is None
         weights.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
 
@@ -264,15 +271,19 @@ def test_a_copy_or_a_pickle_goes_without_what_is_cached() -> None:
         expected = gradients(model, batch)
         assert cache.bytes > 0
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
-        assert unwrap_t5(model).encoder.cache is cache
+        assert cache_of(model) is cache
     for one in copies:
-        assert unwrap_t5(one).encoder.cache is None
+        assert cache_of(one) is None
         torch.testing.assert_close(gradients(one, batch), expected)
 
 
 def test_only_flags_of_training_that_were_set_are_set_again() -> None:
     model = ladder(dropout=0.5)
-    dropouts = [module for module in unwrap_t5(model).decoder.base_layer.modules() if isinstance(module, nn.Dropout)]
+    dropouts = [
+        module
+        for module in unwrap_t5(model).get_submodule("decoder.base_layer").modules()
+        if isinstance(module, nn.Dropout)
+    ]
     dropouts[0].eval()
     (batch,) = batches(collate, [[0, 1]])
     with cached_activations(model, PLENTY):

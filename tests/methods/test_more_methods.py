@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from cases import Case, ready_t5, stir, trained, wrap
+from narrow import gradient
 from peft import LNTuningConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from tiny import Geometry, tiny_batch, tiny_classifier, tiny_config, tiny_t5
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
@@ -41,7 +43,7 @@ from t5peft import (
 )
 from t5peft.adapters import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
-from t5peft.methods.ladder import side_cache, side_config
+from t5peft.methods.ladder import LadderStack, SideStack, side_cache, side_config
 from t5peft.methods.norm import NormConfig, NormLayer
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
@@ -90,7 +92,7 @@ def test_a_bottleneck_computes_the_formula_of_its_paper(placement: Any, activati
     layer = next(module for module in model.modules() if isinstance(module, BottleneckLayer))
     with watched(layer.base_layer) as base, watched(layer) as whole, torch.no_grad():
         model(**tiny_batch())
-    weights = {name: p.detach() for name, p in layer.t5bottleneck["default"].named_parameters()}
+    weights = {name: p.detach() for name, p in layer.adapters["default"].named_parameters()}
     read = base["input"] if placement == "parallel" else base["output"]
     inner = function(read @ weights["down.weight"].T + weights["down.bias"])
     change = inner @ weights["up.weight"].T + weights["up.bias"]
@@ -101,13 +103,13 @@ def test_a_bottleneck_computes_the_formula_of_its_paper(placement: Any, activati
 def test_two_bottlenecks_at_once_follow_on_each_other() -> None:
     model = stir(bottleneck_wrap(ready_t5("v1.0"), size=5).eval())
     model.add_adapter("other", model.peft_config["default"])
-    model.base_model.set_adapter(["default", "other"])
+    cast(BaseTuner, model.base_model).set_adapter(["default", "other"])
     stir(model, 7).eval()
     layer = next(module for module in model.modules() if isinstance(module, BottleneckLayer))
     with watched(layer.base_layer) as base, watched(layer) as whole, torch.no_grad():
         model(**tiny_batch())
-        first = base["output"] + layer.t5bottleneck["default"](base["output"])
-        expected = first + layer.t5bottleneck["other"](first)
+        first = base["output"] + layer.adapters["default"](base["output"])
+        expected = first + layer.adapters["other"](first)
     torch.testing.assert_close(whole["output"], expected, rtol=0, atol=0)
 
 
@@ -128,7 +130,7 @@ def test_an_adapter_is_in_float32_beside_a_backbone_in_bfloat16(make: Any) -> No
     assert output.logits.dtype == torch.bfloat16
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
     output.loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in trained(model).values())
+    assert all(torch.isfinite(gradient(p)).all() for p in trained(model).values())
 
 
 def moved_by_a_small_step(model: nn.Module) -> float:
@@ -196,7 +198,7 @@ def test_two_norms_or_two_ladders_at_once_are_an_error() -> None:
         (ladder_wrap(ready_t5("v1.0")), "Got the ladders .* at once; expected one"),
     ):
         model.add_adapter("other", model.peft_config["default"])
-        model.base_model.set_adapter(["default", "other"])
+        cast(BaseTuner, model.base_model).set_adapter(["default", "other"])
         with pytest.raises(ValueError, match=text):
             model(**tiny_batch())
 
@@ -220,7 +222,7 @@ def test_a_batch_of_several_adapters_is_refused_however_the_model_was_made(
 ) -> None:
     """The corrections are those of the tuner's class and not of one model."""
     model = METHODS[method].wrap(ready_t5("v1.0")).eval()
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     other = {
         "from_pretrained": lambda: PeftModel.from_pretrained(ready_t5("v1.0"), tmp_path),
         "load_adapter": lambda: with_second_adapter(tmp_path),
@@ -250,7 +252,7 @@ def test_ia3_that_peft_loads_keeps_the_dtype_beside_quantized_weights(
         return load_backbone(folders["v1.1"], quantize=quantize, dtype=torch.bfloat16)[0]
 
     model = stir(METHODS["ia3"].wrap(backbone())).eval()
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(backbone(), tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
@@ -306,7 +308,9 @@ def test_the_backward_pass_of_a_ladder_reads_no_weight_of_the_backbone_but_the_h
 
 def test_a_ladder_is_narrower_by_its_reduction_and_as_deep() -> None:
     model = ladder_wrap(ready_t5("wide"), reduction=4)
-    stack = unwrap_t5(model).decoder.t5ladder["default"].stack
+    decoder = unwrap_t5(model).get_submodule("decoder")
+    assert isinstance(decoder, LadderStack)
+    stack: Any = cast(SideStack, decoder.adapters["default"]).stack
     assert (stack.config.d_model, stack.config.d_ff, stack.config.d_kv, len(stack.block)) == (6, 10, 2, 3)
     assert side_config(tiny_config("wide"), 20).d_kv == 1, "10 // 20 would be none"
     with pytest.raises(ValueError, match=r"reduction=25; expected an integer from 1 to 24"):
@@ -359,7 +363,7 @@ def test_hidden_states_are_given_out_only_where_they_are_asked_for() -> None:
 def test_encoder_states_without_a_ladder_are_refused_by_its_decoder() -> None:
     model, batch = ladder_wrap(ready_t5("v1.0")), tiny_batch()
     with model.disable_adapter():
-        states = unwrap_t5(model).encoder(**inputs_of(batch))
+        states = unwrap_t5(model).get_submodule("encoder")(**inputs_of(batch))
     with pytest.raises(
         ValueError, match=r"encoder states of shape .*32\) .*; expected \[B, S, 36\] .* Encode with the adapter"
     ):

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import test_laws
+import test_laws_of_adapters
+import test_wrap_errors
 import torch
 from cases import Case, base_of, ready_t5, stir, trained, wrap
+from laws import BEAMS, GREEDY
 from own_method import METHOD, NAME, register_own_method
 from paths import ROOT
 from tiny import Geometry, tiny_batch, tiny_records, tiny_t5
@@ -25,12 +28,14 @@ from t5peft.benchmark.records import RunRecords
 from t5peft.benchmark.report import write_report
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import suite_from
-from t5peft.methods.registry import method_of, numeric_options, register_method
+from t5peft.methods.registry import method_of, register_method
+from t5peft.models.unwrap import unwrap_t5
 from t5peft.planning.plan import Job, plan_table, step_bytes
 from t5peft.training.train import TrainConfig
 
 CASE = Case(NAME, {"groups": 5})
-OTHERS: dict[str, list[Any]] = {"side": ["right", "left"], "search": [test_laws.GREEDY, test_laws.BEAMS]}
+OTHERS: dict[str, list[Any]] = {"side": ["right", "left"], "search": [GREEDY, BEAMS]}
+LAW_FILES = vars(test_laws) | vars(test_laws_of_adapters) | vars(test_wrap_errors)
 GIVEN = {"case", "geometry", "make_base", "tmp_path", "folders", *OTHERS}
 
 
@@ -44,8 +49,8 @@ def registered() -> Iterator[None]:
 def laws() -> list[Any]:
     """Every law with a case and nothing else that is not given here, once for each of its other parameters."""
     found = []
-    for name, law in vars(test_laws).items():
-        wanted = inspect.signature(law).parameters.keys() if name.startswith("test_") else {}
+    for name, law in LAW_FILES.items():
+        wanted = set(inspect.signature(law).parameters) if name.startswith("test_") else set()
         if "case" not in wanted or not wanted <= GIVEN:
             continue
         others: list[dict[str, Any]] = [{}]
@@ -63,7 +68,7 @@ def test_all_laws_are_found() -> None:
     """A law of another form would be left out in silence."""
     left_out = {
         name
-        for name, law in vars(test_laws).items()
+        for name, law in LAW_FILES.items()
         if name.startswith("test_") and "case" in inspect.signature(law).parameters
     } - {entry.values[0].__name__ for entry in LAWS}
     assert left_out == {"test_every_method_is_trained_and_generates_beside_quantized_weights_in_bfloat16"}
@@ -112,7 +117,7 @@ def test_registering_it_once_more_changes_nothing_and_another_one_is_refused() -
 
 def test_it_is_trained_saved_and_loaded_in_a_fresh_process(folders: dict[Geometry, Path], tmp_path: Path) -> None:
     model = wrap(CASE, ready_t5("v1.0"))
-    model.base_model.model.name_or_path = str(folders["v1.0"])
+    unwrap_t5(model).name_or_path = str(folders["v1.0"])
     model.peft_config["default"].base_model_name_or_path = str(folders["v1.0"])
     before = {name: tensor.clone() for name, tensor in trained(model).items()}
     args = T5PeftTrainingArguments(
@@ -174,18 +179,13 @@ def test_it_is_planned(folders: dict[Geometry, Path]) -> None:
 
 
 def test_it_is_searched() -> None:
+    assert METHOD.options == {"groups": int}
     optuna = pytest.importorskip("optuna")
     from t5peft.training.search import suggest
 
     trial = optuna.trial.FixedTrial({"learning_rate": 2e-2, "weight_decay": 0.0, "label_smoothing": 0.0, "groups": 2})
     drawn = suggest(trial, TrainConfig(method=NAME))
     assert (drawn.learning_rate, drawn.options) == (2e-2, {"groups": 2})
-
-
-def test_its_options_are_among_those_of_all_methods() -> None:
-    assert numeric_options()["groups"] is int
-    assert numeric_options()["rank"] is int
-    assert numeric_options()["alpha"] is float
 
 
 def test_it_is_run_and_reported_by_the_benchmark(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import reference
 import torch
+from narrow import generate
 from tiny import GEOMETRIES, Geometry, tiny_batch, tiny_classifier, tiny_classifier_batch, tiny_config, tiny_t5
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -22,7 +25,7 @@ def test_buckets_are_those_of_transformers(both_ways: bool, buckets: int, reach:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_logits_loss_and_encoder_are_those_of_transformers(geometry: Geometry, side: str) -> None:
+def test_logits_loss_and_encoder_are_those_of_transformers(geometry: Geometry, side: Literal["right", "left"]) -> None:
     model, batch = tiny_t5(geometry), tiny_batch(side=side)
     config, state = model.config, model.state_dict()
     encoded, _ = reference.encoder_states(state, config, batch["input_ids"], batch["attention_mask"])
@@ -92,7 +95,7 @@ def test_greedy_generation_is_that_of_transformers(geometry: Geometry) -> None:
     model, batch = tiny_t5(geometry), tiny_batch()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     # without a cache: with one, transformers raises IndexError where the decoder is deeper than the encoder
-    expected = model.generate(**inputs, max_new_tokens=7, do_sample=False, use_cache=False)
+    expected = generate(model, **inputs, max_new_tokens=7, do_sample=False, use_cache=False)
     got = reference.generate_greedily(
         model.state_dict(), model.config, batch["input_ids"], batch["attention_mask"], new_tokens=7
     )

@@ -30,14 +30,14 @@ def test_a_prefix_of_version_0_1_is_loaded_without_a_warning_and_saved_under_the
     size: int | None, tmp_path: Path
 ) -> None:
     model = stir(prefix_wrap(ready_t5("v1.0"), length=3, projection_size=size)).eval()
-    model.save_pretrained(tmp_path / "old")
+    model.save_pretrained(str(tmp_path / "old"))
     rename_back(tmp_path / "old")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loaded = PeftModel.from_pretrained(ready_t5("v1.0"), tmp_path / "old").eval()
     with torch.no_grad():
         assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
-    loaded.save_pretrained(tmp_path / "new")
+    loaded.save_pretrained(str(tmp_path / "new"))
     content = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
     assert content["projection_size"] == size
     assert "reparametrise" not in content
@@ -45,7 +45,7 @@ def test_a_prefix_of_version_0_1_is_loaded_without_a_warning_and_saved_under_the
 
 def test_a_collapsed_prefix_of_version_0_1_is_saved_as_one(tmp_path: Path) -> None:
     model = stir(prefix_wrap(ready_t5("v1.0"), length=3, projection_size=6)).eval()
-    model.save_pretrained(tmp_path / "old")
+    model.save_pretrained(str(tmp_path / "old"))
     rename_back(tmp_path / "old")
     loaded = collapse(PeftModel.from_pretrained(ready_t5("v1.0"), tmp_path / "old").eval())
     save_adapter(loaded, tmp_path / "new")

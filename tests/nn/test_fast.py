@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, ready_t5, stir, trained, wrap
+from narrow import gradient
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from tiny import tiny_batch, tiny_records, tiny_t5
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_backbone, lora_wrap, predict
@@ -82,7 +84,7 @@ def step(model: nn.Module) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
     loss = model(**tiny_batch()).loss
     loss.backward()
-    return loss.item(), {name: p.grad.clone() for name, p in trained(model).items()}
+    return loss.item(), {name: gradient(p).clone() for name, p in trained(model).items()}
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
@@ -116,6 +118,10 @@ def test_a_hook_in_one_layer_changes_what_the_layer_returns_as_without_kernels(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def doubled(module: nn.Module, inputs: Any, outputs: Any) -> tuple[Tensor]:
+    return (2 * inputs[0],)
+
+
 def test_a_hook_that_changes_an_output_or_a_gradient_does_so() -> None:
     changed = []
     for fast in (False, True):
@@ -123,7 +129,7 @@ def test_a_hook_that_changes_an_output_or_a_gradient_does_so() -> None:
         layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         layers[0].lora_A["default"].register_forward_hook(lambda module, inputs, output: 3 * output)
         layers[1].base_layer.register_forward_pre_hook(lambda module, inputs: (0.5 * inputs[0],))
-        layers[-1].lora_B["default"].register_full_backward_hook(lambda module, grads, outputs: (2 * grads[0],))
+        layers[-1].lora_B["default"].register_full_backward_hook(doubled)
         if fast:
             with fast_kernels(model):
                 changed.append(step(model))
@@ -133,7 +139,7 @@ def test_a_hook_that_changes_an_output_or_a_gradient_does_so() -> None:
     assert abs(changed[0][0] - step(tuned())[0]) > 1e-3
 
 
-GLOBAL = [
+GLOBAL: list[Callable[..., RemovableHandle]] = [
     torch_module.register_module_forward_hook,
     torch_module.register_module_forward_pre_hook,
     torch_module.register_module_full_backward_hook,
@@ -237,7 +243,7 @@ def by_torch(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-COPIES = [copy.deepcopy, by_pickle, by_torch]
+COPIES: list[Callable[[nn.Module], nn.Module]] = [copy.deepcopy, by_pickle, by_torch]
 
 
 def attentions_of(model: nn.Module) -> list[tuple[str, type, str]]:

@@ -1,9 +1,9 @@
 """One optimizer step and one evaluation on each of several processes; run by torchrun from ``test_splits.py``.
 
-    torchrun --nproc-per-node 2 distributed_split.py STACK OUTPUT BACKBONE CASE...
+    torchrun --nproc-per-node 2 distributed_split.py OUTPUT BACKBONE STACK:CASE...
 
-STACK is ``plain`` or ``ours``, OUTPUT the folder for ``CASE.pt`` (loss, gradients, evaluation loss), BACKBONE a folder with the
-tiny T5 for cases that load it.
+OUTPUT is the folder for ``STACK/CASE.pt`` (loss, gradients, evaluation loss), BACKBONE a folder with the tiny T5 for cases that
+load it, and STACK ``plain`` or ``ours``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 from cases import CASES, Case, base_of, stir, wrap
+from peft import PeftModel
 from stacks import OURS, PLAIN, GradientRecorder, Stack, one_step
 from tiny import tiny_records
-from transformers import PreTrainedModel
 
 from t5peft import METHODS
 
@@ -26,7 +26,7 @@ EVALUATED = 7  # not divisible by two processes
 EPOCH = 5  # a step of four, and one of one, of which the second process gets nothing
 
 
-def precise_model(case: Case, backbone: Path) -> PreTrainedModel:
+def precise_model(case: Case, backbone: Path) -> PeftModel:
     """The wrapped tiny T5, in double precision unless it is quantized, so that rounding hides nothing."""
     model = stir(wrap(case, base_of(case, "v1.1", backbone)))
     return model if METHODS[case.method].quantize is not None else model.double()
@@ -74,9 +74,12 @@ def step_and_evaluate(stack: Stack, case: Case, output: Path, backbone: Path) ->
         torch.save(found | {"last_loss": last_loss, "last_gradients": last_gradients}, output / f"{case}.pt")
 
 
-def main(stack_name: str, output: Path, backbone: Path, names: list[str]) -> None:
-    for case in (case for case in CASES if str(case) in names):
-        step_and_evaluate({"plain": PLAIN, "ours": OURS}[stack_name], case, output, backbone)
+def main(output: Path, backbone: Path, names: list[str]) -> None:
+    stacks: dict[str, Stack] = {"plain": PLAIN, "ours": OURS}
+    for name in names:  # such as plain:full
+        stack, _, wanted = name.partition(":")
+        (output / stack).mkdir(exist_ok=True)
+        step_and_evaluate(stacks[stack], next(case for case in CASES if str(case) == wanted), output / stack, backbone)
     # what still holds the process group when it is destroyed may wait for ever for a thread that waits for it
     gc.collect()
     torch.distributed.barrier()
@@ -86,4 +89,4 @@ def main(stack_name: str, output: Path, backbone: Path, names: list[str]) -> Non
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -29,7 +29,11 @@ def test_continued_training_saves_a_new_version_with_both_scores_and_leaves_the_
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     tests = {"new_test": records(6, 300), "old_test": records(6, 400)}
-    given = {**tests, "config": replace_fields(config(backbone), learning_rate=0.1, steps=6), "output": tmp_path / "v2"}
+    given: dict[str, Any] = {
+        **tests,
+        "config": replace_fields(config(backbone), learning_rate=0.1, steps=6),
+        "output": tmp_path / "v2",
+    }
     task = replace_fields(TASK, metrics=("perplexity", "accuracy"))
     report = continue_training(old, task, records(12, 200), records(12), **given)
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
@@ -48,7 +52,12 @@ def test_an_adapter_in_the_output_is_replaced_only_where_that_is_asked_for(backb
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
     other = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v2")
     before = (other / "adapter_model.safetensors").read_bytes()
-    given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": other}
+    given: dict[str, Any] = {
+        "new_test": records(2),
+        "old_test": records(2),
+        "config": config(backbone),
+        "output": other,
+    }
     with pytest.raises(ValueError, match=r"Got the output .*v2, which holds an adapter; .* --overwrite"):
         continue_training(old, TASK, records(4, 20), records(4), **given)
     assert (other / "adapter_model.safetensors").read_bytes() == before
@@ -58,7 +67,12 @@ def test_an_adapter_in_the_output_is_replaced_only_where_that_is_asked_for(backb
 
 def test_two_runs_do_not_train_into_one_output(backbone: str, tmp_path: Path) -> None:
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
-    given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": tmp_path / "v2"}
+    given: dict[str, Any] = {
+        "new_test": records(2),
+        "old_test": records(2),
+        "config": config(backbone),
+        "output": tmp_path / "v2",
+    }
     with held_elsewhere(tmp_path / ".v2-work"), pytest.raises(FolderInUseError):
         continue_training(old, TASK, records(4, 20), records(4), **given)
 
@@ -75,7 +89,12 @@ def test_an_adapter_is_tuned_again_at_its_own_methods_learning_rate(
 
     monkeypatch.setattr("t5peft.training.train.T5PeftTrainer", stop)
     old = save_adapter(METHODS[method].wrap(load_backbone(backbone)[0]), tmp_path / "v1")
-    given = {"new_test": records(2), "old_test": records(2), "config": TrainConfig(steps=1), "output": tmp_path / "v2"}
+    given: dict[str, Any] = {
+        "new_test": records(2),
+        "old_test": records(2),
+        "config": TrainConfig(steps=1),
+        "output": tmp_path / "v2",
+    }
     with pytest.raises(Stop) as rate:
         continue_training(old, TASK, records(8, 20), records(4), **given)
     assert rate.value.args == (METHODS[method].learning_rate,)
@@ -129,10 +148,15 @@ def test_a_new_version_is_not_lost_where_it_takes_the_old_ones_place(folder: str
 
 def test_a_new_record_without_text_is_named_by_its_row(backbone: str, tmp_path: Path) -> None:
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
-    new = records(4, 20)
+    new: list[dict[str, Any]] = [*records(4, 20)]
     column = TASK.columns[0]
     new[2] = {**new[2], column: None}
-    given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": tmp_path / "v2"}
+    given: dict[str, Any] = {
+        "new_test": records(2),
+        "old_test": records(2),
+        "config": config(backbone),
+        "output": tmp_path / "v2",
+    }
     with pytest.raises(ValueError, match=rf"The column '{column}' holds NoneType in row 2;"):
         continue_training(old, TASK, new, records(4), **given)
 
@@ -145,7 +169,12 @@ def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
         folder.mkdir(parents=True)
         (folder / "notes.txt").write_text("of the user")
     monkeypatch.setattr("t5peft.training.train.T5PeftTrainer", None)
-    given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": tmp_path / "v2"}
+    given: dict[str, Any] = {
+        "new_test": records(2),
+        "old_test": records(2),
+        "config": config(backbone),
+        "output": tmp_path / "v2",
+    }
     with pytest.raises(ValueError, match=r"v2 to save an adapter to, which holds .*\['notes.txt'\]"):
         continue_training(old, TASK, records(4, 20), records(4), **given)
     (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
@@ -162,7 +191,12 @@ def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(
 
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
     monkeypatch.setattr("t5peft.training.continue_training.save_adapter", broken)
-    given = {"new_test": records(2), "old_test": records(2), "config": config(backbone), "output": tmp_path / "v2"}
+    given: dict[str, Any] = {
+        "new_test": records(2),
+        "old_test": records(2),
+        "config": config(backbone),
+        "output": tmp_path / "v2",
+    }
     with pytest.raises(OSError, match="disk full"):
         continue_training(old, TASK, records(8, 20), records(4), **given)
     assert list((tmp_path / ".v2-work").glob("checkpoint-*"))

@@ -18,10 +18,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from narrow import as_dataset
 from paths import ROOT
 from stacks import GradientRecorder, relative_difference
-from test_drop_in import trainer_of
 from tiny import EOS, fill_unevenly, tiny_config, tiny_t5, tiny_tokenizer
+from trainers import trainer_of
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -76,7 +77,8 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     }
     length = {"max_steps": draw(st.integers(1, 4))} if draw(st.booleans()) else {"max_steps": -1, "num_train_epochs": 1}
     arguments |= length
-    saving = draw(st.sampled_from([{}, {"save_strategy": "steps", "save_steps": 1}, {"save_strategy": "epoch"}]))
+    saved: list[dict[str, Any]] = [{}, {"save_strategy": "steps", "save_steps": 1}, {"save_strategy": "epoch"}]
+    saving = draw(st.sampled_from(saved))
     if saving.get("save_strategy") == "steps" and draw(st.booleans()):
         saving = saving | {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     if task == "text":
@@ -126,7 +128,7 @@ class Scores(TrainerCallback):
         self.keys.append(set(logs) - OURS_TOO - PLAIN_TOO)
 
 
-def outcome(kind: type, run: dict[str, Any], folder: Path) -> dict[str, Any]:
+def outcome(kind: type[Seq2SeqTrainer], run: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The results of a run: losses, gradients of each step, evaluation, predictions, files, keys of logs."""
     records, arguments = data_of(run), dict(run["arguments"])
     recorder, scores = GradientRecorder(), Scores()
@@ -145,10 +147,10 @@ def outcome(kind: type, run: dict[str, Any], folder: Path) -> dict[str, Any]:
         collators = {"class": DataCollatorWithPadding, "tokens": DataCollatorForTokenClassification}
         if run["task"] in collators:
             options["data_collator"] = collators[run["task"]](tiny_tokenizer())
-    trainer = trainer_of(kind, model_of(run), folder, records, **options, **arguments)
+    trainer: Seq2SeqTrainer = trainer_of(kind, model_of(run), folder, records, **options, **arguments)
     trainer.train()
-    more = {"max_new_tokens": 4} if arguments.get("predict_with_generate") else {}
-    predicted = trainer.predict(records[:4], **more)
+    more: dict[str, Any] = {"max_new_tokens": 4} if arguments.get("predict_with_generate") else {}
+    predicted = trainer.predict(as_dataset(records[:4]), **more)
     return {
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
         "norms": [line.get("grad_norm") for line in trainer.state.log_history if "loss" in line],

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from narrow import as_dataset
 from stacks import quiet_arguments
-from test_drop_in import losses_and_gradients, trainer_of
 from tiny import EOS, fill_unevenly, tiny_config, tiny_records, tiny_t5
-from transformers import T5ForQuestionAnswering, T5ForSequenceClassification, T5ForTokenClassification
+from trainers import losses_and_gradients, trainer_of
+from transformers import EvalPrediction, T5ForQuestionAnswering, T5ForSequenceClassification, T5ForTokenClassification
 
 from t5peft import METHODS, T5PeftTrainer, load_adapter, lora_wrap, save_adapter
 from t5peft.training.heads import head_of
@@ -93,6 +94,7 @@ def test_a_step_has_the_loss_and_gradient_of_transformers_on_each_example(
     model, records = case(name)
     found = [loss_of_model(name, model, record) for record in records]
     expected = sum(loss * items for loss, items in found) / sum(items for _, items in found)
+    assert isinstance(expected, torch.Tensor)
     wanted = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
     gradients = {n: g for (n, _), g in zip(model.named_parameters(), wanted, strict=True) if g is not None}
     fresh, _ = case(name)
@@ -112,7 +114,9 @@ def test_an_evaluation_is_exact_and_scores_come_in_the_order_of_the_data(name: s
     expected = sum(float(loss) * items for loss, items in found) / sum(items for _, items in found)
     for size in (3, 8):
         trainer = trainer_of(T5PeftTrainer, model, tmp_path, records, per_device_eval_batch_size=size)
-        output = trainer.predict(records)
+        output = trainer.predict(as_dataset(records))
+        labels_of: Any = output.label_ids
+        assert output.metrics is not None
         assert output.metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
         for row, record in enumerate(records):
             with torch.no_grad():
@@ -122,21 +126,22 @@ def test_an_evaluation_is_exact_and_scores_come_in_the_order_of_the_data(name: s
                 for scores, one in zip(output.predictions, (alone.start_logits, alone.end_logits), strict=True):
                     assert np.allclose(scores[row, :length], one[0].numpy(), atol=1e-4)
                     assert (scores[row, length:] == -100).all()
-                assert output.label_ids[0][row] == record["start_positions"]
-                assert output.label_ids[1][row] == record["end_positions"]
+                assert labels_of[0][row] == record["start_positions"]
+                assert labels_of[1][row] == record["end_positions"]
             else:
                 scores = alone.logits[0].numpy()
                 assert np.allclose(output.predictions[row][: len(scores)], scores, atol=1e-4)
                 labels = np.atleast_1d(np.array(record["labels"], dtype=float))
-                assert np.atleast_1d(output.label_ids[row])[: len(labels)].tolist() == pytest.approx(labels.tolist())
+                assert np.atleast_1d(labels_of[row])[: len(labels)].tolist() == pytest.approx(labels.tolist())
 
 
 @every_head
 def test_data_without_labels_are_predicted(name: str, tmp_path: Path) -> None:
     model, records = case(name)
     trainer = trainer_of(T5PeftTrainer, model, tmp_path, records)
-    output = trainer.predict([{"input_ids": record["input_ids"]} for record in records])
+    output = trainer.predict(as_dataset([{"input_ids": record["input_ids"]} for record in records]))
     assert output.label_ids is None
+    assert output.metrics is not None
     assert "test_loss" not in output.metrics
 
 
@@ -153,13 +158,13 @@ def test_every_method_trains_saves_and_loads_every_head(name: str, method: str, 
     except ValueError as error:
         pytest.skip(f"{method} does not fit this model: {error}")
     trainer = trainer_of(T5PeftTrainer, model, tmp_path / "run", records, learning_rate=1e-2, max_steps=3)
-    before = trainer.evaluate(records)["eval_loss"]
+    before = trainer.evaluate(as_dataset(records))["eval_loss"]
     trainer.train()
-    after = trainer.evaluate(records)["eval_loss"]
+    after = trainer.evaluate(as_dataset(records))["eval_loss"]
     assert after != before
     save_adapter(model, tmp_path / "adapter")
     loaded, _ = load_adapter(tmp_path / "adapter", model=case(name)[0])
-    again = trainer_of(T5PeftTrainer, loaded, tmp_path / "again", records).evaluate(records)["eval_loss"]
+    again = trainer_of(T5PeftTrainer, loaded, tmp_path / "again", records).evaluate(as_dataset(records))["eval_loss"]
     assert again == pytest.approx(after, rel=1e-6)
 
 
@@ -195,7 +200,9 @@ def test_a_span_outside_its_source_does_not_count(tmp_path: Path) -> None:
     model, records = case("spans")
     outside = [*records, {"input_ids": [5, EOS], "start_positions": 7, "end_positions": -1}]
     trainer = trainer_of(T5PeftTrainer, model, tmp_path, records)
-    assert trainer.evaluate(outside)["eval_loss"] == pytest.approx(trainer.evaluate(records)["eval_loss"], rel=1e-6)
+    assert trainer.evaluate(as_dataset(outside))["eval_loss"] == pytest.approx(
+        trainer.evaluate(as_dataset(records))["eval_loss"], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["one number", "spans"])
@@ -226,9 +233,12 @@ def test_scores_of_a_head_reach_the_metrics(tmp_path: Path) -> None:
     found: list[Any] = []
     arguments = quiet_arguments(tmp_path, {})
     assert arguments["use_cpu"]
-    trainer = trainer_of(
-        T5PeftTrainer, lora_wrap(model), tmp_path, records, compute_metrics=lambda p: found.append(p) or {"n": 1}
-    )
-    assert trainer.evaluate(records)["eval_n"] == 1
+
+    def keep(prediction: EvalPrediction) -> dict[str, float]:
+        found.append(prediction)
+        return {"n": 1}
+
+    trainer = trainer_of(T5PeftTrainer, lora_wrap(model), tmp_path, records, compute_metrics=keep)
+    assert trainer.evaluate(as_dataset(records))["eval_n"] == 1
     assert found[0].predictions.shape == (8, 3)
     assert found[0].label_ids.tolist() == [i % 3 for i in range(8)]

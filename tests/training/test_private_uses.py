@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_drop_in import RECORDS, trainer_of
+from narrow import as_dataset
 from tiny import tiny_t5
+from trainers import RECORDS, trainer_of
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from t5peft import T5PeftTrainer, full_wrap, lora_wrap
@@ -121,14 +122,16 @@ def test_a_method_that_a_subclass_overrides_is_called_where_plain_trainer_calls_
             return call
 
         quiet = SEEN - {"compute_loss"}  # an overridden one changes how steps are cut; see test_drop_in.py
-        watched = type("Watched", (kind,), {name: counting(name, getattr(kind, name)) for name in quiet})
-        made = trainer_of(
+        watched: type[Seq2SeqTrainer] = type(
+            "Watched", (kind,), {name: counting(name, getattr(kind, name)) for name in quiet}
+        )
+        made: Seq2SeqTrainer = trainer_of(
             watched, tiny_t5(), tmp_path / kind.__name__, model_init=None, max_steps=2, eval_dataset=RECORDS,
             save_strategy="steps", save_steps=1, per_device_eval_batch_size=4,
         )  # fmt: skip
         made.train()
         made.evaluate()
-        made.predict(RECORDS)
+        made.predict(as_dataset(RECORDS))
         seen[kind] = calls
     ours, plain = seen[T5PeftTrainer], seen[Seq2SeqTrainer]
     missing = set(plain) - set(ours)

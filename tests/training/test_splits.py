@@ -18,10 +18,10 @@ import pytest
 import torch
 from cases import CASES, Case, base_of, stir, trained, wrap
 from distributed_split import EPOCH, EVALUATED, RECORDS, precise_model
+from peft import PeftModel
 from stacks import OURS, GradientRecorder, Records, one_step, plain_fault, relative_difference
 from tiny import Geometry, tiny_records
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from t5peft import METHODS
 
@@ -41,7 +41,7 @@ class Step:
 
 
 @pytest.fixture
-def model(case: Case, folders: dict[Geometry, Path]) -> PreTrainedModel:
+def model(case: Case, folders: dict[Geometry, Path]) -> PeftModel:
     if METHODS[case.method].quantize is not None and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     return precise_model(case, folders["v1.1"])
@@ -76,7 +76,7 @@ def assert_exact(case: Case, loss: float, gradients: dict[str, Tensor], expected
 @all_methods
 @pytest.mark.parametrize(("accumulation", "batch_size"), SPLITS)
 def test_a_step_is_the_same_for_every_split_into_batches(
-    case: Case, model: PreTrainedModel, accumulation: int, batch_size: int, tmp_path: Path
+    case: Case, model: PeftModel, accumulation: int, batch_size: int, tmp_path: Path
 ) -> None:
     records = tiny_records(RECORDS)
     expected = exact_step(model, records)
@@ -114,7 +114,7 @@ def test_splits_in_single_precision_agree_with_each_other(
 @all_methods
 @pytest.mark.parametrize("cutting", [{"bucket_by_length": False}, {"tokens_per_micro_batch": 50}], ids=str)
 def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
-    case: Case, model: PreTrainedModel, cutting: dict[str, Any], tmp_path: Path
+    case: Case, model: PeftModel, cutting: dict[str, Any], tmp_path: Path
 ) -> None:
     records = tiny_records(RECORDS)
     expected = exact_step(model, records)
@@ -125,7 +125,7 @@ def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
 @pytest.mark.parametrize(("accumulation", "batch_size"), [(1, 4), (2, 2), (4, 1)])
 @pytest.mark.parametrize("case", [Case("lora", {"rank": 4})], ids=str)
 def test_a_last_step_of_fewer_examples_is_a_mean_over_its_own_tokens(
-    case: Case, model: PreTrainedModel, accumulation: int, batch_size: int, tmp_path: Path
+    case: Case, model: PeftModel, accumulation: int, batch_size: int, tmp_path: Path
 ) -> None:
     records = tiny_records(6)
     expected = [exact_step(model, records[:4]), exact_step(model, records[4:])]
@@ -150,7 +150,7 @@ def test_a_last_step_of_fewer_examples_is_a_mean_over_its_own_tokens(
 @all_methods
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_evaluation_loss_is_the_same_for_every_batch_size(
-    case: Case, model: PreTrainedModel, batch_size: int, tmp_path: Path
+    case: Case, model: PeftModel, batch_size: int, tmp_path: Path
 ) -> None:
     records = tiny_records(EVALUATED, seed=1)
     with torch.no_grad():
@@ -162,12 +162,15 @@ def test_the_evaluation_loss_is_the_same_for_every_batch_size(
 # Two processes
 
 
-def run_two_processes(stack: str, output: Path, backbone: Path, cases: list[Case]) -> Path:
-    """Runs ``distributed_split.py`` on two gloo processes; ``output`` with a file for each case."""
-    here = Path(__file__).parent
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geometry, Path]) -> Path:
+    """Results of ``distributed_split.py`` on two gloo processes: a folder for each stack, and in it a file for each case."""
+    output = tmp_path_factory.mktemp("two")
+    cases = [case for case in METHODS_ONCE if METHODS[case.method].quantize is None or find_spec("bitsandbytes")]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(here / "distributed_split.py", stack, output, backbone, *map(str, cases)),
+        *(Path(__file__).parent / "distributed_split.py", output, folders["v1.1"]),
+        *("plain:full", *(f"ours:{case}" for case in cases)),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -177,48 +180,33 @@ def run_two_processes(stack: str, output: Path, backbone: Path, cases: list[Case
     return output
 
 
-@pytest.fixture(scope="module")
-def our_two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geometry, Path]) -> Path:
-    cases = [case for case in METHODS_ONCE if METHODS[case.method].quantize is None or find_spec("bitsandbytes")]
-    return run_two_processes("ours", tmp_path_factory.mktemp("ours"), folders["v1.1"], cases)
-
-
-@pytest.fixture(scope="module")
-def plain_two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geometry, Path]) -> Path:
-    return run_two_processes("plain", tmp_path_factory.mktemp("plain"), folders["v1.1"], [Case("full")])
-
-
 @all_methods
-def test_two_processes_make_the_same_step_as_one(case: Case, model: PreTrainedModel, our_two_processes: Path) -> None:
-    got = torch.load(our_two_processes / f"{case}.pt")
+def test_two_processes_make_the_same_step_as_one(case: Case, model: PeftModel, two_processes: Path) -> None:
+    got = torch.load(two_processes / "ours" / f"{case}.pt")
     assert_exact(case, got["loss"], got["gradients"], exact_step(model, tiny_records(RECORDS)))
 
 
 @all_methods
-def test_the_last_step_of_an_epoch_repeats_no_example(
-    case: Case, model: PreTrainedModel, our_two_processes: Path
-) -> None:
+def test_the_last_step_of_an_epoch_repeats_no_example(case: Case, model: PeftModel, two_processes: Path) -> None:
     """Accelerate fills it up with examples of the first step."""
-    got = torch.load(our_two_processes / f"{case}.pt")
+    got = torch.load(two_processes / "ours" / f"{case}.pt")
     assert_exact(case, got["last_loss"], got["last_gradients"], exact_step(model, tiny_records(EPOCH)[4:]))
 
 
 @all_methods
 def test_two_processes_evaluate_as_one_where_the_data_cannot_be_halved(
-    case: Case, model: PreTrainedModel, our_two_processes: Path
+    case: Case, model: PeftModel, two_processes: Path
 ) -> None:
     with torch.no_grad():
         expected = exact_loss(model.eval(), tiny_records(EVALUATED, seed=1)).item()
-    assert torch.load(our_two_processes / f"{case}.pt")["eval_loss"] == pytest.approx(expected, rel=TOLERANCE)
+    assert torch.load(two_processes / "ours" / f"{case}.pt")["eval_loss"] == pytest.approx(expected, rel=TOLERANCE)
 
 
 @plain_fault()
 @pytest.mark.parametrize("case", [Case("full")], ids=str)
 @pytest.mark.parametrize("what", ["loss", "gradient", "evaluation", "last step"])
-def test_d1_two_processes_are_as_one_plain(
-    case: Case, model: PreTrainedModel, what: str, plain_two_processes: Path
-) -> None:
-    got = torch.load(plain_two_processes / f"{case}.pt")
+def test_d1_two_processes_are_as_one_plain(case: Case, model: PeftModel, what: str, two_processes: Path) -> None:
+    got = torch.load(two_processes / "plain" / f"{case}.pt")
     expected = exact_step(model, tiny_records(RECORDS))
     if what == "loss":
         assert got["loss"] == pytest.approx(expected.loss, rel=1e-2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -61,6 +61,7 @@ def test_weight_decay_and_label_smoothing_have_their_limits() -> None:
 @pytest.mark.parametrize(("steps", "evaluations"), [(9, 5), (11, 5), (10, 5), (3, 5)])
 def test_validation_is_scored_as_often_as_asked_at_most(steps: int, evaluations: int, tmp_path: Path) -> None:
     args = training_arguments(TrainConfig(steps=steps, evaluations=evaluations), 100, tmp_path)
+    assert args.eval_steps is not None
     assert 3 <= -(-steps // args.eval_steps) <= evaluations
 
 
@@ -98,7 +99,7 @@ def test_a_data_frame_in_place_of_records_is_told(split: str, backbone: str, tmp
 def test_references_that_only_the_test_split_has_are_used_there_and_nowhere_else(backbone: str, tmp_path: Path) -> None:
     task = Task("echo", "{text}", "{label}", metrics=("exact_match",), max_target_length=4, references="references")
     test = [record | {"references": ["a", "b"]} for record in records(4)]
-    splits = {"train": records(8), "validation": records(4), "test": test}
+    splits: dict[str, Sequence[dict[str, Any]]] = {"train": records(8), "validation": records(4), "test": test}
     assert set(train_and_evaluate(task, splits, config(backbone), tmp_path).scores) == {"validation", "test"}
     with pytest.raises(ValueError, match="'references', which is in none of the 8 records"):
         train_and_evaluate(task, splits | {"test": records(4)}, config(backbone), tmp_path, overwrite=True)

@@ -72,7 +72,7 @@ class _VarlenAttention(torch.autograd.Function):
         blocks: Sequence[_Block],
         p: float,
     ) -> Tensor:
-        """query [Q.., N, D], key and value [K.., N, D], bias [N, >=Q, >=K], prefixes [N, P, D] -> [Q.., N, D]."""
+        """Map query [Q.., N, D], key and value [K.., N, D], bias [N, >=Q, >=K], prefixes [N, P, D] -> [Q.., N, D]."""
         prefix = 0 if prefix_key is None else prefix_key.shape[1]
         output = query.new_empty(query.shape)
         mask = DropMask(sum(block.scores(query.shape[1], prefix) for block in blocks), p) if p else None
@@ -247,7 +247,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, p: float) -> Tensor:
-        """query [B, N, Q, D], key and value [B, N, K, D], bias [1 or B, N, Q, K] -> [B, N, Q, D]."""
+        """Map query [B, N, Q, D], key and value [B, N, K, D], bias [1 or B, N, Q, K] -> [B, N, Q, D]."""
         scores = torch.matmul(query, key.transpose(2, 3))
         if bias is not None:
             scores.add_(bias)

@@ -27,7 +27,7 @@ def _dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 class _Int8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-        """x [.., I], codes [O, I], scale [O] -> [.., O]."""
+        """Map x [.., I], codes [O, I], scale [O] -> [.., O]."""
         ctx.save_for_backward(codes, scale)
         return product(x, _dequantized(codes, scale, x.dtype))
 

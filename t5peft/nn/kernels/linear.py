@@ -70,7 +70,7 @@ def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """x [.., I], weight [O, I] -> [.., O]."""
+        """Map x [.., I], weight [O, I] -> [.., O]."""
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return product(x, weight)
 
@@ -88,7 +88,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """x [.., I], weight [O, I], a [R, I], b [O, R] -> [.., O]."""
+        """Map x [.., I], weight [O, I], a [R, I], b [O, R] -> [.., O]."""
         inner = x.flatten(0, -2) @ a.t()
         result = product(x, weight)
         result.view(-1, result.shape[-1]).addmm_(inner, b.t(), alpha=scale)

@@ -18,7 +18,7 @@ from t5peft.nn.kernels.module import FastModule
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [.., H], weight [H] -> [.., H]."""
+        """Map x [.., H], weight [H] -> [.., H]."""
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)

@@ -1,0 +1,166 @@
+"""Draw the picture of the README from the records of a suite: quality against trained parameters and memory.
+
+python scripts/picture.py                 # writes docs/methods.svg
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from t5peft.benchmark.records import RunRecords
+from t5peft.benchmark.summary import means_over_tasks, summarize
+from t5peft.benchmark.tables import fill_markers, markdown_table, overview_header, overview_rows
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+RECORDS = ROOT / "benchmarks" / "records" / "bench" / "embedded"
+SERVING = ROOT / "benchmarks" / "records" / "serving" / "mixed_batches.jsonl"
+PICTURE = ROOT / "docs" / "methods.svg"
+
+# Where the label of a point stands in the panels of trained parameters and of memory, so that none covers another.
+_PLACES = {
+    "dora": ("above", "above"), "full": ("above", "above"), "houlsby": ("right", "above"), "ia3": ("above", "right"),
+    "ladder": ("right", "left"), "lora": ("right", "right"), "lora-all": ("above", "above"), "norm": ("above", "above"),
+    "parallel": ("left", "left"), "peft-lora": ("right", "above"), "peft-prefix": ("above", "right"),
+    "peft-prompt": ("below", "above"), "pfeiffer": ("above", "below"), "prefix": ("left", "right"), "prompt": ("below", "below"),
+    "qlora": ("right", "below"),
+}  # fmt: skip
+_MARKS: dict[str, Any] = {
+    "above": {"dy": -11}, "below": {"dy": 20}, "left": {"align": "right", "dx": -7}, "right": {"align": "left", "dx": 7},
+}  # fmt: skip
+
+
+def points() -> list[dict[str, Any]]:
+    """Return one point for each method: its mean accuracy with standard error, trained parameters, and memory."""
+    tables = summarize(RunRecords(RECORDS).load())
+    means = next(found for found in means_over_tasks(tables) if found.metric == "accuracy")
+    names = overview_header(tables)
+    found = []
+    for row in overview_rows(tables):
+        cells = dict(zip(names[-3:], row[-3:], strict=True))
+        label = row[0].text
+        if label not in means.by_label or cells["memory"].value is None:
+            continue
+        mean = means.by_label[label]
+        score, error = mean.value * means.factor, (mean.error or 0.0) * means.factor
+        found.append(
+            {
+                "method": label,
+                "score": round(score, 2),
+                "low": round(score - error, 2),
+                "high": round(score + error, 2),
+                "trained": cells["trained"].value,
+                "memory": round(float(cells["memory"].value), 3),
+                "kind": "full fine-tuning" if label == "full" else "peft" if label.startswith("peft-") else "t5peft",
+                "places": _PLACES.get(label, ("above", "above")),
+            }
+        )
+    return found
+
+
+def spec(data: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the Vega-Lite specification of the picture."""
+    colors = {"domain": ["full fine-tuning", "t5peft", "peft"], "range": ["#000000", "#1b6ec2", "#c2571b"]}
+    panels = [
+        ("trained", "trained parameters", {"type": "log", "domain": [3000, 20000000]}),
+        ("memory", "peak memory of training, full fine-tuning = 1", {"domain": [0.4, 1.1]}),
+    ]
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "background": "white",
+        "config": {"font": "DejaVu Sans", "axis": {"gridColor": "#eeeeee"}, "legend": {"orient": "top", "title": None}},
+        "data": {"values": data},
+        "hconcat": [
+            {
+                "width": 400,
+                "height": 300,
+                "encoding": {
+                    "x": {"field": field, "type": "quantitative", "title": title, "scale": scale},
+                    "color": {"field": "kind", "type": "nominal", "scale": colors},
+                },
+                "layer": [
+                    {
+                        "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.6},
+                        "encoding": {
+                            "y": {
+                                "field": "low",
+                                "type": "quantitative",
+                                "scale": {"domain": [50, 80]},
+                                "title": "accuracy, mean of three tasks",
+                            },
+                            "y2": {"field": "high"},
+                        },
+                    },
+                    {
+                        "mark": {"type": "point", "filled": True, "size": 55},
+                        "encoding": {"y": {"field": "score", "type": "quantitative"}},
+                    },
+                    *(
+                        {
+                            "transform": [{"filter": f"datum.places[{panel}] == '{place}'"}],
+                            "mark": {"type": "text", "fontSize": 10, **mark},
+                            "encoding": {
+                                "y": {"field": "score", "type": "quantitative"},
+                                "text": {"field": "method", "type": "nominal"},
+                            },
+                        }
+                        for place, mark in _MARKS.items()
+                    ),
+                ],
+            }
+            for panel, (field, title, scale) in enumerate(panels)
+        ],
+    }
+
+
+def draw() -> str:
+    """Return the picture as SVG."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(spec(points())))
+
+
+def headlines() -> str:
+    """Return the headline figures as a table, each with the command that makes it."""
+    from throughput_tables import against_peft
+
+    found = {point["method"]: point for point in points()}
+    lora, full = found["lora-all"], found["full"]
+    times, speed = against_peft()
+    serving = [json.loads(line) for line in SERVING.read_text(encoding="utf-8").splitlines()]
+    newest = max(
+        (one for one in serving if (one["settings"]["adapters"], one["settings"]["methods"]) == (100, ["lora"])),
+        key=lambda one: str(one["time"]),
+    )
+    rows = [
+        [
+            "quality",
+            f"LoRA at all linear maps: {lora['score']:.1f} points, full fine-tuning: {full['score']:.1f}, with "
+            f"{lora['trained'] / full['trained']:.0%} of the parameters and {lora['memory']:.2f} of the memory",
+            "`make bench`",
+        ],
+        [
+            "speed",
+            f"{times:.1f} times peft's LoRA with `Seq2SeqTrainer`, with the same gradients ({speed['machine']['name']}, "
+            f"{speed['machine']['cores']} cores, geometric mean of six data sets)",
+            "`make speed`",
+        ],
+        [
+            "serving",
+            f"100 adapters on one backbone: {newest['ratios']['engine/set_adapter']:.1f} times the requests a second of peft's "
+            f"`set_adapter` for each request, {newest['ratios']['engine/peft']:.1f} times its mixed batches "
+            f"({newest['machine']['name']}, {newest['machine']['threads']} thread"
+            f"{'' if newest['machine']['threads'] == 1 else 's'})",
+            "`python benchmarks/mixed_batches.py`",
+        ],
+    ]
+    return markdown_table(["", "figure", "command"], rows)
+
+
+if __name__ == "__main__":
+    PICTURE.write_text(draw(), encoding="utf-8")
+    fill_markers(ROOT / "README.md", {"headlines": headlines()})
+    print(headlines())

@@ -1,0 +1,75 @@
+"""Export an adapter to plain transformers, CTranslate2 or ONNX, print how far it differs from the adapter, and store that."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t5peft.cli.data import TASK_FILE, add_format_arguments, read_file
+from t5peft.cli.evaluate import own_test_records
+
+if TYPE_CHECKING:
+    from t5peft.data import Task
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``t5peft export``.
+
+    Args:
+        parser: The parser of the command.
+    """
+    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or a whole model")
+    parser.add_argument("--to", required=True, choices=("transformers", "ct2", "onnx"), help="the engine that runs it")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where the export is written")
+    parser.add_argument("--quantize", choices=("int8",), help="store linear maps in 8 bits (ct2, onnx)")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="records on which the export is compared with the adapter; default: the task's own test records where the package "
+        "has them, else built-in texts",
+    )
+    add_format_arguments(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
+    parser.epilog = "An export that differs by more than the tolerance is not written, and the exit code is 1."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and print the comparison.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ValueError: There is --data, but no task beside the model.
+    """
+    from t5peft.data import Task
+    from t5peft.serving.export import export
+
+    path = Path(args.model) / TASK_FILE
+    records = None
+    if path.is_file():
+        task = Task.from_yaml(path)
+        records = read_file(args, args.data, "test") if args.data else _package_records(task)
+    elif args.data:
+        raise ValueError(
+            f"Got --data for {args.model} without {TASK_FILE}; expected it, as it says how records are read."
+        )
+    parity = export(
+        args.model, args.output, to=args.to, quantize=args.quantize, overwrite=args.overwrite, records=records
+    )
+    print(parity)
+    print(f"saved to {args.output}")
+    return 0
+
+
+def _package_records(task: Task) -> Sequence[Mapping[str, Any]] | None:
+    """Return the test records that the package has for a task; None where it has none, or where they are not on this machine."""
+    try:
+        return own_test_records(task, None)
+    except (ValueError, FileNotFoundError):
+        return None

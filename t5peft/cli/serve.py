@@ -1,0 +1,278 @@
+"""Serve a backbone and the adapters of a folder over HTTP, by OpenAI's API; see docs/serving.md."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t5peft.serving.launch import ServeOptions
+
+KEY_VARIABLE = "T5PEFT_API_KEY"
+_INSTALL = 'pip install "t5peft[serving]"'
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``t5peft serve``.
+
+    Args:
+        parser: The parser of the command.
+    """
+    parser.add_argument("--backbone", required=True, metavar="NAME", help="mini, a hub name or a folder")
+    parser.add_argument("--adapters", required=True, metavar="DIR", help="a folder with one folder for each adapter")
+    parser.add_argument("--host", default="127.0.0.1", help="another one than the loopback needs an API key")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help=f"keys, one a line, of which each request must bring one; default: the key in {KEY_VARIABLE}, if it is set",
+    )
+    parser.add_argument("--quantize", choices=("int8", "nf4"), help="how to load the backbone")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=_bytes, help="memory of loaded adapters, such as 2GB; default: no limit"
+    )
+    parser.add_argument(
+        "--pin", metavar="NAME", action="append", default=[], help="an adapter that is loaded at the start and stays"
+    )
+    parser.add_argument(
+        "--pins", metavar="FILE", help="lines of `SHA256  NAME`: an adapter whose manifest differs is refused"
+    )
+    parser.add_argument("--max-rows", type=int, default=64, help="answers that are generated at a time")
+    parser.add_argument("--max-waiting", type=int, default=256, help="requests that wait; more are refused with 503")
+    parser.add_argument("--max-source-tokens", type=int, default=1024, help="of a source")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer")
+    parser.add_argument("--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="bytes of a request")
+    parser.add_argument(
+        "--stop-seconds",
+        type=int,
+        default=30,
+        help="how long running requests may take to finish when the server stops",
+    )
+    parser.add_argument("--ray", action="store_true", help="serve by replicas on Ray, of a cluster or of this machine")
+    parser.add_argument("--replicas", type=int, default=1, help="with --ray: how many, or at least")
+    parser.add_argument("--max-replicas", type=int, help="with --ray: most, where their number follows the load")
+    parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of each replica")
+    parser.epilog = "SIGTERM and Ctrl+C stop the server: new requests are refused, and those that run are finished."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until the process is told to stop.
+
+    Args:
+        args: The values of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ImportError: The packages of the extra are not installed.
+        ValueError: The address needs a key, or an option is wrong.
+    """
+    keys = read_keys(args.api_key_file)
+    if not keys and not is_loopback(args.host):
+        raise ValueError(
+            f"Got the host {args.host} without an API key; expected one, as others can reach this address. Give --api-key-file or "
+            f"set {KEY_VARIABLE}."
+        )
+    pins = read_pins(Path(args.pins)) if args.pins else {}
+    _ensure_installed()
+    options = _options(args, keys, pins)
+    if args.ray:
+        _serve_by_ray(options, args)
+    else:
+        _serve(options, args.host, args.port, args.stop_seconds)
+    return 0
+
+
+def _options(args: argparse.Namespace, keys: tuple[str, ...], pins: dict[str, str]) -> ServeOptions:
+    from t5peft.serving.launch import ServeOptions, public_name
+    from t5peft.serving.scheduler import Limits
+    from t5peft.serving.settings import ServerSettings
+
+    settings = ServerSettings(
+        backbone_name=public_name(args.backbone),
+        api_keys=keys,
+        max_body_bytes=args.max_body,
+        max_answers=min(ServerSettings.max_answers, args.max_waiting),
+    )
+    limits = Limits(
+        max_rows=args.max_rows,
+        max_waiting=args.max_waiting,
+        max_source_tokens=args.max_source_tokens,
+        max_new_tokens=args.max_new_tokens,
+    )
+    return ServeOptions(
+        args.backbone, args.adapters, settings, limits, args.quantize, args.memory, tuple(args.pin), pins
+    )
+
+
+def _serve(options: ServeOptions, host: str, port: int, stop_seconds: int) -> None:
+    from t5peft.serving.launch import open_app
+
+    with _bind(host, port) as listening, open_app(options) as app:
+        print(_greeting(options, *listening.getsockname()[:2]), flush=True)
+        _run_uvicorn(app, listening, stop_seconds)
+
+
+def _serve_by_ray(options: ServeOptions, args: argparse.Namespace) -> None:
+    try:
+        from t5peft.serving.ray import build, start, stop
+    except ImportError as error:
+        raise ImportError(
+            f'Got no package {error.name}; expected the extra cluster. Run pip install "t5peft[cluster]".'
+        ) from error
+
+    application = build(
+        options,
+        replicas=args.replicas,
+        max_replicas=args.max_replicas,
+        gpus=args.gpus,
+        stop_seconds=args.stop_seconds,
+    )
+    told = threading.Event()
+    try:
+        start(application, args.host, args.port)
+        # Ray has a handler of its own from its start on.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: told.set())
+        print(_greeting(options, args.host, args.port), flush=True)
+        while not told.wait(1):  # a wait without end would keep signals from being handled
+            pass
+    finally:
+        stop()
+
+
+def _greeting(options: ServeOptions, host: str, port: int) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"Serving {options.settings.backbone_name} and {options.adapters} on http://{shown}:{port}"
+
+
+def _run_uvicorn(app: Any, listening: socket.socket, stop_seconds: int) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=stop_seconds,
+        server_header=False,
+        ws="none",
+    )
+    # uvicorn finishes what runs, and then raises the signal again for whoever handled it before.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def read_keys(path: str | None) -> tuple[str, ...]:
+    """Return the API keys of a file, or the one in the environment.
+
+    Args:
+        path: Of the file; None for the environment.
+
+    Returns:
+        The keys; none where none is set.
+
+    Raises:
+        ValueError: The file holds none, or one has characters that no header carries.
+    """
+    if path is None:
+        keys = [os.environ.get(KEY_VARIABLE, "").strip()]
+    else:
+        keys = [line.strip() for line in _lines(path, "keys")]
+        if not any(keys):
+            raise ValueError(f"Got no key in {path}; expected one a line. Write one, such as 32 random letters.")
+    found = tuple(filter(None, keys))
+    if any(not (key.isascii() and key.isprintable() and " " not in key) for key in found):
+        where = path or KEY_VARIABLE
+        raise ValueError(f"Got a key in {where} with spaces or foreign letters; expected ASCII. Choose another one.")
+    return found
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Return the SHA-256 by the name of an adapter, from lines as ``sha256sum`` writes them.
+
+    Args:
+        path: Of the file. Empty lines and those that begin with # are left out.
+
+    Returns:
+        Name to hash.
+
+    Raises:
+        ValueError: A line is none of these, or a name stands twice.
+    """
+    pins: dict[str, str] = {}
+    for number, line in enumerate(_lines(path, "pins"), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        if not (found := re.fullmatch(r"([0-9a-fA-F]{64})\s+(\S.*)", text)) or found[2] in pins:
+            raise ValueError(
+                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 digits and the name of an adapter, each "
+                "name once. `sha256sum` of the manifest t5peft.json prints such a hash."
+            )
+        pins[found[2]] = found[1].lower()
+    return pins
+
+
+def _lines(path: str | Path, what: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"Got no file of {what} at {path} that can be read ({error}); expected text. Write it."
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host's address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket, before anything is loaded."""
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"Got --port {port}; expected a number from 0 to 65535. Give another one.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ValueError(
+            f"Got the address {host} port {port}, which cannot be listened on ({error}); expected a free one. Give another --port, "
+            "or 0 for any."
+        ) from error
+
+
+def _bytes(text: str) -> int:
+    """Return the number of bytes that a text such as 2GB names."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    unit = (found[2] if found[2] in _UNITS else f"{found[2]}B") if found else ""
+    if not found or (unit and unit not in _UNITS) or (size := int(float(found[1]) * _UNITS[unit])) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a size such as 500MB, 2GB or 2GiB")
+    return size
+
+
+def _ensure_installed() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"Got no package {error.name}; expected the extra serving. Run {_INSTALL}.") from error

@@ -1,0 +1,346 @@
+"""Adapters as plain tensors, which any row of a batch can be given.
+
+A ``PeftModel`` holds its adapters as modules inside of the backbone, and one set of them is active for the whole batch. Here an
+adapter is only what it changes, by the name of the module that it changes. So the backbone stays as it is, and hundreds of adapters
+beside it cost their weights and nothing more.
+
+Letters: H d_model, N heads, D d_kv, P length of a prefix or prompt, I inputs, O outputs, R rank, M size of a bottleneck, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import IA3Config, LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from t5peft.adapters.fingerprint import changes_maps
+from t5peft.adapters.load import ensure_intact, raise_if_problems
+from t5peft.adapters.manifest import backbone_problems, read_config
+from t5peft.compat.bitsandbytes import plain_weight
+from t5peft.compat.peft import stored_state
+from t5peft.methods.bottleneck import Activation, BottleneckConfig
+from t5peft.methods.norm import NormConfig
+from t5peft.methods.prefix import PrefixConfig
+from t5peft.methods.prompt import PromptConfig
+from t5peft.models.manifest import non_finite_names
+from t5peft.serving.requests import UnusableAdapterError
+
+# Fields of peft's configs that change what an adapter computes, and that are served. Others must have their defaults.
+_SERVED_LORA = {"r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
+_SERVED_IA3 = {"target_modules", "feedforward_modules"}
+_WITHOUT_EFFECT = {
+    # Which modules have an adapter is read from its tensors.
+    "layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save",
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    # They say how training starts and runs.
+    "lora_dropout", "init_lora_weights", "init_ia3_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "runtime_config", "megatron_core", "ensure_weight_tying",
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class MapChange:
+    """A change of one linear map: ``output_scale * (W (input_scale * x) + B A x)``. None leaves a part out."""
+
+    a: Tensor | None = None
+    """[R, I]."""
+    b: Tensor | None = None
+    """[O, R], with the scale of LoRA in it."""
+    input_scale: Tensor | None = None
+    """[I]."""
+    output_scale: Tensor | None = None
+    """[O]."""
+
+
+@dataclass(eq=False)
+class BottleneckChange:
+    """``y + scale * (up activation(down x))`` at one module, of its input (parallel) or of its output y."""
+
+    down: Tensor
+    """[M, H]."""
+    down_bias: Tensor
+    up: Tensor
+    """[H, M], with the scale in it."""
+    up_bias: Tensor
+    activation: Activation
+    is_parallel: bool
+
+
+@dataclass(eq=False)
+class Head:
+    """A classification head of T5: two linear maps with a tanh between them."""
+
+    dense: Tensor
+    """[H, H]."""
+    dense_bias: Tensor
+    out: Tensor
+    """[C, H]."""
+    out_bias: Tensor
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Return logits [B, C] in float32 of states [B, H] at the end token."""
+        hidden = torch.tanh(nn.functional.linear(states.to(self.dense.dtype), self.dense, self.dense_bias))
+        return nn.functional.linear(hidden, self.out, self.out_bias).float()
+
+
+@dataclass(eq=False)
+class AdapterWeights:
+    """One adapter in memory. It compares by identity, as the same name may stand for another version later."""
+
+    name: str
+    kind: str
+    """The method, in lower case, as peft knows it."""
+    maps: dict[str, MapChange] = field(default_factory=dict)
+    """By the name of a linear map of the T5."""
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    """Weights [H] by the name of a norm."""
+    bottlenecks: dict[str, BottleneckChange] = field(default_factory=dict)
+    """By the name of a feed-forward or of the output map of an attention."""
+    prefixes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Keys and values [N, P, D] by the name of an attention."""
+    prompt: Tensor | None = None
+    """[P, H]."""
+    head: Head | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """Return the number of states that the adapter adds to those of a source."""
+        return 0 if self.prompt is None else len(self.prompt)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the memory of its tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self))
+
+
+def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights:
+    """Read and verify the adapter in ``folder``.
+
+    Args:
+        name: What the adapter is called from now on.
+        folder: What ``save_adapter`` or peft saved.
+        t5: The backbone that it will be served on, without an adapter.
+
+    Returns:
+        Its weights, on the device of the backbone.
+
+    Raises:
+        UnusableAdapterError: The adapter is damaged, of another backbone, or of a kind that cannot stand beside others.
+    """
+    try:
+        ensure_intact(folder)
+        raw = read_config(folder)
+        raise_if_problems(folder, backbone_problems(folder, raw.get("base_model_name_or_path"), t5))
+        config = PeftConfig.from_pretrained(str(folder))
+        state = stored_state(folder)
+    except Exception as error:  # peft raises whatever a wrong value leads to
+        raise UnusableAdapterError(str(error)) from error
+    reader = _READERS.get(type(config))
+    if reader is None or raw.get("trainable_token_indices") is not None:
+        what = "trained tokens" if reader is not None else f"the method {config.peft_type.value.lower()}"
+        raise UnusableAdapterError(
+            f"Got the adapter {name} with {what}, which cannot share a batch with other adapters; expected one of "
+            f"{', '.join(sorted(kind.__name__.removesuffix('Config') for kind in _READERS))} without trained tokens. Serve it by "
+            "itself, by load_adapter, or export it."
+        )
+    if broken := non_finite_names(state.items()):
+        raise UnusableAdapterError(
+            f"Got the adapter {name} with NaN or infinity in {broken[:5]}; expected finite numbers."
+        )
+    # In the dtype that it was saved in, or that of the backbone where this has more digits.
+    tensors = {
+        _module_key(key): tensor.to(t5.device, torch.promote_types(tensor.dtype, t5.dtype))
+        for key, tensor in state.items()
+    }
+    adapter = AdapterWeights(name, config.peft_type.value.lower(), head=_read_head(tensors))
+    try:
+        reader(adapter, cast(Any, config), tensors, t5)
+        problems = _problems(adapter, t5)
+    except (KeyError, ValueError, RuntimeError, _NotServedError) as error:
+        problems = [str(error)]
+    problems += [f"the tensor {key} has no place in the model" for key in tensors][:3]
+    if problems:
+        raise UnusableAdapterError(
+            f"Got the adapter {name}, which does not fit the backbone: {'; '.join(problems)}; expected an adapter as it was saved."
+        )
+    return adapter
+
+
+def _module_key(key: str) -> str:
+    """Return the name of a tensor from the T5 on; a T5 with a classification head holds its stacks one level deeper."""
+    return key.removeprefix("base_model.model.").removeprefix("transformer.")
+
+
+def _read_head(tensors: dict[str, Tensor]) -> Head | None:
+    names = [
+        f"classification_head.{part}" for part in ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias")
+    ]
+    return Head(*(tensors.pop(name) for name in names)) if all(name in tensors for name in names) else None
+
+
+def _take(tensors: dict[str, Tensor], ending: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names of modules and the tensors under them that are called ``ending``, and take these out."""
+    for key in [key for key in tensors if key.endswith(ending)]:
+        yield key.removesuffix(ending), tensors.pop(key)
+
+
+def _read_lora(adapter: AdapterWeights, config: LoraConfig, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:
+    _ensure_served(config, LoraConfig, _SERVED_LORA)
+    for name, a in _take(tensors, ".lora_A.weight"):
+        rank, b = len(a), tensors.pop(f"{name}.lora_B.weight")
+        alpha = _by_pattern(config.alpha_pattern or {}, name, config.lora_alpha)
+        scaled = b * (alpha / rank**0.5 if config.use_rslora else alpha / rank)
+        change = MapChange(a=a.contiguous(), b=scaled)
+        if (magnitude := tensors.pop(f"{name}.lora_magnitude_vector", None)) is not None:
+            weight = plain_weight(t5.get_submodule(name)).to(a.dtype)
+            change.output_scale = magnitude.flatten() / (weight + scaled @ a).norm(dim=1)
+        adapter.maps[name] = change
+
+
+def _by_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return the value of the first key that the end of ``name`` matches, as peft looks it up."""
+    return pattern.get(get_pattern_key(list(pattern), name), default)
+
+
+def _read_ia3(adapter: AdapterWeights, config: IA3Config, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:
+    _ensure_served(config, IA3Config, _SERVED_IA3)
+    for name, scale in _take(tensors, ".ia3_l"):
+        # peft stores the scale of inputs as a row and that of outputs as a column.
+        part = "input_scale" if scale.shape[0] == 1 else "output_scale"
+        adapter.maps[name] = MapChange(**{part: scale.flatten()})
+
+
+def _read_norm(adapter: AdapterWeights, config: NormConfig, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:
+    adapter.norms.update(_take(tensors, ".t5norm.weight"))
+
+
+def _read_bottleneck(
+    adapter: AdapterWeights, config: BottleneckConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
+) -> None:
+    from t5peft.methods.bottleneck import PARALLEL_SCALE
+
+    is_parallel = config.placement == "parallel"
+    scale = PARALLEL_SCALE if is_parallel else 1.0
+    for name, down in _take(tensors, ".t5bottleneck.down.weight"):
+        down_bias, up, up_bias = (
+            tensors.pop(f"{name}.t5bottleneck.{part}") for part in ("down.bias", "up.weight", "up.bias")
+        )
+        adapter.bottlenecks[name] = BottleneckChange(
+            down, down_bias, up * scale, up_bias * scale, config.activation, is_parallel
+        )
+
+
+def _read_prefix(
+    adapter: AdapterWeights, config: PrefixConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
+) -> None:
+    if config.projection_size is None:
+        for name, key in _take(tensors, ".t5prefix.key"):
+            adapter.prefixes[name] = (key, tensors.pop(f"{name}.t5prefix.value"))
+        return
+    hidden: dict[str, Tensor] = {}  # of the network of each site, which its first attention owns
+    for name, embedding in _take(tensors, ".t5prefix.trunk.embedding"):
+        weight, bias = (tensors.pop(f"{name}.t5prefix.trunk.linear.{part}") for part in ("weight", "bias"))
+        hidden[_site(name)] = torch.tanh(nn.functional.linear(embedding, weight, bias))
+    for name, weight in _take(tensors, ".t5prefix.projection.weight"):
+        projected = nn.functional.linear(hidden[_site(name)], weight, tensors.pop(f"{name}.t5prefix.projection.bias"))
+        key, value = (part.unflatten(-1, (t5.config.num_heads, -1)).transpose(0, 1) for part in projected.chunk(2, -1))
+        adapter.prefixes[name] = (key.contiguous(), value.contiguous())
+
+
+def _site(name: str) -> str:
+    return "cross" if name.endswith("EncDecAttention") else name.partition(".")[0]
+
+
+def _read_prompt(
+    adapter: AdapterWeights, config: PromptConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
+) -> None:
+    adapter.prompt = tensors.pop("encoder.t5prompt")
+
+
+Reader = Callable[[AdapterWeights, Any, dict[str, Tensor], PreTrainedModel], None]
+_READERS: dict[type[PeftConfig], Reader] = {
+    LoraConfig: _read_lora,
+    IA3Config: _read_ia3,
+    NormConfig: _read_norm,
+    BottleneckConfig: _read_bottleneck,
+    PrefixConfig: _read_prefix,
+    PromptConfig: _read_prompt,
+}
+
+
+class _NotServedError(Exception):
+    """A reason why an adapter cannot share a batch, which is a part of another error."""
+
+
+def _ensure_served(config: PeftConfig, kind: type[PeftConfig], served: set[str]) -> None:
+    """Raise an error for options of peft that change what an adapter computes, and that are not served."""
+    plain = kind()
+    if changes_maps(config):
+        raise _NotServedError(
+            "it starts from a part of the weights (PiSSA and the like), which it takes out of the backbone"
+        )
+    wrong = [
+        one.name
+        for one in fields(config)
+        if one.name not in served | _WITHOUT_EFFECT
+        and getattr(config, one.name) not in (getattr(plain, one.name, None), None, False, [], {})
+    ]
+    if wrong:
+        raise _NotServedError(f"its config sets {', '.join(wrong)}, which mixed batches do not serve")
+
+
+def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
+    changes = (*adapter.maps.values(), *adapter.bottlenecks.values(), *([adapter.head] if adapter.head else []))
+    for change in changes:
+        yield from (value for value in vars(change).values() if isinstance(value, Tensor))
+    yield from adapter.norms.values()
+    for key, value in adapter.prefixes.values():
+        yield from (key, value)
+    if adapter.prompt is not None:
+        yield adapter.prompt
+
+
+def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:
+    """Return what does not fit the shapes of the backbone."""
+    config, problems = t5.config, []
+    modules = dict(t5.named_modules())
+    for name, change in adapter.maps.items():
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear):
+            problems.append(f"{name} is not a linear map of the model")
+            continue
+        inputs, outputs = module.in_features, module.out_features
+        for vector, size in ((change.input_scale, inputs), (change.output_scale, outputs)):
+            if vector is not None and vector.shape != (size,):
+                problems.append(f"{name} has a scale of shape {tuple(vector.shape)}")
+        if change.a is not None and change.b is not None:
+            rank = len(change.a)
+            if change.a.shape != (rank, inputs) or change.b.shape != (outputs, rank):
+                problems.append(f"{name} has LoRA of shapes {tuple(change.a.shape)} and {tuple(change.b.shape)}")
+    for name, weight in adapter.norms.items():
+        if name not in modules or weight.shape != modules[name].weight.shape:
+            problems.append(f"{name} has a norm of shape {tuple(weight.shape)}")
+    for name, one in adapter.bottlenecks.items():
+        size = len(one.down)
+        shapes = [tuple(t.shape) for t in (one.down, one.down_bias, one.up, one.up_bias)]
+        if name not in modules or shapes != [
+            (size, config.d_model),
+            (size,),
+            (config.d_model, size),
+            (config.d_model,),
+        ]:
+            problems.append(f"{name} has a bottleneck of shapes {shapes}")
+    for name, (key, value) in adapter.prefixes.items():
+        expected = (config.num_heads, key.shape[1] if key.dim() == 3 else 0, config.d_kv)
+        if name not in modules or key.shape != expected or value.shape != expected:
+            problems.append(f"{name} has a prefix of shapes {tuple(key.shape)} and {tuple(value.shape)}")
+    if adapter.prompt is not None and (adapter.prompt.dim() != 2 or adapter.prompt.shape[1] != config.d_model):
+        problems.append(f"its prompt has the shape {tuple(adapter.prompt.shape)}")
+    return problems

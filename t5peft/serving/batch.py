@@ -1,0 +1,294 @@
+"""The running batch: rows that join and leave between two steps of the decoder, and their caches.
+
+The positions of T5 are relative, so only distances count. A row may join at the present column of the batch: columns before its
+first one hold zeros and are masked. Sources are padded on the right and masked there. Columns that no row sees any more are cut
+off, on the left of the self-attention and on the right of the cross-attention. The decoder is that of transformers.
+
+The keys and values of all layers lie in one tensor with free rows and columns. A step writes its own column, a row that joins its
+own place, and nearly all other rows stay where they are.
+
+Letters: B rows, N heads, D d_kv, S source columns, T target columns, L layers of the decoder, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from t5peft.serving.adapter import AdapterWeights
+from t5peft.serving.mixed import MixedModel
+from t5peft.serving.routing import sort_key
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """One answer that is being generated."""
+
+    source_ids: Sequence[int]
+    adapter: AdapterWeights | None
+    next_id: int
+    """The next token that the decoder reads; at first the start token."""
+    source_columns: int = 0
+    """Columns of its source in the caches, with those of a prompt."""
+    target_columns: int = 0
+    """Columns of its answer in the caches."""
+    ended: bool = False
+    """Whether the batch may drop it."""
+
+
+class Batch:
+    """Rows that take their steps together, those of one adapter next to each other.
+
+    Args:
+        rows: The rows, in the order of the caches.
+        targets: Keys and values of their answers in all layers, one column for each row.
+        sources: Keys and values of their sources in all layers.
+
+    Attributes:
+        rows: The rows, in the order of the caches.
+
+    Shapes:
+        targets: [2 L, B, N, 1, D].
+        sources: [2 L, B, N, S, D].
+    """
+
+    def __init__(self, rows: Sequence[Row], targets: Tensor, sources: Tensor) -> None:
+        self.rows = list(rows)
+        # More rows and columns than are used. Those of answers are used from the first to the last one.
+        self._targets, self._sources = targets, sources
+        self._first, self._last = 0, 1
+        self._cache: EncoderDecoderCache | None = None
+        self._masks: tuple[Tensor, Tensor]
+
+    @classmethod
+    def start(cls, model: MixedModel, rows: Sequence[Row]) -> tuple[Batch, Tensor]:
+        """Encode the sources of new rows and take their first step.
+
+        Args:
+            model: The model.
+            rows: The new rows.
+
+        Returns:
+            Their batch, and the logits [B, V] of their first tokens.
+        """
+        rows = sorted(rows, key=_by_adapter)
+        states, mask = model.encode([row.source_ids for row in rows], [row.adapter for row in rows])
+        for row, source_columns in zip(rows, mask.sum(dim=1).tolist(), strict=True):
+            row.source_columns = source_columns
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        logits = _decode(model, rows, states, mask, None, cache)
+        return cls(rows, _stacked(cache.self_attention_cache), _stacked(cache.cross_attention_cache)), logits
+
+    @property
+    def columns(self) -> int:
+        """Return the columns of answers."""
+        return self._last - self._first
+
+    @property
+    def source_columns(self) -> int:
+        """Return the columns of sources."""
+        return max(row.source_columns for row in self.rows)
+
+    def step(self, model: MixedModel) -> Tensor:
+        """Let the decoder read the next token of every row.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The logits [B, V] of the tokens after these.
+        """
+        if self._last == self._targets.shape[-2]:
+            self._move(len(self.rows), self._sources.shape[-2])
+        if self._cache is None:
+            self._cache, self._masks = self._new_cache(), self._new_masks()
+        source_mask, target_mask = self._masks
+        # Keys and values of the sources are in the cache. Only the shape of the encoder states counts.
+        states = source_mask.new_zeros(()).expand(len(self.rows), source_mask.shape[-1], model.t5.config.d_model)
+        self._last += 1
+        return _decode(model, self.rows, states, source_mask, target_mask[..., : self.columns], self._cache)
+
+    @property
+    def is_wasteful(self) -> bool:
+        """Return whether rows that have ended, or columns that no row sees any more, take much of a step."""
+        ended = sum(row.ended for row in self.rows)
+        longest = max((row.target_columns for row in self.rows if not row.ended), default=0)
+        return ended * 8 > len(self.rows) or self.columns > longest + _FREE_COLUMNS // 2
+
+    def arrange(self, joining: Batch | None = None) -> None:
+        """Drop the rows that have ended, let others join, and cut off the columns that no row sees any more.
+
+        Rows move only where others must make room for them.
+
+        Args:
+            joining: Rows that have taken only their first step. Their batch must not be used any more.
+        """
+        before = {row: i for i, row in enumerate(self.rows)}
+        rows = _arranged(before, joining.rows if joining else [])
+        self._first = self._last - max((row.target_columns for row in rows), default=1)
+        source_columns = max((row.source_columns for row in rows), default=1)
+        self._make_room(max(len(rows), len(before)), source_columns)
+        kept = [(before[row], i) for i, row in enumerate(rows) if row in before and before[row] != i]
+        if kept:
+            origin, place = self._indices(kept)
+            used = slice(self._first, self._last)
+            self._targets[:, place, :, used] = self._targets[:, origin, :, used]
+            self._sources[:, place, :, :source_columns] = self._sources[:, origin, :, :source_columns]
+        if joining is not None:
+            new = {row: i for i, row in enumerate(joining.rows)}
+            self._write(joining, [(new[row], i) for i, row in enumerate(rows) if row in new])
+        self.rows, self._cache = rows, None
+
+    def _write(self, joining: Batch, moves: Sequence[tuple[int, int]]) -> None:
+        """Write rows of another batch. Zeros stand where they have no column, as what was there may not be finite."""
+        if not moves:
+            return
+        origin, place = self._indices(moves)
+        self._targets[:, place, :, self._first : self._last - 1] = 0
+        self._targets[:, place, :, self._last - 1 : self._last] = joining._targets[:, origin]
+        width = min(joining._sources.shape[-2], self._sources.shape[-2])
+        self._sources[:, place, :, :width] = joining._sources[:, origin, :, :width]
+        self._sources[:, place, :, width:] = 0
+
+    def _make_room(self, rows: int, source_columns: int) -> None:
+        """Move the caches to larger tensors where they are too small, and to smaller ones where they are far too large."""
+        _, row_places, _, target_places, _ = self._targets.shape
+        source_places = self._sources.shape[-2]
+        needed = rows * (self.columns + _FREE_COLUMNS + source_columns)
+        if (
+            rows > row_places
+            or source_columns > source_places
+            or row_places * (target_places + source_places) > 2 * needed
+        ):
+            self._move(rows, source_columns)
+
+    def _move(self, rows: int, source_columns: int) -> None:
+        """Move the caches to new tensors, with free rows and columns."""
+        rows += rows // 4
+        targets, sources = self._targets[..., self._first : self._last, :], self._sources[..., :source_columns, :]
+        self._targets = _resized(targets, rows, self.columns + _FREE_COLUMNS)
+        self._sources = _resized(sources, rows, source_columns)
+        self._first, self._last = 0, self.columns
+        self._cache = None
+
+    def _indices(self, moves: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        origin, place = torch.tensor(moves, device=self._targets.device).T
+        return origin, place
+
+    def _new_masks(self) -> tuple[Tensor, Tensor]:
+        """Return additive masks of sources [B, 1, 1, S] and answers [B, 1, 1, T or more]. Free columns are visible."""
+        like, source_columns = self._targets, self.source_columns
+        source_ends = torch.tensor([row.source_columns for row in self.rows], device=like.device)[:, None]
+        target_starts = torch.tensor([self.columns - row.target_columns for row in self.rows], device=like.device)
+        source_hidden = torch.arange(source_columns, device=like.device) >= source_ends
+        target_hidden = torch.arange(like.shape[-2] - self._first, device=like.device) < target_starts[:, None]
+        return _additive(source_hidden, like.dtype), _additive(target_hidden, like.dtype)
+
+    def _new_cache(self) -> EncoderDecoderCache:
+        """Return the cache of transformers over the tensors of this batch."""
+        targets = self._targets[:, : len(self.rows)].unflatten(0, (-1, 2))
+        sources = self._sources[:, : len(self.rows), :, : self.source_columns].unflatten(0, (-1, 2))
+        return EncoderDecoderCache(
+            Cache(layers=[_FilledLayer(keys, values, self._first, self._last) for keys, values in targets]),
+            Cache(layers=[_FilledLayer(keys, values, 0, self.source_columns) for keys, values in sources]),
+        )
+
+
+_FREE_COLUMNS = 32
+"""So many steps are taken before the caches of answers move to other tensors."""
+
+
+class _FilledLayer(DynamicLayer):
+    """A layer of a cache that writes new columns into free ones, where that of transformers copies all.
+
+    Shapes:
+        keys, values: [B, N, last or more, D].
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, first: int, last: int) -> None:
+        super().__init__()
+        self._places, self._first, self._last = (keys, values), first, last
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = self._used()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        count = key_states.shape[-2]
+        for place, states in zip(self._places, (key_states, value_states), strict=True):
+            place.narrow(-2, self._last, count).copy_(states)
+        self._last += count
+        self.keys, self.values = used = self._used()
+        return used
+
+    def _used(self) -> tuple[Tensor, Tensor]:
+        keys, values = (place.narrow(-2, self._first, self._last - self._first) for place in self._places)
+        return keys, values
+
+
+def _decode(
+    model: MixedModel,
+    rows: Sequence[Row],
+    states: Tensor,
+    source_mask: Tensor,
+    target_mask: Tensor | None,
+    cache: EncoderDecoderCache,
+) -> Tensor:
+    """Let the decoder read the next token of every row, and return logits [B, V]."""
+    with model.rows([row.adapter for row in rows]):
+        logits: Tensor = model.t5(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=source_mask,
+            decoder_input_ids=torch.tensor([[row.next_id] for row in rows], device=states.device),
+            decoder_attention_mask=target_mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+    for row in rows:
+        row.target_columns += 1
+    return logits[:, -1]
+
+
+def _by_adapter(row: Row) -> Any:
+    return sort_key(row.adapter)
+
+
+def _arranged(before: Mapping[Row, int], new: Sequence[Row]) -> list[Row]:
+    """Return rows that have not ended, sorted by adapter. Those of one adapter keep their places where they can."""
+    groups: dict[Any, list[Row]] = {}
+    for row in (*before, *new):
+        if not row.ended:
+            groups.setdefault(_by_adapter(row), []).append(row)
+    rows: list[Row] = []
+    for key in sorted(groups):
+        places = range(len(rows), len(rows) + len(groups[key]))
+        staying = {before[row]: row for row in groups[key] if before.get(row, -1) in places}
+        moving = (row for row in groups[key] if before.get(row, -1) not in places)
+        rows += [staying[place] if place in staying else next(moving) for place in places]
+    return rows
+
+
+def _stacked(cache: Cache) -> Tensor:
+    """Return the keys and values of all layers [2 L, B, N, columns, D]."""
+    layers = cast(Sequence[Any], cache.layers)
+    return torch.stack([tensor for layer in layers for tensor in (layer.keys, layer.values)])
+
+
+def _resized(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a copy with so many rows and columns [2 L, rows, N, columns, D], filled up by zeros."""
+    layers, _, heads, _, size = tensor.shape
+    larger = tensor.new_zeros(layers, rows, heads, columns, size)
+    tensor = tensor[:, :rows]
+    larger[:, : tensor.shape[1], :, : tensor.shape[3]] = tensor
+    return larger
+
+
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an additive mask [B, 1, 1, columns] of what is hidden [B, columns]."""
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None]

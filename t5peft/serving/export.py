@@ -1,0 +1,307 @@
+"""Export an adapter to a folder that other engines run, and read it back.
+
+    export("outputs/run/adapter", "outputs/served", to="ct2")
+    load_exported("outputs/served").predict(["..."], max_new_tokens=32)
+
+LoRA, DoRA, IA3 and norm tuning are merged into the weights, always into the unquantized backbone. A prompt becomes a part of the
+vocabulary (``bake.py``), and for ONNX a part of the graph, as prefixes, bottleneck adapters and ladders do. Every export is read
+back and compared with the adapter (``parity.py``); one that differs is not written.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import transformers
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import t5peft
+from t5peft.adapters import is_adapter, load_adapter, load_saved
+from t5peft.adapters.load import base_of
+from t5peft.adapters.manifest import read_config
+from t5peft.adapters.merge import unmergeable
+from t5peft.adapters.save import ensure_no_adapter
+from t5peft.compat.extras import require
+from t5peft.compat.lock import hold_folder
+from t5peft.data import Task
+from t5peft.data.truncation import encode
+from t5peft.methods import method_of
+from t5peft.methods.base import has_peft_prompt
+from t5peft.models.backbone import correct_config, has_untied_head, load_backbone, load_tokenizer
+from t5peft.models.embedded import backbone_name, resolve_backbone
+from t5peft.models.families import family_of
+from t5peft.models.folders import replacing
+from t5peft.models.manifest import MANIFEST, read_json, verify, write_manifest_file
+from t5peft.models.unwrap import unwrap_t5
+from t5peft.serving.bake import bake, into_one_table, prompt_of
+from t5peft.serving.export_ct2 import CT2Model, generation_settings, write_ct2
+from t5peft.serving.export_onnx import read_onnx, write_onnx
+from t5peft.serving.export_transformers import WITHOUT_PROMPT, TorchModel, read_transformers, write_transformers
+from t5peft.serving.exported import Details, Exported, Target, is_exported, kind_of_model
+from t5peft.serving.parity import NUM_BEAMS, Parity, ParityError, answers_of, compare
+from t5peft.serving.parity_inputs import TEXTS, parity_inputs
+
+TASK_FILE = "task.yaml"
+_PACKAGES: dict[Target, tuple[str, ...]] = {
+    "transformers": ("transformers",),
+    "ct2": ("ctranslate2",),
+    "onnx": ("onnx", "onnxruntime"),
+}
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    to: Target,
+    quantize: Literal["int8"] | None = None,
+    overwrite: bool = False,
+    records: Sequence[Mapping[str, Any]] | None = None,
+) -> Parity:
+    """Export an adapter, or a whole model, completely or not at all.
+
+    Args:
+        model: The folder of an adapter or of a whole model.
+        output: Where to write.
+        to: ``"transformers"`` (plain transformers 4 and 5), ``"ct2"`` (CTranslate2) or ``"onnx"``.
+        quantize: ``"int8"`` stores linear maps in 8 bits; for ``"ct2"`` and ``"onnx"``.
+        overwrite: Replace an earlier export in ``output``.
+        records: Records of the task in ``task.yaml`` beside the model, on which the export is compared with it. None: built-in
+            texts.
+
+    Returns:
+        The comparison with the adapter, which is also in ``parity.json``.
+
+    Raises:
+        ValueError: The method, the model or the output does not go with the target.
+        FileNotFoundError: ``model`` does not hold a model, or its backbone is not found.
+        ImportError: The engine is not installed.
+        ParityError: The export does not answer as the adapter does.
+    """
+    folder, output = Path(model), Path(output)
+    _check_arguments(to, quantize)
+    for package in _PACKAGES[to]:
+        require(package, "export")
+    with hold_folder(output):
+        ensure_no_adapter(output)
+        _check_output(output, overwrite=overwrite)
+        with replacing(output, keep_others=True) as staging:
+            parity = _export(folder, staging, to, quantize, records)
+    return parity
+
+
+def load_exported(folder: str | Path) -> Exported:
+    """Load what ``export`` wrote.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        An object with ``predict``, ``rank`` and ``classify`` of the library, without their model and tokenizer.
+
+    Raises:
+        FileNotFoundError: The folder holds no export.
+        ValueError: Its files are damaged.
+        ImportError: The engine is not installed.
+    """
+    folder = Path(folder)
+    Details.read(folder)
+    problems = verify(folder) if (folder / MANIFEST).is_file() else [f"{MANIFEST} is missing"]
+    if problems:
+        raise ValueError(
+            f"Got a damaged export in {folder}: {'; '.join(problems)}; expected the files as they were written. Restore them, or "
+            "export again."
+        )
+    return _read(folder)
+
+
+def _read(folder: Path) -> Exported:
+    details = Details.read(folder)
+    if details.target == "ct2":
+        return CT2Model(folder, details)
+    return read_onnx(folder, details) if details.target == "onnx" else read_transformers(folder, details)
+
+
+def _export(
+    folder: Path,
+    staging: Path,
+    to: Target,
+    quantize: Literal["int8"] | None,
+    records: Sequence[Mapping[str, Any]] | None,
+) -> Parity:
+    loaded, tokenizer = _load(folder)
+    _check_model(loaded, to)
+    details = _details(folder, loaded, to, quantize)
+    task = Task.from_yaml(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else None
+    inputs = parity_inputs(tokenizer, task, records)
+    with _search_of(to, unwrap_t5(loaded)):
+        own = answers_of(TorchModel(loaded, tokenizer, details), inputs)
+    _write(loaded, tokenizer, staging, details)
+    details.write(staging)
+    del loaded  # so that one model is in memory
+    gc.collect()
+    found = _read(staging)
+    if encode(TEXTS, found.tokenizer) != encode(TEXTS, tokenizer):
+        raise ParityError(
+            f"Got a tokenizer in {folder} that gives other tokens once it is saved; expected the same. Nothing was written. Save "
+            "the backbone with a tokenizer.json."
+        )
+    parity = compare(own, found, inputs)
+    if not parity.passes:
+        raise ParityError(
+            f"Got an export to {to} that does not answer as {folder} does; expected differences within {parity.tolerance:g}. "
+            f"Nothing was written.\n{parity}"
+        )
+    parity.write(staging, details)
+    if task is not None:
+        shutil.copy(folder / TASK_FILE, staging / TASK_FILE)
+    write_manifest_file(staging, {})
+    return parity
+
+
+@contextmanager
+def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
+    """Let a search of ``t5`` end as that of the target does, for the block."""
+    settings = t5.generation_config if to == "ct2" else None
+    if settings is None:
+        yield
+        return
+    early, beams = settings.early_stopping, settings.num_beams
+    settings.early_stopping, settings.num_beams = True, NUM_BEAMS
+    try:
+        yield
+    finally:
+        settings.early_stopping, settings.num_beams = early, beams
+
+
+def _write(
+    loaded: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, staging: Path, details: Details
+) -> None:
+    """Merge or bake the adapter, and hand the model to its writer."""
+    written = tokenizer
+    if isinstance(loaded, PeftModel) and not unmergeable(loaded):
+        loaded = loaded.merge_and_unload()
+    elif isinstance(loaded, PeftModel) and details.prompt_length:
+        loaded, written, ids = bake(loaded, tokenizer)
+        if details.target == "transformers":
+            loaded = into_one_table(loaded, ids)
+    if details.target == "onnx":
+        write_onnx(loaded, written, staging, details.quantize)
+        return
+    assert isinstance(loaded, PreTrainedModel)  # by _check_model
+    if details.target == "ct2":
+        write_ct2(loaded, written, staging, details.quantize)
+    else:
+        write_transformers(loaded, written, staging)
+    if written is not tokenizer:
+        tokenizer.save_pretrained(str(staging / WITHOUT_PROMPT))
+
+
+def _load(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Load an adapter beside its unquantized backbone, or a whole model; encoders too."""
+    if not is_adapter(folder):
+        architectures = read_json(folder / "config.json").get("architectures") or [""] if folder.is_dir() else [""]
+        if not str(architectures[0]).endswith("EncoderModel"):
+            return load_backbone(folder)
+        return _load_encoder(folder)
+    if read_config(folder).get("task_type") != "FEATURE_EXTRACTION":
+        return load_saved(folder)
+    encoder, tokenizer = _load_encoder(base_of(folder))
+    return load_adapter(folder, model=encoder)[0], tokenizer
+
+
+def _load_encoder(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = transformers.AutoConfig.from_pretrained(resolve_backbone(name))
+    encoder_class = getattr(transformers, f"{family_of(config).class_prefix}EncoderModel")
+    encoder = encoder_class.from_pretrained(resolve_backbone(name), dtype="float32").eval()
+    return encoder, load_tokenizer(name)
+
+
+def _details(
+    folder: Path, loaded: PreTrainedModel | PeftModel, to: Target, quantize: Literal["int8"] | None
+) -> Details:
+    t5 = unwrap_t5(loaded)
+    prompt = prompt_of(loaded) if isinstance(loaded, PeftModel) and to != "onnx" else None
+    return Details(
+        target=to,
+        kind=kind_of_model(t5),
+        method=(method_of(loaded) or "unknown") if isinstance(loaded, PeftModel) else "full",
+        backbone=base_of(folder) if isinstance(loaded, PeftModel) else backbone_name(folder.name),
+        quantize=quantize,
+        prompt_length=0 if prompt is None else len(prompt),
+        generation=generation_settings(t5) if to == "ct2" else {},
+        versions={"t5peft": t5peft.__version__, **{name: version(name) for name in _PACKAGES[to]}},
+    )
+
+
+def _check_arguments(to: str, quantize: str | None) -> None:
+    problems = []
+    if to not in get_args(Target):
+        problems.append(f"Got to={to!r}; expected one of {', '.join(get_args(Target))}.")
+    if quantize not in (None, "int8"):
+        problems.append(f"Got quantize={quantize!r}; expected None or 'int8'.")
+    elif quantize is not None and to == "transformers":
+        problems.append(
+            "Got quantize='int8' for transformers, which quantizes when it loads; expected None. Load the export by "
+            "load_backbone(folder, quantize='int8'), or export to ct2 or onnx."
+        )
+    if problems:
+        raise ValueError(" ".join(problems))
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if (output / "config.json").is_file() and not is_exported(output):
+        raise ValueError(
+            f"Got the output {output}, which holds a model that is not an export; expected another folder. Give a new one."
+        )
+    if is_exported(output) and not overwrite:
+        raise ValueError(
+            f"Got the output {output}, which holds an export; expected a folder without one. Give another folder, or --overwrite "
+            "to replace it."
+        )
+
+
+def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
+    """Refuse what the target cannot run, by name, with what to do instead."""
+    t5 = unwrap_t5(loaded)
+    kind = kind_of_model(t5)
+    if has_peft_prompt(loaded):
+        raise ValueError(
+            "Got a prompt or prefix of peft itself, which lives outside of the model; expected one of t5peft. Tune it by "
+            "prompt_wrap or prefix_wrap."
+        )
+    correct_config(t5)
+    if to == "onnx":
+        return
+    fixed = unmergeable(loaded) if isinstance(loaded, PeftModel) else []
+    if others := [name for name in fixed if name != "prompt"]:
+        raise ValueError(
+            f"Got a {' and a '.join(others)}, for which {to} has no place; expected a method that changes weights, or a prompt. "
+            "Export to onnx, whose graph has it, or serve the adapter."
+        )
+    if fixed and kind != "language model":
+        raise ValueError(
+            f"Got a prompt beside a {kind}, whose decoder reads the source too, and would read the prompt; expected a language "
+            "model. Export to onnx, whose graph has it."
+        )
+    if to == "ct2" and kind != "language model":
+        raise ValueError(
+            f"Got a {type(t5).__name__}, which CTranslate2 has not; expected a language model. Export to onnx or transformers."
+        )
+    if (
+        to == "transformers"
+        and kind == "language model"
+        and family_of(t5.config).scales_untied_head
+        and has_untied_head(t5)
+    ):
+        raise ValueError(
+            "Got a umT5, whose head transformers 5 scales as if it were tied, whatever its config says; expected T5, mT5 or ByT5. "
+            "Export to onnx or ct2, or run `t5peft merge` and load the folder by load_backbone, which mends it."
+        )

@@ -1,0 +1,314 @@
+"""Mixed batches: one forward pass whose rows belong to different adapters of different methods.
+
+The backbone is a plain T5. Hooks on its modules add to the rows of an adapter what that adapter changes, and leave the other rows
+as they are, bit for bit. Rows that share an adapter are computed together, and adapters of equal shapes with equally many rows are
+computed in one batched product. No weight is copied for each row.
+
+    mixed = MixedModel(load_backbone("mini")[0])
+    adapters = [read_adapter(name, folder / name, mixed.t5) for name in names]
+    ids = mixed.generate(sources, adapters, max_new_tokens=20)
+
+peft has mixed batches for LoRA (``adapter_names``). It loops over the adapters of a model that holds them all as modules.
+
+Letters: B rows, S source tokens, S' those with prompts, T tokens, H d_model, I inputs, O outputs, P prefix length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from t5peft.data.padding import pad_rows
+from t5peft.evaluation.ranking import score_candidates
+from t5peft.models.backbone import correct_config
+from t5peft.models.families import family_of
+from t5peft.models.unwrap import ensure_unwrapped
+from t5peft.nn.attention import use_attention
+from t5peft.nn.fast import fast_kernels
+from t5peft.serving.adapter import AdapterWeights
+from t5peft.serving.routing import Routing, sort_key
+
+_KEPT_ROUTINGS = 4  # of the encoder, the decoder and their beams
+
+
+class MixedModel:
+    """A backbone whose batches hold rows of different adapters.
+
+    Args:
+        t5: A plain T5, which belongs to this object from now on.
+
+    Raises:
+        ValueError: The model is wrapped, or not a T5 with a decoder.
+    """
+
+    def __init__(self, t5: PreTrainedModel) -> None:
+        ensure_unwrapped(t5)
+        if not t5.config.is_encoder_decoder:
+            raise ValueError(f"Got a {type(t5).__name__}, which has no decoder; expected a T5 with one.")
+        self.t5 = t5.eval().requires_grad_(False)
+        correct_config(t5)
+        use_attention(t5)
+        self._routing: Routing | None = None
+        self._kept: dict[tuple[int, ...], Routing] = {}
+        self._handles = list(self._add_hooks())
+        self._kernels = fast_kernels(t5) if t5.device.type == "cpu" else None
+        if self._kernels is not None:
+            self._kernels.__enter__()
+
+    def close(self) -> None:
+        """Take all hooks and kernels off the backbone."""
+        for handle in self._handles:
+            handle.remove()
+        if self._kernels is not None:
+            self._kernels.__exit__(None, None, None)
+            self._kernels = None
+        self._handles.clear()
+        self._kept.clear()
+
+    @contextmanager
+    def rows(self, adapters: Sequence[AdapterWeights | None]) -> Iterator[None]:
+        """Give row i of every batch to ``adapters[i]`` inside the block.
+
+        A batch of k times as many rows has k beams of each row next to each other. Rows of one adapter are fastest where they stand
+        next to each other; ``order`` puts them there.
+
+        Args:
+            adapters: One for each row; None for the backbone as it is.
+        """
+        outer, self._routing = self._routing, self._routing_for(adapters)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._routing = outer
+
+    @staticmethod
+    def order(adapters: Sequence[AdapterWeights | None]) -> list[int]:
+        """Return the order of rows that puts those of one adapter, and of one method, next to each other."""
+        return sorted(range(len(adapters)), key=lambda i: sort_key(adapters[i]))
+
+    def encode(
+        self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Encode sources, each with its adapter.
+
+        Args:
+            sources: Token ids of each row, which end in ``</s>``.
+            adapters: One for each row.
+
+        Returns:
+            States [B, S', H], padded on the right, and their mask [B, S'].
+        """
+        embeddings, mask = self._embed(sources, adapters)
+        with self.rows(adapters):
+            output = self.t5.get_encoder()(inputs_embeds=embeddings, attention_mask=mask)
+        return output.last_hidden_state, mask
+
+    def generate(
+        self,
+        sources: Sequence[Sequence[int]],
+        adapters: Sequence[AdapterWeights | None],
+        *,
+        max_new_tokens: int,
+        num_beams: int = 1,
+    ) -> Tensor:
+        """Generate an answer for each row, by the ``generate`` of transformers.
+
+        Args:
+            sources: Token ids of each row, which end in ``</s>``.
+            adapters: One for each row.
+            max_new_tokens: Tokens of the longest answer, with ``</s>``.
+            num_beams: 1 is greedy search.
+
+        Returns:
+            Token ids [B, up to 1 + max_new_tokens], the start token first, padded on the right.
+        """
+
+        def run(rows: Sequence[Sequence[int]], own: Sequence[AdapterWeights | None]) -> Tensor:
+            states, mask = self.encode(rows, own)
+            generator: Any = self.t5
+            with self.rows(own):
+                return generator.generate(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    num_beams=num_beams,
+                    do_sample=False,
+                    return_dict_in_generate=False,
+                )
+
+        return self._in_order(run, sources, adapters)
+
+    def rank(
+        self,
+        sources: Sequence[Sequence[int]],
+        candidates: Sequence[Sequence[Sequence[int]]],
+        adapters: Sequence[AdapterWeights | None],
+    ) -> list[list[float]]:
+        """Return the log-probability of each candidate of each row, as ``t5peft.rank`` does.
+
+        Args:
+            sources: Token ids of each row, which end in ``</s>``.
+            candidates: Token ids of the candidates of each row.
+            adapters: One for each row.
+        """
+        scores: list[list[float]] = [[]] * len(sources)
+        for order in self._batches_to_rank(adapters):
+            own = [adapters[i] for i in order]
+            states, mask = self.encode([sources[i] for i in order], own)
+            with self.rows(own):
+                output = BaseModelOutput(last_hidden_state=states)
+                found = score_candidates(self.t5, output, mask, [candidates[i] for i in order])
+            for i, row in zip(order, found, strict=True):
+                scores[i] = row
+        return scores
+
+    def classify(self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights]) -> list[list[float]]:
+        """Return the log-probability of each class of each row, by the head of its adapter.
+
+        Args:
+            sources: Token ids of each row, which end in ``</s>``.
+            adapters: One with a classification head for each row.
+
+        Raises:
+            ValueError: An adapter has no such head.
+        """
+        if without := sorted({adapter.name for adapter in adapters if adapter.head is None}):
+            raise ValueError(f"Got the adapters {without}, which have no classification head; expected one. Use rank.")
+        order = self.order(adapters)
+        own = [adapters[i] for i in order]
+        rows = [list(sources[i]) for i in order]
+        states, mask = self.encode(rows, own)
+        with self.rows(own):
+            # As T5ForSequenceClassification: the decoder reads the source, and the head its state at the end token.
+            inputs = _padded([[self.t5.config.decoder_start_token_id, *row[:-1]] for row in rows], self.t5)
+            hidden = self.t5.get_decoder()(
+                input_ids=inputs, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
+            ).last_hidden_state
+        scores: list[list[float]] = [[]] * len(rows)
+        for i, place, adapter in zip(order, range(len(rows)), own, strict=True):
+            logits = cast(Any, adapter).head(hidden[place, len(rows[place]) - 1][None])
+            scores[i] = logits.log_softmax(-1)[0].tolist()
+        return scores
+
+    def _batches_to_rank(self, adapters: Sequence[AdapterWeights | None]) -> list[list[int]]:
+        """Return rows to score together: one batch of all, and one for each adapter on the head, which scores parts of batches."""
+        head = family_of(self.t5.config).head
+        batches: dict[AdapterWeights | None, list[int]] = {}
+        for i in self.order(adapters):
+            adapter = adapters[i]
+            batches.setdefault(adapter if adapter is not None and head in adapter.maps else None, []).append(i)
+        return list(batches.values())
+
+    def _in_order(
+        self,
+        run: Callable[[Sequence[Sequence[int]], Sequence[AdapterWeights | None]], Tensor],
+        sources: Sequence[Sequence[int]],
+        adapters: Sequence[AdapterWeights | None],
+    ) -> Tensor:
+        order = self.order(adapters)
+        output = run([sources[i] for i in order], [adapters[i] for i in order])
+        return output[torch.tensor(order).argsort().to(output.device)]
+
+    def _embed(
+        self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Return embeddings [B, S', H] with the prompt of each row before its source, and their mask [B, S']."""
+        table = cast(nn.Embedding, self.t5.get_input_embeddings())
+        with torch.inference_mode():
+            embeddings = table(_padded(sources, self.t5))
+            lengths = [len(source) for source in sources]
+            prompts = [adapter.prompt if adapter is not None else None for adapter in adapters]
+            if any(prompt is not None for prompt in prompts):
+                rows = [
+                    row[:length] if prompt is None else torch.cat([prompt.to(row.dtype), row[:length]])
+                    for row, length, prompt in zip(embeddings, lengths, prompts, strict=True)
+                ]
+                lengths = [len(row) for row in rows]
+                pad = embeddings.new_zeros(max(lengths), embeddings.shape[-1])
+                rows = [torch.cat([row, pad[len(row) :]]) for row in rows]
+                embeddings = torch.stack(rows)
+            columns = torch.arange(max(lengths), device=embeddings.device)
+            return embeddings, (columns < torch.tensor(lengths, device=embeddings.device)[:, None]).long()
+
+    def _routing_for(self, adapters: Sequence[AdapterWeights | None]) -> Routing:
+        """Return the routing of the rows, with what it has computed before where the rows are the same."""
+        key = tuple(map(id, adapters))
+        routing = self._kept.pop(key, None) or Routing(adapters)
+        self._kept[key] = routing  # the last one used stands last; a routing holds its adapters, so no id is used twice
+        while len(self._kept) > _KEPT_ROUTINGS:
+            del self._kept[next(iter(self._kept))]
+        return routing
+
+    def _add_hooks(self) -> Iterator[RemovableHandle]:
+        family = family_of(self.t5.config)
+        attentions = (family.self_attention, family.cross_attention)
+        for name, module in self.t5.named_modules():
+            if isinstance(module, nn.Linear):
+                yield module.register_forward_pre_hook(partial(self._scale_inputs, name))
+                yield module.register_forward_hook(partial(self._change_outputs, name))
+            elif type(module).__name__.endswith("LayerNorm"):
+                yield module.register_forward_hook(partial(self._renormalize, name))
+            elif name.endswith(family.feed_forward):
+                yield module.register_forward_hook(partial(self._add_bottlenecks, name))
+            elif name.endswith(attentions):
+                yield module.register_forward_pre_hook(partial(self._add_prefixes, name), with_kwargs=True)
+
+    def _changes(self, name: str) -> bool:
+        return self._routing is not None and self._routing.changes(name)
+
+    def _at(self, x: Tensor) -> Routing:
+        assert self._routing is not None  # by ``_changes``
+        return self._routing.at(x)
+
+    def _scale_inputs(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not self._changes(name) or (scales := self._at(inputs[0]).input_scales(name)) is None:
+            return None
+        return (scales.multiply(inputs[0].clone()), *inputs[1:])
+
+    def _change_outputs(
+        self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
+        if not self._changes(name):
+            return None
+        routing = self._at(output)
+        for group in routing.low_rank(name):
+            group.add(inputs[0], output)
+        if (scales := routing.output_scales(name)) is not None:
+            scales.multiply(output)
+        for bottleneck in routing.bottlenecks(name):
+            bottleneck.add(inputs[0], output)
+        return output
+
+    def _renormalize(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if self._changes(name) and (norms := self._at(output).norms(name)) is not None:
+            norms.replace(inputs[0], output, cast(Any, module).variance_epsilon)
+        return output
+
+    def _add_bottlenecks(
+        self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
+        if self._changes(name):
+            for bottleneck in self._at(output).bottlenecks(name):
+                bottleneck.add(inputs[0], output)
+        return output
+
+    def _add_prefixes(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        states = inputs[0] if inputs else options["hidden_states"]
+        if not self._changes(name) or (prefixes := self._at(states).prefixes(name)) is None:
+            return None
+        return inputs, {**options, "prefix": prefixes}
+
+
+def _padded(rows: Sequence[Sequence[int]], t5: PreTrainedModel) -> Tensor:
+    return pad_rows(rows, t5.config.pad_token_id).to(t5.device)

@@ -1,0 +1,302 @@
+"""Which rows of a batch belong to which adapter, and what that makes of each module.
+
+A ``Routing`` is made for one sequence of adapters. What it computes for a module, such as the stacked matrices of several adapters,
+it keeps, so that the next decoding step of the same rows finds it.
+
+Letters: B rows, T tokens, H d_model, I inputs, O outputs, R rank, M size of a bottleneck, N heads, P prefix length, D d_kv,
+G adapters of a group, m rows of each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from t5peft.methods.bottleneck import ACTIVATIONS, Activation
+from t5peft.nn.attention import RowPrefixes
+from t5peft.serving.adapter import AdapterWeights, BottleneckChange
+
+Found = TypeVar("Found")
+
+
+def sort_key(adapter: AdapterWeights | None) -> tuple[bool, bool, str, str, int]:
+    """Return by what rows are sorted: prefixes first, rows without an adapter last, and one method and one adapter together."""
+    if adapter is None:
+        return (True, True, "", "", 0)
+    return (False, not adapter.prefixes, adapter.kind, adapter.name, id(adapter))
+
+
+class Rows:
+    """Some rows of a batch: a slice where they are next to each other, which costs no copy."""
+
+    def __init__(self, indices: Sequence[int], device: torch.device) -> None:
+        self.count = len(indices)
+        self.index: slice | Tensor
+        if list(indices) == list(range(indices[0], indices[0] + len(indices))):
+            self.index = slice(indices[0], indices[0] + len(indices))
+        else:
+            self.index = torch.tensor(indices, device=device)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the rows of x [B, ..]; a view where they are next to each other."""
+        return x[self.index]
+
+    def put(self, x: Tensor, rows: Tensor) -> None:
+        """Write rows into x [B, ..], in the dtype of x."""
+        x[self.index] = rows.to(x.dtype)
+
+
+@dataclass
+class RowScale:
+    """A factor for each feature of each of some rows."""
+
+    rows: Rows
+    scales: Tensor
+    """[rows, 1, features]."""
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Multiply the rows of x [B, T, features], in place, and return it."""
+        self.rows.put(x, self.rows.take(x) * self.scales)
+        return x
+
+
+@dataclass
+class RowNorm:
+    """The weights of a norm for each of some rows."""
+
+    rows: Rows
+    weights: Tensor
+    """[rows, 1, H]."""
+
+    def replace(self, x: Tensor, y: Tensor, epsilon: float) -> None:
+        """Write into the rows of the output y [B, T, H] what the norm with their own weights makes of x [B, T, H]."""
+        own = self.rows.take(x)
+        variance = own.float().square().mean(-1, keepdim=True)
+        self.rows.put(y, own * torch.rsqrt(variance + epsilon) * self.weights)
+
+
+@dataclass
+class LowRankGroup:
+    """LoRA matrices of G adapters of one rank, each with m rows."""
+
+    rows: Rows
+    a: Tensor
+    """[G, I, R]."""
+    b: Tensor
+    """[G, R, O]."""
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add ``B A x`` to the rows of y [B, T, O], in place, for x [B, T, I]."""
+        own = self.rows.take(x).to(self.a.dtype).reshape(len(self.a), -1, x.shape[-1])
+        if isinstance(self.rows.index, slice) and y.dtype == self.a.dtype and y.is_contiguous():
+            view = y[self.rows.index].view(len(self.a), -1, y.shape[-1])
+            if len(self.a) == 1:
+                view[0].addmm_(own[0] @ self.a[0], self.b[0])
+            else:
+                view.baddbmm_(torch.bmm(own, self.a), self.b)
+        else:
+            change = torch.bmm(torch.bmm(own, self.a), self.b)
+            before = self.rows.take(y)
+            self.rows.put(y, before + change.view(before.shape))
+
+
+@dataclass
+class BottleneckGroup:
+    """Bottlenecks of G adapters of one shape, each with m rows."""
+
+    rows: Rows
+    down: Tensor
+    """[G, H, M]."""
+    down_bias: Tensor
+    """[G, 1, M]."""
+    up: Tensor
+    """[G, M, H]."""
+    up_bias: Tensor
+    """[G, 1, H]."""
+    activation: Callable[[Tensor], Tensor]
+    is_parallel: bool
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add the bottlenecks of x (parallel) or y to the rows of y [B, T, H], in place."""
+        before = self.rows.take(y)
+        read = (self.rows.take(x) if self.is_parallel else before).to(self.down.dtype)
+        hidden = torch.baddbmm(self.down_bias, read.reshape(len(self.down), -1, read.shape[-1]), self.down)
+        change = torch.baddbmm(self.up_bias, self.activation(hidden), self.up)
+        self.rows.put(y, before + change.view(before.shape).to(before.dtype))
+
+
+class Routing:
+    """The adapters of the rows of a batch.
+
+    Args:
+        adapters: One for each row; None for the backbone as it is.
+    """
+
+    def __init__(self, adapters: Sequence[AdapterWeights | None]) -> None:
+        self.adapters = list(adapters)
+        self._rows: dict[AdapterWeights, list[int]] = {}
+        for row, adapter in enumerate(self.adapters):
+            if adapter is not None:
+                self._rows.setdefault(adapter, []).append(row)
+        self._changed = {
+            name
+            for adapter in self._rows
+            for part in (adapter.maps, adapter.norms, adapter.bottlenecks, adapter.prefixes)
+            for name in part
+        }
+        self._made: dict[tuple[str, str], Any] = {}
+        self._repeated: dict[int, Routing] = {}
+
+    def changes(self, name: str) -> bool:
+        """Return whether an adapter of the batch changes the module ``name``."""
+        return name in self._changed
+
+    def at(self, x: Tensor) -> Routing:
+        """Return the routing of a batch x [B, ..], which may hold several beams of each row.
+
+        Raises:
+            ValueError: The batch is not a multiple of the rows.
+        """
+        beams, rest = divmod(len(x), len(self.adapters))
+        if rest:
+            if len(self._rows) == 1 and None not in self.adapters:
+                beams, rest = len(x), 0  # whatever the rows are, they have the same adapter
+                return self._repeated.setdefault(-beams, Routing(self.adapters[:1] * beams))
+            raise ValueError(
+                f"Got a batch of {len(x)} rows; expected a multiple of the {len(self.adapters)} rows given."
+            )
+        if beams == 1:
+            return self
+        if beams not in self._repeated:
+            self._repeated[beams] = Routing([adapter for adapter in self.adapters for _ in range(beams)])
+        return self._repeated[beams]
+
+    def input_scales(self, name: str) -> RowScale | None:
+        """Return the factors of the inputs of a linear map."""
+        return self._once("input", name, lambda: self._scales(name, "input_scale"))
+
+    def output_scales(self, name: str) -> RowScale | None:
+        """Return the factors of the outputs of a linear map."""
+        return self._once("output", name, lambda: self._scales(name, "output_scale"))
+
+    def low_rank(self, name: str) -> list[LowRankGroup]:
+        """Return the LoRA matrices of a linear map."""
+        return self._once("low rank", name, lambda: list(self._low_rank(name)))
+
+    def bottlenecks(self, name: str) -> list[BottleneckGroup]:
+        """Return the bottlenecks of a module."""
+        return self._once("bottleneck", name, lambda: list(self._bottlenecks(name)))
+
+    def norms(self, name: str) -> RowNorm | None:
+        """Return the weights of a norm."""
+        return self._once("norm", name, lambda: self._norms(name))
+
+    def prefixes(self, name: str) -> RowPrefixes | None:
+        """Return the prefixes of an attention."""
+        return self._once("prefix", name, lambda: self._prefixes(name))
+
+    def _once(self, kind: str, name: str, make: Callable[[], Found]) -> Found:
+        key = (kind, name)
+        if key not in self._made:
+            self._made[key] = make()
+        found: Found = self._made[key]
+        return found
+
+    def _per_row(self, tensors: dict[AdapterWeights, Tensor]) -> tuple[Rows, Tensor] | None:
+        """Return the rows of some adapters, and the tensor of its adapter for each row."""
+        pairs = sorted((row, tensor) for adapter, tensor in tensors.items() for row in self._rows[adapter])
+        if not pairs:
+            return None
+        rows, stacked = [row for row, _ in pairs], torch.stack([tensor for _, tensor in pairs])
+        return Rows(rows, stacked.device), stacked
+
+    def _scales(self, name: str, part: str) -> RowScale | None:
+        found = self._per_row(
+            {
+                adapter: scale[None]
+                for adapter in self._rows
+                if (change := adapter.maps.get(name)) is not None and (scale := getattr(change, part)) is not None
+            }
+        )
+        return None if found is None else RowScale(*found)
+
+    def _norms(self, name: str) -> RowNorm | None:
+        found = self._per_row({adapter: adapter.norms[name][None] for adapter in self._rows if name in adapter.norms})
+        return None if found is None else RowNorm(*found)
+
+    def _groups(self, keys: dict[AdapterWeights, Any]) -> Iterable[tuple[list[AdapterWeights], list[int]]]:
+        """Yield adapters with equal keys and equally many rows, with their rows, those of one adapter next to each other."""
+        groups: dict[Any, list[AdapterWeights]] = {}
+        for adapter, key in keys.items():
+            groups.setdefault((len(self._rows[adapter]), key), []).append(adapter)
+        for members in groups.values():
+            yield members, [row for adapter in members for row in self._rows[adapter]]
+
+    def _low_rank(self, name: str) -> Iterable[LowRankGroup]:
+        matrices: dict[AdapterWeights, tuple[Tensor, Tensor]] = {
+            adapter: (change.a, change.b)
+            for adapter in self._rows
+            if (change := adapter.maps.get(name)) is not None and change.a is not None and change.b is not None
+        }
+        for members, rows in self._groups({adapter: len(a) for adapter, (a, _) in matrices.items()}):
+            a, b = (_stack(matrices[adapter][i] for adapter in members).transpose(1, 2) for i in range(2))
+            yield LowRankGroup(Rows(rows, a.device), a, b)
+
+    def _bottlenecks(self, name: str) -> Iterable[BottleneckGroup]:
+        changes: dict[AdapterWeights, BottleneckChange] = {
+            adapter: adapter.bottlenecks[name] for adapter in self._rows if name in adapter.bottlenecks
+        }
+        keys: dict[AdapterWeights, tuple[int, Activation, bool]] = {
+            adapter: (len(one.down), one.activation, one.is_parallel) for adapter, one in changes.items()
+        }
+        for members, rows in self._groups(keys):
+            _, activation, is_parallel = keys[members[0]]
+            down, down_bias, up, up_bias = (
+                _stack(getattr(changes[adapter], part) for adapter in members)
+                for part in ("down", "down_bias", "up", "up_bias")
+            )
+            yield BottleneckGroup(
+                Rows(rows, down.device),
+                down.transpose(1, 2),
+                down_bias[:, None],
+                up.transpose(1, 2),
+                up_bias[:, None],
+                ACTIVATIONS[activation],
+                is_parallel,
+            )
+
+    def _prefixes(self, name: str) -> RowPrefixes | None:
+        own = {adapter: adapter.prefixes[name] for adapter in self._rows if name in adapter.prefixes}
+        if not own:
+            return None
+        longest = max(key.shape[1] for key, _ in own.values())
+        parts = []
+        for i in range(2):
+            found = self._per_row(
+                {adapter: pad(pair[i], (0, 0, longest - pair[i].shape[1], 0)) for adapter, pair in own.items()}
+            )
+            assert found is not None
+            parts.append(found)
+        (rows, key), (_, value) = parts
+        mask = None
+        if any(pair[0].shape[1] < longest for pair in own.values()):
+            hidden = {
+                adapter: torch.arange(longest, device=key.device) < longest - pair[0].shape[1]
+                for adapter, pair in own.items()
+            }
+            masks = self._per_row(hidden)
+            assert masks is not None
+            mask = masks[1][:, None, None]
+        others = sorted({*range(len(self.adapters))} - {row for adapter in own for row in self._rows[adapter]})
+        return RowPrefixes(rows.index, Rows(others, key.device).index if others else None, key, value, mask)
+
+
+def _stack(tensors: Iterable[Tensor]) -> Tensor:
+    """Stack tensors; one becomes a view, without a copy."""
+    found = list(tensors)
+    return found[0][None] if len(found) == 1 else torch.stack(found)

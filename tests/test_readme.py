@@ -1,0 +1,67 @@
+"""The README shows what the records say, and its code runs as it stands."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def script() -> object:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import readme
+
+    return readme
+
+
+def test_the_headline_figures_are_those_of_the_records(script: object) -> None:
+    shown = README.split("<!-- table:headlines -->\n")[1].split("\n<!-- /table -->")[0]
+    assert shown == script.headlines()  # type: ignore[attr-defined]  # a module of a folder that is not a package
+
+
+def test_the_picture_shows_the_points_of_the_records(script: object) -> None:
+    drawn = (ROOT / "docs" / "methods.svg").read_text(encoding="utf-8")
+    for point in script.points():  # type: ignore[attr-defined]
+        label = f"score: {point['score']:g}; kind: {point['kind']}; method: {point['method']}"
+        assert f'"trained parameters: {point["trained"]}; {label}"' in drawn
+        assert f'"peak memory of training, full fine-tuning = 1: {point["memory"]:g}; {label}"' in drawn
+
+
+def test_every_link_leads_to_a_file() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    missing = [
+        f"{page.name}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if not link.startswith("http") and not (page.parent / link).exists()
+    ]
+    assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_code_runs_from_a_csv_to_an_answer_and_a_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "reviews.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["review", "stars"])
+        writer.writerows([[f"{'good' if i % 2 else 'bad'} film number {i}", 5 if i % 2 else 1] for i in range(16)])
+    for block in BLOCKS:
+        if "openai" not in block:  # which needs a server: tests/serving has it
+            code = block.replace("max_steps=150", 'max_steps=2, report_to="none", disable_tqdm=True')
+            exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.count("['") >= 3
+    assert (tmp_path / "adapters" / "reviews" / "task.yaml").is_file()
