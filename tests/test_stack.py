@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import reference
 import torch
+from cases import trained
 from narrow import generate
 from peft import PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
     OURS,
+    PREFIX_LENGTH,
     PROMPT_LENGTH,
     Stack,
     both_stacks,
@@ -96,8 +98,13 @@ def test_d1_label_smoothing_works_with_every_method(stack: Stack, method: str, t
     model = getattr(stack, method)(tiny_t5())
     trainer = stack.trainer(model, tmp_path, tiny_records(), label_smoothing_factor=0.1, max_steps=1)
     loss, gradient = one_step(trainer)
-    assert loss > 0
+    assert gradient.keys() == trained(model).keys()
     assert all(tensor.abs().max() > 0 for tensor in gradient.values())
+    without = getattr(stack, method)(tiny_t5())
+    without.load_state_dict(model.state_dict())
+    plain_loss, plain_gradient = one_step(stack.trainer(without, tmp_path, tiny_records(), max_steps=1))
+    assert plain_loss != loss
+    assert relative_difference(gradient, plain_gradient) > 0.05
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prompt", "prefix"])
@@ -152,14 +159,14 @@ def test_d2_every_parameter_of_the_prefix_gets_a_gradient(stack: Stack) -> None:
 
 @both_stacks((RuntimeError, IndexError))
 def test_d2_any_geometry_takes_a_prefix(stack: Stack) -> None:
-    model = stack.prefix(tiny_t5("wide"))
-    model(**tiny_batch()).loss.backward()
+    assert_prefix_in_every_attention(stack.prefix(tiny_t5("wide")), attentions=2 + 2 * 3, heads=3, size=10)
 
 
 @both_stacks(IndexError)
 def test_d2_a_decoder_deeper_than_the_encoder_takes_a_prefix(stack: Stack) -> None:
-    model = stack.prefix(tiny_t5("v1.1", num_decoder_layers=3))
-    model(**tiny_batch()).loss.backward()
+    assert_prefix_in_every_attention(
+        stack.prefix(tiny_t5("v1.1", num_decoder_layers=3)), attentions=2 + 2 * 3, heads=4, size=8
+    )
 
 
 @both_stacks((RuntimeError, ValueError))
@@ -313,3 +320,11 @@ def test_d5_an_adapter_can_be_loaded_to_train_on(stack: Stack, method: str, tmp_
     model = PeftModel.from_pretrained(tiny_t5(), tmp_path, is_trainable=True)
     model(**tiny_batch()).loss.backward()
     assert any(p.grad is not None and bool(p.grad.abs().max() > 0) for p in model.parameters())
+
+
+def assert_prefix_in_every_attention(model: PeftModel, *, attentions: int, heads: int, size: int) -> None:
+    """Check the number of trained weights, and that every key and value of every attention has a gradient."""
+    model(**tiny_batch()).loss.backward()
+    gradients = [parameter.grad for parameter in trained(model).values()]
+    assert sum(gradient.numel() for gradient in gradients) == attentions * 2 * heads * PREFIX_LENGTH * size
+    assert all(bool((gradient.reshape(-1, size).abs().amax(dim=-1) > 0).all()) for gradient in gradients)

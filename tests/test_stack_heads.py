@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from cases import trained
 from narrow import array, as_dataset, gradient
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
     OURS,
     PLAIN,
+    PREFIX_LENGTH,
+    PROMPT_LENGTH,
     Stack,
     both_stacks,
     inputs_of,
@@ -74,13 +77,13 @@ def test_d3_the_trained_head_of_a_classifier_is_saved(stack: Stack, tmp_path: Pa
 @both_stacks(NotImplementedError)
 def test_d3_a_classifier_takes_a_prompt(stack: Stack) -> None:
     model = stack.prompt(tiny_classifier())
-    model(**tiny_classifier_batch()).loss.backward()
+    assert_trained_beside_the_head(model, weights=PROMPT_LENGTH * 32)
 
 
 @both_stacks(RuntimeError)
 def test_d3_a_classifier_takes_a_prefix(stack: Stack) -> None:
     model = stack.prefix(tiny_classifier())
-    model(**tiny_classifier_batch()).loss.backward()
+    assert_trained_beside_the_head(model, weights=(2 + 2 * 2) * 2 * PREFIX_LENGTH * 32)
 
 
 @plain_fault(ValueError)
@@ -262,3 +265,20 @@ def test_d6_new_rows_of_the_embeddings_are_trained_and_saved_alone_ours(tmp_path
         name: tensor for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items() if "token" in name
     }
     assert [tensor.shape[0] for tensor in rows.values()] == [len(ids)]
+
+
+def assert_trained_beside_the_head(model: PeftModel, *, weights: int) -> None:
+    """Check that so many weights and the head get gradients, and change the scores."""
+    batch = tiny_classifier_batch()
+    before = logits_of(model.eval(), batch)
+    model(**batch).loss.backward()
+    adapter, head = {}, {}
+    for name, parameter in trained(model).items():
+        (head if "classification_head" in name else adapter)[name] = parameter
+    assert sum(parameter.numel() for parameter in adapter.values()) == weights
+    assert len(head) == 4
+    assert all(parameter.grad.abs().max() > 0 for parameter in (*adapter.values(), *head.values()))
+    with torch.no_grad():
+        for parameter in adapter.values():
+            parameter.mul_(-1)
+    assert (logits_of(model, batch) - before).abs().max() > 1e-3

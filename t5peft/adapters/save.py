@@ -53,7 +53,7 @@ def save_adapter(
             for path in (staging / name).iterdir():
                 path.replace(staging / path.name)
             (staging / name).rmdir()
-        base = _write_portable_base(staging)
+        base = write_portable_base(staging)
         (staging / "README.md").write_text(_model_card(model, name, base), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
@@ -130,6 +130,27 @@ def ensure_no_adapter(folder: str | Path) -> None:
         )
 
 
+def write_portable_base(folder: Path) -> str:
+    """Write the name of the embedded backbone where peft wrote its path on this machine.
+
+    Args:
+        folder: What peft has just saved of an adapter.
+
+    Returns:
+        The name of the backbone, whichever it is; empty where it has none.
+    """
+    path, card = folder / CONFIG, folder / "README.md"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    given = config.get("base_model_name_or_path") or ""
+    base = backbone_name(given)
+    config["base_model_name_or_path"] = base or None
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    if base != given and card.is_file():  # its metadata are for models of the hub
+        lines = card.read_text(encoding="utf-8").splitlines(keepends=True)
+        card.write_text("".join(line for line in lines if given not in line), encoding="utf-8")
+    return base
+
+
 def _active_adapter(model: PreTrainedModel | PeftModel) -> tuple[PeftModel, str]:
     if not isinstance(model, PeftModel):
         raise ValueError(
@@ -164,16 +185,6 @@ def _foreign(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path not in own and not any(path.is_relative_to(place) for place in temporary)
     )
-
-
-def _write_portable_base(folder: Path) -> str:
-    """Write the name of the embedded backbone into the configuration, not its path on this machine, and return the name."""
-    path = folder / CONFIG
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    base = backbone_name(config.get("base_model_name_or_path") or "")
-    config["base_model_name_or_path"] = base or None
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    return base
 
 
 def _model_card(model: PeftModel, name: str, base: str) -> str:

@@ -13,7 +13,7 @@ from importlib import import_module
 from t5peft.cli.parser import Parser
 from t5peft.compat.disk import as_disk_error
 from t5peft.compat.lock import FolderInUseError
-from t5peft.training.config import did_you_mean
+from t5peft.compat.suggestions import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),

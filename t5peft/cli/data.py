@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5peft.cli import names
+from t5peft.compat.suggestions import did_you_mean
 from t5peft.training.config import TASK_FILE
 
 if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at once
@@ -116,7 +117,14 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
 
 def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
     from t5peft.data import PRESETS, Task, load_task
+    from t5peft.data.definition import definition_names
 
+    known = definition_names()
+    if not Path(args.task).is_file() and args.task not in known:
+        raise FileNotFoundError(
+            f"Got no task {args.task!r}; expected a YAML file, a task of the package ({', '.join(known)}), or a family with files "
+            f"({', '.join(PRESETS)}).{did_you_mean(args.task, [*PRESETS, *known])}"
+        )
     options = {"--column": args.column, "--target-word": args.target_word, "--template": args.template}
     if unused := [option for option, value in options.items() if value]:
         raise ValueError(

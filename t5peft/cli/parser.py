@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from t5peft.training.config import did_you_mean
+from t5peft.compat.suggestions import did_you_mean
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, LoraConfig, PeftConfig, PeftModel
+from peft.config import PeftConfigMixin
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
@@ -28,6 +32,7 @@ __all__ = [
     "adds_to_loss",
     "register",
     "replace_tuner",
+    "resolve_base_names",
     "share_rows",
     "stored_state",
     "train_rows",
@@ -54,6 +59,26 @@ def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> Non
 def replace_tuner(name: str, tuner: type[BaseTuner]) -> None:
     """Let peft use ``tuner``, a subclass of its own, for the method ``name`` (upper case) of peft."""
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType(name)] = tuner
+
+
+def resolve_base_names(resolve: Callable[[str], str]) -> None:
+    """Let every loader of peft find backbones by what ``resolve`` makes of the names in configurations.
+
+    ``AutoPeftModelForSeq2SeqLM`` gives the name to transformers, which knows only folders and the hub. peft has no other place
+    between the file and the loading of the backbone.
+    """
+    load = PeftConfigMixin.from_pretrained.__func__  # type: ignore[attr-defined]  # of a bound class method
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    def from_pretrained(cls: type[PeftConfig], *args: Any, **kwargs: Any) -> PeftConfig:
+        config: PeftConfig = load(cls, *args, **kwargs)
+        if config.base_model_name_or_path:
+            config.base_model_name_or_path = resolve(config.base_model_name_or_path)
+        return config
+
+    PeftConfigMixin.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
 
 
 def adds_to_loss(model: nn.Module) -> bool:

@@ -28,7 +28,6 @@ from datasets import Dataset
 
 from t5peft.data import checks
 from t5peft.data.rewording import Rewording
-from t5peft.data.sources import read_records
 from t5peft.data.task import Task
 from t5peft.data.template import Template, as_text
 
@@ -100,7 +99,7 @@ def augment(
         ValueError: No records, or none that are mappings, less than one copy, columns that are not the source's or that are the
             target's, or see ``Task.check_sources``.
     """
-    records = read_records(records)
+    records = task.with_names(records)
     checks.raise_all(task.name, checks.no_records(records), records)
     rows = [dict(record) for record in records]
     # a data set has the columns of its first row: each record gets those that only others have, as None

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from t5peft.compat.suggestions import did_you_mean
 from t5peft.data.fields import kind_of
 
 DEFINITIONS = files("t5peft.data") / "definitions"
@@ -31,8 +32,10 @@ def read_definition(path_or_name: str | Path) -> dict[str, Any]:
     elif str(path_or_name) in definition_names():
         content = (DEFINITIONS / f"{path_or_name}.yaml").read_bytes()
     else:
+        names = definition_names()
         raise FileNotFoundError(
-            f"Got no task {str(path_or_name)!r}; expected a YAML file or one of {', '.join(definition_names())}."
+            f"Got no task {str(path_or_name)!r}; expected a YAML file or one of {', '.join(names)}."
+            f"{did_you_mean(str(path_or_name), names)}"
         )
     try:
         values = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)

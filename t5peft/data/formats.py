@@ -22,9 +22,9 @@ from typing import IO, Any
 import psutil
 import pyarrow
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset, Features
 
-from t5peft.data.sources import RecordList, Records
+from t5peft.data.sources import RecordList, Records, labeled_records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
@@ -103,7 +103,7 @@ def read_text(data: bytes, kind: str, origin: str, form: TextFormat) -> Records:
 def from_dataset(dataset: Dataset, origin: str) -> RecordList:
     """Return the records of a data set; columns of columns are named as ``"translation.de"``."""
     dataset = dataset.flatten()
-    return _with_label_names(dataset.to_list(), dataset.features, origin)
+    return labeled_records(dataset.to_list(), dataset.features, origin)
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _read_arrow(path: Path, kind: str) -> RecordList:
             f"Got {path}, which cannot be read as {kind[1:].capitalize()} ({str(error) or type(error).__name__}); expected a whole "
             "file. Copy or write it again."
         ) from None
-    return _with_label_names(records, features, str(path))
+    return labeled_records(records, features, str(path))
 
 
 def _cells(path: Path) -> int:
@@ -236,23 +236,6 @@ def _cells(path: Path) -> int:
         return sum(metadata.row_group(i).column(j).num_values for i in groups for j in range(metadata.num_columns))
     except Exception:  # a damaged file makes pyarrow raise whatever its bytes lead to; reading it will tell
         return 0
-
-
-def _with_label_names(records: Records, features: Mapping[str, Any], origin: str) -> RecordList:
-    names = {column: kind.names for column, kind in features.items() if isinstance(kind, ClassLabel)}
-    for column, kind in features.items():
-        inner = getattr(kind, "feature", None)
-        if isinstance(inner, ClassLabel):
-            for record in records:
-                record[column] = _named(record[column], inner.names)
-    return RecordList(records, origin, names)
-
-
-def _named(cell: Any, names: Sequence[str]) -> Any:
-    """Return a list of label numbers as their names; a number without a name stays."""
-    if not isinstance(cell, list):
-        return cell
-    return [names[i] if isinstance(i, int) and 0 <= i < len(names) else i for i in cell]
 
 
 def _table(origin: str, text: str, delimiter: str, form: TextFormat) -> Records:

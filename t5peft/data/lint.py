@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.decoding import decode, letters_of
-from t5peft.data.sources import read_records
 from t5peft.data.task import Record, Task
 from t5peft.data.template import Template, as_text
 from t5peft.data.truncation import Truncated, encode, special_ids, truncate
@@ -98,7 +97,7 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
     Raises:
         ValueError: Columns are missing or hold no text; nothing can be reported of such records.
     """
-    records = read_records(records)
+    records = task.with_names(records)
     target = Template.parse(task.target)
     template = Template.parse(task.template)
     missing = [

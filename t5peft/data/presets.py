@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset
-
+from t5peft.compat.suggestions import did_you_mean
 from t5peft.data import checks
 from t5peft.data.sources import RecordList, origin_of, read_records
 from t5peft.data.task import Task
@@ -165,9 +164,10 @@ def preset_task(
             at once; or the columns of a translation name no language, without a template.
     """
     if family not in PRESETS:
-        raise ValueError(f"Got no family {family!r}; expected one of {', '.join(PRESETS)}.")
+        raise ValueError(
+            f"Got no family {family!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(family, PRESETS)}"
+        )
     preset = PRESETS[family]
-    lists = _label_lists(records)
     records, scored = read_records(records), read_records(scored)
     checks.raise_all(name or family, checks.no_records([*records, *scored]), records)
     found = _find_columns(family, preset, records, dict(columns or {}), references)
@@ -178,7 +178,7 @@ def preset_task(
     words = dict(verbalizer) if verbalizer else None
     several = preset.has_labels and any(isinstance(record.get(target_column), list) for record in records)
     if several:
-        _check_lists(target_column, words, lists)
+        _check_lists(target_column, words)
     elif preset.has_labels:
         words = _words(records, target_column, words)
     if references is None and not words and any(map(has_references, (*records, *scored))):
@@ -197,23 +197,11 @@ def preset_task(
     )
 
 
-def _label_lists(records: object) -> set[str]:
-    """Return the columns of a data set that hold lists of numbers of labels, which have lost their names."""
-    if not isinstance(records, Dataset):
-        return set()
-    return {name for name, kind in records.features.items() if isinstance(getattr(kind, "feature", None), ClassLabel)}
-
-
-def _check_lists(column: str, words: Mapping[str, str] | None, lists: Collection[str]) -> None:
+def _check_lists(column: str, words: Mapping[str, str] | None) -> None:
     if words:
         raise ValueError(
             f"Got lists of labels in the column {column!r} and a verbalizer; expected one of them. Leave out the verbalizer "
             "(--target-word): the words of several labels are the labels themselves."
-        )
-    if column in lists:
-        raise ValueError(
-            f"Got a data set whose column {column!r} holds lists of numbers of labels; expected their names. Give load_records "
-            f"the file or folder, which names them, or write {{'{column}': [names[i] for i in record['{column}']]}} by map."
         )
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from t5peft.compat.suggestions import did_you_mean
 from t5peft.data.files import load_aligned, load_records
 from t5peft.data.sources import Records
 from t5peft.data.splits import Splits, group_references, hold_out
@@ -189,7 +190,9 @@ def load_benchmark(name: str, folder: str | Path | None = None) -> Splits:
         FileNotFoundError: Its files are missing.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"Got no public data set {name!r}; expected one of {', '.join(BENCHMARKS)}.")
+        raise ValueError(
+            f"Got no public data set {name!r}; expected one of {', '.join(BENCHMARKS)}.{did_you_mean(name, BENCHMARKS)}"
+        )
     subfolder, read = BENCHMARKS[name]
     found = (Path(folder) if folder else data_folder()) / subfolder
     if not found.is_dir():

@@ -13,12 +13,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from t5peft.compat.suggestions import did_you_mean
 from t5peft.data import checks
 from t5peft.data.definition import definition_names, read_definition
 from t5peft.data.fields import kind_of
 from t5peft.data.files import load_aligned, load_records
 from t5peft.data.public import load_benchmark
-from t5peft.data.sources import Records
+from t5peft.data.sources import Records, part_of
 from t5peft.data.splits import Splits, hold_out
 from t5peft.data.task import Task
 
@@ -89,7 +90,10 @@ def task_names(kind: str) -> tuple[str, ...]:
 
 def _check_name(name: str, kind: str) -> None:
     if name not in task_names(kind):
-        raise ValueError(f"Got no task {name!r} with {kind} data; expected one of {', '.join(task_names(kind))}.")
+        names = task_names(kind)
+        raise ValueError(
+            f"Got no task {name!r} with {kind} data; expected one of {', '.join(names)}.{did_you_mean(name, names)}"
+        )
 
 
 def _problems_with_data(data: Any) -> list[str]:
@@ -150,5 +154,6 @@ def _read_embedded(name: str) -> Splits:
 def _read_hub(data: Mapping[str, Any], split: str) -> Records:
     records: Records = load_records(data["hub"], split, config=data.get("config"))
     for column, of_list in data.get("first", {}).items():
-        records = [record | {column: record[of_list][0]} for record in records if record[of_list]]
+        rows = [record | {column: record[of_list][0]} for record in records if record[of_list]]
+        records = part_of(records, rows)
     return records

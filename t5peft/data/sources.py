@@ -34,13 +34,60 @@ class RecordList(list[dict[str, Any]]):
 def read_records(records: Iterable[Any]) -> Sequence[Any]:
     """Return records as a sequence: a list as it is, a ``Dataset`` with the names of its labels, all else as a list."""
     if isinstance(records, Dataset):
-        return RecordList(records.to_list(), label_names=label_names_of(records))
+        return labeled_records(records.to_list(), records.features)
     return records if isinstance(records, list) else list(records)
 
 
-def label_names_of(dataset: Dataset) -> dict[str, list[str]]:
-    """Return the names of the labels of every ``ClassLabel`` column."""
-    return {name: list(kind.names) for name, kind in dataset.features.items() if isinstance(kind, ClassLabel)}
+def labeled_records(records: Records, features: Mapping[str, Any], origin: str | None = None) -> RecordList:
+    """Return records with the names of the labels of their ``ClassLabel`` columns.
+
+    Args:
+        records: The records. Lists of numbers of labels become lists of names, in place.
+        features: Column to its feature of ``datasets``.
+        origin: The file or data set, for errors.
+    """
+    names = {column: kind.names for column, kind in features.items() if isinstance(kind, ClassLabel)}
+    for column, kind in features.items():
+        inner = getattr(kind, "feature", None)
+        if isinstance(inner, ClassLabel):
+            for record in records:
+                if isinstance(record[column], list):
+                    record[column] = [_name(number, inner.names) for number in record[column]]
+    return RecordList(records, origin, names)
+
+
+def with_label_names(records: Sequence[Any], columns: Iterable[str]) -> Sequence[Any]:
+    """Return records with the names of labels in the place of their numbers.
+
+    Args:
+        records: What ``read_records`` returned.
+        columns: Where to write names.
+    """
+    if not isinstance(records, RecordList):
+        return records
+    names = {column: records.label_names[column] for column in columns if column in records.label_names}
+    if not names:
+        return records
+    named = [
+        {**record, **{column: _name(record[column], names[column]) for column in names if column in record}}
+        for record in records
+    ]
+    left = {column: of_column for column, of_column in records.label_names.items() if column not in names}
+    return RecordList(named, records.origin, left)
+
+
+def part_of(records: Sequence[Any], rows: Iterable[dict[str, Any]]) -> Records:
+    """Return rows of ``records`` as a list that knows as much of them as ``records`` does."""
+    if isinstance(records, RecordList):
+        return RecordList(rows, records.origin, records.label_names)
+    return list(rows)
+
+
+def _name(number: Any, names: Sequence[str]) -> Any:
+    """Return the name of the label of a number; a number without a name stays, and -1, which says that it is missing, is None."""
+    if number == -1:
+        return None
+    return names[number] if isinstance(number, int) and 0 <= number < len(names) else number
 
 
 def origin_of(records: object) -> str | None:

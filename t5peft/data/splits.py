@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from t5peft.data.sources import Records, origin_of
+from t5peft.data.sources import Records, origin_of, part_of, read_records
 from t5peft.data.template import one_line
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def hold_out(
     Raises:
         ValueError: Fewer than two different keys.
     """
-    names = [key(record) for record in records]
+    rows = read_records(records)
+    names = [key(record) for record in rows]
     ranks: dict[str, bytes] = {}
     for name in set(names):
         ranks[one_line(name)] = min(_rank(name), ranks.get(one_line(name), _LAST))
@@ -62,9 +63,9 @@ def hold_out(
     count = min(max(1, round(share * len(ranks))), at_most, len(ranks) - 1)
     held = set(sorted(ranks, key=ranks.__getitem__)[:count])
     parted: tuple[Records, Records] = [], []
-    for name, record in zip(names, records, strict=True):
+    for name, record in zip(names, rows, strict=True):
         parted[one_line(name) in held].append(record)
-    return parted
+    return part_of(rows, parted[0]), part_of(rows, parted[1])
 
 
 def _of(records: Records) -> str:

@@ -25,7 +25,7 @@ from t5peft.data import checks
 from t5peft.data.decoding import as_written
 from t5peft.data.definition import read_definition
 from t5peft.data.fields import fields_of_file, problems_of
-from t5peft.data.sources import read_records
+from t5peft.data.sources import read_records, with_label_names
 from t5peft.data.template import Template, as_text, one_line, texts_of
 from t5peft.data.truncation import Truncated, encode, special_ids, truncate
 from t5peft.deprecated import renamed_arguments
@@ -192,6 +192,14 @@ class Task:
         """Raise one ValueError for all rows whose source cannot be rendered."""
         checks.raise_all(self.name, checks.missing_columns(records, self._template, self.list_separator), records)
 
+    def with_names(self, records: Iterable[Record]) -> Sequence[Any]:
+        """Return records as a list, with the names of labels in the place of their numbers, where a file or data set names them.
+
+        The labels of a verbalizer stay numbers, which are its keys.
+        """
+        verbalized = set(self._target.columns if self.verbalizer is not None else ())
+        return with_label_names(read_records(records), {*self._template.columns, *self._target.columns} - verbalized)
+
     def content(self, record: Record) -> str:
         """Return the columns of a record's source without the template's words; GLEU compares an answer with them."""
         self.check_sources([record])
@@ -260,7 +268,7 @@ class Task:
         Raises:
             ValueError: All problems with the records, at once.
         """
-        records = read_records(records)
+        records = self.with_names(records)
         self.check_sources(records)
         truncated = self._truncate_sources(records, tokenizer)
         problems = checks.unusable(truncated, self._template, "source", self.max_source_length)
@@ -284,7 +292,7 @@ class Task:
                 verbalizer, words that are the same tokens, empty sources or targets, a template that leaves no room for its
                 columns.
         """
-        records = read_records(records)
+        records = self.with_names(records)
         self.check(records, self.collisions(tokenizer))
         sources = self._truncate_sources(records, tokenizer)
         targets = self._truncate_targets(records, tokenizer)
@@ -318,7 +326,7 @@ class Task:
         """
         if self.verbalizer is None:
             checks.raise_all(self.name, ["It has no verbalizer; a classification head needs labels to choose from."])
-        records = read_records(records)
+        records = self.with_names(records)
         places = {label: place for place, label in enumerate(self.labels)}
         column = self._target.columns[0]
         dataset = self.tokenize(records, tokenizer).remove_columns("labels")

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.collate import bucket_by_length, collate
-from t5peft.data.sources import read_records
 from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
@@ -66,7 +65,7 @@ class EvaluationSet:
 
     def __init__(self, task: Task, records: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
         self.task, self.tokenizer = task, tokenizer
-        self._records = read_records(records)
+        self._records = task.with_names(records)
         check_metrics(task)
         checks.raise_all(task.name, checks.missing_references(self._records, task.references))
         self.features: list[dict[str, Any]] = task.tokenize(self._records, tokenizer).to_list()

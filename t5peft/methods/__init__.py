@@ -1,5 +1,6 @@
 """The tuning methods: one file each, and one table."""
 
+from t5peft.compat.peft import resolve_base_names
 from t5peft.methods.bottleneck import bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
@@ -10,6 +11,10 @@ from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
 from t5peft.methods.registry import METHODS, Method, method_of, register_installed_methods, register_method
+from t5peft.models.embedded import backbone_name, resolve_backbone
+
+# Adapters hold the name of the embedded backbone, and those of 0.1 its path on another machine.
+resolve_base_names(lambda name: resolve_backbone(backbone_name(name)))
 
 __all__ = [
     "METHODS",

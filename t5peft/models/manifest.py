@@ -32,8 +32,9 @@ _ESSENTIAL = (
     "adapter_model.safetensors",
     "model.safetensors",
     "model.safetensors.index.json",
-    "trainer_state.json",
 )
+# One more of a checkpoint. Beside a saved model, Trainer.save_state writes it for the user to read.
+_ESSENTIAL_OF_CHECKPOINT = "trainer_state.json"
 _HASH_LENGTH = 64
 _LATEST = 1e11  # seconds since 1970
 
@@ -169,7 +170,8 @@ def _file_problems(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
                 yield f"{name} was changed or damaged since it was saved"
         except OSError as error:
             yield f"{name} cannot be read ({error.strerror})"
-    for name in _ESSENTIAL:
+    is_checkpoint = folder.name.startswith("checkpoint-")
+    for name in (*_ESSENTIAL, *([_ESSENTIAL_OF_CHECKPOINT] if is_checkpoint else [])):
         if name not in files and (folder / name).exists():
             yield f"{name} was put there after the rest was saved"
 

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.models.mt5.modeling_mt5 import MT5Attention, MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 from transformers.models.umt5.modeling_umt5 import UMT5Attention, UMT5LayerNorm
 
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.attention import use_attention
+from t5peft.nn.attention import NAME, use_attention
 from t5peft.nn.kernels.attention import BiasByDistance
 from t5peft.nn.kernels.dropout import FastDropout
 from t5peft.nn.kernels.linear import FastLinear, FastLoraLinear
@@ -47,13 +48,30 @@ def fast_classes() -> dict[type[nn.Module], type[nn.Module]]:
     return {**FAST_CLASSES, Linear8bitLt: FastLinear8bit}
 
 
+class _Lent(str):
+    """The name of our attention function, of which copies and pickles are the name of another."""
+
+    def __new__(cls, plain: str) -> _Lent:
+        name = super().__new__(cls, NAME)
+        name.plain = plain
+        return name
+
+    plain: str
+
+    def __deepcopy__(self, memo: object) -> str:
+        return self.plain
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self.plain),)
+
+
 @contextmanager
 def fast_kernels(model: nn.Module) -> Iterator[None]:
     """Run ``model`` on cheaper passes inside the block.
 
     Leaves and attentions become subclasses of their classes, with the same parameters, names and adapters. Hooks are called as
     ever: a module that a kernel would skip takes the plain way while it has hooks. The blocks of T5 keep their forward. A copy or
-    a pickle that is made inside the block holds the plain classes; it keeps the attention function "t5peft".
+    a pickle that is made inside the block is the plain model.
 
     Args:
         model: A T5, plain or wrapped (PeftModel, DistributedDataParallel).
@@ -73,10 +91,20 @@ def fast_kernels(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def t5peft_attention(model: nn.Module) -> Iterator[None]:
-    """Let ``model`` call the attention function "t5peft" inside the block. With any other, packed examples see each other."""
+    """Let ``model`` call the attention function "t5peft" inside the block. With any other, packed examples see each other.
+
+    A copy that is made inside the block calls the function that ``model`` called before.
+    """
     t5 = unwrap_t5(model)
     implementation = t5.config._attn_implementation
+    if implementation == NAME:
+        yield
+        return
     use_attention(t5)
+    for module in t5.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and config._attn_implementation == NAME:
+            config._attn_implementation = _Lent(implementation)
     try:
         yield
     finally:

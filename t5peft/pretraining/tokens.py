@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from t5peft.models.manifest import read_json
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, read_documents
 
 _DOCUMENTS_AT_ONCE = 1000
@@ -133,21 +134,45 @@ def open_store(directory: Path, tokenizer: PreTrainedTokenizerBase) -> TokenStor
 
     Raises:
         FileNotFoundError: There is none, or it was not finished.
-        ValueError: It was written with another vocabulary.
+        ValueError: It was written with another vocabulary, or is damaged.
     """
     card_path = directory / "store.json"
     if not card_path.is_file():
         raise FileNotFoundError(
             f"Got {directory} without store.json; expected a finished token store. Write it from the text."
         )
-    card = json.loads(card_path.read_text(encoding="utf-8"))
+    card = _read_card(card_path)
     if card["vocabulary"] != fingerprint(tokenizer):
         raise ValueError(
             f"Got {directory}, written with another vocabulary; expected the vocabulary of this tokenizer. Remove the folder or "
             "use another."
         )
-    tokens = np.memmap(directory / card["file"], dtype=_dtype_of(len(tokenizer))[0], mode="r")
-    return TokenStore(tokens, np.load(directory / "offsets.npy"))
+    dtype, name = _dtype_of(len(tokenizer))
+    try:
+        tokens = np.memmap(directory / name, dtype=dtype, mode="r")
+        offsets = np.load(directory / "offsets.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(directory, str(error)) from error
+    if len(tokens) != card["tokens"] or offsets.ndim != 1 or not len(offsets) or offsets[-1] != card["tokens"]:
+        raise _damaged(directory, f"it holds {len(tokens)} tokens, and store.json says {card['tokens']}")
+    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise _damaged(directory, "its offsets are out of order")
+    return TokenStore(tokens, offsets)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    card = read_json(path)
+    problems = [name for name, kind in (("vocabulary", str), ("tokens", int)) if type(card.get(name)) is not kind]
+    if problems:
+        raise _damaged(path.parent, f"store.json lacks {', '.join(problems)}, or has values of a wrong type there")
+    return card
+
+
+def _damaged(directory: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"Got a damaged token store {directory}: {reason}; expected one as it was written. Remove the folder, and write it again "
+        "from the text."
+    )
 
 
 def store_of_files(
@@ -161,7 +186,7 @@ def store_of_files(
     card = directory / "store.json"
     if not card.is_file():
         return write_store(shuffled_documents(paths, seed=seed), tokenizer, directory, origin=_origin(paths))
-    written, given = json.loads(card.read_text(encoding="utf-8")).get("origin"), _origin(paths)
+    written, given = _read_card(card).get("origin"), _origin(paths)
     if None not in (written, given) and written != given:
         raise ValueError(
             f"Got the files {given} (with sizes in bytes) for {directory}; expected {written}, from which it was written. Give the "

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from t5peft.compat.suggestions import did_you_mean
 from t5peft.serving.requests import (
     EngineClosedError,
     QueueFullError,
@@ -19,7 +20,6 @@ from t5peft.serving.requests import (
     UnknownAdapterError,
     UnusableAdapterError,
 )
-from t5peft.training.config import did_you_mean
 
 logger = logging.getLogger(__name__)
 

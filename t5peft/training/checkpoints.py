@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from t5peft.adapters.checkpoints import folder_of, newest_complete, of_another_model, read_run_state, rotate
 from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
+from t5peft.adapters.save import write_portable_base
 from t5peft.compat.lock import hold_folder
+from t5peft.models.folders import replacing
 from t5peft.models.manifest import non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
 
@@ -151,10 +154,31 @@ class CheckpointTrainer(Seq2SeqTrainer):
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, of a wrapped one only the adapter, with a manifest that ``load_backbone`` and ``load_adapter`` verify.
+
+        What is saved is complete or not there, whenever the process is killed. Other files in the folder stay.
+
+        Args:
+            output_dir: Where to save it; None for ``args.output_dir``.
+        """
+        if _internal_call or self._is_sharded or not self.args.should_save:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or self.output_folder)
+        with replacing(folder, keep_others=True) as staging:
+            if (folder / "README.md").is_file():  # which peft adds to
+                shutil.copy(folder / "README.md", staging)
+            super().save_model(str(staging), _internal_call=True)
+            write_manifest(staging, self.wrapped_model)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save the model, of a wrapped one only the adapter.
 
-        A manifest of what was there before is deleted: it would call the new files damaged.
+        A manifest of what was there before is deleted: it would call the new files damaged. The embedded backbone is named, as
+        its path is that of this machine.
         """
         folder = Path(output_dir or self.output_folder)
         if self.args.should_save:
@@ -163,6 +187,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             self.model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+            for name in self.model.peft_config:
+                write_portable_base(folder_of(folder, name))
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(str(folder))
             torch.save(self.args, folder / TRAINING_ARGS_NAME)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 TASK_FILE = "task.yaml"
@@ -61,17 +60,3 @@ class TrainConfig:
             problems.append(f"Got label_smoothing={self.label_smoothing}; expected at least 0 and less than 1.")
         if problems:
             raise ValueError(" ".join(problems))
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a question that suggests the nearest of ``names``.
-
-    Args:
-        name: What came.
-        names: What is known.
-
-    Returns:
-        `` Did you mean 'x'?``, or nothing where none is near.
-    """
-    near = get_close_matches(name, list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

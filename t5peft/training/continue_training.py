@@ -8,10 +8,10 @@ old one's place only if it is not worse.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -20,15 +20,22 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.adapters import brings_tokens, check_output, is_adapter, load_saved, quantization_of, save_adapter
+from t5peft.adapters.checkpoints import newest_complete
+from t5peft.adapters.manifest import WEIGHTS
 from t5peft.compat.lock import hold_folder
 from t5peft.data import Task
 from t5peft.data.registry import with_validation
+from t5peft.data.splits import fingerprint_of_data
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.methods import method_of
+from t5peft.models.folders import replacing
+from t5peft.models.manifest import read_json
+from t5peft.training.run_folder import delete_checkpoints
 from t5peft.training.train import Records, TrainConfig, train
 
 REPORT = "retuning.json"  # named so since version 0.1
+STARTED = "started.json"
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,8 @@ def continue_training(
 ) -> ContinuedTraining:
     """Train the adapter again and save the new version to ``output``, with its report.
 
+    A call that was interrupted goes on from its newest checkpoint when it is repeated with the same adapter, records and config.
+
     Args:
         adapter: Folder of the old version, which is only read.
         task: The task of both the new and the old records.
@@ -132,16 +141,43 @@ def continue_training(
     with hold_folder(work):
         model, tokenizer = load_saved(adapter, trainable=True, quantize=quantization_of(adapter))
         config = dataclasses.replace(config, method=method_of(model) or config.method)
+        new, old = task.with_names(new), task.with_names(old)
         replayed = random.Random(config.seed).sample(list(old), min(len(old), round(replay * len(new))))
         splits = with_validation(task, {"train": [dict(record) for record in (*new, *replayed)]})
-        before = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
-        train(task, splits, config, work, model=(model, tokenizer), overwrite=True)
-        after = [_score(model, tokenizer, task, records) for records in (old_test, new_test)]
+        tests = {"old": old_test, "new": new_test}
+        run = _fingerprint(adapter, config, fingerprint_of_data(task, {**splits, **tests}))
+        before = _interrupted(work, run)
+        resume = before is not None
+        if before is None:
+            before = {name: _score(model, tokenizer, task, records) for name, records in tests.items()}
+            delete_checkpoints(work)
+            (work / STARTED).write_text(json.dumps({"run": run, "before": before}), encoding="utf-8")
+        train(task, splits, config, work, model=(model, tokenizer), resume=resume)
+        after = {name: _score(model, tokenizer, task, records) for name, records in tests.items()}
         save_adapter(model, output, tokenizer=tokenizer if brings_tokens(adapter) else None)
-        shutil.rmtree(work, ignore_errors=True)
-        report = ContinuedTraining(task.metrics[0], before[0], after[0], before[1], after[1], str(output))
+        report = ContinuedTraining(
+            task.metrics[0], before["old"], after["old"], before["new"], after["new"], str(output)
+        )
         (output / REPORT).write_text(json.dumps(asdict(report), indent=1))
+        shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _interrupted(work: Path, run: str) -> dict[str, float] | None:
+    """Return the scores before an interrupted call that can go on, or None where there is none of the same ``run``."""
+    if not (work / STARTED).is_file() or newest_complete(work) is None:
+        return None
+    try:
+        found = read_json(work / STARTED)
+    except ValueError:  # it was interrupted while this was written
+        return None
+    return found["before"] if found.get("run") == run else None
+
+
+def _fingerprint(adapter: str | Path, config: TrainConfig, data: str) -> str:
+    """Return a hash of all that decides how a training goes on."""
+    weights = hashlib.sha256((Path(adapter) / WEIGHTS).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([weights, asdict(config), data], default=str).encode()).hexdigest()
 
 
 def _check_place(output: Path, adapter: Path, overwrite: bool) -> None:
@@ -162,6 +198,8 @@ def _check_place(output: Path, adapter: Path, overwrite: bool) -> None:
 def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float = 0.0) -> Path:
     """Put the new version in the place of ``adapter``; the old one is kept as ``ADAPTER.old``.
 
+    Whenever the process is killed, ``adapter`` is the old version or the new one.
+
     Args:
         adapter: Folder of the old version.
         report: The result of ``continue_training``.
@@ -180,10 +218,10 @@ def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float 
     adapter = Path(adapter)
     names = (f"{adapter.name}.old{f'-{number}' if number > 1 else ''}" for number in count(1))
     kept = next(path for name in names if not (path := adapter.with_name(name)).exists())
-    with tempfile.TemporaryDirectory(prefix=f".{adapter.name}-", dir=adapter.parent) as beside:
-        copy = shutil.copytree(report.folder, Path(beside) / "new")
-        adapter.rename(kept)
-        copy.rename(adapter)
+    with replacing(adapter) as new:
+        shutil.copytree(report.folder, new, dirs_exist_ok=True)
+        with replacing(kept) as old:
+            shutil.copytree(adapter, old, dirs_exist_ok=True)
     return adapter
 
 

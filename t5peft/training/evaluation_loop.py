@@ -144,6 +144,8 @@ class EvaluatingTrainer(CheckpointTrainer):
         rows = list(cast(Any, dataloader.dataset))
         check_dataset(rows, "stream" if isinstance(dataloader.dataset, IterableDataset) else "data set")
         self._limit_generation(rows)
+        # An iteration of the loader would draw its seed here. The next epoch's order is drawn from the same generator.
+        torch.empty((), dtype=torch.int64).random_(generator=dataloader.generator)
         parts = []
         for number, indices, batch in self._batches(rows, dataloader.collate_fn):
             loss, predictions, labels = self.prediction_step(model, batch, loss_only, ignore_keys=ignore_keys)

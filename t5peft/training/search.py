@@ -7,9 +7,11 @@ an interrupted search goes on and a finished one is only read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import shutil
+import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -136,13 +138,20 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
     """Return the study in ``folder``, a new one or one with the same config and data."""
     import optuna
 
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / 'study.db'}",
-        study_name=f"{task.name}-{config.method}",
-        direction="maximize" if METRICS[task.metrics[0]].greater_is_better else "minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
-        load_if_exists=True,
-    )
+    _check_database(folder / "study.db")
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{folder / 'study.db'}",
+            study_name=f"{task.name}-{config.method}",
+            direction="maximize" if METRICS[task.metrics[0]].greater_is_better else "minimize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+    except OSError:
+        raise
+    except Exception as error:  # Optuna hands on what SQLAlchemy and Alembic make of a wrong database
+        raise _damaged(folder / "study.db", f"{type(error).__name__}: {error}") from error
     # Draws depend on the seed only: with the same seed a search that goes on would draw its first trials once more.
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     given = json.loads(json.dumps(asdict(config), default=str))  # as the study stores it
@@ -158,6 +167,26 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
         )
     study.set_user_attr(_CONFIG, given)
     return study
+
+
+def _check_database(path: Path) -> None:
+    """Refuse a damaged database before Optuna writes to it."""
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            found = database.execute("PRAGMA integrity_check").fetchone()[0]
+    except sqlite3.Error as error:
+        found = str(error)
+    if found != "ok":
+        raise _damaged(path, str(found))
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"Got a damaged study {path}: {' '.join(reason.split())[:300]}; expected one that a search wrote. Restore the file, or "
+        "search in another folder."
+    )
 
 
 def _best(study: optuna.Study, folder: Path, config: TrainConfig, metric: str) -> SearchResult:

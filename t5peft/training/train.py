@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from t5peft.compat.lock import hold_folder
+from t5peft.compat.suggestions import did_you_mean
 from t5peft.data import Task, checks
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation import evaluate_task
@@ -32,7 +33,7 @@ from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
-from t5peft.training.config import TrainConfig, did_you_mean
+from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
 __all__ = [

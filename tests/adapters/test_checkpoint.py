@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pytest
 import torch
+from cases import stir
 from damaged_adapters import (
     drop_a_tensor,
     edit_manifest,
@@ -23,7 +24,7 @@ from damaged_adapters import (
 )
 from huggingface_hub import ModelCard
 from narrow import rank_of
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file
 from tiny import tiny_batch, tiny_config, tiny_t5, tiny_tokenizer
@@ -48,6 +49,7 @@ from t5peft import (
 from t5peft.adapters import base_of, load, quantization_of
 from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS
 from t5peft.cli.data import TASK_FILE
+from t5peft.models.embedded import EMBEDDED
 from t5peft.models.manifest import verify
 from t5peft.training.continue_training import REPORT
 
@@ -64,13 +66,25 @@ def saved(tmp_path: Path) -> Path:
     return save_adapter(model, tmp_path / "adapter")
 
 
+def assert_loaded(loaded: PeftModel, model: torch.nn.Module) -> None:
+    """Check that ``loaded`` computes as ``model``, and that this is not what the plain backbone computes."""
+    expected = logits_of(model)
+    assert torch.equal(logits_of(loaded), expected)
+    with loaded.disable_adapter():
+        assert (logits_of(loaded) - expected).abs().max() > 1e-3
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**tiny_batch()).logits
+
+
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_an_adapter_comes_back_as_it_was(method: str, tmp_path: Path) -> None:
-    model = METHODS[method].wrap(tiny_t5())
+    model = stir(METHODS[method].wrap(tiny_t5()))
     folder = save_adapter(model, tmp_path / "adapter")
     loaded, _ = load_adapter(folder, model=tiny_t5(), trainable=True)
-    batch = tiny_batch()
-    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert_loaded(loaded, model)
     assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [
         n for n, p in model.named_parameters() if p.requires_grad
     ]
@@ -186,8 +200,9 @@ def test_a_damaged_adapter_is_not_loaded(damage: Callable[[Path], None], message
 
 
 def test_an_adapter_whose_readme_was_written_in_is_loaded(saved: Path) -> None:
+    model, _ = load_adapter(saved, model=tiny_t5())
     (saved / "README.md").write_text("What this adapter is for.")
-    load_adapter(saved, model=tiny_t5())
+    assert_loaded(load_adapter(saved, model=tiny_t5())[0], model)
 
 
 @pytest.mark.parametrize(
@@ -220,13 +235,12 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(
-    start: Literal["pissa", "olora"], tmp_path: Path
-) -> None:
+def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(start: str, tmp_path: Path) -> None:
     config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q", "v"], init_lora_weights=start)
-    model = get_peft_model(tiny_t5(), config)
+    model = stir(get_peft_model(tiny_t5(), config))
     loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
-    torch.testing.assert_close(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    torch.testing.assert_close(logits_of(loaded), logits_of(model))
+    assert (logits_of(tiny_t5()) - logits_of(model)).abs().max() > 1e-3
 
 
 def test_a_second_adapter_is_not_loaded_in_the_place_of_the_first(saved: Path) -> None:
@@ -264,11 +278,10 @@ def test_an_adapter_of_another_kind_of_model_names_it(kind: type[PreTrainedModel
 
 
 def test_an_adapter_of_an_early_peft_loads(tmp_path: Path) -> None:
-    model = lora_wrap(tiny_t5())
+    model = stir(lora_wrap(tiny_t5()))
     model.save_pretrained(str(tmp_path), safe_serialization=False)
     assert not (tmp_path / WEIGHTS).exists()
-    loaded, _ = load_adapter(tmp_path, model=tiny_t5())
-    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    assert_loaded(load_adapter(tmp_path, model=tiny_t5())[0], model)
 
 
 def test_merging_what_was_trained_in_8_bits_does_not_need_bitsandbytes(
@@ -302,19 +315,26 @@ def test_an_adapter_with_nan_is_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantize_wo", [False, True])
 def test_an_adapter_comes_back_beside_the_backbone_as_it_was_quantised(quantize_wo: bool, tmp_path: Path) -> None:
     model, tokenizer = load_backbone("mini", quantize="nf4", quantize_wo=quantize_wo)
-    adapted = qlora_wrap(model).eval()
+    adapted = stir(qlora_wrap(model)).eval()
     save_adapter(adapted, tmp_path)
     batch = tokenizer(["some words"], return_tensors="pt")
     loaded, _ = load_adapter(tmp_path, quantize=quantization_of(tmp_path))
     with torch.no_grad():
         got, expected = (m(**batch, labels=batch.input_ids).logits for m in (loaded, adapted))
+        with adapted.disable_adapter():
+            without = adapted(**batch, labels=batch.input_ids).logits
     assert torch.equal(got, expected)
+    assert (without - expected).abs().max() > 1e-3
+    layers = [loaded.get_submodule(f"base_model.model.encoder.block.0.layer.{name}") for name in (
+        "0.SelfAttention.q.base_layer", "1.DenseReluDense.wo")]  # fmt: skip
+    assert [type(layer).__name__ for layer in layers] == ["Linear4bit", "Linear4bit" if quantize_wo else "Linear"]
 
 
 @pytest.mark.parametrize("name", ["mini", None])
 def test_an_adapter_names_the_embedded_backbone_and_not_its_path(name: str | None, tmp_path: Path) -> None:
-    model, tokenizer = load_backbone("mini")
-    folder = save_adapter(prefix_wrap(model, length=2), tmp_path / "adapter")
+    backbone, tokenizer = load_backbone("mini")
+    model = stir(prefix_wrap(backbone, length=2)).eval()
+    folder = save_adapter(model, tmp_path / "adapter")
     config = json.loads((folder / CONFIG).read_text())
     assert config["base_model_name_or_path"] == "mini"
     if name is None:  # as 0.1.0 saved it, on another machine
@@ -327,7 +347,7 @@ def test_an_adapter_names_the_embedded_backbone_and_not_its_path(name: str | Non
     batch = tokenizer(["some words"], return_tensors="pt")
     with torch.no_grad():
         expected = model(**batch, labels=batch.input_ids).logits
-        for got in (loaded, by_peft):
+        for got in (loaded, by_peft, AutoPeftModelForSeq2SeqLM.from_pretrained(str(folder), dtype=torch.float32)):
             assert torch.equal(got.eval()(**batch, labels=batch.input_ids).logits, expected)
 
 
@@ -363,16 +383,38 @@ def test_nan_in_the_weights_of_an_early_peft_is_told(tmp_path: Path) -> None:
 
 
 def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
-    model = lora_wrap(tiny_t5())
-    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    model = stir(lora_wrap(tiny_t5()))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded, _ = load_adapter(tmp_path, model=tiny_t5())
-    assert isinstance(loaded, PeftModel)
+    assert_loaded(loaded, model)
 
 
 def test_a_backbone_that_is_given_keeps_its_untied_head_and_generates(tmp_path: Path) -> None:
     tiny_t5("wide").save_pretrained(tmp_path / "base")
-    save_adapter(lora_wrap(tiny_t5("wide")), tmp_path / "adapter")
+    model = stir(lora_wrap(tiny_t5("wide")))
+    save_adapter(model, tmp_path / "adapter")
     given = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
     loaded, _ = load_adapter(tmp_path / "adapter", model=given)
-    loaded.generate(input_ids=tiny_batch()["input_ids"], max_new_tokens=2)
     assert not given.config.tie_word_embeddings
+    assert_loaded(loaded, model)
+    options = {"input_ids": tiny_batch()["input_ids"], "max_new_tokens": 4}
+    assert loaded.generate(**options).tolist() == model.generate(**options).tolist()
+
+
+def test_an_adapter_that_pefts_own_loader_loaded_is_saved_under_the_name_of_its_backbone(tmp_path: Path) -> None:
+    folder = save_adapter(lora_wrap(load_backbone("mini")[0], rank=1), tmp_path / "adapter")
+    loaded = AutoPeftModelForSeq2SeqLM.from_pretrained(str(folder))
+    assert Path(loaded.peft_config["default"].base_model_name_or_path) == EMBEDDED["mini"]
+    again = save_adapter(loaded, tmp_path / "again")
+    assert base_of(again) == "mini"
+    tiny_t5().save_pretrained(tmp_path / "base")
+    other = load_backbone_of(tmp_path / "base")
+    assert AutoPeftModelForSeq2SeqLM.from_pretrained(str(other)).peft_config["default"].base_model_name_or_path == str(
+        tmp_path / "base"
+    )
+
+
+def load_backbone_of(base: Path) -> Path:
+    """An adapter of the T5 in a folder."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(base)
+    return save_adapter(lora_wrap(model, rank=1), base.with_name("of_base"))

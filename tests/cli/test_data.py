@@ -119,3 +119,12 @@ def test_a_wrong_delimiter_ends_in_one_line(model: str, tmp_path: Path, capsys: 
     (tmp_path / "a.csv").write_text("text\nx\n")
     assert main(["predict", model, "--data", str(tmp_path / "a.csv"), "--delimiter", "::"]) == 2
     assert "Got the delimiter '::'; expected one character" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "meant"), [("clasification", "classification"), ("finanse", "finance")])
+@pytest.mark.parametrize("column", [[], ["--column", "text=text"]])
+def test_an_unknown_task_gets_the_nearest_as_a_suggestion(
+    name: str, meant: str, column: list[str], data_set: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--task", name, "--train", data_set, *column, "--output", str(tmp_path / "run")]) == 2
+    assert f"Did you mean '{meant}'?" in capsys.readouterr().err

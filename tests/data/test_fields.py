@@ -15,9 +15,13 @@ from transformers import ByT5Tokenizer
 
 from t5peft.cli.data import load_saved_task, save_task
 from t5peft.data import Task, load_records, load_task, preset_task
+from t5peft.data.augmentation import augment
 from t5peft.data.files import load_records as read
+from t5peft.data.lint import lint
 from t5peft.data.registry import with_validation
+from t5peft.data.rewording import WordSwap
 from t5peft.data.splits import fingerprint_of_data
+from t5peft.evaluation.scores import EvaluationSet
 
 FIELDS: dict[str, Any] = {
     "name": "mine",
@@ -231,14 +235,55 @@ def test_names_of_labels_may_be_numbers() -> None:
     assert task.verbalizer == {"0": "1", "1": "0"}
 
 
-def test_lists_of_numbers_of_labels_ask_for_their_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("door", ["Dataset", "file"])
+def test_lists_of_labels_are_trained_by_their_names(door: str, tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": List(ClassLabel(names=["art", "war"]))})
     dataset = Dataset.from_list([{"text": "a", "label": [1, 0]}], features=features)
-    with pytest.raises(ValueError, match="whose column 'label' holds lists of numbers of labels; expected their names"):
-        preset_task("classification", dataset)
     dataset.to_parquet(tmp_path / "a.parquet")
-    records = load_records(tmp_path / "a.parquet")
-    assert preset_task("classification", records).target_text(records[0]) == "war, art"
+    records = dataset if door == "Dataset" else load_records(tmp_path / "a.parquet")
+    task = preset_task("classification", records)
+    assert decoded_targets(task, records) == ["war, art"]
+
+
+def decoded_targets(task: Task, records: Any) -> list[str]:
+    tokenizer = ByT5Tokenizer()
+    return [tokenizer.decode(row["labels"][:-1]) for row in task.tokenize(records, tokenizer)]
+
+
+@pytest.mark.parametrize("door", ["Dataset", "file"])
+def test_a_free_target_writes_the_names_of_labels(door: str, tmp_path: Path) -> None:
+    features = Features(FEATURES | {"kind": ClassLabel(names=["news", "film"])})
+    rows = [{"text": "a", "label": 1, "kind": 0}, {"text": "b", "label": 0, "kind": 1}]
+    dataset = Dataset.from_list(rows, features=features)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    records = dataset if door == "Dataset" else load_records(tmp_path / "a.parquet")
+    tokenizer = ByT5Tokenizer()
+    free = Task("free", "{kind}: {text}", "it is {label}", metrics=("accuracy",))
+    assert decoded_targets(free, records) == ["it is positive", "it is negative"]
+    assert free.sources(records, tokenizer) == ["news: a", "film: b"]
+    assert EvaluationSet(free, records, tokenizer).references == [["it is positive"], ["it is negative"]]
+    assert "bytes" not in str(lint(free, records, tokenizer))
+    reworded = augment(records, free, WordSwap(), columns=["text"], cache_folder=tmp_path).dataset.to_list()
+    assert set(decoded_targets(free, reworded)) == {"it is positive", "it is negative"}
+    verbalized = Task("verbalized", "{kind}: {text}", "{label}", {"0": "bad", "1": "good"})
+    assert decoded_targets(verbalized, records) == ["good", "bad"]
+    assert verbalized.sources(records, tokenizer) == ["news: a", "film: b"]
+
+
+def test_a_held_out_share_keeps_the_names_of_labels() -> None:
+    dataset = Dataset.from_list([{"text": f"t{i}", "label": i % 2} for i in range(8)], features=FEATURES)
+    task = Task("free", "{text}", "{label}")
+    splits = with_validation(task, {"train": dataset})
+    assert len(splits["train"]) + len(splits["validation"]) == 8
+    targets = {split: set(decoded_targets(task, splits[split])) for split in splits}
+    assert targets["train"] == {"negative", "positive"}
+    assert targets["validation"] <= {"negative", "positive"}
+
+
+def test_a_missing_label_is_told() -> None:
+    dataset = Dataset.from_list([{"text": "a", "label": -1}], features=FEATURES)
+    with pytest.raises(ValueError, match="The column 'label' holds NoneType in row 0"):
+        Task("free", "{text}", "{label}").tokenize(dataset, ByT5Tokenizer())
 
 
 def test_too_many_names_of_labels_are_told() -> None:

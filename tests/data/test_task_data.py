@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from paths import PUBLIC_DATA, ROOT
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from t5peft.data import Task, embedded_task, hold_out, load_task, real_task, task_names
+from t5peft.data import Task, embedded_task, hold_out, load_task, preset_task, real_task, task_names
 from t5peft.data.definition import definition_names, read_definition
+from t5peft.data.public import load_benchmark
 
 needs_real_data = pytest.mark.skipif(not PUBLIC_DATA.is_dir(), reason="no real data: set T5PEFT_DATA to their folder")
 
@@ -262,3 +264,21 @@ def test_the_broken_line_of_the_phrasebank_is_left_out_and_every_label_is_known(
     records = [record for split in splits.values() for record in split]
     assert len({record["sentence"] for record in records}) == len(records) == 2258
     assert {record["label"] for record in records} == {"negative", "neutral", "positive"}
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "meant"),
+    [
+        (load_task, "finanse", "finance"),
+        (Task.from_yaml, "support_intents", "support_intent"),
+        (embedded_task, "suport_intent", "support_intent"),
+        (real_task, "sst-2", "sst2"),
+        (load_benchmark, "sst22", "sst2"),
+        (lambda name: preset_task(name, [{"text": "a", "label": "b"}]), "clasification", "classification"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_as_a_suggestion(load: Any, name: str, meant: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"{name}.* Did you mean '{meant}'\?"):
+        load(name)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"zzzzzz.*\.$"):
+        load("zzzzzz")

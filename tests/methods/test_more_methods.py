@@ -43,7 +43,7 @@ from t5peft import (
 )
 from t5peft.adapters import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
-from t5peft.methods.ladder import LadderStack, SideStack, side_cache
+from t5peft.methods.ladder import LadderStack, SideStack, side_cache, side_config
 from t5peft.methods.norm import NormConfig, NormLayer
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
@@ -312,6 +312,7 @@ def test_a_ladder_is_narrower_by_its_reduction_and_as_deep() -> None:
     assert isinstance(decoder, LadderStack)
     stack: Any = cast(SideStack, decoder.adapters["default"]).stack
     assert (stack.config.d_model, stack.config.d_ff, stack.config.d_kv, len(stack.block)) == (6, 10, 2, 3)
+    assert side_config(tiny_config("wide"), 20).d_kv == 1, "10 // 20 would be none"
     with pytest.raises(ValueError, match=r"reduction=25; expected an integer from 1 to 24"):
         ladder_wrap(ready_t5("wide"), reduction=25)
     with pytest.raises(ValueError, match="Got a T5EncoderModel; expected a T5 with a decoder"):

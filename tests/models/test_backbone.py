@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from cases import stir, trained
 from narrow import gradient
 from tiny import tiny_batch, tiny_classifier, tiny_config, tiny_t5, tiny_tokenizer
 from transformers import (
@@ -80,11 +81,17 @@ def test_mt5_and_umt5_load_and_take_every_kind_of_adapter(config: type, kind: ty
     kind(config(**shape)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(MINI).save_pretrained(tmp_path)
     model, _ = load_backbone(tmp_path)
-    wrapped = wrap(model)
-    loss = wrapped(**tiny_batch()).loss
-    loss.backward()
-    assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
+    assert type(model) is kind
+    untouched = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    wrapped = stir(wrap(model))
     assert unwrap_t5(wrapped) is model
+    wrapped(**tiny_batch()).loss.backward()
+    gradients = [parameter.grad for parameter in trained(wrapped).values()]
+    assert gradients
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    given = kind.from_pretrained(tmp_path)
+    assert all(torch.equal(parameter, untouched[name]) for name, parameter in given.named_parameters())
+    assert (wrapped.eval()(**tiny_batch()).logits - given(**tiny_batch()).logits).abs().max() > 1e-3
 
 
 def test_float16_is_refused_with_the_reason() -> None:

@@ -29,7 +29,7 @@ from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_backbon
 from t5peft.compat.torch import GLOBAL_HOOKS, HOOKS
 from t5peft.data.collate import collate, collate_padding_free
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.fast import FAST_CLASSES, fast_classes, fast_kernels
+from t5peft.nn.fast import FAST_CLASSES, fast_classes, fast_kernels, t5peft_attention
 from t5peft.nn.loss import target_loss
 
 PADS = {"pad_token_id": 0, "decoder_start_token_id": 0}
@@ -246,6 +246,34 @@ def by_torch(model: nn.Module) -> nn.Module:
 COPIES: list[Callable[[nn.Module], nn.Module]] = [copy.deepcopy, by_pickle, by_torch]
 
 
+def attentions_of(model: nn.Module) -> list[tuple[str, type, str]]:
+    """The attention function of every part, and the type of its name."""
+    parts = [
+        (name, module.config._attn_implementation)
+        for name, module in model.named_modules()
+        if hasattr(module, "config")
+    ]
+    return [(name, type(attention), attention) for name, attention in parts]
+
+
+@pytest.mark.parametrize("make", COPIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_copy_has_the_attention_that_the_model_has_outside(
+    attention: str, make: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = tiny_t5()
+    model.set_attn_implementation(attention)
+    before = attentions_of(model)
+    for block in (fast_kernels, t5peft_attention):
+        with block(model):
+            made = make(model)
+            assert model.config._attn_implementation == "t5peft"
+            with block(model):
+                pass
+            assert model.config._attn_implementation == "t5peft"
+        assert attentions_of(made) == attentions_of(model) == before
+
+
 @pytest.mark.parametrize("make", COPIES)
 @pytest.mark.parametrize("method", METHODS_OF_FLOATS)
 def test_a_copy_made_on_kernels_is_plain(method: str, make: Callable[[nn.Module], nn.Module]) -> None:
@@ -256,6 +284,7 @@ def test_a_copy_made_on_kernels_is_plain(method: str, make: Callable[[nn.Module]
         made = make(model)
         assert any(type(module) in FAST_CLASSES.values() for module in model.modules())
     assert [type(module) for module in made.modules()] == classes
+    assert attentions_of(made) == attentions_of(model)
     torch.testing.assert_close(step(made), expected, rtol=1e-5, atol=1e-6)
     for name, tensor in model.state_dict().items():
         assert torch.equal(made.state_dict()[name], tensor)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
 
-from t5peft.nn.loss import linear_cross_entropy, logits_loss, target_loss, with_hidden_states
+from t5peft.nn.loss import linear_cross_entropy, logits_loss, target_lengths, target_loss, with_hidden_states
 
 OPTIONS = [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.1, 1e-2)]
 
@@ -226,3 +226,8 @@ def test_with_hidden_states_gives_what_the_head_would_get_and_puts_the_head_back
         raise KeyError("stop")
     assert model.lm_head is head
     assert [name for name, _ in model.named_children()] == ["shared", "encoder", "decoder", "lm_head"]
+
+
+def test_a_target_ends_with_its_last_label_that_counts() -> None:
+    labels = torch.tensor([[5, -100, 1, -100], [1, -100, -100, -100], [2, 3, 4, 5], [-100, -100, -100, -100]])
+    assert target_lengths(labels) == [3, 1, 4, 0]

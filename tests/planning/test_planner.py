@@ -20,7 +20,7 @@ from t5peft.models.backbone import computes_bfloat16, load_backbone
 from t5peft.nn.loss import target_loss
 from t5peft.planning.geometry import config_of, known_checkpoints
 from t5peft.planning.plan import Job, changes, step_bytes
-from t5peft.planning.simulate import LiveBytes, simulate_step
+from t5peft.planning.simulate import LiveBytes, StepBytes, simulate_step
 from t5peft.planning.units import parse_bytes
 
 RECORD = ROOT / "benchmarks" / "records" / "bench" / "planner.json"
@@ -138,9 +138,9 @@ class _values(LiveBytes):
         return result
 
 
-def simulated(**changes: object) -> int:
-    shape: dict[str, Any] = {"batch": 4, "source_tokens": 32, "target_tokens": 8} | changes
-    return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), **shape).peak_bytes
+def simulated(**changes: object) -> StepBytes:
+    shape = {"batch": 4, "source_tokens": 32, "target_tokens": 8} | changes
+    return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), **shape)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prefix", "ladder"])
@@ -157,10 +157,18 @@ def test_a_deep_model_is_counted_from_a_few_of_its_layers(
 
 def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:
     plain = simulated()
-    assert simulated(checkpointing=True) < plain
-    assert simulated(source_tokens=64) > plain
-    assert simulated(batch=8) > plain
-    assert simulated(dtype=torch.bfloat16) < plain
+    kept = plain.activations_bytes
+    assert simulated(batch=8).activations_bytes == pytest.approx(2 * kept, rel=1e-4)
+    longer = simulated(source_tokens=64).activations_bytes
+    scores = 2 * 4 * 4 * 4  # bytes of a score of both layers, four heads and four examples
+    assert longer > kept + scores * (64**2 - 32**2)
+    assert simulated(checkpointing=True).activations_bytes < kept / 4
+    half = simulated(dtype=torch.bfloat16)
+    assert (half.weights_bytes, half.adapter_bytes) == (plain.weights_bytes // 2, plain.adapter_bytes)
+    for change in ({"checkpointing": True}, {"dtype": torch.bfloat16}):
+        assert simulated(**change).peak_bytes < plain.peak_bytes
+    for change in ({"batch": 8}, {"source_tokens": 64}):
+        assert simulated(**change).peak_bytes - plain.peak_bytes >= simulated(**change).activations_bytes - kept
 
 
 def test_nothing_of_the_library_is_changed_by_a_simulation_for_cuda() -> None:

@@ -257,3 +257,48 @@ def test_tasks_are_of_the_text_and_repeat_with_the_generator(
             assert narrow.text(tokenizer.decode(target)).strip() not in sentence.replace(".", " ").split()
     if name in ("follows", "order", "kind", "same", "rte sentence1", "cola sentence", "sst2 sentence"):
         assert len({tuple(target) for _, target in pairs}) >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("store.json", b'{"tokens": 7'),
+        ("store.json", b"\xff\xfe"),
+        ("store.json", b"[]"),
+        ("store.json", b'{"tokens": 7}'),
+        ("store.json", b'{"tokens": "7", "vocabulary": "a"}'),
+        ("tokens.u16", b""),
+        ("tokens.u16", b"\0\0\0"),
+        ("tokens.u16", b"\0\0"),
+        ("tokens.u16", None),
+        ("offsets.npy", b"\x93NUMPY\x01"),
+        ("offsets.npy", b""),
+        ("offsets.npy", None),
+    ],
+)
+def test_a_damaged_store_is_told_in_words(
+    name: str, content: bytes | None, documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(documents[0]), encoding="utf-8")
+    store_of_files([tmp_path / "text.txt"], tokenizer, tmp_path / "store")
+    (tmp_path / "store" / name).unlink()
+    if content is not None:
+        (tmp_path / "store" / name).write_bytes(content)
+    for read in (
+        lambda: open_store(tmp_path / "store", tokenizer),
+        lambda: store_of_files([tmp_path / "text.txt"], tokenizer, tmp_path / "store"),
+    ):
+        with pytest.raises(ValueError, match=r"Got a damaged (file|token store) .*; expected"):
+            read()
+
+
+@pytest.mark.parametrize("changed", ["order", "another text"])
+def test_offsets_that_do_not_fit_are_told(
+    changed: str, documents: list[list[str]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    store = write_store(documents[:3], tokenizer, tmp_path)
+    offsets = np.array(store.offsets)
+    offsets = offsets[[0, 2, 1, 3]] if changed == "order" else offsets[:-1]
+    np.save(tmp_path / "offsets.npy", offsets)
+    with pytest.raises(ValueError, match="Got a damaged token store"):
+        open_store(tmp_path, tokenizer)

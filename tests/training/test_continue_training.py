@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import held_elsewhere
 from films import TASK, config, records
+from safetensors.torch import load_file
+from tiny import tiny_t5
+from transformers import TrainerCallback
 
 from t5peft import METHODS, T5PeftTrainingArguments, load_adapter, load_backbone, lora_wrap, save_adapter
 from t5peft.cli import main
 from t5peft.compat.lock import FolderInUseError
 from t5peft.evaluation import evaluate_task
 from t5peft.training.continue_training import ContinuedTraining, continue_training, replace
-from t5peft.training.train import TrainConfig
+from t5peft.training.train import TrainConfig, train
 
 
 def test_continued_training_saves_a_new_version_with_both_scores_and_leaves_the_old_one(
@@ -201,3 +205,81 @@ def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(
 def test_the_output_of_tuning_again_may_not_be_the_adapter_itself(backbone: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which is the adapter itself"):
         continue_training(tmp_path, TASK, [], [], new_test=[], old_test=[], config=config(backbone), output=tmp_path)
+
+
+@pytest.mark.parametrize("changed", [None, "records", "config", "adapter"])
+def test_an_interrupted_call_goes_on_where_it_was_killed(
+    changed: str | None, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Kill(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise Killed
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            steps.append(state.global_step)
+
+    steps: list[int] = []
+    old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
+    settings = replace_fields(config(backbone), steps=6, evaluations=3)
+    given = {"new_test": records(4, 300), "old_test": records(4, 400), "config": settings}
+    whole = continue_training(old, TASK, records(12, 20), records(6), **given, output=tmp_path / "whole")
+
+    def train_with(callback: TrainerCallback) -> None:
+        monkeypatch.setattr(
+            "t5peft.training.continue_training.train",
+            lambda *args, **kwargs: train(*args, callbacks=[callback], **kwargs),
+        )
+
+    train_with(Kill())
+    with pytest.raises(Killed):
+        continue_training(old, TASK, records(12, 20), records(6), **given, output=tmp_path / "v2")
+    train_with(Count())
+    new = records(12, 20)
+    if changed == "records":
+        new[3]["text"] = "another"
+    if changed == "config":
+        given["config"] = replace_fields(settings, learning_rate=2e-2)
+    if changed == "adapter":
+        save_adapter(lora_wrap(load_backbone(backbone)[0]), old)
+    report = continue_training(old, TASK, new, records(6), **given, output=tmp_path / "v2")
+    assert steps == list(range(2 if changed is None else 0, 6))
+    assert not (tmp_path / ".v2-work").exists()
+    if changed is None:
+        assert replace_fields(report, folder="") == replace_fields(whole, folder="")
+        ours, plain = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("v2", "whole"))
+        assert all(torch.equal(ours[name], plain[name]) for name in plain)
+
+
+def test_the_adapter_is_there_at_every_moment_of_its_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("v1", "v2"):
+        save_adapter(lora_wrap(tiny_t5()), tmp_path / name)
+    new = (tmp_path / "v2" / "adapter_model.safetensors").read_bytes()
+    old = (tmp_path / "v1" / "adapter_model.safetensors").read_bytes()
+    moves: list[str] = []
+
+    def watched(name: str) -> None:
+        move = getattr(Path, name)
+
+        def watch(path: Path, target: Any) -> Any:
+            result = move(path, target)
+            moves.append(name)
+            assert (tmp_path / "v1" / "adapter_model.safetensors").read_bytes() in (old, new)
+            return result
+
+        monkeypatch.setattr(Path, name, watch)
+
+    for name in ("rename", "replace"):
+        watched(name)
+    better = ContinuedTraining("accuracy", 0.8, 0.8, 0.5, 0.7, folder=str(tmp_path / "v2"))
+    replace(tmp_path / "v1", better)
+    assert moves
+    assert (tmp_path / "v1" / "adapter_model.safetensors").read_bytes() == new
+    assert (tmp_path / "v1.old" / "adapter_model.safetensors").read_bytes() == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v1", "v1.old", "v2"]

@@ -80,9 +80,6 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     saved: list[dict[str, Any]] = [{}, {"save_strategy": "steps", "save_steps": 1}, {"save_strategy": "epoch"}]
     saving = draw(st.sampled_from(saved))
     if saving.get("save_strategy") == "steps" and draw(st.booleans()):
-        if arguments["train_sampling_strategy"] == "group_by_length":
-            # it draws from torch's own generator, from which a loader of plain's evaluation draws too
-            arguments["train_sampling_strategy"] = "random"
         saving = saving | {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
     if task == "text":
         arguments["predict_with_generate"] = draw(st.booleans())
@@ -136,7 +133,7 @@ def outcome(kind: type[Seq2SeqTrainer], run: dict[str, Any], folder: Path) -> di
     records, arguments = data_of(run), dict(run["arguments"])
     recorder, scores = GradientRecorder(), Scores()
     callbacks: list[Any] = [recorder, scores]
-    if run["callbacks"] == "stop" and arguments["train_sampling_strategy"] != "group_by_length":
+    if run["callbacks"] == "stop":
         callbacks.append(Stop())
     if run["callbacks"] == "early" and arguments.get("load_best_model_at_end"):
         callbacks.append(EarlyStoppingCallback(1))

@@ -21,6 +21,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     Seq2SeqTrainer,
     T5ForConditionalGeneration,
+    TrainerCallback,
 )
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, full_wrap, lora_wrap
@@ -332,3 +333,31 @@ def test_a_gradient_that_is_nan_is_told_at_its_own_step(clip: float, tmp_path: P
     ):
         trainer.train()
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_an_evaluation_leaves_the_random_numbers_of_the_next_epoch_as_plain_trainer_does(
+    strategy: str, tmp_path: Path
+) -> None:
+    """Of torch's own generator: grouping by length draws the order of an epoch from it, and an evaluation's loader a seed."""
+
+    class State(TrainerCallback):
+        def __init__(self) -> None:
+            self.states: list[torch.Tensor] = []
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.states.append(torch.get_rng_state())
+
+        on_evaluate = on_epoch_begin
+
+    found = []
+    for kind in (T5PeftTrainer, Seq2SeqTrainer):
+        state = State()
+        more: dict[str, Any] = {"bucket_by_length": False} if kind is T5PeftTrainer else {}
+        trainer = trainer_of(
+            kind, tiny_t5(), tmp_path, max_steps=-1, num_train_epochs=3, eval_strategy="epoch", eval_dataset=RECORDS,
+            per_device_train_batch_size=2, train_sampling_strategy=strategy, callbacks=[state], **more,
+        )  # fmt: skip
+        found.append((losses_and_gradients(trainer)[0], state.states))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert all(torch.equal(ours, plain) for ours, plain in zip(found[0][1], found[1][1], strict=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sqlite3
 import sys
 from argparse import ArgumentParser
 from dataclasses import replace as replace_fields
@@ -57,6 +59,30 @@ def test_a_study_is_not_continued_with_another_config(backbone: str, tmp_path: P
             tmp_path / "study",
             trials=3,
         )
+
+
+@pytest.mark.parametrize("damage", ["no database", "cut", "a page of zeros", "another database"])
+def test_a_damaged_study_is_told_in_words(damage: str, backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from t5peft.training.search import search
+
+    splits = {"train": records(4), "validation": records(4, 100)}
+    search(TASK, splits, config(backbone), tmp_path / "study", trials=1)
+    path = tmp_path / "study" / "study.db"
+    content = path.read_bytes()
+    if damage == "another database":
+        path.unlink()
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE version_info (x)")
+            database.commit()
+    else:
+        half = len(content) // 2 // 4096 * 4096
+        zeros = content[:half] + bytes(4096) + content[half + 4096 :]
+        path.write_bytes({"no database": b"never" * 999, "cut": content[:half], "a page of zeros": zeros}[damage])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"Got a damaged study .*study\.db: .*; expected one that a search wrote"):
+        search(TASK, splits, config(backbone), tmp_path / "study", trials=2)
+    assert path.read_bytes() == before or damage == "another database"
 
 
 def test_trials_of_a_search_that_goes_on_are_new_ones(backbone: str, tmp_path: Path) -> None:
