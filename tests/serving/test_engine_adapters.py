@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -45,11 +45,11 @@ class Served:
     """A pool of an adapter of every method, and the same adapters by themselves."""
 
     def __init__(self, folder: Path) -> None:
-        self.alone = {None: backbone()}
+        self.alone: dict[str | None, Any] = {None: backbone()}
         for name in SERVED:
             path = saved(METHODS[name].wrap(backbone(), **OPTIONS.get(name, {})), folder / name)
             self.alone[name] = load_adapter(path, model=backbone())[0].eval()
-        self.classifiers = {}
+        self.classifiers: dict[str, Any] = {}
         for name in CLASSIFIERS:
             path = saved(METHODS[name.removesuffix("-classes")].wrap(classifier()), folder / name)
             self.classifiers[name] = load_adapter(path, model=classifier())[0].eval()
@@ -126,5 +126,5 @@ def test_a_batch_of_every_method(served: Served) -> None:
         tickets = [engine.submit(request) for request, _ in requests]
         for (request, i), ticket in zip(requests, tickets, strict=True):
             served.check(request, ticket.result.result(30), i)
-    answers = {tuple(ticket.result.result().ids) for ticket in tickets}
+    answers = {tuple(cast(Any, ticket.result.result()).ids) for ticket in tickets}
     assert len(answers) > 2 * len(NAMES), "adapters do not all say the same"
