@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import cache
 from itertools import count, pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +21,6 @@ from t5peft.serving.engine import Engine, Ticket
 from t5peft.serving.requests import (
     ClassifyRequest,
     EngineClosedError,
-    Generated,
     GenerateRequest,
     QueueFullError,
     RankRequest,
@@ -58,7 +57,8 @@ def watched(pool: Any) -> Iterator[FakePool]:
 @pytest.fixture
 def gate(pool: Any) -> Iterator[Any]:
     """Holds the model up at its first call until it is opened."""
-    opened, reached = threading.Event(), threading.Event()
+    opened: Any = threading.Event()
+    reached = threading.Event()
 
     def wait(*_: Any) -> None:
         reached.set()
@@ -86,7 +86,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def get(ticket: Ticket) -> Any:
+def get(ticket: Any) -> Any:
     return ticket.result.result(SECONDS)
 
 
@@ -99,7 +99,7 @@ def expected(
     return ids, target_log_probabilities(t5, source(seed, length), ids)[range(len(ids)), ids].tolist()
 
 
-def check(answer: Generated, *key: Any) -> None:
+def check(answer: Any, *key: Any) -> None:
     ids, log_probabilities = expected(*key)
     assert answer.ids == ids
     assert answer.finish_reason == ("stop" if ids[-1] == EOS else "length")
@@ -142,7 +142,7 @@ ARRIVALS = st.lists(
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(ARRIVALS, st.sampled_from([2, 3, 5, 16]), st.sampled_from([20, 60, 10_000]))
 def test_answers_do_not_depend_on_what_comes_and_goes(arrivals: Any, max_rows: Any, max_encoded_tokens: Any) -> None:
-    pool = FakePool(MODELS[True])
+    pool: Any = FakePool(MODELS[True])
     steps = threading.Semaphore(0)
     pool.model.on_call = lambda name, adapters: steps.release() if name == "rows" else None
     tickets = []
@@ -178,7 +178,7 @@ def test_answers_do_not_depend_on_what_comes_and_goes(arrivals: Any, max_rows: A
 
 def test_double_precision_to_nine_digits() -> None:
     t5 = engine_t5("wide").double()
-    with Engine(FakePool(t5)) as engine:
+    with Engine(cast(Any, FakePool(t5))) as engine:
         tickets = [engine.submit(request(i, 4 + i, 3 + i)) for i in range(6)]
         for i, ticket in enumerate(tickets):
             ids = get(ticket).ids
@@ -204,7 +204,7 @@ def test_the_generation_config_counts_as_in_generate(options: Any) -> None:
     t5 = engine_t5()
     before = [alone(t5, source(i), 8) for i in range(8)]
     t5.generation_config.update(**options)
-    with Engine(FakePool(t5)) as engine:
+    with Engine(cast(Any, FakePool(t5))) as engine:
         tickets = [engine.submit(request(i)) for i in range(8)]
         found = [get(ticket).ids for ticket in tickets]
     assert found == [alone(t5, source(i), 8) for i in range(8)]
@@ -250,7 +250,7 @@ def test_ranks_and_classes(pool: Any) -> None:
 # What is refused
 
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "Got no source_ids; expected at least one token.": GenerateRequest(None, [], 4),
     "Got source_ids from 3 to 384; expected ids from 0 to 383.": GenerateRequest(None, [3, 384], 4),
     "Got source_ids from -1 to 5": GenerateRequest(None, [5, -1], 4),
@@ -265,7 +265,7 @@ WRONG = {
     r"Got no candidate_ids\[1\]": RankRequest(None, [5, 1], [[3], []]),
     r"Got candidate_ids\[0\] from 3 to 999": RankRequest(None, [5, 1], [[3, 999]]),
 }
-TOO_LONG = {
+TOO_LONG: dict[str, Any] = {
     "Got a source of 21 tokens; expected at most 20": request(length=21),
     "Got an answer of up to 31 tokens; expected at most 30": request(max_new_tokens=31),
     "Got an answer of up to 32 tokens": RankRequest(None, [5, 1], [[3], [3] * 32]),
