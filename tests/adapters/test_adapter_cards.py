@@ -11,6 +11,7 @@ from cases import stir
 from huggingface_hub import ModelCard
 from peft import AutoPeftModelForSeq2SeqLM, PeftModel
 from tiny import tiny_t5
+from transformers import AutoModelForSeq2SeqLM
 
 from t5peft import (
     load_adapter,
@@ -22,6 +23,12 @@ from t5peft import (
 from t5peft.adapters import base_of
 from t5peft.adapters.manifest import CONFIG, MANIFEST
 from t5peft.models.embedded import EMBEDDED
+
+
+def adapter_of(base: Path) -> Path:
+    """An adapter of the T5 in a folder."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(base)
+    return save_adapter(lora_wrap(model, rank=1), base.with_name("of_base"))
 
 
 @pytest.mark.parametrize("name", ["mini", None])
@@ -69,7 +76,7 @@ def test_an_adapter_that_pefts_own_loader_loaded_is_saved_under_the_name_of_its_
     again = save_adapter(loaded, tmp_path / "again")
     assert base_of(again) == "mini"
     tiny_t5().save_pretrained(tmp_path / "base")
-    other = load_backbone_of(tmp_path / "base")
+    other = adapter_of(tmp_path / "base")
     assert AutoPeftModelForSeq2SeqLM.from_pretrained(str(other)).peft_config["default"].base_model_name_or_path == str(
         tmp_path / "base"
     )

@@ -357,9 +357,3 @@ def test_a_backbone_that_is_given_keeps_its_untied_head_and_generates(tmp_path: 
     assert_loaded(loaded, model)
     options = {"input_ids": tiny_batch()["input_ids"], "max_new_tokens": 4}
     assert loaded.generate(**options).tolist() == model.generate(**options).tolist()
-
-
-def load_backbone_of(base: Path) -> Path:
-    """An adapter of the T5 in a folder."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(base)
-    return save_adapter(lora_wrap(model, rank=1), base.with_name("of_base"))
