@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, cast
 
 import pytest
+from engine_fixtures import ending_pool, gate, pool  # noqa: F401  (fixtures)
 from engine_requests import MODELS, SECONDS, check, expected, get, request, source, until
 from fake_pool import FakePool, alone, engine_t5, target_log_probabilities
 from hypothesis import given, settings

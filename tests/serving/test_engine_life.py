@@ -8,6 +8,7 @@ from itertools import count, pairwise
 from typing import Any
 
 import pytest
+from engine_fixtures import gate, pool  # noqa: F401  (fixtures)
 from engine_requests import SECONDS, check, get, request, source, until
 from fake_pool import FakePool
 from tiny import EOS
