@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint types bench speed clean
+.PHONY: demo test test-slow torture mutation lint types bench speed clean
 
 demo: $(INSTALLED)
 	$(BIN)/t5peft bench --suite quick --output outputs/demo
@@ -14,6 +14,15 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --numprocesses 2
+
+# MINUTES bounds each campaign; all of them go on where they ended.
+MINUTES ?= 20
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/torture/damage.py --minutes $(MINUTES) --record outputs/torture/damage.json
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/torture/kills.py --minutes $(MINUTES) --record outputs/torture/kills.json
+
+mutation: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutation.py --minutes $(MINUTES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from t5peft.adapters import check_output, ensure_no_adapter, save_adapter, save_model
+    from t5peft.adapters import check_output, ensure_no_adapter, manifest_sha256, save_adapter, save_model
     from t5peft.methods import METHODS
     from t5peft.training.train import score_splits, train
 
@@ -65,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
     save_task(task, folder)
     print(f"saved to {folder}")
+    print(f"sha256 {manifest_sha256(folder)}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)")
     scores = score_splits(model, tokenizer, task, splits)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1))
     print_scores(scores)
