@@ -13,7 +13,7 @@ import pytest
 import reference
 import torch
 from cases import trained
-from narrow import generate
+from narrow import generate, gradient
 from peft import PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from stacks import (
@@ -325,6 +325,6 @@ def test_d5_an_adapter_can_be_loaded_to_train_on(stack: Stack, method: str, tmp_
 def assert_prefix_in_every_attention(model: PeftModel, *, attentions: int, heads: int, size: int) -> None:
     """Check the number of trained weights, and that every key and value of every attention has a gradient."""
     model(**tiny_batch()).loss.backward()
-    gradients = [parameter.grad for parameter in trained(model).values()]
-    assert sum(gradient.numel() for gradient in gradients) == attentions * 2 * heads * PREFIX_LENGTH * size
-    assert all(bool((gradient.reshape(-1, size).abs().amax(dim=-1) > 0).all()) for gradient in gradients)
+    gradients = [gradient(parameter) for parameter in trained(model).values()]
+    assert sum(found.numel() for found in gradients) == attentions * 2 * heads * PREFIX_LENGTH * size
+    assert all(bool((found.reshape(-1, size).abs().amax(dim=-1) > 0).all()) for found in gradients)

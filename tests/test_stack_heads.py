@@ -272,12 +272,13 @@ def assert_trained_beside_the_head(model: PeftModel, *, weights: int) -> None:
     batch = tiny_classifier_batch()
     before = logits_of(model.eval(), batch)
     model(**batch).loss.backward()
-    adapter, head = {}, {}
+    adapter: dict[str, nn.Parameter] = {}
+    head: dict[str, nn.Parameter] = {}
     for name, parameter in trained(model).items():
         (head if "classification_head" in name else adapter)[name] = parameter
     assert sum(parameter.numel() for parameter in adapter.values()) == weights
     assert len(head) == 4
-    assert all(parameter.grad.abs().max() > 0 for parameter in (*adapter.values(), *head.values()))
+    assert all(gradient(parameter).abs().max() > 0 for parameter in (*adapter.values(), *head.values()))
     with torch.no_grad():
         for parameter in adapter.values():
             parameter.mul_(-1)

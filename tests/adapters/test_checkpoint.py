@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -231,7 +231,9 @@ def test_an_adapter_of_a_backbone_with_another_merged_in_is_not_loaded_on_the_pl
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(start: str, tmp_path: Path) -> None:
+def test_an_adapter_that_takes_its_start_out_of_the_weights_comes_back(
+    start: Literal["pissa", "olora"], tmp_path: Path
+) -> None:
     config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q", "v"], init_lora_weights=start)
     model = stir(get_peft_model(tiny_t5(), config))
     loaded, _ = load_adapter(save_adapter(model, tmp_path / "adapter"), model=tiny_t5())
@@ -342,7 +344,7 @@ def test_nan_in_the_weights_of_an_early_peft_is_told(tmp_path: Path) -> None:
 
 def test_an_adapter_saved_by_peft_itself_loads(tmp_path: Path) -> None:
     model = stir(lora_wrap(tiny_t5()))
-    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
     loaded, _ = load_adapter(tmp_path, model=tiny_t5())
     assert_loaded(loaded, model)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
+from narrow import text
 from paths import PUBLIC_DATA
 from transformers import ByT5Tokenizer
 
@@ -247,7 +248,7 @@ def test_lists_of_labels_are_trained_by_their_names(door: str, tmp_path: Path) -
 
 def decoded_targets(task: Task, records: Any) -> list[str]:
     tokenizer = ByT5Tokenizer()
-    return [tokenizer.decode(row["labels"][:-1]) for row in task.tokenize(records, tokenizer)]
+    return [text(tokenizer.decode(row["labels"][:-1])) for row in task.tokenize(records, tokenizer)]
 
 
 @pytest.mark.parametrize("door", ["Dataset", "file"])

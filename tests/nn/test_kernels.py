@@ -239,7 +239,8 @@ def test_an_8_bit_map_equals_that_of_bitsandbytes_and_keeps_no_input() -> None:
     x = torch.randn(3, 5, 16, requires_grad=True)
 
     def run() -> tuple[Tensor, Tensor, bool]:
-        states, freed = x + 0, []
+        states = x + 0
+        freed: list[bool] = []
         weakref.finalize(states.untyped_storage(), freed.append, True)
         y = layer(states)
         del states

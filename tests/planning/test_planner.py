@@ -167,8 +167,8 @@ def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:
     assert (half.weights_bytes, half.adapter_bytes) == (plain.weights_bytes // 2, plain.adapter_bytes)
     for change in ({"checkpointing": True}, {"dtype": torch.bfloat16}):
         assert simulated(**change).peak_bytes < plain.peak_bytes
-    for change in ({"batch": 8}, {"source_tokens": 64}):
-        assert simulated(**change).peak_bytes - plain.peak_bytes >= simulated(**change).activations_bytes - kept
+    for growth in ({"batch": 8}, {"source_tokens": 64}):
+        assert simulated(**growth).peak_bytes - plain.peak_bytes >= simulated(**growth).activations_bytes - kept
 
 
 def test_nothing_of_the_library_is_changed_by_a_simulation_for_cuda() -> None:

@@ -90,8 +90,13 @@ def sentence(rng: np.random.Generator, fewest: int = 3, most: int = 9) -> list[s
 
 def parsed(folder: Path, **given: str) -> tuple[ModelArguments, DataArguments, Seq2SeqTrainingArguments]:
     options = {**FEW_LINES, **SCRIPT, "--output_dir": str(folder), **given}
-    parser = HfArgumentParser((ModelArguments, DataArguments, Seq2SeqTrainingArguments))
-    return parser.parse_args_into_dataclasses([part for pair in options.items() for part in pair])
+    kinds = (ModelArguments, DataArguments, Seq2SeqTrainingArguments)
+    parser = HfArgumentParser(kinds)  # type: ignore[arg-type]  # its annotation is a NewType that no class has
+    model, data, training = parser.parse_args_into_dataclasses([part for pair in options.items() for part in pair])
+    assert isinstance(model, ModelArguments)
+    assert isinstance(data, DataArguments)
+    assert isinstance(training, Seq2SeqTrainingArguments)
+    return model, data, training
 
 
 def loaded(data: DataArguments, folder: Path) -> DatasetDict:

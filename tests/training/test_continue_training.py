@@ -226,7 +226,7 @@ def test_an_interrupted_call_goes_on_where_it_was_killed(
     steps: list[int] = []
     old = save_adapter(lora_wrap(load_backbone(backbone)[0]), tmp_path / "v1")
     settings = replace_fields(config(backbone), steps=6, evaluations=3)
-    given = {"new_test": records(4, 300), "old_test": records(4, 400), "config": settings}
+    given: dict[str, Any] = {"new_test": records(4, 300), "old_test": records(4, 400), "config": settings}
     whole = continue_training(old, TASK, records(12, 20), records(6), **given, output=tmp_path / "whole")
 
     def train_with(callback: TrainerCallback) -> None:

@@ -42,7 +42,10 @@ def for_questions(kind: Any) -> Any:
     Long because a subclass overrides both evaluation and prediction.
     """
 
-    class QuestionTrainer(kind):  # type: ignore[misc]
+    class QuestionTrainer(kind):
+        control: Any
+        compute_metrics: Any
+
         def __init__(self, *args: Any, eval_examples: Any = None, post_process: Any = None, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.eval_examples, self.post_process = eval_examples, post_process
@@ -145,7 +148,8 @@ def answer(kind: Any, checkpoint: str, folder: Path, files: dict[str, str]) -> d
         answers = decoded(tokenizer, outputs.predictions)
         window_of = {feature["example_id"]: index for index, feature in enumerate(features)}
         found = [{"id": row["id"], "prediction_text": answers[window_of[row["id"]]]} for row in examples]
-        return EvalPrediction(predictions=found, label_ids=[{"id": row["id"], **row["answers"]} for row in examples])
+        references = [{"id": row["id"], **row["answers"]} for row in examples]
+        return EvalPrediction(found, references)  # type: ignore[arg-type]  # example scripts give lists, not arrays
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         answers = [found["prediction_text"] for found in prediction.predictions]

@@ -1,4 +1,4 @@
-"""What ``T5PeftTrainer.save_model`` and its checkpoints hold: a manifest, and no path of the machine."""
+"""Folders of ``T5PeftTrainer.save_model`` and its checkpoints: they hold a manifest, and no path of the machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrow import model_of
 from safetensors.torch import load_file
 from test_drop_in import trainer_of
 from tiny import tiny_batch, tiny_t5, tiny_tokenizer
@@ -44,7 +45,7 @@ def test_a_model_that_the_trainer_saved_is_verified_when_it_is_loaded(method: st
         return load_adapter(tmp_path / "run", model=tiny_t5())[0]
 
     batch = tiny_batch()
-    assert torch.equal(load().eval()(**batch).logits, trainer.model.eval()(**batch).logits)
+    assert torch.equal(load().eval()(**batch).logits, model_of(trainer).eval()(**batch).logits)
     flip_a_bit(tmp_path / "run" / weights)
     with pytest.raises(ValueError, match=f"{weights} was changed or damaged since it was saved"):
         load()
@@ -63,9 +64,10 @@ def test_saving_again_replaces_the_model_and_keeps_what_else_is_in_the_folder(tm
     trainer.save_model()
     (tmp_path / "notes.txt").write_text("of the user")
     with torch.no_grad():
-        trainer.model.shared.weight.mul_(2)
+        model_of(trainer).get_parameter("shared.weight").mul_(2)
     trainer.save_model()
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["shared.weight"], trainer.model.shared.weight)
+    kept = model_of(trainer).get_parameter("shared.weight")
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["shared.weight"], kept)
     assert verify(tmp_path) == []
     assert (tmp_path / "notes.txt").read_text() == "of the user"
     assert not list(tmp_path.glob(".*"))
