@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/t5peft bench --suite quick --output outputs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --numprocesses 2

@@ -65,7 +65,9 @@ def _run(args: argparse.Namespace) -> int:
         folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
     save_task(task, folder)
     print(f"saved to {folder}")
-    print(f"sha256 {manifest_sha256(folder)}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)")
+    print(
+        f"sha256 {manifest_sha256(folder)}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)"
+    )
     scores = score_splits(model, tokenizer, task, splits)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1))
     print_scores(scores)

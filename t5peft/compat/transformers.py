@@ -80,13 +80,24 @@ PRIVATE = (
     PrivateUse(
         GenerationMixin,
         "_prepare_special_tokens",
-        ("self", "generation_config", "kwargs_has_attention_mask", "device"),
+        ("self", "generation_config", "kwargs_has_attention_mask", "device", "batch_size"),
         "Processors of logits read the end tokens as tensors from where only this function puts them.",
     ),
     PrivateUse(
         GenerationMixin,
         "_get_logits_processor",
-        ("self", "generation_config", "input_ids_seq_length", "encoder_input_ids", "device"),
+        (
+            "self",
+            "generation_config",
+            "input_ids_seq_length",
+            "encoder_input_ids",
+            "prefix_allowed_tokens_fn",
+            "logits_processor",
+            "device",
+            "model_kwargs",
+            "negative_prompt_ids",
+            "negative_prompt_attention_mask",
+        ),
         "No public function says which processors `generate` would use.",
     ),
 )

@@ -127,13 +127,13 @@ def test_overload_is_refused_and_a_patient_client_gets_its_answer(live: Live) ->
 
         def ask() -> None:
             try:
-                hasty.completions.create(model="base", prompt="a source", max_tokens=60)
+                hasty.completions.create(model="base", prompt="a source", max_tokens=20)
                 statuses.append(200)
             except openai.APIStatusError as error:
                 statuses.append(error.status_code)
                 waits.append(error.response.headers.get("retry-after"))
 
-        threads = [threading.Thread(target=ask) for _ in range(24)]
+        threads = [threading.Thread(target=ask) for _ in range(16)]
         for thread in threads:
             thread.start()
         with openai.OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=9) as patient:
