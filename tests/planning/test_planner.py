@@ -282,7 +282,7 @@ def test_the_command_prints_the_plan(backbone: str, capsys: pytest.CaptureFixtur
         "It fits",
     ):
         assert line in printed
-    assert main([*arguments, "--memory", "1MB"]) == 1
+    assert main([*arguments, "--memory", "0.1MB"]) == 1
     assert "Nothing tried makes it fit" in capsys.readouterr().out
     assert main([*arguments, "--batch", "0"]) == 2
     assert main([*arguments, "--micro-batch", "0"]) == 2

@@ -97,8 +97,8 @@ def test_a_client_that_goes_away_frees_its_row(live: Live) -> None:
             next(response.iter_lines())
         wait_for(live, "t5peft_engine_cancelled_total", cancelled + 1)
         with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/completions", json={"model": "base", **SLOW, "n": 2, "temperature": 1}, timeout=0.3)
-        wait_for(live, "t5peft_engine_cancelled_total", cancelled + 3)
+            client.post("/v1/completions", json={"model": "base", **SLOW, "prompt": ["a source"] * 6}, timeout=0.2)
+        wait_for(live, "t5peft_engine_cancelled_total", cancelled + 7)
     wait_for(live, "t5peft_clients_gone_total", gone + 2)
 
 
