@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 RECORDS = ROOT / "benchmarks" / "records" / "bench" / "embedded"
 SERVING = ROOT / "benchmarks" / "records" / "serving" / "mixed_batches.jsonl"
+LOAD = ROOT / "benchmarks" / "records" / "serving"
 PICTURE = ROOT / "docs" / "methods.svg"
 
 # Where the label of a point stands in the panels of trained parameters and of memory, so that none covers another.
@@ -163,7 +164,27 @@ def headlines() -> str:
     return markdown_table(["", "figure", "command"], rows)
 
 
+def load() -> str:
+    """Return the table of the server under load, by clients, adapters and distribution."""
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in LOAD.glob("*-clients-*.json")]
+    cells.sort(key=lambda one: (one["cell"]["adapters"], one["cell"]["distribution"] != "zipf", one["cell"]["clients"]))
+    rows = [
+        [
+            str(one["cell"]["adapters"]),
+            one["cell"]["distribution"],
+            str(one["cell"]["clients"]),
+            f"{one['requests_per_second']:.1f}",
+            *(f"{1000 * one[f'{name}_seconds']:,.0f} ms" for name in ("p50", "p95", "p99")),
+            f"{one['wrong']} of {one['requests']:,}",
+        ]
+        for one in cells
+    ]
+    head = ["adapters", "distribution", "clients", "requests/s", "p50", "p95", "p99", "wrong answers"]
+    return markdown_table(head, rows)
+
+
 if __name__ == "__main__":
     PICTURE.write_text(draw(), encoding="utf-8")
     fill_markers(ROOT / "README.md", {"headlines": headlines()})
+    fill_markers(ROOT / "docs" / "serving.md", {"load": load()})
     print(headlines())

@@ -27,6 +27,12 @@ def test_the_headline_figures_are_those_of_the_records(script: object) -> None:
     assert shown == script.headlines()  # type: ignore[attr-defined]  # a module of a folder that is not a package
 
 
+def test_the_table_of_the_load_is_that_of_the_records(script: object) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- table:load -->\n")[1].split("\n<!-- /table -->")[0]
+    assert shown == script.load()  # type: ignore[attr-defined]
+
+
 def test_the_picture_shows_the_points_of_the_records(script: object) -> None:
     drawn = (ROOT / "docs" / "methods.svg").read_text(encoding="utf-8")
     for point in script.points():  # type: ignore[attr-defined]
