@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 RECORDS = ROOT / "benchmarks" / "records" / "bench" / "embedded"
 SERVING = ROOT / "benchmarks" / "records" / "serving" / "mixed_batches.jsonl"
+TORTURE = ROOT / "benchmarks" / "records" / "torture"
 LOAD = ROOT / "benchmarks" / "records" / "serving"
 PICTURE = ROOT / "docs" / "methods.svg"
 
@@ -161,7 +162,27 @@ def headlines() -> str:
             "`python benchmarks/mixed_batches.py`",
         ],
     ]
-    return markdown_table(["", "figure", "command"], rows)
+    return markdown_table(["", "figure", "command"], rows, words=3)
+
+
+def reliability() -> str:
+    """Return the table of what was done to runs and files, how often, and what was lost."""
+    kills, damage = (json.loads((TORTURE / f"{name}.json").read_text(encoding="utf-8")) for name in ("kills", "damage"))
+    same, outcomes = kills["outcomes"].get("same", 0), damage["outcomes"]
+    refused, read = outcomes["refused"], outcomes.get("same", 0) + outcomes.get("other", 0)
+    rows = [
+        [
+            f"`kill -9` at random moments of training, {len(kills['kills_by_method'])} methods",
+            f"{kills['kills']} kills in {kills['runs']} runs",
+            f"{same} runs ended with the same bits, {kills['runs'] - same} did not",
+        ],
+        [
+            f"damaged adapters, models, checkpoints, tasks, suites, records and data files, {len(damage['by_kind'])} kinds",
+            f"{damage['inputs']:,} files",
+            f"{refused:,} refused in one clear error, {read:,} still valid, {len(damage['faults'])} read wrongly or without one",
+        ],
+    ]
+    return markdown_table(["what was done", "how often", "what came of it"], rows, words=3)
 
 
 def load() -> str:
@@ -185,6 +206,6 @@ def load() -> str:
 
 if __name__ == "__main__":
     PICTURE.write_text(draw(), encoding="utf-8")
-    fill_markers(ROOT / "README.md", {"headlines": headlines()})
+    fill_markers(ROOT / "README.md", {"headlines": headlines(), "reliability": reliability()})
     fill_markers(ROOT / "docs" / "serving.md", {"load": load()})
     print(headlines())

@@ -19,7 +19,6 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
-FAST = ("text_classification_lora",)  # the others call the same functions, whose types ``make types`` checks
 EXTRAS = {"plots": "matplotlib", "search": "optuna", "retrieval": "bm25s", "quantized": "bitsandbytes"}
 FIGURE = r"-?[\d,]*\.?\d+"
 SEEN = rf"(?:{FIGURE}|X)"
@@ -130,9 +129,9 @@ def test_the_table_of_examples_has_them_all() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
-)
+# Each trains for a minute or more; tests/test_readme.py runs the same way from a file to an answer in seconds.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_and_keeps_its_promise(name: str, tmp_path: Path) -> None:
     check(name, run(name, tmp_path))
 

@@ -22,9 +22,10 @@ def script() -> object:
     return readme
 
 
-def test_the_headline_figures_are_those_of_the_records(script: object) -> None:
-    shown = README.split("<!-- table:headlines -->\n")[1].split("\n<!-- /table -->")[0]
-    assert shown == script.headlines()  # type: ignore[attr-defined]  # a module of a folder that is not a package
+@pytest.mark.parametrize("name", ["headlines", "reliability"])
+def test_the_figures_are_those_of_the_records(name: str, script: object) -> None:
+    shown = README.split(f"<!-- table:{name} -->\n")[1].split("\n<!-- /table -->")[0]
+    assert shown == getattr(script, name)()
 
 
 def test_the_table_of_the_load_is_that_of_the_records(script: object) -> None:

@@ -164,7 +164,7 @@ def kill_after(answers: int, arguments: list[str], growing: Path) -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl", pytest.param("csv", marks=pytest.mark.slow), "parquet"])
 def test_an_answering_that_was_killed_goes_on_and_ends_as_one_that_was_not(
     ending: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
