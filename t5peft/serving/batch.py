@@ -79,9 +79,7 @@ class Batch:
             Their batch, and the logits [B, V] of their first tokens.
         """
         rows = sorted(rows, key=_by_adapter)
-        states, mask = model.encode([row.source_ids for row in rows], [row.adapter for row in rows])
-        for row, source_columns in zip(rows, mask.sum(dim=1).tolist(), strict=True):
-            row.source_columns = source_columns
+        states, mask = _encode(model, rows)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         logits = _decode(model, rows, states, mask, None, cache)
         return cls(rows, _stacked(cache.self_attention_cache), _stacked(cache.cross_attention_cache)), logits
@@ -229,6 +227,56 @@ class _FilledLayer(DynamicLayer):
     def _used(self) -> tuple[Tensor, Tensor]:
         keys, values = (place.narrow(-2, self._first, self._last - self._first) for place in self._places)
         return keys, values
+
+
+_TOKENS_OF_A_PASS = 64
+"""So many tokens take about the time that a pass of the encoder takes whatever it reads."""
+
+
+def _encode(model: MixedModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Encode sources, those of similar lengths in one pass, as padding takes time.
+
+    Returns:
+        States [B, S, H], and their mask [B, S].
+    """
+    for row in rows:
+        row.source_columns = len(row.source_ids) + (0 if row.adapter is None else row.adapter.prompt_length)
+    groups = similar_lengths([row.source_columns for row in rows], _TOKENS_OF_A_PASS)
+    passes = [model.encode([rows[i].source_ids for i in group], [rows[i].adapter for i in group]) for group in groups]
+    if len(groups) == 1:
+        return passes[0]
+    longest, size = max(row.source_columns for row in rows), passes[0][0].shape[-1]
+    states = passes[0][0].new_zeros(len(rows), longest, size)
+    mask = passes[0][1].new_zeros(len(rows), longest)
+    for group, (group_states, group_mask) in zip(groups, passes, strict=True):
+        place = torch.tensor(group, device=states.device)
+        states[place, : group_states.shape[1]] = group_states
+        mask[place, : group_mask.shape[1]] = group_mask
+    return states, mask
+
+
+def similar_lengths(lengths: Sequence[int], tokens_of_a_pass: int) -> list[list[int]]:
+    """Group rows so that the tokens of all passes, with padding and the fixed cost of a pass, are as few as possible.
+
+    Args:
+        lengths: Tokens of each row.
+        tokens_of_a_pass: What a pass costs beside its tokens.
+
+    Returns:
+        The indices of the rows of each pass, ascending.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    costs, starts = [0], [0]  # of the best passes over the first rows, and where the last of these passes starts
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        cost, start = min((costs[at] + (end - at) * longest + tokens_of_a_pass, at) for at in range(end))
+        costs.append(cost)
+        starts.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[starts[end] : end]))
+        end = starts[end]
+    return groups
 
 
 def _decode(

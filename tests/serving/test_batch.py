@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import MT5Config, MT5ForConditionalGeneration, UMT5Config, UMT
 from t5peft import load_backbone
 from t5peft.serving import batch as batch_file
 from t5peft.serving.adapter import AdapterWeights
-from t5peft.serving.batch import Batch, Row
+from t5peft.serving.batch import Batch, Row, similar_lengths
 from t5peft.serving.routing import sort_key
 
 ADAPTERS = [None, *(AdapterWeights(name, "fake") for name in "abb")]
@@ -236,4 +237,44 @@ def test_bfloat16_and_int8_backbones(tmp_path: Any, quantize: Any, tolerance: An
     simulation.join(4, 14)
     simulation.step(3)
     simulation.drop(first)
+    simulation.step(3)
+
+
+# --- sources of different lengths
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12), fixed=st.integers(0, 100))
+@settings(deadline=None, max_examples=60)
+def test_passes_of_the_encoder_are_as_cheap_as_any_cut_of_the_sorted_lengths(lengths: list[int], fixed: int) -> None:
+    groups = similar_lengths(lengths, fixed)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert all(group == sorted(group) for group in groups)
+
+    def cost(cut: Iterable[Sequence[int]]) -> int:
+        return sum(len(part) * max(part) + fixed for part in cut)
+
+    ordered = sorted(lengths)
+    cuts = itertools.product((False, True), repeat=len(ordered) - 1)
+    best = min(cost(_parts(ordered, cut)) for cut in cuts)
+    assert cost([[lengths[i] for i in group] for group in groups]) == best
+
+
+def _parts(ordered: Sequence[int], cut: Sequence[bool]) -> list[list[int]]:
+    parts = [[ordered[0]]]
+    for length, is_cut in zip(ordered[1:], cut, strict=True):
+        if is_cut:
+            parts.append([])
+        parts[-1].append(length)
+    return parts
+
+
+def test_short_and_long_sources_are_encoded_apart_and_answered_alike(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda sources, own: passes.append(len(sources)) or encode(sources, own))
+    simulation = Simulation(model)
+    simulation.join(3, 90, 4, 85, 3, 5)
+    assert sorted(passes) == [2, 4]
     simulation.step(3)

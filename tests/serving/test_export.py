@@ -312,7 +312,7 @@ def _family(name: str) -> tuple[PreTrainedModel, Any]:
     options = {key: value for key, value in options.items() if key not in ("model_type", "architectures")}
     if name == "mT5":
         return _untied(MT5ForConditionalGeneration(MT5Config(**options))), load_tokenizer("mini")
-    return _untied(UMT5ForConditionalGeneration(UMT5Config(**options))), load_tokenizer("mini")
+    return _untied(UMT5ForConditionalGeneration(UMT5Config(**options | {"vocab_size": 8224}))), load_tokenizer("mini")
 
 
 FAMILIES = ("T5", "Flan-T5", "ByT5", "mT5", "umT5")
