@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import narrow
 import pytest
 import torch
-from paths import ROOT
+from fresh import run_fresh
 from tiny import tiny_t5
 
 from t5peft import load_adapter, lora_wrap, save_adapter
@@ -25,14 +23,7 @@ from t5peft.models.manifest import verify
     ("first", "stride", "fewest"), [(9, 17, 2), pytest.param(1, 1, 40, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_a_save_that_is_killed_loses_nothing(first: int, stride: int, fewest: int, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", Path(__file__).with_name("kill_saves.py"), tmp_path, str(first), str(stride)],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"},
-    )
+    done = run_fresh(Path(__file__).with_name("kill_saves.py"), tmp_path, first, stride, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     kills = [int(line.split()[-1]) for line in done.stdout.splitlines()]
     assert len(kills) == 4

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from commands import own_task
-from paths import ROOT
+from fresh import start_fresh
 from tiny import tiny_t5, tiny_tokenizer
 
 from t5peft import load_backbone
@@ -153,15 +152,10 @@ def make(folder: Path) -> Path:
 
 def kill_after(answers: int, arguments: list[str], growing: Path) -> None:
     """Kill -9 the command once so many lines are in the file."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW, *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
-        try:
-            while process.poll() is None and not (growing.is_file() and growing.read_bytes().count(b"\n") >= answers):
-                time.sleep(0.02)
-            assert process.poll() is None, process.stderr and process.stderr.read()
-        finally:
-            process.kill()
+    with start_fresh(SLOW, *arguments) as process:
+        while process.is_alive and not (growing.is_file() and growing.read_bytes().count(b"\n") >= answers):
+            time.sleep(0.02)
+        assert process.is_alive, process.stderr
 
 
 @pytest.mark.parametrize("ending", ["jsonl", pytest.param("csv", marks=pytest.mark.slow), "parquet"])
@@ -300,13 +294,10 @@ def test_a_file_that_another_command_writes_is_refused(
 ) -> None:
     task, data, output = own_task(tmp_path, "own", "test"), films(tmp_path), tmp_path / "answers.jsonl"
     arguments = ["predict", backbone, "--task", task, "--data", data, "--output", str(output)]
-    with subprocess.Popen([sys.executable, "-c", SLOW, *arguments], cwd=ROOT) as process:
-        try:
-            while process.poll() is None and not (output.is_file() and output.stat().st_size):
-                time.sleep(0.02)
-            assert main(arguments) == 4
-        finally:
-            process.kill()
+    with start_fresh(SLOW, *arguments) as process:
+        while process.is_alive and not (output.is_file() and output.stat().st_size):
+            time.sleep(0.02)
+        assert main(arguments) == 4
     assert f"Got the file {output}, which another run holds (process {process.pid}" in capsys.readouterr().err
 
 

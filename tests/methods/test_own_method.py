@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,9 +15,9 @@ import test_laws_of_adapters
 import test_wrap_errors
 import torch
 from cases import Case, base_of, ready_t5, stir, trained, wrap
+from fresh import run_fresh
 from laws import BEAMS, GREEDY
 from own_method import METHOD, NAME, register_own_method
-from paths import ROOT
 from tiny import Geometry, tiny_batch, tiny_records, tiny_t5
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
@@ -136,13 +134,7 @@ merged, _, parity = t5peft.merge(sys.argv[1] + "/adapter")
 with torch.no_grad():
     print(*(float(one.eval()(**torch.load(sys.argv[1] + "/batch.pt")).loss) for one in (model, merged)), parity.unmerged)
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )
+    done = run_fresh(code, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     loaded, merged, parity = map(float, done.stdout.split())
     with torch.no_grad():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Case, ready_t5, stir, trained, wrap
+from fresh import run_fresh
 from narrow import gradient
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -361,7 +360,7 @@ with torch.no_grad():
     print(float(merged.eval()(**torch.load(sys.argv[1] + "/batch.pt")).loss))
 assert not any(name.startswith("t5peft.nn.kernels") for name in map(lambda m: type(m).__module__, merged.modules()))
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = run_fresh(code, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     with torch.no_grad():
         assert float(done.stdout) == pytest.approx(float(model.eval()(**tiny_batch()).loss), rel=1e-4)

@@ -65,8 +65,7 @@ class Sum:
 OWN_LOSSES = [Mean, MeanWithKeywords, Sum]
 
 
-@pytest.mark.parametrize("pack", [None, False])
-@pytest.mark.parametrize("loss", OWN_LOSSES)
+@pytest.mark.parametrize(("loss", "pack"), [*((loss, None) for loss in OWN_LOSSES), (Mean, False)])
 def test_an_overridden_loss_is_that_of_plain_trainer(loss: type, pack: bool | None, tmp_path: Path) -> None:
     long = [{**record, "input_ids": record["input_ids"][:-1] * 60 + [EOS]} for record in RECORDS]
     ours = trainer_of(

@@ -6,9 +6,6 @@ over target tokens, computed from the logits of the model, without any trainer.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 import torch
 from cases import CASES, Case, base_of, stir, trained, wrap
 from distributed_split import EPOCH, EVALUATED, RECORDS, precise_model
+from fresh import run_ranks
 from peft import PeftModel
 from stacks import OURS, GradientRecorder, Records, one_step, plain_fault, relative_difference
 from tiny import Geometry, tiny_records
@@ -167,16 +165,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geomet
     """Results of ``distributed_split.py`` on two gloo processes: a folder for each stack, and in it a file for each case."""
     output = tmp_path_factory.mktemp("two")
     cases = [case for case in METHODS_ONCE if METHODS[case.method].quantize is None or find_spec("bitsandbytes")]
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(Path(__file__).parent / "distributed_split.py", output, folders["v1.1"]),
-        *("plain:full", *(f"ours:{case}" for case in cases)),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    script = Path(__file__).parent / "distributed_split.py"
+    run_ranks(script, output, folders["v1.1"], "plain:full", *(f"ours:{case}" for case in cases))
     return output
 
 
