@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5peft.deprecated import install as install_deprecated_modules
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # As soon as peft imports it, bitsandbytes asks for a package that speeds up 4 bits on some processors and is not needed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
@@ -52,6 +52,7 @@ _HOMES = {
     "T5PeftTrainer": "t5peft.training",
     "T5PeftTrainingArguments": "t5peft.training",
     "load_adapter": "t5peft.adapters.load",
+    "push_adapter": "t5peft.adapters.hub",
     "save_adapter": "t5peft.adapters.save",
 }
 
@@ -59,6 +60,7 @@ __all__ = ["__version__", *_HOMES]
 
 
 if TYPE_CHECKING:  # what an editor and a type checker see
+    from t5peft.adapters.hub import push_adapter as push_adapter
     from t5peft.adapters.load import load_adapter as load_adapter
     from t5peft.adapters.merge import merge as merge
     from t5peft.adapters.save import save_adapter as save_adapter

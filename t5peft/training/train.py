@@ -218,13 +218,17 @@ def score_splits(
         The scores by split and metric, of the splits that have records.
     """
     return {
-        split: evaluate_task(model, tokenizer, _without_missing_references(task, splits[split]), splits[split])
-        for split in ("validation", "test")
-        if not _is_empty(splits.get(split))
+        split: evaluate_task(model, tokenizer, evaluated_task(task, splits[split]), splits[split])
+        for split in scored_splits(splits)
     }
 
 
-def _without_missing_references(task: Task, records: Records) -> Task:
+def scored_splits(splits: Splits) -> list[str]:
+    """Return the splits that a run is scored on: validation and test, where they have records."""
+    return [split for split in ("validation", "test") if not _is_empty(splits.get(split))]
+
+
+def evaluated_task(task: Task, records: Records) -> Task:
     """Return ``task``, scored by its one target where no record has references, as in validation held out from train."""
     if not checks.missing_references(records, task.references):
         return task
