@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -71,3 +74,65 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         parts += [_LINK.sub(link, markdown[end : block.start()]), block[0]]
         end = block.end()
     return "".join([*parts, _LINK.sub(link, markdown[end:])])
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Check the built site: every link leads somewhere, and no page needs the network.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        PluginError: A page has a dead link, or loads a script, a style or a picture from elsewhere.
+    """
+    if problems := site_problems(Path(config.site_dir)):
+        raise PluginError("The built site has these problems:\n" + "\n".join(problems))
+
+
+def site_problems(folder: Path) -> list[str]:
+    """Return the dead links of a built site, and what its pages load from the network.
+
+    Args:
+        folder: The site.
+    """
+    pages = {path: _Links(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))}
+    problems = []
+    for path, links in pages.items():
+        name = path.relative_to(folder)
+        if name.name == "404.html":  # its links are absolute
+            continue
+        problems += [f"{name} loads {url} from the network" for url in links.loaded if re.match(r"(https?:)?//", url)]
+        for url in {*links.links, *links.loaded}:
+            target, _, anchor = url.partition("#")
+            target = target.partition("?")[0]
+            if re.match(r"[a-z]+:|//", url):
+                continue
+            file = Path(os.path.normpath(path.parent / unquote(target))) if target else path
+            if not file.is_file():
+                problems.append(f"{name} links to {url}, which does not exist")
+            elif anchor and file in pages and unquote(anchor) not in pages[file].ids:
+                problems.append(f"{name} links to {url}, whose anchor does not exist")
+    return problems
+
+
+class _Links(HTMLParser):
+    """What a page links to, what it loads, and its anchors."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.ids: set[str] = {"__skip"}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note one element."""
+        given = {name: value or "" for name, value in attrs}
+        if "id" in given:
+            self.ids.add(given["id"])
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        elif tag in ("script", "img", "iframe") and given.get("src"):
+            self.loaded.append(given["src"])
+        elif tag == "link" and given.get("rel") in ("stylesheet", "icon", "preload"):
+            self.loaded.append(given["href"])

@@ -84,7 +84,7 @@ def t5(title: str, *, all_trained: bool = False, norms: bool = False, quantized:
     bits = " (8 bit)" if quantized else ""
     for x, rows, name, top in ((ENCODER, ENCODER_ROWS, "encoder layer", 84), (DECODER, DECODER_ROWS, "decoder layer", 64)):
         drawing.outline(x - 8, top, BLOCK + 16, 264 - top - 4)
-        drawing.text(x + BLOCK / 2, top - 6, name, small=True)
+        drawing.text(x - 6, top - 5, name, small=True, left=True)
         drawing.line((x + BLOCK / 2, 272), (x + BLOCK / 2, top))
         for sublayer, y in rows.items():
             drawing.box(x, y, BLOCK, 26, sublayer + bits, trained=all_trained)
