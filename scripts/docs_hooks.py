@@ -1,7 +1,7 @@
 """Pages of the documentation that stand elsewhere in the repository, and their links.
 
-mkdocs calls the functions by their names. RESULTS.md, SPEED.md, CONTRIBUTING.md, CHANGELOG.md and the table of examples are read where
-they are. A link to a file that is not a page becomes its path in code.
+mkdocs calls the functions by their names. RESULTS.md, SPEED.md, CONTRIBUTING.md, CHANGELOG.md and the table of examples are read
+where they are. A link to a file that is not a page becomes its path in code.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def site_problems(folder: Path) -> list[str]:
 
 
 class _Links(HTMLParser):
-    """What a page links to, what it loads, and its anchors."""
+    """The links of a page, what it loads, and its anchors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

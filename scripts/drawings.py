@@ -13,11 +13,15 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "docs" / "drawings"
 WIDTH, HEIGHT = 560, 316
 STYLE = """<style>
-.t5 { --line: var(--drawing-line, #4a5568); --frozen: var(--drawing-frozen, #edf2f7); --trained: var(--drawing-trained, #f6ad55);
-  --text: var(--drawing-text, #1a202c); }
-.t5 .frozen { fill: var(--frozen); stroke: var(--line); } .t5 .trained { fill: var(--trained); stroke: var(--line); stroke-width: 1.6; }
-.t5 .outline { fill: none; stroke: var(--line); stroke-dasharray: 4 3; } .t5 .line { stroke: var(--line); fill: none; }
-.t5 text { fill: var(--text); font: 12px system-ui, sans-serif; text-anchor: middle; } .t5 .small { font-size: 10px; } .t5 .left { text-anchor: start; }
+.t5 { --line: var(--drawing-line, #4a5568); --frozen: var(--drawing-frozen, #edf2f7); }
+.t5 { --trained: var(--drawing-trained, #f6ad55); --text: var(--drawing-text, #1a202c); }
+.t5 .frozen { fill: var(--frozen); stroke: var(--line); }
+.t5 .trained { fill: var(--trained); stroke: var(--line); stroke-width: 1.6; }
+.t5 .outline { fill: none; stroke: var(--line); stroke-dasharray: 4 3; }
+.t5 .line { stroke: var(--line); fill: none; }
+.t5 text { fill: var(--text); font: 12px system-ui, sans-serif; text-anchor: middle; }
+.t5 .small { font-size: 10px; }
+.t5 .left { text-anchor: start; }
 </style>"""
 
 # Columns of the encoder and of the decoder: x of the left edge.
@@ -82,7 +86,10 @@ def t5(title: str, *, all_trained: bool = False, norms: bool = False, quantized:
     """
     drawing = Drawing(title)
     bits = " (8 bit)" if quantized else ""
-    for x, rows, name, top in ((ENCODER, ENCODER_ROWS, "encoder layer", 84), (DECODER, DECODER_ROWS, "decoder layer", 64)):
+    for x, rows, name, top in (
+        (ENCODER, ENCODER_ROWS, "encoder layer", 84),
+        (DECODER, DECODER_ROWS, "decoder layer", 64),
+    ):
         drawing.outline(x - 8, top, BLOCK + 16, 264 - top - 4)
         drawing.text(x - 6, top - 5, name, small=True, left=True)
         drawing.line((x + BLOCK / 2, 272), (x + BLOCK / 2, top))
@@ -90,7 +97,9 @@ def t5(title: str, *, all_trained: bool = False, norms: bool = False, quantized:
             drawing.box(x, y, BLOCK, 26, sublayer + bits, trained=all_trained)
             drawing.box(x + 40, y + 31, BLOCK - 80, 12, trained=all_trained or norms)
             drawing.text(x + BLOCK / 2, y + 40.5, "norm", small=True)
-        drawing.box(x, 272, BLOCK, 24, "source embeddings" if x == ENCODER else "target embeddings", trained=all_trained)
+        drawing.box(
+            x, 272, BLOCK, 24, "source embeddings" if x == ENCODER else "target embeddings", trained=all_trained
+        )
     drawing.line((ENCODER + BLOCK / 2, 76), (ENCODER + BLOCK / 2, 56), (275, 56), (275, 163), (DECODER, 163))
     drawing.box(DECODER, 16, BLOCK, 24, "head", trained=all_trained)
     drawing.line((DECODER + BLOCK / 2, 58), (DECODER + BLOCK / 2, 40))
@@ -140,7 +149,9 @@ def drawings() -> dict[str, str]:
     found["parallel"] = t5("Parallel adapters: small networks beside the feed-forward")
     for x, y, sublayer in sublayers():
         if sublayer == "feed-forward":
-            found["parallel"].line((x + BLOCK / 2, y + 50), (x + BLOCK + 30, y + 50), (x + BLOCK + 30, y - 8), (x + BLOCK / 2, y - 8))
+            found["parallel"].line(
+                (x + BLOCK / 2, y + 50), (x + BLOCK + 30, y + 50), (x + BLOCK + 30, y - 8), (x + BLOCK / 2, y - 8)
+            )
             found["parallel"].box(x + BLOCK + 12, y, 36, 26, "MLP", trained=True)
     found["norm"] = t5("Norm tuning: the weights of every layer norm", norms=True)
     found["ladder"] = t5("Ladder: a small T5 beside the frozen one, which reads its states")

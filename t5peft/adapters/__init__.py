@@ -5,7 +5,7 @@ from __future__ import annotations
 from t5peft.adapters.card import CardScore, write_card
 from t5peft.adapters.download import local_adapter
 from t5peft.adapters.fingerprint import fingerprint, fingerprint_of_maps
-from t5peft.adapters.hub import push_adapter
+from t5peft.adapters.hub import check_push, push_adapter
 from t5peft.adapters.load import (
     backbone_of,
     base_of,
@@ -26,6 +26,7 @@ __all__ = [
     "base_of",
     "brings_tokens",
     "check_output",
+    "check_push",
     "ensure_no_adapter",
     "fingerprint",
     "fingerprint_of_maps",

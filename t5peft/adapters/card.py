@@ -76,7 +76,11 @@ def write_card(
         "\n".join(_facts(folder, config, task, training or {})),
         *_score_lines(scores, baseline),
         _usage(task),
-        *([] if task and scores else ["Describe here what it was trained on, what it is for, and how it was evaluated."]),
+        *(
+            []
+            if task and scores
+            else ["Describe here what it was trained on, what it is for, and how it was evaluated."]
+        ),
     ]
     path = folder / CARD
     path.write_text(f"---\n{_metadata(config, task, scores)}\n---\n\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
@@ -151,11 +155,16 @@ def one_code(text: str) -> str:
 def _score_lines(scores: Sequence[CardScore], baseline: str) -> list[str]:
     if not scores:
         return []
-    rows = [f"| split | score | value | 95 % interval | {baseline or 'baseline'} | records |", "|---|---|---:|---:|---:|---:|"]
+    rows = [
+        f"| split | score | value | 95 % interval | {baseline or 'baseline'} | records |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for score in scores:
         interval = "-" if score.interval is None else f"[{score.interval[0]:.3f}, {score.interval[1]:.3f}]"
         simple = "-" if score.baseline is None else f"{score.baseline:.3f}"
-        rows.append(f"| {score.split} | {score.metric} | {score.value:.3f} | {interval} | {simple} | {score.records:,} |")
+        rows.append(
+            f"| {score.split} | {score.metric} | {score.value:.3f} | {interval} | {simple} | {score.records:,} |"
+        )
     return [
         "## Scores",
         "\n".join(rows),

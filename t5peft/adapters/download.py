@@ -30,7 +30,9 @@ def local_adapter(name: str | Path, revision: str | None = None) -> Path:
     path = Path(name)
     if path.exists() or not REPO_ID.fullmatch(str(name)):
         if revision is not None:
-            raise ValueError(f"Got revision={revision!r} with {name}, which is not a name of the hub; expected one without the other.")
+            raise ValueError(
+                f"Got revision={revision!r} with {name}, which is not a name of the hub; expected one without the other."
+            )
         return path
     try:
         patterns = ["*.json", "*.safetensors", "*.yaml", "*.model", OLD_WEIGHTS, "README.md"]

@@ -56,11 +56,9 @@ def push_adapter(
         OSError: The hub did not take it.
     """
     folder = Path(folder)
-    target = _target_folder(repo_id)
-    if target is None and not REPO_ID.fullmatch(repo_id):
-        raise ValueError(f"Got repo_id={repo_id!r}; expected a name such as 'user/reviews', or 'folder:PATH'.")
+    target = _check_repo(repo_id)
     ensure_intact(folder)
-    _check_base(folder, base_model)
+    _check_base(str(folder), base_model or base_of(folder))
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary) / "adapter"
         _stage(folder, staging, base_model, repo_id if target is None else PLACE)
@@ -81,9 +79,38 @@ def push_adapter(
             ).commit_url
         except Exception as error:  # the client raises classes of its HTTP library, and RuntimeError for a file
             raise OSError(
-                f"Got no success from the hub with {repo_id!r} ({first_line(error)}); expected that it takes the adapter. Log in by "
-                "`hf auth login` with a token that may write, or set HF_TOKEN."
+                f"Got no success from the hub with {repo_id!r} ({first_line(error)}); expected that it takes the adapter. Log in "
+                "by `hf auth login` with a token that may write, or set HF_TOKEN."
             ) from error
+
+
+def check_push(repo_id: str, backbone: str, *, has_adapter: bool) -> None:
+    """Refuse, before a training, what could not be pushed after it.
+
+    Args:
+        repo_id: As for ``push_adapter``.
+        backbone: The name of the backbone.
+        has_adapter: Whether the method trains an adapter.
+
+    Raises:
+        FileExistsError: The folder of ``"folder:PATH"`` exists and is not empty.
+        ValueError: ``repo_id`` is not the name of a repository, the backbone is a folder, or there will be no adapter.
+    """
+    _check_repo(repo_id)
+    if not has_adapter:
+        raise ValueError(
+            "Got a method without an adapter to push; expected one that trains an adapter. Push the folder of a whole model by "
+            "`hf upload`."
+        )
+    _check_base(backbone, backbone)
+
+
+def _check_repo(repo_id: str) -> Path | None:
+    """Return the folder of ``folder:PATH``, or None for the name of a repository."""
+    target = _target_folder(repo_id)
+    if target is None and not REPO_ID.fullmatch(repo_id):
+        raise ValueError(f"Got repo_id={repo_id!r}; expected a name such as 'user/reviews', or 'folder:PATH'.")
+    return target
 
 
 def _target_folder(repo_id: str) -> Path | None:
@@ -96,13 +123,12 @@ def _target_folder(repo_id: str) -> Path | None:
     return target
 
 
-def _check_base(folder: Path, base_model: str | None) -> None:
+def _check_base(adapter: str, base: str) -> None:
     """Raise ValueError where others would not find the backbone of the adapter."""
-    base = base_model or base_of(folder)
     if not is_embedded(base) and not is_hub_name(base):
         raise ValueError(
-            f"Got the adapter {folder}, whose backbone is {base or 'not named'!r}; expected a backbone that others find. Push the "
-            "backbone first, and give its name as base_model= (--base-model)."
+            f"Got {adapter} to push, whose backbone is {base or 'not named'!r}; expected a backbone that others find. Push the "
+            "backbone first, and give its name: push_adapter(folder, repo_id, base_model=)."
         )
 
 

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the adapter is saved")
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in --output")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --output")
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="push the adapter to user/name on the hub, or write it in the form of the hub to folder:PATH",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,9 +50,18 @@ def _run(args: argparse.Namespace) -> int:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from t5peft.adapters import check_output, ensure_no_adapter, manifest_sha256, save_adapter, save_model
+    from t5peft.adapters import (
+        check_output,
+        check_push,
+        ensure_no_adapter,
+        manifest_sha256,
+        push_adapter,
+        save_adapter,
+        save_model,
+    )
     from t5peft.methods import METHODS
-    from t5peft.training.train import score_splits, train
+    from t5peft.training.card import score_run, write_run_card
+    from t5peft.training.train import train
 
     folder = Path(args.output)
     # ``train`` tells of a method of an installed package that cannot be imported.
@@ -57,6 +71,8 @@ def _run(args: argparse.Namespace) -> int:
     else:
         check_output(folder / "adapter")
     config = read_config(args)
+    if args.push_to_hub:
+        check_push(args.push_to_hub, config.backbone, has_adapter=has_adapter)
     task, splits = read_data(args)
     model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
     if not has_adapter:
@@ -68,9 +84,13 @@ def _run(args: argparse.Namespace) -> int:
     print(
         f"sha256 {manifest_sha256(folder)}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)"
     )
-    scores = score_splits(model, tokenizer, task, splits)
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1))
-    print_scores(scores)
+    run = score_run(model, tokenizer, task, splits)
+    (folder / "scores.json").write_text(json.dumps(run.scores, indent=1))
+    print_scores(run.scores)
+    if has_adapter:
+        write_run_card(folder, task, splits, config, run)
+    if args.push_to_hub:
+        print(f"pushed to {push_adapter(folder, args.push_to_hub)}")
     return 0
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel, Seq2SeqTrainer, TrainingArguments
-from transformers.utils import cached_file, extract_commit_hash
 
 from t5peft.compat.private import PrivateUse
 
@@ -129,30 +127,3 @@ def logits_processors(t5: PreTrainedModel, source_ids: Sequence[int], max_new_to
         config, input_ids_seq_length=1, encoder_input_ids=source, device=t5.device
     )
     return processors
-
-
-def note_commit(model: PreTrainedModel, path: str, revision: str | None) -> None:
-    """Note the commit that a model was loaded from, where ``commit_of`` finds it; transformers leaves the attribute unset.
-
-    Args:
-        model: What ``from_pretrained`` has just returned.
-        path: The name or folder that it was given.
-        revision: The revision that it was given.
-    """
-    if Path(path).exists():
-        return
-    file = cached_file(
-        path,
-        "config.json",
-        revision=revision,
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    model.config._commit_hash = extract_commit_hash(file, None)
-
-
-def commit_of(model: PreTrainedModel) -> str | None:
-    """Return the commit of the hub that ``load_backbone`` loaded a model from; None for a folder."""
-    commit = getattr(model.config, "_commit_hash", None)
-    return commit if isinstance(commit, str) else None

@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from t5peft.compat.bitsandbytes import compute_dtypes, stored_numbers
+from t5peft.compat.hub import note_commit
 from t5peft.compat.torch import computes_bfloat16
-from t5peft.compat.transformers import note_commit
 from t5peft.models.embedded import EMBEDDED, resolve_backbone
 from t5peft.models.families import FAMILIES
 from t5peft.models.folders import recover

@@ -46,7 +46,9 @@ def adapter(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = Task("reviews", "classify: {review}", "{stars}", {"1": "bad", "5": "good"}, ("accuracy",))
     task.to_yaml(folder / "task.yaml")
     score = CardScore("test", "accuracy", 0.75, (0.5, 0.9), 0.5, 40)
-    write_card(folder, task=task, scores=[score], baseline="most frequent label", training={"trained on": "100 records"})
+    write_card(
+        folder, task=task, scores=[score], baseline="most frequent label", training={"trained on": "100 records"}
+    )
     return folder
 
 
@@ -90,7 +92,9 @@ def test_an_adapter_is_loaded_beside_the_commit_of_its_backbone(hub: Hub, adapte
         hub.repos[BASE].branches["main"] = commit
 
 
-def test_a_branch_holds_another_version_and_a_second_push_replaces_the_first(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+def test_a_branch_holds_another_version_and_a_second_push_replaces_the_first(
+    hub: Hub, adapter: Path, tmp_path: Path
+) -> None:
     push_adapter(adapter, "someone/branches")
     second = save_adapter(stir(lora_wrap(load_backbone(BASE)[0], rank=2)), tmp_path / "second")
     push_adapter(second, "someone/branches", revision="rank-2", message="Rank 2")
@@ -153,14 +157,14 @@ def test_the_path_of_a_backbone_on_this_machine_is_not_published(hub: Hub, backb
         ("someone/tiny-t5", None, "holds no adapter; expected"),
     ],
 )
-def test_a_name_without_an_adapter_is_one_clear_error(
-    hub: Hub, name: str, revision: str | None, message: str
-) -> None:
+def test_a_name_without_an_adapter_is_one_clear_error(hub: Hub, name: str, revision: str | None, message: str) -> None:
     with pytest.raises(FileNotFoundError, match=message):
         load_adapter(name, revision=revision)
 
 
-def test_wrong_names_and_damaged_adapters_are_refused_before_anything_is_sent(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+def test_wrong_names_and_damaged_adapters_are_refused_before_anything_is_sent(
+    hub: Hub, adapter: Path, tmp_path: Path
+) -> None:
     sent = len(hub.requests)
     with pytest.raises(ValueError, match="expected a name such as 'user/reviews'"):
         push_adapter(adapter, "reviews")
@@ -175,6 +179,6 @@ def test_wrong_names_and_damaged_adapters_are_refused_before_anything_is_sent(hu
 
 def test_a_hub_that_refuses_is_one_clear_error(hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match="expected that it takes the adapter. Log in by `hf auth login`"):
+    with pytest.raises(OSError, match=r"expected that it takes the adapter\. Log in by `hf auth login`"):
         push_adapter(adapter, "someone/refused")
     assert "someone/refused" not in hub.repos
