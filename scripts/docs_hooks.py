@@ -23,6 +23,7 @@ PAGES = {
     "benchmarks/speed.md": "benchmarks/SPEED.md",
     "contributing/index.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "licenses.md": "LICENSES.md",
     "examples.md": "examples/README.md",
 }
 """The file of the repository that each generated page is read from."""
