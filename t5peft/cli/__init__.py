@@ -17,6 +17,7 @@ from t5peft.compat.lock import FolderInUseError
 from t5peft.compat.suggestions import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "auto": ("t5peft.cli.auto", "choose and tune a method on a file within a time, with a report"),
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),
     "evaluate": ("t5peft.cli.evaluate", "score a tuned adapter on a file or a named task"),
     "predict": ("t5peft.cli.predict", "write a tuned adapter's answers to the records of a file"),

@@ -363,7 +363,8 @@ def training_arguments(config: TrainConfig, examples: int, output: str | Path) -
     }
     if config.optimizer != "adamw":  # of which transformers chooses the fastest
         given["optim"] = config.optimizer
-    _check_training_options(config.training_options, given)
+    if config.training_options:
+        _check_training_options(config.training_options, given)
     return T5PeftTrainingArguments(**given, **config.training_options)
 
 

@@ -110,7 +110,7 @@ def test_train_writes_the_config_that_repeats_it(
     results = json.loads(printed.out)
     assert "saved to" in printed.err
     assert results["output"] == str(tmp_path / "b" / "adapter")
-    assert {"accuracy", "f1"} <= results["scores"]["validation"].keys()
+    assert {"accuracy", "f1_macro"} <= results["scores"]["validation"].keys()
     first, second = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert yaml.safe_load((tmp_path / "a" / "adapter" / "task.yaml").read_text())["max_source_length"] == 20
