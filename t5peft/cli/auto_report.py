@@ -158,7 +158,8 @@ def write_report(
         f"# {task.name}: {best.arm}",
         "",
         *(f"- {reason}" for reason in reasons),
-        f"- Chosen: {best.arm}, of the finalists the one with the best {lead} on validation ({best.score:.4f}), then loss.",
+        f"- Chosen: {best.arm}, with loss {best.loss:.4f} and {lead} {best.score:.4f} on validation. Of the finalists, the one "
+        f"with the lowest loss is chosen, unless another has a clearly better {lead} on the same records.",
         "",
         f"## Test, {len(result.per_example)} records",
         "",

@@ -7,9 +7,11 @@ the rates of one method; here methods compete too, and the time is fixed and not
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,20 +19,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5peft.adapters import save_adapter, save_model
 from t5peft.benchmark.json_lines import JsonLines
+from t5peft.benchmark.statistics import paired_bootstrap
 from t5peft.data import Task
 from t5peft.evaluation import METRICS
+from t5peft.evaluation.scores import EvaluationSet
 from t5peft.methods import METHODS
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import checkpoints
-from t5peft.training.train import Splits, score_splits, train
+from t5peft.training.train import Splits, train
 
-PROBE_STEPS = 6
+PROBE_STEPS, PROBE_RECORDS, PROBE_SHARE = 6, 32, 0.15
+EVALUATIONS, FINAL_EVALUATIONS = 2, 4
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
 MOST_EPOCHS = 30
 FACTORS = (3.0, 1.0, 10.0)  # of the rate of a method, which is where published ones start; small backbones take more
@@ -60,7 +66,9 @@ class Trial:
         score: The task's leading score on validation, of finalists.
         seconds: All it took.
         step_seconds: Of one step.
+        evaluation_seconds: Of one evaluation.
         trained: Number of trained weights.
+        examples: The score of each validation record, of finalists.
         error: Why it failed.
     """
 
@@ -71,7 +79,9 @@ class Trial:
     score: float | None
     seconds: float
     step_seconds: float
+    evaluation_seconds: float
     trained: int
+    examples: Sequence[float] = ()
     error: str | None = None
 
 
@@ -161,8 +171,8 @@ class Halving:
     ) -> None:
         self.task, self.splits, self.config, self.methods = task, splits, config, methods
         self.folder, self.log, self.tell = folder, log, tell
-        metric = METRICS[task.metrics[0]]
-        self.lead, self._sign = metric.lead, 1 if metric.greater_is_better else -1
+        self.lead = METRICS[task.metrics[0]].lead
+        self._validation_share = max(1.0, len(splits["validation"]) / PROBE_RECORDS)
 
     def run(self, seconds: float) -> Trial:
         """Search for about ``seconds``, those of earlier calls included.
@@ -176,7 +186,10 @@ class Halving:
         Raises:
             ValueError: No method could be trained.
         """
-        probes = {name: self._trial(0, Arm(name, self._rate(name)), PROBE_STEPS, math.inf) for name in self.methods}
+        probes: dict[str, Trial] = {}
+        for name in self.methods:
+            if len(probes) < 2 or sum(probe.seconds for probe in probes.values()) < PROBE_SHARE * seconds:
+                probes[name] = self._trial(0, Arm(name, self._rate(name)), PROBE_STEPS, math.inf)
         works = {name: probe for name, probe in probes.items() if probe.loss is not None}
         if not works:
             reasons = "; ".join(f"{name}: {probe.error}" for name, probe in probes.items())
@@ -200,8 +213,20 @@ class Halving:
             if not done:
                 raise ValueError("Got trials none of which had a finite loss; expected at least one.")
             if last:
-                return max(done, key=lambda one: (self._sign * (one.score or 0.0), -(one.loss or 0.0)))
+                return self._best(done)
             arms = [trial.arm for trial in done[: max(2, math.ceil(len(arms) / 3))]]
+
+    def _best(self, finalists: Sequence[Trial]) -> Trial:
+        """Return the finalist with the lowest loss, unless one scores clearly better on the validation records.
+
+        The loss tells more of few records than a score does.
+        """
+        best = finalists[0]
+        for other in finalists[1:]:
+            scores = np.array([other.examples]), np.array([best.examples])
+            if paired_bootstrap(scores).low > 0:
+                best = other
+        return best
 
     def saved(self, trial: Trial) -> Path:
         """Return the folder of a finalist's adapter or model.
@@ -234,9 +259,12 @@ class Halving:
         most = max(LEAST_STEPS, math.ceil(MOST_EPOCHS * examples / self.config.batch_size))
         while True:
             each = [probes[arm.method] for arm in chosen]
-            # A probe has one evaluation; a trial has two, a finalist five.
-            evaluations = 5 if len(chosen) <= 2 else 2
-            fixed = sum(max(0.0, one.seconds - PROBE_STEPS * one.step_seconds) * (1 + evaluations) / 2 for one in each)
+            evaluations = (FINAL_EVALUATIONS + 1 if len(chosen) <= 2 else EVALUATIONS) * self._validation_share
+            fixed = sum(
+                max(0.0, one.seconds - PROBE_STEPS * one.step_seconds - one.evaluation_seconds)
+                + evaluations * one.evaluation_seconds
+                for one in each
+            )
             steps = int((self._share(len(chosen), left) - fixed) / sum(one.step_seconds for one in each))
             if steps >= LEAST_STEPS or len(chosen) <= 2 or not first:
                 return chosen, max(LEAST_STEPS, min(steps, most))
@@ -247,7 +275,7 @@ class Halving:
         if (rung, arm) in self.log.trials:
             return self.log.trials[rung, arm]
         folder = self._run_folder(rung, arm)
-        evaluations = 5 if final else 2 if rung else 1
+        evaluations = FINAL_EVALUATIONS if final else EVALUATIONS if rung else 1
         config = replace(
             self.config,
             method=arm.method,
@@ -268,15 +296,17 @@ class Halving:
 
     def _run(self, rung: int, arm: Arm, config: TrainConfig, folder: Path, seconds: float, *, final: bool) -> Trial:
         watch, began, trained = _Watch(seconds), time.monotonic(), 0
-        score = error = None
+        result = error = None
+        splits = self.splits if rung else {**self.splits, "validation": self.splits["validation"][:PROBE_RECORDS]}
         resume = final and bool(checkpoints(folder))
         try:
-            model, tokenizer = train(
-                self.task, self.splits, config, folder, resume=resume, overwrite=not resume, callbacks=[watch]
-            )
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a line for each step
+                model, tokenizer = train(
+                    self.task, splits, config, folder, resume=resume, overwrite=not resume, callbacks=[watch]
+                )
             trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
             if final:
-                score = score_splits(model, tokenizer, self.task, {"validation": self.splits["validation"]})
+                result = EvaluationSet(self.task, self.splits["validation"], tokenizer).score(model)
                 if METHODS[arm.method].has_adapter:
                     save_adapter(cast(PeftModel, model), folder / "saved")
                 else:
@@ -289,9 +319,11 @@ class Halving:
             arm=arm,
             steps=watch.step or cast(int, config.steps),
             loss=loss,
-            score=None if score is None else score["validation"][self.lead],
+            score=None if result is None else result.scores[self.lead],
+            examples=[] if result is None else result.per_example,
             seconds=time.monotonic() - began,
             step_seconds=watch.step_seconds,
+            evaluation_seconds=watch.evaluation_seconds,
             trained=trained,
             error=error if error or loss is not None else "the loss is not finite",
         )
@@ -304,7 +336,7 @@ class _Watch(TrainerCallback):
     """Times the steps, keeps the lowest loss, and ends a training that takes longer than it may."""
 
     def __init__(self, seconds: float) -> None:
-        self.loss, self.step, self.step_seconds = math.inf, 0, 0.0
+        self.loss, self.step, self.step_seconds, self.evaluation_seconds = math.inf, 0, 0.0, 0.0
         self._until, self._last, self._times = time.monotonic() + seconds, 0.0, list[float]()
 
     def on_step_begin(
@@ -331,6 +363,7 @@ class _Watch(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Keep the lowest loss, of earlier parts of a resumed training too."""
+        self.evaluation_seconds = (metrics or {}).get("eval_runtime", 0.0)
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         self.loss = min([self.loss, *losses, (metrics or {}).get("eval_loss", math.inf)])
 
@@ -344,5 +377,9 @@ def fields_of(trial: Trial) -> dict[str, Any]:
     Returns:
         Its fields, with those of the arm among them.
     """
-    plain = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial) if field.name != "arm"}
+    plain = {
+        field.name: getattr(trial, field.name)
+        for field in dataclasses.fields(trial)
+        if field.name not in ("arm", "examples")
+    }
     return {**asdict(trial.arm), **plain}

@@ -342,7 +342,7 @@ def training_arguments(config: TrainConfig, examples: int, output: str | Path) -
         "max_steps": steps,
         "per_device_train_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing": config.gradient_checkpointing,
         "learning_rate": config.learning_rate or METHODS[config.method].learning_rate,
         "lr_scheduler_type": config.scheduler,
         "warmup_steps": config.warmup,
