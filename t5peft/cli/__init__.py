@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lint": ("t5peft.cli.lint", "report what a tokenizer loses of a data set, before training"),
     "pretrain": ("t5peft.cli.pretrain", "span corruption on plain text, from scratch or from a checkpoint"),
     "serve": ("t5peft.cli.serve", "serve a backbone and its adapters over HTTP, by OpenAI's API"),
+    "completion": ("t5peft.cli.completion", "print the script by which bash, zsh or fish completes commands"),
 }
 ALIASES = {"retune": "continue"}  # the name of version 0.1
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from t5peft.cli import names
 from t5peft.cli.data import SPLITS, pairs_of
 from t5peft.cli.options import OPTIONS, add_hidden, add_option
+from t5peft.cli.output import add_output_options, print_results
 from t5peft.compat.lock import hold_folder
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put the tables between <!-- table:SUITE --> and <!-- /table --> there, and all tasks in one between "
         "<!-- table:SUITE-overview --> and <!-- /table -->",
     )
+    add_output_options(parser)
     own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
     own.add_argument("--task", help="a family with --train, a task of the package, or a YAML file; default: a suite's")
     for split, text in SPLITS.items():
@@ -108,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
         methods=args.methods if args.report_only else None,
         asked=asked,
     )
-    print(f"\n{report.text}\n")
-    print("\n".join(f"{kind}: {path}" for kind, path in report.paths.items()))
+    paths = "\n".join(f"{kind}: {path}" for kind, path in report.paths.items())
+    print_results(args, {"suite": suite.name, "paths": report.paths}, f"\n{report.text}\n\n{paths}")
     if args.readme:
         fill_markers(args.readme, {suite.name: report.text, f"{suite.name}-overview": report.overview})
     return 0

@@ -68,6 +68,7 @@ def test_the_help_of_all_names_commands_and_exit_codes(capsys: pytest.CaptureFix
         assert text in printed
     for code, text in EXIT_CODES.items():
         assert f"{code}  {text}" in printed
+        assert f"| {code} | {text} |" in (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert main([]) == 2
 
 
@@ -132,3 +133,15 @@ def test_a_damaged_file_of_a_task_or_a_suite_ends_in_one_line(
         printed = capsys.readouterr().err
         assert str(path) in printed
         assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_options_and_choices(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*COMMANDS, "gradient-checkpointing", *METHODS))
+    if shell == "bash":
+        ask = "COMP_WORDS=(t5peft {}); COMP_CWORD={}; _t5peft; echo ${{COMPREPLY[@]}}"
+        asked = "\n".join(ask.format(*given) for given in (("tra", 1), ("train --warm", 2), ("plan --method pref", 3)))
+        done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["train", "--warmup", "prefix"]
