@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence, Sized
+import sys
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
 from transformers import (
     EarlyStoppingCallback,
@@ -23,12 +26,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import EvalLoopOutput
 
 from t5peft.compat.lock import hold_folder
 from t5peft.compat.suggestions import did_you_mean
 from t5peft.data import Task, checks
 from t5peft.deprecated import renamed_arguments
-from t5peft.evaluation import evaluate_task
+from t5peft.evaluation import METRICS, evaluate_task
 from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
@@ -112,7 +116,7 @@ def train(
     overwrite: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> ModelAndTokenizer:
-    """Train on ``splits["train"]`` and keep the checkpoint with the lowest loss on validation.
+    """Train on ``splits["train"]`` and keep the checkpoint that is best on validation, by ``config.best_metric``.
 
     What would stop the scoring afterwards stops the run before the training.
 
@@ -138,6 +142,7 @@ def train(
         check_run_folder(output, resume=resume, overwrite=overwrite)
         check_splits(task, splits)
         check_metrics(task)
+        best = best_score(task, config.best_metric)
         test = splits.get("test", ())
         if not _is_empty(test):
             checks.raise_all(task.name, checks.missing_references([*splits["validation"], *test], task.references))
@@ -151,7 +156,9 @@ def train(
         )
         stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
         arguments = training_arguments(config, len(training), output)
-        trainer = T5PeftTrainer(
+        if best is not None:
+            arguments.metric_for_best_model, arguments.greater_is_better = best
+        trainer = ScoringTrainer(
             model=wrapped,
             args=arguments,
             train_dataset=training,
@@ -159,6 +166,8 @@ def train(
             processing_class=tokenizer,
             callbacks=[EvaluateLastStep(), *stopping, *callbacks],
         )
+        if best is not None:
+            trainer.score = lambda model: score_splits(model, tokenizer, task, {"validation": splits["validation"]})
         if overwrite and arguments.should_save:
             delete_checkpoints(output)
         trainer.train(resume_from_checkpoint=resume)
@@ -185,6 +194,52 @@ def check_splits(task: Task, splits: Splits) -> None:
 def _is_empty(records: Any) -> bool:
     """Return whether records are missing; by their length, as a DataFrame has no truth value."""
     return records is None or (isinstance(records, Sized) and len(records) == 0)
+
+
+def best_score(task: Task, metric: str) -> tuple[str, bool] | None:
+    """Return the name of the score that the best checkpoint is chosen by, and whether it is better when it is greater.
+
+    Args:
+        task: The task, with its metrics.
+        metric: ``"loss"``, a metric of the task, or a score of one.
+
+    Returns:
+        The name and the direction; None for the loss.
+
+    Raises:
+        ValueError: The task does not have the metric.
+    """
+    if metric == "loss":
+        return None
+    if metric in task.metrics:
+        return METRICS[metric].lead, METRICS[metric].greater_is_better
+    names = ("loss", *task.metrics)
+    raise ValueError(
+        f"Got best_metric={metric!r}; expected one of {', '.join(names)}, the metrics of the task {task.name!r}."
+        f"{did_you_mean(metric, names)}"
+    )
+
+
+class ScoringTrainer(T5PeftTrainer):
+    """A trainer whose evaluations have the scores of the task too, where ``score`` computes them."""
+
+    score: Callable[[Any], Mapping[str, Mapping[str, float]]] | None = None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, and score the model on validation.
+
+        Args:
+            args: Those of the trainer.
+            kwargs: Those of the trainer.
+
+        Returns:
+            What the trainer returns, with the scores among its metrics.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.score is not None:
+            scores = self.score(self.accelerator.unwrap_model(self.model))["validation"]
+            output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
+        return output
 
 
 class EvaluateLastStep(TrainerCallback):
@@ -244,7 +299,11 @@ def _load_backbone(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedToke
     if config.method not in METHODS:
         suggestion = did_you_mean(config.method, METHODS)
         raise ValueError(f"Got method={config.method!r}; expected one of {', '.join(METHODS)}.{suggestion}")
-    model, tokenizer = load_backbone(config.backbone, quantize=METHODS[config.method].quantize)
+    model, tokenizer = load_backbone(
+        config.backbone,
+        quantize=config.quantize or METHODS[config.method].quantize,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype),
+    )
     if not model.can_generate():
         raise ValueError(
             f"Got {config.backbone}, which has a classification head; expected a T5 with a language model head."
@@ -275,25 +334,50 @@ def training_arguments(config: TrainConfig, examples: int, output: str | Path) -
 
     Returns:
         The arguments, with as many evaluations as the config says at most.
+
+    Raises:
+        ValueError: A training option is unknown, or set by another field.
     """
-    batch = config.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    batch = config.batch_size * config.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     steps = config.steps or max(1, round(config.epochs * max(1, -(-examples // batch))))
     every = -(-steps // config.evaluations)
-    return T5PeftTrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate or METHODS[config.method].learning_rate,
-        weight_decay=config.weight_decay or 0.0,
-        label_smoothing_factor=config.label_smoothing or 0.0,
-        bf16=config.bf16,
-        logging_steps=max(1, every // 4),
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        seed=config.seed,
-    )
+    given: dict[str, Any] = {
+        "output_dir": str(output),
+        "max_steps": steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "learning_rate": config.learning_rate or METHODS[config.method].learning_rate,
+        "lr_scheduler_type": config.scheduler,
+        "warmup_steps": config.warmup,
+        "weight_decay": config.weight_decay or 0.0,
+        "label_smoothing_factor": config.label_smoothing or 0.0,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.bf16,
+        "logging_steps": max(1, every // 4),
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "disable_tqdm": not sys.stderr.isatty(),
+        "seed": config.seed,
+    }
+    if config.optimizer != "adamw":  # of which transformers chooses the fastest
+        given["optim"] = config.optimizer
+    if config.training_options:
+        _check_training_options(config.training_options, given)
+    return T5PeftTrainingArguments(**given, **config.training_options)
+
+
+def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise one error for all arguments that do not exist, or that the config has fields for."""
+    known = {field.name for field in dataclasses.fields(T5PeftTrainingArguments) if field.init} - given.keys()
+    if wrong := [name for name in options if name not in known]:
+        suggestions = "".join(did_you_mean(name, known) for name in wrong if name not in given)
+        raise ValueError(
+            f"Got training_options {', '.join(wrong)}; expected arguments of T5PeftTrainingArguments that no other option "
+            f"sets.{suggestions}"
+        )
