@@ -14,11 +14,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
+import tomllib
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,9 @@ def version_problems(version: str) -> list[str]:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     if citation["version"] != version:
         problems.append(f"CITATION.cff has the version {citation['version']}, not {version}")
-    date = re.search(rf"^## {re.escape(version)} \((.+)\)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)
+    date = re.search(
+        rf"^## {re.escape(version)} \((.+)\)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE
+    )
     if date and date[1] != str(citation["date-released"]):
         problems.append(f"CITATION.cff has the date {citation['date-released']}, CHANGELOG.md {date[1]}")
     return problems

@@ -8,8 +8,9 @@
 # %% [markdown]
 # # Comparing methods
 #
-# Which method should you take for your table? This notebook trains four of them on the same records and compares them with full fine-tuning,
-# record by record. It takes about four minutes on two cores. `t5peft bench` does the same for more methods and seeds, with a report.
+# Which method should you take for your table? This notebook trains four of them on the same records and compares them with
+# full fine-tuning, record by record. It takes about four minutes on two cores. `t5peft bench` does the same for more methods and
+# seeds, with a report.
 
 # %%
 import tempfile

@@ -8,8 +8,8 @@
 # %% [markdown]
 # # From a CSV to an answer
 #
-# A table of headlines with their sentiment becomes a model that labels new headlines. It takes about two minutes on two cores. Open it as a
-# notebook by `jupytext --to ipynb from_a_csv_to_an_answer.py`.
+# A table of headlines with their sentiment becomes a model that labels new headlines. It takes about two minutes on two cores.
+# Open it as a notebook by `jupytext --to ipynb from_a_csv_to_an_answer.py`.
 
 # %% [markdown]
 # ## Read the table

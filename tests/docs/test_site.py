@@ -50,7 +50,9 @@ def test_the_site_builds_and_reads_without_a_network(tmp_path: Path) -> None:
 
     assert docs_hooks.site_problems(tmp_path / "site") == []
     page = tmp_path / "site" / "start.html"
-    page.write_text(page.read_text() + '<script src="https://cdn.example/x.js"></script><a href="gone.html#there">gone</a>')
+    page.write_text(
+        page.read_text() + '<script src="https://cdn.example/x.js"></script><a href="gone.html#there">gone</a>'
+    )
     assert docs_hooks.site_problems(tmp_path / "site") == [
         "start.html loads https://cdn.example/x.js from the network",
         "start.html links to gone.html#there, which does not exist",

@@ -53,4 +53,6 @@ def test_the_card_has_the_most_frequent_label_beside_the_scores(tmp_path: Path) 
 def test_a_free_answer_is_compared_with_a_copy_and_a_score_of_a_corpus_has_no_interval(tmp_path: Path) -> None:
     run = score_run(tiny_t5(), tiny_tokenizer(), FREE, {"train": RECORDS, "test": RECORDS[:2]})
     assert run.baseline == "copy of the source"
-    assert [(score.split, score.baseline, score.interval) for score in run.card] == [("test", pytest.approx(100.0), None)]
+    assert [(score.split, score.baseline, score.interval) for score in run.card] == [
+        ("test", pytest.approx(100.0), None)
+    ]
