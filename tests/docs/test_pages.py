@@ -109,6 +109,18 @@ def blocks(page: str) -> Iterator[Block]:
         yield Block(page, line, found[2], found[3], found[1] or "")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def what_pages_register_is_gone_afterwards() -> Iterator[None]:
+    from t5peft.evaluation import METRICS
+    from t5peft.methods import METHODS
+
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = [(METHODS, dict(METHODS)), (METRICS, dict(METRICS))]
+    yield
+    for table, content in before:
+        table.clear()
+        table.update(content)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the pages are read, with the first rows of the tables."""
