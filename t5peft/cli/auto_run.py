@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from t5peft.adapters import is_adapter
-from t5peft.cli.auto_report import Baseline, baselines_of, correlation, interval_of, write_card, write_report
+from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_card, write_report
 from t5peft.cli.auto_search import Halving, Trial, TrialLog, fields_of
 from t5peft.cli.auto_task import guess_task, round_numbers
 from t5peft.compat.lock import hold_folder
@@ -40,7 +40,7 @@ REPORT, RESULTS, TRIALS = "report.md", "results.json", "trials.jsonl"
 
 @dataclass(frozen=True)
 class AutoResult:
-    """What ``auto`` found.
+    """The result of ``auto``.
 
     Attributes:
         folder: The adapter, or the model where full fine-tuning was best.
@@ -176,7 +176,10 @@ def _auto(
     overwrite: bool,
     tell: Callable[[str], None],
 ) -> AutoResult:
-    """Search, score and write; long because it is the whole way, in order."""
+    """Search, score and write.
+
+    Long because it is the whole way in its order, each step of which needs what those before it found.
+    """
     began = time.monotonic()
     if overwrite:
         for name in (REPORT, RESULTS, TRIALS):
@@ -208,6 +211,7 @@ def _auto(
     model, tokenizer = load_tuned_model(saved)
     examples = EvaluationSet(task, splits["test"], tokenizer)
     result = examples.score(model)
+    result.scores.update(correlation_of_numbers(model, examples))
     baselines = baselines_of(task, splits["train"], examples, result.per_example)
     commands = _commands(folder, saved, config.backbone, task, splits)
     trials = list(log.trials.values())
@@ -371,6 +375,3 @@ def _results(
         "trials": [fields_of(trial) for trial in trials],
         "commands": list(commands),
     }
-
-
-__all__ = ["AutoResult", "auto", "correlation", "prepare"]
