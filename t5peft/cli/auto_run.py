@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -23,7 +23,7 @@ from t5peft.compat.lock import hold_folder
 from t5peft.data import Task, preset_task
 from t5peft.data.lint import LintReport, lint
 from t5peft.data.registry import with_validation
-from t5peft.data.sources import part_of
+from t5peft.data.sources import Records, part_of, read_records
 from t5peft.data.splits import Splits, fingerprint_of_data, hold_out
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
 from t5peft.methods import METHODS
@@ -108,9 +108,9 @@ def auto(
     folder = Path(output)
     with hold_folder(folder):
         given = {"train": train, "validation": validation, "test": test}
-        splits: Splits = {
-            split: list(rows) if not isinstance(rows, list) else rows for split, rows in given.items() if rows
-        }
+        splits: Splits = {split: cast(Records, read_records(rows)) for split, rows in given.items() if rows is not None}
+        if not splits["train"]:
+            raise ValueError("Got no training records; expected some, with a column to predict.")
         task, splits, reasons = prepare(task, splits, columns or {}, target)
         config = replace(config or TrainConfig(), backbone=backbone)
         return _auto(task, splits, reasons, folder, config, methods, minutes, memory_bytes, overwrite, tell)

@@ -55,5 +55,6 @@ class ScoringTrainer(T5PeftTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         if self.score is not None:
             scores = self.score(self.accelerator.unwrap_model(self.model))["validation"]
-            output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
+            scored = {f"eval_{name}": value for name, value in scores.items()}
+            output = output._replace(metrics={**(output.metrics or {}), **scored})
         return output
