@@ -1,4 +1,4 @@
-"""What ``auto`` says of its result: scores with intervals beside simple baselines, the trials, the reasons, a model card."""
+"""Report on the result of ``auto``: scores with intervals beside simple baselines, trials, reasons, a model card."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from t5peft.benchmark.statistics import Difference, paired_bootstrap
 from t5peft.cli.auto_search import Trial
 from t5peft.data import Task
-from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
+from t5peft.evaluation.scores import EvaluationResult, EvaluationSet, rank_targets
 from t5peft.planning.units import seconds_text
 
 TFIDF = "tf-idf + logistic regression"
@@ -89,23 +90,29 @@ def _tfidf(texts: Sequence[str], labels: Sequence[str], test: Sequence[str]) -> 
     return [str(label) for label in model.predict(vectors.transform(test))]
 
 
-def correlation(task: Task, result: EvaluationSet, predictions: Sequence[str]) -> float | None:
-    """Return Pearson's correlation of numbers; None where either side is constant.
+def correlation_of_numbers(model: nn.Module, test: EvaluationSet) -> dict[str, float]:
+    """Return Pearson's correlation of the expected and the true number, for a task whose labels are numbers.
 
     Args:
-        task: A task whose labels are numbers.
-        result: The test records.
-        predictions: The answers to them.
+        model: The tuned model.
+        test: The test records.
 
     Returns:
-        The correlation.
+        ``pearson``, or nothing where labels are not numbers, fewer than three, or all answers the same.
     """
-    numbers = np.array(
-        [[float(answer), float(gold[0])] for answer, gold in zip(predictions, result.references, strict=True)]
-    )
-    if numbers[:, 0].std() == 0 or numbers[:, 1].std() == 0:
-        return None
-    return float(np.corrcoef(numbers.T)[0, 1])
+    try:
+        values = np.array([float(label) for label in test.task.labels])
+    except ValueError:
+        return {}
+    if len(values) < 3:
+        return {}
+    sources = [feature["input_ids"] for feature in test.features]
+    ranking = rank_targets(model, test.tokenizer, test.task, sources)
+    expected = ranking.probabilities.double().cpu().numpy() @ values
+    truth = np.array([float(answers[0]) for answers in test.references])
+    if expected.std() == 0 or truth.std() == 0:
+        return {}
+    return {"pearson": float(np.corrcoef(expected, truth)[0, 1])}
 
 
 def advice_of(baselines: Sequence[Baseline]) -> list[str]:

@@ -11,19 +11,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from t5peft.adapters import is_adapter
-from t5peft.cli.auto_report import Baseline, baselines_of, correlation, interval_of, write_card, write_report
+from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_card, write_report
 from t5peft.cli.auto_search import Halving, Trial, TrialLog, fields_of
 from t5peft.cli.auto_task import guess_task, round_numbers
 from t5peft.compat.lock import hold_folder
 from t5peft.data import Task, preset_task
 from t5peft.data.lint import LintReport, lint
 from t5peft.data.registry import with_validation
-from t5peft.data.sources import part_of
+from t5peft.data.sources import Records, part_of, read_records
 from t5peft.data.splits import Splits, fingerprint_of_data, hold_out
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
 from t5peft.methods import METHODS
@@ -40,7 +40,7 @@ REPORT, RESULTS, TRIALS = "report.md", "results.json", "trials.jsonl"
 
 @dataclass(frozen=True)
 class AutoResult:
-    """What ``auto`` found.
+    """The result of ``auto``.
 
     Attributes:
         folder: The adapter, or the model where full fine-tuning was best.
@@ -108,9 +108,9 @@ def auto(
     folder = Path(output)
     with hold_folder(folder):
         given = {"train": train, "validation": validation, "test": test}
-        splits: Splits = {
-            split: list(rows) if not isinstance(rows, list) else rows for split, rows in given.items() if rows
-        }
+        splits: Splits = {split: cast(Records, read_records(rows)) for split, rows in given.items() if rows is not None}
+        if not splits["train"]:
+            raise ValueError("Got no training records; expected some, with a column to predict.")
         task, splits, reasons = prepare(task, splits, columns or {}, target)
         config = replace(config or TrainConfig(), backbone=backbone)
         return _auto(task, splits, reasons, folder, config, methods, minutes, memory_bytes, overwrite, tell)
@@ -176,7 +176,10 @@ def _auto(
     overwrite: bool,
     tell: Callable[[str], None],
 ) -> AutoResult:
-    """Search, score and write; long because it is the whole way, in order."""
+    """Search, score and write.
+
+    Long because it is the whole way in its order, each step of which needs what those before it found.
+    """
     began = time.monotonic()
     if overwrite:
         for name in (REPORT, RESULTS, TRIALS):
@@ -208,6 +211,7 @@ def _auto(
     model, tokenizer = load_tuned_model(saved)
     examples = EvaluationSet(task, splits["test"], tokenizer)
     result = examples.score(model)
+    result.scores.update(correlation_of_numbers(model, examples))
     baselines = baselines_of(task, splits["train"], examples, result.per_example)
     commands = _commands(folder, saved, config.backbone, task, splits)
     trials = list(log.trials.values())
@@ -371,6 +375,3 @@ def _results(
         "trials": [fields_of(trial) for trial in trials],
         "commands": list(commands),
     }
-
-
-__all__ = ["AutoResult", "auto", "correlation", "prepare"]

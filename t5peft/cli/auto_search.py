@@ -81,7 +81,7 @@ class Trial:
     step_seconds: float
     evaluation_seconds: float
     trained: int
-    examples: Sequence[float] = ()
+    examples: tuple[float, ...] = ()
     error: str | None = None
 
 
@@ -111,7 +111,9 @@ class TrialLog:
                     "to go on with it. Give another folder, or --overwrite to begin anew."
                 )
             if "trial" in entry:
-                self._add(Trial(**{**entry["trial"], "arm": Arm(**entry["trial"]["arm"])}))
+                fields = entry["trial"]
+                read = {"arm": Arm(**fields["arm"]), "examples": tuple(fields["examples"])}
+                self._add(Trial(**{**fields, **read}))
             if "rung" in entry:
                 self.rungs[entry["rung"]] = (entry["steps"], [Arm(**arm) for arm in entry["arms"]])
         if not known:
@@ -320,7 +322,7 @@ class Halving:
             steps=watch.step or cast(int, config.steps),
             loss=loss,
             score=None if result is None else result.scores[self.lead],
-            examples=[] if result is None else result.per_example,
+            examples=() if result is None else tuple(result.per_example),
             seconds=time.monotonic() - began,
             step_seconds=watch.step_seconds,
             evaluation_seconds=watch.evaluation_seconds,

@@ -47,7 +47,7 @@ class TaskGuess:
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds: ``text``, ``label``, ``number``, ``list``, ``id``, ``constant`` or ``empty``."""
+    """A column and its kind: ``text``, ``label``, ``number``, ``list``, ``id``, ``constant`` or ``empty``."""
 
     name: str
     kind: str

@@ -1,4 +1,4 @@
-"""What a command prints: results on the standard output, as text or as one JSON object; bars only on terminals."""
+"""Print the results of a command on the standard output, as text or as one JSON object; bars only on terminals."""
 
 from __future__ import annotations
 

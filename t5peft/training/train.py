@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,17 +26,17 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import EvalLoopOutput
 
 from t5peft.compat.lock import hold_folder
 from t5peft.compat.suggestions import did_you_mean
 from t5peft.data import Task, checks
 from t5peft.deprecated import renamed_arguments
-from t5peft.evaluation import METRICS, evaluate_task
+from t5peft.evaluation import evaluate_task
 from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
-from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+from t5peft.training import T5PeftTrainingArguments
+from t5peft.training.best_checkpoint import ScoringTrainer, best_score
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
@@ -196,52 +196,6 @@ def _is_empty(records: Any) -> bool:
     return records is None or (isinstance(records, Sized) and len(records) == 0)
 
 
-def best_score(task: Task, metric: str) -> tuple[str, bool] | None:
-    """Return the name of the score that the best checkpoint is chosen by, and whether it is better when it is greater.
-
-    Args:
-        task: The task, with its metrics.
-        metric: ``"loss"``, a metric of the task, or a score of one.
-
-    Returns:
-        The name and the direction; None for the loss.
-
-    Raises:
-        ValueError: The task does not have the metric.
-    """
-    if metric == "loss":
-        return None
-    if metric in task.metrics:
-        return METRICS[metric].lead, METRICS[metric].greater_is_better
-    names = ("loss", *task.metrics)
-    raise ValueError(
-        f"Got best_metric={metric!r}; expected one of {', '.join(names)}, the metrics of the task {task.name!r}."
-        f"{did_you_mean(metric, names)}"
-    )
-
-
-class ScoringTrainer(T5PeftTrainer):
-    """A trainer whose evaluations have the scores of the task too, where ``score`` computes them."""
-
-    score: Callable[[Any], Mapping[str, Mapping[str, float]]] | None = None
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, and score the model on validation.
-
-        Args:
-            args: Those of the trainer.
-            kwargs: Those of the trainer.
-
-        Returns:
-            What the trainer returns, with the scores among its metrics.
-        """
-        output = super().evaluation_loop(*args, **kwargs)
-        if self.score is not None:
-            scores = self.score(self.accelerator.unwrap_model(self.model))["validation"]
-            output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
-        return output
-
-
 class EvaluateLastStep(TrainerCallback):
     """Evaluate and save after the last step too, also where the number of evaluations does not divide that of steps."""
 
@@ -354,22 +308,24 @@ def training_arguments(config: TrainConfig, examples: int, output: str | Path) -
         "label_smoothing_factor": config.label_smoothing or 0.0,
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.bf16,
-        "logging_steps": max(1, every // 4),
         "eval_strategy": "steps",
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
-        "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
-        "disable_tqdm": not sys.stderr.isatty(),
         "seed": config.seed,
     }
     if config.optimizer != "adamw":  # of which transformers chooses the fastest
         given["optim"] = config.optimizer
     if config.training_options:
         _check_training_options(config.training_options, given)
-    return T5PeftTrainingArguments(**given, **config.training_options)
+    defaults = {
+        "logging_steps": max(1, every // 4),
+        "save_total_limit": 2,
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+    return T5PeftTrainingArguments(**given, **{**defaults, **config.training_options})
 
 
 def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:

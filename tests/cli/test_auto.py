@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,20 +12,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from paths import ROOT
+from tiny import tiny_t5, tiny_tokenizer
 
 import t5peft
 from t5peft import load_adapter
 from t5peft.benchmark.statistics import Difference
+from t5peft.cli import auto as auto_command
 from t5peft.cli import main
-from t5peft.cli.auto_report import TFIDF, Baseline, advice_of
+from t5peft.cli.auto_report import TFIDF, Baseline, advice_of, correlation_of_numbers
 from t5peft.cli.auto_run import fitting_methods, prepare
 from t5peft.cli.auto_search import Arm, Halving, Trial, TrialLog
 from t5peft.cli.auto_task import UnclearTaskError, guess_task, round_numbers
 from t5peft.data import Task
 from t5peft.data.lint import lint
+from t5peft.evaluation import rank
+from t5peft.evaluation.scores import EvaluationSet
 from t5peft.models.backbone import load_tokenizer
+from t5peft.planning.plan import Job, step_bytes
 from t5peft.training.config import TrainConfig
 
 
@@ -125,9 +132,9 @@ def test_methods_that_do_not_fit_are_left_out(backbone: str) -> None:
     everything, none = fitting_methods(config, checked, None, 10**12)
     assert none == []
     assert "qlora" not in everything
-    smallest = min((size for size in range(100_000, 3_000_000, 50_000) if _fits(config, checked, size)), default=None)
-    assert smallest is not None
-    fitting, dropped = fitting_methods(config, checked, None, smallest)
+    source, target = checked.sources.lengths[-1], checked.targets.lengths[-1]
+    one_row = Job(backbone, "full", source, target, 16, 1, device="cpu", checkpointing=True)
+    fitting, dropped = fitting_methods(config, checked, None, step_bytes(one_row).peak_bytes - 1)
     assert set(fitting) < set(everything)
     assert any(line.startswith("full is left out: it needs ") for line in dropped)
     assert any("tokens_per_micro_batch" in change.get("training_options", {}) for change in fitting.values())
@@ -135,13 +142,6 @@ def test_methods_that_do_not_fit_are_left_out(backbone: str) -> None:
         fitting_methods(config, checked, None, 1000)
     with pytest.raises(ValueError, match="Got methods lroa; expected some of"):
         fitting_methods(config, checked, ["lroa"], None)
-
-
-def _fits(config: TrainConfig, checked: Any, size: int) -> bool:
-    try:
-        return bool(fitting_methods(config, checked, None, size))
-    except ValueError:
-        return False
 
 
 def trial(rung: int, arm: Arm, loss: float | None, examples: tuple[float, ...] = ()) -> Trial:
@@ -290,3 +290,27 @@ def test_the_function_is_public() -> None:
     from t5peft.cli.auto_run import auto
 
     assert t5peft.auto is auto
+
+
+def test_labels_that_are_numbers_are_also_scored_by_their_correlation() -> None:
+    model, tokenizer = tiny_t5(), tiny_tokenizer()
+    records = [{"text": f"film {i}", "score": str(i % 4)} for i in range(8)]
+    task = Task("score", "{text}", "{score}", {str(i): str(i) for i in range(4)}, ("accuracy",))
+    found = correlation_of_numbers(model, EvaluationSet(task, records, tokenizer))["pearson"]
+    ranking = rank(model, tokenizer, task.sources(records, tokenizer), task.candidates)
+    expected = [sum(i * share for i, share in enumerate(row)) for row in ranking.probabilities.tolist()]
+    assert found == pytest.approx(np.corrcoef(expected, [i % 4 for i in range(8)])[0, 1], abs=1e-4)
+    words = Task("mood", "{text}", "{score}", {str(i): str(i) for i in range(2)}, ("accuracy",))
+    assert correlation_of_numbers(model, EvaluationSet(words, records[:2], tokenizer)) == {}
+
+
+def test_a_terminal_is_asked_for_the_column(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("9\nwhat\n2\n"))
+    assert auto_command._ask(("mood", "topic"), {"mood": 1, "topic": "film"}) == "topic"
+    assert "  2  topic, such as 'film'" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("mood\n"))
+    assert auto_command._ask(("mood", "topic"), {}) == "mood"
+    with pytest.raises(ValueError, match="Give --column label=NAME"):
+        auto_command._ask(("mood", "topic"), {})

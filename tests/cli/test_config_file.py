@@ -109,6 +109,7 @@ def test_train_writes_the_config_that_repeats_it(
     printed = capsys.readouterr()
     results = json.loads(printed.out)
     assert "saved to" in printed.err
+    assert "%|" not in printed.err, "bars are for terminals"
     assert results["output"] == str(tmp_path / "b" / "adapter")
     assert {"accuracy", "f1_macro"} <= results["scores"]["validation"].keys()
     first, second = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in "ab")

@@ -49,7 +49,7 @@ DIFFERENT = {
 
 
 class Meaning(NamedTuple):
-    """What an option says and takes."""
+    """The text of an option and the values that it takes."""
 
     help: str | None
     type: Any
