@@ -42,7 +42,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of a command.
     """
-    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or a whole model")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="an adapter of `t5peft train`, a whole model, or a name on the hub"
+    )
     parser.add_argument("--task", help="a YAML file or a task of the package; default: the task saved with the model")
 
 
@@ -55,9 +57,11 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from t5peft.adapters import local_adapter
     from t5peft.data.presets import has_references
     from t5peft.evaluation import evaluate_task
 
+    args.model = str(local_adapter(args.model))
     task = read_task(args)
     if args.references:
         task = replace(task, references=args.references)

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or a whole model")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="an adapter of `t5peft train`, a whole model, or a name on the hub"
+    )
     parser.add_argument("--to", required=True, choices=("transformers", "ct2", "onnx"), help="the engine that runs it")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the export is written")
     parser.add_argument("--quantize", choices=("int8",), help="store linear maps in 8 bits (ct2, onnx)")
@@ -49,9 +51,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: There is --data, but no task beside the model.
     """
+    from t5peft.adapters import local_adapter
     from t5peft.data import Task
     from t5peft.serving.export import export
 
+    args.model = str(local_adapter(args.model))
     path = Path(args.model) / TASK_FILE
     records = None
     if path.is_file():

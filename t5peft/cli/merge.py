@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or its name on the hub"
+    )
     parser.epilog = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
     group = parser.add_argument_group("output")
     add_option(group, "--output")
@@ -39,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: The output holds an adapter or, without --overwrite, a model.
     """
-    from t5peft.adapters import ensure_no_adapter, merge, save_model
+    from t5peft.adapters import ensure_no_adapter, local_adapter, merge, save_model
 
+    args.model = str(local_adapter(args.model))
     output = Path(args.output)
     with hold_folder(output):
         ensure_no_adapter(output)

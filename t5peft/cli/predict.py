@@ -82,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
     path = None if args.output in (None, "-") else Path(args.output)
     if path is not None:
         kind_of(path)
+    from t5peft.adapters import local_adapter
+
+    args.model = str(local_adapter(args.model))
     task = read_task(args)
     records = read_file(args, args.data, "test") if args.data else _records_of(task, args.text)
     _check_columns(task, records)

@@ -18,6 +18,7 @@ from t5peft import Task, load_adapter, load_backbone, lora_wrap, merge, push_ada
 from t5peft.adapters import CardScore, manifest_sha256, write_card
 from t5peft.adapters.card import PLACE
 from t5peft.adapters.manifest import CONFIG, MANIFEST, WEIGHTS
+from t5peft.cli import main
 from t5peft.models.manifest import verify
 
 # huggingface_hub gives files to its HTTP client by an argument of earlier versions.
@@ -182,3 +183,15 @@ def test_a_hub_that_refuses_is_one_clear_error(hub: Hub, adapter: Path, monkeypa
     with pytest.raises(OSError, match=r"expected that it takes the adapter\. Log in by `hf auth login`"):
         push_adapter(adapter, "someone/refused")
     assert "someone/refused" not in hub.repos
+
+
+def test_commands_take_an_adapter_by_its_name(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+    push_adapter(adapter, "someone/commands")
+    data = tmp_path / "new.jsonl"
+    data.write_text(json.dumps({"review": "good", "stars": "5"}) + "\n")
+    output = tmp_path / "answers.jsonl"
+    assert main(["predict", "someone/commands", "--data", str(data), "--output", str(output)]) == 0
+    assert json.loads(output.read_text())["answer"] in ("1", "5")
+    assert main(["evaluate", "someone/commands", "--data", str(data)]) == 0
+    assert main(["merge", "someone/commands", "--output", str(tmp_path / "merged")]) == 0
+    assert main(["predict", "someone/nothing", "--data", str(data)]) == 2
