@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture mutation lint types bench speed clean
+.PHONY: demo test test-slow torture mutation lint types bench speed docs release clean
 
 demo: $(INSTALLED)
 	$(BIN)/t5peft bench --suite quick --output outputs/demo
@@ -37,6 +37,14 @@ bench: $(INSTALLED)
 
 speed: $(INSTALLED)
 	$(BIN)/python benchmarks/throughput.py
+
+# Reads from the disk: outputs/site/index.html. Warnings, dead links and whatever would need the network are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Builds dist/ and checks it: metadata, size, licenses, and the wheel in an empty environment.
+release: $(INSTALLED)
+	$(BIN)/python scripts/release.py
 
 # torch comes first and by its exact version, so that nothing else draws another build of it.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -85,8 +85,8 @@ def in_python(folder: Path) -> Iterator[Finding]:
                 continue
             name = str(path.relative_to(folder))
             source = path.read_text(encoding="utf-8")
-            for line, text in comments(source):
-                yield from prose(f"{name}:{line}", text, marks=True)
+            for line, text in comments(source):  # those of notebooks are Markdown
+                yield from prose(f"{name}:{line}", text, marks="notebooks" not in path.parts)
             tree = ast.parse(source)
             for line, text in docstrings(tree):
                 if text.startswith("What "):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5peft.deprecated import install as install_deprecated_modules
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # As soon as peft imports it, bitsandbytes asks for a package that speeds up 4 bits on some processors and is not needed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
@@ -30,6 +30,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 
 _HOMES = {
     "AdapterPool": "t5peft.serving.pool",
+    "auto": "t5peft.cli.auto_run",
     "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
     "export": "t5peft.serving.export",
@@ -52,6 +53,7 @@ _HOMES = {
     "T5PeftTrainer": "t5peft.training",
     "T5PeftTrainingArguments": "t5peft.training",
     "load_adapter": "t5peft.adapters.load",
+    "push_adapter": "t5peft.adapters.hub",
     "save_adapter": "t5peft.adapters.save",
 }
 
@@ -59,9 +61,11 @@ __all__ = ["__version__", *_HOMES]
 
 
 if TYPE_CHECKING:  # what an editor and a type checker see
+    from t5peft.adapters.hub import push_adapter as push_adapter
     from t5peft.adapters.load import load_adapter as load_adapter
     from t5peft.adapters.merge import merge as merge
     from t5peft.adapters.save import save_adapter as save_adapter
+    from t5peft.cli.auto_run import auto as auto
     from t5peft.data import Task as Task
     from t5peft.evaluation import evaluate_task as evaluate_task
     from t5peft.evaluation import predict as predict

@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import t5peft.methods  # noqa: F401  (registers our tuners with peft)
+from t5peft.adapters.download import local_adapter
 from t5peft.adapters.manifest import (
     CONFIG,
     MANIFEST,
@@ -44,6 +45,7 @@ def load_adapter(
     trainable: bool = False,
     quantize: Quantization | None = None,
     sha256: str | None = None,
+    revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]: ...
 
 
@@ -55,6 +57,7 @@ def load_adapter(
     trainable: bool = False,
     quantize: Quantization | None = None,
     sha256: str | None = None,
+    revision: str | None = None,
 ) -> tuple[PeftModel, None]: ...
 
 
@@ -65,16 +68,18 @@ def load_adapter(
     trainable: bool = False,
     quantize: Quantization | None = None,
     sha256: str | None = None,
+    revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase | None]:
     """Load an adapter beside its backbone.
 
     Args:
-        folder: What ``save_adapter``, the Trainer or peft itself saved.
+        folder: What ``save_adapter``, the Trainer or peft itself saved, or its name on the hub, such as ``"user/reviews"``.
         model: The backbone, without an adapter. None: loaded under the name that the adapter's configuration holds.
         trainable: Whether to train on.
         quantize: How to load the backbone; ``"nf4"`` with ``quantize_wo`` where the adapter was trained so.
         sha256: The hash of the adapter's manifest, as ``manifest_sha256`` returned it. The hashes in the folder find damage. This
             one is kept elsewhere, and also finds an adapter that somebody has replaced.
+        revision: The branch, tag or commit of a name on the hub.
 
     Returns:
         The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
@@ -83,7 +88,7 @@ def load_adapter(
         FileNotFoundError: ``folder`` does not hold an adapter.
         ValueError: The adapter is damaged or of another backbone, or ``model`` has an adapter already.
     """
-    folder = Path(folder)
+    folder = local_adapter(folder, revision)
     if model is not None:
         ensure_unwrapped(model)
     ensure_intact(folder)
@@ -103,14 +108,19 @@ def load_adapter(
 
 
 def load_with_tokens(
-    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    quantize: Quantization | None = None,
+    revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Load an adapter that was saved with its tokenizer, beside its backbone with the tokens added.
 
     Args:
-        folder: What ``save_adapter(..., tokenizer=tokenizer)`` saved.
+        folder: What ``save_adapter(..., tokenizer=tokenizer)`` saved, or its name on the hub.
         trainable: Whether to train on.
         quantize: How to load the backbone.
+        revision: As for ``load_adapter``.
 
     Returns:
         The wrapped model and the tokenizer.
@@ -119,7 +129,7 @@ def load_with_tokens(
         FileNotFoundError: The folder holds no adapter or no tokenizer.
         ValueError: As for ``load_adapter``.
     """
-    folder = Path(folder)
+    folder = local_adapter(folder, revision)
     ensure_intact(folder)
     try:
         saved = AutoTokenizer.from_pretrained(str(folder))
@@ -137,14 +147,19 @@ def load_with_tokens(
 
 
 def load_saved(
-    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None
+    folder: str | Path,
+    *,
+    trainable: bool = False,
+    quantize: Quantization | None = None,
+    revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Load an adapter beside its backbone, with the tokens that it brings if it does.
 
     Args:
-        folder: What ``save_adapter`` saved.
+        folder: What ``save_adapter`` saved, or its name on the hub.
         trainable: Whether to train on.
         quantize: How to load the backbone.
+        revision: As for ``load_adapter``.
 
     Returns:
         The wrapped model and the tokenizer.
@@ -153,6 +168,7 @@ def load_saved(
         FileNotFoundError: ``folder`` does not hold an adapter.
         ValueError: As for ``load_adapter``.
     """
+    folder = local_adapter(folder, revision)
     load = load_with_tokens if brings_tokens(folder) else load_adapter
     model, tokenizer = load(folder, trainable=trainable, quantize=quantize)
     assert tokenizer is not None  # as no model was given
@@ -207,6 +223,7 @@ def backbone_of(
     try:
         return load_backbone(
             base_of(folder),
+            revision=read_config(folder).get("revision"),
             quantize=quantize,
             quantize_wo=quantize == "nf4" and manifest is not None and manifest.quantized_wo,
             num_labels=_number_of_labels(folder),

@@ -6,18 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import peft
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import t5peft
+from t5peft.adapters.card import CARD, write_card
 from t5peft.adapters.manifest import CONFIG, describe, write_manifest
 from t5peft.compat.disk import reports_disk_errors
+from t5peft.compat.hub import commit_of
 from t5peft.compat.lock import LOCK
 from t5peft.compat.peft import adapter_state
 from t5peft.models.embedded import backbone_name, is_embedded
 from t5peft.models.folders import ADAPTER_FILES, leftovers, replacing
 from t5peft.models.manifest import TEMPORARY_MANIFEST, non_finite_names, read_manifest, write_manifest_file
+from t5peft.models.unwrap import unwrap_t5
 
 
 @reports_disk_errors
@@ -53,11 +54,12 @@ def save_adapter(
             for path in (staging / name).iterdir():
                 path.replace(staging / path.name)
             (staging / name).rmdir()
-        base = write_portable_base(staging)
-        (staging / "README.md").write_text(_model_card(model, name, base), encoding="utf-8")
+        write_portable_base(staging, revision=commit_of(unwrap_t5(model)))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staging))
+        (staging / CARD).unlink(missing_ok=True)  # peft's empty template
         write_manifest(staging, model)
+        write_card(staging)
     return folder
 
 
@@ -130,20 +132,23 @@ def ensure_no_adapter(folder: str | Path) -> None:
         )
 
 
-def write_portable_base(folder: Path) -> str:
+def write_portable_base(folder: Path, *, revision: str | None = None) -> str:
     """Write the name of the embedded backbone where peft wrote its path on this machine.
 
     Args:
         folder: What peft has just saved of an adapter.
+        revision: The commit of the hub that the backbone was loaded from, which peft's configuration then names.
 
     Returns:
         The name of the backbone, whichever it is; empty where it has none.
     """
-    path, card = folder / CONFIG, folder / "README.md"
+    path, card = folder / CONFIG, folder / CARD
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     given = config.get("base_model_name_or_path") or ""
     base = backbone_name(given)
     config["base_model_name_or_path"] = base or None
+    if revision is not None and not is_embedded(base):
+        config["revision"] = revision
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     if base != given and card.is_file():  # its metadata are for models of the hub
         lines = card.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -185,33 +190,3 @@ def _foreign(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path not in own and not any(path.is_relative_to(place) for place in temporary)
     )
-
-
-def _model_card(model: PeftModel, name: str, base: str) -> str:
-    """Return a README that says what the adapter is and how it is loaded, with the metadata that the hub reads."""
-    method = str(getattr(model.peft_config[name].peft_type, "value", model.peft_config[name].peft_type)).lower()
-    is_on_hub = base != "" and not is_embedded(base) and not Path(base).exists()
-    weights = sum(tensor.numel() for tensor in adapter_state(model, name).values())
-    lines = [
-        "---",
-        "library_name: peft",
-        *([f"base_model: {base}"] if is_on_hub else []),
-        f"tags: [t5peft, {method}]",
-        "---",
-        "",
-        f"# An adapter for {base or 'a T5'}",
-        "",
-        f"- Method: {method} ({weights:,} weights)",
-        f"- Backbone: {base or 'not named'}",
-        f"- Saved by t5peft {t5peft.__version__} and peft {peft.__version__}",
-        "",
-        "```python",
-        "from t5peft import load_adapter",
-        "",
-        'model, tokenizer = load_adapter("path/to/this/folder")',
-        "```",
-        "",
-        "Describe here what it was trained on, what it is for, and how it was evaluated.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5peft.cli.data import TASK_FILE, add_format_arguments, read_file
 from t5peft.cli.evaluate import own_test_records
+from t5peft.cli.output import add_output_options, print_results
 
 if TYPE_CHECKING:
     from t5peft.data import Task
@@ -20,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or a whole model")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="an adapter of `t5peft train`, a whole model, or a name on the hub"
+    )
     parser.add_argument("--to", required=True, choices=("transformers", "ct2", "onnx"), help="the engine that runs it")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the export is written")
     parser.add_argument("--quantize", choices=("int8",), help="store linear maps in 8 bits (ct2, onnx)")
@@ -32,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_format_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
+    add_output_options(parser)
     parser.epilog = "An export that differs by more than the tolerance is not written, and the exit code is 1."
 
 
@@ -47,9 +51,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: There is --data, but no task beside the model.
     """
+    from t5peft.adapters import local_adapter
     from t5peft.data import Task
     from t5peft.serving.export import export
 
+    args.model = str(local_adapter(args.model))
     path = Path(args.model) / TASK_FILE
     records = None
     if path.is_file():
@@ -62,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
     parity = export(
         args.model, args.output, to=args.to, quantize=args.quantize, overwrite=args.overwrite, records=records
     )
-    print(parity)
-    print(f"saved to {args.output}")
+    print_results(args, {"output": args.output, "parity": vars(parity)}, f"{parity}\nsaved to {args.output}")
     return 0
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+from t5peft.cli.options import add_option
+from t5peft.cli.output import add_output_options, print_results
 from t5peft.compat.lock import hold_folder
 from t5peft.training.config import TASK_FILE
 
@@ -16,9 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the merged model is saved")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier model in --output")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or its name on the hub"
+    )
+    parser.epilog = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
+    group = parser.add_argument_group("output")
+    add_option(group, "--output")
+    add_option(group, "--overwrite")
+    add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: The output holds an adapter or, without --overwrite, a model.
     """
-    from t5peft.adapters import ensure_no_adapter, merge, save_model
+    from t5peft.adapters import ensure_no_adapter, local_adapter, merge, save_model
 
+    args.model = str(local_adapter(args.model))
     output = Path(args.output)
     with hold_folder(output):
         ensure_no_adapter(output)
@@ -48,6 +57,6 @@ def run(args: argparse.Namespace) -> int:
         task = Path(args.model) / TASK_FILE
         if task.is_file():
             shutil.copy(task, output / TASK_FILE)
-    print(parity)
-    print(f"saved to {args.output}")
+    results = {"output": args.output, "parity": asdict(parity)}
+    print_results(args, results, f"{parity}\nsaved to {args.output}")
     return 0

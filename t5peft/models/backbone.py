@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from t5peft.compat.bitsandbytes import compute_dtypes, stored_numbers
+from t5peft.compat.hub import note_commit
 from t5peft.compat.torch import computes_bfloat16
 from t5peft.models.embedded import EMBEDDED, resolve_backbone
 from t5peft.models.families import FAMILIES
@@ -61,6 +62,7 @@ def load_backbone(
     quantize_wo: bool = False,
     dtype: torch.dtype | None = None,
     num_labels: int | None = None,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a T5 and its tokenizer.
 
@@ -74,6 +76,7 @@ def load_backbone(
             float32, or bfloat16 for a quantized backbone on a machine that computes in bfloat16.
         num_labels: Load ``T5ForSequenceClassification`` with a head of this many classes: that of the checkpoint where it has as
             many, else a new one. None: with the checkpoint's own head if there is one, else a language model.
+        revision: The branch, tag or commit of a hub name; None: the main branch.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
@@ -86,19 +89,19 @@ def load_backbone(
     _check_arguments(quantize, quantize_wo, dtype, num_labels)
     path = resolve_backbone(name)
     _verify_folder(Path(path))
-    config = _from_pretrained(AutoConfig, path)
+    config = _from_pretrained(AutoConfig, path, **_at(revision))
     _check_architecture(name, config)
     if num_labels is None and any("ForSequenceClassification" in kind for kind in config.architectures or ()):
         num_labels = config.num_labels
     if dtype is None:
         dtype = torch.bfloat16 if quantize is not None and computes_bfloat16() else torch.float32
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, **_at(revision)}
     if quantize is not None:
         options["quantization_config"] = quantization_config(quantize, dtype)
     if num_labels is not None:
         # The checkpoint's own head may have another number of classes.
         options |= {"num_labels": num_labels, "ignore_mismatched_sizes": num_labels != config.num_labels}
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, revision)
     with _without_tying_note():
         model = _from_pretrained(
             AutoModelForSeq2SeqLM if num_labels is None else AutoModelForSequenceClassification, path, **options
@@ -109,14 +112,16 @@ def load_backbone(
         _put_head_into_float32(model)
     _ensure_finite(name, model)
     correct_config(model)
+    note_commit(model, path, revision)
     return model.eval(), tokenizer
 
 
-def load_tokenizer(name: str | Path = "mini") -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path = "mini", revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of what ``load_backbone`` finds under ``name``.
 
     Args:
         name: As for ``load_backbone``.
+        revision: As for ``load_backbone``.
 
     Returns:
         The tokenizer.
@@ -127,7 +132,7 @@ def load_tokenizer(name: str | Path = "mini") -> PreTrainedTokenizerBase:
     """
     reason = ""
     try:
-        tokenizer = _from_pretrained(AutoTokenizer, resolve_backbone(name))
+        tokenizer = _from_pretrained(AutoTokenizer, resolve_backbone(name), **_at(revision))
         pieces = tokenizer.get_vocab().keys() - {token.content for token in tokenizer.added_tokens_decoder.values()}
     except ValueError as error:  # of some classes it cannot make one up
         pieces, reason = set(), f" ({' '.join(str(error).split())})"
@@ -200,6 +205,11 @@ def _check_arguments(
         problems.append(f"Got num_labels={num_labels}; expected at least 1.")
     if problems:
         raise ValueError(" ".join(problems))
+
+
+def _at(revision: str | None) -> dict[str, str]:
+    """Return the option of ``from_pretrained`` for a revision, where one is given."""
+    return {} if revision is None else {"revision": revision}
 
 
 def _verify_folder(path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tune"], "Got the command 'tune'; expected one of train, evaluate"),
+        (["tune"], "Got the command 'tune'; expected one of auto, train, evaluate"),
         (["trian"], "Did you mean 'train'?"),
         (["train", "--task", "classification", "--train", "no.csv", "--output", "x"], "no.csv"),
         (["train", "--task", "classification", "--output", "x"], "without records; expected files, by --train"),

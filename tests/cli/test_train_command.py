@@ -80,7 +80,7 @@ def test_the_adapter_is_saved_before_it_is_scored(
     def broken(*args: object, **kwargs: object) -> None:
         raise ValueError("out of memory, say")
 
-    monkeypatch.setattr("t5peft.training.train.evaluate_task", broken)
+    monkeypatch.setattr("t5peft.training.card.EvaluationSet", broken)
     assert train(backbone, table, tmp_path / "out") == 2
     load_adapter(tmp_path / "out" / "adapter")
 
