@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from t5peft.benchmark.baselines import is_baseline
-from t5peft.benchmark.summary import Row, TaskTable, against_baseline, difference
+from t5peft.benchmark.peers import is_peer
+from t5peft.benchmark.summary import Row, TaskTable, against_peer, difference
 from t5peft.planning.units import bytes_text, seconds_text
 
 
@@ -19,7 +19,7 @@ def advice(table: TaskTable) -> list[str]:
     Args:
         table: The rows of the task.
     """
-    rows = [row for row in table.rows if row.test is not None and not is_baseline(row.method)]
+    rows = [row for row in table.rows if row.test is not None and not is_peer(row.method)]
     if not rows:
         of_whom = " of a method of this library" if any(row.test for row in table.rows) else ""
         return [f"No run{of_whom} finished, so there is no recommendation; the table gives the reasons."]
@@ -47,7 +47,7 @@ def advice(table: TaskTable) -> list[str]:
     if apart:
         names = ", ".join(row.label for row in apart)
         sentences.append(f"Not compared, because {name} has no run with their seeds: {names}.")
-    if pairs := [(ours, found) for ours, theirs in against_baseline(table) if (found := difference((ours, theirs)))]:
+    if pairs := [(ours, found) for ours, theirs in against_peer(table) if (found := difference((ours, theirs)))]:
         names = ", ".join(f"{ours.label} {found.text(ours.factor)}" for ours, found in pairs)
         sentences.append(f"Against peft's own methods under Seq2SeqTrainer: {names}.")
     if all(row.test.n == 1 for row in rows):  # type: ignore[union-attr]

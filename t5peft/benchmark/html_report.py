@@ -20,14 +20,14 @@ from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.benchmark.tables import (
     COLUMNS,
     Cell,
-    baselines_header,
-    baselines_rows,
     cells,
     conditions_text,
     header,
     overview_header,
     overview_note,
     overview_rows,
+    peers_header,
+    peers_rows,
 )
 
 HERE = Path(__file__).parent
@@ -94,8 +94,8 @@ def _overview(tables: Sequence[TaskTable]) -> dict[str, Any]:
         "header": overview_header(tables),
         "rows": rows,
         "methods": [row[0].text.partition(" ")[0] for row in rows],
-        "baselines_header": baselines_header(tables),
-        "baselines": baselines_rows(tables),
+        "peers_header": peers_header(tables),
+        "peers": peers_rows(tables),
     }
 
 

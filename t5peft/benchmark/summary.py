@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from t5peft.benchmark.baselines import PREFIX, is_baseline
+from t5peft.benchmark.peers import PREFIX, is_peer
 from t5peft.benchmark.records import RunRecord
 from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, MeanStd, mean_std, paired_bootstrap
@@ -167,13 +167,13 @@ def difference(*pairs: tuple[Row, Row]) -> Difference | None:
     )
 
 
-def against_baseline(table: TaskTable) -> list[tuple[Row, Row]]:
+def against_peer(table: TaskTable) -> list[tuple[Row, Row]]:
     """Return each method that peft has too, with peft's own of the same options, if both finished."""
     by_name = {(row.method, method_label("", row.options)): row for row in table.rows if row.test}
     return [
         (by_name[ours], row)
         for (method, options), row in by_name.items()
-        if is_baseline(method) and (ours := (method.removeprefix(PREFIX), options)) in by_name
+        if is_peer(method) and (ours := (method.removeprefix(PREFIX), options)) in by_name
     ]
 
 
@@ -181,7 +181,7 @@ def sort_key(row: Row) -> tuple[Any, ...]:
     """Sort methods before baselines, both in the order of ``METHODS``, then by name and options."""
     method, order = row.method, list(METHODS)
     place = order.index(method) if method in order else len(order)
-    return is_baseline(method), place, method, len(row.options), _numbers(row.options)
+    return is_peer(method), place, method, len(row.options), _numbers(row.options)
 
 
 def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -17,7 +17,7 @@ from t5peft.benchmark.summary import (
     Means,
     Row,
     TaskTable,
-    against_baseline,
+    against_peer,
     difference,
     means_over_tasks,
     sort_key,
@@ -235,17 +235,15 @@ def _difference_cell(found: Difference | None, factor: float) -> Cell:
     return Cell("–") if found is None else Cell(found.text(factor), found.mean)
 
 
-def baselines_header(tables: Sequence[TaskTable]) -> list[str]:
-    """Return the column names of ``baselines_rows``."""
+def peers_header(tables: Sequence[TaskTable]) -> list[str]:
+    """Return the column names of ``peers_rows``."""
     tasks = [f"{table.task}, {table.metric}" for table in tables]
     return ["against peft's own", *tasks, *(f"mean {means.metric}" for means in means_over_tasks(tables))]
 
 
-def baselines_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
+def peers_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
     """Return each method minus peft's own under ``Seq2SeqTrainer``, on every task and on average."""
-    pairs = {
-        table.task: {ours.label: (ours, baseline) for ours, baseline in against_baseline(table)} for table in tables
-    }
+    pairs = {table.task: {ours.label: (ours, baseline) for ours, baseline in against_peer(table)} for table in tables}
     rows = []
     for label in dict.fromkeys(label for found in pairs.values() for label in found):
         of_label = {task: found[label] for task, found in pairs.items() if label in found}
@@ -277,8 +275,8 @@ def overview_markdown(tables: Sequence[TaskTable]) -> str:
     if len(tables) < 2:
         return ""
     parts = [overview_note(tables), markdown_table(overview_header(tables), overview_rows(tables))]
-    if baselines := baselines_rows(tables):
-        parts.append(markdown_table(baselines_header(tables), baselines))
+    if baselines := peers_rows(tables):
+        parts.append(markdown_table(peers_header(tables), baselines))
     return "\n\n".join(parts)
 
 

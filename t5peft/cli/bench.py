@@ -203,14 +203,15 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
 
 def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
     """Return the records of the suite, after the runs that are not recorded yet."""
-    from t5peft.benchmark.configs import base_configs
+    from t5peft.benchmark.configs import base_configs, baseline_runs
     from t5peft.benchmark.process import RunProcesses
     from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
     from t5peft.benchmark.schedule import run_suite, sweeps
 
     device = _device(args.device)
-    grid = sweeps(suite, base_configs(suite, device))
+    base = base_configs(suite, device)
+    grid = baseline_runs(suite, base) + sweeps(suite, base)
     records = RunRecords(folder)
     least = sum(sweep.least_runs for sweep in grid)
     print(

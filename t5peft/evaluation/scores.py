@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -88,15 +88,27 @@ class EvaluationSet:
             The scores.
         """
         predictions, diagnostics = self._predict(model, tokens_per_batch)
+        loss = "perplexity" in self.task.metrics
+        more = loss_and_perplexity(model, self.features, tokens_per_batch=tokens_per_batch) if loss else {}
+        found = self.score_answers(predictions)
+        return replace(found, scores=found.scores | more, diagnostics=diagnostics)
+
+    def score_answers(self, predictions: Sequence[str]) -> EvaluationResult:
+        """Score answers that are given, by all metrics but perplexity.
+
+        Args:
+            predictions: One answer per record, as ``Task.read`` returns it.
+
+        Returns:
+            The scores.
+        """
         scores: dict[str, float] = {}
         for name in self.task.metrics:
-            if name == "perplexity":
-                scores |= loss_and_perplexity(model, self.features, tokens_per_batch=tokens_per_batch)
-            else:
+            if name != "perplexity":
                 scores |= _score(self.task, name, predictions, self.references, self.texts)
         sentence = METRICS[self.task.metrics[0]].sentence
         example_metric = self.lead if sentence is None else f"sentence_{self.lead}"
-        return EvaluationResult(scores, diagnostics, self.score_examples(predictions), example_metric)
+        return EvaluationResult(scores, {}, self.score_examples(predictions), example_metric)
 
     def _predict(self, model: nn.Module, tokens_per_batch: int) -> tuple[list[str], dict[str, float]]:
         task, sources = self.task, [feature["input_ids"] for feature in self.features]
