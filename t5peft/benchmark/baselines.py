@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ def constant_answer(task: Task, train: Sequence[Mapping[str, Any]], tokenizer: P
     records = random.Random(0).sample(train, min(CANDIDATES, len(train))) if task.verbalizer is None else train
     if task.verbalizer is not None:
         return Counter(task.answers(record)[0] for record in records).most_common(1)[0][0]
-    examples = EvaluationSet(task, records, tokenizer)
+    examples = EvaluationSet(replace(task, references=None), records, tokenizer)  # which only test records have
     candidates = dict.fromkeys(answers[0] for answers in examples.references)
     lead = examples.lead
     return max(candidates, key=lambda answer: examples.score_answers([answer] * len(records)).scores[lead])

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.html_report import INSTALL, html_report
+from t5peft.benchmark.baselines import is_baseline
+from t5peft.benchmark.overview import overviews
+from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.records import RunRecord, RunRecords
 from t5peft.benchmark.summary import summarize
-from t5peft.benchmark.tables import csv_text, markdown, overview_markdown
+from t5peft.benchmark.tables import csv_text, markdown
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +24,7 @@ class Report:
     """The tables as Markdown, and the files that hold them.
 
     Attributes:
-        overview: All tasks in one table; empty for a single task.
+        overview: What to take, and all tasks in one table; empty for a single task.
         details: A table for each task.
         paths: The files by their content.
     """
@@ -56,7 +59,7 @@ def write_report(
         about: One line under the heading.
         command: The command that made the records.
         tasks: Only these tasks. None: all.
-        methods: Only these methods. None: all.
+        methods: Only these methods, and the baselines. None: all.
         asked: Records whose conditions the tables show. For a task without one, the newest record's conditions.
 
     Raises:
@@ -64,9 +67,11 @@ def write_report(
         ValueError: There are no records of these tasks and methods, or some are damaged.
     """
     tables = summarize(_records_of(folder, tasks, methods), asked)
-    details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
+    details = [part for table in tables for part in (markdown(table), _listed(advice(table)))]
+    details += [_listed(sentences) for sentences in [cited(tables)] if sentences]
+    found = [part for one in overviews(tables) for part in (_listed(recommendation(one)), one.markdown())]
     output.mkdir(parents=True, exist_ok=True)
-    report = Report(overview_markdown(tables), "\n\n".join(details), {})
+    report = Report("\n\n".join(found), "\n\n".join(details), {})
     contents = {
         "table": ("report.md", report.text + "\n"),
         "CSV": ("report.csv", csv_text(tables)),
@@ -81,6 +86,10 @@ def write_report(
     return report
 
 
+def _listed(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
 def _records_of(folder: Path, tasks: Sequence[str] | None, methods: Sequence[str] | None) -> list[RunRecord]:
     """Return the records of these tasks and methods, and refuse a folder without one."""
     wanted_tasks = [Path(task).name for task in tasks or ()]
@@ -88,7 +97,7 @@ def _records_of(folder: Path, tasks: Sequence[str] | None, methods: Sequence[str
         record
         for record in RunRecords(folder).load()
         if (not wanted_tasks or Path(record["config"]["task"]).name in wanted_tasks)
-        and (not methods or record["config"]["method"] in methods)
+        and (not methods or (method := record["config"]["method"]) in methods or is_baseline(method))
     ]
     if not records:
         narrowed = "".join(
