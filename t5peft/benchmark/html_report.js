@@ -4,7 +4,8 @@ const axisText = Object.fromEntries(data.axes.map((axis) => [axis.name, axis.tex
 const MORE_IS_BETTER = ["score", "tokens_per_second"];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const labels = [...new Set(data.charts.flatMap((task) =>
-  [task.rows, task.curves, task.sweep, task.sensitivity].flat().map((row) => row.label)))];
+  [task.rows, task.curves ?? [], task.sweep ?? [], task.sensitivity ?? []].flat().map((row) => row.label)))];
+const LINES = 8; // a plot with more of them cannot be read
 const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"];
 const COLORS = ["#4c78a8", "#f58518", "#54a24b", "#e45756", "#9a6bb5", "#2aa198", "#d6729b", "#a0785a", "#7f8c2f", "#6b7c8c"];
 const value = (id, otherwise) => document.getElementById(id)?.value ?? otherwise;
@@ -86,9 +87,10 @@ function front(rows, x, y) {
 
 function scatter(task) {
   const x = value("x"), y = value("y"), methods = chosen();
-  const rows = task.rows.filter((row) => methods.has(row.method) && row[x] !== null && row[y] !== null);
+  const has = (row, name) => row[name] !== null && row[name] !== undefined;
+  const rows = task.rows.filter((row) => methods.has(row.method) && has(row, x) && has(row, y));
   if (!rows.length) return null;
-  const title = (name) => (name === "score" ? `test ${task.metric}` : axisText[name]);
+  const title = (name) => task.titles[name] ?? axisText[name];
   const text = (name) => ({ field: name, type: "quantitative", title: title(name), format: ".4~s" });
   const encoding = { x: quantity(x, title(x), rows), y: quantity(y, title(y), rows) };
   const repeated = rows.filter((row) => row.low !== undefined);
@@ -96,10 +98,18 @@ function scatter(task) {
     data: { values: repeated }, mark: { type: "rule", opacity: 0.45 },
     encoding: { ...encoding, color: identity.color, [axis]: { ...encoding[axis], field: "low" }, [`${axis}2`]: { field: "high" } },
   }));
+  // The strongest baseline is a line: it has a score, and costs nothing.
+  const scored = ["x", "y"].find((axis) => encoding[axis].field === "score");
+  const baseline = scored && task.baseline ? [{
+    data: { values: [task.baseline] }, mark: { type: "rule", strokeDash: [2, 3], color: config().text.color, opacity: 0.7 },
+    encoding: { [scored]: encoding[scored], tooltip: [{ field: "label", type: "nominal", title: "baseline" },
+      { field: "score", type: "quantitative", format: ".1f" }] },
+  }] : [];
   const layer = [
     { data: { values: front(rows, x, y) }, mark: { type: "line", strokeDash: [4, 4], opacity: 0.4, color: config().text.color },
       encoding: { ...encoding, order: { field: x, type: "quantitative" } } },
     ...bars,
+    ...baseline,
     { mark: { type: "point", filled: true, size: 90, opacity: 1 },
       encoding: { ...encoding, ...identity, tooltip: [
         { field: "label", type: "nominal", title: "method" }, { field: "shown", type: "nominal", title: "mean ± deviation (seeds)" },
@@ -111,7 +121,9 @@ function scatter(task) {
 
 function series(task, kind) {
   const methods = chosen();
-  const rows = task[kind].filter((row) => methods.has(row.method));
+  const best = task.rows.filter((row) => methods.has(row.method)).sort((a, b) => b.score - a.score).map((row) => row.label);
+  const shown = new Set(["full", ...best.filter((label) => label !== "full").slice(0, LINES - 1)]);
+  const rows = task[kind].filter((row) => methods.has(row.method) && (kind === "sensitivity" || shown.has(row.label)));
   if (!rows.length) return null;
   const options = [...new Set(rows.map((row) => row.option))].join(" or ");
   const across = { curves: "optimizer steps", sweep: "learning rate", sensitivity: options }[kind];
@@ -147,7 +159,18 @@ function draw(element) {
   widths.set(element, element.clientWidth);
   vegaEmbed(element, { width: element.clientWidth, autosize: { type: "fit-x", contains: "padding" }, ...spec },
     { mode: "vega-lite", actions: false, renderer: "svg", config: config(), patch, tooltip: { theme: dark.matches ? "dark" : "light" } })
-    .then((view) => { clear(element, false); views.set(element, view); });
+    .then((view) => { clear(element, false); views.set(element, view); element.querySelectorAll(".mark-symbol path").forEach(byKeyboard); });
+}
+
+// A point that has the focus shows what hovering shows.
+function byKeyboard(point) {
+  const at = (kind) => () => {
+    const place = point.getBoundingClientRect();
+    point.dispatchEvent(new PointerEvent(kind, { bubbles: true, clientX: place.left + place.width / 2, clientY: place.top + place.height / 2 }));
+  };
+  point.setAttribute("tabindex", "0");
+  point.addEventListener("focus", at("pointermove"));
+  point.addEventListener("blur", at("pointerout"));
 }
 
 function clear(element, empty = true) {
@@ -186,9 +209,10 @@ function redraw() {
 // --- what is shown
 
 function update() {
-  const task = value("task", ""), methods = chosen();
-  document.querySelectorAll("section[data-task]").forEach((section) => { section.hidden = task !== "" && section.dataset.task !== task; });
-  document.querySelectorAll("section.overview").forEach((section) => { section.hidden = task !== ""; });
+  const task = value("task", ""), backbone = value("backbone", ""), methods = chosen();
+  document.querySelectorAll("section[data-backbone]").forEach((section) => {
+    section.hidden = (task !== "" && section.dataset.task !== task) || (backbone !== "" && section.dataset.backbone !== backbone);
+  });
   document.querySelectorAll("tr[data-method]").forEach((row) => { row.hidden = !methods.has(row.dataset.method); });
   redraw();
 }

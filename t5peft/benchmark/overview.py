@@ -123,9 +123,7 @@ class Overview:
             file=self._against_full(rows, lambda row: row.stored_bytes),
         )
 
-    def _against_full(
-        self, rows: Mapping[str, Row], figure: Callable[[Row], MeanStd | int | None]
-    ) -> float | None:
+    def _against_full(self, rows: Mapping[str, Row], figure: Callable[[Row], MeanStd | int | None]) -> float | None:
         """Return the geometric mean over the measured tasks of a figure's ratio to full fine-tuning."""
 
         def number(row: Row | None) -> float | None:
@@ -185,9 +183,7 @@ class Overview:
             of_label = {task: found[label] for task, found in pairs.items() if label in found}
             both = [of_label[table.task] for table in self.telling if table.task in of_label]
             mean = difference(*both) if len(both) == len(self.telling) else None
-            single = [
-                difference(of_label[table.task]) if table.task in of_label else None for table in self.tables
-            ]
+            single = [difference(of_label[table.task]) if table.task in of_label else None for table in self.tables]
             rows.append([Cell(label), *map(difference_cell, [*single, mean])])
         return rows
 

@@ -44,9 +44,7 @@ def recommendation(overview: Overview) -> list[str]:
     full = overview.methods.get("full")
     if full is None or full.mean is None:
         return ["Full fine-tuning did not finish on every task that can tell, so there is no recommendation."]
-    compared = {
-        label: one.to_full for label, one in overview.methods.items() if one.ours and one.to_full is not None
-    }
+    compared = {label: one.to_full for label, one in overview.methods.items() if one.ours and one.to_full is not None}
     if not compared:
         return ["No adapter finished on every task that can tell, so there is no recommendation."]
     seeds = min(overview.methods[label].seeds(table.task for table in telling) for label in compared)

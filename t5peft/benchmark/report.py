@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5peft.benchmark.advice import advice
-from t5peft.benchmark.html_report import INSTALL, html_report
 from t5peft.benchmark.baselines import is_baseline
+from t5peft.benchmark.html_report import INSTALL, html_report
 from t5peft.benchmark.overview import overviews
 from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.records import RunRecord, RunRecords

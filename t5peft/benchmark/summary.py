@@ -45,6 +45,7 @@ class Row:
     learning_rate: float | None
     sweep: tuple[SweepPoint, ...]
     test: MeanStd | None
+    loss: MeanStd | None
     reason: str | None
     difference: Difference | None
     trainable: int | None
@@ -242,9 +243,14 @@ class _Chosen:
         tuned = max(by_seed.values(), key=len)
         baseline = is_baseline(records[0]["config"]["method"])  # whose record has no validation scores
         rate = 0.0 if baseline else best_rate(tuned)
-        sweep = tuple(
-            SweepPoint(value, validation_score(record), record.get("reason")) for value, record in sorted(tuned.items())
-        ) if not baseline else ()
+        sweep = (
+            tuple(
+                SweepPoint(value, validation_score(record), record.get("reason"))
+                for value, record in sorted(tuned.items())
+            )
+            if not baseline
+            else ()
+        )
         at_rate = [seeds[rate] for _, seeds in sorted(by_seed.items()) if rate in seeds] if rate is not None else []
         finished = [record for record in at_rate if record["outcome"] == "finished"]
         failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
@@ -263,6 +269,7 @@ class _Chosen:
             learning_rate=self.rate or None,
             sweep=self.sweep,
             test=mean_std([record["scores"]["test"][metric] for record in self.finished]) if self.finished else None,
+            loss=mean_std([record["validation_loss"] for record in self.finished]) if trained else None,
             reason=None if self.finished else _why(self.failed[0]),
             difference=None,
             curves=tuple(
