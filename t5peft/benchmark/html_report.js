@@ -54,12 +54,12 @@ const identity = {
   shape: { field: "label", type: "nominal", legend: null, scale: { domain: labels, range: labels.map((_, i) => SHAPES[i % SHAPES.length]) } },
 };
 // Names at the points of one layer, which keep out of each other's way; a name without room is left out, and hovering shows it.
-const names = (layer) => (spec) => ({
+const names = (layer, ...lines) => (spec) => ({
   ...spec,
   marks: [...spec.marks, {
     type: "text", interactive: false, from: { data: `layer_${layer}_marks` }, zindex: 2,
     encode: { enter: { text: { field: "datum.label" }, fontSize: { value: 11 }, fill: { value: config().text.color } } },
-    transform: [{ type: "label", size: { signal: "[width, height]" }, padding: 0, avoidBaseMark: true,
+    transform: [{ type: "label", size: { signal: "[width, height]" }, padding: 0, avoidBaseMark: true, avoidMarks: lines,
       anchor: ["right", "left", "top", "bottom", "top-right", "bottom-right", "top-left", "bottom-left"],
       offset: [6, 6, 4, 4, 3, 3, 3, 3] }],
   }],
@@ -73,7 +73,7 @@ function quantity(field, title, rows) {
   return {
     field, type: "quantitative", title: log ? `${title} (log)` : title,
     scale: log ? { type: "log", nice: false, padding: 24 } : { zero: false, padding: 16 },
-    axis: { tickCount: 5, labelExpr: bytes || field === "trainable" ? `format(datum.value, '~s')` : "datum.label" },
+    axis: { tickCount: 5, labelExpr: (bytes && most >= 1000) || field === "trainable" ? `format(datum.value, '~s')` : "datum.label" },
   };
 }
 
@@ -116,7 +116,7 @@ function scatter(task) {
         { field: "against full", type: "nominal" }, ...[x, y].filter((name) => name !== "score").map(text),
         { field: "command", type: "nominal" }] } },
   ];
-  return [{ height: 340, data: { values: rows }, layer }, names(layer.length - 1)];
+  return [{ height: 340, data: { values: rows }, layer }, names(layer.length - 1, "layer_0_marks")];
 }
 
 function series(task, kind) {
