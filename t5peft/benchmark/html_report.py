@@ -15,6 +15,7 @@ from typing import Any
 from t5peft.benchmark.advice import advice
 from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.overview import Overall, Overview, overviews
+from t5peft.benchmark.published import HEADER
 from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.statistics import MeanStd
 from t5peft.benchmark.summary import Row, TaskTable
@@ -24,7 +25,9 @@ HERE = Path(__file__).parent
 INSTALL = 'pip install "t5peft[report]"'
 
 
-def html_report(tables: Sequence[TaskTable], *, title: str, about: str, command: str) -> str | None:
+def html_report(
+    tables: Sequence[TaskTable], *, title: str, about: str, command: str, published: Sequence[Sequence[str]] = ()
+) -> str | None:
     """Return the report as one HTML document, or None if Jinja2 is not installed.
 
     Args:
@@ -32,6 +35,7 @@ def html_report(tables: Sequence[TaskTable], *, title: str, about: str, command:
         title: Heading of the page.
         about: One line under the heading.
         command: The command that made the records.
+        published: Rows that compare figures with published ones.
     """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -47,6 +51,8 @@ def html_report(tables: Sequence[TaskTable], *, title: str, about: str, command:
         command=command,
         overviews=[_overview(one) for one in found],
         cited=cited(tables),
+        published_header=HEADER,
+        published=[[Cell(text) for text in row] for row in published],
         sections=[_section(table) for table in tables],
         backbones=list(dict.fromkeys(table.conditions["backbone"] for table in tables)),
         tasks=list(dict.fromkeys(table.task for table in tables)),

@@ -11,10 +11,12 @@ from t5peft.benchmark.advice import advice
 from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.html_report import INSTALL, html_report
 from t5peft.benchmark.overview import overviews
+from t5peft.benchmark.published import HEADER, verdicts
 from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.records import RunRecord, RunRecords
+from t5peft.benchmark.suites import Expected
 from t5peft.benchmark.summary import summarize
-from t5peft.benchmark.tables import csv_text, markdown
+from t5peft.benchmark.tables import csv_text, markdown, markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def write_report(
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     asked: Sequence[RunRecord] = (),
+    expected: Sequence[Expected] = (),
 ) -> Report:
     """Write report.md, report.csv and, if Jinja2 is installed, report.html.
 
@@ -61,21 +64,26 @@ def write_report(
         tasks: Only these tasks. None: all.
         methods: Only these methods, and the baselines. None: all.
         asked: Records whose conditions the tables show. For a task without one, the newest record's conditions.
+        expected: Published figures, which a table compares with those of the records.
 
     Raises:
         FileNotFoundError: There are no records in the folder.
         ValueError: There are no records of these tasks and methods, or some are damaged.
     """
-    tables = summarize(_records_of(folder, tasks, methods), asked)
+    records = _records_of(folder, tasks, methods)
+    tables = summarize(records, asked)
+    found = verdicts(expected, asked or records)
     details = [part for table in tables for part in (markdown(table), _listed(advice(table)))]
     details += [_listed(sentences) for sentences in [cited(tables)] if sentences]
-    found = [part for one in overviews(tables) for part in (_listed(recommendation(one)), one.markdown())]
+    if found:
+        details.append(f"Against the published figures:\n\n{markdown_table(HEADER, found, words=3)}")
+    overview = [part for one in overviews(tables) for part in (_listed(recommendation(one)), one.markdown())]
     output.mkdir(parents=True, exist_ok=True)
-    report = Report("\n\n".join(found), "\n\n".join(details), {})
+    report = Report("\n\n".join(overview), "\n\n".join(details), {})
     contents = {
         "table": ("report.md", report.text + "\n"),
         "CSV": ("report.csv", csv_text(tables)),
-        "page": ("report.html", html_report(tables, title=title, about=about, command=command)),
+        "page": ("report.html", html_report(tables, title=title, about=about, command=command, published=found)),
     }
     for kind, (name, content) in contents.items():
         if content is None:

@@ -79,7 +79,7 @@ def _baseline(config: RunConfig) -> RunRecord:
     """Return the scores of a baseline on the test split."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(config.backbone))
     task, splits = load_data(config.data, config.limits)
-    test = EvaluationSet(task, splits["test"], tokenizer)
+    test = EvaluationSet(task, splits["test"], tokenizer, _new_tokens(config))
     if config.method == "untuned":
         model, _ = load_backbone(config.backbone)
         scored = test.score(model.to(config.device))
@@ -93,6 +93,12 @@ def _baseline(config: RunConfig) -> RunRecord:
         "test_score_by_example": scored.per_example,
         "example_metric": scored.example_metric,
     }
+
+
+def _new_tokens(config: RunConfig) -> int | None:
+    """Return the most tokens of an answer; ``generation_max_length`` counts the start token too, as in transformers."""
+    length = config.training_options.get("generation_max_length")
+    return None if length is None else length - 1
 
 
 def _first_line(error: BaseException) -> str:
@@ -243,7 +249,8 @@ class _Run:
         if len(records) > needed:
             records = random.Random(config.seed).sample(records, needed)
         train = _Counted(task.tokenize(records, tokenizer).to_list())
-        validation, test = (EvaluationSet(task, splits[name], tokenizer) for name in ("validation", "test"))
+        new_tokens = _new_tokens(config)
+        validation, test = (EvaluationSet(task, splits[name], tokenizer, new_tokens) for name in ("validation", "test"))
         return train, validation, test
 
     def _model(self, train: _Counted) -> nn.Module:

@@ -86,11 +86,23 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from t5peft.benchmark.report import write_report
-    from t5peft.benchmark.tables import fill_markers
+    from t5peft.benchmark.suites import suite_parts
 
     if args.data_folder:
         os.environ["T5PEFT_DATA"] = args.data_folder
+    parts = suite_parts(args.suite) if args.suite else []
+    if len(parts) < 2:
+        return _run(args)
+    for part in parts:
+        folder = (args.output or Path("t5peft-bench") / args.suite) / Path(part).stem
+        _run(argparse.Namespace(**vars(args) | {"suite": part, "output": folder}))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from t5peft.benchmark.report import write_report
+    from t5peft.benchmark.tables import fill_markers
+
     suite = suite_of(args)
     output = args.output or Path("t5peft-bench") / suite.name
     asked = [] if args.report_only else _run_suite(suite, output, args)
@@ -104,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         tasks=args.tasks if args.report_only else None,
         methods=args.methods if args.report_only else None,
         asked=asked,
+        expected=suite.expected,
     )
     print(f"\n{report.text}\n")
     print("\n".join(f"{kind}: {path}" for kind, path in report.paths.items()))

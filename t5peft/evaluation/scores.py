@@ -52,6 +52,7 @@ class EvaluationSet:
         task: The task of the records.
         records: With the columns of the task's source and target.
         tokenizer: The tokenizer of the models.
+        max_new_tokens: The most tokens of a generated answer; the longest target of the task by default.
 
     Attributes:
         features: Token ids of sources and targets.
@@ -63,8 +64,15 @@ class EvaluationSet:
             tokenized.
     """
 
-    def __init__(self, task: Task, records: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        task: Task,
+        records: Iterable[Mapping[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int | None = None,
+    ) -> None:
         self.task, self.tokenizer = task, tokenizer
+        self._max_new_tokens = max_new_tokens or task.max_target_length
         self._records = task.with_names(records)
         check_metrics(task)
         checks.raise_all(task.name, checks.missing_references(self._records, task.references))
@@ -121,7 +129,7 @@ class EvaluationSet:
             model,
             self.tokenizer,
             sources,
-            max_new_tokens=task.max_target_length,
+            max_new_tokens=self._max_new_tokens,
             num_beams=task.num_beams,
             tokens_per_batch=tokens_per_batch,
             keep=task.special_tokens(self.tokenizer),
