@@ -19,7 +19,7 @@ from t5peft.benchmark.published import HEADER
 from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.statistics import MeanStd
 from t5peft.benchmark.summary import Row, TaskTable
-from t5peft.benchmark.tables import COLUMNS, cells, conditions_text, header
+from t5peft.benchmark.tables import COLUMNS, Cell, cells, conditions_text, header
 
 HERE = Path(__file__).parent
 INSTALL = 'pip install "t5peft[report]"'
