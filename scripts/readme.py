@@ -36,7 +36,9 @@ _PLACES = {
     "qlora": ("right", "left"),
 }  # fmt: skip
 _MARKS: dict[str, Any] = {
-    "above": {"dy": -11}, "below": {"align": "left", "dx": 3, "dy": 14}, "left": {"align": "right", "dx": -7}, "right": {"align": "left", "dx": 7},
+    "above": {"dy": -11},
+    "below": {"align": "left", "dx": 3, "dy": 14},
+    "left": {"align": "right", "dx": -7}, "right": {"align": "left", "dx": 7},
 }  # fmt: skip
 
 
@@ -134,7 +136,9 @@ def headlines() -> str:
     from throughput_tables import against_peft
 
     lora, full = (overview().methods[label] for label in ("lora-all", "full"))
-    assert lora.trained and full.trained  # both finished
+    assert lora.trained
+    assert full.trained
+    telling = len(overview().telling)
     times, speed = against_peft()
     serving = [json.loads(line) for line in SERVING.read_text(encoding="utf-8").splitlines()]
     newest = max(
@@ -144,7 +148,7 @@ def headlines() -> str:
     rows = [
         [
             "quality",
-            f"LoRA at all linear maps: {lora.to_full} points against full fine-tuning, over {len(overview().telling)} tasks and three "
+            f"LoRA at all linear maps: {lora.to_full} points against full fine-tuning, over {telling} tasks and three "
             f"seeds, with {lora.trained / full.trained:.0%} of the parameters and {lora.memory:.2f} of the memory",
             "`t5peft bench --suite embedded`, `real`",
         ],
@@ -205,15 +209,20 @@ def load() -> str:
     return markdown_table(head, rows)
 
 
+@cache
+def _evidence() -> dict[str, Any]:
+    return evidence(overview())
+
+
 def stored_evidence() -> str:
     """Return the recommendation over all tasks as the package holds it, for suites of one task."""
     about = "# Printed by scripts/readme.py from the records of the suites embedded and real.\n"
-    return about + yaml.safe_dump(evidence(overview()), sort_keys=False, width=120)
+    return about + yaml.safe_dump(_evidence(), sort_keys=False, width=120)
 
 
 def recommended() -> str:
     """Return the recommendation over all tasks as a list."""
-    return "\n".join(f"- {sentence}" for sentence in evidence(overview())["recommendation"])
+    return "\n".join(f"- {sentence}" for sentence in _evidence()["recommendation"])
 
 
 if __name__ == "__main__":

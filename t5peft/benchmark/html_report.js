@@ -104,6 +104,10 @@ function scatter(task) {
     data: { values: [task.baseline] }, mark: { type: "rule", strokeDash: [2, 3], color: config().text.color, opacity: 0.7 },
     encoding: { [scored]: encoding[scored], tooltip: [{ field: "label", type: "nominal", title: "baseline" },
       { field: "score", type: "quantitative", format: ".1f" }] },
+  }, {
+    data: { values: [task.baseline] }, mark: { type: "text", align: "right", baseline: "bottom", dx: -3, dy: -2, opacity: 0.8, color: config().text.color },
+    encoding: { [scored]: encoding[scored], [scored === "y" ? "x" : "y"]: { value: scored === "y" ? "width" : 12 },
+      text: { value: `${task.baseline.label}, no training` } },
   }] : [];
   const layer = [
     { data: { values: front(rows, x, y) }, mark: { type: "line", strokeDash: [4, 4], opacity: 0.4, color: config().text.color },
@@ -116,7 +120,7 @@ function scatter(task) {
         { field: "against full", type: "nominal" }, ...[x, y].filter((name) => name !== "score").map(text),
         { field: "command", type: "nominal" }] } },
   ];
-  return [{ height: 340, data: { values: rows }, layer }, names(layer.length - 1, "layer_0_marks")];
+  return [{ height: 340, data: { values: rows }, layer }, names(layer.length - 1, "layer_0_marks", ...(baseline.length ? [`layer_${layer.length - 2}_marks`] : []))];
 }
 
 function series(task, kind) {

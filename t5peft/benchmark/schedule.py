@@ -39,10 +39,10 @@ def best_rate(records: Mapping[float, RunRecord]) -> float | None:
     Returns:
         The rate, or None if no run finished.
     """
-    losses = [
-        (float(record["validation_loss"]), rate) for rate, record in records.items() if record["outcome"] == "finished"
-    ]
-    return min(losses)[1] if losses else None
+    finished = {rate: record for rate, record in records.items() if record["outcome"] == "finished"}
+    if len(finished) < 2:  # nothing to choose from; a baseline has no loss
+        return next(iter(finished), None)
+    return min((float(record["validation_loss"]), rate) for rate, record in finished.items())[1]
 
 
 def next_rate(rates: list[float], best: float | None) -> float | None:

@@ -241,16 +241,11 @@ class _Chosen:
         for record in records:
             by_seed[record["config"]["seed"]][record["config"]["learning_rate"]] = record
         tuned = max(by_seed.values(), key=len)
-        baseline = is_baseline(records[0]["config"]["method"])  # whose record has no validation scores
-        rate = 0.0 if baseline else best_rate(tuned)
-        sweep = (
-            tuple(
-                SweepPoint(value, validation_score(record), record.get("reason"))
-                for value, record in sorted(tuned.items())
-            )
-            if not baseline
-            else ()
-        )
+        rate = best_rate(tuned)
+        swept = (
+            [] if is_baseline(records[0]["config"]["method"]) else sorted(tuned.items())
+        )  # it has no validation scores
+        sweep = tuple(SweepPoint(value, validation_score(record), record.get("reason")) for value, record in swept)
         at_rate = [seeds[rate] for _, seeds in sorted(by_seed.items()) if rate in seeds] if rate is not None else []
         finished = [record for record in at_rate if record["outcome"] == "finished"]
         failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
