@@ -16,7 +16,7 @@ from t5peft.benchmark.advice import advice
 from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.overview import Overall, Overview, overviews
 from t5peft.benchmark.published import HEADER
-from t5peft.benchmark.recommendation import CITED, cited, recommendation
+from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.statistics import MeanStd
 from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.benchmark.tables import COLUMNS, Cell, cells, conditions_text, header
@@ -51,7 +51,6 @@ def html_report(
         command=command,
         overviews=[_overview(one) for one in found],
         cited=cited(tables),
-        cited_title=CITED,
         published_header=HEADER,
         published=[[Cell(text) for text in row] for row in published],
         sections=[_section(table) for table in tables],

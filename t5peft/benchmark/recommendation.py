@@ -23,7 +23,6 @@ MARGIN = 3.0
 FEW_EXAMPLES = 1000
 SAVES = 0.95
 """A method is cheaper than another one if it costs less than this share."""
-CITED = "One task does not decide for others. Over all tasks of benchmarks/RESULTS.md"
 EVIDENCE = Path(__file__).with_name("evidence.yaml")
 
 _COSTS: tuple[tuple[str, Callable[[Overall], float | None]], ...] = (
@@ -171,7 +170,7 @@ def evidence(overview: Overview) -> dict[str, Any]:
 
 
 def cited(tables: Sequence[TaskTable]) -> list[str]:
-    """Return the recommendation over all tasks where a suite has too few of them for one of its own.
+    """Return what to take over all tasks, as a sentence for a suite that has too few tasks to say so itself.
 
     Args:
         tables: Those of the suite. Their backbone must be that of the recommendation.
@@ -180,4 +179,6 @@ def cited(tables: Sequence[TaskTable]) -> list[str]:
     backbones = {table.conditions["backbone_fingerprint"] for table in tables}
     if len(tables) > 1 or backbones != {found["backbone_fingerprint"]}:
         return []
-    return list(found["recommendation"])
+    return [
+        f"One task does not decide for others. Over all tasks (benchmarks/RESULTS.md): {found['recommendation'][0]}"
+    ]

@@ -12,7 +12,7 @@ from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.html_report import INSTALL, html_report
 from t5peft.benchmark.overview import overviews
 from t5peft.benchmark.published import HEADER, verdicts
-from t5peft.benchmark.recommendation import CITED, cited, recommendation
+from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.records import RunRecord, RunRecords
 from t5peft.benchmark.suites import Expected
 from t5peft.benchmark.summary import summarize
@@ -73,9 +73,7 @@ def write_report(
     records = _records_of(folder, tasks, methods)
     tables = summarize(records, asked)
     found = verdicts(expected, asked or records)
-    details = [part for table in tables for part in (markdown(table), _listed(advice(table)))]
-    if sentences := cited(tables):
-        details.append(f"{CITED}:\n\n{_listed(sentences)}")
+    details = [part for table in tables for part in (markdown(table), _listed(advice(table) + cited(tables)))]
     if found:
         details.append(f"Against the published figures:\n\n{markdown_table(HEADER, found, words=3)}")
     overview = [part for one in overviews(tables) for part in (_listed(recommendation(one)), one.markdown())]

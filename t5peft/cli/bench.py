@@ -228,8 +228,8 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
     records = RunRecords(folder)
     least = sum(sweep.least_runs for sweep in grid)
     print(
-        f"suite {suite.name}: {len(suite.methods)} methods on {len(suite.tasks)} tasks with {suite.backbone} on {device}, "
-        f"{least} runs of {suite.steps} steps or as the task says; records in {records.path}",
+        f"suite {suite.name}: {len(suite.methods)} methods and baselines, {len(suite.tasks)} tasks, {least} runs with "
+        f"{suite.backbone} on {device}; records in {records.path}",
         flush=True,
     )
     line = _ProgressLine(sys.stderr.isatty())

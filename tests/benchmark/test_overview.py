@@ -216,7 +216,9 @@ def test_one_task_cites_the_recommendation_over_all_tasks_of_its_backbone(tables
     assert cited(tables[:1]) == []  # of another backbone
     known = {**tables[0].conditions, "backbone_fingerprint": "8174e2646ad54544"}
     shown = cited([TaskTable("t", "accuracy", tables[0].rows, known, 0)])
-    assert shown[0].startswith("Take lora-all: ")
+    assert shown[0].startswith(
+        "One task does not decide for others. Over all tasks (benchmarks/RESULTS.md): Take lora-all: "
+    )
 
 
 def test_backbones_have_tables_and_overviews_of_their_own(tmp_path: Path) -> None:
