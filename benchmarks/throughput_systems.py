@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, TrainerCallback
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, qlora_wrap
-from t5peft.benchmark.baselines import BASELINES, plain_trainer
+from t5peft.benchmark.peers import PEERS, plain_trainer
 from t5peft.methods import METHODS
 
 SYSTEMS = ("t5peft", "t5peft-int8", "peft", "peft-grouped", "adapters")
@@ -48,7 +48,7 @@ def new_model(method: str, system: str, vocabulary: int | None = None, dropout: 
         return qlora_wrap(model, target_modules=("q", "v"))  # the maps of ``lora_wrap``
     if system.startswith("t5peft"):
         return METHODS[method].wrap(model)
-    return model if method == "full" else BASELINES[f"peft-{method}"](model)
+    return model if method == "full" else PEERS[f"peft-{method}"](model)
 
 
 def new_trainer(

@@ -1,22 +1,27 @@
-"""Draw the picture of the README from the records of a suite: quality against trained parameters and memory.
+"""Print what the documents and the package take from records: tables, the picture of the methods, and the recommendation.
 
-python scripts/picture.py                 # writes docs/methods.svg
+python scripts/readme.py
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from t5peft.benchmark.overview import Overview
+from t5peft.benchmark.recommendation import EVIDENCE, evidence
 from t5peft.benchmark.records import RunRecords
-from t5peft.benchmark.summary import means_over_tasks, summarize
-from t5peft.benchmark.tables import fill_markers, markdown_table, overview_header, overview_rows
+from t5peft.benchmark.summary import summarize
+from t5peft.benchmark.tables import fill_markers, markdown_table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-RECORDS = ROOT / "benchmarks" / "records" / "bench" / "embedded"
+RECORDS = [ROOT / "benchmarks" / "records" / "bench" / suite for suite in ("embedded", "real")]
 SERVING = ROOT / "benchmarks" / "records" / "serving" / "mixed_batches.jsonl"
 TORTURE = ROOT / "benchmarks" / "records" / "torture"
 LOAD = ROOT / "benchmarks" / "records" / "serving"
@@ -24,43 +29,41 @@ PICTURE = ROOT / "docs" / "methods.svg"
 
 # Where the label of a point stands in the panels of trained parameters and of memory, so that none covers another.
 _PLACES = {
-    "dora": ("above", "above"), "full": ("above", "above"), "houlsby": ("right", "above"), "ia3": ("above", "right"),
-    "ladder": ("right", "left"), "lora": ("right", "right"), "lora-all": ("above", "above"), "norm": ("above", "above"),
-    "parallel": ("left", "left"), "peft-lora": ("right", "above"), "peft-prefix": ("above", "right"),
-    "peft-prompt": ("below", "above"), "pfeiffer": ("above", "below"), "prefix": ("left", "right"), "prompt": ("below", "below"),
-    "qlora": ("right", "below"),
+    "dora": ("above", "above"), "full": ("above", "above"), "houlsby": ("right", "right"), "ia3": ("above", "right"),
+    "ladder": ("right", "left"), "lora": ("above", "above"), "lora-all": ("above", "above"), "norm": ("above", "above"),
+    "parallel": ("left", "left"), "peft-lora": ("below", "above"), "peft-prefix": ("above", "right"),
+    "peft-prompt": ("right", "above"), "pfeiffer": ("left", "left"), "prefix": ("left", "right"), "prompt": ("above", "below"),
+    "qlora": ("right", "left"),
 }  # fmt: skip
 _MARKS: dict[str, Any] = {
-    "above": {"dy": -11}, "below": {"dy": 20}, "left": {"align": "right", "dx": -7}, "right": {"align": "left", "dx": 7},
+    "above": {"dy": -11},
+    "below": {"align": "left", "dx": 3, "dy": 14},
+    "left": {"align": "right", "dx": -7}, "right": {"align": "left", "dx": 7},
 }  # fmt: skip
+
+
+@cache
+def overview() -> Overview:
+    """Return the tables of all tasks of both suites."""
+    return Overview(tuple(table for records in RECORDS for table in summarize(RunRecords(records).load())))
 
 
 def points() -> list[dict[str, Any]]:
-    """Return one point for each method: its mean accuracy with standard error, trained parameters, and memory."""
-    tables = summarize(RunRecords(RECORDS).load())
-    means = next(found for found in means_over_tasks(tables) if found.metric == "accuracy")
-    names = overview_header(tables)
-    found = []
-    for row in overview_rows(tables):
-        cells = dict(zip(names[-3:], row[-3:], strict=True))
-        label = row[0].text
-        if label not in means.by_label or cells["memory"].value is None:
-            continue
-        mean = means.by_label[label]
-        score, error = mean.value * means.factor, (mean.error or 0.0) * means.factor
-        found.append(
-            {
-                "method": label,
-                "score": round(score, 2),
-                "low": round(score - error, 2),
-                "high": round(score + error, 2),
-                "trained": cells["trained"].value,
-                "memory": round(float(cells["memory"].value), 3),
-                "kind": "full fine-tuning" if label == "full" else "peft" if label.startswith("peft-") else "t5peft",
-                "places": _PLACES.get(label, ("above", "above")),
-            }
-        )
-    return found
+    """Return one point for each method: its mean score with standard error, trained parameters, and memory."""
+    return [
+        {
+            "method": one.label,
+            "score": round(one.mean, 2),
+            "low": round(one.mean - (one.error or 0.0), 2),
+            "high": round(one.mean + (one.error or 0.0), 2),
+            "trained": one.trained,
+            "memory": round(one.memory, 3),
+            "kind": "full fine-tuning" if one.method == "full" else "t5peft" if one.ours else "peft",
+            "places": _PLACES.get(one.label, ("above", "above")),
+        }
+        for one in overview().methods.values()
+        if one.mean is not None and one.memory is not None
+    ]
 
 
 def spec(data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -93,8 +96,8 @@ def spec(data: list[dict[str, Any]]) -> dict[str, Any]:
                             "y": {
                                 "field": "low",
                                 "type": "quantitative",
-                                "scale": {"domain": [50, 80]},
-                                "title": "accuracy, mean of three tasks",
+                                "scale": {"domain": [42, 66]},
+                                "title": f"points, mean of {len(overview().telling)} tasks",
                             },
                             "y2": {"field": "high"},
                         },
@@ -132,8 +135,10 @@ def headlines() -> str:
     """Return the headline figures as a table, each with the command that makes it."""
     from throughput_tables import against_peft
 
-    found = {point["method"]: point for point in points()}
-    lora, full = found["lora-all"], found["full"]
+    lora, full = (overview().methods[label] for label in ("lora-all", "full"))
+    assert lora.trained
+    assert full.trained
+    telling = len(overview().telling)
     times, speed = against_peft()
     serving = [json.loads(line) for line in SERVING.read_text(encoding="utf-8").splitlines()]
     newest = max(
@@ -143,9 +148,9 @@ def headlines() -> str:
     rows = [
         [
             "quality",
-            f"LoRA at all linear maps: {lora['score']:.1f} points, full fine-tuning: {full['score']:.1f}, with "
-            f"{lora['trained'] / full['trained']:.0%} of the parameters and {lora['memory']:.2f} of the memory",
-            "`make bench`",
+            f"LoRA at all linear maps: {lora.to_full} points against full fine-tuning, over {telling} tasks and three "
+            f"seeds, with {lora.trained / full.trained:.0%} of the parameters and {lora.memory:.2f} of the memory",
+            "`t5peft bench --suite embedded`, `real`",
         ],
         [
             "speed",
@@ -204,7 +209,25 @@ def load() -> str:
     return markdown_table(head, rows)
 
 
+@cache
+def _evidence() -> dict[str, Any]:
+    return evidence(overview())
+
+
+def stored_evidence() -> str:
+    """Return the recommendation over all tasks as the package holds it, for suites of one task."""
+    about = "# Printed by scripts/readme.py from the records of the suites embedded and real.\n"
+    return about + yaml.safe_dump(_evidence(), sort_keys=False, width=120)
+
+
+def recommended() -> str:
+    """Return the recommendation over all tasks as a list."""
+    return "\n".join(f"- {sentence}" for sentence in _evidence()["recommendation"])
+
+
 if __name__ == "__main__":
+    EVIDENCE.write_text(stored_evidence(), encoding="utf-8")
+    fill_markers(ROOT / "benchmarks" / "RESULTS.md", {"recommendation": recommended()})
     PICTURE.write_text(draw(), encoding="utf-8")
     fill_markers(ROOT / "README.md", {"headlines": headlines(), "reliability": reliability()})
     fill_markers(ROOT / "docs" / "serving.md", {"load": load()})

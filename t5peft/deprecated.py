@@ -25,7 +25,6 @@ MODULES = {
     "t5peft.batches": "t5peft.data.collate",
     "t5peft.benchmark.geometry": "t5peft.planning.geometry",
     "t5peft.benchmark.machine": "t5peft.benchmark.environment",
-    "t5peft.benchmark.peers": "t5peft.benchmark.baselines",
     "t5peft.benchmark.planner": "t5peft.planning.plan",
     "t5peft.benchmark.simulate": "t5peft.planning.simulate",
     "t5peft.checkpoint": "t5peft.adapters",

@@ -84,6 +84,20 @@ def finished(made: RunConfig, accuracy: float, *, parameters: int, peak: int, se
     }
 
 
+def baseline(accuracy: float) -> dict[str, Any]:
+    """The record of a baseline."""
+    right = np.zeros(200)
+    right[: round(200 * accuracy)] = 1
+    return {
+        "outcome": "finished",
+        "started": "2026-01-01T00:00:00Z",
+        "metric": "accuracy",
+        "scores": {"test": {"accuracy": float(right.mean())}},
+        "test_score_by_example": right.tolist(),
+        "example_metric": "accuracy",
+    }
+
+
 def memory_of(peak: int) -> dict[str, int]:
     """The memory of a run in bytes, with a peak of so many megabytes above the libraries."""
     return {

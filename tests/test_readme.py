@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from t5peft.benchmark.recommendation import EVIDENCE
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -40,6 +42,13 @@ def test_the_picture_shows_the_points_of_the_records(script: object) -> None:
         label = f"score: {point['score']:g}; kind: {point['kind']}; method: {point['method']}"
         assert f'"trained parameters: {point["trained"]}; {label}"' in drawn
         assert f'"peak memory of training, full fine-tuning = 1: {point["memory"]:g}; {label}"' in drawn
+
+
+def test_the_recommendation_is_that_of_the_records(script: object) -> None:
+    page = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- table:recommendation -->\n")[1].split("\n<!-- /table -->")[0]
+    assert shown == script.recommended()  # type: ignore[attr-defined]
+    assert EVIDENCE.read_text(encoding="utf-8") == script.stored_evidence()  # type: ignore[attr-defined]
 
 
 def test_every_link_leads_to_a_file() -> None:

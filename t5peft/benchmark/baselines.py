@@ -1,84 +1,64 @@
-"""Baselines: peft's own methods under the plain ``Seq2SeqTrainer``, put together as their users do by hand.
+"""Baselines: what a task gives away without training. A task on which no method beats them tells nothing about methods.
 
-They show what the corrections of this library change. Hyperparameters, data and steps are the same. Prefix and prompt
-tuning are peft's, and the loss is that of ``Seq2SeqTrainer``.
+``constant`` gives the same answer to every example: the most frequent label, or the training answer that is most like the
+others. ``copy`` gives the source back, cut to the task's longest answer; it is for free answers only. ``untuned`` is the
+backbone as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
-from torch import nn
-from torch.utils.data import Dataset
-from transformers import (
-    DataCollatorForSeq2Seq,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase
 
-PREFIX = "peft-"
+from t5peft.data import Task
+from t5peft.evaluation import EvaluationSet
+
+BASELINES = ("constant", "copy", "untuned")
+CANDIDATES = 100
+"""The most training answers that ``constant`` chooses from, and compares each of them with."""
 
 
 def is_baseline(method: str) -> bool:
     """Return whether a method's name is that of a baseline."""
-    return method.startswith(PREFIX)
+    return method in BASELINES
 
 
-def peft_lora(model: PreTrainedModel, *, rank: int = 16, **options: Any) -> PeftModel:
-    """Wrap with peft's LoRA on query and value."""
-    config = LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=rank, lora_alpha=2 * rank, **options)
-    return _wrap(model, config)
+def baselines_of(task: Task) -> tuple[str, ...]:
+    """Return the names of the baselines that a task has."""
+    return tuple(name for name in BASELINES if name != "copy" or task.verbalizer is None)
 
 
-def peft_prefix(model: PreTrainedModel, *, length: int = 20, **options: Any) -> PeftModel:
-    """Wrap with peft's prefix tuning, which reaches decoder self-attention only."""
-    return _wrap(model, PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=length, **options))
-
-
-def peft_prompt(model: PreTrainedModel, *, length: int = 20, **options: Any) -> PeftModel:
-    """Wrap with peft's prompt tuning, with its own defaults."""
-    return _wrap(model, PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=length, **options))
-
-
-def _wrap(model: PreTrainedModel, config: LoraConfig | PrefixTuningConfig | PromptTuningConfig) -> PeftModel:
-    wrapped = get_peft_model(model, config)
-    assert isinstance(wrapped, PeftModel)  # a PeftMixedModel only where it is asked for
-    return wrapped
-
-
-BASELINES: dict[str, Callable[..., PeftModel]] = {
-    "peft-lora": peft_lora,
-    "peft-prefix": peft_prefix,
-    "peft-prompt": peft_prompt,
-}
-
-
-def plain_trainer(
-    model: nn.Module,
-    arguments: dict[str, Any],
-    train: Dataset[dict[str, Any]] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> Seq2SeqTrainer:
-    """Return a ``Seq2SeqTrainer`` with the collator of its examples.
+def constant_answer(task: Task, train: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the answer that fits the training records best if it is given to all of them.
 
     Args:
-        model: A model that a baseline wrapped.
-        arguments: Those of ``Seq2SeqTrainingArguments``.
-        train: Tokenized examples.
-        tokenizer: The backbone's tokenizer.
-        callbacks: Those of the trainer.
+        task: The task.
+        train: Its training records.
+        tokenizer: The tokenizer of the backbone.
+
+    Returns:
+        The most frequent label, or of 100 free answers the one with the highest score against the others.
     """
-    return Seq2SeqTrainer(
-        model=model,
-        args=Seq2SeqTrainingArguments(**arguments),
-        train_dataset=train,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
+    records = random.Random(0).sample(train, min(CANDIDATES, len(train))) if task.verbalizer is None else train
+    if task.verbalizer is not None:
+        return Counter(task.answers(record)[0] for record in records).most_common(1)[0][0]
+    examples = EvaluationSet(replace(task, references=None), records, tokenizer)  # which only test records have
+    candidates = dict.fromkeys(answers[0] for answers in examples.references)
+    lead = examples.lead
+    return max(candidates, key=lambda answer: examples.score_answers([answer] * len(records)).scores[lead])
+
+
+def copied_answers(test: EvaluationSet) -> list[str]:
+    """Return the source of each record without the template, cut to the longest answer that the task allows.
+
+    Args:
+        test: The records.
+    """
+    tokenizer, most = test.tokenizer, test.task.max_target_length
+    ids = tokenizer(test.texts, truncation=True, max_length=most)["input_ids"]
+    return [test.task.read(text, tokenizer) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from t5peft.benchmark.baselines import BASELINES
-from t5peft.benchmark.data import backbone_fingerprint, describe_data
+from t5peft.benchmark.baselines import baselines_of
+from t5peft.benchmark.data import backbone_fingerprint, definition_of, describe_data
+from t5peft.benchmark.peers import PEERS
 from t5peft.benchmark.records import RunConfig
+from t5peft.benchmark.schedule import Sweep
 from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 from t5peft.methods import METHODS
 
@@ -25,9 +27,9 @@ def base_configs(suite: Suite, device: str) -> Callable[[SuiteTask, SuiteMethod]
         ValueError: A method is unknown, or data or a backbone were not found; all problems in one error.
     """
     problems = [
-        f"Got the method {entry.method!r}; expected one of {', '.join([*METHODS, *BASELINES])}."
+        f"Got the method {entry.method!r}; expected one of {', '.join([*METHODS, *PEERS])}."
         for entry in suite.methods
-        if entry.method not in METHODS and entry.method not in BASELINES
+        if entry.method not in METHODS and entry.method not in PEERS
     ]
     data = {}
     for task in suite.tasks:
@@ -61,3 +63,17 @@ def base_configs(suite: Suite, device: str) -> Callable[[SuiteTask, SuiteMethod]
         )
 
     return base
+
+
+def baseline_runs(suite: Suite, base: Callable[[SuiteTask, SuiteMethod], RunConfig]) -> list[Sweep]:
+    """Return the runs of the baselines of every task: one each, because they have neither a learning rate nor a seed.
+
+    Args:
+        suite: The suite.
+        base: From ``base_configs``.
+    """
+    return [
+        Sweep(base(task, SuiteMethod(name, (0.0,))), (0.0,), suite.seeds[:1])
+        for task in suite.tasks
+        for name in baselines_of(definition_of(task))
+    ]

@@ -89,6 +89,17 @@ def _load(data: Mapping[str, Any]) -> tuple[Task, DataSplits]:
     return task, with_validation(task, splits)
 
 
+def definition_of(task: SuiteTask) -> Task:
+    """Return the definition of a suite's task, without its records.
+
+    Args:
+        task: A task of a suite.
+    """
+    if task.own is None:
+        return Task.from_yaml(task.name)
+    return Task.from_mapping({name: value for name, value in task.own.items() if name != "files"})
+
+
 def backbone_fingerprint(backbone: str) -> str:
     """Return the hash of a local backbone's configuration and weights, or the commit of one from the hub.
 

@@ -4,7 +4,8 @@ const axisText = Object.fromEntries(data.axes.map((axis) => [axis.name, axis.tex
 const MORE_IS_BETTER = ["score", "tokens_per_second"];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const labels = [...new Set(data.charts.flatMap((task) =>
-  [task.rows, task.curves, task.sweep, task.sensitivity].flat().map((row) => row.label)))];
+  [task.rows, task.curves ?? [], task.sweep ?? [], task.sensitivity ?? []].flat().map((row) => row.label)))];
+const LINES = 8; // a plot with more of them cannot be read
 const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"];
 const COLORS = ["#4c78a8", "#f58518", "#54a24b", "#e45756", "#9a6bb5", "#2aa198", "#d6729b", "#a0785a", "#7f8c2f", "#6b7c8c"];
 const value = (id, otherwise) => document.getElementById(id)?.value ?? otherwise;
@@ -53,12 +54,12 @@ const identity = {
   shape: { field: "label", type: "nominal", legend: null, scale: { domain: labels, range: labels.map((_, i) => SHAPES[i % SHAPES.length]) } },
 };
 // Names at the points of one layer, which keep out of each other's way; a name without room is left out, and hovering shows it.
-const names = (layer) => (spec) => ({
+const names = (layer, ...lines) => (spec) => ({
   ...spec,
   marks: [...spec.marks, {
     type: "text", interactive: false, from: { data: `layer_${layer}_marks` }, zindex: 2,
     encode: { enter: { text: { field: "datum.label" }, fontSize: { value: 11 }, fill: { value: config().text.color } } },
-    transform: [{ type: "label", size: { signal: "[width, height]" }, padding: 0, avoidBaseMark: true,
+    transform: [{ type: "label", size: { signal: "[width, height]" }, padding: 0, avoidBaseMark: true, avoidMarks: lines,
       anchor: ["right", "left", "top", "bottom", "top-right", "bottom-right", "top-left", "bottom-left"],
       offset: [6, 6, 4, 4, 3, 3, 3, 3] }],
   }],
@@ -72,7 +73,7 @@ function quantity(field, title, rows) {
   return {
     field, type: "quantitative", title: log ? `${title} (log)` : title,
     scale: log ? { type: "log", nice: false, padding: 24 } : { zero: false, padding: 16 },
-    axis: { tickCount: 5, labelExpr: bytes || field === "trainable" ? `format(datum.value, '~s')` : "datum.label" },
+    axis: { tickCount: 5, labelExpr: (bytes && most >= 1000) || field === "trainable" ? `format(datum.value, '~s')` : "datum.label" },
   };
 }
 
@@ -86,9 +87,10 @@ function front(rows, x, y) {
 
 function scatter(task) {
   const x = value("x"), y = value("y"), methods = chosen();
-  const rows = task.rows.filter((row) => methods.has(row.method) && row[x] !== null && row[y] !== null);
+  const has = (row, name) => row[name] !== null && row[name] !== undefined;
+  const rows = task.rows.filter((row) => methods.has(row.method) && has(row, x) && has(row, y));
   if (!rows.length) return null;
-  const title = (name) => (name === "score" ? `test ${task.metric}` : axisText[name]);
+  const title = (name) => task.titles[name] ?? axisText[name];
   const text = (name) => ({ field: name, type: "quantitative", title: title(name), format: ".4~s" });
   const encoding = { x: quantity(x, title(x), rows), y: quantity(y, title(y), rows) };
   const repeated = rows.filter((row) => row.low !== undefined);
@@ -96,22 +98,36 @@ function scatter(task) {
     data: { values: repeated }, mark: { type: "rule", opacity: 0.45 },
     encoding: { ...encoding, color: identity.color, [axis]: { ...encoding[axis], field: "low" }, [`${axis}2`]: { field: "high" } },
   }));
+  // The strongest baseline is a line: it has a score, and costs nothing.
+  const scored = ["x", "y"].find((axis) => encoding[axis].field === "score");
+  const baseline = scored && task.baseline ? [{
+    data: { values: [task.baseline] }, mark: { type: "rule", strokeDash: [2, 3], color: config().text.color, opacity: 0.7 },
+    encoding: { [scored]: encoding[scored], tooltip: [{ field: "label", type: "nominal", title: "baseline" },
+      { field: "score", type: "quantitative", format: ".1f" }] },
+  }, {
+    data: { values: [task.baseline] }, mark: { type: "text", align: "right", baseline: "bottom", dx: -3, dy: -2, opacity: 0.8, color: config().text.color },
+    encoding: { [scored]: encoding[scored], [scored === "y" ? "x" : "y"]: { value: scored === "y" ? "width" : 12 },
+      text: { value: `${task.baseline.label}, no training` } },
+  }] : [];
   const layer = [
     { data: { values: front(rows, x, y) }, mark: { type: "line", strokeDash: [4, 4], opacity: 0.4, color: config().text.color },
       encoding: { ...encoding, order: { field: x, type: "quantitative" } } },
     ...bars,
+    ...baseline,
     { mark: { type: "point", filled: true, size: 90, opacity: 1 },
       encoding: { ...encoding, ...identity, tooltip: [
         { field: "label", type: "nominal", title: "method" }, { field: "shown", type: "nominal", title: "mean ± deviation (seeds)" },
         { field: "against full", type: "nominal" }, ...[x, y].filter((name) => name !== "score").map(text),
         { field: "command", type: "nominal" }] } },
   ];
-  return [{ height: 340, data: { values: rows }, layer }, names(layer.length - 1)];
+  return [{ height: 340, data: { values: rows }, layer }, names(layer.length - 1, "layer_0_marks", ...(baseline.length ? [`layer_${layer.length - 2}_marks`] : []))];
 }
 
 function series(task, kind) {
   const methods = chosen();
-  const rows = task[kind].filter((row) => methods.has(row.method));
+  const best = task.rows.filter((row) => methods.has(row.method)).sort((a, b) => b.score - a.score).map((row) => row.label);
+  const shown = new Set(["full", ...best.filter((label) => label !== "full").slice(0, LINES - 1)]);
+  const rows = task[kind].filter((row) => methods.has(row.method) && (kind === "sensitivity" || shown.has(row.label)));
   if (!rows.length) return null;
   const options = [...new Set(rows.map((row) => row.option))].join(" or ");
   const across = { curves: "optimizer steps", sweep: "learning rate", sensitivity: options }[kind];
@@ -147,7 +163,18 @@ function draw(element) {
   widths.set(element, element.clientWidth);
   vegaEmbed(element, { width: element.clientWidth, autosize: { type: "fit-x", contains: "padding" }, ...spec },
     { mode: "vega-lite", actions: false, renderer: "svg", config: config(), patch, tooltip: { theme: dark.matches ? "dark" : "light" } })
-    .then((view) => { clear(element, false); views.set(element, view); });
+    .then((view) => { clear(element, false); views.set(element, view); element.querySelectorAll(".mark-symbol path").forEach(byKeyboard); });
+}
+
+// A point that has the focus shows what hovering shows.
+function byKeyboard(point) {
+  const at = (kind) => () => {
+    const place = point.getBoundingClientRect();
+    point.dispatchEvent(new PointerEvent(kind, { bubbles: true, clientX: place.left + place.width / 2, clientY: place.top + place.height / 2 }));
+  };
+  point.setAttribute("tabindex", "0");
+  point.addEventListener("focus", at("pointermove"));
+  point.addEventListener("blur", at("pointerout"));
 }
 
 function clear(element, empty = true) {
@@ -186,9 +213,10 @@ function redraw() {
 // --- what is shown
 
 function update() {
-  const task = value("task", ""), methods = chosen();
-  document.querySelectorAll("section[data-task]").forEach((section) => { section.hidden = task !== "" && section.dataset.task !== task; });
-  document.querySelectorAll("section.overview").forEach((section) => { section.hidden = task !== ""; });
+  const task = value("task", ""), backbone = value("backbone", ""), methods = chosen();
+  document.querySelectorAll("section[data-backbone]").forEach((section) => {
+    section.hidden = (task !== "" && section.dataset.task !== task) || (backbone !== "" && section.dataset.backbone !== backbone);
+  });
   document.querySelectorAll("tr[data-method]").forEach((row) => { row.hidden = !methods.has(row.dataset.method); });
   redraw();
 }

@@ -12,29 +12,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from t5peft.benchmark.advice import advice
+from t5peft.benchmark.baselines import is_baseline
+from t5peft.benchmark.overview import Overall, Overview, overviews
+from t5peft.benchmark.published import HEADER
+from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.statistics import MeanStd
 from t5peft.benchmark.summary import Row, TaskTable
-from t5peft.benchmark.tables import (
-    COLUMNS,
-    Cell,
-    baselines_header,
-    baselines_rows,
-    cells,
-    conditions_text,
-    header,
-    overview_header,
-    overview_note,
-    overview_rows,
-)
+from t5peft.benchmark.tables import COLUMNS, Cell, cells, conditions_text, header
 
 HERE = Path(__file__).parent
 INSTALL = 'pip install "t5peft[report]"'
 
 
-def html_report(tables: Sequence[TaskTable], *, title: str, about: str, command: str) -> str | None:
+def html_report(
+    tables: Sequence[TaskTable], *, title: str, about: str, command: str, published: Sequence[Sequence[str]] = ()
+) -> str | None:
     """Return the report as one HTML document, or None if Jinja2 is not installed.
 
     Args:
@@ -42,11 +35,13 @@ def html_report(tables: Sequence[TaskTable], *, title: str, about: str, command:
         title: Heading of the page.
         about: One line under the heading.
         command: The command that made the records.
+        published: Rows that compare figures with published ones.
     """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         return None
+    found = overviews(tables)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -54,12 +49,17 @@ def html_report(tables: Sequence[TaskTable], *, title: str, about: str, command:
         title=title,
         about=about,
         command=command,
-        overview=_overview(tables) if len(tables) > 1 else None,
+        overviews=[_overview(one) for one in found],
+        cited=cited(tables),
+        published_header=HEADER,
+        published=[[Cell(text) for text in row] for row in published],
         sections=[_section(table) for table in tables],
+        backbones=list(dict.fromkeys(table.conditions["backbone"] for table in tables)),
+        tasks=list(dict.fromkeys(table.task for table in tables)),
         columns=COLUMNS,
         methods=list(dict.fromkeys(row.method for table in tables for row in table.rows)),
         axes=[{"name": name, "text": text} for name, (text, _) in AXES.items()],
-        charts=[_chart_data(table, command) for table in tables],
+        charts=[_chart_of_all(one) for one in found] + [_chart_data(table, command) for table in tables],
         library=_chart_library(),
         install=INSTALL,
         versions=list(dict.fromkeys(_versions(tables))),
@@ -87,15 +87,16 @@ def _versions(tables: Sequence[TaskTable]) -> list[str]:
     ]
 
 
-def _overview(tables: Sequence[TaskTable]) -> dict[str, Any]:
-    rows = overview_rows(tables)
+def _overview(overview: Overview) -> dict[str, Any]:
     return {
-        "note": overview_note(tables),
-        "header": overview_header(tables),
-        "rows": rows,
-        "methods": [row[0].text.partition(" ")[0] for row in rows],
-        "baselines_header": baselines_header(tables),
-        "baselines": baselines_rows(tables),
+        "backbone": overview.tables[0].conditions["backbone"],
+        "recommendation": recommendation(overview),
+        "note": overview.note(),
+        "header": overview.header(),
+        "rows": overview.cells(),
+        "methods": [one.method for one in overview.methods.values()],
+        "peers_header": overview.peers_header(),
+        "peers": overview.peers_cells(),
     }
 
 
@@ -103,6 +104,7 @@ def _section(table: TaskTable) -> dict[str, Any]:
     names = [name for name, _ in COLUMNS]
     return {
         "task": table.task,
+        "backbone": table.conditions["backbone"],
         "anchor": "task-" + "".join(c if c.isalnum() else "-" for c in table.task),
         "conditions": conditions_text(table),
         "advice": advice(table),
@@ -112,18 +114,7 @@ def _section(table: TaskTable) -> dict[str, Any]:
             for row in table.rows
         ],
         "methods": [row.method for row in table.rows],
-        "published": _published(table),
     }
-
-
-def _published(table: TaskTable) -> list[list[Cell]]:
-    """Return the numbers of papers for the same task and checkpoint."""
-    known = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
-    return [
-        [Cell(n["method"]), Cell(n["metric"]), Cell(str(n["value"]), n["value"]), Cell(n["source"])]
-        for n in known
-        if n["task"] == table.task and n["backbone"] == table.conditions["backbone"]
-    ]
 
 
 def _mean(value: MeanStd | None) -> float | None:
@@ -132,6 +123,7 @@ def _mean(value: MeanStd | None) -> float | None:
 
 AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "score": ("score on test", lambda row: None if row.test is None else row.test.mean * row.factor),
+    "loss": ("loss on validation", lambda row: _mean(row.loss)),
     "trainable": ("trained parameters", lambda row: row.trainable),
     "peak_bytes": ("peak memory, bytes", lambda row: _mean(row.peak_bytes)),
     "train_seconds": ("training, seconds", lambda row: _mean(row.train_seconds)),
@@ -145,12 +137,46 @@ AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
 """The axes of the first chart: a text, and the figure of a finished row."""
 
 
+_AXES_OF_ALL: dict[str, tuple[str, Callable[[Overall], float | None]]] = {
+    "score": ("mean over tasks, points", lambda one: one.mean),
+    "trainable": ("trained parameters", lambda one: one.trained),
+    "peak_bytes": ("peak memory, share of full fine-tuning", lambda one: one.memory),
+    "step_seconds": ("step, share of full fine-tuning", lambda one: one.time),
+    "stored_bytes": ("file, share of full fine-tuning", lambda one: one.file),
+}
+"""The axes of the chart over all tasks, by the names of ``AXES``."""
+
+
+def _chart_of_all(overview: Overview) -> dict[str, Any]:
+    """Return what the page's script draws of all tasks."""
+    rows = []
+    for one in overview.methods.values():
+        if one.mean is None or is_baseline(one.method):
+            continue
+        error = one.error or 0.0
+        to_full = "reference" if one.method == "full" else str(one.to_full or "–")
+        rows.append(
+            {
+                "label": one.label,
+                "method": one.method,
+                "shown": f"{one.mean:.1f} ± {error:.1f}",
+                "against full": to_full,
+            }
+            | ({"low": one.mean - error, "high": one.mean + error} if error else {})
+            | {name: figure(one) for name, (_, figure) in _AXES_OF_ALL.items()}
+        )
+    return {"rows": rows, "titles": {name: text for name, (text, _) in _AXES_OF_ALL.items()}}
+
+
 def _chart_data(table: TaskTable, command: str) -> dict[str, Any]:
     """Return what the page's script draws of one task."""
-    finished = [row for row in table.rows if row.test is not None]
+    finished = [row for row in table.rows if row.test is not None and not is_baseline(row.method)]
+    baseline = table.strongest_baseline
     return {
         "task": table.task,
+        "titles": {"score": f"test {table.metric}"},
         "metric": table.metric,
+        "baseline": {"label": baseline.label, "score": AXES["score"][1](baseline)} if baseline else None,
         "rows": [_row_data(row, command) for row in finished],
         "curves": [
             {"label": row.label, "method": row.method, "x": step, "y": score * row.factor}

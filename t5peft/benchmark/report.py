@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5peft.benchmark.advice import advice
+from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.html_report import INSTALL, html_report
+from t5peft.benchmark.overview import overviews
+from t5peft.benchmark.published import HEADER, verdicts
+from t5peft.benchmark.recommendation import cited, recommendation
 from t5peft.benchmark.records import RunRecord, RunRecords
+from t5peft.benchmark.suites import Expected
 from t5peft.benchmark.summary import summarize
-from t5peft.benchmark.tables import csv_text, markdown, overview_markdown
+from t5peft.benchmark.tables import csv_text, markdown, markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +26,7 @@ class Report:
     """The tables as Markdown, and the files that hold them.
 
     Attributes:
-        overview: All tasks in one table; empty for a single task.
+        overview: What to take, and all tasks in one table; empty for a single task.
         details: A table for each task.
         paths: The files by their content.
     """
@@ -46,6 +51,7 @@ def write_report(
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     asked: Sequence[RunRecord] = (),
+    expected: Sequence[Expected] = (),
 ) -> Report:
     """Write report.md, report.csv and, if Jinja2 is installed, report.html.
 
@@ -56,21 +62,27 @@ def write_report(
         about: One line under the heading.
         command: The command that made the records.
         tasks: Only these tasks. None: all.
-        methods: Only these methods. None: all.
+        methods: Only these methods, and the baselines. None: all.
         asked: Records whose conditions the tables show. For a task without one, the newest record's conditions.
+        expected: Published figures, which a table compares with those of the records.
 
     Raises:
         FileNotFoundError: There are no records in the folder.
         ValueError: There are no records of these tasks and methods, or some are damaged.
     """
-    tables = summarize(_records_of(folder, tasks, methods), asked)
-    details = [part for table in tables for part in (markdown(table), "\n".join(f"- {line}" for line in advice(table)))]
+    records = _records_of(folder, tasks, methods)
+    tables = summarize(records, asked)
+    found = verdicts(expected, asked or records)
+    details = [part for table in tables for part in (markdown(table), _listed(advice(table) + cited(tables)))]
+    if found:
+        details.append(f"Against the published figures:\n\n{markdown_table(HEADER, found, words=3)}")
+    overview = [part for one in overviews(tables) for part in (_listed(recommendation(one)), one.markdown())]
     output.mkdir(parents=True, exist_ok=True)
-    report = Report(overview_markdown(tables), "\n\n".join(details), {})
+    report = Report("\n\n".join(overview), "\n\n".join(details), {})
     contents = {
         "table": ("report.md", report.text + "\n"),
         "CSV": ("report.csv", csv_text(tables)),
-        "page": ("report.html", html_report(tables, title=title, about=about, command=command)),
+        "page": ("report.html", html_report(tables, title=title, about=about, command=command, published=found)),
     }
     for kind, (name, content) in contents.items():
         if content is None:
@@ -81,6 +93,10 @@ def write_report(
     return report
 
 
+def _listed(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
 def _records_of(folder: Path, tasks: Sequence[str] | None, methods: Sequence[str] | None) -> list[RunRecord]:
     """Return the records of these tasks and methods, and refuse a folder without one."""
     wanted_tasks = [Path(task).name for task in tasks or ()]
@@ -88,7 +104,7 @@ def _records_of(folder: Path, tasks: Sequence[str] | None, methods: Sequence[str
         record
         for record in RunRecords(folder).load()
         if (not wanted_tasks or Path(record["config"]["task"]).name in wanted_tasks)
-        and (not methods or record["config"]["method"] in methods)
+        and (not methods or (method := record["config"]["method"]) in methods or is_baseline(method))
     ]
     if not records:
         narrowed = "".join(

@@ -28,10 +28,11 @@ from transformers import (
     set_seed,
 )
 
-from t5peft.benchmark.baselines import BASELINES, plain_trainer
+from t5peft.benchmark.baselines import constant_answer, copied_answers, is_baseline
 from t5peft.benchmark.data import load_data
 from t5peft.benchmark.environment import environment
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
+from t5peft.benchmark.peers import PEERS, plain_trainer
 from t5peft.benchmark.process import OnProgress
 from t5peft.benchmark.records import RunConfig, RunRecord
 from t5peft.evaluation import EvaluationSet, merged
@@ -60,7 +61,7 @@ def run(config: RunConfig, on_progress: OnProgress) -> RunRecord:
     return_freed_memory()
     record: RunRecord = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment(config.device)}
     try:
-        record |= _Run(config, on_progress).result()
+        record |= _baseline(config) if is_baseline(config.method) else _Run(config, on_progress).result()
         record["outcome"] = "finished"
     except FloatingPointError as error:
         record |= {"outcome": "diverged", "reason": _first_line(error)}
@@ -72,6 +73,32 @@ def run(config: RunConfig, on_progress: OnProgress) -> RunRecord:
             record |= {"outcome": "failed", "reason": f"{type(error).__name__}: {_first_line(error)}"}
     record.setdefault("seconds", {})["total"] = round(time.perf_counter() - started, 2)
     return record
+
+
+def _baseline(config: RunConfig) -> RunRecord:
+    """Return the scores of a baseline on the test split."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(config.backbone))
+    task, splits = load_data(config.data, config.limits)
+    test = EvaluationSet(task, splits["test"], tokenizer, _new_tokens(config))
+    if config.method == "untuned":
+        model, _ = load_backbone(config.backbone)
+        scored = test.score(model.to(config.device))
+    elif config.method == "copy":
+        scored = test.score_answers(copied_answers(test))
+    else:
+        scored = test.score_answers([constant_answer(task, splits["train"], tokenizer)] * len(test.features))
+    return {
+        "metric": test.lead,
+        "scores": {"test": scored.scores},
+        "test_score_by_example": scored.per_example,
+        "example_metric": scored.example_metric,
+    }
+
+
+def _new_tokens(config: RunConfig) -> int | None:
+    """Return the most tokens of an answer; ``generation_max_length`` counts the start token too, as in transformers."""
+    length = config.training_options.get("generation_max_length")
+    return None if length is None else length - 1
 
 
 def _first_line(error: BaseException) -> str:
@@ -222,7 +249,8 @@ class _Run:
         if len(records) > needed:
             records = random.Random(config.seed).sample(records, needed)
         train = _Counted(task.tokenize(records, tokenizer).to_list())
-        validation, test = (EvaluationSet(task, splits[name], tokenizer) for name in ("validation", "test"))
+        new_tokens = _new_tokens(config)
+        validation, test = (EvaluationSet(task, splits[name], tokenizer, new_tokens) for name in ("validation", "test"))
         return train, validation, test
 
     def _model(self, train: _Counted) -> nn.Module:
@@ -233,7 +261,7 @@ class _Run:
         loading |= {name: options.pop(name) for name in BACKBONE_OPTIONS if name in options}
         model, _ = load_backbone(config.backbone, **loading)
         if method is None:
-            return BASELINES[config.method](model, **options).to(config.device)
+            return PEERS[config.method](model, **options).to(config.device)
         wrapped: nn.Module = method.wrap_for(model, train.features[0]["input_ids"][:-1], options)
         return wrapped.to(config.device)
 
@@ -258,7 +286,7 @@ class _Run:
             "use_cpu": config.device == "cpu",
         } | dict(config.training_options)
         arguments |= {name: config.method_options[name] for name in TRAINING_OPTIONS if name in config.method_options}
-        if config.method in BASELINES:
+        if config.method in PEERS:
             assert isinstance(model, PeftModel)  # as each baseline returns
             return plain_trainer(model, arguments, train, tokenizer, callbacks=[watch])
         return T5PeftTrainer(

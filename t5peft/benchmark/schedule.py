@@ -39,10 +39,10 @@ def best_rate(records: Mapping[float, RunRecord]) -> float | None:
     Returns:
         The rate, or None if no run finished.
     """
-    losses = [
-        (float(record["validation_loss"]), rate) for rate, record in records.items() if record["outcome"] == "finished"
-    ]
-    return min(losses)[1] if losses else None
+    finished = {rate: record for rate, record in records.items() if record["outcome"] == "finished"}
+    if len(finished) < 2:  # nothing to choose from; a baseline has no loss
+        return next(iter(finished), None)
+    return min((float(record["validation_loss"]), rate) for rate, record in finished.items())[1]
 
 
 def next_rate(rates: list[float], best: float | None) -> float | None:
@@ -196,7 +196,8 @@ def _find_or_run(
     with suppress(FileExistsError):  # another process has made the same run meanwhile: its record stands
         records.append(config, made)
     progress.done += 1
-    progress.seconds.append(time.perf_counter() - started)
+    if config.learning_rate:  # a baseline takes seconds, which say nothing about the runs that train
+        progress.seconds.append(time.perf_counter() - started)
     record = records.find(config)
     assert record is not None  # appended above, or by that process
     log(f"[{progress.line()}] {describe(config)}: {outcome_text(record)}")
@@ -204,8 +205,9 @@ def _find_or_run(
 
 
 def describe(config: RunConfig) -> str:
-    """Return ``sst2 lora lr 0.001 seed 0``."""
-    return f"{config.task} {config.method} lr {config.learning_rate:g} seed {config.seed}"
+    """Return ``sst2 lora lr 0.001 seed 0``, or ``sst2 constant`` for a baseline."""
+    trained = f" lr {config.learning_rate:g} seed {config.seed}" if config.learning_rate else ""
+    return f"{config.task} {config.method}{trained}"
 
 
 def outcome_text(record: RunRecord) -> str:
@@ -213,5 +215,5 @@ def outcome_text(record: RunRecord) -> str:
     if record["outcome"] != "finished":
         return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
     scores = record["scores"]
-    shown = [f"{split} {record['metric']} {scores[split][record['metric']]:.3f}" for split in ("validation", "test")]
+    shown = [f"{split} {record['metric']} {score[record['metric']]:.3f}" for split, score in scores.items()]
     return f"{', '.join(shown)}, {duration(record['seconds']['total'])}"

@@ -43,7 +43,7 @@ def mean_std(values: Sequence[float]) -> MeanStd:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of two methods on the same examples, with the 95 % interval of the paired bootstrap."""
+    """The mean difference of two methods on the same examples in points, with the 95 % interval of the paired bootstrap."""
 
     mean: float
     low: float
@@ -54,9 +54,9 @@ class Difference:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
-    def text(self, factor: float = 1.0) -> str:
-        """Return ``-0.4 [-2.1, +1.3]``; values are multiplied by ``factor``."""
-        return f"{self.mean * factor:+.1f} [{self.low * factor:+.1f}, {self.high * factor:+.1f}]"
+    def __str__(self) -> str:
+        """Return ``-0.4 [-2.1, +1.3]``."""
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
 def paired_bootstrap(*tasks: tuple[np.ndarray, np.ndarray], resamples: int = 2000) -> Difference:

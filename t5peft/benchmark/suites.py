@@ -16,6 +16,9 @@ A suite is a YAML file in ``t5peft/benchmark/suites/`` (by name) or anywhere (by
       - {method: full, learning_rates: [3.0e-4, 1.0e-3, 3.0e-3]}
       - {method: prefix, options: {length: 64}, learning_rates: [1.0e-3, 3.0e-3, 1.0e-2]}
 
+A suite that repeats a published table has ``expected`` figures, which ``published.py`` compares with those of the runs. A folder
+of suites is run suite by suite. The path of a task may be relative to the suite's file.
+
 ``options`` are those of the method's wrap, ``quantize`` and ``quantize_wo`` of ``load_backbone``, and
 ``activation_cache_bytes`` and ``lora_plus_ratio`` of the trainer's arguments.
 
@@ -37,7 +40,7 @@ from t5peft.methods.registry import method_label
 SUITES = Path(__file__).parent / "suites"
 _FIELDS = {
     "about", "backbone", "seeds", "steps", "examples_per_step", "evaluations", "limits", "tasks", "methods",
-    "training_options",
+    "training_options", "expected",
 }  # fmt: skip
 _REQUIRED = {"tasks", "methods", "steps"}
 _FIXED = {
@@ -82,6 +85,29 @@ class SuiteMethod:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """A published figure.
+
+    Attributes:
+        method: The method that it is of, or the baseline "untuned".
+        metric: Its name in the task's scores; "loss" on validation; or "difference", to full fine-tuning in leading metrics.
+        low: The lowest published figure, in points or nats.
+        high: The highest published figure.
+        tolerance: How far outside of these a figure still confirms them.
+        task: The task; None for the mean over the suite's tasks.
+        options: Those of the method.
+    """
+
+    method: str
+    metric: str
+    low: float
+    high: float
+    tolerance: float = 0.0
+    task: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Suite:
     """A set of runs: every method on every task."""
 
@@ -96,6 +122,7 @@ class Suite:
     evaluations: int = 4
     limits: Mapping[str, int] = field(default_factory=dict)
     training_options: Mapping[str, Any] = field(default_factory=dict)
+    expected: tuple[Expected, ...] = ()
 
     def narrowed(
         self,
@@ -145,8 +172,21 @@ def _missing_names(asked: Iterable[str] | None, known: set[str], kind: str) -> l
 
 
 def suite_names() -> list[str]:
-    """Return the names of the library's suites."""
-    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+    """Return the names of the library's suites, folders of suites among them."""
+    return sorted(path.stem for path in SUITES.iterdir())
+
+
+def suite_parts(name_or_path: str) -> list[str]:
+    """Return the names or paths of the suites of a folder, or the one that is given.
+
+    Args:
+        name_or_path: A suite's name, a file, or a folder of either kind.
+    """
+    if (SUITES / name_or_path).is_dir():
+        return [f"{name_or_path}/{path.stem}" for path in sorted((SUITES / name_or_path).glob("*.yaml"))]
+    if Path(name_or_path).is_dir():
+        return [str(path) for path in sorted(Path(name_or_path).glob("*.yaml"))]
+    return [name_or_path]
 
 
 def load_suite(name_or_path: str) -> Suite:
@@ -178,7 +218,11 @@ def load_suite(name_or_path: str) -> Suite:
         raise ValueError(
             f"Got {type(content).__name__} in {path}; expected a mapping with {', '.join(sorted(_FIELDS))}."
         )
-    return suite_from(path.stem, content)
+    suite = suite_from(path.stem, content)
+    tasks = (
+        replace(task, name=str(own)) if (own := path.parent / task.name).is_file() else task for task in suite.tasks
+    )
+    return replace(suite, tasks=tuple(tasks))
 
 
 def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
@@ -195,7 +239,7 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
         f"Got field {key!r}; expected one of {', '.join(sorted(_FIELDS))}." for key in sorted(content.keys() - _FIELDS)
     ]
     problems += [f"Field {key!r} is missing." for key in sorted(_REQUIRED - content.keys())]
-    for key in ("tasks", "methods", "seeds"):
+    for key in ("tasks", "methods", "seeds", "expected"):
         if not isinstance(content.get(key) or [], list):
             problems.append(f"Got {content[key]!r} in field {key!r}; expected a list.")
             content = {**content, key: []}
@@ -208,6 +252,7 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
     problems += [problem for seed in content.get("seeds") or () for problem in _wrong_number("seed", seed, 0)]
     tasks = [_task(entry, problems) for entry in content.get("tasks") or ()]
     methods = [_method(entry, problems) for entry in content.get("methods") or ()]
+    expected = [_expected(entry, problems) for entry in content.get("expected") or ()]
     problems += [
         f"Got no {kind}; expected at least one." for kind, found in (("task", tasks), ("method", methods)) if not found
     ]
@@ -218,7 +263,9 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
     if problems:
         raise ValueError(f"Suite {name!r} has problems:\n" + "\n".join(f"  - {problem}" for problem in problems))
     others = {
-        key: value for key, value in content.items() if key not in ("tasks", "methods", "seeds", "training_options")
+        key: value
+        for key, value in content.items()
+        if key not in ("tasks", "methods", "seeds", "training_options", "expected")
     }
     return Suite(
         name=name,
@@ -226,6 +273,7 @@ def suite_from(name: str, content: Mapping[str, Any]) -> Suite:
         methods=tuple(methods),
         seeds=tuple(content.get("seeds") or (0,)),
         training_options=current_options(training_options),
+        expected=tuple(one for one in expected if one),
         **others,
     )
 
@@ -261,6 +309,14 @@ def _task(entry: Any, problems: list[str]) -> SuiteTask:
     problems += [f"Task {entry['task']!r}: Got field {key!r}; expected task, steps or limits." for key in unknown]
     problems += [f"Task {entry['task']!r}: {problem}" for problem in _wrong_numbers(entry)]
     return SuiteTask(entry["task"], steps=entry.get("steps"), limits=entry.get("limits"))
+
+
+def _expected(entry: Any, problems: list[str]) -> Expected | None:
+    try:
+        return Expected(**entry)
+    except TypeError as error:
+        problems.append(f"Got the expected figure {entry!r} ({error}); expected method, metric, low and high.")
+        return None
 
 
 def _method(entry: Any, problems: list[str]) -> SuiteMethod:

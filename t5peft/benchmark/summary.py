@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from t5peft.benchmark.baselines import PREFIX, is_baseline
+from t5peft.benchmark.baselines import BASELINES, is_baseline
+from t5peft.benchmark.peers import PREFIX, is_peer
 from t5peft.benchmark.records import RunRecord
 from t5peft.benchmark.schedule import best_rate, validation_score
 from t5peft.benchmark.statistics import Difference, MeanStd, mean_std, paired_bootstrap
@@ -44,6 +45,7 @@ class Row:
     learning_rate: float | None
     sweep: tuple[SweepPoint, ...]
     test: MeanStd | None
+    loss: MeanStd | None
     reason: str | None
     difference: Difference | None
     trainable: int | None
@@ -70,9 +72,9 @@ class Row:
         """The factor of scores in tables."""
         return 100.0 if self.metric in PERCENT else 1.0
 
-    def scores_of(self, runs: Sequence[tuple[int, str]]) -> np.ndarray:
-        """Return the test scores of these runs ``[runs, examples]``."""
-        return np.stack([self.by_example[run] for run in runs])
+    def points_of(self, runs: Iterable[tuple[int, str]]) -> np.ndarray:
+        """Return the test scores of these runs as tables show them ``[runs, examples]``."""
+        return self.factor * np.stack([self.by_example[run] for run in runs])
 
     @property
     def grid_end_won(self) -> bool:
@@ -91,23 +93,44 @@ class TaskTable:
     conditions: Mapping[str, Any]
     left_out: int
 
+    @cached_property
+    def strongest_baseline(self) -> Row | None:
+        """The baseline with the highest score."""
+        found = [row for row in self.rows if is_baseline(row.method) and row.test]
+        return max(found, key=lambda row: row.test.mean, default=None)  # type: ignore[union-attr]
+
+    @cached_property
+    def tells_nothing(self) -> str | None:
+        """Why the task is left out of means: no method is clearly above the strongest baseline. None if one is."""
+        baseline = self.strongest_baseline
+        trained = [row for row in self.rows if not is_baseline(row.method)]
+        if baseline is None or baseline.test is None or not any(row.test for row in trained):
+            return None
+        if any(found.low > 0 for row in trained if (found := difference((row, baseline)))):
+            return None
+        return f"no method is clearly above {baseline.label} ({baseline.test.mean * baseline.factor:.1f})"
+
 
 def summarize(records: Iterable[RunRecord], asked: Iterable[RunRecord] = ()) -> list[TaskTable]:
-    """Return one table for each task, in the order in which the tasks were first run.
+    """Return one table for each task and backbone, in the order in which they were first run.
 
     Seconds and bytes come from records of one machine, number of threads and version of torch: those of the newest run of
     full fine-tuning, or else of the newest run. Other records give scores only.
 
     Args:
         records: The records of a suite.
-        asked: Records whose conditions (backbone, steps, data, device) the tables have; for a task without one, the
-            newest record's. Records under other conditions are left out and counted.
+        asked: Records whose conditions (steps, data, device) the tables have; for a task without one, the newest record's.
+            Records under other conditions are left out and counted.
     """
-    by_task: dict[str, list[RunRecord]] = defaultdict(list)
+    found: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.get("started", "")):
-        by_task[record["config"]["task"]].append(record)
-    wanted = {record["config"]["task"]: record for record in asked}
-    return [_table(task, found, _conditions(wanted.get(task, found[-1]))) for task, found in by_task.items()]
+        found[_task_and_backbone(record)].append(record)
+    wanted = {_task_and_backbone(record): record for record in asked}
+    return [_table(key[0], of_key, _conditions(wanted.get(key, of_key[-1]))) for key, of_key in found.items()]
+
+
+def _task_and_backbone(record: RunRecord) -> tuple[str, str]:
+    return record["config"]["task"], record["config"]["backbone"]
 
 
 _CONDITIONS = (
@@ -134,8 +157,11 @@ def _table(task: str, records: Sequence[RunRecord], under: str) -> TaskTable:
         groups[config["method"], json.dumps(config["method_options"], sort_keys=True)].append(record)
     metric = next((record["metric"] for record in used if "metric" in record), "score")
     chosen = [_Chosen.of(group) for group in groups.values()]
-    reference = [record for record in used if record["config"]["method"] == "full" and record["outcome"] == "finished"]
-    measured = (reference or used)[-1]
+    trained = [record for record in used if not is_baseline(record["config"]["method"])]
+    reference = [
+        record for record in trained if record["config"]["method"] == "full" and record["outcome"] == "finished"
+    ]
+    measured = (reference or trained or used)[-1]
     rows = [group.row(task, metric, _measured_on(measured)) for group in chosen]
     full = next((row for row in rows if row.method == "full"), None)
     if full is not None:
@@ -146,12 +172,12 @@ def _table(task: str, records: Sequence[RunRecord], under: str) -> TaskTable:
     conditions["versions"] = measured.get("versions", {})
     conditions["commits"] = sorted({str(record.get("commit")) for record in used})
     conditions["examples"] = next((record["examples"] for record in used if "examples" in record), {})
-    conditions["seeds"] = sorted({record["config"]["seed"] for record in used})
+    conditions["seeds"] = sorted({record["config"]["seed"] for record in trained or used})
     return TaskTable(task, metric, tuple(rows), conditions, len(records) - len(used))
 
 
 def difference(*pairs: tuple[Row, Row]) -> Difference | None:
-    """Return the first row of each pair minus the second, over their common seeds, averaged over the pairs.
+    """Return the first row of each pair minus the second in points, over their common seeds, averaged over the pairs.
 
     Args:
         pairs: One for each task.
@@ -159,29 +185,36 @@ def difference(*pairs: tuple[Row, Row]) -> Difference | None:
     Returns:
         The difference, or None if a pair has no common seed whose examples were scored by the same metric.
     """
-    runs = [sorted(ours.by_example.keys() & other.by_example.keys()) for ours, other in pairs]
-    if not pairs or not all(runs):
-        return None
-    return paired_bootstrap(
-        *((ours.scores_of(shared), other.scores_of(shared)) for (ours, other), shared in zip(pairs, runs, strict=True))
-    )
+    scores = [_scores_of_both(*pair) for pair in pairs]
+    found = [pair for pair in scores if pair is not None]
+    return paired_bootstrap(*found) if found and len(found) == len(pairs) else None
 
 
-def against_baseline(table: TaskTable) -> list[tuple[Row, Row]]:
+def _scores_of_both(ours: Row, other: Row) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the points of both rows in the runs that can be compared; a baseline has one run, which stands for any seed."""
+    if is_baseline(ours.method) or is_baseline(other.method):
+        metrics = {metric for _, metric in ours.by_example} & {metric for _, metric in other.by_example}
+        runs = [[run for run in sorted(row.by_example) if run[1] in metrics] for row in (ours, other)]
+    else:
+        runs = [sorted(ours.by_example.keys() & other.by_example.keys())] * 2
+    return (ours.points_of(runs[0]), other.points_of(runs[1])) if all(runs) else None
+
+
+def against_peer(table: TaskTable) -> list[tuple[Row, Row]]:
     """Return each method that peft has too, with peft's own of the same options, if both finished."""
     by_name = {(row.method, method_label("", row.options)): row for row in table.rows if row.test}
     return [
         (by_name[ours], row)
         for (method, options), row in by_name.items()
-        if is_baseline(method) and (ours := (method.removeprefix(PREFIX), options)) in by_name
+        if is_peer(method) and (ours := (method.removeprefix(PREFIX), options)) in by_name
     ]
 
 
 def sort_key(row: Row) -> tuple[Any, ...]:
-    """Sort methods before baselines, both in the order of ``METHODS``, then by name and options."""
-    method, order = row.method, list(METHODS)
+    """Sort methods before peers and these before baselines, each in their order, then by name and options."""
+    method, order = row.method, [*METHODS, *BASELINES]
     place = order.index(method) if method in order else len(order)
-    return is_baseline(method), place, method, len(row.options), _numbers(row.options)
+    return is_baseline(method), is_peer(method), place, method, len(row.options), _numbers(row.options)
 
 
 def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:
@@ -209,9 +242,10 @@ class _Chosen:
             by_seed[record["config"]["seed"]][record["config"]["learning_rate"]] = record
         tuned = max(by_seed.values(), key=len)
         rate = best_rate(tuned)
-        sweep = tuple(
-            SweepPoint(value, validation_score(record), record.get("reason")) for value, record in sorted(tuned.items())
-        )
+        swept = (
+            [] if is_baseline(records[0]["config"]["method"]) else sorted(tuned.items())
+        )  # it has no validation scores
+        sweep = tuple(SweepPoint(value, validation_score(record), record.get("reason")) for value, record in swept)
         at_rate = [seeds[rate] for _, seeds in sorted(by_seed.items()) if rate in seeds] if rate is not None else []
         finished = [record for record in at_rate if record["outcome"] == "finished"]
         failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
@@ -219,20 +253,22 @@ class _Chosen:
 
     def row(self, task: str, metric: str, machine: tuple[Any, ...]) -> Row:
         first = self.everything[0]["config"]
-        figures = _figures(self.finished, machine) if self.finished else dict.fromkeys(_FIGURES)
+        trained = bool(self.finished) and not is_baseline(first["method"])
+        figures = _figures(self.finished, machine) if trained else dict.fromkeys(_FIGURES)
         reasons = tuple(f"seed {record['config']['seed']}: {_why(record)}" for record in self.failed)
         return Row(
             task=task,
             metric=metric,
             method=first["method"],
             options=first["method_options"],
-            learning_rate=self.rate,
+            learning_rate=self.rate or None,
             sweep=self.sweep,
             test=mean_std([record["scores"]["test"][metric] for record in self.finished]) if self.finished else None,
+            loss=mean_std([record["validation_loss"] for record in self.finished]) if trained else None,
             reason=None if self.finished else _why(self.failed[0]),
             difference=None,
             curves=tuple(
-                tuple((point["step"], point[metric]) for point in record["curve"]) for record in self.finished
+                tuple((point["step"], point[metric]) for point in record.get("curve", ())) for record in self.finished
             ),
             failed=reasons if self.finished else (),
             by_example={
@@ -291,65 +327,3 @@ def _figures(records: Sequence[RunRecord], machine: tuple[Any, ...]) -> dict[str
         if latency["merged_seconds"] is None or records[0]["config"]["method"] == "norm"
         else mean_std_of(over("latency.merged_seconds", merged)),
     }
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A row's mean score over tasks.
-
-    Attributes:
-        value: The mean.
-        error: Its standard error, from the deviations over seeds; None for a single seed.
-        difference: To full fine-tuning; None if that has no run with the same seeds, or is the row itself.
-    """
-
-    value: float
-    error: float | None
-    difference: Difference | None
-
-    def text(self, factor: float = 1.0) -> str:
-        """Return ``73.1 ± 0.8``, or ``73.1``; values are multiplied by ``factor``."""
-        return f"{self.value * factor:.1f}" + ("" if self.error is None else f" ± {self.error * factor:.1f}")
-
-
-@dataclass(frozen=True)
-class Means:
-    """Means over tasks with the same metric."""
-
-    tables: tuple[TaskTable, ...]
-
-    @property
-    def metric(self) -> str:
-        """The names of the metrics."""
-        return " or ".join(dict.fromkeys(table.metric for table in self.tables))
-
-    @cached_property
-    def by_label(self) -> dict[str, Mean]:
-        """The means by row label, without rows that lack a score on one of the tasks. Their intervals take seconds."""
-        rows: dict[str, list[Row]] = defaultdict(list)
-        for row in (row for table in self.tables for row in table.rows):
-            if row.test:
-                rows[row.label].append(row)
-        complete = {label: found for label, found in rows.items() if len(found) == len(self.tables)}
-        return {label: _mean(found, complete.get("full", [])) for label, found in complete.items()}
-
-    @property
-    def factor(self) -> float:
-        """The factor of scores in tables."""
-        return self.tables[0].rows[0].factor
-
-
-def means_over_tasks(tables: Sequence[TaskTable]) -> list[Means]:
-    """Return means for each metric that several tasks share; accuracy and Matthews correlation are one, as in GLUE."""
-    groups: dict[str, list[TaskTable]] = defaultdict(list)
-    for table in tables:
-        groups["accuracy" if table.metric == "matthews" else table.metric].append(table)
-    return [Means(tuple(group)) for group in groups.values() if len(group) > 1]
-
-
-def _mean(rows: Sequence[Row], full: Sequence[Row]) -> Mean:
-    scores = [row.test for row in rows if row.test]
-    variances = [score.deviation**2 / score.n for score in scores if score.deviation is not None]
-    error = sum(variances) ** 0.5 / len(scores) if len(variances) == len(scores) else None
-    to_full = None if rows == full or not full else difference(*zip(rows, full, strict=True))
-    return Mean(sum(score.mean for score in scores) / len(scores), error, to_full)

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.statistics import Difference, MeanStd
-from t5peft.benchmark.summary import (
-    Mean,
-    Means,
-    Row,
-    TaskTable,
-    against_baseline,
-    difference,
-    means_over_tasks,
-    sort_key,
-)
+from t5peft.benchmark.summary import Row, TaskTable
 from t5peft.planning.units import bytes_text, seconds_text
 
 BAR = r"\|"
@@ -41,7 +32,12 @@ PER_EXAMPLE = {"accuracy", "exact_match", "token_f1", "rougeL"}
 """Metrics that are averages of per-example scores."""
 
 COLUMNS: tuple[tuple[str, str], ...] = (
-    ("method", "Tuning method; full fine-tuning is the reference."),
+    (
+        "method",
+        "Tuning method; full fine-tuning is the reference. The last rows are baselines without training: constant gives the same "
+        "answer to everything (the most frequent label, or the training answer most like the others), copy gives the source "
+        "back, untuned is the backbone as it is.",
+    ),
     ("score", "Mean ± standard deviation over seeds (number of seeds), on the test split."),
     (
         "against full",
@@ -67,6 +63,12 @@ def cells(row: Row) -> dict[str, Cell]:
     found = {"method": Cell(row.label)}
     rate = "none finished" if row.learning_rate is None else f"{row.learning_rate:g}"
     found["rate"] = Cell(rate + (" (end of the grid)" if row.grid_end_won else ""), row.learning_rate)
+    if row.test is not None and is_baseline(row.method):
+        score = Cell(row.test.text(1, row.factor).rpartition(" ")[0], row.test.mean)
+        known = found | {"score": score, "against full": _difference(row)}
+        return {name: known.get(name, Cell("–", title="not trained")) for name, _ in COLUMNS} | {
+            "rate": Cell("–", title="not trained")
+        }
     if row.test is None:
         missing = Cell(row.reason or "not run")
         return {
@@ -90,7 +92,12 @@ def _difference(row: Row) -> Cell:
         return Cell("reference", 0.0)
     if row.difference is None:
         return Cell("no run of full", title="full fine-tuning has no finished run with the same seed")
-    return Cell(row.difference.text(row.factor), row.difference.mean)
+    return difference_cell(row.difference)
+
+
+def difference_cell(found: Difference | None) -> Cell:
+    """Return the cell of a difference, or a dash where there is none."""
+    return Cell("–") if found is None else Cell(str(found), found.mean)
 
 
 def _mean_cell(value: MeanStd | None, text: Callable[[float], str]) -> Cell:
@@ -129,7 +136,7 @@ def conditions_text(table: TaskTable) -> str:
     seeds = len(conditions["seeds"])
     budget = f"{conditions['steps']:,} steps of {conditions['examples_per_step']} examples ({examples})"
     return (
-        f"backbone {_backbone(table)}, {budget}, "
+        f"backbone {backbone_text(table)}, {budget}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
         f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}"
         f"{left_out_text(table.left_out)}"
@@ -141,145 +148,9 @@ def left_out_text(count: int) -> str:
     return f"; {count:,} record{'s' if count != 1 else ''} made under other conditions left out" if count else ""
 
 
-def _backbone(table: TaskTable) -> str:
+def backbone_text(table: TaskTable) -> str:
     """Name the backbone with the beginning of its fingerprint, because weights change under a name."""
     return f"{table.conditions['backbone']} ({table.conditions['backbone_fingerprint'][:8]})"
-
-
-def overview_note(tables: Sequence[TaskTable]) -> str:
-    """Return a note on the figures of ``overview_rows``."""
-    backbones = dict.fromkeys(_backbone(table) for table in tables)
-    return (
-        f"Backbone {', '.join(backbones)}. Scores are on the test split, mean ± standard deviation over seeds; ± of a mean over "
-        "tasks is its standard error. Differences are averages of per-example scores, with 95 % intervals. Memory (at the peak "
-        "of training, above that of libraries and data) and time of a step are relative to full fine-tuning, geometric means over "
-        f"{', '.join(_measured_for_all(_rows_by_label(tables))) or 'no task'}, where one machine measured every method."
-    )
-
-
-def overview_header(tables: Sequence[TaskTable]) -> list[str]:
-    """Return the column names of ``overview_rows``."""
-    tasks = [f"{table.task}, {table.metric}" for table in tables]
-    return [
-        "method",
-        *tasks,
-        *(name for means in means_over_tasks(tables) for name in (f"mean {means.metric}", "against full")),
-        "trained",
-        "memory",
-        "time",
-    ]
-
-
-def overview_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
-    """Return a row for each method: its score on every task, its means over tasks with the same metric, and its costs."""
-    found = _rows_by_label(tables)
-    reference = {task: row for task, row in found.get("full", {}).items() if task in _measured_for_all(found)}
-    means = means_over_tasks(tables)
-    return [_overview_row(label, rows, tables, means, reference) for label, rows in found.items()]
-
-
-def _rows_by_label(tables: Sequence[TaskTable]) -> dict[str, dict[str, Row]]:
-    """Group rows by label and task, without variants of a method that ran on fewer tasks than another variant."""
-    found: dict[str, dict[str, Row]] = {}
-    tasks: dict[str, int] = {}
-    for row in sorted((row for table in tables for row in table.rows), key=sort_key):
-        of_label = found.setdefault(row.label, {})
-        of_label[row.task] = row
-        tasks[row.method] = max(tasks.get(row.method, 0), len(of_label))
-    return {label: rows for label, rows in found.items() if all(len(rows) == tasks[r.method] for r in rows.values())}
-
-
-def _measured_for_all(rows_by_label: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Return the tasks on which all measured methods were measured; ratios over other tasks cannot be compared."""
-    measured = [[task for task, row in rows.items() if row.step_seconds is not None] for rows in rows_by_label.values()]
-    first, *others = [tasks for tasks in measured if tasks] or [[]]
-    return [task for task in first if all(task in tasks for tasks in others)]
-
-
-def _overview_row(
-    label: str,
-    rows: Mapping[str, Row],
-    tables: Sequence[TaskTable],
-    means: Sequence[Means],
-    reference: Mapping[str, Row],
-) -> list[Cell]:
-    trained = next((row.trainable for row in rows.values() if row.trainable), None)
-    costs = [
-        _against(rows, reference, lambda row: row.peak_bytes),
-        _against(rows, reference, lambda row: row.step_seconds),
-    ]
-    return [
-        Cell(label),
-        *(_overview_score(rows.get(table.task)) for table in tables),
-        *(cell for mean in means for cell in _overview_mean(label, mean.by_label.get(label), mean.factor)),
-        Cell("–" if trained is None else f"{trained:,}", trained),
-        *(Cell("–" if cost is None else f"{cost:.2f}", cost) for cost in costs),
-    ]
-
-
-def _overview_score(row: Row | None) -> Cell:
-    if row is None or row.test is None:
-        return Cell("–", title="not run" if row is None else row.reason or "not run")
-    return Cell(row.test.text(1, row.factor).rpartition(" ")[0], row.test.mean, f"{row.test.n} seeds")
-
-
-def _overview_mean(label: str, mean: Mean | None, factor: float) -> tuple[Cell, Cell]:
-    """Return a mean over tasks, and its difference to that of full fine-tuning."""
-    if mean is None:
-        return Cell("–"), Cell("–")
-    to_full = Cell("reference", 0.0) if label == "full" else _difference_cell(mean.difference, factor)
-    return Cell(mean.text(factor), mean.value), to_full
-
-
-def _difference_cell(found: Difference | None, factor: float) -> Cell:
-    return Cell("–") if found is None else Cell(found.text(factor), found.mean)
-
-
-def baselines_header(tables: Sequence[TaskTable]) -> list[str]:
-    """Return the column names of ``baselines_rows``."""
-    tasks = [f"{table.task}, {table.metric}" for table in tables]
-    return ["against peft's own", *tasks, *(f"mean {means.metric}" for means in means_over_tasks(tables))]
-
-
-def baselines_rows(tables: Sequence[TaskTable]) -> list[list[Cell]]:
-    """Return each method minus peft's own under ``Seq2SeqTrainer``, on every task and on average."""
-    pairs = {
-        table.task: {ours.label: (ours, baseline) for ours, baseline in against_baseline(table)} for table in tables
-    }
-    rows = []
-    for label in dict.fromkeys(label for found in pairs.values() for label in found):
-        of_label = {task: found[label] for task, found in pairs.items() if label in found}
-        cells = [
-            _difference_cell(difference(of_label[table.task]), table.rows[0].factor)
-            if table.task in of_label
-            else Cell("–")
-            for table in tables
-        ]
-        for means in means_over_tasks(tables):
-            both = [of_label[table.task] for table in means.tables if table.task in of_label]
-            mean = difference(*both) if len(both) == len(means.tables) else None
-            cells.append(_difference_cell(mean, means.factor))
-        rows.append([Cell(label), *cells])
-    return rows
-
-
-def _against(
-    rows: Mapping[str, Row], reference: Mapping[str, Row], figure: Callable[[Row], MeanStd | None]
-) -> float | None:
-    """Return the geometric mean over tasks of a figure's ratio to full fine-tuning."""
-    pairs = [(figure(row), figure(reference[task])) for task, row in rows.items() if task in reference]
-    logs = [math.log(ours.mean / full.mean) for ours, full in pairs if ours and full]
-    return math.exp(sum(logs) / len(logs)) if logs else None
-
-
-def overview_markdown(tables: Sequence[TaskTable]) -> str:
-    """Return all tasks in one table; empty for a single task."""
-    if len(tables) < 2:
-        return ""
-    parts = [overview_note(tables), markdown_table(overview_header(tables), overview_rows(tables))]
-    if baselines := baselines_rows(tables):
-        parts.append(markdown_table(baselines_header(tables), baselines))
-    return "\n\n".join(parts)
 
 
 def markdown_table(names: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, words: int = 1) -> str:
@@ -309,7 +180,7 @@ def csv_text(tables: Sequence[TaskTable]) -> str:
         writer.writerow(
             [row.task, row.metric, row.method, " ".join(f"{k}={v}" for k, v in sorted(row.options.items())),
              test and test.mean, test and test.deviation, test.n if test else 0,
-             to_full and to_full.mean, to_full and to_full.low, to_full and to_full.high,
+             *((value / row.factor for value in (to_full.mean, to_full.low, to_full.high)) if to_full else [None] * 3),
              row.trainable, row.stored_bytes, *(value and value.mean for value in (
                  row.peak_bytes, row.step_seconds, row.tokens_per_second, row.to_best_seconds, row.latency_seconds)),
              row.learning_rate, row.reason or "; ".join(row.failed)]

@@ -91,11 +91,23 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from t5peft.benchmark.report import write_report
-    from t5peft.benchmark.tables import fill_markers
+    from t5peft.benchmark.suites import suite_parts
 
     if args.data_folder:
         os.environ["T5PEFT_DATA"] = args.data_folder
+    parts = suite_parts(args.suite) if args.suite else []
+    if len(parts) < 2:
+        return _run(args)
+    for part in parts:
+        folder = (args.output or Path("t5peft-bench") / args.suite) / Path(part).stem
+        _run(argparse.Namespace(**vars(args) | {"suite": part, "output": folder}))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from t5peft.benchmark.report import write_report
+    from t5peft.benchmark.tables import fill_markers
+
     suite = suite_of(args)
     output = args.output or Path("t5peft-bench") / suite.name
     asked = [] if args.report_only else _run_suite(suite, output, args)
@@ -109,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
         tasks=args.tasks if args.report_only else None,
         methods=args.methods if args.report_only else None,
         asked=asked,
+        expected=suite.expected,
     )
     paths = "\n".join(f"{kind}: {path}" for kind, path in report.paths.items())
     print_results(args, {"suite": suite.name, "paths": report.paths}, f"\n{report.text}\n\n{paths}")
@@ -220,19 +233,20 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
 
 def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
     """Return the records of the suite, after the runs that are not recorded yet."""
-    from t5peft.benchmark.configs import base_configs
+    from t5peft.benchmark.configs import base_configs, baseline_runs
     from t5peft.benchmark.process import RunProcesses
     from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
     from t5peft.benchmark.schedule import run_suite, sweeps
 
     device = _device(args.device)
-    grid = sweeps(suite, base_configs(suite, device))
+    base = base_configs(suite, device)
+    grid = baseline_runs(suite, base) + sweeps(suite, base)
     records = RunRecords(folder)
     least = sum(sweep.least_runs for sweep in grid)
     print(
-        f"suite {suite.name}: {len(suite.methods)} methods on {len(suite.tasks)} tasks with {suite.backbone} on {device}, "
-        f"{least} runs of {suite.steps} steps or as the task says; records in {records.path}",
+        f"suite {suite.name}: {len(suite.methods)} methods and baselines, {len(suite.tasks)} tasks, {least} runs with "
+        f"{suite.backbone} on {device}; records in {records.path}",
         flush=True,
     )
     line = _ProgressLine(sys.stderr.isatty())

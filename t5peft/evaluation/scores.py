@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -52,6 +52,7 @@ class EvaluationSet:
         task: The task of the records.
         records: With the columns of the task's source and target.
         tokenizer: The tokenizer of the models.
+        max_new_tokens: The most tokens of a generated answer; the longest target of the task by default.
 
     Attributes:
         features: Token ids of sources and targets.
@@ -63,8 +64,15 @@ class EvaluationSet:
             tokenized.
     """
 
-    def __init__(self, task: Task, records: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        task: Task,
+        records: Iterable[Mapping[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int | None = None,
+    ) -> None:
         self.task, self.tokenizer = task, tokenizer
+        self._max_new_tokens = max_new_tokens or task.max_target_length
         self._records = task.with_names(records)
         check_metrics(task)
         checks.raise_all(task.name, checks.missing_references(self._records, task.references))
@@ -88,15 +96,27 @@ class EvaluationSet:
             The scores.
         """
         predictions, diagnostics = self._predict(model, tokens_per_batch)
+        loss = "perplexity" in self.task.metrics
+        more = loss_and_perplexity(model, self.features, tokens_per_batch=tokens_per_batch) if loss else {}
+        found = self.score_answers(predictions)
+        return replace(found, scores=found.scores | more, diagnostics=diagnostics)
+
+    def score_answers(self, predictions: Sequence[str]) -> EvaluationResult:
+        """Score answers that are given, by all metrics but perplexity.
+
+        Args:
+            predictions: One answer per record, as ``Task.read`` returns it.
+
+        Returns:
+            The scores.
+        """
         scores: dict[str, float] = {}
         for name in self.task.metrics:
-            if name == "perplexity":
-                scores |= loss_and_perplexity(model, self.features, tokens_per_batch=tokens_per_batch)
-            else:
+            if name != "perplexity":
                 scores |= _score(self.task, name, predictions, self.references, self.texts)
         sentence = METRICS[self.task.metrics[0]].sentence
         example_metric = self.lead if sentence is None else f"sentence_{self.lead}"
-        return EvaluationResult(scores, diagnostics, self.score_examples(predictions), example_metric)
+        return EvaluationResult(scores, {}, self.score_examples(predictions), example_metric)
 
     def score_answers(self, answers: Sequence[str]) -> dict[str, float]:
         """Score given answers, such as those of a baseline, by every metric but perplexity.
@@ -122,7 +142,7 @@ class EvaluationSet:
             model,
             self.tokenizer,
             sources,
-            max_new_tokens=task.max_target_length,
+            max_new_tokens=self._max_new_tokens,
             num_beams=task.num_beams,
             tokens_per_batch=tokens_per_batch,
             keep=task.special_tokens(self.tokenizer),

@@ -35,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("suite")
     synthetic.write_suite(made)
     synthetic.write_suite(made, task="topics", drop=0.1)
+    for task in ("intents", "topics"):
+        RunRecords(made).append(synthetic.config("untuned", rate=0.0, task=task), synthetic.baseline(0.5))
     return made
 
 
@@ -183,17 +185,24 @@ frame.addEventListener("load", async () => {
     const edge = svg.getBoundingClientRect();
     boxes.forEach(([a, p]) => { if (p.right > edge.right + 1 || p.left < edge.left - 1) covered.push(["outside", a]); });
   }
-  const first = page.querySelector('.chart[data-kind="rows"]');
+  const [all, first] = page.querySelectorAll('.chart[data-kind="rows"]');
   const points = () => [...first.querySelectorAll(".mark-symbol path")];
   const title = () => [...first.querySelectorAll(".role-axis-title text")].map((t) => t.textContent);
   const before = { charts: page.querySelectorAll(".chart svg").length,
     points: points().length, title: title(), named: texts(first).map((t) => t.textContent) };
 
+  const shownTip = () => page.querySelector("#vg-tooltip-element.visible")?.textContent;
+  all.querySelector(".mark-symbol path").focus();
+  await until(shownTip);
+  const focused = shownTip();
+  all.querySelector(".mark-symbol path").blur();
+  await until(() => !shownTip());
+
   const place = points()[0].getBoundingClientRect();
   const at = { bubbles: true, clientX: place.left + place.width / 2, clientY: place.top + place.height / 2, view };
   for (const kind of ["pointermove", "mousemove"]) points()[0].dispatchEvent(new view.PointerEvent(kind, at));
-  await until(() => page.querySelector("#vg-tooltip-element.visible"));
-  const tooltip = page.querySelector("#vg-tooltip-element")?.textContent;
+  await until(shownTip);
+  const tooltip = shownTip();
 
   const choose = async (id, name) => {
     const control = page.getElementById(id);
@@ -210,7 +219,9 @@ frame.addEventListener("load", async () => {
   await choose("task", "topics");
   const sections = [...page.querySelectorAll("section")].filter((section) => section.offsetParent).map((s) => s.id);
   document.getElementById("result").textContent = JSON.stringify({
-    errors, once, twice, covered, before, tooltip, chosen, filtered, sections,
+    errors, once, twice, covered, before, focused, tooltip, chosen, filtered, sections,
+    first: page.querySelector(".advice li").textContent,
+    lines: Math.max(...[...page.querySelectorAll('.chart[data-kind="curves"]')].map((c) => c.querySelectorAll(".mark-line path").length)),
     sorted: table.tHead.rows[0].cells[column].getAttribute("aria-sort"),
     font: Math.min(...[...page.querySelectorAll(".chart text")].map((t) => parseFloat(view.getComputedStyle(t).fontSize))),
     overflow: page.documentElement.scrollWidth - view.innerWidth,
@@ -246,14 +257,17 @@ def test_the_page_works_in_a_browser_at_desk_and_telephone_width(page: Path, wid
     assert found["sorted"] == "ascending"
     assert found["once"][:2] == ["full", "lora (rank=64)"]
     assert found["twice"][:2] == ["qlora", "lora (rank=4)"]
-    assert sorted(found["once"][-2:]) == sorted(found["twice"][-2:]) == ["peft-lora", "peft-prompt"]
-    assert found["before"]["charts"] == 8
+    assert sorted(found["once"][-3:]) == sorted(found["twice"][-3:]) == ["peft-lora", "peft-prompt", "untuned"]
+    assert found["before"]["charts"] == 9
+    assert found["first"].startswith("Take lora: ")  # the recommendation over all tasks
+    assert found["lines"] <= 8
+    assert "85.5 ± 0.2" in found["focused"]  # by keyboard, in the chart of all tasks
     assert found["covered"] == []
     assert found["font"] >= 11
     assert found["overflow"] <= 0
     assert found["before"]["title"] == ["peak memory, bytes", "test accuracy"]
     assert found["before"]["points"] == 9  # the rows with a score, each drawn as a point
-    assert {"full", "lora", "qlora", "prompt"} <= set(found["before"]["named"])
+    assert {"full", "lora", "qlora", "prompt", "untuned, no training"} <= set(found["before"]["named"])
     assert "90.5 ± 0.5 (3)" in found["tooltip"]
     assert "t5peft bench --suite made-up --tasks intents --methods full" in found["tooltip"]
     assert found["chosen"] == ["trained parameters (log)", "step, seconds"]

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import synthetic
 from paths import ROOT
 
 from t5peft.benchmark.advice import advice
+from t5peft.benchmark.overview import Overview
 from t5peft.benchmark.records import RunRecords
 from t5peft.benchmark.report import write_report
-from t5peft.benchmark.statistics import MeanStd, paired_bootstrap
-from t5peft.benchmark.summary import Row, TaskTable, means_over_tasks, summarize
+from t5peft.benchmark.statistics import MeanStd
+from t5peft.benchmark.summary import Row, TaskTable, summarize
 from t5peft.benchmark.tables import (
     COLUMNS,
     cells,
     csv_text,
     fill_markers,
     markdown,
-    overview_markdown,
-    overview_rows,
     seconds_text,
 )
 
@@ -93,7 +89,7 @@ def test_a_row_holds_every_seed_at_the_rate_that_won_on_validation(tables: list[
     assert [point.learning_rate for point in lora.sweep] == [1e-3, 3e-3, 1e-2]
     assert not lora.grid_end_won
     assert lora.difference is not None
-    assert lora.difference.mean == pytest.approx(lora.test.mean - tables[0].rows[0].test.mean)  # type: ignore[union-attr]
+    assert lora.difference.mean == pytest.approx(100 * (lora.test.mean - tables[0].rows[0].test.mean))  # type: ignore[union-attr]
 
 
 def test_seconds_of_training_are_those_of_its_last_step(tables: list[TaskTable]) -> None:
@@ -133,28 +129,6 @@ def rows_by_method(table: TaskTable) -> dict[str, Row]:
     return {row.label: row for row in table.rows}
 
 
-def test_means_are_over_tasks_that_a_method_finished_all_of(tables: list[TaskTable]) -> None:
-    (means,) = means_over_tasks(tables)
-    assert (means.metric, means.tables) == ("accuracy", tuple(tables))
-    full = means.by_label["full"]
-    tests = [table.rows[0].test for table in tables]
-    deviations = [test.deviation for test in tests if test is not None]
-    assert len(deviations) == len(tables)
-    assert full.value == pytest.approx((0.905 + 0.805) / 2)
-    assert full.error is not None
-    assert full.error == pytest.approx(math.sqrt(sum(d**2 / 3 for d in deviations if d is not None)) / 2)
-    assert "peft-lora" not in means.by_label
-    assert full.difference is None
-    assert means.by_label["ia3"].difference == paired_bootstrap(
-        *(
-            (np.stack(list(found["ia3"].by_example.values())), np.stack(list(found["full"].by_example.values())))
-            for found in map(rows_by_method, tables)
-        )
-    )
-    mean = f"{full.value * 100:.1f} ± {full.error * 100:.1f} | reference"
-    assert f"| full | 90.5 ± 0.5 | 80.5 ± 0.5 | {mean} | 9,400,000 | 1.00 | 1.00 |" in overview_markdown(tables)
-
-
 def test_examples_that_were_scored_differently_are_not_compared(tmp_path: Path) -> None:
     for method in ("full", "lora"):
         made = synthetic.config(method)
@@ -173,29 +147,6 @@ def test_methods_with_other_scores_are_not_said_to_be_the_same(tmp_path: Path) -
         RunRecords(tmp_path).append(made, record | {"test_score_by_example": [0.0] * 200})
     (table,) = summarize(RunRecords(tmp_path).load())
     assert not any("scores the same" in sentence for sentence in advice(table))
-
-
-def test_costs_are_compared_over_the_tasks_that_every_method_ran(tmp_path: Path) -> None:
-    for task, tokens in (("short", 1), ("long", 10)):
-        for method, peak in (("full", 400), ("lora", 100 * tokens ** (1 / 3)), ("ia3", 100)):
-            if (method, task) != ("ia3", "long"):
-                made = synthetic.config(method, task=task)
-                record = synthetic.finished(made, 0.9, parameters=1, peak=round(peak), seconds=1.0)
-                RunRecords(tmp_path).append(made, record)
-    tables = summarize(RunRecords(tmp_path).load())
-    assert [row[-2].text for row in overview_rows(tables)] == ["1.00", "0.25", "0.25"]
-    assert "geometric means over short, where one machine measured every method" in overview_markdown(tables)
-
-
-def test_a_variant_that_ran_on_some_tasks_alone_is_not_in_the_overview(tmp_path: Path) -> None:
-    for task in ("short", "long"):
-        for method, options in (("full", {}), ("lora", {}), ("lora", {"rank": 4}), ("peft-lora", {})):
-            if task == "short" or not (options or method == "peft-lora"):
-                made = synthetic.config(method, task=task, method_options=options)
-                RunRecords(tmp_path).append(made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0))
-    tables = summarize(RunRecords(tmp_path).load())
-    assert [row[0].text for row in overview_rows(tables)] == ["full", "lora", "peft-lora"]
-    assert "lora (rank=4)" in rows_by_method(next(table for table in tables if table.task == "short"))
 
 
 def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path: Path) -> None:
@@ -229,39 +180,7 @@ def test_costs_are_those_of_the_machine_that_measured_full_fine_tuning(tmp_path:
         assert table.conditions["machine"]["name"] == "a processor"
         steps = {row.method: cells(row)["step"].text for row in table.rows}
         assert steps == {"full": "1.00 s", "lora": lora, "ia3": "1.00 s"}
-    assert "geometric means over one, where" in overview_markdown([one, two])
-
-
-def test_the_overview_has_a_row_a_method_with_costs_against_full_fine_tuning(tables: list[TaskTable]) -> None:
-    _, overview, peers = overview_markdown(tables).split("\n\n")
-    lines = overview.splitlines()
-    assert (
-        lines[0]
-        == "| method | intents, accuracy | topics, accuracy | mean accuracy | against full | trained | memory | time |"
-    )
-    labels = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
-    assert labels == list(dict.fromkeys(row.label for table in tables for row in table.rows))
-    qlora = next(line for line in lines if line.startswith("| qlora |"))
-    assert qlora.endswith(f"| 720,000 | {128 / 310:.2f} | {0.23 / 0.21:.2f} |")
-    failed = next(line for line in lines if line.startswith("| peft-lora |"))
-    assert failed.split(" | ")[1:4] == ["–", "–", "–"]
-    assert overview_markdown(tables[:1]) == ""
-    ours, theirs = (
-        [row.test.mean for table in tables for row in table.rows if row.method == method and row.test is not None]
-        for method in ("prefix", "peft-prefix")
-    )
-    gains = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-    assert peers.splitlines()[0] == "| against peft's own | intents, accuracy | topics, accuracy | mean accuracy |"
-    cells_of_prefix = peers.splitlines()[2].strip("| ").split(" | ")
-    assert [cell.split()[0] for cell in cells_of_prefix] == ["prefix", *(f"{g:+.1f}" for g in [*gains, sum(gains) / 2])]
-    assert len(peers.splitlines()) == 3
-
-
-def test_matthews_correlation_and_accuracy_have_one_mean_as_in_glue(tables: list[TaskTable]) -> None:
-    mixed = [tables[0], replace(tables[1], metric="matthews")]
-    (means,) = means_over_tasks(mixed)
-    assert means.metric == "accuracy or matthews"
-    assert means_over_tasks([tables[0], replace(tables[1], metric="bleu")]) == []
+    assert "geometric means over one, where" in Overview((one, two)).note()
 
 
 def test_the_csv_has_a_line_a_row_with_plain_numbers(tables: list[TaskTable]) -> None:
@@ -308,8 +227,8 @@ def test_a_bar_in_a_name_does_not_end_a_cell(tmp_path: Path) -> None:
     lost = synthetic.config("lora", task="other")
     RunRecords(tmp_path).append(lost, {"outcome": "failed", "reason": "a|b"})
     tables = summarize(RunRecords(tmp_path).load())
-    assert overview_markdown(tables).split("\n\n")[1].splitlines()[0].count(" | ") == 7
-    assert r"yes\|no, accuracy" in overview_markdown(tables)
+    assert Overview(tuple(tables)).markdown().split("\n\n")[1].splitlines()[0].count(" | ") == 7
+    assert r"yes\|no, accuracy" in Overview(tuple(tables)).markdown()
     assert r"| lora | failed: a\|b | –" in "".join(map(markdown, tables))
 
 

@@ -12,12 +12,12 @@ import pytest
 from t5peft import METHODS
 from t5peft.benchmark.configs import base_configs
 from t5peft.benchmark.data import backbone_fingerprint
-from t5peft.benchmark.suites import SuiteMethod, load_suite, suite_from, suite_names
+from t5peft.benchmark.suites import SuiteMethod, load_suite, suite_from, suite_names, suite_parts
 from t5peft.cli import bench
 from t5peft.cli.bench import _device, _grids
 
 
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", [part for name in suite_names() for part in suite_parts(name)])
 def test_every_suite_gives_each_method_the_same_effort(name: str) -> None:
     suite = load_suite(name)
     ours = [entry for entry in suite.methods if not entry.options]
