@@ -71,9 +71,7 @@ def _quota(folder: Path) -> float | None:
         if (folder / "cpu.max").is_file():
             limit, period = (folder / "cpu.max").read_text().split()
         else:
-            limit, period = (
-                (folder / name).read_text().strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            )
+            limit, period = ((folder / name).read_text().strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
         return int(limit) / int(period) if limit.isdecimal() else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
