@@ -202,7 +202,8 @@ def unusable(truncated: Truncated, template: Template, side: str, max_tokens: in
     """Return problems with sources or targets that are empty, or whose template would have to be truncated."""
     problems = []
     if truncated.crowded_out:
-        before = f"The template {template.text!r} fills max_{side}_length={max_tokens} tokens and leaves no room for its columns in "
+        limit = f"max_{side}_length={max_tokens}"
+        before = f"The template {template.text!r} fills {limit} tokens and leaves no room for its columns in "
         after = f": it would be truncated. Raise max_{side}_length, or shorten the template."
         problems.append(RowProblem(("crowded", side), before, truncated.crowded_out, after, (0, 0)))
     if truncated.empty:

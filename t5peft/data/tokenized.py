@@ -82,21 +82,18 @@ class Changes:
                 mine[side] += count
 
 
-def tokenize(
-    task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase, *, batch_rows: int = BATCH_ROWS
-) -> tuple[Dataset, Changes]:
+def tokenize(task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Changes]:
     """Return ``input_ids`` [S] and ``labels`` [T] of all records, and how many rows were changed.
 
     Args:
         task: Makes texts of the records.
         records: A list, a ``Dataset``, a stream, or any iterable, which is read once.
         tokenizer: The tokenizer of the model.
-        batch_rows: Records that are tokenized at once.
 
     Raises:
         ValueError: All problems with the records and the tokenizer, at once; see ``Task.encode``.
     """
-    reading = _Reading(task, records, tokenizer, batch_rows)
+    reading = _Reading(task, records, tokenizer)
     shards = list(reading.shards())
     reading.raise_problems()
     changes = Changes()
@@ -131,8 +128,8 @@ class _Shard:
 class _Reading:
     """One pass over the records: checks them all, and tokenizes them as long as none has a problem."""
 
-    def __init__(self, task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase, batch_rows: int) -> None:
-        self.task, self.records, self.tokenizer, self.batch_rows = task, records, tokenizer, batch_rows
+    def __init__(self, task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.task, self.records, self.tokenizer = task, records, tokenizer
         self.collisions = task.collisions(tokenizer)
         self.found = [Findings() for _ in task.problems_of([])]
         self.unusable = {"source": Findings(), "target": Findings()}
@@ -140,7 +137,7 @@ class _Reading:
     def shards(self) -> Iterator[tuple[Dataset, Changes]]:
         """Yield the data set of each shard and its changes; none where there are problems."""
         count, shard = 0, _Shard(0)
-        for batch in batches_of(self.records, self.batch_rows):
+        for batch in batches_of(self.records, BATCH_ROWS):
             named = self.task.with_names(batch)
             checks.raise_all(self.task.name, checks.no_records(named, count), self.records)
             for findings, problems in zip(self.found, self.task.problems_of(named), strict=True):
@@ -178,8 +175,8 @@ class _Reading:
         return Dataset.from_dict(columns, features=FEATURES), changes
 
     def _batches(self, shard: _Shard, changes: Changes) -> Iterator[pa.RecordBatch]:
-        for start in range(0, len(shard), self.batch_rows):
-            rows, first = slice(start, start + self.batch_rows), shard.first_row + start
+        for start in range(0, len(shard), BATCH_ROWS):
+            rows, first = slice(start, start + BATCH_ROWS), shard.first_row + start
             sources = truncate_sources(self.task, shard.sources[rows], self.tokenizer, first)
             targets = truncate_targets(self.task, shard.targets[rows], self.tokenizer, first)
             for side, truncated in (("source", sources), ("target", targets)):
