@@ -126,12 +126,13 @@ def measure(rows: int) -> list[dict[str, Any]]:
 
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"HF_DATASETS_CACHE": f"{folder}/cache"}
+        environment = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         dataset = Dataset.from_generator(records, gen_kwargs={"count": rows}, cache_dir=f"{folder}/made")
         dataset.save_to_disk(f"{folder}/records")
         for system in SYSTEMS:
             command = [sys.executable, __file__, "--worker", system, f"{folder}/records", "--rows", str(rows)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+            own = environment | {"HF_DATASETS_CACHE": f"{folder}/{system}"}  # nobody finds what another has made
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=own)
             found.append({"system": system, "rows": rows, **json.loads(done.stdout.splitlines()[-1])})
             print(json.dumps(found[-1]), flush=True)
     return found

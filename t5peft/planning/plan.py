@@ -118,7 +118,7 @@ def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
         job: The run.
         memory_bytes: The memory.
     """
-    if job.micro_batch == 1:
+    if job.micro_batch == 1 or step_bytes(job).held_bytes > memory_bytes:
         return None
     one = step_bytes(replace(job, micro_batch=1))
     if one.peak_bytes > memory_bytes:
