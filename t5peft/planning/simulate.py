@@ -309,24 +309,40 @@ def _memory_efficient_attention(
     return output
 
 
+_plain_attention = nn.functional.scaled_dot_product_attention
+
+
+def _attention_of_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **more: Any,
+) -> Tensor:
+    """Stand in for the choice of the CPU: a kernel that keeps no scores where nothing drops and no bias learns."""
+    if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+        plain: Tensor = _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        return plain
+    output: Tensor = _aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+    return output
+
+
 @contextmanager
 def _kernels_of(device: str) -> Iterator[None]:
-    """Inside, tensors without memory are computed as on ``device``: the size of a chunk of logits, and the attention's kernel.
-
-    Without a GPU, torch knows neither.
-    """
-    if device == "cpu":
-        yield
-        return
+    """Inside, tensors without memory are computed as on ``device``: the size of a chunk of logits, and the attention's kernel."""
     chunk = CHUNK_ELEMENTS["cpu"]
-    plain = nn.functional.scaled_dot_product_attention
     holders: list[Any] = [nn.functional, attention]
     CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS[device]
     for module in holders:
-        module.scaled_dot_product_attention = _memory_efficient_attention
+        module.scaled_dot_product_attention = _attention_of_cpu if device == "cpu" else _memory_efficient_attention
     try:
         yield
     finally:
         CHUNK_ELEMENTS["cpu"] = chunk
         for module in holders:
-            module.scaled_dot_product_attention = plain
+            module.scaled_dot_product_attention = _plain_attention

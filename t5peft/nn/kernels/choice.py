@@ -29,15 +29,15 @@ ONEDNN, PLAIN, MEASURE = "onednn", "plain", "measure"
 FALLBACK = ONEDNN
 """The choice where none can be kept."""
 
-_MOST_MULTIPLICATIONS = 500_000_000  # of one product that is measured; more rows are left out
-_REPEATS = 3
-_GAIN = 0.97  # oneDNN must take less than this share of the time, because it also keeps a kernel for each shape
+_MOST_MULTIPLICATIONS = 200_000_000  # of one product that is measured; more rows are left out
+_REPEATS = 4
+_GAIN = 0.95  # MKL must take less than this share of oneDNN's time; what differs less is noise
 
 ShapeClass = tuple[int, int, int, bool, bool]
 """Doublings of rows, outputs and inputs, and whether input and weight are laid out by rows."""
 Multiply = Callable[[Tensor, Tensor], Tensor]
 
-_choices: dict[tuple[Path, ShapeClass], str] = {}
+_choices: dict[tuple[int, ...], str] = {}  # by the number of threads and the class of shapes
 _guard = threading.Lock()
 
 
@@ -61,17 +61,20 @@ def takes_onednn(x: Tensor, weight: Tensor) -> bool:
     Raises:
         ValueError: The environment variable has another value than the three.
     """
+    if x.is_meta:  # of a plan, which counts what oneDNN fills up
+        return True
+    key = (torch.get_num_threads(), *shape_class(x, weight))
+    if key not in _choices:  # once a class, because this comes before each product
+        with _guard:
+            _choices[key] = _choose(x, weight)
+    return _choices[key] == ONEDNN
+
+
+def _choose(x: Tensor, weight: Tensor) -> str:
     mode = os.environ.get(VARIABLE, MEASURE)
     if mode not in (ONEDNN, PLAIN, MEASURE):
         raise ValueError(f"Got {VARIABLE}={mode!r}; expected {MEASURE}, {PLAIN} or {ONEDNN}. Set one of these.")
-    if mode != MEASURE or x.is_meta:
-        return mode != PLAIN
-    shape = shape_class(x, weight)
-    file = choices_file()
-    with _guard:
-        if (file, shape) not in _choices:
-            _choices[file, shape] = _read_or_measure(file, shape, x, weight)
-        return _choices[file, shape] == ONEDNN
+    return mode if mode != MEASURE else _read_or_measure(choices_file(), shape_class(x, weight), x, weight)
 
 
 def shape_class(x: Tensor, weight: Tensor) -> ShapeClass:
@@ -105,7 +108,7 @@ def faster(seconds: dict[str, float]) -> str:
     Args:
         seconds: What each way took.
     """
-    return ONEDNN if seconds[ONEDNN] < _GAIN * seconds[PLAIN] else PLAIN
+    return PLAIN if seconds[PLAIN] < _GAIN * seconds[ONEDNN] else ONEDNN
 
 
 def measure(x: Tensor, weight: Tensor) -> dict[str, float]:
