@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from t5peft.compat.threads import warn_if_late
 from t5peft.deprecated import install as install_deprecated_modules
 
 __version__ = "0.2.0"
@@ -135,3 +136,4 @@ else:
     sys.meta_path.insert(0, _PeftWatcher())
 
 install_deprecated_modules()
+warn_if_late()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from t5peft.benchmark.records import RunRecord
+from t5peft.compat.threads import watch
 
 OnProgress = Callable[[int, int], None]
 """Called with the step and the number of steps."""
@@ -93,6 +94,7 @@ def _run(
             os.dup2(file.fileno(), descriptor)
         print(f"--- {config}", flush=True)
         _set_threads(threads)
+        watch()
         sender.send(worker(config, lambda step, steps: sender.send((step, steps))))
         sys.stdout.flush()
 

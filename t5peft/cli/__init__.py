@@ -12,6 +12,7 @@ from importlib import import_module
 
 from t5peft.cli.output import console
 from t5peft.cli.parser import Parser
+from t5peft.compat import threads
 from t5peft.compat.disk import as_disk_error
 from t5peft.compat.lock import FolderInUseError
 from t5peft.compat.suggestions import did_you_mean
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         A key of ``EXIT_CODES``.
     """
+    threads.prepare()  # before anything imports torch
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())

@@ -113,14 +113,14 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
     sources, source_fit = _side("sources", template, rows, tokenizer, task.max_source_length)
     targets, target_fit = _side("targets", target, target_rows, tokenizer, task.max_target_length)
     unwritable = _unwritable(target_fit.texts, tokenizer)
-    problems = checks.unknown_labels(records, target.columns[0], task.labels) if words else []
+    problems: list[object] = [*checks.unknown_labels(records, target.columns[0], task.labels)] if words else []
     problems += task.collisions(tokenizer)
     problems += checks.unusable(source_fit, template, "source", task.max_source_length)
     problems += checks.unusable(target_fit, target, "target", task.max_target_length)
     advice = _advice(sources) + _advice(targets)
     if unwritable:
         advice.insert(0, _advice_on_unwritable(unwritable, targets, classes=bool(words)))
-    return LintReport(task.name, sources, targets, unwritable, tuple(problems), tuple(advice))
+    return LintReport(task.name, sources, targets, unwritable, tuple(map(str, problems)), tuple(advice))
 
 
 def _side(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from numbers import Integral
 from typing import Any, TypeGuard
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, IterableDataset
 
 Records = list[dict[str, Any]]
 
@@ -36,6 +37,26 @@ def read_records(records: Iterable[Any]) -> Sequence[Any]:
     if isinstance(records, Dataset):
         return labeled_records(records.to_list(), records.features)
     return records if isinstance(records, list) else list(records)
+
+
+def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[Any]]:
+    """Yield records as ``read_records`` returns them, so many at a time, and read them once.
+
+    Args:
+        records: A list, a ``Dataset``, a stream, or any iterable.
+        rows: Records of a batch.
+    """
+    if isinstance(records, Dataset):
+        for table in records.with_format("arrow").iter(rows):
+            yield labeled_records(table.to_pylist(), records.features)
+    elif isinstance(records, list):
+        for start in range(0, len(records), rows):
+            yield part_of(records, records[start : start + rows])
+    else:
+        features = records.features if isinstance(records, IterableDataset) else None
+        left = iter(records)
+        while batch := list(islice(left, rows)):
+            yield batch if features is None else labeled_records(batch, features)
 
 
 def labeled_records(records: Records, features: Mapping[str, Any], origin: str | None = None) -> RecordList:

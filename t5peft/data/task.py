@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,35 +21,19 @@ import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.data import checks
+from t5peft.data import checks, tokenized
 from t5peft.data.decoding import as_written
 from t5peft.data.definition import read_definition
 from t5peft.data.fields import fields_of_file, problems_of
-from t5peft.data.sources import read_records, with_label_names
+from t5peft.data.sources import batches_of, read_records, with_label_names
 from t5peft.data.template import Template, as_text, one_line, texts_of
-from t5peft.data.truncation import Truncated, encode, special_ids, truncate
+from t5peft.data.tokenized import Encoded
+from t5peft.data.truncation import encode, special_ids
 from t5peft.deprecated import renamed_arguments
 
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokenized records, and which rows were changed: truncated to the limits, or freed of special tokens.
-
-    Args:
-        sources: The sources.
-        targets: The targets.
-    """
-
-    sources: Truncated
-    targets: Truncated
-
-    def dataset(self) -> Dataset:
-        """Return the columns ``input_ids`` [S] and ``labels`` [T], both ending in ``</s>``, without padding."""
-        return Dataset.from_dict({"input_ids": self.sources.ids, "labels": self.targets.ids})
 
 
 @dataclass(frozen=True)
@@ -186,7 +170,7 @@ class Task:
     def source(self, record: Record) -> str:
         """Return the source of one record as the template renders it, neither truncated nor checked for special tokens."""
         self.check_sources([record])
-        return self._template.render(self._values(record, self._template))
+        return self._template.render(self.source_row(record))
 
     def check_sources(self, records: Sequence[Record]) -> None:
         """Raise one ValueError for all rows whose source cannot be rendered."""
@@ -203,7 +187,7 @@ class Task:
     def content(self, record: Record) -> str:
         """Return the columns of a record's source without the template's words; GLEU compares an answer with them."""
         self.check_sources([record])
-        return " ".join(self._values(record, self._template).values())
+        return " ".join(self.source_row(record).values())
 
     def target_text(self, record: Record) -> str:
         """Return the target of one record: the label's word, or the columns, in the target template.
@@ -212,8 +196,8 @@ class Task:
             ValueError: A column is missing or holds no text, or the verbalizer lacks a label.
         """
         problems = checks.missing_columns([record], self._target, self.list_separator)
-        checks.raise_all(self.name, problems + self._unknown([record]))
-        return self._target.render(self._target_values(record))
+        checks.raise_all(self.name, [*problems, *self._unknown([record])])
+        return self._target.render(self.target_row(record))
 
     def read(self, text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
         """Return the label whose target an answer is, else the answer itself with all its white space.
@@ -270,19 +254,26 @@ class Task:
         """
         records = self.with_names(records)
         self.check_sources(records)
-        truncated = self._truncate_sources(records, tokenizer)
-        problems = checks.unusable(truncated, self._template, "source", self.max_source_length)
-        checks.raise_all(self.name, problems, records)
-        self._log_changes("sources", truncated, self.max_source_length)
+        truncated = tokenized.truncate_sources(self, [self.source_row(record) for record in records], tokenizer)
+        checks.raise_all(self.name, tokenized.unusable(self, "source", truncated), records)
+        changed = len(truncated.cut), len(truncated.escaped)
+        self._log_changes("sources", *changed, len(truncated.texts), self.max_source_length)
         return truncated.texts
 
     def check(self, records: Sequence[Record], more: Sequence[str] = ()) -> None:
         """Raise one ValueError for all rows without a source or a target, and for the problems in ``more``."""
         checks.raise_all(self.name, checks.no_records(records), records)
-        problems = checks.missing_columns(records, self._template, self.list_separator)
-        problems += checks.missing_columns(records, self._target, self.list_separator)
-        problems += checks.mapped_references(records, self.references)
-        checks.raise_all(self.name, [*problems, *self._unknown(records), *more], records)
+        problems = [problem for found in self.problems_of(records) for problem in found]
+        checks.raise_all(self.name, [*problems, *more], records)
+
+    def problems_of(self, records: Sequence[Record]) -> list[checks.Problems]:
+        """Return what each check finds in rows without a source or a target."""
+        return [
+            checks.missing_columns(records, self._template, self.list_separator),
+            checks.missing_columns(records, self._target, self.list_separator),
+            checks.mapped_references(records, self.references),
+            self._unknown(records),
+        ]
 
     def encode(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Tokenize records and return which were changed.
@@ -294,15 +285,17 @@ class Task:
         """
         records = self.with_names(records)
         self.check(records, self.collisions(tokenizer))
-        sources = self._truncate_sources(records, tokenizer)
-        targets = self._truncate_targets(records, tokenizer)
-        problems = checks.unusable(sources, self._template, "source", self.max_source_length)
-        problems += checks.unusable(targets, self._target, "target", self.max_target_length)
+        sources = tokenized.truncate_sources(self, [self.source_row(record) for record in records], tokenizer)
+        targets = tokenized.truncate_targets(self, [self.target_row(record) for record in records], tokenizer)
+        problems = tokenized.unusable(self, "source", sources) + tokenized.unusable(self, "target", targets)
         checks.raise_all(self.name, problems, records)
         return Encoded(sources, targets)
 
     def tokenize(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Return what ``encode`` does as a data set, and write one log line for each kind of change.
+
+        Records are read and tokenized batch by batch, a ``datasets.Dataset`` and a stream too. From 10,000 records on, the tokens
+        are files in the cache folder of ``datasets``, which a later call with the same records finds. So memory does not grow.
 
         Returns:
             Columns ``input_ids`` [S] and ``labels`` [T].
@@ -310,10 +303,10 @@ class Task:
         Raises:
             ValueError: See ``encode``.
         """
-        encoded = self.encode(records, tokenizer)
-        self._log_changes("sources", encoded.sources, self.max_source_length)
-        self._log_changes("targets", encoded.targets, self.max_target_length)
-        return encoded.dataset()
+        dataset, changes = tokenized.tokenize(self, records, tokenizer)
+        for side, limit in (("sources", self.max_source_length), ("targets", self.max_target_length)):
+            self._log_changes(side, changes.cut[side], changes.escaped[side], changes.rows, limit)
+        return dataset
 
     def tokenize_for_head(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Return a data set for a trained classification head.
@@ -326,11 +319,13 @@ class Task:
         """
         if self.verbalizer is None:
             checks.raise_all(self.name, ["It has no verbalizer; a classification head needs labels to choose from."])
-        records = self.with_names(records)
+        if isinstance(records, Iterator):  # it is read twice
+            records = list(records)
         places = {label: place for place, label in enumerate(self.labels)}
         column = self._target.columns[0]
         dataset = self.tokenize(records, tokenizer).remove_columns("labels")
-        return dataset.add_column("labels", [places[as_text(record[column]) or ""] for record in records])
+        labels = (as_text(record[column]) or "" for batch in batches_of(records) for record in self.with_names(batch))
+        return dataset.add_column("labels", [places[label] for label in labels])
 
     def collisions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Return problems with words that a model could not tell apart or could not write within the limit."""
@@ -354,41 +349,38 @@ class Task:
                 )
         return problems
 
-    def _target_values(self, record: Record) -> dict[str, str]:
+    def side(self, name: str) -> tuple[Template, int]:
+        """Return the template and the limit in tokens of ``"source"`` or ``"target"``."""
+        source = (self._template, self.max_source_length)
+        return source if name == "source" else (self._target, self.max_target_length)
+
+    def source_row(self, record: Record) -> dict[str, str]:
+        """Return the texts of the source's columns in a record that was checked."""
+        return self._values(record, self._template)
+
+    def target_row(self, record: Record) -> dict[str, str]:
+        """Return the texts of the target's columns in a record that was checked, words for labels."""
         values = self._values(record, self._target)
         if self.verbalizer is None:
             return values
         return {column: self.verbalizer[label] for column, label in values.items()}
 
-    def _unknown(self, records: Sequence[Record]) -> list[str]:
+    def _unknown(self, records: Sequence[Record]) -> list[checks.RowProblem]:
         if self.verbalizer is None:
             return []
         return checks.unknown_labels(records, self._target.columns[0], self.labels)
 
-    def _log_changes(self, side: str, truncated: Truncated, limit: int) -> None:
-        if truncated.cut:
+    def _log_changes(self, side: str, cut: int, escaped: int, rows: int, limit: int) -> None:
+        if cut:
             logger.warning(
                 "Task %s: %d of %d %s were longer than %d tokens; their columns were truncated, not the template.",
-                self.name, len(truncated.cut), len(truncated.texts), side, limit,
+                self.name, cut, rows, side, limit,
             )  # fmt: skip
-        if truncated.escaped:
+        if escaped:
             logger.warning(
                 "Task %s: special tokens spelled out in %d of %d %s were broken up (</s> became < /s>).",
-                self.name, len(truncated.escaped), len(truncated.texts), side,
+                self.name, escaped, rows, side,
             )  # fmt: skip
-
-    def _truncate_targets(self, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> Truncated:
-        rows = [self._target_values(record) for record in records]
-        if self.verbalizer is None:
-            return truncate(self._target, rows, tokenizer, self.max_target_length)
-        # The words are the task's own, not a user's text, and are ranked as they are, special tokens among them too.
-        texts = [self._target.render(row) for row in rows]
-        ids = dict(zip(self.candidates, encode(self.candidates, tokenizer), strict=True))
-        return Truncated(texts, [list(ids[text]) for text in texts], cut=[], escaped=[], empty=[], crowded_out=[])
-
-    def _truncate_sources(self, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> Truncated:
-        rows = [self._values(record, self._template) for record in records]
-        return truncate(self._template, rows, tokenizer, self.max_source_length)
 
     def _values(self, record: Record, template: Template) -> dict[str, str]:
         return {column: as_text(record[column], self.list_separator) or "" for column in template.columns}

@@ -52,15 +52,29 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     if not texts:
         return []
     end = tokenizer.eos_token_id
-    encoded = tokenizer(texts, verbose=False)["input_ids"]
-    return [list(ids) if ids and ids[-1] == end else [*ids, end] for ids in encoded]
+    encoded = tokenizer(texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    return [ids if ids and ids[-1] == end else [*ids, end] for ids in encoded]
 
 
-def truncate(template: Template, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Truncated:
+def truncate(
+    template: Template,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    *,
+    first_row: int = 0,
+) -> Truncated:
     """Render the template over rows and tokenize, so that each has at most ``max_tokens`` tokens with ``</s>``.
 
     A text that is too long loses the ends of its longest columns; the template's own words stay whole. Rows that cannot be
     used are returned, and the caller decides what to raise.
+
+    Args:
+        template: The template.
+        rows: The texts of its columns.
+        tokenizer: The tokenizer.
+        max_tokens: The limit.
+        first_row: The number of the first row, for errors.
 
     Raises:
         ValueError: Special tokens appear that neither the template nor a single column has written.
@@ -69,7 +83,7 @@ def truncate(template: Template, rows: Sequence[Row], tokenizer: PreTrainedToken
     texts = [template.render(row) for row in rows]
     ids = encode(texts, tokenizer)
     bare = encode([template.empty()], tokenizer)[0]
-    escaped = _escape(template, rows, texts, ids, bare, tokenizer)
+    escaped = _escape(template, rows, texts, ids, bare, tokenizer, first_row)
     too_long = [i for i, tokens in enumerate(ids) if len(tokens) > max_tokens]
     crowded_out = _cut_columns(template, rows, texts, ids, too_long, tokenizer, max_tokens)
     blank = {i for i, row in enumerate(rows) if not any(value.strip() for value in row.values())}
@@ -84,12 +98,15 @@ def _escape(
     ids: list[list[int]],
     bare: list[int],
     tokenizer: PreTrainedTokenizerBase,
+    first_row: int,
 ) -> list[int]:
     """Break up special tokens that columns spell, in place, and return the rows changed."""
-    special = special_ids(tokenizer)
+    special, end = special_ids(tokenizer), tokenizer.eos_token_id
+    others = special - {end}
 
     def count(tokens: list[int]) -> int:
-        return sum(token in special for token in tokens)
+        # Of most rows only </s> is special; this tells it without a step of Python for each token.
+        return tokens.count(end) if others.isdisjoint(tokens) else sum(token in special for token in tokens)
 
     allowed = count(bare)
     changed = [i for i, tokens in enumerate(ids) if count(tokens) > allowed]
@@ -99,8 +116,8 @@ def _escape(
         ids[i] = encode([texts[i]], tokenizer)[0]
         if count(ids[i]) > allowed:
             raise ValueError(
-                f"Got a special token in row {i} that the template {template.text!r} and its columns spell together, in "
-                f"{texts[i][:80]!r}; expected none. Put a space between the template's text and the column."
+                f"Got a special token in row {first_row + i} that the template {template.text!r} and its columns spell together, "
+                f"in {texts[i][:80]!r}; expected none. Put a space between the template's text and the column."
             )
     return changed
 

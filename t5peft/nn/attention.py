@@ -28,6 +28,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from t5peft.nn.kernels.attention import BiasByDistance, attend_with_dropout, toeplitz, varlen_attention
+from t5peft.nn.kernels.module import runs_on_cpu
 from t5peft.nn.kernels.varlen import VarlenLayout
 
 NAME = "t5peft"
@@ -145,7 +146,7 @@ def attend(
         bias = None if bias is None else pad(bias, (prefix_key.shape[2], 0))
     if bias is not None:
         bias = bias.to(query.dtype)
-    if dropout and query.device.type == "cpu" and isinstance(module, BiasByDistance):
+    if dropout and runs_on_cpu(query) and isinstance(module, BiasByDistance):
         output = attend_with_dropout(query, key, value, bias, dropout)
     else:
         output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)

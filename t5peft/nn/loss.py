@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from t5peft.compat.torch import is_hooked
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.kernels.linear import FastLinear, product, product_over_rows
+from t5peft.nn.kernels.module import runs_on_cpu
 
 IGNORED_LABEL = -100
 """The label of a position that the loss leaves out, as in torch and transformers."""
@@ -163,7 +164,7 @@ def linear_cross_entropy(
         Output: [].
     """
     _check(hidden, weight, labels, label_smoothing, z_loss, chunk_tokens)
-    device = hidden.device.type
+    device = "cpu" if runs_on_cpu(hidden) else hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -12,6 +13,7 @@ from t5peft.methods import METHODS
 from t5peft.methods.registry import method_label
 from t5peft.models.backbone import Quantization, computes_bfloat16
 from t5peft.planning.geometry import config_of
+from t5peft.planning.settings import command
 from t5peft.planning.simulate import StepBytes, simulate_step
 from t5peft.planning.units import bytes_text
 
@@ -118,7 +120,7 @@ def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
         job: The run.
         memory_bytes: The memory.
     """
-    if job.micro_batch == 1:
+    if job.micro_batch == 1 or step_bytes(job).held_bytes > memory_bytes:
         return None
     one = step_bytes(replace(job, micro_batch=1))
     if one.peak_bytes > memory_bytes:
@@ -136,16 +138,19 @@ def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
 
 def changes(job: Job, memory_bytes: int) -> list[Change]:
     """Return changes that make ``job`` fit, from the least intrusive to the first that suffices; empty if it fits."""
+    return list(_changes(job, memory_bytes))
+
+
+def _changes(job: Job, memory_bytes: int) -> Iterator[Change]:
     if step_bytes(job).peak_bytes <= memory_bytes:
-        return []
-    found: list[Change] = []
+        return
     for text, changed in _alternatives(job):
         bytes_ = step_bytes(changed)
         if bytes_.peak_bytes <= memory_bytes:
-            return [*found, Change(text, changed, bytes_)]
+            yield Change(text, changed, bytes_)
+            return
         if (smaller := largest_micro_batch(changed, memory_bytes)) is not None:
-            found.append(replace(smaller, text=f"{text}, and {smaller.text}" if text else smaller.text))
-    return found
+            yield replace(smaller, text=f"{text}, and {smaller.text}" if text else smaller.text)
 
 
 def fits(job: Job, memory_bytes: int) -> bool:
@@ -170,6 +175,17 @@ def _alternatives(job: Job) -> list[tuple[str, Job]]:
 
 def plan_table(job: Job, memory_bytes: int | None) -> str:
     """Return the plan as text: bytes with and without checkpointing, whether they fit, and what to change."""
+    return "\n".join(plan_lines(job, memory_bytes))
+
+
+def plan_lines(job: Job, memory_bytes: int | None) -> Iterator[str]:
+    """Yield the lines of ``plan_table`` as they are found.
+
+    Args:
+        job: The run.
+        memory_bytes: The memory that there is; None only counts.
+    """
+    yield from (job.describe(), "")
     columns = {"plain": step_bytes(replace(job, checkpointing=False))}
     columns["checkpointing"] = step_bytes(replace(job, checkpointing=True))
     steps = columns.values()
@@ -187,21 +203,23 @@ def plan_table(job: Job, memory_bytes: int | None) -> str:
     if memory_bytes is not None:
         verdicts = ["fits" if step.peak_bytes <= memory_bytes else "does not fit" for step in steps]
         rows[f"in {bytes_text(memory_bytes)}"] = verdicts
-    lines = [
-        job.describe(),
-        "",
-        *(f"{label:34}" + "".join(f"{cell:>16}" for cell in cells) for label, cells in rows.items()),
-    ]
+    yield from (f"{label:34}" + "".join(f"{cell:>16}" for cell in cells) for label, cells in rows.items())
     if memory_bytes is not None:
-        lines += ["", *_advice(job, memory_bytes)]
-    return "\n".join(lines)
+        yield ""
+        yield from _advice(job, memory_bytes)
 
 
-def _advice(job: Job, memory_bytes: int) -> list[str]:
+def _advice(job: Job, memory_bytes: int) -> Iterator[str]:
     if step_bytes(job).peak_bytes <= memory_bytes:
         left = memory_bytes - step_bytes(job).peak_bytes
-        return [f"It fits, with {bytes_text(left)} to spare."]
-    found = changes(job, memory_bytes)
+        yield f"It fits, with {bytes_text(left)} to spare."
+        return
+    found = 0
+    for change in _changes(job, memory_bytes):
+        if not found:
+            yield "To make it fit:"
+        found += 1
+        yield f"  - {change.text} ({bytes_text(change.bytes.peak_bytes)})"
+        yield f"      {command(job, change.job)}"
     if not found:
-        return ["Nothing tried makes it fit: take a smaller backbone, or shorter sources."]
-    return ["To make it fit:", *(f"  - {change.text} ({bytes_text(change.bytes.peak_bytes)})" for change in found)]
+        yield "Nothing tried makes it fit: take a smaller backbone, or shorter sources."

@@ -1,8 +1,8 @@
 """Simulate a training step without its memory: compute only shapes, and count the bytes that would live.
 
-The model is built from its configuration on torch's "meta" device and then given torch's fake tensors, which know their
-device but hold no values; one forward and backward pass runs through the very code that trains (wrap, attention, loss,
-checkpointing), and a dispatch mode adds every new storage and subtracts every freed one. So nothing about the architecture
+The model is built from its configuration on torch's "meta" device, whose tensors hold no values. One forward and backward pass
+runs through the very code that trains (wrap, attention, loss, checkpointing), and a dispatch mode adds every new storage and
+subtracts every freed one. So nothing about the architecture
 or a method is known here twice, and a backbone of 11 billion weights takes as little memory as a small one.
 
 What it cannot see: scratch space inside a kernel, the allocator's rounding, the libraries themselves.
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel, T5Config
@@ -137,10 +136,14 @@ class StepBytes:
     peak_bytes: int
 
     @property
+    def held_bytes(self) -> int:
+        """The bytes of weights, adapter and optimizer, whatever the batch."""
+        return self.weights_bytes + self.adapter_bytes + self.optimizer_bytes
+
+    @property
     def transient_bytes(self) -> int:
         """The bytes at the peak beyond weights, adapter, optimizer and activations: loss, gradients, one layer's work."""
-        held = self.weights_bytes + self.adapter_bytes + self.optimizer_bytes + self.activations_bytes
-        return max(0, self.peak_bytes - held)
+        return max(0, self.peak_bytes - self.held_bytes - self.activations_bytes)
 
 
 def simulate_step(
@@ -193,8 +196,8 @@ def simulate_step(
     return StepBytes(*total)
 
 
-SIMULATED_LAYERS = 3
-"""Layers of a stack that are simulated: the first, the last, and one between them."""
+SIMULATED_LAYERS = 2
+"""Layers of a stack that are simulated: the first and the last; a third one shows what each layer between them adds."""
 
 
 @dataclass(frozen=True)
@@ -229,17 +232,18 @@ def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Mod
         wrapped = wrap(model).train()
         if shape.checkpointing:
             unwrap_t5(wrapped).activation_checkpointing_enable({"use_reentrant": False})
-    fake = FakeTensorMode()
-    with fake:
-        _give_fakes(wrapped)
+    with torch.device("meta"):
         inputs = _batch(shape.batch, shape.source_tokens, shape.target_tokens)
     parameters = list(wrapped.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     meter = LiveBytes()
     for tensor in [*parameters, *wrapped.buffers(), *inputs.values()]:
         meter.count(tensor)
-    with fast_kernels(wrapped) if ours else nullcontext(), fake, _kernels_of(shape.device), meter:
-        activations_bytes = _passes(wrapped, inputs, meter, shape.accumulation)
+    with fast_kernels(wrapped) if ours else nullcontext(), torch.device("meta"), _kernels_of(shape.device), meter:
+        if shape.accumulation > 1:  # the second micro-batch, which meets the gradients of the first
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+        activations_bytes = _pass(wrapped, inputs, meter)
     optimizer_bytes = 2 * _bytes_of(trained)
     return StepBytes(
         weights_bytes=weights_bytes,
@@ -251,16 +255,12 @@ def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Mod
     )
 
 
-def _passes(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes, accumulation: int) -> int:
-    """Run up to two micro-batches; return the bytes that the first forward pass kept."""
+def _pass(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes) -> int:
+    """Run one micro-batch; return the bytes that the forward pass kept."""
     before = meter.live_bytes
     loss, _ = target_loss(model, inputs)
     kept = meter.live_bytes - before
     loss.backward()
-    del loss  # the graph, and with it what its functions keep beside saved tensors
-    if accumulation > 1:
-        loss, _ = target_loss(model, inputs)
-        loss.backward()
     return kept
 
 
@@ -272,21 +272,6 @@ def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         model.config.tie_word_embeddings = False
     return model
-
-
-def _give_fakes(model: nn.Module) -> None:
-    """Replace every meta tensor by a fake one; tied ones stay tied."""
-    made: dict[int, Tensor] = {}
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:
-                    made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    if isinstance(tensor, nn.Parameter):
-                        made[id(tensor)] = nn.Parameter(made[id(tensor)], requires_grad=tensor.requires_grad)
-                table[name] = made[id(tensor)]  # type: ignore[assignment]
 
 
 def _batch(batch: int, source_tokens: int, target_tokens: int) -> dict[str, Tensor]:
@@ -324,24 +309,40 @@ def _memory_efficient_attention(
     return output
 
 
+_plain_attention = nn.functional.scaled_dot_product_attention
+
+
+def _attention_of_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **more: Any,
+) -> Tensor:
+    """Stand in for the choice of the CPU: a kernel that keeps no scores where nothing drops and no bias learns."""
+    if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+        plain: Tensor = _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        return plain
+    output: Tensor = _aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+    return output
+
+
 @contextmanager
 def _kernels_of(device: str) -> Iterator[None]:
-    """Inside, fake CPU tensors are computed as on ``device``: the size of a chunk of logits, and the attention's kernel.
-
-    Fake CUDA tensors would say both by themselves, but need a torch that is built with CUDA.
-    """
-    if device == "cpu":
-        yield
-        return
+    """Inside, tensors without memory are computed as on ``device``: the size of a chunk of logits, and the attention's kernel."""
     chunk = CHUNK_ELEMENTS["cpu"]
-    plain = nn.functional.scaled_dot_product_attention
     holders: list[Any] = [nn.functional, attention]
     CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS[device]
     for module in holders:
-        module.scaled_dot_product_attention = _memory_efficient_attention
+        module.scaled_dot_product_attention = _attention_of_cpu if device == "cpu" else _memory_efficient_attention
     try:
         yield
     finally:
         CHUNK_ELEMENTS["cpu"] = chunk
         for module in holders:
-            module.scaled_dot_product_attention = plain
+            module.scaled_dot_product_attention = _plain_attention

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from t5peft.nn.kernels.module import FastModule
+from t5peft.nn.kernels.module import FastModule, runs_on_cpu
 
 _BYTES_PER_WORD = 8
 _LOWEST_WORD = -(2**63)
@@ -58,7 +58,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Drop elements of x [..] as ``torch.nn.functional.dropout`` does, with cheap masks on a CPU."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu" or p > 255 / 256:  # The threshold would not fit into a byte.
+    if not runs_on_cpu(x) or p > 255 / 256:  # The threshold would not fit into a byte.
         return nn.functional.dropout(x, p, training)
     return cast(Tensor, _Dropout.apply(x, p))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from t5peft.nn.kernels.linear import product
-from t5peft.nn.kernels.module import FastModule
+from t5peft.nn.kernels.module import FastModule, runs_on_cpu
 
 
 def _dequantized(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -51,6 +51,6 @@ class FastLinear8bit(FastModule, Linear8bitLt):
         if self.weight.CB is not None:
             self.init_8bit_state()
         is_plain = self.bias is None and not self.state.has_fp16_weights and self.state.CB is not None
-        if not self.training or not is_plain or x.device.type != "cpu":
+        if not self.training or not is_plain or not runs_on_cpu(x):
             return cast(Tensor, super().forward(x))
         return cast(Tensor, _Int8Linear.apply(x, self.state.CB, self.state.SCB))

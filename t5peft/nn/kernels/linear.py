@@ -1,9 +1,10 @@
 """Linear maps and LoRA branches as one operation each.
 
-On a CPU the product is that of oneDNN. At the sizes of T5 it is 10 to 100 % faster than ``torch.nn.functional.linear``, which
-calls MKL (benchmarks/SPEED.md). oneDNN keeps a kernel of 0.6 MB for each row count, up to a thousand of them. So rows are padded
-until their count is one of a few. The branch of LoRA, y = W x + s B A x, adds to the result in place and shares its products
-between gradients. That of peft takes four more passes over the activations in each direction.
+On a CPU the product is that of oneDNN where that is faster (``choice.py``): with AVX-512 by 10 to 100 % at the sizes of T5
+(benchmarks/SPEED.md). Elsewhere it is ``torch.nn.functional.linear``, which calls MKL. oneDNN keeps a kernel of 0.6 MB for each
+row count, up to a thousand of them. So rows are padded until their count is one of a few. The branch of LoRA, y = W x + s B A x,
+adds to the result in place and shares its products between gradients. That of peft takes four more passes over the activations in
+each direction.
 
 Letters: M tokens, I inputs, O outputs, R rank.
 """
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from t5peft.compat.torch import is_hooked
-from t5peft.nn.kernels.module import FastModule
+from t5peft.nn.kernels.choice import by_onednn, takes_onednn
+from t5peft.nn.kernels.module import FastModule, runs_on_cpu
 
 # The size of a product from which oneDNN is faster than MKL, whose calls cost less (benchmarks/SPEED.md).
 MULTIPLICATIONS = 2_000_000
@@ -41,17 +43,18 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     rows = x.shape[:-1].numel()
     fp32 = x.dtype == weight.dtype == torch.float32
     small = rows * weight.numel() < MULTIPLICATIONS
-    if small or x.device.type != "cpu" or not fp32 or not torch.backends.mkldnn.is_available():
+    if small or not runs_on_cpu(x) or not fp32 or not torch.backends.mkldnn.is_available():
+        return nn.functional.linear(x, weight)
+    flat = x.reshape(rows, -1)
+    if not takes_onednn(flat, weight):
         return nn.functional.linear(x, weight)
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         # On a part of wider rows oneDNN falls back to a kernel that takes hundreds of times as long.
         weight = weight.contiguous()
     missing = -rows % row_multiple(rows)
     if not missing:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    filled = nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, missing))
-    result = torch.ops.mkldnn._linear_pointwise(filled, weight, None, "none", [], "")
-    return result[:rows].view(*x.shape[:-1], -1)
+        return by_onednn(x, weight)
+    return by_onednn(nn.functional.pad(flat, (0, 0, 0, missing)), weight)[:rows].view(*x.shape[:-1], -1)
 
 
 def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _takes_kernels(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return runs_on_cpu(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 class FastLinear(FastModule, nn.Linear):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class FastModule(nn.Module):
@@ -15,3 +15,8 @@ class FastModule(nn.Module):
         function, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(0))
         fast, plain = type(self), type(self).__bases__[-1]
         return (function, tuple(plain if argument is fast else argument for argument in arguments), *rest)
+
+
+def runs_on_cpu(tensor: Tensor) -> bool:
+    """Return whether kernels for the CPU take ``tensor``: one in its memory, or one without memory, which a plan simulates."""
+    return tensor.device.type in ("cpu", "meta")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from t5peft.nn.kernels.module import FastModule
+from t5peft.nn.kernels.module import FastModule, runs_on_cpu
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -51,6 +51,6 @@ class FastNorm(FastModule):
             Output: [.., H].
         """
         is_float32 = hidden_states.dtype == self.weight.dtype == torch.float32
-        if not is_float32 or hidden_states.device.type != "cpu":
+        if not is_float32 or not runs_on_cpu(hidden_states):
             return super().forward(hidden_states)
         return cast(Tensor, _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon))

@@ -1,0 +1,194 @@
+"""Memory and time of tokenizing, from ten thousand to ten million rows.
+
+    python benchmarks/data_scale.py                       # 10^4 to 10^6 rows, some five minutes
+    python benchmarks/data_scale.py --rows 10000000       # adds a size to the record; twenty minutes
+    python benchmarks/data_scale.py --report-only         # draws docs/data.svg from the record
+
+Each figure is a process of its own. It tokenizes sentences of SST-2, drawn anew for each row:
+
+* t5peft: ``Task.tokenize`` of an Arrow file;
+* t5peft-stream: of a generator;
+* datasets.map: the same tokenizer in ``Dataset.map`` over the same Arrow file, sources and targets;
+* tokenizer: the tokenizer's own batches of 1,000 texts, whose results are dropped.
+
+Memory is the highest resident set above that after the imports, once with and once without pages of files, which the system takes
+back when others need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from throughput_data import data_folder
+
+RECORD = Path(__file__).parent / "records" / "data_scale.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "data.svg"
+ROWS = (10_000, 100_000, 1_000_000)
+SYSTEMS = ("t5peft", "t5peft-stream", "datasets.map", "tokenizer")
+SAMPLE_SECONDS = 0.01
+
+
+def records(count: int) -> Iterator[dict[str, Any]]:
+    """Yield made-up reviews: two sentences of SST-2 each, and the label of the first."""
+    lines = (data_folder() / "sst2_glue" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    pairs = [line.split("\t") for line in lines]
+    draw = random.Random(0)
+    for _ in range(count):
+        (first, label), (second, _label) = draw.choice(pairs), draw.choice(pairs)
+        yield {"sentence": f"{first}. {second}", "label": int(label)}
+
+
+class Peak:
+    """The highest resident set inside the block, above that at its start, whole and without pages of files."""
+
+    def __enter__(self) -> Peak:
+        self.start, self.highest = _resident(), (0, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            whole, own = (now - start for now, start in zip(_resident(), self.start, strict=True))
+            self.highest = max(self.highest[0], whole), max(self.highest[1], own)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _resident() -> tuple[int, int]:
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    whole, files = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "RssFile"))
+    return whole, whole - files
+
+
+def _run(system: str, folder: Path, rows: int) -> Callable[[], object]:
+    """Return what is measured."""
+    from datasets import Dataset
+    from throughput_data import load_tokenizer
+
+    from t5peft import Task
+
+    tokenizer = load_tokenizer()
+    words = {"0": "negative", "1": "positive"}
+    task = Task("sst2", "sst2 sentence: {sentence}", "{label}", words, metrics=("accuracy",), max_source_length=4096)
+    task.tokenize(list(records(100)), tokenizer)
+    if system == "t5peft-stream":
+        return lambda: task.tokenize(records(rows), tokenizer)
+    dataset = Dataset.load_from_disk(str(folder))
+    if system == "t5peft":
+        return lambda: task.tokenize(dataset, tokenizer)
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        sources = tokenizer([f"sst2 sentence: {text}" for text in batch["sentence"]])["input_ids"]
+        return {
+            "input_ids": sources,
+            "labels": tokenizer([words[str(label)] for label in batch["label"]])["input_ids"],
+        }
+
+    if system == "datasets.map":
+        return lambda: dataset.map(encode, batched=True, remove_columns=dataset.column_names)
+    texts = [f"sst2 sentence: {record['sentence']}" for record in records(min(rows, 100_000))]
+    batches = [texts[start : start + 1000] for start in range(0, len(texts), 1000)]
+    return lambda: [len(tokenizer(batch)["input_ids"]) for _ in range(rows // len(texts)) for batch in batches]
+
+
+def worker(system: str, folder: Path, rows: int) -> dict[str, float]:
+    """Measure one cell in this process."""
+    work = _run(system, folder, rows)
+    started, processor = time.perf_counter(), time.process_time()
+    with Peak() as peak:
+        work()
+    return {
+        "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - processor,
+        "peak_bytes": peak.highest[0],
+        "own_peak_bytes": peak.highest[1],
+    }
+
+
+def measure(rows: int) -> list[dict[str, Any]]:
+    """Return the figures of every system for so many rows."""
+    from datasets import Dataset
+
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        dataset = Dataset.from_generator(records, gen_kwargs={"count": rows}, cache_dir=f"{folder}/made")
+        dataset.save_to_disk(f"{folder}/records")
+        for system in SYSTEMS:
+            command = [sys.executable, __file__, "--worker", system, f"{folder}/records", "--rows", str(rows)]
+            own = environment | {"HF_DATASETS_CACHE": f"{folder}/{system}"}  # nobody finds what another has made
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=own)
+            found.append({"system": system, "rows": rows, **json.loads(done.stdout.splitlines()[-1])})
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def picture(cells: list[dict[str, Any]]) -> str:
+    """Return the SVG: memory and time by rows."""
+    import vl_convert
+
+    def panel(field: str, title: str, scale: float) -> dict[str, Any]:
+        values = [
+            {"system": cell["system"], "rows": cell["rows"], "value": max(cell[field] / scale, 0.1)} for cell in cells
+        ]
+        return {
+            "width": 320,
+            "height": 220,
+            "data": {"values": values},
+            "mark": {"type": "line", "point": True},
+            "encoding": {
+                "x": {"field": "rows", "type": "quantitative", "scale": {"type": "log"}, "title": "rows"},
+                "y": {"field": "value", "type": "quantitative", "scale": {"type": "log"}, "title": title},
+                "color": {"field": "system", "type": "nominal", "sort": list(SYSTEMS), "title": None},
+            },
+        }
+
+    own = panel("own_peak_bytes", "memory above the start, MB", 1e6)
+    return str(vl_convert.vegalite_to_svg({"hconcat": [own, panel("seconds", "seconds", 1)]}))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--report-only", action="store_true", help="measure nothing")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(worker(args.worker[0], Path(args.worker[1]), args.rows[0])))
+        return 0
+    record = json.loads(args.record.read_text()) if args.record.is_file() else {"cells": []}
+    if not args.report_only:
+        from t5peft.benchmark.environment import environment
+
+        others = [cell for cell in record["cells"] if cell["rows"] not in args.rows]
+        measured = [cell for rows in args.rows for cell in measure(rows)]
+        cells = sorted([*others, *measured], key=lambda cell: cell["rows"])
+        record = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment("cpu"), "cells": cells}
+        args.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for cell in record["cells"]:
+        print(
+            f"{cell['system']:14} {cell['rows']:>10,} rows {cell['seconds']:8.1f} s "
+            f"{cell['seconds'] / cell['rows'] * 1e6:6.1f} us a row {cell['own_peak_bytes'] / 1e6:8.0f} MB"
+        )
+    PICTURE.write_text(picture(record["cells"]), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
