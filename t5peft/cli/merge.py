@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
+from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
 from t5peft.training.config import TASK_FILE
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         save_model(model, output, tokenizer=tokenizer)
         task = Path(args.model) / TASK_FILE
         if task.is_file():
-            shutil.copy(task, output / TASK_FILE)
+            write_whole(output / TASK_FILE, task.read_text(encoding="utf-8"))
     print(parity)
     print(f"saved to {args.output}")
     return 0

@@ -10,6 +10,7 @@ from typing import cast
 
 from t5peft.cli.data import add_data_arguments, read_data, save_task
 from t5peft.cli.train_config import add_config_arguments, read_config
+from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
 from t5peft.training.run_folder import check_run_folder
 
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
         f"sha256 {manifest_sha256(folder)}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)"
     )
     scores = score_splits(model, tokenizer, task, splits)
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1))
+    write_whole(folder / "scores.json", json.dumps(scores, indent=1))
     print_scores(scores)
     return 0
 

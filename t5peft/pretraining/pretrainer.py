@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.compat.filesystem import write_whole
 from t5peft.data.padding import pad_rows
 from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
@@ -140,10 +141,10 @@ class Pretrainer:
                 elapsed = time.perf_counter() - window_start
                 self._log(loss=sum(losses) / len(losses), tokens_per_second=window_tokens / elapsed)
                 window_tokens, window_start, losses = 0, time.perf_counter(), []
-            if self.step % self.config.save_every == 0:
-                self.save_state()
             if self.held_out is not None and self.step % self.config.eval_every == 0:
                 self._log(held_out_loss=self.held_out_loss())
+            if self.step % self.config.save_every == 0:  # last, as a run that resumes does not log this step again
+                self.save_state()
         self.save_state()
 
     def _step(self) -> tuple[float, int]:
@@ -269,6 +270,7 @@ class Pretrainer:
         """
         path = self.directory / STATE_FILE
         if not path.is_file():
+            self._cut_log()
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
         saved, own = state.get("optimizer_name", self.config.optimizer), self.config.optimizer
@@ -286,7 +288,17 @@ class Pretrainer:
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
+        self._cut_log()
         return True
+
+    def _cut_log(self) -> None:
+        """Drop the lines of steps after the state, which come again, and one that was not finished."""
+        path = self.directory / LOG_FILE
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
+        write_whole(path, kept)
 
 
 def _plan(config: PretrainConfig, sentinels: int) -> Corruption:

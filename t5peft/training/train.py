@@ -33,6 +33,7 @@ from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+from t5peft.training.checkpoints import newest_resumable
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
@@ -122,7 +123,7 @@ def train(
         config: How to train.
         output: Folder of the checkpoints.
         model: A wrapped model to train on, and its tokenizer; None makes a new one from the config.
-        resume: Whether to go on from the newest complete checkpoint in ``output``.
+        resume: Whether to go on from the newest complete checkpoint in ``output``, or to start where there is none.
         overwrite: Whether to replace an earlier run in ``output``, whose checkpoints are deleted.
         callbacks: Callbacks of the trainer, beside early stopping.
 
@@ -161,7 +162,10 @@ def train(
         )
         if overwrite and arguments.should_save:
             delete_checkpoints(output)
-        trainer.train(resume_from_checkpoint=resume)
+        newest = newest_resumable(Path(output)) if resume else None
+        if resume and newest is None:
+            logger.warning("%s holds no complete checkpoint; the training starts at its beginning.", output)
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return wrapped, tokenizer
 
 
