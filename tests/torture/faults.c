@@ -25,14 +25,15 @@ enum { ALLOCATES = 1, CHANGES = 2, READS = 4 }; /* kinds of calls: takes space, 
 
 static char root[PATH_MAX];
 static int mode, fault, kinds;
-static long at, count;
+static long at, count, seen[5];
 
 void faults_arm(const char *folder, int how, long number, int error, int of_kinds) {
   snprintf(root, sizeof root, "%s", folder);
   mode = how, at = number, fault = error, kinds = of_kinds, count = 0;
+  memset(seen, 0, sizeof seen);
 }
 
-long faults_count(void) { return count; }
+long faults_count(int kind) { return seen[kind]; }
 
 static int below(const char *path) {
   size_t length = strlen(root);
@@ -65,6 +66,7 @@ static int file_is_below(int file) {
 /* Return the error that a call is to fail with, or 0. A write that is cut off has written its first half. */
 static int step(int kind, int file, const void *data, size_t size) {
   char gone[PATH_MAX + 8];
+  seen[kind]++;
   if (!(kinds & kind)) return 0;
   long number = ++count;
   if (number < at || mode == COUNT) return 0;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 import signal
@@ -92,12 +93,12 @@ class Ended:
     Attributes:
         status: Its exit code, negative for a signal; None where it took too long.
         errors: What it wrote to the standard error.
-        operations: The operations it made below the folder, where it came to its end.
+        operations: The operations of each kind that it made below the folder, where it came to its end.
     """
 
     status: int | None
     errors: str
-    operations: int
+    operations: dict[int, int]
     seconds: float
 
     @property
@@ -111,7 +112,6 @@ def fork(
     fault: Fault | None = None,
     at: int = 0,
     *,
-    kinds: int = ALLOCATES | CHANGES,
     kill_after: float | None = None,
     timeout: float = 120,
 ) -> Ended:
@@ -129,20 +129,21 @@ def fork(
                 for stream in (1, 2):
                     os.dup2(output, stream)
                 os.close(output)
-                how = (fault.how, at, fault.error, fault.kinds) if fault else (_COUNT, 0, 0, kinds)
+                how = (fault.how, at, fault.error, fault.kinds) if fault else (_COUNT, 0, 0, 0)
                 library.faults_arm(os.fsencode(root.resolve()), how[0], ctypes.c_long(how[1]), *how[2:])
                 status = run()
                 sys.stdout.flush()
             except BaseException:
                 traceback.print_exc()
             finally:
-                operations = library.faults_count()
+                operations = {kind: library.faults_count(kind) for kind in (ALLOCATES, CHANGES, READS)}
                 library.faults_arm(b"", 0, ctypes.c_long(0), 0, 0)
-                counted.write_text(str(operations))
+                counted.write_text(json.dumps(operations))
                 os._exit(status)
         ended = _wait(child, kill_after, timeout)
         text = errors.read_text(errors="replace") if errors.exists() else ""
-        operations = int(counted.read_text() or 0) if counted.exists() else 0
+        made = json.loads(counted.read_text()) if counted.exists() and counted.stat().st_size else {}
+        operations = {int(kind): number for kind, number in made.items()}
     return Ended(ended, text, operations, time.monotonic() - start)
 
 

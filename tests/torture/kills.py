@@ -15,6 +15,7 @@ The campaign goes on where its file of outcomes ends.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -183,6 +184,7 @@ def campaign(count: int, minutes: float, seed: int, outcomes: Path) -> dict[str,
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    gc.freeze()  # a forked process that collects garbage copies nothing then
     here = Path.cwd()
     numbers = itertools.takewhile(lambda _: sum(line["kills"] for line in read_outcomes(path)) < count, itertools.count())
     path = outcomes.resolve()

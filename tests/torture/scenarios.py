@@ -210,7 +210,7 @@ def make_inputs(folder: Path) -> None:
     (folder / "held_out.txt").write_text(text.replace("dogs", "cows"))
     (folder / "suite.yaml").write_text(
         f"about: small\nbackbone: {folder / 'backbone'}\nsteps: 2\nexamples_per_step: 2\nevaluations: 1\nseeds: [0]\n"
-        "tasks:\n- task: support_intent\n  limits: {{validation: 4, test: 4}}\n"
+        "tasks:\n- task: support_intent\n  limits: {validation: 4, test: 4}\n"
         "methods:\n- method: lora\n  learning_rates: [0.001, 0.01]\n- method: norm\n  learning_rates: [0.01]\n"
     )
 
