@@ -186,7 +186,9 @@ def campaign(count: int, minutes: float, seed: int, outcomes: Path) -> dict[str,
     torch.set_num_threads(1)
     gc.freeze()  # a forked process that collects garbage copies nothing then
     here = Path.cwd()
-    numbers = itertools.takewhile(lambda _: sum(line["kills"] for line in read_outcomes(path)) < count, itertools.count())
+    numbers = itertools.takewhile(
+        lambda _: sum(line["kills"] for line in read_outcomes(path)) < count, itertools.count()
+    )
     path = outcomes.resolve()
     lines = go_on(path, numbers, minutes, lambda number: one(number, seed))
     os.chdir(here)

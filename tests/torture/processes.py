@@ -11,6 +11,7 @@ and one more:
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -154,6 +155,7 @@ def campaign(count: int, minutes: float, seed: int, outcomes: Path) -> Line:
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    gc.freeze()  # a forked process that collects garbage copies nothing then
     lines = go_on(outcomes, range(count), minutes, lambda number: one(number, seed))
     ends = [line["seconds_to_end"] for line in lines if line["kills"]]
     return {

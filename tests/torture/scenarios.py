@@ -268,7 +268,9 @@ def _hash_tensors(value: Any) -> str:
 
     def walk(one: Any) -> None:
         if isinstance(one, torch.Tensor):
-            parts.append(hashlib.sha256(one.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest())
+            parts.append(
+                hashlib.sha256(one.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+            )
         elif isinstance(one, dict):
             for key in sorted(one, key=str):
                 parts.append(str(key))
