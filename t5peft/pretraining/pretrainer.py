@@ -133,6 +133,8 @@ class Pretrainer:
         end = min(self.config.steps, until or self.config.steps)
         started = time.perf_counter()
         window_tokens, window_start, losses = 0, time.perf_counter(), []
+        if self.step and not any("held_out_loss" in line for line in self._lines() if line["step"] == self.step):
+            self._evaluate()  # what an interruption after the state was saved has left out
         while self.step < end and (seconds is None or time.perf_counter() - started < seconds):
             loss, tokens = self._step()
             losses.append(loss)
@@ -141,11 +143,14 @@ class Pretrainer:
                 elapsed = time.perf_counter() - window_start
                 self._log(loss=sum(losses) / len(losses), tokens_per_second=window_tokens / elapsed)
                 window_tokens, window_start, losses = 0, time.perf_counter(), []
-            if self.held_out is not None and self.step % self.config.eval_every == 0:
-                self._log(held_out_loss=self.held_out_loss())
-            if self.step % self.config.save_every == 0:  # last, as a run that resumes does not log this step again
+            if self.step % self.config.save_every == 0:
                 self.save_state()
+            self._evaluate()
         self.save_state()
+
+    def _evaluate(self) -> None:
+        if self.held_out is not None and self.step % self.config.eval_every == 0:
+            self._log(held_out_loss=self.held_out_loss())
 
     def _step(self) -> tuple[float, int]:
         """Make one update; return the mean loss of the text, and the number of source and target tokens."""
@@ -293,12 +298,15 @@ class Pretrainer:
 
     def _cut_log(self) -> None:
         """Drop the lines of steps after the state, which come again, and one that was not finished."""
+        if lines := self._lines():
+            kept = [line for line in lines if line["step"] <= self.step]
+            write_whole(self.directory / LOG_FILE, "".join(f"{json.dumps(line)}\n" for line in kept))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the log, without one that was not finished."""
         path = self.directory / LOG_FILE
-        if not path.is_file():
-            return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
-        write_whole(path, kept)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _plan(config: PretrainConfig, sentinels: int) -> Corruption:

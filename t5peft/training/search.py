@@ -174,11 +174,11 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
 
 
 def _check_database(path: Path) -> None:
-    """Refuse a damaged database before Optuna writes to it."""
+    """Refuse a damaged database before Optuna writes to it, and take back what a killed search was writing."""
     if not path.exists():
         return
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)) as database:
             found = database.execute("PRAGMA integrity_check").fetchone()[0]
     except sqlite3.Error as error:
         found = str(error)

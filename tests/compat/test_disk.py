@@ -152,12 +152,14 @@ def test_the_disk_is_asked_for_the_reason_that_torchs_writer_loses(
 def test_a_folder_that_goes_away_is_told_as_such(tmp_path: Path) -> None:
     folder = tmp_path / "mounted"
     folder.mkdir()
-    with (
-        pytest.raises(DiskError, match=f"Got the loss of the folder {folder} while it was written to; expected it"),
-        disk_errors(folder),
-    ):
-        folder.rename(tmp_path / "elsewhere")
-        (folder / "file").write_text("a")
+
+    def write_while_it_goes_away() -> None:
+        with disk_errors(folder):
+            folder.rename(tmp_path / "elsewhere")
+            (folder / "file").write_text("a")
+
+    with pytest.raises(DiskError, match=f"Got the loss of the folder {folder} while it was written to; expected it"):
+        write_while_it_goes_away()
     with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
         (folder / "file").write_text("a")  # it was never there
 

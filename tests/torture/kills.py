@@ -182,6 +182,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
 def campaign(count: int, minutes: float, seed: int, outcomes: Path) -> dict[str, Any]:
     """Kill until so many kills were counted, or the time is over; return the counts."""
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     gc.freeze()  # a forked process that collects garbage copies nothing then

@@ -197,6 +197,7 @@ def campaign(cases: list[dict[str, Any]], minutes: float, outcomes: Path) -> Lin
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 

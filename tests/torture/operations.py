@@ -230,6 +230,7 @@ def main() -> None:
     what = sys.argv.pop(1)
     args = parse(__doc__ or "", what, 1_000_000)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
     names = args.only or list(SCENARIOS)
     report(campaign(what, names, args.minutes, args.seed, args.outcomes, args.count), args.record)

@@ -153,6 +153,7 @@ def campaign(count: int, minutes: float, seed: int, outcomes: Path) -> Line:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     gc.freeze()  # a forked process that collects garbage copies nothing then

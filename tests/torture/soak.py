@@ -62,6 +62,8 @@ def left() -> Iterator[dict[str, int]]:
     yield found
     gc.collect()
     found |= {"handles_left": process.num_fds() - handles, "threads_left": threading.active_count() - threads}
+    if found["threads_left"]:
+        print([thread.name for thread in threading.enumerate()], file=sys.stderr)
 
 
 class _Watch(TrainerCallback):
@@ -161,9 +163,14 @@ def campaign(steps: int, minutes: float) -> Line:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found: Line = {"campaign": "soak", "training": training(steps, minutes / 2), "serving": serving(5 * steps, minutes / 2)}
+    found: Line = {
+        "campaign": "soak",
+        "training": training(steps, minutes / 2),
+        "serving": serving(5 * steps, minutes / 2),
+    }
     found["faults"] = [
         {"part": name, **found[name]}
         for name in ("training", "serving")
