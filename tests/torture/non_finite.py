@@ -54,7 +54,7 @@ class _Inject(TrainerCallback):
         if self.place == "trained weight":
             self._set(next((n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel() > 1))
         elif self.place == "frozen weight":
-            self._set(next((n, p) for n, p in model.named_parameters() if "SelfAttention.v" in n and "lora_" not in n))
+            self._set(next((n, p) for n, p in model.named_parameters() if n.endswith(".v.weight") or ".v.base_layer." in n))
         elif self.place == "embedding":
             name, table = next((n, p) for n, p in model.named_parameters() if "shared" in n and p.shape[0] > RARE)
             self.name = name

@@ -173,17 +173,20 @@ def _difference(expected: dict[str, str], found: dict[str, str]) -> str:
 
 
 def plan(bench: Bench, names: list[str], kinds: list[Fault], seed: int) -> list[tuple[str, Fault, float]]:
-    """Return every fault at every operation of every scenario, and as many kills at random moments, in random order."""
+    """Return every fault at every operation of every scenario, and 20 kills of each at random moments.
+
+    Each scenario and fault comes in turn, at its operations in random order.
+    """
     rng = random.Random(seed)
-    cases: list[tuple[str, Fault, float]] = []
+    cases: list[tuple[int, float, str, Fault, float]] = []
     for name in names:
         for fault in kinds:
-            operations = bench.number(name, fault.kinds)
-            cases += [(name, fault, float(at)) for at in range(1, operations + 1)]
-        if KILL in kinds:
-            cases += [(name, KILL, rng.uniform(0.01, 0.99)) for _ in range(20)]
-    rng.shuffle(cases)
-    return cases
+            places = [float(at) for at in range(1, bench.number(name, fault.kinds) + 1)]
+            if fault == KILL:
+                places += [rng.uniform(0.01, 0.99) for _ in range(20)]
+            rng.shuffle(places)
+            cases += [(turn, rng.random(), name, fault, at) for turn, at in enumerate(places)]
+    return [(name, fault, at) for _, _, name, fault, at in sorted(cases, key=lambda case: case[:2])]
 
 
 def campaign(what: str, names: list[str], minutes: float, seed: int, outcomes: Path, count: int) -> Line:
