@@ -57,7 +57,7 @@ class T5PeftTrainer(BatchingTrainer):
         model: A T5 with a head for text, classes, numbers, classes of tokens or spans, or what a ``*_wrap`` made of it.
         args: ``T5PeftTrainingArguments`` or ``Seq2SeqTrainingArguments``; trained on as it is, not on a copy.
         data_collator: None cuts steps by length. One that returns tensors is used as it is, without cutting.
-        train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them in one process. Padding and other columns
+        train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them. Padding and other columns
             are ignored, and ``label`` is taken for ``labels``.
         eval_dataset: The same; a stream is read to its end each time.
         processing_class: The tokenizer, which is saved with checkpoints.
@@ -71,7 +71,7 @@ class T5PeftTrainer(BatchingTrainer):
 
     Raises:
         ValueError: Got an empty data set, misspelled columns, sources without tokens, targets that are all padding, token ids
-            or labels that the model does not have, a stream in several processes, weights in float16, or arguments that are not
+            or labels that the model does not have, weights in float16, or arguments that are not
             served.
         FloatingPointError: The loss or a gradient became NaN or infinite; training stops at that step.
     """

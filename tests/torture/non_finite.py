@@ -1,6 +1,6 @@
 """Put NaN, infinity and overflow into every place of a training, and look at how it stops.
 
-    python tests/torture/non_finite.py --minutes 10 --record benchmarks/records/torture/numbers.json
+    python tests/torture/non_finite.py --minutes 10 --record benchmarks/records/torture/non_finite.json
 
 A case is a value, a place, a method and a step. The outcomes:
 
@@ -54,7 +54,9 @@ class _Inject(TrainerCallback):
         if self.place == "trained weight":
             self._set(next((n, p) for n, p in model.named_parameters() if p.requires_grad and p.numel() > 1))
         elif self.place == "frozen weight":
-            self._set(next((n, p) for n, p in model.named_parameters() if n.endswith(".v.weight") or ".v.base_layer." in n))
+            self._set(
+                next((n, p) for n, p in model.named_parameters() if n.endswith(".v.weight") or ".v.base_layer." in n)
+            )
         elif self.place == "embedding":
             name, table = next((n, p) for n, p in model.named_parameters() if "shared" in n and p.shape[0] > RARE)
             self.name = name
@@ -210,7 +212,7 @@ def campaign(cases: list[dict[str, Any]], minutes: float, outcomes: Path) -> Lin
     for line in lines:
         by_place.setdefault(line["place"], Counter())[line["outcome"]] += 1
     return {
-        "campaign": "numbers",
+        "campaign": "non_finite",
         "cases": len(lines),
         "of": len(cases),
         "outcomes": dict(sorted(Counter(line["outcome"] for line in lines).items())),
@@ -221,7 +223,7 @@ def campaign(cases: list[dict[str, Any]], minutes: float, outcomes: Path) -> Lin
 
 def main() -> None:
     """Run the cases, print the counts, and write the record."""
-    args = parse(__doc__ or "", "numbers", len(CASES))
+    args = parse(__doc__ or "", "non_finite", len(CASES))
     report(campaign(CASES[: args.count], args.minutes, args.outcomes), args.record)
 
 

@@ -231,7 +231,7 @@ def main() -> None:
     from transformers.utils import logging
 
     what = sys.argv.pop(1)
-    args = parse(__doc__ or "", what, 1_000_000)
+    args = parse(__doc__ or "", {"kills": "commands"}.get(what, what), 1_000_000)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)

@@ -110,43 +110,57 @@ def _continue(inputs: Path, place: Path) -> list[str]:
     return ["continue", str(inputs / "adapter"), *words, *options]
 
 
-def _adapter_of(place: Path, name: str) -> dict[str, torch.Tensor]:
-    from t5peft import load_adapter
-
-    model = load_adapter(place / name)[0]
-    return {key: value for key, value in model.state_dict().items() if "lora" in key}
+Load = Callable[[Path], dict[str, torch.Tensor]]
 
 
-def _model_of(place: Path, name: str) -> dict[str, torch.Tensor]:
-    from t5peft import load_backbone
+def _adapter(name: str) -> Load:
+    def load_it(place: Path) -> dict[str, torch.Tensor]:
+        from t5peft import load_adapter
 
-    return dict(load_backbone(place / name)[0].state_dict())
+        model = load_adapter(place / name)[0]
+        return {key: value for key, value in model.state_dict().items() if "lora" in key}
+
+    return load_it
 
 
-def _export_of(place: Path, name: str) -> dict[str, torch.Tensor]:
-    from t5peft.serving.export import load_exported
+def _model(name: str) -> Load:
+    def load_it(place: Path) -> dict[str, torch.Tensor]:
+        from t5peft import load_backbone
 
-    answers = load_exported(place / name).predict(["good film", "bad"], max_new_tokens=4)
-    return {"answers": torch.tensor(list(" ".join(answers).encode()))}
+        return dict(load_backbone(place / name)[0].state_dict())
+
+    return load_it
+
+
+def _exported(name: str) -> Load:
+    def load_it(place: Path) -> dict[str, torch.Tensor]:
+        from t5peft.serving.export import load_exported
+
+        answers = load_exported(place / name).predict(["good film", "bad"], max_new_tokens=4)
+        return {"answers": torch.tensor(list(" ".join(answers).encode()))}
+
+    return load_it
 
 
 SCENARIOS: dict[str, Scenario] = {
-    "train": Scenario(_train, "run/adapter", ("--resume",), load=partial(_adapter_of, name="run/adapter")),
-    "train full": Scenario(_full, "run", ("--resume",), load=partial(_model_of, name="run")),
-    "train over": Scenario(_overwrite(_train), "run/adapter", before=partial(_train, table="old.csv"), load=partial(_adapter_of, name="run/adapter")),
-    "continue": Scenario(_continue, "new", ("--overwrite",), load=partial(_adapter_of, name="new")),
-    "merge": Scenario(_merge, "merged", ("--overwrite",), load=partial(_model_of, name="merged")),
-    "merge over": Scenario(_overwrite(_merge), "merged", before=partial(_merge, adapter="old"), load=partial(_model_of, name="merged")),
-    "export": Scenario(partial(_export, to="transformers"), "exported", ("--overwrite",), load=partial(_export_of, name="exported")),
+    "train": Scenario(_train, "run/adapter", ("--resume",), load=_adapter("run/adapter")),
+    "train full": Scenario(_full, "run", ("--resume",), load=_model("run")),
+    "train over": Scenario(
+        _overwrite(_train), "run/adapter", before=partial(_train, table="old.csv"), load=_adapter("run/adapter")
+    ),
+    "continue": Scenario(_continue, "new", ("--overwrite",), load=_adapter("new")),
+    "merge": Scenario(_merge, "merged", ("--overwrite",), load=_model("merged")),
+    "merge over": Scenario(_overwrite(_merge), "merged", before=partial(_merge, adapter="old"), load=_model("merged")),
+    "export": Scenario(partial(_export, to="transformers"), "exported", ("--overwrite",), load=_exported("exported")),
     "export over": Scenario(
         _overwrite(partial(_export, to="transformers")), "exported", before=partial(_export, to="transformers", adapter="old"),
-        load=partial(_export_of, name="exported")
+        load=_exported("exported")
     ),
-    "export ct2": Scenario(partial(_export, to="ct2"), "exported", ("--overwrite",), load=partial(_export_of, name="exported")),
-    "export onnx": Scenario(partial(_export, to="onnx"), "exported", ("--overwrite",), load=partial(_export_of, name="exported")),
+    "export ct2": Scenario(partial(_export, to="ct2"), "exported", ("--overwrite",), load=_exported("exported")),
+    "export onnx": Scenario(partial(_export, to="onnx"), "exported", ("--overwrite",), load=_exported("exported")),
     "bench": Scenario(_bench, "bench"),
     "search": Scenario(_search, "run"),
-    "pretrain": Scenario(_pretrain, "pretrained", load=partial(_model_of, name="pretrained/model")),
+    "pretrain": Scenario(_pretrain, "pretrained", load=_model("pretrained/model")),
     "predict jsonl": Scenario(partial(_predict, ending=".jsonl"), "answers.jsonl"),
     "predict csv": Scenario(partial(_predict, ending=".csv"), "answers.csv"),
     "predict parquet": Scenario(partial(_predict, ending=".parquet"), "answers.parquet"),
@@ -187,7 +201,10 @@ def import_all() -> None:
         "t5peft.benchmark.schedule", "t5peft.benchmark.suites", "t5peft.benchmark.html_report", "t5peft.evaluation",
         "t5peft.pretraining.pretrainer", "t5peft.pretraining.tokenizer", "t5peft.pretraining.embeddings",
         "t5peft.serving.export", "t5peft.training.continue_training", "t5peft.training.search", "optuna.storages._rdb.models",
-        *(f"t5peft.cli.{name}" for name in ("train", "continue_training", "merge", "export", "bench", "search", "pretrain", "predict")),
+        *(
+            f"t5peft.cli.{name}"
+            for name in ("train", "continue_training", "merge", "export", "bench", "search", "pretrain", "predict")
+        ),
     ):  # fmt: skip
         try:
             importlib.import_module(name)

@@ -2,8 +2,8 @@
 
     python tests/torture/soak.py --minutes 20 --record benchmarks/records/torture/soak.json
 
-``--count`` optimizer steps with evaluations, checkpoints and rotation, then five times as many served requests, each for at most half
-of the time. Resident memory is sampled a hundred times. What counts is by how much its median over the last tenth of the samples is
+``--count`` optimizer steps with evaluations, checkpoints and rotation, then five times as many served requests, each for
+at most half of the time. Resident memory is sampled a hundred times. What counts is by how much its median over the last tenth of the samples is
 above that over the second tenth.
 """
 
@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "serving")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+sys.path.insert(0, str(Path(__file__).parent))
 import psutil
 import torch
 from campaign import Line, parse, report
@@ -120,7 +121,7 @@ def serving(requests: int, minutes: float) -> Line:
                 return engine.submit(GenerateRequest(names[number % len(names)], ids, 1 + number % 4))
 
             reached, wrong = _answer_all(submit, requests, start + 60 * minutes, samples)
-        del engine, model
+        del model
     return _result("requests", reached, samples, start, found) | {"wrong": wrong}
 
 
