@@ -1,4 +1,4 @@
-"""What the campaigns share: files of outcomes that they go on from, bounds in time, and records of counts."""
+"""Parts that the campaigns share: files of outcomes that they go on from, bounds in time, and records of counts."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _COUNT, _KILL, _ONCE, _FROM_THEN_ON, _GONE = 1, 2, 3, 4, 5
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at an operation: an error number, once or from then on, or none for a kill.
+    """A fault at an operation: an error number, once or from then on, or none for a kill.
 
     Attributes:
         name: The name of the errors, "kill", or "gone" for a folder that is moved away.

@@ -3,8 +3,8 @@
     python tests/torture/processes.py --count 100 --minutes 30 --record benchmarks/records/torture/processes.json
 
 Each number draws the settings of ``kills.py``, two or three processes, and the process that ``kill -9`` ends. The others
-must end by themselves within 30 seconds. Then the run goes on with as many processes, to the same bits. The outcomes are those of ``kills.py``,
-and one more:
+must end by themselves within 30 seconds. Then the run goes on with as many processes, to the same bits. The outcomes are those of
+``kills.py``, and one more:
 
     waiting    a process that was left had not ended after 30 seconds
 """

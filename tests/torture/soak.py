@@ -2,9 +2,8 @@
 
     python tests/torture/soak.py --minutes 20 --record benchmarks/records/torture/soak.json
 
-``--count`` optimizer steps with evaluations, checkpoints and rotation, then five times as many served requests, each for
-at most half of the time. Resident memory is sampled a hundred times. What counts is by how much its median over the last tenth of the samples is
-above that over the second tenth.
+``--count`` optimizer steps with evaluations, checkpoints and rotation, then five times as many served requests, each for at
+most half of the time. Resident memory is sampled a hundred times. The growth is that of its median from the second tenth to the last one.
 """
 
 from __future__ import annotations
