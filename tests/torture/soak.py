@@ -3,7 +3,8 @@
     python tests/torture/soak.py --minutes 20 --record benchmarks/records/torture/soak.json
 
 ``--count`` optimizer steps with evaluations, checkpoints and rotation, then five times as many served requests, each for at
-most half of the time. Resident memory is sampled a hundred times. The growth is that of its median from the second tenth to the last one.
+most half of the time. Resident memory is sampled a hundred times. The growth is that of its median from the second tenth of the
+samples to the last one.
 """
 
 from __future__ import annotations
