@@ -15,11 +15,18 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --numprocesses 2
 
-# MINUTES bounds each campaign; all of them go on where they ended.
+# MINUTES bounds each campaign; all but the soak go on where they ended.
 MINUTES ?= 20
+TORTURE := OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -W ignore tests/torture
+RECORD = --minutes $(MINUTES) --record outputs/torture
 torture: $(INSTALLED)
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/torture/damage.py --minutes $(MINUTES) --record outputs/torture/damage.json
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/torture/kills.py --minutes $(MINUTES) --record outputs/torture/kills.json
+	$(TORTURE)/damage.py $(RECORD)/damage.json
+	$(TORTURE)/kills.py $(RECORD)/kills.json
+	$(TORTURE)/processes.py $(RECORD)/processes.json
+	$(TORTURE)/operations.py kills $(RECORD)/commands.json
+	$(TORTURE)/operations.py storage $(RECORD)/storage.json
+	$(TORTURE)/non_finite.py $(RECORD)/non_finite.json
+	$(TORTURE)/soak.py $(RECORD)/soak.json
 
 mutation: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutation.py --minutes $(MINUTES)

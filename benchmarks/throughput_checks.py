@@ -19,8 +19,8 @@ from throughput_systems import PEER_BATCH, Features, new_model, new_trainer
 from throughput_tables import median_ratio
 from torch import nn
 
-from t5peft.benchmark.peers import plain_trainer
 from t5peft.benchmark.memory import MemoryMeter, return_freed_memory
+from t5peft.benchmark.peers import plain_trainer
 from t5peft.evaluation import predict, rank
 
 

@@ -171,23 +171,72 @@ def headlines() -> str:
 
 
 def reliability() -> str:
-    """Return the table of what was done to runs and files, how often, and what was lost."""
-    kills, damage = (json.loads((TORTURE / f"{name}.json").read_text(encoding="utf-8")) for name in ("kills", "damage"))
-    same, outcomes = kills["outcomes"].get("same", 0), damage["outcomes"]
-    refused, read = outcomes["refused"], outcomes.get("same", 0) + outcomes.get("other", 0)
+    """Return the table of what was done to runs, commands and files, how often, and what was lost.
+
+    Long because it has one entry for each campaign.
+    """
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in TORTURE.glob("*.json")}
+    kills, processes, commands, storage, damage, values, soak = (
+        found[name] for name in ("kills", "processes", "commands", "storage", "damage", "non_finite", "soak")
+    )
+    refused, same = damage["outcomes"]["refused"], damage["outcomes"].get("same", 0)
+    training, serving = soak["training"], soak["serving"]
+    faults = ", ".join(sorted(name for name in storage["by_fault"] if name != "gone"))
+    stopped = values["outcomes"].get("stopped", 0) + values["outcomes"].get("refused", 0)
     rows = [
         [
             f"`kill -9` at random moments of training, {len(kills['kills_by_method'])} methods",
             f"{kills['kills']} kills in {kills['runs']} runs",
-            f"{same} runs ended with the same bits, {kills['runs'] - same} did not",
+            _ended(kills["outcomes"], "runs resumed to the same bits"),
+        ],
+        [
+            "`kill -9` of one of two or three processes",
+            f"{processes['kills']} kills",
+            _ended(processes["outcomes"], "runs resumed to the same bits")
+            + f"; the others ended within {processes['slowest_seconds_to_end']:.0f} s",
+        ],
+        [
+            f"`kill -9` of {len(commands['by_scenario'])} commands at their file operations and at random moments",
+            f"{commands['done']:,} kills of {commands['cases']:,} planned",
+            _ended(commands["outcomes"], "left the old or the new, and went on to the same result"),
+        ],
+        [
+            f"{faults} and a folder that goes away, at file operations of {len(storage['by_scenario'])} commands",
+            f"{storage['done']:,} faults of {storage['cases']:,} planned",
+            _ended(storage["outcomes"], "lost nothing, told the disk in one line, and went on to the same result"),
         ],
         [
             f"damaged adapters, models, checkpoints, tasks, suites, records and data files, {len(damage['by_kind'])} kinds",
             f"{damage['inputs']:,} files",
-            f"{refused:,} refused in one clear error, {read:,} still valid, {len(damage['faults'])} read wrongly or without one",
+            f"{refused:,} refused in one clear error, {same + damage['outcomes'].get('other', 0):,} still valid, "
+            f"{len(damage['faults'])} read wrongly or without one",
         ],
+        [
+            f"NaN, infinity and overflow in {len(values['by_place'])} places",
+            f"{values['cases']} cases",
+            f"{stopped} stopped within the step or were refused, {values['outcomes'].get('finite', 0)} did no harm, "
+            f"{len(values['faults'])} were told late or unclearly",
+        ],
+        [
+            "one long training, with evaluations and checkpoints",
+            f"{training['steps']:,} steps",
+            _left(training),
+        ],
+        ["one long-lived engine, five kinds of adapters", f"{serving['requests']:,} requests", _left(serving)],
     ]
     return markdown_table(["what was done", "how often", "what came of it"], rows, words=3)
+
+
+def _ended(outcomes: dict[str, int], well: str) -> str:
+    others = ", ".join(f"{count} {name}" for name, count in outcomes.items() if name != "same")
+    return f"{outcomes.get('same', 0):,} {well}" + (f"; {others}" if others else ", none did not")
+
+
+def _left(soak: dict[str, Any]) -> str:
+    return (
+        f"resident memory {soak['growth_after_the_first_tenth']:+.1%} after the first tenth, {soak['handles_left']} handles and "
+        f"{soak['threads_left']} threads left"
+    )
 
 
 def load() -> str:

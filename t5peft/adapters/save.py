@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from t5peft.adapters.card import CARD, write_card
 from t5peft.adapters.manifest import CONFIG, describe, write_manifest
 from t5peft.compat.disk import reports_disk_errors
+from t5peft.compat.filesystem import unfinished
 from t5peft.compat.hub import commit_of
 from t5peft.compat.lock import LOCK
 from t5peft.compat.peft import adapter_state
@@ -175,7 +176,7 @@ def _foreign(folder: Path) -> list[str]:
     """Files in ``folder``, or the file that it is, that are not of an earlier adapter, nor temporary, nor written beside one."""
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
-    known = {TEMPORARY_MANIFEST, LOCK}
+    known = {TEMPORARY_MANIFEST, LOCK, *(unfinished(folder / name).name for name in ADAPTER_FILES)}
     if (folder / CONFIG).is_file():
         try:
             manifest = read_manifest(folder)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
+from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
 from t5peft.training.config import TASK_FILE
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         save_model(model, output, tokenizer=tokenizer)
         task = Path(args.model) / TASK_FILE
         if task.is_file():
-            shutil.copy(task, output / TASK_FILE)
+            write_whole(output / TASK_FILE, task.read_text(encoding="utf-8"))
     results = {"output": args.output, "parity": asdict(parity)}
     print_results(args, results, f"{parity}\nsaved to {args.output}")
     return 0

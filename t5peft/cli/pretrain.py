@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -93,9 +94,9 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     import torch
 
+    from t5peft.adapters import save_model
     from t5peft.pretraining.matching_head import set_matching_head
     from t5peft.pretraining.pretrainer import PretrainConfig, Pretrainer
-    from t5peft.pretraining.tokenizer import save_tokenizer
     from t5peft.pretraining.tokens import store_of_files
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,8 +121,7 @@ def _run(args: argparse.Namespace) -> int:
     if pretrainer.resume():
         print(f"resumed at step {pretrainer.step}")
     pretrainer.train(seconds=args.seconds)
-    model.to(getattr(torch, args.save_dtype)).save_pretrained(args.output / "model")
-    save_tokenizer(tokenizer, args.output / "model")
+    save_model(model.to(getattr(torch, args.save_dtype)), args.output / "model", tokenizer=tokenizer)
     print(f"step {pretrainer.step}, {pretrainer.tokens_seen:,} tokens seen; model in {args.output / 'model'}")
     return 0
 
@@ -187,7 +187,10 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
         tokenizer = train_tokenizer(
             documents, vocabulary=args.vocabulary, share=args.vocabulary_share, threads=torch.get_num_threads()
         )
-        save_tokenizer(tokenizer, folder)
+        unfinished = folder.with_name(".tokenizer")
+        save_tokenizer(tokenizer, unfinished)
+        shutil.rmtree(folder, ignore_errors=True)  # what 0.1 left of an interrupted save
+        unfinished.replace(folder)
     return cast(
         "PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder))
     )  # as ``train_tokenizer`` makes it

@@ -15,6 +15,7 @@ from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.parser import Parser
 from t5peft.cli.train_config import add_config_arguments, read_config
+from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
 from t5peft.training.run_folder import check_run_folder
 
@@ -101,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"saved to {folder}")
     print(f"sha256 {sha256}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)")
     scored = score_run(model, tokenizer, task, splits)
-    (folder / "scores.json").write_text(json.dumps(scored.scores, indent=1))
+    write_whole(folder / "scores.json", json.dumps(scored.scores, indent=1))
     results = {"output": str(folder), "sha256": sha256, "scores": scored.scores}
     if has_adapter:
         write_run_card(folder, task, splits, config, scored)

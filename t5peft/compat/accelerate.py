@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from accelerate.data_loader import BatchSamplerShard  # type: ignore[import-untyped]  # accelerate has no py.typed
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate.data_loader import (  # type: ignore[import-untyped]  # accelerate has no py.typed
+    BatchSamplerShard,
+    IterableDatasetShard,
+)
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from t5peft.compat.private import PrivateUse
 
-__all__ = ["PRIVATE", "clear_device_cache", "examples_of_last_batch", "gather_object"]
+__all__ = ["PRIVATE", "CountedStream", "clear_device_cache", "examples_of_last_batch", "gather_object"]
 
 PRIVATE = (
     PrivateUse(
@@ -19,8 +25,37 @@ PRIVATE = (
         "It repeats examples so that all processes get as many. Only it knows how it deals them out: the remainder that "
         "accelerate keeps for this is lost when a run is resumed, and wrong for a sampler of another length than the data.",
     ),
+    PrivateUse(
+        IterableDatasetShard,
+        "__init__",
+        ("self", "dataset", "batch_size", "drop_last", "num_processes", "process_index", "split_batches"),
+        "The same for a stream, whose length is known at its end only.",
+    ),
 )
 """Each private touch of accelerate, with the reason."""
+
+
+class CountedStream(IterableDataset[Any]):
+    """A stream of which accelerate gives each process its part, and which counts its examples.
+
+    Args:
+        stream: The stream, which each process reads whole.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.count = 0
+        for example in self.stream:
+            self.count += 1
+            yield example
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the stream the epoch, where it wants to know it."""
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(epoch)
 
 
 def examples_of_last_batch(loader: DataLoader) -> int | None:
@@ -32,11 +67,19 @@ def examples_of_last_batch(loader: DataLoader) -> int | None:
     Returns:
         The number; None where no example is repeated.
     """
+    if isinstance(loader.dataset, IterableDatasetShard):
+        part = loader.dataset
+        return None if part.drop_last else _of_process(part.dataset.count, part)
     shard = loader.batch_sampler
     if not isinstance(shard, BatchSamplerShard) or shard.num_processes == 1:
         return None
     if shard.drop_last or not shard.even_batches or shard.batch_size is None:
         return None
+    return _of_process(len(shard.batch_sampler.sampler), shard)
+
+
+def _of_process(examples: int, shard: Any) -> int | None:
+    """Count the examples of a process in the last batch of an epoch of so many."""
     of_one = shard.batch_size // shard.num_processes if shard.split_batches else shard.batch_size
-    left = len(shard.batch_sampler.sampler) % (of_one * shard.num_processes)
+    left = examples % (of_one * shard.num_processes)
     return max(0, min(of_one, left - shard.process_index * of_one)) if left else None

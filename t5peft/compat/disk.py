@@ -1,4 +1,4 @@
-"""Errors of a full, read-only or broken disk, told as such whatever library met them.
+"""Errors of a full, read-only, broken or missing disk, told as such whatever library met them.
 
 safetensors, torch, pyarrow and SQLite each raise an exception of their own where a disk is full, most of which do not mention
 the disk. ``disk_errors`` makes them one ``DiskError`` that names the folder and what to do.
@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -33,13 +34,15 @@ _TEXTS = {
     errno.EROFS: r"read-only file system|readonly database|os error 30\b|errno 30\b",
     errno.EIO: r"input/output error|os error 5\b|errno 5\b|disk i/o error",
 }
-# torch's archive writer loses the reason: the disk itself is asked whether it is full.
-_WRITERS = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|file write failed", re.IGNORECASE)
+# torch's archive writer loses the reason: the disk itself is asked for it.
+_WRITERS = re.compile(
+    r"PytorchStreamWriter|inline_container|unexpected pos|file write failed|iostream error", re.IGNORECASE
+)
 _FULL_BYTES = 1 << 20
 
 
 class DiskError(OSError):
-    """A disk is full, read-only or broken; ``errno`` says which and ``filename`` where."""
+    """A disk is full, read-only, broken or gone; ``errno`` says which and ``filename`` where."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -47,18 +50,22 @@ class DiskError(OSError):
 
 @contextmanager
 def disk_errors(folder: str | Path) -> Iterator[None]:
-    """Raise a ``DiskError`` that names ``folder`` for what a full, read-only or broken disk raises in the block.
+    """Raise a ``DiskError`` that names ``folder`` for what a full, read-only, broken or missing disk raises in the block.
 
     Args:
         folder: Where the block writes; an error that names its own file is told with the folder of that file.
 
     Raises:
-        DiskError: The disk is full, read-only or broken.
+        DiskError: The disk is full, read-only or broken, or the folder went away.
     """
+    there = _existing(folder)
     try:
         yield
     except Exception as error:
-        if (found := as_disk_error(error, folder)) is None or found is error:
+        found = as_disk_error(error, folder)
+        if found is None and there is not None and not there.is_dir():
+            found = _gone(there)
+        if found is None or found is error:
             raise
         raise found from error
 
@@ -114,7 +121,7 @@ def _disk_errno(error: BaseException, folder: str | Path | None) -> int | None:
     for number, pattern in _TEXTS.items():
         if re.search(pattern, text, re.IGNORECASE):
             return number
-    return errno.ENOSPC if _WRITERS.search(text) and _is_full(folder) else None
+    return _reason(folder) if _WRITERS.search(text) else None
 
 
 def _filename(error: BaseException) -> str | None:
@@ -123,9 +130,19 @@ def _filename(error: BaseException) -> str | None:
     return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) and os.fsdecode(name) else None
 
 
-def _is_full(folder: str | Path | None) -> bool:
+def _reason(folder: str | Path | None) -> int:
+    """Return why a write failed, by writing there once more; an input/output error where that succeeds."""
     found = _existing(folder)
-    return found is not None and shutil.disk_usage(found).free < _FULL_BYTES
+    if found is not None and shutil.disk_usage(found).free < _FULL_BYTES:
+        return errno.ENOSPC
+    try:
+        with tempfile.TemporaryFile(dir=found) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno if error.errno in _PROBLEMS else errno.EIO
+    return errno.EIO
 
 
 def _existing(folder: str | Path | None) -> Path | None:
@@ -133,6 +150,14 @@ def _existing(folder: str | Path | None) -> Path | None:
         return None
     path = Path(folder).absolute()
     return next((one for one in (path, *path.parents) if one.is_dir()), None)
+
+
+def _gone(folder: Path) -> DiskError:
+    text = (
+        f"Got the loss of the folder {folder} while it was written to; expected it to stay. Mount it, or move it back, and go on; "
+        "what was saved there before stays."
+    )
+    return DiskError(errno.ENOENT, text, str(folder))
 
 
 def _disk_error(number: int, folder: str | Path | None) -> DiskError:

@@ -58,6 +58,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def unfinished(path: Path) -> Path:
+    """Return where ``write_whole`` writes what takes the place of a file in the end."""
+    return path.with_name(f".{path.name}.new")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in a single step: whenever the process is killed, it is the old one or the new one.
+
+    Args:
+        path: The file.
+        text: Its content, written in UTF-8.
+    """
+    temporary = unfinished(path)
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+
+
 @contextmanager
 def claim(folder: Path) -> Iterator[bool]:
     """Hold a folder for this process; the system releases it when the process ends, however it ends.

@@ -60,7 +60,7 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
     with disk_errors(folder):
         new = _make_folders(folder)
         try:
-            with _hold(folder / LOCK, f"the folder {folder}"):
+            with disk_errors(folder), _hold(folder / LOCK, f"the folder {folder}"):
                 yield
         finally:
             for made in reversed(new):  # only those in which nothing was written
@@ -84,7 +84,7 @@ def hold_file(path: str | Path) -> Iterator[None]:
     path = Path(path)
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _hold(path.with_name(f".{path.name}.lock"), f"the file {path}"):
+        with disk_errors(path.parent), _hold(path.with_name(f".{path.name}.lock"), f"the file {path}"):
             yield
 
 

@@ -21,6 +21,7 @@ import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from t5peft.compat.filesystem import write_whole
 from t5peft.data import checks, tokenized
 from t5peft.data.decoding import as_written
 from t5peft.data.definition import read_definition
@@ -122,7 +123,7 @@ class Task:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in values.items() if value is not None} | {"metrics": list(self.metrics)}
         # Escaped, not allow_unicode: that writes U+0085 as it is, which is read as a line break.
-        Path(path).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+        write_whole(Path(path), yaml.safe_dump(given, sort_keys=False))
 
     @property
     def target_words(self) -> Mapping[str, str] | None:

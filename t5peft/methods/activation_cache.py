@@ -3,6 +3,9 @@
 Nothing trained stands before what a ladder reads. So it reads the same of an example in every epoch, as long as the backbone
 drops nothing. Inside ``cached_activations`` (in ``ladder.py``) the backbone runs as in evaluation, and only the side has dropout.
 
+The states of an example are those of the batch that it first came in, and those of another batch differ by rounding. So a
+checkpoint holds the tokens of these batches, from which a run that is resumed fills its cache with the same bits.
+
 Letters: B batch, T tokens, H d_model, L layers.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +27,19 @@ logger = logging.getLogger("t5peft")
 
 
 class Activations:
-    """The states of a backbone by example, in main memory."""
+    """The states of a backbone by example, in main memory.
+
+    Attributes:
+        limit_bytes: Most bytes of states.
+        bytes: Bytes of the states that are cached.
+        batches: The batches that were computed to fill the cache, in their order.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.bytes = 0
+        self.batches: list[Mapping[str, Any]] = []
+        self._noted_bytes = 0
         self._states: dict[bytes, Tensor] = {}
         self._source_keys: list[bytes | None] = []
         self._is_full = False
@@ -77,6 +89,24 @@ class Activations:
                 self._keep(key, torch.stack([states[row, part] for states in output.hidden_states]))
         return output
 
+    def note(self, batch: Mapping[str, Any]) -> None:
+        """Keep the tokens of a batch of the model if it has filled the cache since the last call.
+
+        Args:
+            batch: What the model has just computed.
+        """
+        if self.bytes != self._noted_bytes:
+            self._noted_bytes = self.bytes
+            self.batches.append({name: _compact(value) for name, value in batch.items()})
+
+    def save_batches(self, path: Path) -> None:
+        """Save the tokens of the batches that filled the cache.
+
+        Args:
+            path: The file.
+        """
+        torch.save(self.batches, path)
+
     def _keep(self, key: bytes, states: Tensor) -> None:
         if key in self._states:
             return
@@ -105,6 +135,36 @@ class Activations:
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states[-1], hidden_states=hidden_states
         )
+
+
+def read_batches(path: Path) -> list[dict[str, Any]]:
+    """Return the batches that ``Activations.save_batches`` saved; none where there is no file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Batches of the model.
+    """
+    if not path.is_file():
+        return []
+    batches = torch.load(path, map_location="cpu", weights_only=True)
+    return [{name: _restored(value) for name, value in batch.items()} for batch in batches]
+
+
+def _compact(value: Any) -> Any:
+    if isinstance(value, VarlenLayout):
+        return value.source_lengths, value.target_lengths
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return value.int() if value.dtype == torch.int64 else value.clone()
+    return value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return VarlenLayout(*value)
+    return value.long() if isinstance(value, Tensor) and value.dtype == torch.int32 else value
 
 
 def _source_keys(stack: PreTrainedModel, examples: list[Tensor], layout: VarlenLayout | None) -> list[bytes | None]:

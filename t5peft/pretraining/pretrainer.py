@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from t5peft.compat.filesystem import write_whole
 from t5peft.data.padding import pad_rows
 from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
@@ -132,6 +133,8 @@ class Pretrainer:
         end = min(self.config.steps, until or self.config.steps)
         started = time.perf_counter()
         window_tokens, window_start, losses = 0, time.perf_counter(), []
+        if self.step and not any("held_out_loss" in line for line in self._lines() if line["step"] == self.step):
+            self._evaluate()  # what an interruption after the state was saved has left out
         while self.step < end and (seconds is None or time.perf_counter() - started < seconds):
             loss, tokens = self._step()
             losses.append(loss)
@@ -142,9 +145,12 @@ class Pretrainer:
                 window_tokens, window_start, losses = 0, time.perf_counter(), []
             if self.step % self.config.save_every == 0:
                 self.save_state()
-            if self.held_out is not None and self.step % self.config.eval_every == 0:
-                self._log(held_out_loss=self.held_out_loss())
+            self._evaluate()
         self.save_state()
+
+    def _evaluate(self) -> None:
+        if self.held_out is not None and self.step % self.config.eval_every == 0:
+            self._log(held_out_loss=self.held_out_loss())
 
     def _step(self) -> tuple[float, int]:
         """Make one update; return the mean loss of the text, and the number of source and target tokens."""
@@ -269,6 +275,7 @@ class Pretrainer:
         """
         path = self.directory / STATE_FILE
         if not path.is_file():
+            self._cut_log()
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
         saved, own = state.get("optimizer_name", self.config.optimizer), self.config.optimizer
@@ -286,7 +293,20 @@ class Pretrainer:
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
+        self._cut_log()
         return True
+
+    def _cut_log(self) -> None:
+        """Drop the lines of steps after the state, which come again, and one that was not finished."""
+        if lines := self._lines():
+            kept = [line for line in lines if line["step"] <= self.step]
+            write_whole(self.directory / LOG_FILE, "".join(f"{json.dumps(line)}\n" for line in kept))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the log, without one that was not finished."""
+        path = self.directory / LOG_FILE
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _plan(config: PretrainConfig, sentinels: int) -> Corruption:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from t5peft.compat.filesystem import write_whole
 from t5peft.models.manifest import read_json
 from t5peft.pretraining.text import deduplicated, pieces_of_documents, read_documents
 
@@ -125,7 +126,7 @@ def write_store(
         raise ValueError(f"Got no text to write to {directory}; expected documents of one paragraph or more.")
     np.save(directory / "offsets.npy", np.asarray(offsets, dtype=np.int64))
     card = {"tokens": offsets[-1], "file": name, "vocabulary": fingerprint(tokenizer), "origin": origin}
-    (directory / "store.json").write_text(json.dumps(card), encoding="utf-8")
+    write_whole(directory / "store.json", json.dumps(card))
     return open_store(directory, tokenizer)
 
 

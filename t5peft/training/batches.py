@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from t5peft.compat.accelerate import examples_of_last_batch
+from t5peft.compat.accelerate import CountedStream, examples_of_last_batch
 from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
 from t5peft.training.heads import Batch
 
@@ -25,7 +25,24 @@ class BatchingTrainer(EvaluatingTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of the training data, whose batches are inputs of the model."""
         self._prepare_data(self.train_dataset)
+        if isinstance(self.train_dataset, IterableDataset) and self.accelerator.num_processes > 1:
+            self._count_stream()
         return super().get_train_dataloader()
+
+    def _count_stream(self) -> None:
+        """Let each process read the whole stream, take its part of it, and know where it ends.
+
+        Raises:
+            ValueError: Workers would read it, who cannot tell where it ends.
+        """
+        if self.args.dataloader_num_workers:
+            raise ValueError(
+                f"Got a stream in {self.accelerator.num_processes} processes with dataloader_num_workers="
+                f"{self.args.dataloader_num_workers}; expected 0. Leave it out."
+            )
+        self.accelerator.dataloader_config.dispatch_batches = False
+        if not isinstance(self.train_dataset, CountedStream):
+            self.train_dataset = CountedStream(self.train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

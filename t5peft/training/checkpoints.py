@@ -23,6 +23,7 @@ from t5peft.adapters.checkpoints import folder_of, newest_complete, of_another_m
 from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
 from t5peft.adapters.save import write_portable_base
 from t5peft.compat.lock import hold_folder
+from t5peft.methods.activation_cache import Activations
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
@@ -32,6 +33,9 @@ logger = logging.getLogger("t5peft")
 
 class CheckpointTrainer(Seq2SeqTrainer):
     """A Trainer whose checkpoints are saved atomically, and verified before a run goes on from one."""
+
+    activations: Activations | None = None  # what is cached of a frozen backbone during the training
+    resumed_from: Path | None = None
 
     @property
     def wrapped_model(self) -> PeftModel | PreTrainedModel:
@@ -78,8 +82,9 @@ class CheckpointTrainer(Seq2SeqTrainer):
                     "resume_from_checkpoint=True."
                 )
             resume_from_checkpoint = str(newest)
-        if resume_from_checkpoint:
-            self._check_checkpoint(Path(resume_from_checkpoint))
+        self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self.resumed_from is not None:
+            self._check_checkpoint(self.resumed_from)
         output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
         self.check_weights()
         return output
@@ -149,10 +154,23 @@ class CheckpointTrainer(Seq2SeqTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        if self.activations is not None:
+            self.activations.save_batches(self.batches_file(folder))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
+
+    def batches_file(self, checkpoint: Path) -> Path:
+        """Return the file for the batches that filled the activation cache of this process.
+
+        Args:
+            checkpoint: The folder of a checkpoint.
+
+        Returns:
+            A path that names the number of processes, as with another number the batches are others.
+        """
+        return checkpoint / f"activation_batches_{self.args.process_index}_of_{self.args.world_size}.pt"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, of a wrapped one only the adapter, with a manifest that ``load_backbone`` and ``load_adapter`` verify.

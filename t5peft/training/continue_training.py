@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.adapters import brings_tokens, check_output, is_adapter, load_saved, quantization_of, save_adapter
 from t5peft.adapters.checkpoints import newest_complete
 from t5peft.adapters.manifest import WEIGHTS
+from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
 from t5peft.data import Task
 from t5peft.data.registry import with_validation
@@ -151,14 +152,14 @@ def continue_training(
         if before is None:
             before = {name: _score(model, tokenizer, task, records) for name, records in tests.items()}
             delete_checkpoints(work)
-            (work / STARTED).write_text(json.dumps({"run": run, "before": before}), encoding="utf-8")
+            write_whole(work / STARTED, json.dumps({"run": run, "before": before}))
         train(task, splits, config, work, model=(model, tokenizer), resume=resume)
         after = {name: _score(model, tokenizer, task, records) for name, records in tests.items()}
         save_adapter(model, output, tokenizer=tokenizer if brings_tokens(adapter) else None)
         report = ContinuedTraining(
             task.metrics[0], before["old"], after["old"], before["new"], after["new"], str(output)
         )
-        (output / REPORT).write_text(json.dumps(asdict(report), indent=1))
+        write_whole(output / REPORT, json.dumps(asdict(report), indent=1))
         shutil.rmtree(work, ignore_errors=True)
     return report
 

@@ -109,11 +109,6 @@ class EvaluatingTrainer(CheckpointTrainer):
 
     def _prepare_data(self, dataset: Any) -> None:
         """Tell the collator the head of the model, which ``model_init`` may have made anew, and refuse what is not served."""
-        if isinstance(dataset, IterableDataset) and self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"Got a stream ({type(dataset).__name__}) in {self.accelerator.num_processes} processes; expected a list or a "
-                "datasets.Dataset, of which each process takes its part. Load it whole, or train in one process."
-            )
         if isinstance(self.data_collator, Collator):
             self.data_collator.head = self.head
 

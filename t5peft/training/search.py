@@ -131,7 +131,10 @@ def search(task: Task, splits: Splits, config: TrainConfig, output: str | Path, 
                 shutil.rmtree(run, ignore_errors=True)
             return result.scores["validation"][lead]
 
-        study.optimize(objective, n_trials=max(0, trials - len(_ended(study))))
+        while len(ended := _ended(study)) < trials:
+            # A draw depends on the seed and the trials that ended, so a search that goes on draws what it would have drawn.
+            study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(ended))
+            study.optimize(objective, n_trials=1)
         return _best(study, folder, config, lead)
 
 
@@ -153,8 +156,6 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
         raise
     except Exception as error:  # Optuna hands on what SQLAlchemy and Alembic make of a wrong database
         raise _damaged(folder / "study.db", f"{type(error).__name__}: {error}") from error
-    # Draws depend on the seed only: with the same seed a search that goes on would draw its first trials once more.
-    study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     given = json.loads(json.dumps(asdict(config), default=str))  # as the study stores it
     given["data"] = fingerprint_of_data(task, splits)
     stored = dict(study.user_attrs.get(_CONFIG, given) if _ended(study) else given)
@@ -167,15 +168,18 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
             f"would not compare. Stored and given values: {changed}. Give the same ones, or another folder."
         )
     study.set_user_attr(_CONFIG, given)
+    for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):  # of a killed search
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        shutil.rmtree(folder / f"trial-{trial.number}", ignore_errors=True)
     return study
 
 
 def _check_database(path: Path) -> None:
-    """Refuse a damaged database before Optuna writes to it."""
+    """Refuse a damaged database before Optuna writes to it, and take back what a killed search was writing."""
     if not path.exists():
         return
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)) as database:
             found = database.execute("PRAGMA integrity_check").fetchone()[0]
     except sqlite3.Error as error:
         found = str(error)

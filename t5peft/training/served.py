@@ -125,6 +125,8 @@ def check_served(trainer: EvaluatingTrainer) -> None:
     if isinstance(trainer.model, PeftModel) and has_peft_prompt(trainer.model):
         kind = trainer.model.active_peft_config.peft_type.value
         problems.append(f"peft's own {kind} (wrap by prompt_wrap or prefix_wrap)")
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        problems.append("fsdp on a CPU (accelerate would train a whole copy in each process)")
     if trainer.accelerator.num_processes > 1 and trainer.accelerator.dispatch_batches:
         problems.append("dispatch_batches in several processes (each reads its own part of the data)")
     if problems:

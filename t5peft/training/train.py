@@ -37,6 +37,7 @@ from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
 from t5peft.training import T5PeftTrainingArguments
 from t5peft.training.best_checkpoint import ScoringTrainer, best_score
+from t5peft.training.checkpoints import newest_resumable
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
@@ -126,7 +127,7 @@ def train(
         config: How to train.
         output: Folder of the checkpoints.
         model: A wrapped model to train on, and its tokenizer; None makes a new one from the config.
-        resume: Whether to go on from the newest complete checkpoint in ``output``.
+        resume: Whether to go on from the newest complete checkpoint in ``output``, or to start where there is none.
         overwrite: Whether to replace an earlier run in ``output``, whose checkpoints are deleted.
         callbacks: Callbacks of the trainer, beside early stopping.
 
@@ -170,7 +171,10 @@ def train(
             trainer.score = lambda model: score_splits(model, tokenizer, task, {"validation": splits["validation"]})
         if overwrite and arguments.should_save:
             delete_checkpoints(output)
-        trainer.train(resume_from_checkpoint=resume)
+        newest = newest_resumable(Path(output)) if resume else None
+        if resume and newest is None:
+            logger.warning("%s holds no complete checkpoint; the training starts at its beginning.", output)
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return wrapped, tokenizer
 
 

@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from transformers.trainer_utils import TrainOutput
 from t5peft.compat.accelerate import clear_device_cache
 from t5peft.compat.threads import watch
 from t5peft.data.features import check_dataset
+from t5peft.methods.activation_cache import read_batches
 from t5peft.methods.ladder import cached_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.models.backbone import correct_config
@@ -56,7 +58,7 @@ class T5PeftTrainer(BatchingTrainer):
         model: A T5 with a head for text, classes, numbers, classes of tokens or spans, or what a ``*_wrap`` made of it.
         args: ``T5PeftTrainingArguments`` or ``Seq2SeqTrainingArguments``; trained on as it is, not on a copy.
         data_collator: None cuts steps by length. One that returns tensors is used as it is, without cutting.
-        train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them in one process. Padding and other columns
+        train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them. Padding and other columns
             are ignored, and ``label`` is taken for ``labels``.
         eval_dataset: The same; a stream is read to its end each time.
         processing_class: The tokenizer, which is saved with checkpoints.
@@ -70,7 +72,7 @@ class T5PeftTrainer(BatchingTrainer):
 
     Raises:
         ValueError: Got an empty data set, misspelled columns, sources without tokens, targets that are all padding, token ids
-            or labels that the model does not have, a stream in several processes, weights in float16, or arguments that are not
+            or labels that the model does not have, weights in float16, or arguments that are not
             served.
         FloatingPointError: The loss or a gradient became NaN or infinite; training stops at that step.
     """
@@ -137,6 +139,7 @@ class T5PeftTrainer(BatchingTrainer):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._during_training.close()
+            self.activations = None
 
     def start_kernels(self) -> None:
         """Run the model on the kernels of this library until the training ends."""
@@ -147,7 +150,24 @@ class T5PeftTrainer(BatchingTrainer):
         elif self.own.pack:
             self._during_training.enter_context(t5peft_attention(self.wrapped_model))
         if self.own.activation_cache_bytes:
-            self._during_training.enter_context(cached_activations(self.wrapped_model, self.own.activation_cache_bytes))
+            caching = cached_activations(self.wrapped_model, self.own.activation_cache_bytes)
+            self.activations = self._during_training.enter_context(caching)
+            if self.resumed_from is not None:
+                self._fill_cache(self.resumed_from)
+
+    @torch.no_grad()
+    def _fill_cache(self, checkpoint: Path) -> None:
+        """Compute again what the run had cached when it saved ``checkpoint``, in the same batches and so with the same bits."""
+        self.wrapped_model.train()
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the side network has dropout
+            for batch in read_batches(self.batches_file(checkpoint)):
+                self.compute_loss(self.wrapped_model, dict(batch))
+                self._note(batch)
+
+    def _note(self, batch: Batch) -> None:
+        if self.activations is not None:
+            self.activations.note(batch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Return the optimizer of the arguments or of the user, with LoRA's B at its own learning rate where asked.
@@ -190,6 +210,7 @@ class T5PeftTrainer(BatchingTrainer):
         """
         if self.has_own_loss():
             total = super().training_step(model, inputs, num_items_in_batch)
+            self._note(inputs)
             self._check_step(total, lambda: self.head.split(inputs))
             return total
         model.train()
@@ -230,6 +251,7 @@ class T5PeftTrainer(BatchingTrainer):
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 loss = self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+                self._note(batch)
                 self.accelerator.backward(loss)
             total += loss.detach()
             del loss  # what autograd functions keep beside their saved tensors lives as long as the graph

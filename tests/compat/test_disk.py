@@ -6,6 +6,7 @@ import errno
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_an_adapter_that_does_not_fit_is_not_saved_and_the_disk_is_told(small_di
         (OSError(errno.ENOENT, "No such file or directory", "/a/b"), None),
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), None),
         (ValueError("the column 'disk is full' is missing"), None),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), None),  # the disk has room
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), errno.EIO),
+        (RuntimeError("basic_ios::clear: iostream error"), errno.EIO),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
 )
@@ -132,6 +134,34 @@ def test_an_error_that_was_dealt_with_is_not_the_cause(tmp_path: Path) -> None:
     assert as_disk_error(error, tmp_path) is not None
     error.__suppress_context__ = True  # as ``raise ... from None`` does
     assert as_disk_error(error, tmp_path) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_the_disk_is_asked_for_the_reason_that_torchs_writer_loses(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(dir: Path) -> None:
+        raise OSError(number, "as the disk says", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    found = as_disk_error(RuntimeError("basic_ios::clear: iostream error"), tmp_path)
+    assert found is not None
+    assert (found.errno, found.filename) == (number, str(tmp_path))
+
+
+def test_a_folder_that_goes_away_is_told_as_such(tmp_path: Path) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def write_while_it_goes_away() -> None:
+        with disk_errors(folder):
+            folder.rename(tmp_path / "elsewhere")
+            (folder / "file").write_text("a")
+
+    with pytest.raises(DiskError, match=f"Got the loss of the folder {folder} while it was written to; expected it"):
+        write_while_it_goes_away()
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
+        (folder / "file").write_text("a")  # it was never there
 
 
 def test_torchs_writer_is_believed_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,13 +130,15 @@ def test_rows_told_apart_by_masks_alone_are_computed_anew() -> None:
 def arguments(folder: Path, **changes: Any) -> T5PeftTrainingArguments:
     return T5PeftTrainingArguments(
         str(folder),
-        num_train_epochs=4,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **changes,
+        **{
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        | changes,
     )
 
 
@@ -304,3 +306,21 @@ def test_padding_that_counts_behind_a_targets_end_has_the_same_loss_in_every_epo
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == [pytest.approx(losses[0], rel=1e-5)] * 4  # an epoch is a step
+
+
+@pytest.mark.parametrize("changes", [{}, {"pack": False}, {"activation_cache_bytes": 6_000}], ids=str)
+def test_a_run_that_is_resumed_reads_the_activations_of_the_whole_run(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Computed in batches of other shapes, as those of a later epoch are, they would differ by rounding."""
+    weights = []
+    for checkpoint in (None, *(tmp_path / f"checkpoint-{step}" for step in (2, 3, 5))):
+        torch.manual_seed(0)
+        model = ladder(dropout=0.1)
+        saving = {"save_strategy": "no"} if checkpoint else {"save_strategy": "steps", "save_steps": 1}
+        args = arguments(
+            tmp_path, per_device_train_batch_size=3, **saving, **({"activation_cache_bytes": PLENTY} | changes)
+        )
+        trainer = T5PeftTrainer(model, args, train_dataset=examples(9))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        weights.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+    for resumed in weights[1:]:
+        assert all(torch.equal(resumed[name], weights[0][name]) for name in weights[0])

@@ -121,6 +121,34 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("after", ["a state", "a line", "half a line", "no state"])
+def test_the_log_of_a_run_that_was_killed_has_each_step_once(
+    after: str, store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"eval_every": 2, "save_every": 2, "steps": 4}
+    _pretrainer(store, tokenizer, tmp_path / "whole", **options).train()
+    killed = _pretrainer(store, tokenizer, tmp_path / "killed", **options)
+    if after == "no state":
+        monkeypatch.setattr(killed, "save_state", lambda: None)
+    if after == "a state":
+        monkeypatch.setattr(killed, "_evaluate", lambda: None)
+    killed.train(until=2)
+    monkeypatch.undo()
+    log = tmp_path / "killed" / "log.jsonl"
+    if after != "a state":
+        log.write_text(log.read_text() + '{"step": 3, "tokens_seen": 9' + ("}\n" if after == "a line" else ""))
+    again = _pretrainer(store, tokenizer, tmp_path / "killed", **options)
+    assert again.resume() == (after != "no state")
+    again.train()
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
+    for line in (*logs[0], *logs[1]):
+        line.pop("tokens_per_second", None)
+    assert logs[0] == logs[1]
+
+
 def test_dropout_is_that_of_the_seed_and_the_step(
     store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -15,13 +15,13 @@ The campaign goes on where its file of outcomes ends.
 
 from __future__ import annotations
 
-import argparse
+import gc
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from campaign import go_on, parse, read_outcomes, report
 from safetensors.torch import load_file, save_file
 from tiny import tiny_records, tiny_t5
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
@@ -80,8 +81,8 @@ def draw(rng: random.Random) -> dict[str, Any]:
     return {"method": method, "arguments": arguments, "patience": patience, "records": rng.randint(5, 14)}
 
 
-def train(settings: dict[str, Any], folder: Path) -> None:
-    """Train, or go on, and write weights and losses to ``folder``."""
+def train(settings: dict[str, Any], folder: Path, *, is_first: bool = True) -> None:
+    """Train, or go on, and let the first process write weights and losses to ``folder``."""
     set_seed(1)
     model = METHODS[settings["method"]].wrap(tiny_t5(dropout_rate=0.1))
     arguments = T5PeftTrainingArguments(
@@ -97,6 +98,8 @@ def train(settings: dict[str, Any], folder: Path) -> None:
     )
     newest = newest_resumable(folder / "run") if (folder / "run").is_dir() else None
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    if not is_first:
+        return
     weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
     save_file(weights, folder / "weights.safetensors")
     losses = [
@@ -156,13 +159,7 @@ def one(number: int, seed: int) -> dict[str, Any]:
         status, _ = in_a_process(lambda: train(settings, killed))
         if status:
             return {**line, "outcome": "failed", "error": (folder / "error.txt").read_text()[-600:]}
-        first, second = (load_file(path / "weights.safetensors") for path in (whole, killed))
-        different = [key for key in first if key not in second or not torch.equal(first[key], second[key])]
-        losses = [json.loads((path / "losses.json").read_text()) for path in (whole, killed)]
-        different += [f"{a} instead of {b}" for b, a in zip(*losses, strict=False) if a != b]
-        different += (
-            [f"{len(losses[1])} log lines instead of {len(losses[0])}"] if len(losses[0]) != len(losses[1]) else []
-        )
+        different = compare(whole, killed)
         return {
             **line,
             "outcome": "other" if different else "same",
@@ -171,23 +168,30 @@ def one(number: int, seed: int) -> dict[str, Any]:
         }
 
 
-def read_outcomes(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of the file of outcomes."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+def compare(whole: Path, killed: Path) -> list[str]:
+    """Return in what the weights and losses of two runs differ."""
+    first, second = (load_file(path / "weights.safetensors") for path in (whole, killed))
+    different = [key for key in first if key not in second or not torch.equal(first[key], second[key])]
+    losses = [json.loads((path / "losses.json").read_text()) for path in (whole, killed)]
+    different += [f"{a} instead of {b}" for b, a in zip(*losses, strict=False) if a != b]
+    if len(losses[0]) != len(losses[1]):
+        different.append(f"{len(losses[1])} log lines instead of {len(losses[0])}")
+    return different
 
 
 def campaign(count: int, minutes: float, seed: int, outcomes: Path) -> dict[str, Any]:
     """Kill until so many kills were counted, or the time is over; return the counts."""
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    end, here = time.monotonic() + 60 * minutes, Path.cwd()
-    lines = read_outcomes(outcomes)
+    gc.freeze()  # a forked process that collects garbage copies nothing then
+    here = Path.cwd()
+    numbers = itertools.takewhile(
+        lambda _: sum(line["kills"] for line in read_outcomes(path)) < count, itertools.count()
+    )
     path = outcomes.resolve()
-    while sum(line["kills"] for line in lines) < count and time.monotonic() < end:
-        lines.append(one(len(lines), seed))
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
+    lines = go_on(path, numbers, minutes, lambda number: one(number, seed))
     os.chdir(here)
     return {
         "campaign": "kills",
@@ -204,23 +208,9 @@ def campaign(count: int, minutes: float, seed: int, outcomes: Path) -> dict[str,
 
 def main() -> None:
     """Run the campaign, print the counts, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=500, help="kills")
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--outcomes", type=Path, default=Path("outputs/torture/kills.jsonl"))
-    parser.add_argument("--record", type=Path, help="a JSON file for the counts")
-    args = parser.parse_args()
-    args.outcomes.parent.mkdir(parents=True, exist_ok=True)
-    found = campaign(args.count, args.minutes, args.seed, args.outcomes)
-    print(json.dumps({key: value for key, value in found.items() if key != "faults"}, indent=1))
-    for fault in found["faults"][:20]:
-        print(json.dumps(fault))
-    if args.record:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
-        args.record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    args = parse(__doc__ or "", "kills", 500)
+    report(campaign(args.count, args.minutes, args.seed, args.outcomes), args.record)
 
 
 if __name__ == "__main__":
     main()
-    sys.exit(0)

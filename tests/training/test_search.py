@@ -236,3 +236,47 @@ def test_the_commands_search_and_continue_run(
     with pytest.raises(SystemExit):
         main(["continue", str(tmp_path / "run" / "adapter"), *files, "--rank", "4", "--output", str(tmp_path / "v3")])
     assert "Unrecognized arguments: --rank 4" in capsys.readouterr().err
+
+
+def test_a_search_that_was_killed_in_a_trial_gives_what_it_would_have_given(backbone: str, tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    from t5peft.training.search import search
+
+    splits = {"train": records(12), "validation": records(6, 100)}
+    whole = search(TASK, splits, config(backbone), tmp_path / "whole", trials=3)
+    search(TASK, splits, config(backbone), tmp_path / "killed", trials=1)
+    name = "film-lora"
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path / 'killed' / 'study.db'}")
+    killed = study.ask()
+    (tmp_path / "killed" / f"trial-{killed.number}").mkdir()
+    again = search(TASK, splits, config(backbone), tmp_path / "killed", trials=3)
+    assert (again.config, again.value, again.trials) == (whole.config, whole.value, 3)
+    drawn = [
+        [
+            trial.params
+            for trial in optuna.load_study(study_name=name, storage=f"sqlite:///{folder / 'study.db'}").trials
+        ]
+        for folder in (tmp_path / "whole", tmp_path / "killed")
+    ]
+    assert drawn[0] == [params for params in drawn[1] if params]
+    assert len({params["learning_rate"] for params in drawn[0]}) == 3
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path / 'killed' / 'study.db'}")
+    assert study.trials[killed.number].state.name == "FAIL"
+    assert not list((tmp_path / "killed").glob("trial-*"))
+
+
+def test_what_a_killed_search_was_writing_is_taken_back(tmp_path: Path) -> None:
+    from t5peft.training.search import _check_database
+
+    written, killed = tmp_path / "written.db", tmp_path / "study.db"
+    with contextlib.closing(sqlite3.connect(written, isolation_level=None)) as database:
+        database.execute("CREATE TABLE a (b TEXT)")
+        database.execute("INSERT INTO a VALUES ('before')")
+        database.execute("PRAGMA cache_size = 1")  # so that the file changes before the commit
+        database.execute("BEGIN")
+        database.executemany("INSERT INTO a VALUES (?)", [("x" * 1000,)] * 100)
+        for name in ("", "-journal"):
+            killed.with_name(f"study.db{name}").write_bytes(written.with_name(f"written.db{name}").read_bytes())
+    _check_database(killed)
+    with contextlib.closing(sqlite3.connect(killed)) as database:
+        assert database.execute("SELECT b FROM a").fetchall() == [("before",)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from commands import held_elsewhere
 from films import TASK, config, records
 from tiny import tiny_t5
@@ -138,3 +139,15 @@ def test_arguments_of_0_1_still_work(backbone: str, tmp_path: Path) -> None:
     splits = {"train": records(8), "validation": records(4)}
     with pytest.warns(DeprecationWarning, match="argument recipe of train is deprecated.*use config"):
         train(TASK, splits, recipe=config(backbone), output=tmp_path)  # type: ignore[call-arg]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_resumes_at_its_beginning(
+    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = {"train": records(8), "validation": records(4, 100)}
+    whole, _ = train(TASK, splits, config(backbone), tmp_path / "whole")
+    (tmp_path / "killed" / "checkpoint-1").mkdir(parents=True)  # without a manifest: its save was not finished
+    killed, _ = train(TASK, splits, config(backbone), tmp_path / "killed", resume=True)
+    assert "holds no complete checkpoint; the training starts at its beginning" in caplog.text
+    for (name, expected), found in zip(whole.named_parameters(), killed.parameters(), strict=True):
+        assert torch.equal(expected, found), name
