@@ -118,19 +118,6 @@ class EvaluationSet:
         example_metric = self.lead if sentence is None else f"sentence_{self.lead}"
         return EvaluationResult(scores, {}, self.score_examples(predictions), example_metric)
 
-    def score_answers(self, answers: Sequence[str]) -> dict[str, float]:
-        """Score given answers, such as those of a baseline, by every metric but perplexity.
-
-        Args:
-            answers: One label or text per record.
-
-        Returns:
-            The scores.
-        """
-        names = [name for name in self.task.metrics if name != "perplexity"]
-        found = [_score(self.task, name, answers, self.references, self.texts) for name in names]
-        return {name: value for scores in found for name, value in scores.items()}
-
     def _predict(self, model: nn.Module, tokens_per_batch: int) -> tuple[list[str], dict[str, float]]:
         task, sources = self.task, [feature["input_ids"] for feature in self.features]
         if task.verbalizer is not None:

@@ -61,7 +61,7 @@ def score_run(
         result = records.score(model)
         scores[split] = result.diagnostics | result.scores
         answers = records.texts if frequent is None else [frequent] * len(records.texts)
-        card += _card_scores(split, records.lead, result, records.score_answers(answers))
+        card += _card_scores(split, records.lead, result, records.score_answers(answers).scores)
     return RunScores(scores, card, "copy of the source" if frequent is None else "most frequent label")
 
 

@@ -151,3 +151,42 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_resumes_at_its_beginn
     assert "holds no complete checkpoint; the training starts at its beginning" in caplog.text
     for (name, expected), found in zip(whole.named_parameters(), killed.parameters(), strict=True):
         assert torch.equal(expected, found), name
+
+
+def test_every_setting_of_a_config_reaches_the_trainer(tmp_path: Path) -> None:
+    config = TrainConfig(
+        scheduler="cosine",
+        warmup=0.25,
+        optimizer="adafactor",
+        max_grad_norm=0.5,
+        gradient_accumulation=2,
+        gradient_checkpointing=True,
+        weight_decay=0.1,
+        label_smoothing=0.2,
+        learning_rate=0.01,
+        batch_size=4,
+        epochs=2.0,
+        evaluations=2,
+        seed=3,
+        training_options={"z_loss": 1e-4, "logging_steps": 7},
+    )
+    args = training_arguments(config, 20, tmp_path)
+    assert args.max_steps == 6
+    assert args.get_warmup_steps(args.max_steps) == 2
+    given = {
+        "lr_scheduler_type": "cosine",
+        "optim": "adafactor",
+        "max_grad_norm": 0.5,
+        "gradient_accumulation_steps": 2,
+        "activation_checkpointing": True,
+        "weight_decay": 0.1,
+        "label_smoothing_factor": 0.2,
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 4,
+        "eval_steps": 3,
+        "seed": 3,
+        "z_loss": 1e-4,
+        "logging_steps": 7,
+    }
+    assert {name: getattr(args, name) for name in given} == given
+    assert training_arguments(TrainConfig(), 20, tmp_path).optim.startswith("adamw_torch")
