@@ -149,7 +149,7 @@ _AXES_OF_ALL: dict[str, tuple[str, Callable[[Overall], float | None]]] = {
 
 def _chart_of_all(overview: Overview) -> dict[str, Any]:
     """Return what the page's script draws of all tasks."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in overview.methods.values():
         if one.mean is None or is_baseline(one.method):
             continue

@@ -81,8 +81,8 @@ def _baseline(config: RunConfig) -> RunRecord:
     task, splits = load_data(config.data, config.limits)
     test = EvaluationSet(task, splits["test"], tokenizer, _new_tokens(config))
     if config.method == "untuned":
-        model, _ = load_backbone(config.backbone)
-        scored = test.score(model.to(config.device))
+        backbone: nn.Module = load_backbone(config.backbone)[0]
+        scored = test.score(backbone.to(config.device))
     elif config.method == "copy":
         scored = test.score_answers(copied_answers(test))
     else:

@@ -206,7 +206,7 @@ def test_there_is_no_recommendation_without_full_fine_tuning_or_a_task_that_tell
 def test_small_and_large_training_sets_have_a_sentence_each(tmp_path: Path) -> None:
     found = all_tasks(tmp_path, {"full": 0.9, "lora": 0.9}, {"full": 400, "lora": 200}, tasks=2)
     assert not any("training examples" in sentence for sentence in recommendation(found))
-    found.tables[1].conditions["examples"]["train"] = 5000  # type: ignore[index]
+    found.tables[1].conditions["examples"]["train"] = 5000
     few, many = (sentence for sentence in recommendation(found) if "training examples" in sentence)
     assert few.startswith("With fewer than 1,000 training examples (task-0): take lora, at +0.0 [")
     assert many.startswith("With at least 1,000 training examples (task-1): take lora, at +0.0 [")

@@ -221,7 +221,8 @@ frame.addEventListener("load", async () => {
   document.getElementById("result").textContent = JSON.stringify({
     errors, once, twice, covered, before, focused, tooltip, chosen, filtered, sections,
     first: page.querySelector(".advice li").textContent,
-    lines: Math.max(...[...page.querySelectorAll('.chart[data-kind="curves"]')].map((c) => c.querySelectorAll(".mark-line path").length)),
+    lines: Math.max(...[...page.querySelectorAll('.chart[data-kind="curves"]')]
+      .map((chart) => chart.querySelectorAll(".mark-line path").length)),
     sorted: table.tHead.rows[0].cells[column].getAttribute("aria-sort"),
     font: Math.min(...[...page.querySelectorAll(".chart text")].map((t) => parseFloat(view.getComputedStyle(t).fontSize))),
     overflow: page.documentElement.scrollWidth - view.innerWidth,

@@ -71,7 +71,12 @@ def test_a_wrong_expected_figure_is_refused() -> None:
 
 def test_a_folder_of_suites_is_run_part_by_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr(bench, "_run", lambda args: seen.append((args.suite, args.output.name)) or 0)
+
+    def note(args: argparse.Namespace) -> int:
+        seen.append((args.suite, args.output.name))
+        return 0
+
+    monkeypatch.setattr(bench, "_run", note)
     assert bench.run(argparse.Namespace(suite="published", output=tmp_path, data_folder=None)) == 0
     assert seen == [(part, Path(part).stem) for part in PARTS]
 
