@@ -26,6 +26,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5peft.adapters import save_adapter, save_model
+from t5peft.adapters.checkpoints import newest_complete
 from t5peft.benchmark.json_lines import JsonLines
 from t5peft.benchmark.statistics import paired_bootstrap
 from t5peft.data import Task
@@ -34,7 +35,6 @@ from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import EvaluationSet
 from t5peft.methods import METHODS
 from t5peft.training.config import TrainConfig
-from t5peft.training.run_folder import checkpoints
 from t5peft.training.train import Splits, train
 
 PROBE_STEPS, PROBE_RECORDS, PROBE_SHARE = 6, 32, 0.15
@@ -307,7 +307,7 @@ class Halving:
         result = error = None
         few = self._few if rung else self._few[:PROBE_RECORDS]
         splits = self.splits if final else {**self.splits, "validation": few}
-        resume = final and bool(checkpoints(folder))
+        resume = final and newest_complete(folder) is not None
         try:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a line for each step
                 model, tokenizer = train(
