@@ -35,7 +35,7 @@ from t5peft.evaluation import evaluate_task
 from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
-from t5peft.training import T5PeftTrainingArguments
+from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 from t5peft.training.best_checkpoint import ScoringTrainer, best_score
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
@@ -158,7 +158,7 @@ def train(
         arguments = training_arguments(config, len(training), output)
         if best is not None:
             arguments.metric_for_best_model, arguments.greater_is_better = best
-        trainer = ScoringTrainer(
+        trainer = (T5PeftTrainer if best is None else ScoringTrainer)(
             model=wrapped,
             args=arguments,
             train_dataset=training,
@@ -166,7 +166,7 @@ def train(
             processing_class=tokenizer,
             callbacks=[EvaluateLastStep(), *stopping, *callbacks],
         )
-        if best is not None:
+        if isinstance(trainer, ScoringTrainer):
             trainer.score = lambda model: score_splits(model, tokenizer, task, {"validation": splits["validation"]})
         if overwrite and arguments.should_save:
             delete_checkpoints(output)
