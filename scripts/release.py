@@ -18,7 +18,6 @@ import venv
 import zipfile
 from pathlib import Path
 
-import tomllib
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the wheel and the sdist are written")
     dist = parser.parse_args(arguments).dist
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    version = project_version()
     problems = version_problems(version)
     for old in dist.glob("t5peft-*"):
         old.unlink()
@@ -64,6 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"not ready: {problem}")
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB" + ("" if problems else ", ready"))
     return 1 if problems else 0
+
+
+def project_version() -> str:
+    """Return the version in ``pyproject.toml``."""
+    found = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if found is None:
+        raise SystemExit("Got no version in pyproject.toml; expected one.")
+    return found[1]
 
 
 def version_problems(version: str) -> list[str]:

@@ -62,12 +62,12 @@ def do(task: UserTask) -> float:
     with tempfile.TemporaryDirectory() as folder:
         for path in (ROOT / "docs" / "data").glob("*.csv"):
             shutil.copy(path, folder)
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        variables = {**os.environ, "PATH": programs, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         started = time.monotonic()
         script = f"set -e\n{task.commands}\nset -e\n{task.check}"
         done = subprocess.run(
-            ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS
+            ["bash", "-c", script], cwd=folder, env=variables, capture_output=True, text=True, timeout=LONGEST_SECONDS
         )
         if done.returncode != 0:
             raise RuntimeError(f"Task {task.number} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -46,7 +46,7 @@ from t5peft import load_backbone
 task = preset_task("classification", records)
 backbone, tokenizer = load_backbone("mini")
 print(task.template, task.labels)
-print(lint(task, {"train": train, "test": test}, tokenizer))
+print(lint(task, [*train, *test], tokenizer))
 
 # %% [markdown]
 # ## Train LoRA

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,18 +26,20 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5peft.adapters import save_adapter, save_model
+from t5peft.adapters.checkpoints import newest_complete
 from t5peft.benchmark.json_lines import JsonLines
 from t5peft.benchmark.statistics import paired_bootstrap
 from t5peft.data import Task
+from t5peft.data.sources import part_of
 from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import EvaluationSet
 from t5peft.methods import METHODS
 from t5peft.training.config import TrainConfig
-from t5peft.training.run_folder import checkpoints
 from t5peft.training.train import Splits, train
 
 PROBE_STEPS, PROBE_RECORDS, PROBE_SHARE = 6, 32, 0.15
-EVALUATIONS, FINAL_EVALUATIONS = 2, 4
+FINAL_EVALUATIONS = 4
+RUNG_RECORDS = 100  # of validation, for the losses of all rungs but the last
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
 MOST_EPOCHS = 30
 FACTORS = (3.0, 1.0, 10.0)  # of the rate of a method, which is where published ones start; small backbones take more
@@ -174,7 +177,8 @@ class Halving:
         self.task, self.splits, self.config, self.methods = task, splits, config, methods
         self.folder, self.log, self.tell = folder, log, tell
         self.lead = METRICS[task.metrics[0]].lead
-        self._validation_share = max(1.0, len(splits["validation"]) / PROBE_RECORDS)
+        validation = splits["validation"]
+        self._few = part_of(validation, random.Random(0).sample(list(validation), min(RUNG_RECORDS, len(validation))))
 
     def run(self, seconds: float) -> Trial:
         """Search for about ``seconds``, those of earlier calls included.
@@ -261,7 +265,9 @@ class Halving:
         most = max(LEAST_STEPS, math.ceil(MOST_EPOCHS * examples / self.config.batch_size))
         while True:
             each = [probes[arm.method] for arm in chosen]
-            evaluations = (FINAL_EVALUATIONS + 1 if len(chosen) <= 2 else EVALUATIONS) * self._validation_share
+            final = len(chosen) <= 2
+            records = (FINAL_EVALUATIONS + 1) * len(self.splits["validation"]) if final else len(self._few)
+            evaluations = records / len(self._few[:PROBE_RECORDS])
             fixed = sum(
                 max(0.0, one.seconds - PROBE_STEPS * one.step_seconds - one.evaluation_seconds)
                 + evaluations * one.evaluation_seconds
@@ -277,7 +283,7 @@ class Halving:
         if (rung, arm) in self.log.trials:
             return self.log.trials[rung, arm]
         folder = self._run_folder(rung, arm)
-        evaluations = FINAL_EVALUATIONS if final else EVALUATIONS if rung else 1
+        evaluations = FINAL_EVALUATIONS if final else 1
         config = replace(
             self.config,
             method=arm.method,
@@ -299,8 +305,9 @@ class Halving:
     def _run(self, rung: int, arm: Arm, config: TrainConfig, folder: Path, seconds: float, *, final: bool) -> Trial:
         watch, began, trained = _Watch(seconds), time.monotonic(), 0
         result = error = None
-        splits = self.splits if rung else {**self.splits, "validation": self.splits["validation"][:PROBE_RECORDS]}
-        resume = final and bool(checkpoints(folder))
+        few = self._few if rung else self._few[:PROBE_RECORDS]
+        splits = self.splits if final else {**self.splits, "validation": few}
+        resume = final and newest_complete(folder) is not None
         try:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a line for each step
                 model, tokenizer = train(

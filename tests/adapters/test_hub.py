@@ -11,7 +11,7 @@ import torch
 from cases import stir
 from hub_stand_in import Hub, running_hub
 from huggingface_hub import ModelCard
-from peft import AutoPeftModelForSeq2SeqLM
+from peft import AutoPeftModelForSeq2SeqLM, LoraConfig, PeftModel
 from tiny import tiny_t5, tiny_tokenizer
 
 from t5peft import Task, load_adapter, load_backbone, lora_wrap, merge, push_adapter, save_adapter
@@ -60,6 +60,12 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     return out
 
 
+def rank_of(model: PeftModel) -> int:
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    return config.r
+
+
 def test_a_pushed_adapter_is_loaded_by_its_name(hub: Hub, adapter: Path, tmp_path: Path) -> None:
     address = push_adapter(adapter, "someone/reviews")
     repo = hub.repos["someone/reviews"]
@@ -99,13 +105,13 @@ def test_a_branch_holds_another_version_and_a_second_push_replaces_the_first(
     push_adapter(adapter, "someone/branches")
     second = save_adapter(stir(lora_wrap(load_backbone(BASE)[0], rank=2)), tmp_path / "second")
     push_adapter(second, "someone/branches", revision="rank-2", message="Rank 2")
-    assert load_adapter("someone/branches")[0].peft_config["default"].r == 1
-    assert load_adapter("someone/branches", revision="rank-2")[0].peft_config["default"].r == 2
+    assert rank_of(load_adapter("someone/branches")[0]) == 1
+    assert rank_of(load_adapter("someone/branches", revision="rank-2")[0]) == 2
     repo = hub.repos["someone/branches"]
     assert repo.messages[-1] == "Rank 2"
     assert "task.yaml" not in repo.commits[repo.branches["rank-2"]]  # of the first, and not of the second
     push_adapter(second, "someone/branches")
-    assert load_adapter("someone/branches")[0].peft_config["default"].r == 2
+    assert rank_of(load_adapter("someone/branches")[0]) == 2
 
 
 def test_the_card_on_the_hub_says_what_the_run_says(hub: Hub, adapter: Path) -> None:

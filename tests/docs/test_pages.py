@@ -48,6 +48,7 @@ FAST = PAGES[:10]
 # Pages whose code needs a server or another folder; tests of their own run it.
 ELSEWHERE = ["serving.md", "commands.md"]
 NOT_OURS = ("pip", "make", "torchrun", "accelerate", "curl", "python", "git", "hf")  # commands that no test runs
+LENGTH = {"max_steps": 2, "steps": 2, "eval_steps": 1, "save_steps": 1, "evaluations": 1, "trials": 1}
 SHORTER = [
     (
         r"\b(max_steps|steps|eval_steps|save_steps|evaluations|trials)=\d+",
@@ -55,7 +56,6 @@ SHORTER = [
     ),
     (r"--(steps|evaluations|trials) \d+", lambda found: f"--{found[1]} {LENGTH[found[1]]}"),
 ]
-LENGTH = {"max_steps": 2, "steps": 2, "eval_steps": 1, "save_steps": 1, "evaluations": 1, "trials": 1}
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,9 @@ def test_code_that_is_not_run_is_valid(page: str, monkeypatch: pytest.MonkeyPatc
         if block.mark != "not run":
             continue
         if block.language == "python":
-            imports = [node for node in ast.parse(block.text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            imports: list[ast.stmt] = [
+                node for node in ast.parse(block.text).body if isinstance(node, ast.Import | ast.ImportFrom)
+            ]
             exec(compile(ast.Module(imports, []), page, "exec"), {})
         for words in block.commands():
             monkeypatch.setattr(import_module(COMMANDS[words[0]][0]), "run", lambda args: 0)
