@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,60 +172,74 @@ def headlines() -> str:
 
 
 def reliability() -> str:
-    """Return the table of what was done to runs, commands and files, how often, and what was lost.
-
-    Long because it has one entry for each campaign.
-    """
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in TORTURE.glob("*.json")}
-    kills, processes, commands, storage, damage, values, soak = (
-        found[name] for name in ("kills", "processes", "commands", "storage", "damage", "non_finite", "soak")
-    )
-    refused, same = damage["outcomes"]["refused"], damage["outcomes"].get("same", 0)
-    training, serving = soak["training"], soak["serving"]
-    faults = ", ".join(sorted(name for name in storage["by_fault"] if name != "gone"))
-    stopped = values["outcomes"].get("stopped", 0) + values["outcomes"].get("refused", 0)
+    """Return the table of what was done to runs, commands and files, how often, and what was lost."""
     rows = [
-        [
-            f"`kill -9` at random moments of training, {len(kills['kills_by_method'])} methods",
-            f"{kills['kills']} kills in {kills['runs']} runs",
-            _ended(kills["outcomes"], "runs resumed to the same bits"),
-        ],
-        [
-            "`kill -9` of one of two or three processes",
-            f"{processes['kills']} kills",
-            _ended(processes["outcomes"], "runs resumed to the same bits")
-            + f"; the others ended within {processes['slowest_seconds_to_end']:.0f} s",
-        ],
-        [
-            f"`kill -9` of {len(commands['by_scenario'])} commands at their file operations and at random moments",
-            f"{commands['done']:,} kills of {commands['cases']:,} planned",
-            _ended(commands["outcomes"], "left the old or the new, and went on to the same result"),
-        ],
-        [
-            f"{faults} and a folder that goes away, at file operations of {len(storage['by_scenario'])} commands",
-            f"{storage['done']:,} faults of {storage['cases']:,} planned",
-            _ended(storage["outcomes"], "lost nothing, told the disk in one line, and went on to the same result"),
-        ],
-        [
-            f"damaged adapters, models, checkpoints, tasks, suites, records and data files, {len(damage['by_kind'])} kinds",
-            f"{damage['inputs']:,} files",
-            f"{refused:,} refused in one clear error, {same + damage['outcomes'].get('other', 0):,} still valid, "
-            f"{len(damage['faults'])} read wrongly or without one",
-        ],
-        [
-            f"NaN, infinity and overflow in {len(values['by_place'])} places",
-            f"{values['cases']} cases",
-            f"{stopped} stopped within the step or were refused, {values['outcomes'].get('finite', 0)} did no harm, "
-            f"{len(values['faults'])} were told late or unclearly",
-        ],
-        [
-            "one long training, with evaluations and checkpoints",
-            f"{training['steps']:,} steps",
-            _left(training),
-        ],
-        ["one long-lived engine, five kinds of adapters", f"{serving['requests']:,} requests", _left(serving)],
+        row
+        for name, make in _CAMPAIGNS.items()
+        if (path := TORTURE / f"{name}.json").is_file()
+        for row in make(json.loads(path.read_text(encoding="utf-8")))
     ]
     return markdown_table(["what was done", "how often", "what came of it"], rows, words=3)
+
+
+def _kills(found: dict[str, Any]) -> list[list[str]]:
+    what = f"`kill -9` at random moments of training, {len(found['kills_by_method'])} methods"
+    how_often = f"{found['kills']} kills in {found['runs']} runs"
+    return [[what, how_often, _ended(found["outcomes"], "runs resumed to the same bits")]]
+
+
+def _processes(found: dict[str, Any]) -> list[list[str]]:
+    ended = _ended(found["outcomes"], "runs resumed to the same bits")
+    seconds = f"the others ended within {found['slowest_seconds_to_end']:.0f} s"
+    return [["`kill -9` of one of two or three processes", f"{found['kills']} kills", f"{ended}; {seconds}"]]
+
+
+def _commands(found: dict[str, Any]) -> list[list[str]]:
+    what = f"`kill -9` of {len(found['by_scenario'])} commands at their file operations and at random moments"
+    how_often = f"{found['done']:,} kills, of {found['cases']:,} places"
+    return [[what, how_often, _ended(found["outcomes"], "left the old or the new, and went on to the same result")]]
+
+
+def _storage(found: dict[str, Any]) -> list[list[str]]:
+    names = ", ".join(sorted(name for name in found["by_fault"] if name != "gone"))
+    what = f"{names} and a folder that goes away, at file operations of {len(found['by_scenario'])} commands"
+    how_often = f"{found['done']:,} faults, of {found['cases']:,} places"
+    well = "lost nothing, told the disk in one line, and went on to the same result"
+    return [[what, how_often, _ended(found["outcomes"], well)]]
+
+
+def _damage(found: dict[str, Any]) -> list[list[str]]:
+    counts = found["outcomes"]
+    what = (
+        f"damaged adapters, models, checkpoints, tasks, suites, records and data files, {len(found['by_kind'])} kinds"
+    )
+    read = counts.get("same", 0) + counts.get("other", 0)
+    wrong = f"{len(found['faults'])} read wrongly or without one"
+    came = f"{counts['refused']:,} refused in one clear error, {read:,} still valid, {wrong}"
+    return [[what, f"{found['inputs']:,} files", came]]
+
+
+def _non_finite(found: dict[str, Any]) -> list[list[str]]:
+    counts = found["outcomes"]
+    stopped, harmless = counts.get("stopped", 0) + counts.get("refused", 0), counts.get("finite", 0)
+    came = (
+        f"{stopped} stopped or were refused, {harmless} did no harm, {len(found['faults'])} were told late or unclearly"
+    )
+    return [[f"NaN, infinity and overflow in {len(found['by_place'])} places", f"{found['cases']} cases", came]]
+
+
+def _soak(found: dict[str, Any]) -> list[list[str]]:
+    training, serving = found["training"], found["serving"]
+    return [
+        ["one long training, with evaluations and checkpoints", f"{training['steps']:,} steps", _left(training)],
+        ["one long-lived engine, four adapters and the backbone", f"{serving['requests']:,} requests", _left(serving)],
+    ]
+
+
+_CAMPAIGNS: dict[str, Callable[[dict[str, Any]], list[list[str]]]] = {
+    "kills": _kills, "processes": _processes, "commands": _commands, "storage": _storage, "damage": _damage,
+    "non_finite": _non_finite, "soak": _soak,
+}  # fmt: skip
 
 
 def _ended(outcomes: dict[str, int], well: str) -> str:

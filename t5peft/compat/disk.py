@@ -167,5 +167,6 @@ def _disk_error(number: int, folder: str | Path | None) -> DiskError:
     space = ""
     if number in (errno.ENOSPC, errno.EDQUOT) and found is not None:
         space = f" ({shutil.disk_usage(found).free / 1e6:,.1f} MB free)"
-    text = f"Got {problem} {where}{space}; expected to write there. {remedy}; what was saved before stays."
+    wanted = "expected to read and write there" if number == errno.EIO else "expected to write there"
+    text = f"Got {problem} {where}{space}; {wanted}. {remedy}; what was saved before stays."
     return DiskError(number, text, None if folder is None else str(folder))

@@ -174,7 +174,7 @@ class AdapterPool:
                 if attempt + 1 < _TRIES and isinstance(error, Exception) and _stamp(path) != stamp:
                     continue  # it was replaced while it was read
                 if isinstance(error, (ValueError, OSError)) and not isinstance(error, UnusableAdapterError):
-                    raise UnusableAdapterError(str(error)) from error
+                    raise UnusableAdapterError(_reason(error, path)) from error
                 raise
             if _stamp(path) == stamp:
                 return self._keep(entry, weights, task)
@@ -388,4 +388,12 @@ def _read_task(path: Path) -> Task | None:
     try:
         return Task.from_yaml(path / TASK_FILE)
     except (OSError, ValueError) as error:
-        raise UnusableAdapterError(f"Got a task beside {path.name} that cannot be read: {error}") from error
+        reason = _reason(error, path)
+        raise UnusableAdapterError(f"Got a task beside {path.name} that cannot be read: {reason}") from error
+
+
+def _reason(error: ValueError | OSError, path: Path) -> str:
+    """Return what an error says; one of the system with the folder that it is of."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    return f"Got {path}, of which a file cannot be read ({error.strerror}); expected readable files. Look at its disk."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from pathlib import Path
@@ -251,3 +252,19 @@ def test_a_pool_answers_sources_by_their_adapters(folder: Path) -> None:
     assert pool.num_bytes == 0  # nothing is held any more
     with pytest.raises(ValueError, match="Got 1 sources and 2 adapters"):
         pool.predict(["a"], ["a", "b"], max_new_tokens=2)
+
+
+def test_a_file_that_cannot_be_read_is_told_with_its_folder_and_read_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_pool(folder)
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pool_module, "read_adapter", fail)
+    expected = rf"Got {folder / 'a'}, of which a file cannot be read \(Input/output error\); expected readable files"
+    with pytest.raises(UnusableAdapterError, match=expected):
+        pool.acquire("a")
+    monkeypatch.undo()
+    assert pool.acquire("a") is not None

@@ -32,9 +32,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import faults
 from campaign import Line, go_on, parse, report
-from faults import KILL, WRITE_FAULTS, Ended, Fault, fork
+from faults import KILL, READ_FAULT, WRITE_FAULTS, Ended, Fault, fork
 
-FAULTS = {"kill": KILL, **{fault.name: fault for fault in WRITE_FAULTS}}
 _CLEAR = re.compile(r"^t5peft \w+: Got .* of the folder .*; expected ", re.MULTILINE)
 
 
@@ -93,7 +92,7 @@ class Bench:
         earlier = self.root / f"before {name}"
         if earlier.exists():
             shutil.copytree(earlier, self.place, dirs_exist_ok=True)
-            return self.weights[name][0] if name in self.weights else self.load(name)
+            return next(iter(self.weights[name]), "") if name in self.weights else self.load(name)
         words = scenario.before(self.inputs, self.place)
         ended = fork(lambda: run(words), self.place)
         assert ended.status == 0, ended.errors
@@ -180,7 +179,7 @@ def plan(bench: Bench, names: list[str], kinds: list[Fault], seed: int) -> list[
     rng = random.Random(seed)
     cases: list[tuple[int, float, str, Fault, float]] = []
     for name in names:
-        for fault in kinds:
+        for fault in [READ_FAULT] if name == "pool" else kinds:
             places = [float(at) for at in range(1, bench.number(name, fault.kinds) + 1)]
             if fault == KILL:
                 places += [rng.uniform(0.01, 0.99) for _ in range(20)]
@@ -192,6 +191,7 @@ def plan(bench: Bench, names: list[str], kinds: list[Fault], seed: int) -> list[
 def campaign(what: str, names: list[str], minutes: float, seed: int, outcomes: Path, count: int) -> Line:
     """Make the plan's cases for so many minutes; return the counts."""
     kinds = [KILL] if what == "kills" else list(WRITE_FAULTS)
+    names = [name for name in names if what == "storage" or name != "pool"]  # which writes nothing
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         bench.prepare(names)
@@ -208,7 +208,10 @@ def campaign(what: str, names: list[str], minutes: float, seed: int, outcomes: P
         "seed": seed,
         "cases": len(cases),
         "done": len(lines),
-        "operations": {name: bench.number(name, faults.ALLOCATES | faults.CHANGES) for name in names},
+        "operations": {
+            name: bench.number(name, faults.READS if name == "pool" else faults.ALLOCATES | faults.CHANGES)
+            for name in names
+        },
         "outcomes": dict(sorted(Counter(line["outcome"] for line in lines).items())),
         "by_scenario": _by(lines, "scenario"),
         "by_fault": _by(lines, "fault"),

@@ -110,6 +110,31 @@ def _continue(inputs: Path, place: Path) -> list[str]:
     return ["continue", str(inputs / "adapter"), *words, *options]
 
 
+def _copy(inputs: Path, place: Path) -> list[str]:
+    return ["copy", str(inputs / "adapter"), str(place / "adapters" / "one")]
+
+
+def _pool(inputs: Path, place: Path) -> list[str]:
+    return ["pool", str(inputs / "backbone"), str(place / "adapters")]
+
+
+def _read_pool(backbone: str, adapters: str) -> int:
+    """Load an adapter into a pool, and once more after an error that says so."""
+    from t5peft.serving.pool import AdapterPool
+    from t5peft.serving.requests import UnusableAdapterError
+
+    pool = AdapterPool(backbone, adapters)
+    try:
+        pool.acquire("one")
+    except UnusableAdapterError as error:
+        clear = "Got " in str(error) and "/one" in str(error)
+        print(error)
+        if not clear:
+            return 1
+    pool.acquire("one")
+    return 0
+
+
 Load = Callable[[Path], dict[str, torch.Tensor]]
 
 
@@ -161,6 +186,7 @@ SCENARIOS: dict[str, Scenario] = {
     "bench": Scenario(_bench, "bench"),
     "search": Scenario(_search, "run"),
     "pretrain": Scenario(_pretrain, "pretrained", load=_model("pretrained/model")),
+    "pool": Scenario(_pool, "adapters", before=_copy),  # which only reads
     "predict jsonl": Scenario(partial(_predict, ending=".jsonl"), "answers.jsonl"),
     "predict csv": Scenario(partial(_predict, ending=".csv"), "answers.csv"),
     "predict parquet": Scenario(partial(_predict, ending=".parquet"), "answers.parquet"),
@@ -178,7 +204,10 @@ def run(words: Sequence[str]) -> int:
     # Assigned by name: this process is one of the campaign.
     setattr(process.RunProcesses, "__call__", in_this_process)  # noqa: B010
     predict.TOKENS_AT_ONCE = 200
-    return main(words)
+    if words[0] == "copy":
+        shutil.copytree(words[1], words[2])
+        return 0
+    return _read_pool(*words[1:]) if words[0] == "pool" else main(words)
 
 
 def load(scenario: Scenario, place: Path, target: Path) -> int:
