@@ -16,7 +16,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
+from t5peft.data.checks import Findings
 from t5peft.data.decoding import decode, letters_of
+from t5peft.data.sources import batches_of
 from t5peft.data.task import Record, Task
 from t5peft.data.template import Template, as_text
 from t5peft.data.truncation import Truncated, encode, special_ids, truncate
@@ -97,58 +99,81 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
     Raises:
         ValueError: Columns are missing or hold no text; nothing can be reported of such records.
     """
-    records = task.with_names(records)
-    target = Template.parse(task.target)
-    template = Template.parse(task.template)
-    missing = [
-        problem for one in (template, target) for problem in checks.missing_columns(records, one, task.list_separator)
-    ]
-    checks.raise_all(task.name, missing, records)
+    template, target = Template.parse(task.template), Template.parse(task.target)
     words = task.verbalizer or {}
-    rows, target_rows = (
-        [{column: as_text(record[column], task.list_separator) or "" for column in one.columns} for record in records]
-        for one in (template, target)
-    )
-    target_rows = [{column: words.get(text, text) for column, text in row.items()} for row in target_rows]
-    sources, source_fit = _side("sources", template, rows, tokenizer, task.max_source_length)
-    targets, target_fit = _side("targets", target, target_rows, tokenizer, task.max_target_length)
-    unwritable = _unwritable(target_fit.texts, tokenizer)
-    problems: list[object] = [*checks.unknown_labels(records, target.columns[0], task.labels)] if words else []
-    problems += task.collisions(tokenizer)
-    problems += checks.unusable(source_fit, template, "source", task.max_source_length)
-    problems += checks.unusable(target_fit, target, "target", task.max_target_length)
-    advice = _advice(sources) + _advice(targets)
+    sources = _Counts("sources", template, task.max_source_length)
+    targets = _Counts("targets", target, task.max_target_length)
+    missing, unknown, unwritable = (Findings(), Findings()), Findings(), 0
+    for batch in batches_of(records):
+        named = task.with_names(batch)
+        for found, one in zip(missing, (template, target), strict=True):
+            found.add(checks.missing_columns(named, one, task.list_separator), sources.rows)
+        if any(missing):
+            sources.rows += len(named)
+            continue
+        rows, target_rows = (
+            [{column: as_text(record[column], task.list_separator) or "" for column in one.columns} for record in named]
+            for one in (template, target)
+        )
+        target_rows = [{column: words.get(text, text) for column, text in row.items()} for row in target_rows]
+        if words:
+            unknown.add(checks.unknown_labels(named, target.columns[0], task.labels), sources.rows)
+        sources.add(rows, tokenizer)
+        unwritable += _unwritable(targets.add(target_rows, tokenizer).texts, tokenizer)
+    if not sources.rows:
+        missing[0].add(checks.missing_columns([], template))
+    checks.raise_all(task.name, [problem for found in missing for problem in found], records)
+    problems = (*unknown, *task.collisions(tokenizer), *sources.unusable, *targets.unusable)
+    sides = sources.side(tokenizer), targets.side(tokenizer)
+    advice = [line for side in sides for line in _advice(side)]
     if unwritable:
-        advice.insert(0, _advice_on_unwritable(unwritable, targets, classes=bool(words)))
-    return LintReport(task.name, sources, targets, unwritable, tuple(map(str, problems)), tuple(advice))
+        advice.insert(0, _advice_on_unwritable(unwritable, sides[1], classes=bool(words)))
+    return LintReport(task.name, *sides, unwritable, problems, tuple(advice))
 
 
-def _side(
-    name: str, template: Template, rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> tuple[Side, Truncated]:
-    truncated = truncate(template, rows, tokenizer, limit)
-    texts = [template.render(row) for row in rows]
-    encoded = encode(texts, tokenizer)
-    unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
-    seen = Counter(character for text in texts for character in {*text, *(["  "] if "  " in text else [])})
-    fates = {character: fate_of(character, tokenizer) for character in seen}
-    side = Side(
-        name=name,
-        rows=len(texts),
-        tokens=sum(map(len, encoded)),
-        unknown_tokens=sum(unknown),
-        unknown_rows=sum(map(bool, unknown)),
-        lost={character: count for character, count in seen.most_common() if fates[character] is None},
-        changed={
-            character: (fate, count)
-            for character, count in seen.most_common()
-            if (fate := fates[character]) is not None and fate != character
-        },
-        special_rows=len(truncated.escaped),
-        lengths=tuple(sorted(map(len, encoded))),
-        limit=limit,
-    )
-    return side, truncated
+class _Counts:
+    """What is counted of one side, batch by batch."""
+
+    def __init__(self, name: str, template: Template, limit: int) -> None:
+        self.name, self.template, self.limit = name, template, limit
+        self.rows = self.unknown_tokens = self.unknown_rows = self.special_rows = 0
+        self.lengths: list[int] = []
+        self.seen: Counter[str] = Counter()
+        self.unusable = Findings()
+
+    def add(self, rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Truncated:
+        truncated = truncate(self.template, rows, tokenizer, self.limit, first_row=self.rows)
+        texts = [self.template.render(row) for row in rows]
+        encoded = encode(texts, tokenizer)
+        unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
+        self.unusable.add(checks.unusable(truncated, self.template, self.name[:-1], self.limit), self.rows)
+        self.rows += len(texts)
+        self.unknown_tokens += sum(unknown)
+        self.unknown_rows += sum(map(bool, unknown))
+        self.special_rows += len(truncated.escaped)
+        self.lengths += map(len, encoded)
+        self.seen.update(character for text in texts for character in {*text, *(["  "] if "  " in text else [])})
+        return truncated
+
+    def side(self, tokenizer: PreTrainedTokenizerBase) -> Side:
+        fates = {character: fate_of(character, tokenizer) for character in self.seen}
+        common = self.seen.most_common()
+        return Side(
+            name=self.name,
+            rows=self.rows,
+            tokens=sum(self.lengths),
+            unknown_tokens=self.unknown_tokens,
+            unknown_rows=self.unknown_rows,
+            lost={character: count for character, count in common if fates[character] is None},
+            changed={
+                character: (fate, count)
+                for character, count in common
+                if (fate := fates[character]) is not None and fate != character
+            },
+            special_rows=self.special_rows,
+            lengths=tuple(sorted(self.lengths)),
+            limit=self.limit,
+        )
 
 
 def fate_of(character: str, tokenizer: PreTrainedTokenizerBase) -> str | None:

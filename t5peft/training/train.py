@@ -30,6 +30,7 @@ from transformers import (
 from t5peft.compat.lock import hold_folder
 from t5peft.compat.suggestions import did_you_mean
 from t5peft.data import Task, checks
+from t5peft.data.tokenized import tokenize
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation import evaluate_task
 from t5peft.evaluation.scores import check_metrics
@@ -150,7 +151,7 @@ def train(
         set_seed(config.seed)
         given, tokenizer = _load_backbone(config) if model is None else model
         if not _is_empty(test):
-            task.encode(test, tokenizer)
+            tokenize(task, test, tokenizer)  # an error in the test records comes before the training
         training, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
         wrapped = (
             given if model is not None else _wrap(cast(PreTrainedModel, given), config, training[0]["input_ids"][:-1])
