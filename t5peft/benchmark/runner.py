@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from t5peft.benchmark.baselines import constant_answer, copied_answers, is_baseline
+from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.data import load_data
 from t5peft.benchmark.environment import environment
 from t5peft.benchmark.memory import MemoryMeter, Stopwatch, return_freed_memory, trim_heap
@@ -36,6 +36,7 @@ from t5peft.benchmark.peers import PEERS, plain_trainer
 from t5peft.benchmark.process import OnProgress
 from t5peft.benchmark.records import RunConfig, RunRecord
 from t5peft.evaluation import EvaluationSet, merged
+from t5peft.evaluation.baselines import constant_answer, copied_answers
 from t5peft.methods import METHODS
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import load_backbone

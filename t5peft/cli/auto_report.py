@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from t5peft.benchmark.statistics import Difference, paired_bootstrap
 from t5peft.cli.auto_search import Trial
 from t5peft.data import Task
+from t5peft.evaluation.baselines import constant_answer, copied_answers
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet, rank_targets
 from t5peft.planning.units import seconds_text
 
@@ -62,14 +62,15 @@ def baselines_of(
         The most frequent answer; for labels also tf-idf with logistic regression where scikit-learn is installed; for free
         answers a copy of the source.
     """
-    train = task.with_names(train)
-    answers = [task.answers(record)[0] for record in train]
-    common = Counter(answers).most_common(1)[0][0]
+    common = constant_answer(task, train, test.tokenizer)
     found = {"the most frequent answer": [common] * len(test.texts)}
     if task.verbalizer is None:
-        found["a copy of the source"] = list(test.texts)
-    elif (predicted := _tfidf([task.content(record) for record in train], answers, test.texts)) is not None:
-        found[TFIDF] = predicted
+        found["a copy of the source"] = copied_answers(test)
+    else:
+        named = task.with_names(train)
+        answers = [task.answers(record)[0] for record in named]
+        if (predicted := _tfidf([task.content(record) for record in named], answers, test.texts)) is not None:
+            found[TFIDF] = predicted
     scored = {name: test.score_examples(predictions) for name, predictions in found.items()}
     return [
         Baseline(name, interval_of(scores), paired_bootstrap((np.array([ours]), np.array([scores]))))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from peft import PeftModel
@@ -15,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from t5peft.adapters import CardScore, write_card
 from t5peft.data import Task
 from t5peft.evaluation import EvaluationResult, EvaluationSet
+from t5peft.evaluation.baselines import constant_answer, copied_answers
 from t5peft.training.config import TrainConfig
 from t5peft.training.train import Splits, evaluated_task, scored_splits
 
@@ -55,14 +54,17 @@ def score_run(
     """
     scores: dict[str, dict[str, float]] = {}
     card: list[CardScore] = []
-    frequent = most_frequent_label(task, splits["train"])
+    is_free = task.verbalizer is None
     for split in scored_splits(splits):
         records = EvaluationSet(evaluated_task(task, splits[split]), splits[split], tokenizer)
         result = records.score(model)
         scores[split] = result.diagnostics | result.scores
-        answers = records.texts if frequent is None else [frequent] * len(records.texts)
+        if is_free:
+            answers = copied_answers(records)
+        else:
+            answers = [constant_answer(task, splits["train"], tokenizer)] * len(records.texts)
         card += _card_scores(split, records.lead, result, records.score_answers(answers).scores)
-    return RunScores(scores, card, "copy of the source" if frequent is None else "most frequent label")
+    return RunScores(scores, card, "copy of the source" if is_free else "most frequent label")
 
 
 def write_run_card(folder: str | Path, task: Task, splits: Splits, config: TrainConfig, scores: RunScores) -> Path:
@@ -86,13 +88,6 @@ def write_run_card(folder: str | Path, task: Task, splits: Splits, config: Train
         **({"learning rate": f"{config.learning_rate:g}"} if config.learning_rate else {}),
     }
     return write_card(folder, task=task, scores=scores.card, baseline=scores.baseline, training=training)
-
-
-def most_frequent_label(task: Task, records: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the label that most records have, or None for a task whose answers are free."""
-    if task.verbalizer is None:
-        return None
-    return Counter(task.read(task.target_text(record)) for record in task.with_names(records)).most_common(1)[0][0]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

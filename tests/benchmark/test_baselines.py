@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import tiny
 
-from t5peft.benchmark.baselines import BASELINES, baselines_of, constant_answer, copied_answers
+from t5peft.benchmark.baselines import BASELINES, baselines_of
 from t5peft.benchmark.configs import base_configs, baseline_runs
 from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import load_suite
 from t5peft.data import Task
 from t5peft.evaluation import EvaluationSet
+from t5peft.evaluation.baselines import constant_answer, copied_answers
 
 LABELS = Task("t", "say: {text}", "{label}", {"0": "no", "1": "yes"}, metrics=("accuracy",))
 FREE = Task("t", "say: {text}", "{answer}", metrics=("rouge",), max_target_length=16)
