@@ -12,7 +12,7 @@ from t5peft.training.card import interval, score_run, write_run_card
 from t5peft.training.config import TrainConfig
 
 LABELS = Task("mood", "mood: {text}", "{mood}", {"0": "bad", "1": "good"}, ("accuracy", "f1"))
-FREE = Task("copy", "copy: {text}", "{text}", metrics=("bleu",), max_target_length=8)
+FREE = Task("copy", "copy: {text}", "{text}", metrics=("bleu",), max_target_length=32)
 RECORDS = [{"text": f"one two three four {i}", "mood": str(int(i % 4 > 0))} for i in range(8)]
 SPLITS = {"train": RECORDS, "validation": RECORDS[:4], "test": RECORDS}
 
