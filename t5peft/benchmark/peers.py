@@ -1,4 +1,4 @@
-"""Baselines: peft's own methods under the plain ``Seq2SeqTrainer``, put together as their users do by hand.
+"""Peers: peft's own methods under the plain ``Seq2SeqTrainer``, put together as their users do by hand.
 
 They show what the corrections of this library change. Hyperparameters, data and steps are the same. Prefix and prompt
 tuning are peft's, and the loss is that of ``Seq2SeqTrainer``.
@@ -25,7 +25,7 @@ PREFIX = "peft-"
 
 
 def is_peer(method: str) -> bool:
-    """Return whether a method's name is that of a baseline."""
+    """Return whether a method's name is that of a peer."""
     return method.startswith(PREFIX)
 
 
@@ -68,7 +68,7 @@ def plain_trainer(
     """Return a ``Seq2SeqTrainer`` with the collator of its examples.
 
     Args:
-        model: A model that a baseline wrapped.
+        model: A model that a peer wrapped.
         arguments: Those of ``Seq2SeqTrainingArguments``.
         train: Tokenized examples.
         tokenizer: The backbone's tokenizer.

@@ -48,6 +48,8 @@ class RunProcesses(Generic[Job]):
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(threads)  # read by the libraries when the server imports them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        # Threads that spin while they wait stop each other on a machine with other work: a step takes 20 times as long there.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)  # its classes are made at run time
         if method == "forkserver":

@@ -245,7 +245,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
     records = RunRecords(folder)
     least = sum(sweep.least_runs for sweep in grid)
     print(
-        f"suite {suite.name}: {len(suite.methods)} methods and baselines, {len(suite.tasks)} tasks, {least} runs with "
+        f"suite {suite.name}: {least} runs, {len(suite.methods)} methods and the baselines on {len(suite.tasks)} task(s), with "
         f"{suite.backbone} on {device}; records in {records.path}",
         flush=True,
     )
