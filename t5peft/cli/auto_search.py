@@ -177,8 +177,9 @@ class Halving:
         self.task, self.splits, self.config, self.methods = task, splits, config, methods
         self.folder, self.log, self.tell = folder, log, tell
         self.lead = METRICS[task.metrics[0]].lead
-        validation = splits["validation"]
-        self._few = part_of(validation, random.Random(0).sample(list(validation), min(RUNG_RECORDS, len(validation))))
+        validation = [dict(record) for record in splits["validation"]]
+        few = random.Random(0).sample(validation, min(RUNG_RECORDS, len(validation)))
+        self._few = part_of(splits["validation"], few)
 
     def run(self, seconds: float) -> Trial:
         """Search for about ``seconds``, those of earlier calls included.
