@@ -77,8 +77,9 @@ def do(task: UserTask) -> float:
 def table() -> str:
     """Return the table of the record."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
+    minutes = {int(number): f"{seconds / 60:.1f}" for number, seconds in record["seconds"].items()}
     rows = [
-        [f"{task.number}. {task.title}", str(task.count), f"{record['seconds'][str(task.number)] / 60:.1f}"]
+        [f"{task.number}. {task.title}", str(task.count), minutes.get(task.number, "not measured")]
         for task in user_tasks()
     ]
     return markdown_table(["task", "commands", f"minutes ({record['machine']}, {record['cores']} cores)"], rows)
@@ -94,8 +95,7 @@ def main(arguments: list[str]) -> int:
             print(f"{task.number}. {task.title}: {task.count} commands, {seconds[str(task.number)]:.0f} s", flush=True)
             record = {"machine": environment("cpu")["machine"]["name"], "cores": os.cpu_count(), "seconds": seconds}
             RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if all(str(task.number) in seconds for task in user_tasks()):
-        fill_markers(PAGE, {"ten-tasks": table()})
+    fill_markers(PAGE, {"ten-tasks": table()})
     return 0
 
 
