@@ -196,7 +196,7 @@ def _processes(found: dict[str, Any]) -> list[list[str]]:
 
 def _commands(found: dict[str, Any]) -> list[list[str]]:
     what = f"`kill -9` of {len(found['by_scenario'])} commands at their file operations and at random moments"
-    how_often = f"{found['done']:,} kills, of {found['cases']:,} places"
+    how_often = f"{found['kills']:,} kills in {found['done']:,} runs, of {found['cases']:,} places"
     return [[what, how_often, _ended(found["outcomes"], "left the old or the new, and went on to the same result")]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from dataclasses import MISSING, dataclass, fields
 
@@ -100,11 +101,18 @@ def own_arguments(args: TrainingArguments) -> T5PeftTrainingArguments:
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Check what T5 and several processes need of the arguments.
+    """Check what T5 and several processes need of the arguments, and that its rates are numbers.
 
     Raises:
-        ValueError: Got ``fp16``, or several processes on a CPU without ``use_cpu``.
+        ValueError: Got ``fp16``, several processes on a CPU without ``use_cpu``, or a rate that is negative or not finite.
     """
+    names = ("learning_rate", "weight_decay", "label_smoothing_factor", "z_loss", "lora_plus_ratio")
+    given = {name: getattr(args, name, 0.0) for name in names}
+    wrong = [f"{name}={value}" for name, value in given.items() if not (math.isfinite(value) and value >= 0)]
+    if args.max_grad_norm is not None and math.isnan(args.max_grad_norm):
+        wrong.append(f"max_grad_norm={args.max_grad_norm}")
+    if wrong:
+        raise ValueError(f"Got {', '.join(wrong)}; expected finite numbers of at least 0.")
     if args.fp16 or args.fp16_full_eval:
         raise ValueError(
             "Got fp16, in which the feed-forward activations of T5 overflow to inf and NaN; expected bf16=True where the "

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dis
 import inspect
 import itertools
+import json
+import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from t5peft.compat.accelerate import CountedStream, examples_of_last_batch
 from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
@@ -43,6 +48,28 @@ class BatchingTrainer(EvaluatingTrainer):
         self.accelerator.dataloader_config.dispatch_batches = False
         if not isinstance(self.train_dataset, CountedStream):
             self.train_dataset = CountedStream(self.train_dataset)
+
+    def set_initial_training_values(
+        self, args: TrainingArguments, dataloader: DataLoader
+    ) -> tuple[int, int, int, int, int, int | None, int]:
+        """Return the numbers of epochs, steps and examples; of a stream that ended before its checkpoint, its own steps."""
+        epochs, steps, *others = super().set_initial_training_values(args, dataloader)
+        if isinstance(self.train_dataset, IterableDataset) and self.resumed_from is not None:
+            steps = self._steps_of_stream(self.train_dataset, self.resumed_from) or steps
+        return (epochs, steps, *others)
+
+    def _steps_of_stream(self, stream: IterableDataset[Any], checkpoint: Path) -> int | None:
+        """Count the steps of an epoch of a stream; None where a run has not come to its end at a checkpoint.
+
+        transformers takes a stream for endless, and would skip the steps of all epochs in the first one.
+        """
+        taken = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+        batch, accumulated = self.get_total_train_batch_size(self.args), self.args.gradient_accumulation_steps
+        examples = sum(1 for _ in itertools.islice(stream, taken * batch + 1))
+        if examples > taken * batch:
+            return None
+        batches = math.ceil(examples * accumulated / batch)
+        return math.ceil(batches / accumulated)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -208,6 +208,7 @@ def campaign(what: str, names: list[str], minutes: float, seed: int, outcomes: P
         "seed": seed,
         "cases": len(cases),
         "done": len(lines),
+        "kills": sum(line["fault"] == "kill" and line.get("ended") != "well" for line in lines),
         "operations": {
             name: bench.number(name, faults.READS if name == "pool" else faults.ALLOCATES | faults.CHANGES)
             for name in names

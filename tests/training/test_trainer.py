@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,14 @@ def test_a_frozen_classification_head_is_told(tmp_path: Path, caplog: pytest.Log
     records = [{"input_ids": record["input_ids"], "labels": 1} for record in tiny_records(4)]
     T5PeftTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=records).train()
     assert "modules_to_save=['classification_head']" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"learning_rate": math.nan}, {"learning_rate": -1.0}, {"weight_decay": math.inf}, {"max_grad_norm": math.nan}],
+    ids=str,
+)
+def test_a_rate_that_is_not_a_number_or_negative_is_refused(given: dict[str, float], tmp_path: Path) -> None:
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=f"Got {name}={value}; expected finite numbers of at least 0"):
+        arguments(tmp_path, **given)

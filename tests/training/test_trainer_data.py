@@ -44,6 +44,21 @@ def test_streams_are_trained_and_evaluated_on(make: Any, tmp_path: Path) -> None
     assert array(trainer.predict(as_dataset(make())).predictions).shape[0] == 6
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_stream_is_resumed_in_a_later_epoch(accumulation: int, tmp_path: Path) -> None:
+    losses = []
+    for checkpoint in (None, "checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"):
+        args = arguments(
+            tmp_path, max_steps=6, logging_steps=1, per_device_train_batch_size=2, save_strategy="steps", save_steps=1,
+            gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        trainer = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, train_dataset=Stream())  # of three batches
+        trainer.train(resume_from_checkpoint=checkpoint and str(tmp_path / checkpoint))
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) == 6
+    assert losses[1:] == [losses[0]] * 4
+
+
 def test_a_stream_in_several_processes_is_refused_with_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = arguments(tmp_path, dataloader_num_workers=1)
     trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=Stream())
