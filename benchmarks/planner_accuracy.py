@@ -55,7 +55,8 @@ SHAPES = (
 
 def predicted_bytes(shape: Shape, method: str) -> int:
     """Return the peak that the planner predicts, in bytes."""
-    from t5peft.planning.plan import Job, step_bytes
+    from t5peft.planning.job import Job
+    from t5peft.planning.plan import step_bytes
 
     job = Job(
         shape.backbone, method, shape.source_tokens, shape.target_tokens, shape.rows, shape.rows, device="cpu",

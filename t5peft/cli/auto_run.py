@@ -28,7 +28,8 @@ from t5peft.data.splits import Splits, fingerprint_of_data, hold_out
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone, load_tokenizer
-from t5peft.planning.plan import Job, largest_micro_batch, step_bytes
+from t5peft.planning.job import Job
+from t5peft.planning.plan import largest_micro_batch, step_bytes
 from t5peft.planning.units import bytes_text
 from t5peft.training.config import TASK_FILE, TrainConfig
 

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from t5peft.planning.plan import Job, changes, fits, plan_table, step_bytes
+    from t5peft.planning.job import Job
+    from t5peft.planning.plan import changes, fits, plan_table, step_bytes
 
     job = Job(
         backbone=args.backbone,

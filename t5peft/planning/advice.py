@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from t5peft.planning.plan import Job, changes, step_bytes
+from t5peft.planning.job import Job
+from t5peft.planning.plan import changes, step_bytes
 from t5peft.planning.settings import settings_of
 from t5peft.planning.units import bytes_text
 

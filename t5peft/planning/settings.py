@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from t5peft.planning.plan import Job
+from t5peft.planning.job import Job
 
 
 def settings_of(job: Job, changed: Job) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from t5peft.data.lint import lint
 from t5peft.evaluation import rank
 from t5peft.evaluation.scores import EvaluationSet
 from t5peft.models.backbone import load_tokenizer
-from t5peft.planning.plan import Job, step_bytes
+from t5peft.planning.job import Job
+from t5peft.planning.plan import step_bytes
 from t5peft.training.config import TrainConfig
 
 

@@ -28,7 +28,8 @@ from t5peft.benchmark.runner import run
 from t5peft.benchmark.suites import suite_from
 from t5peft.methods.registry import method_of, register_method
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.planning.plan import Job, plan_table, step_bytes
+from t5peft.planning.job import Job
+from t5peft.planning.plan import plan_table, step_bytes
 from t5peft.training.train import TrainConfig
 
 CASE = Case(NAME, {"groups": 5})

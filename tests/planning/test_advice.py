@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from t5peft.planning.advice import advise
-from t5peft.planning.plan import Change, Job, changes, plan_lines, step_bytes
+from t5peft.planning.job import Job
+from t5peft.planning.plan import Change, changes, plan_lines, step_bytes
 from t5peft.planning.settings import command, options_text, settings_of
 from t5peft.planning.units import bytes_text
 
