@@ -31,6 +31,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 
 _HOMES = {
     "AdapterPool": "t5peft.serving.pool",
+    "auto": "t5peft.cli.auto_run",
     "load_backbone": "t5peft.models.backbone",
     "evaluate_task": "t5peft.evaluation",
     "export": "t5peft.serving.export",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from t5peft.adapters.load import load_adapter as load_adapter
     from t5peft.adapters.merge import merge as merge
     from t5peft.adapters.save import save_adapter as save_adapter
+    from t5peft.cli.auto_run import auto as auto
     from t5peft.data import Task as Task
     from t5peft.evaluation import evaluate_task as evaluate_task
     from t5peft.evaluation import predict as predict

@@ -47,6 +47,7 @@ OPTIONAL = (
     "prometheus_client",
     "ray",
     "sentencepiece",
+    "sklearn",
     "starlette",
     "uvicorn",
     "vl_convert",

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from t5peft.cli.output import console
 from t5peft.cli.parser import Parser
 from t5peft.compat import threads
 from t5peft.compat.disk import as_disk_error
@@ -17,6 +18,7 @@ from t5peft.compat.lock import FolderInUseError
 from t5peft.compat.suggestions import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "auto": ("t5peft.cli.auto", "choose and tune a method on a file within a time, with a report"),
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),
     "evaluate": ("t5peft.cli.evaluate", "score a tuned adapter on a file or a named task"),
     "predict": ("t5peft.cli.predict", "write a tuned adapter's answers to the records of a file"),
@@ -29,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lint": ("t5peft.cli.lint", "report what a tokenizer loses of a data set, before training"),
     "pretrain": ("t5peft.cli.pretrain", "span corruption on plain text, from scratch or from a checkpoint"),
     "serve": ("t5peft.cli.serve", "serve a backbone and its adapters over HTTP, by OpenAI's API"),
+    "completion": ("t5peft.cli.completion", "print the script by which bash, zsh or fish completes commands"),
 }
 ALIASES = {"retune": "continue"}  # the name of version 0.1
 
@@ -84,14 +87,12 @@ def _help() -> str:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
-    module_name, text = COMMANDS[name]
-    module = import_module(module_name)
-    parser = Parser(prog=f"t5peft {name}", description=module.__doc__ or text)
-    module.add_arguments(parser)
-    given = parser.parse_args(arguments)
+    module = import_module(COMMANDS[name][0])
+    given = parser_of(name).parse_args(arguments)
     try:
-        import_module("transformers.utils.logging").disable_progress_bar()
-        code = int(module.run(given))
+        with console(given):
+            import_module("transformers.utils.logging").disable_progress_bar()
+            code = int(module.run(given))
         sys.stdout.flush()  # so that a full disk behind it is told here
         return code
     except KeyboardInterrupt:
@@ -110,6 +111,26 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         if isinstance(error, (ValueError, OSError, ImportError)):
             return _fail(name, str(error), WRONG_INPUT)
         raise
+
+
+def parser_of(name: str) -> Parser:
+    """Return the parser of a command.
+
+    Args:
+        name: A key of ``COMMANDS``.
+
+    Returns:
+        The parser, with the options of all commands.
+    """
+    module = import_module(COMMANDS[name][0])
+    parser = Parser(prog=f"t5peft {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a YAML file with options by name, such as the config.yaml of train; those of the command line win",
+    )
+    return parser
 
 
 def _fail(name: str, message: str, code: int) -> int:

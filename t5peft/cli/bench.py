@@ -6,11 +6,15 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5peft.cli import names
+from t5peft.cli.data import SPLITS, pairs_of
+from t5peft.cli.options import OPTIONS, add_hidden, add_option
+from t5peft.cli.output import add_output_options, print_results
 from t5peft.compat.lock import hold_folder
 
 if TYPE_CHECKING:
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 EPILOG = """
 Examples:
   t5peft bench --suite quick
-  t5peft bench --task classification --train train.tsv --test test.tsv --source-column sentence --label-column label
+  t5peft bench --task classification --train train.tsv --test test.tsv --column text=sentence --column label=label
 A suite that was interrupted goes on when the same command is given again. Runs that are recorded are not run again: delete
 their records to repeat them.
 """
@@ -35,26 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = EPILOG
     parser.add_argument("--suite", help=f"{', '.join(names.suite_names())}, or a YAML file (default: quick)")
-    parser.add_argument("--backbone", help="hub name or folder, in place of the suite's")
+    backbone = f"{OPTIONS['--backbone']['help']}; default: the suite's"
+    add_option(parser, "--backbone", default=None, help=backbone)
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these methods of the suite")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks of the suite")
     parser.add_argument(
         "--seeds", nargs="+", type=int, metavar="SEED", help="seeds of the runs, in place of the suite's"
     )
-    parser.add_argument("--steps", type=int, help="optimizer steps of a run")
+    parser.add_argument("--steps", type=int, help="optimizer steps of a run; default: the suite's")
+    add_hidden(parser, "--data", "data_folder")
     parser.add_argument(
         "--data-folder",
-        "--data",
         metavar="FOLDER",
         help="folder of the public data sets (else the variable T5PEFT_DATA)",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="folder of records and report (default: t5peft-bench/SUITE, or the folder's name of train.*)",
-    )
+    output = "the folder that results are written to; default: t5peft-bench/SUITE, or the folder's name of train.*"
+    add_option(parser, "--output", type=Path, required=False, help=output)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of a run (default: all)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    add_option(parser, "--device")
     parser.add_argument(
         "--report-only",
         action="store_true",
@@ -67,14 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put the tables between <!-- table:SUITE --> and <!-- /table --> there, and all tasks in one between "
         "<!-- table:SUITE-overview --> and <!-- /table -->",
     )
+    add_output_options(parser)
     own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
-    own.add_argument("--task", help="a task of the library, a YAML file, or with --train a family: classification, ...")
-    own.add_argument("--train", metavar="FILE", help="CSV, TSV, JSONL, JSON or Parquet, or a folder or hub name")
-    own.add_argument("--validation", metavar="FILE", help="default: a tenth of the training file")
-    own.add_argument("--test", metavar="FILE")
-    own.add_argument("--source-column", nargs="+", metavar="COLUMN", help="default: found by common names")
-    own.add_argument("--label-column", "--target-column", metavar="COLUMN", help="default: found by common names")
-    own.add_argument("--template", help='the source over the columns, such as "intent: {text}"')
+    own.add_argument("--task", help="a family with --train, a task of the package, or a YAML file; default: a suite's")
+    for split, text in SPLITS.items():
+        own.add_argument(f"--{split}", metavar="FILE", help=text)
+    for name in ("--column", "--template"):
+        add_option(own, name)
+    add_hidden(parser, "--source-column", "source_column", nargs="+")  # with --label-column of version 0.1
+    add_hidden(parser, "--label-column", "label_column")
+    add_hidden(parser, "--target-column", "label_column")
+    parser.set_defaults(source_column=None, label_column=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
         methods=args.methods if args.report_only else None,
         asked=asked,
     )
-    print(f"\n{report.text}\n")
-    print("\n".join(f"{kind}: {path}" for kind, path in report.paths.items()))
+    paths = "\n".join(f"{kind}: {path}" for kind, path in report.paths.items())
+    print_results(args, {"suite": suite.name, "paths": report.paths}, f"\n{report.text}\n\n{paths}")
     if args.readme:
         fill_markers(args.readme, {suite.name: report.text, f"{suite.name}-overview": report.overview})
     return 0
@@ -130,7 +135,7 @@ def suite_of(args: argparse.Namespace) -> Suite:
     """
     from t5peft.benchmark.suites import load_suite
 
-    for_files = {"--validation": args.validation, "--source-column": args.source_column,
+    for_files = {"--validation": args.validation, "--column": args.column, "--source-column": args.source_column,
                  "--label-column": args.label_column, "--template": args.template}  # fmt: skip
     unused = [option for option, value in for_files.items() if value]
     if unused and not (args.train or args.test):
@@ -143,9 +148,21 @@ def suite_of(args: argparse.Namespace) -> Suite:
             suite = replace(suite, methods=_grids(suite.methods))
     else:
         suite = _own_suite(args)
-    return suite.narrowed(
+    return _with_methods(suite, args.methods or ()).narrowed(
         tasks=args.tasks, methods=args.methods, backbone=args.backbone, seeds=args.seeds, steps=args.steps
     )
+
+
+def _with_methods(suite: Suite, asked: Sequence[str]) -> Suite:
+    """Return the suite with the methods that are asked for and that it does not list, at rates around their own."""
+    from t5peft.benchmark.suites import SuiteMethod
+    from t5peft.methods import METHODS
+
+    listed = {entry.method for entry in suite.methods}
+    added = tuple(
+        SuiteMethod(name, (METHODS[name].learning_rate,)) for name in asked if name in METHODS.keys() - listed
+    )
+    return replace(suite, methods=(*suite.methods, *_grids(added)))
 
 
 def _own_suite(args: argparse.Namespace) -> Suite:
@@ -177,7 +194,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
         raise ValueError(
             f"Got --source-column {' '.join(args.source_column)}; expected a column for each of {', '.join(sources)}."
         )
-    columns = dict(zip(sources, args.source_column or (), strict=False))
+    columns = dict(zip(sources, args.source_column or (), strict=False)) | pairs_of(args.column, "--column")
     if args.label_column:
         columns[target] = args.label_column
     path = Path(args.train).resolve() if Path(args.train).is_dir() else Path(args.train)

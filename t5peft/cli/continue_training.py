@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 
-from t5peft.cli.data import add_format_arguments, load_saved_task, read_file, save_task
+from t5peft.cli.data import SPLITS, add_format_arguments, load_saved_task, read_file, save_task
+from t5peft.cli.options import add_option
+from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.train_config import add_training_arguments, read_training
+
+EPILOG = """
+Example: t5peft continue runs/reviews/adapter --train new.csv --test new_test.csv --old-train train.csv --old-test test.csv \\
+    --output runs/reviews2
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,22 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
+    parser.epilog = EPILOG
+    group = parser.add_argument_group("data")
+    for name in ("train", "test"):
+        group.add_argument(f"--{name}", required=True, metavar="FILE", help=SPLITS[name])
     for name, text in (
-        ("train", "new training records"),
-        ("test", "new test records"),
         ("old-train", "old training records, to replay"),
         ("old-test", "old test records, to see what is forgotten"),
     ):
-        parser.add_argument(f"--{name}", required=True, metavar="FILE", help=text)
-    add_format_arguments(parser)
+        group.add_argument(f"--{name}", required=True, metavar="FILE", help=text)
+    group.add_argument("--replay", type=float, default=0.5, help="old records replayed for each new one")
+    add_format_arguments(group)
     add_training_arguments(parser)
-    parser.add_argument("--replay", type=float, default=0.5, help="old records replayed for each new one")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the new version is saved")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier version in --output")
-    parser.add_argument(
+    group = parser.add_argument_group("output")
+    add_option(group, "--output")
+    add_option(group, "--overwrite")
+    group.add_argument(
         "--replace", action="store_true", help="put the new version in the place of the old one, unless it is worse"
     )
-    parser.add_argument("--tolerance", type=float, default=0.0, help="how much the old records may lose")
+    group.add_argument("--tolerance", type=float, default=0.0, help="how much the old records may lose with --replace")
+    add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
     )
     save_task(task, args.output)
-    print(report)
+    print_results(args, {**asdict(report), "worse": report.worse(args.tolerance)}, str(report))
     if not args.replace:
         return 0
     try:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5peft.cli import names
+from t5peft.cli.names import PRESETS
+from t5peft.cli.options import Group, add_option
 from t5peft.compat.suggestions import did_you_mean
 from t5peft.training.config import TASK_FILE
 
@@ -18,52 +20,58 @@ if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at
     from t5peft.data.splits import Splits
 
 
-def add_data_arguments(
-    parser: argparse.ArgumentParser, splits: Sequence[str] = ("train", "validation", "test")
-) -> None:
-    """Add ``--task``, a file for each of ``splits``, and the options that map columns to a template."""
-    parser.add_argument(
+SPLITS = {
+    "train": "training records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with such a split; - is standard input",
+    "validation": "validation records, in the same forms; default: a tenth of the training records",
+    "test": "test records, in the same forms",
+}
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, task_required: bool = True) -> None:
+    """Add ``--task``, a file for each split, and the options that map columns to a template.
+
+    Args:
+        parser: The parser of a command.
+        task_required: Whether ``--task`` must be given.
+    """
+    group = parser.add_argument_group("data")
+    group.add_argument(
         "--task",
-        required=True,
-        help=f"a task of the package (support_intent, finance, ...), a YAML file, or, with --{splits[0]}, a family: "
-        f"{', '.join(names.PRESETS)}",
+        required=task_required,
+        help=f"a family for files of your own ({', '.join(names.PRESETS)}), a task of the package (support_intent, finance, "
+        "...), or a YAML file" + ("" if task_required else "; default: told from the data"),
     )
-    for split in splits:
-        parser.add_argument(
-            f"--{split}",
-            metavar="FILE",
-            help=f"{split} records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with a split {split}; - is standard "
-            "input",
-        )
-    add_format_arguments(parser)
-    parser.add_argument(
-        "--column",
-        action="append",
-        default=[],
-        metavar="ROLE=COLUMN",
-        help="which column plays a role, e.g. text=review",
-    )
-    parser.add_argument("--template", help="the source over the columns, e.g. 'review: {review}'")
-    parser.add_argument(
-        "--target-word",
-        action="append",
-        default=[],
-        metavar="LABEL=WORD",
-        help="the word that T5 writes for a label, e.g. 1=positive",
-    )
-    parser.add_argument(
-        "--references", metavar="COLUMN", help="a column with a list of references for each validation and test record"
-    )
+    for split, text in SPLITS.items():
+        group.add_argument(f"--{split}", metavar="FILE", help=text)
+    add_column_arguments(group)
+    add_option(group, "--references")
+    add_option(group, "--max-source-length")
+    add_option(group, "--max-target-length")
+    add_format_arguments(group)
 
 
-def add_format_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how text files are written."""
-    parser.add_argument("--encoding", default="utf-8", help="of text files, e.g. cp1252 (default: utf-8)")
-    parser.add_argument(
+def add_column_arguments(group: Group) -> None:
+    """Add the options that map columns to a template.
+
+    Args:
+        group: A parser, or a group of its help.
+    """
+    for name in ("--column", "--template", "--target-word"):
+        add_option(group, name)
+
+
+def add_format_arguments(group: Group) -> None:
+    """Add the options that say how text files are written.
+
+    Args:
+        group: A parser, or a group of its help.
+    """
+    add_option(group, "--encoding")
+    group.add_argument(
         "--delimiter",
         metavar="MARK",
         type=_delimiter,
-        help="between the cells of a table, e.g. ';' or tab (default: a comma for CSV, a tab for TSV)",
+        help="between the cells of a table, e.g. ';' or tab; default: a comma for CSV, a tab for TSV",
     )
 
 
@@ -85,7 +93,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         ValueError: The options contradict each other, or the records do not fit the task.
         FileNotFoundError: See ``load_records`` and ``load_task``.
     """
-    from t5peft.data import PRESETS, preset_task
+    from t5peft.data import preset_task
     from t5peft.data.definition import definition_names
     from t5peft.data.files import STANDARD_INPUT
     from t5peft.data.registry import with_validation
@@ -102,8 +110,8 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         task = preset_task(
             args.task,
             next(iter(splits.values())),
-            columns=_pairs(args.column, "--column"),
-            verbalizer=_pairs(args.target_word, "--target-word") or None,
+            columns=pairs_of(args.column, "--column"),
+            verbalizer=pairs_of(args.target_word, "--target-word") or None,
             template=args.template,
             references=args.references,
             scored=[record for split in ("validation", "test") for record in splits.get(split, ())],
@@ -112,19 +120,30 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         task, splits = _defined(args, splits)
     for records in splits.values() if given else ():
         task.check(records)  # before records are held out, so that an error has the rows of the file
-    return task, with_validation(task, splits)
+    return with_lengths(task, args), with_validation(task, splits)
+
+
+def with_lengths(task: Task, args: argparse.Namespace) -> Task:
+    """Return ``task`` with the lengths that the options give.
+
+    Args:
+        task: The task.
+        args: The values of the command.
+
+    Returns:
+        The task.
+    """
+    lengths = {name: getattr(args, name, None) for name in ("max_source_length", "max_target_length")}
+    return replace(task, **{name: length for name, length in lengths.items() if length is not None})
 
 
 def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
-    from t5peft.data import PRESETS, Task, load_task
+    from t5peft.data import Task, load_task
     from t5peft.data.definition import definition_names
 
     known = definition_names()
     if not Path(args.task).is_file() and args.task not in known:
-        raise FileNotFoundError(
-            f"Got no task {args.task!r}; expected a YAML file, a task of the package ({', '.join(known)}), or a family with files "
-            f"({', '.join(PRESETS)}).{did_you_mean(args.task, [*PRESETS, *known])}"
-        )
+        raise _no_such_task(args.task, known)
     options = {"--column": args.column, "--target-word": args.target_word, "--template": args.template}
     if unused := [option for option, value in options.items() if value]:
         raise ValueError(
@@ -133,6 +152,18 @@ def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
         )
     task, splits = (Task.from_yaml(args.task), splits) if splits else load_task(args.task)
     return (replace(task, references=args.references) if args.references else task), splits
+
+
+def _no_such_task(name: str, known: Sequence[str]) -> FileNotFoundError:
+    """Return an error with the nearest name, or with all names where none is near."""
+    if meant := did_you_mean(name, [*PRESETS, *known]):
+        return FileNotFoundError(
+            f"Got no task {name!r}; expected a family with files, a task of the package, or a YAML file.{meant}"
+        )
+    return FileNotFoundError(
+        f"Got no task {name!r}; expected a family with files ({', '.join(PRESETS)}), a task of the package "
+        f"({', '.join(known)}), or a YAML file."
+    )
 
 
 def save_task(task: Task, folder: str | Path) -> None:
@@ -160,7 +191,19 @@ def load_saved_task(folder: str | Path) -> Task:
     return Task.from_yaml(path)
 
 
-def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+def pairs_of(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return the pairs of words NAME=VALUE.
+
+    Args:
+        texts: The words.
+        option: The option that they came by.
+
+    Returns:
+        Value by name.
+
+    Raises:
+        ValueError: A word is not NAME=VALUE, or a name came twice.
+    """
     wrong = [text for text in texts if "=" not in text]
     if wrong:
         raise ValueError(f"Got {option} {wrong[0]!r}; expected NAME=VALUE.")

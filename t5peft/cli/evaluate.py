@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
+from t5peft.cli.options import add_option
+from t5peft.cli.output import add_output_options, print_results
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,17 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
+    parser.epilog = "Example: t5peft evaluate runs/reviews/adapter --data test.csv"
     add_model_arguments(parser)
-    parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help="records with their targets, the test split of a folder or hub name, - for standard input; default: the task's own "
-        "test records",
-    )
-    parser.add_argument(
-        "--references", metavar="COLUMN", help="a column with a list of references for each record; default: the task's"
-    )
-    add_format_arguments(parser)
+    group = parser.add_argument_group("data")
+    add_option(group, "--data")
+    add_option(group, "--references")
+    add_format_arguments(group)
+    add_output_options(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of a command.
     """
     parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or a whole model")
-    parser.add_argument("--task", help="a task of the package or a YAML file; default: the task saved with the model")
+    parser.add_argument("--task", help="a YAML file or a task of the package; default: the task saved with the model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,9 +70,8 @@ def run(args: argparse.Namespace) -> int:
         )
     model, tokenizer = load_tuned(args.model)
     scores = evaluate_task(model, tokenizer, task, records)
-    print(f"{task.name}, {len(records)} records")
-    for name, value in scores.items():
-        print(f"{name:>28}  {value:.4f}")
+    lines = [f"{task.name}, {len(records)} records", *(f"{name:>28}  {value:.4f}" for name, value in scores.items())]
+    print_results(args, {"task": task.name, "records": len(records), "scores": scores}, "\n".join(lines))
     return 0
 
 

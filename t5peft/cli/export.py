@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5peft.cli.data import TASK_FILE, add_format_arguments, read_file
 from t5peft.cli.evaluate import own_test_records
+from t5peft.cli.output import add_output_options, print_results
 
 if TYPE_CHECKING:
     from t5peft.data import Task
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_format_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
+    add_output_options(parser)
     parser.epilog = "An export that differs by more than the tolerance is not written, and the exit code is 1."
 
 
@@ -62,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
     parity = export(
         args.model, args.output, to=args.to, quantize=args.quantize, overwrite=args.overwrite, records=records
     )
-    print(parity)
-    print(f"saved to {args.output}")
+    print_results(args, {"output": args.output, "parity": vars(parity)}, f"{parity}\nsaved to {args.output}")
     return 0
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from t5peft.cli.data import add_data_arguments, read_data
+from t5peft.cli.options import add_option
+from t5peft.cli.output import add_output_options, print_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.epilog = "Example: t5peft lint --task finance --backbone google/flan-t5-base"
+    parser.epilog = "Example: t5peft lint --task classification --train train.csv --backbone google/flan-t5-base"
     add_data_arguments(parser)
-    parser.add_argument("--backbone", default="mini", help="whose tokenizer: mini, a hub name, or a folder")
+    add_option(parser.add_argument_group("model"), "--backbone")
+    add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
     task, splits = read_data(args)
     tokenizer = load_tokenizer(args.backbone)
     reports = {split: lint(task, records, tokenizer) for split, records in splits.items()}
-    for split, report in reports.items():
-        print(f"== {split}\n{report}\n")
+    results = {split: asdict(report) for split, report in reports.items()}
+    for report in results.values():
+        for side in ("sources", "targets"):
+            del report[side]["lengths"]  # a number for each record
+    print_results(args, results, "\n\n".join(f"== {split}\n{report}" for split, report in reports.items()))
     return int(any(report.problems for report in reports.values()))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+from t5peft.cli.options import add_option
+from t5peft.cli.output import add_output_options, print_results
 from t5peft.compat.lock import hold_folder
 from t5peft.training.config import TASK_FILE
 
@@ -17,8 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the merged model is saved")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier model in --output")
+    parser.epilog = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
+    group = parser.add_argument_group("output")
+    add_option(group, "--output")
+    add_option(group, "--overwrite")
+    add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
         task = Path(args.model) / TASK_FILE
         if task.is_file():
             shutil.copy(task, output / TASK_FILE)
-    print(parity)
-    print(f"saved to {args.output}")
+    results = {"output": args.output, "parity": asdict(parity)}
+    print_results(args, results, f"{parity}\nsaved to {args.output}")
     return 0

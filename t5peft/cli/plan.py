@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from t5peft.cli import names
+from t5peft.cli.options import add_hidden, add_method, add_option, memory_size
+from t5peft.cli.output import add_output_options, print_results
+from t5peft.cli.train_config import add_field
 
 EPILOG = """
-Example: t5peft plan --backbone google/flan-t5-xl --method qlora --source 512 --target 64 --batch-size 16 --memory 24GB
+Example: t5peft plan --backbone google/flan-t5-xl --method qlora --max-source-length 512 --max-target-length 64 --memory 24GB
 The plan counts tensors. On CUDA the driver's context takes some hundred MB more.
 """
 
@@ -19,26 +21,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.epilog = EPILOG
-    methods = names.method_names()
-    parser.add_argument("--backbone", default="mini", help="mini, a published checkpoint, or a folder with config.json")
-    parser.add_argument("--method", default="lora", choices=methods, metavar="METHOD", help=", ".join(methods))
-    parser.add_argument("--source", type=int, default=512, help="source tokens of an example")
-    parser.add_argument("--target", type=int, default=128, help="target tokens of an example")
-    parser.add_argument("--batch-size", "--batch", type=int, default=16, help="examples of one optimizer step")
-    parser.add_argument("--micro-batch", type=int, help="examples at once; default: all of them")
-    parser.add_argument("--memory", type=_parse_memory, help="the memory there is, such as 24GB")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="the device to plan for")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as load_backbone chooses")
-    parser.add_argument("--quantize", choices=["int8", "nf4"], help="weights of 8 or 4 bits; default: int8 for qlora")
-
-
-def _parse_memory(text: str) -> int:
-    from t5peft.planning.units import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    model = parser.add_argument_group("model and method")
+    add_option(model, "--backbone")
+    add_field(model, "dtype")
+    add_field(model, "quantize")
+    add_method(model)
+    step = parser.add_argument_group("optimizer step")
+    add_option(step, "--max-source-length", default=512, help="tokens of a source")
+    add_option(step, "--max-target-length", default=128, help="tokens of a target")
+    add_field(step, "batch_size")
+    step.add_argument("--micro-batch", type=int, help="examples at once; default: all of them")
+    device = parser.add_argument_group("device")
+    add_option(device, "--device", default="cuda", help="the device to plan for")
+    add_option(device, "--memory", type=memory_size)
+    add_output_options(parser)
+    add_hidden(parser, "--source", "max_source_length", type=int)
+    add_hidden(parser, "--target", "max_target_length", type=int)
+    add_hidden(parser, "--batch", "batch_size", type=int)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,18 +51,22 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from t5peft.planning.plan import Job, fits, plan_table
+    from t5peft.planning.plan import Job, changes, fits, plan_table, step_bytes
 
     job = Job(
         backbone=args.backbone,
         method=args.method,
-        source_tokens=args.source,
-        target_tokens=args.target,
+        source_tokens=args.max_source_length,
+        target_tokens=args.max_target_length,
         batch=args.batch_size,
         micro_batch=args.batch_size if args.micro_batch is None else args.micro_batch,
         device=args.device,
         quantize=args.quantize,
         dtype=None if args.dtype is None else getattr(torch, args.dtype),
     )
-    print(plan_table(job, args.memory))
-    return int(args.memory is not None and not fits(job, args.memory))
+    fitting = None if args.memory is None else fits(job, args.memory)
+    proposed = [] if args.memory is None else [change.text for change in changes(job, args.memory)]
+    step = step_bytes(job)
+    results = {**vars(step), "fits": fitting, "changes": proposed}
+    print_results(args, results, plan_table(job, args.memory))
+    return int(fitting is False)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from t5peft.cli.answer_file import AnswerFile, Answers, AnswerStream, Record, fingerprint, kind_of
 from t5peft.cli.data import add_format_arguments, read_file
 from t5peft.cli.evaluate import add_model_arguments, load_tuned, read_task
+from t5peft.cli.options import OPTIONS, add_option
+from t5peft.cli.output import add_output_options
 from t5peft.compat.lock import hold_file
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 # records of like lengths.
 TOKENS_AT_ONCE = 1 << 15
 
+EPILOG = """
+Example: t5peft predict runs/reviews/adapter --data new.csv --output answers.csv
+The same command goes on with a file of answers that an interruption left unfinished.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``t5peft predict``.
@@ -35,27 +42,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     add_model_arguments(parser)
-    parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help="records with the columns of the task's template, the test split of a folder or hub name, - for standard input",
-    )
-    parser.add_argument(
+    group = parser.add_argument_group("data")
+    without_default = OPTIONS["--data"]["help"].partition("; default")[0]
+    add_option(group, "--data", help=without_default)
+    group.add_argument(
         "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
     )
-    add_format_arguments(parser)
-    parser.add_argument(
+    add_format_arguments(group)
+    parser.add_argument_group("model").add_argument(
         "--engine",
         choices=("torch", "ct2", "onnx"),
-        help="what computes; ct2 and onnx take a folder that `t5peft export` wrote. Default: what the folder is for",
+        help="what computes; ct2 and onnx take a folder that `t5peft export` wrote. default: what the folder is for",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--output",
         metavar="FILE",
         help="JSON Lines, CSV or Parquet by its ending (.jsonl, .csv, .parquet); default: JSON Lines on the standard output (-)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file --output where it exists")
-    parser.epilog = "The same command goes on with a file of answers that an interruption left unfinished."
+    add_option(group, "--overwrite")
+    add_output_options(parser, results=False)
+    parser.epilog = EPILOG
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         model, tokenizer = _load(args.model, args.engine)
         _write_answers(model, tokenizer, task, records, output)
         output.finish()
-    if path is not None:
+    if path is not None and not args.quiet:
         print(f"{len(records)} answers in {path}")
     return 0
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from t5peft.cli import names
+from t5peft.cli.options import OPTIONS, add_hidden, add_option
+from t5peft.cli.train_config import add_field
 from t5peft.compat.lock import hold_folder
 
 if TYPE_CHECKING:
@@ -34,37 +36,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.epilog = EPILOG
-    add = parser.add_argument
+    add = parser.add_argument_group("data").add_argument
     add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines between documents")
-    add("--output", type=Path, required=True, help="folder for vocabulary, tokens, state, log and model")
-    add("--backbone", help="continue from mini, a hub name or a folder; default: new weights and a new vocabulary")
     add("--held-out", type=Path, help="text file for the held-out loss")
+    add("--objective", choices=["spans", "prefix"], default="spans", help="span corruption or prefix language modeling")
+    add(
+        "--valences",
+        help="file of words and valences (word<TAB>number), such as VADER's, for the task of praise and blame",
+    )
+    group = parser.add_argument_group("model")
+    add_option(group, "--backbone", default=None, help=f"{OPTIONS['--backbone']['help']}; default: a new model")
+    add = group.add_argument
     add("--vocabulary", type=int, default=8192, help="pieces of a new vocabulary, bytes and sentinels included")
     add("--vocabulary-share", type=float, default=0.08, help="share of the text to train the vocabulary on")
     add("--embeddings", choices=["pmi", "random"], default="pmi", help="start of a new model's table")
     add("--matching-head", action="store_true", help="let one head start by looking for the same piece elsewhere")
     for name, size in names.PRETRAIN_SHAPE.items():
         add(f"--{name.replace('_', '-')}", type=int, default=size, help="of a new model")
-    for name, number in names.PRETRAIN_CONFIG.items():
-        add(f"--{name.replace('_', '-')}", type=int, default=number)
-    add(
-        "--flat", dest="decay_start_step", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )  # of version 0.1
-    add(
-        "--valences",
-        help="file of words and valences (word<TAB>number), such as VADER's, for the task of praise and blame",
-    )
-    add("--objective", choices=["spans", "prefix"], default="spans", help="span corruption or prefix language modeling")
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    for name, (number, text) in names.PRETRAIN_CONFIG.items():
+        add(f"--{name.replace('_', '-')}", type=int, default=number, help=text)
     rates = names.PRETRAIN_LEARNING_RATES
-    add("--optimizer", choices=list(rates), default="adafactor", help="optimizer of the run")
+    add("--optimizer", choices=list(rates), default="adafactor", help="the optimizer of the weights")
     add(
         "--learning-rate",
         type=float,
-        help=f"default: {', '.join(f'{rate:g} for {name}' for name, rate in rates.items())}",
+        help="the peak learning rate; default: " + ", ".join(f"{rate:g} for {name}" for name, rate in rates.items()),
     )
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of matrix products")
-    add("--seconds", type=float, help="stop and save after so long")
-    add("--save-dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights in OUTPUT/model")
+    add_field(group, "bf16")
+    add("--seconds", type=float, help="stop and save after so long; default: all steps")
+    group = parser.add_argument_group("output")
+    add_option(group, "--output", type=Path)
+    group.add_argument(
+        "--save-dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights in OUTPUT/model"
+    )
+    add_hidden(parser, "--flat", "decay_start_step", type=int)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,7 +112,7 @@ def _run(args: argparse.Namespace) -> int:
         objective=args.objective,
         optimizer=args.optimizer,
         learning_rate=args.learning_rate,
-        precision=args.precision,
+        precision="bf16" if args.bf16 else args.precision,
     )
     pretrainer = Pretrainer(
         model, tokenizer, store, config, args.output, held_out=_held_out(args, tokenizer), report=_Report(model, config)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from t5peft.cli.data import add_data_arguments, read_data
+from t5peft.cli.options import add_option
+from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.train_config import add_config_arguments, read_config
+
+EPILOG = """
+Example: t5peft search --task classification --train train.csv --method lora --trials 20 --output studies/reviews
+Searched are the learning rate, within ten times of --learning-rate either way, and those of --weight-decay,
+--label-smoothing and the method's --rank or --length that are not given.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,14 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.epilog = (
-        "Searched are the learning rate, within ten times of --learning-rate either way, and those of --weight-decay,\n"
-        "--label-smoothing and the method's --rank or --length that are not given."
-    )
+    parser.epilog = EPILOG
     add_data_arguments(parser)
     add_config_arguments(parser)
-    parser.add_argument("--trials", type=int, default=20, help="trials in all; those of an interrupted search count")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the study is stored")
+    group = parser.add_argument_group("search")
+    group.add_argument("--trials", type=int, default=20, help="trials in all; those of an interrupted search count")
+    add_option(parser.add_argument_group("output"), "--output")
+    add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,14 +46,42 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     task, splits = read_data(args)
     found = search(task, splits, config, args.output, trials=args.trials)
-    print(
+    lines = [
         f"{found.trials} trials, {found.pruned} of them pruned; best {task.metrics[0]} on validation {found.value:.4f}"
-    )
+    ]
     if found.picture:
-        print(f"picture: {found.picture}")
-    single = ("train", "validation", "test", "encoding", "delimiter", "template", "references")
-    files = [(name, [value]) for name in single if (value := getattr(args, name))]
-    columns = [("column", args.column), ("target-word", args.target_word)]
-    data = [word for name, values in (*files, *columns) for value in values for word in (f"--{name}", value)]
-    print(found.command(args.task, f"{args.output}/best", data))
+        lines.append(f"picture: {found.picture}")
+    command = found.command(args.task, f"{args.output}/best", data_words(args))
+    results = {**vars(found), "config": asdict(found.config), "metric": task.metrics[0], "command": command}
+    print_results(args, results, "\n".join([*lines, command]))
     return 0
+
+
+def data_words(args: argparse.Namespace) -> list[str]:
+    """Return the words of a command that name the same files and columns.
+
+    Args:
+        args: The values of a command with data.
+
+    Returns:
+        Options and values, without ``--task``.
+    """
+    single = (
+        "train",
+        "validation",
+        "test",
+        "encoding",
+        "delimiter",
+        "template",
+        "references",
+        "max_source_length",
+        "max_target_length",
+    )
+    files = [(name, [str(value)]) for name in single if (value := getattr(args, name))]
+    columns = [("column", args.column), ("target_word", args.target_word)]
+    return [
+        word
+        for name, values in (*files, *columns)
+        for value in values
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from t5peft.cli.config_file import CONFIG_FILE, write_config_file
 from t5peft.cli.data import add_data_arguments, read_data, save_task
+from t5peft.cli.options import add_option
+from t5peft.cli.output import add_output_options, print_results
+from t5peft.cli.parser import Parser
 from t5peft.cli.train_config import add_config_arguments, read_config
 from t5peft.compat.lock import hold_folder
 from t5peft.training.run_folder import check_run_folder
+
+EPILOG = """
+Examples:
+  t5peft train --task classification --train train.csv --column text=review --column label=stars --output runs/reviews
+  t5peft train --config runs/reviews/config.yaml --method ia3 --output runs/ia3
+The output holds adapter/ (with its task.yaml and scores.json), checkpoints, and config.yaml, which repeats the run.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
+    parser.epilog = EPILOG
     add_data_arguments(parser)
     add_config_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the adapter is saved")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in --output")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in --output")
+    group = parser.add_argument_group("output")
+    for name in ("--output", "--resume", "--overwrite"):
+        add_option(group, name)
+    add_output_options(parser)
+    parser.set_defaults(named=parser.named() if isinstance(parser, Parser) else {})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,27 +73,34 @@ def _run(args: argparse.Namespace) -> int:
         check_output(folder / "adapter")
     config = read_config(args)
     task, splits = read_data(args)
+    started = time.monotonic()
     model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
     if not has_adapter:
         save_model(cast(PreTrainedModel, model), folder, tokenizer=tokenizer)
     else:
         folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
     save_task(task, folder)
+    write_config_file(Path(args.output) / CONFIG_FILE, args, args.named)
+    sha256 = manifest_sha256(folder)
     print(f"saved to {folder}")
-    print(
-        f"sha256 {manifest_sha256(folder)}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)"
-    )
+    print(f"sha256 {sha256}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)")
     scores = score_splits(model, tokenizer, task, splits)
     (folder / "scores.json").write_text(json.dumps(scores, indent=1))
-    print_scores(scores)
+    results = {"output": str(folder), "sha256": sha256, "scores": scores, "seconds": time.monotonic() - started}
+    print_results(args, results, scores_text(scores))
     return 0
 
 
-def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Print one line per split.
+def scores_text(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Return one line per split.
 
     Args:
         scores: Scores by split and metric.
+
+    Returns:
+        The lines.
     """
-    for split, values in scores.items():
-        print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    return "\n".join(
+        f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        for split, values in scores.items()
+    )

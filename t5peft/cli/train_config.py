@@ -1,14 +1,22 @@
-"""The arguments that say how a model is tuned; shared by the commands that train."""
+"""The arguments that say how a model is tuned, one for each field of ``TrainConfig``; shared by the commands that train."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from inspect import getdoc
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from t5peft.cli import names
+from t5peft.cli.options import Group, add_hidden, add_method, add_option
 from t5peft.training.config import TrainConfig
+
+_MODEL = ("dtype", "quantize")
+_OWN = ("method", "backbone", "options", "training_options")  # with arguments of their own
+TRAINING = tuple(field.name for field in fields(TrainConfig) if field.name not in (*_MODEL, *_OWN))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,32 +25,29 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of a command.
     """
-    default, methods = TrainConfig(), names.method_names()
-    parser.add_argument(
-        "--backbone", default=default.backbone, help="mini, a hub name such as google/flan-t5-base, or a folder"
-    )
-    parser.add_argument("--method", choices=methods, default=default.method, metavar="METHOD", help=", ".join(methods))
+    group = parser.add_argument_group("model and method")
+    add_option(group, "--backbone")
+    for name in _MODEL:
+        add_field(group, name)
+    add_method(group)
     for option, number in names.NUMERIC_OPTIONS.items():
         flag = f"--{option.replace('_', '-')}"
-        parser.add_argument(flag, type=number, help=f"{option} of the method, where it has one")
-    parser.add_argument(
+        group.add_argument(flag, type=number, help=f"{option} of the method, where it has one; default: the method's")
+    group.add_argument(
         "--target-modules",
         nargs="+",
         metavar="NAME",
-        help="linear maps of LoRA, such as q v, or all-linear, where the method has them",
+        help="linear maps of LoRA, such as q v, or all-linear; default: the method's",
     )
-    for old, dest, settings in (
-        ("--reparametrise", "projection_size", {"type": int}),
-        ("--targets", "target_modules", {"nargs": "+"}),
-    ):
-        parser.add_argument(old, dest=dest, default=None, help=argparse.SUPPRESS, **settings)  # of version 0.1
-    parser.add_argument(
+    group.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="any other argument of the method's wrap: dora=true, sites=[encoder,decoder]; may be given again",
     )
+    add_hidden(parser, "--reparametrise", "projection_size", type=int)
+    add_hidden(parser, "--targets", "target_modules", nargs="+")
     add_training_arguments(parser)
 
 
@@ -52,21 +57,45 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of a command.
     """
-    default = TrainConfig()
-    parser.add_argument("--learning-rate", type=float, help="default: the method's own")
-    parser.add_argument(
-        "--batch-size", type=int, default=default.batch_size, help="examples of one optimizer step on one device"
+    group = parser.add_argument_group("training")
+    for name in TRAINING:
+        add_field(group, name)
+    group.add_argument(
+        "--training-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other argument of T5PeftTrainingArguments: lora_plus_ratio=8, report_to=tensorboard; may be given again",
     )
-    parser.add_argument("--epochs", type=float, default=default.epochs, help="rounds over the training records")
-    parser.add_argument("--steps", type=int, help="optimizer steps, instead of epochs")
-    parser.add_argument("--patience", type=int, help="stop after so many evaluations without a lower validation loss")
-    parser.add_argument(
-        "--evaluations", type=int, default=default.evaluations, help="evaluations and checkpoints in training"
-    )
-    parser.add_argument("--weight-decay", type=float, help="default: 0")
-    parser.add_argument("--label-smoothing", type=float, help="default: 0")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of weights, data order and dropout")
+
+
+def add_field(group: Group, name: str) -> None:
+    """Add the argument of one field of ``TrainConfig``: its type and default, and its text of the docstring as help.
+
+    Args:
+        group: A parser, or a group of its help.
+        name: The field.
+    """
+    flag, text = f"--{name.replace('_', '-')}", _texts()[name]
+    kind, default = _kind(get_type_hints(TrainConfig)[name]), getattr(TrainConfig(), name)
+    if kind is bool:
+        group.add_argument(flag, action="store_true", help=text)
+    elif get_origin(kind) is Literal:
+        group.add_argument(flag, choices=get_args(kind), default=default, help=text)
+    else:
+        group.add_argument(flag, type=kind, default=default, help=text)
+
+
+def _kind(hint: Any) -> Any:
+    """Return a type without None."""
+    return next((one for one in get_args(hint) if one is not NoneType), hint) if NoneType in get_args(hint) else hint
+
+
+def _texts() -> dict[str, str]:
+    """Return the text of each attribute in the docstring of ``TrainConfig``, as help is written."""
+    found = re.findall(r"^    (\w+): (.+?)$", getdoc(TrainConfig) or "", flags=re.MULTILINE)
+    texts = {name: text.replace("``", "").rstrip(".").replace("by default", "default:") for name, text in found}
+    return {name: text[:1].lower() + text[1:] for name, text in texts.items()}
 
 
 def read_config(args: argparse.Namespace) -> TrainConfig:
@@ -81,21 +110,23 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
     Raises:
         ValueError: An option came twice or is not NAME=VALUE, or a number is out of range.
     """
-    given = (*names.NUMERIC_OPTIONS, "target_modules")
-    options = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+    known = (*names.NUMERIC_OPTIONS, "target_modules")
+    options = {name: getattr(args, name) for name in known if getattr(args, name) is not None}
     if args.target_modules == ["all-linear"]:
         options["target_modules"] = "all-linear"
-    named = read_options(args.option)
+    named = read_options(args.option, "--option")
     if twice := sorted(options.keys() & named.keys()):
         raise ValueError(f"Got {', '.join(twice)} twice, by --option and by an argument of its own; expected it once.")
-    return replace(read_training(args), method=args.method, backbone=args.backbone, options=options | named)
+    given = {name: getattr(args, name) for name in ("method", "backbone", *_MODEL)}
+    return replace(read_training(args), **given, options=options | named)
 
 
-def read_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return the options of a wrap by name; values are YAML: a number, true, a word, ``[q, v]``.
+def read_options(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """Return options by name; values are YAML: a number, true, a word, ``[q, v]``.
 
     Args:
         pairs: Words ``NAME=VALUE``.
+        option: The option that they came by.
 
     Returns:
         The values by name.
@@ -107,18 +138,18 @@ def read_options(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name and equals and text) or name in options:
-            raise ValueError(f"Got --option {pair!r}; expected NAME=VALUE, such as dropout=0.1, and each name once.")
-        options[name] = _parse_value(text)
+            raise ValueError(f"Got {option} {pair!r}; expected NAME=VALUE, such as dropout=0.1, and each name once.")
+        options[name] = _parse_value(text, option)
     return options
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str, option: str) -> Any:
     import yaml
 
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"Got --option with {text!r}; expected a value in YAML ({error}).") from error
+        raise ValueError(f"Got {option} with {text!r}; expected a value in YAML ({error}).") from error
     try:
         return float(value) if isinstance(value, str) else value  # YAML reads 1e-3 as a word
     except ValueError:
@@ -137,15 +168,5 @@ def read_training(args: argparse.Namespace) -> TrainConfig:
     Raises:
         ValueError: A number is out of range.
     """
-    return TrainConfig(
-        learning_rate=args.learning_rate,
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        steps=args.steps,
-        patience=args.patience,
-        evaluations=args.evaluations,
-        weight_decay=args.weight_decay,
-        label_smoothing=args.label_smoothing,
-        bf16=args.bf16,
-        seed=args.seed,
-    )
+    values = {name: getattr(args, name) for name in TRAINING}
+    return TrainConfig(**values, training_options=read_options(args.training_option, "--training-option"))

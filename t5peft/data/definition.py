@@ -33,10 +33,9 @@ def read_definition(path_or_name: str | Path) -> dict[str, Any]:
         content = (DEFINITIONS / f"{path_or_name}.yaml").read_bytes()
     else:
         names = definition_names()
-        raise FileNotFoundError(
-            f"Got no task {str(path_or_name)!r}; expected a YAML file or one of {', '.join(names)}."
-            f"{did_you_mean(str(path_or_name), names)}"
-        )
+        meant = did_you_mean(str(path_or_name), names)
+        expected = "a task of the package" if meant else f"one of {', '.join(names)}"
+        raise FileNotFoundError(f"Got no task {str(path_or_name)!r}; expected a YAML file or {expected}.{meant}")
     try:
         values = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

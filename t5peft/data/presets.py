@@ -243,8 +243,7 @@ def _find_columns(
             found[role] = free[0]
         else:
             problems.append(
-                f"no column for the role {role!r}; say which, by columns={{{role!r}: ...}}, or --column {role}=NAME, in "
-                "bench by --source-column and --label-column"
+                f"no column for the role {role!r}; say which, by columns={{{role!r}: ...}}, or --column {role}=NAME"
             )
     if problems:
         origin = origin_of(records)

@@ -4,49 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 TASK_FILE = "task.yaml"
 """The file beside an adapter with the task that it was trained on."""
+
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"]
+Optimizer = Literal["adamw", "adafactor", "adamw_8bit", "sgd"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The method, the backbone and the budget of a training run.
 
+    The command line makes one option of each attribute, and shows the text below as its help.
+
     Attributes:
-        method: A key of ``METHODS``.
-        backbone: ``"mini"``, a hub name or a folder.
+        method: The tuning method, one of ``METHODS``.
+        backbone: ``mini``, a hub name such as google/flan-t5-base, or a folder.
         options: Arguments of the method's wrap, such as ``rank`` or ``length``.
-        learning_rate: The peak learning rate; None takes the method's own.
-        batch_size: Examples of one optimizer step on one device.
+        dtype: Type of the weights; by default float32, or bfloat16 for a quantized backbone where that is fast.
+        quantize: Load the weights of the backbone in 8 or 4 bits; by default as the method does.
+        learning_rate: The peak learning rate; by default the method's own.
+        scheduler: How the learning rate falls after the warm-up.
+        warmup: Steps in which the learning rate rises from 0; below 1, the share of all steps.
+        optimizer: The optimizer of the trained weights.
+        weight_decay: Weight decay; by default 0, or searched in a search.
+        label_smoothing: Label smoothing; by default 0, or searched in a search.
+        max_grad_norm: Largest norm of the gradient, which is clipped to it; 0 does not clip.
+        batch_size: Examples of one optimizer step on one device, if gradients are not accumulated.
+        gradient_accumulation: Batches of one optimizer step.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, a third more time.
         epochs: Rounds over the training records.
         steps: Optimizer steps, instead of epochs.
         evaluations: How often at most validation is scored and a checkpoint saved; the best checkpoint is kept.
-        patience: Stop after so many evaluations without a lower validation loss.
-        weight_decay: None means 0, except for a search, which then searches it.
-        label_smoothing: None means 0, except for a search, which then searches it.
-        bf16: Compute in bfloat16.
+        best_metric: What the best checkpoint is chosen by on validation: loss, or a metric of the task such as accuracy.
+        patience: Stop after so many evaluations without a better one; by default never.
+        bf16: Compute in bfloat16, with weights in float32.
         seed: Seed of weights, data order and dropout.
+        training_options: Any other arguments of ``T5PeftTrainingArguments``.
     """
 
     method: str = "lora"
     backbone: str = "mini"
     options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] | None = None
+    quantize: Literal["int8", "nf4"] | None = None
     learning_rate: float | None = None
+    scheduler: Scheduler = "linear"
+    warmup: float = 0.0
+    optimizer: Optimizer = "adamw"
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    max_grad_norm: float = 1.0
     batch_size: int = 16
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
     epochs: float = 3.0
     steps: int | None = None
     evaluations: int = 5
+    best_metric: str = "loss"
     patience: int | None = None
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
     bf16: bool = False
     seed: int = 0
+    training_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise one ``ValueError`` for all numbers that are too small or too large."""
-        numbers = ("learning_rate", "batch_size", "epochs", "steps", "evaluations", "patience")
+        numbers = (
+            "learning_rate",
+            "batch_size",
+            "gradient_accumulation",
+            "epochs",
+            "steps",
+            "evaluations",
+            "patience",
+        )
         values = {name: getattr(self, name) for name in numbers}
         wrong = [f"{name}={value}" for name, value in values.items() if value is not None and not value > 0]
         problems = []
@@ -54,8 +87,9 @@ class TrainConfig:
             problems.append(
                 f"Got {', '.join(wrong)}; expected numbers above 0 (learning_rate, steps and patience may be None)."
             )
-        if not (self.weight_decay or 0) >= 0:
-            problems.append(f"Got weight_decay={self.weight_decay}; expected at least 0.")
+        for name in ("weight_decay", "warmup", "max_grad_norm"):
+            if not (getattr(self, name) or 0) >= 0:
+                problems.append(f"Got {name}={getattr(self, name)}; expected at least 0.")
         if not 0 <= (self.label_smoothing or 0) < 1:
             problems.append(f"Got label_smoothing={self.label_smoothing}; expected at least 0 and less than 1.")
         if problems:

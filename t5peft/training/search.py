@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from t5peft.training.train import Splits, TrainConfig, check_splits, train_and_e
 if TYPE_CHECKING:
     import optuna
 
+_NAMED = ("method", "backbone", "learning_rate", "options", "training_options")  # fields with words of their own
 _CONFIG = "recipe"  # the attribute of a study that holds the config; named so since version 0.1
 
 
@@ -71,17 +72,17 @@ class SearchResult:
         Returns:
             A line for a shell.
         """
-        config = self.config
+        config, default = self.config, TrainConfig()
         words = ["t5peft", "train", "--task", task, *data, "--method", config.method]
-        words += ["--backbone", str(config.backbone)]
-        words += ["--learning-rate", f"{config.learning_rate:.3g}", "--weight-decay", f"{config.weight_decay or 0:g}"]
-        words += ["--label-smoothing", f"{config.label_smoothing or 0:g}", "--batch-size", str(config.batch_size)]
-        words += ["--steps", str(config.steps)] if config.steps else ["--epochs", f"{config.epochs:g}"]
-        words += ["--evaluations", str(config.evaluations), "--seed", str(config.seed)]
-        words += ["--patience", str(config.patience)] if config.patience else []
-        words += ["--bf16"] if config.bf16 else []
-        for name, value in config.options.items():
-            words += ["--option", f"{name}={json.dumps(value, default=str)}"]
+        words += ["--backbone", str(config.backbone), "--learning-rate", f"{config.learning_rate:.3g}"]
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if field.name in _NAMED or value is None or value is False or value == getattr(default, field.name):
+                continue
+            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [format(value)])]
+        for option, values in (("--option", config.options), ("--training-option", config.training_options)):
+            for name, value in values.items():
+                words += [option, f"{name}={json.dumps(value, default=str)}"]
         return shlex.join([*words, "--output", output])
 
 

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
 from transformers import (
     EarlyStoppingCallback,
@@ -34,6 +37,7 @@ from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+from t5peft.training.best_checkpoint import ScoringTrainer, best_score
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
@@ -113,7 +117,7 @@ def train(
     overwrite: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> ModelAndTokenizer:
-    """Train on ``splits["train"]`` and keep the checkpoint with the lowest loss on validation.
+    """Train on ``splits["train"]`` and keep the checkpoint that is best on validation, by ``config.best_metric``.
 
     What would stop the scoring afterwards stops the run before the training.
 
@@ -139,6 +143,7 @@ def train(
         check_run_folder(output, resume=resume, overwrite=overwrite)
         check_splits(task, splits)
         check_metrics(task)
+        best = best_score(task, config.best_metric)
         test = splits.get("test", ())
         if not _is_empty(test):
             checks.raise_all(task.name, checks.missing_references([*splits["validation"], *test], task.references))
@@ -152,7 +157,9 @@ def train(
         )
         stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
         arguments = training_arguments(config, len(training), output)
-        trainer = T5PeftTrainer(
+        if best is not None:
+            arguments.metric_for_best_model, arguments.greater_is_better = best
+        trainer = (T5PeftTrainer if best is None else ScoringTrainer)(
             model=wrapped,
             args=arguments,
             train_dataset=training,
@@ -160,6 +167,8 @@ def train(
             processing_class=tokenizer,
             callbacks=[EvaluateLastStep(), *stopping, *callbacks],
         )
+        if isinstance(trainer, ScoringTrainer):
+            trainer.score = lambda model: score_splits(model, tokenizer, task, {"validation": splits["validation"]})
         if overwrite and arguments.should_save:
             delete_checkpoints(output)
         trainer.train(resume_from_checkpoint=resume)
@@ -241,7 +250,11 @@ def _load_backbone(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedToke
     if config.method not in METHODS:
         suggestion = did_you_mean(config.method, METHODS)
         raise ValueError(f"Got method={config.method!r}; expected one of {', '.join(METHODS)}.{suggestion}")
-    model, tokenizer = load_backbone(config.backbone, quantize=METHODS[config.method].quantize)
+    model, tokenizer = load_backbone(
+        config.backbone,
+        quantize=config.quantize or METHODS[config.method].quantize,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype),
+    )
     if not model.can_generate():
         raise ValueError(
             f"Got {config.backbone}, which has a classification head; expected a T5 with a language model head."
@@ -272,25 +285,52 @@ def training_arguments(config: TrainConfig, examples: int, output: str | Path) -
 
     Returns:
         The arguments, with as many evaluations as the config says at most.
+
+    Raises:
+        ValueError: A training option is unknown, or set by another field.
     """
-    batch = config.batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    batch = config.batch_size * config.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     steps = config.steps or max(1, round(config.epochs * max(1, -(-examples // batch))))
     every = -(-steps // config.evaluations)
-    return T5PeftTrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate or METHODS[config.method].learning_rate,
-        weight_decay=config.weight_decay or 0.0,
-        label_smoothing_factor=config.label_smoothing or 0.0,
-        bf16=config.bf16,
-        logging_steps=max(1, every // 4),
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        seed=config.seed,
-    )
+    given: dict[str, Any] = {
+        "output_dir": str(output),
+        "max_steps": steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "learning_rate": config.learning_rate or METHODS[config.method].learning_rate,
+        "lr_scheduler_type": config.scheduler,
+        "warmup_steps": config.warmup,
+        "weight_decay": config.weight_decay or 0.0,
+        "label_smoothing_factor": config.label_smoothing or 0.0,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.bf16,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "seed": config.seed,
+    }
+    if config.optimizer != "adamw":  # of which transformers chooses the fastest
+        given["optim"] = config.optimizer
+    if config.training_options:
+        _check_training_options(config.training_options, given)
+    defaults = {
+        "logging_steps": max(1, every // 4),
+        "save_total_limit": 2,
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+    return T5PeftTrainingArguments(**given, **{**defaults, **config.training_options})
+
+
+def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise one error for all arguments that do not exist, or that the config has fields for."""
+    known = {field.name for field in dataclasses.fields(T5PeftTrainingArguments) if field.init} - given.keys()
+    if wrong := [name for name in options if name not in known]:
+        suggestions = "".join(did_you_mean(name, known) for name in wrong if name not in given)
+        raise ValueError(
+            f"Got training_options {', '.join(wrong)}; expected arguments of T5PeftTrainingArguments that no other option "
+            f"sets.{suggestions}"
+        )

@@ -63,7 +63,7 @@ def test_the_version_names_the_stack_for_a_report_of_a_fault(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tune"], "Got the command 'tune'; expected one of train, evaluate"),
+        (["tune"], "Got the command 'tune'; expected one of auto, train, evaluate"),
         (["trian"], "Did you mean 'train'?"),
         (["train", "--task", "classification", "--train", "no.csv", "--output", "x"], "no.csv"),
         (["train", "--task", "classification", "--output", "x"], "without records; expected files, by --train"),
@@ -96,3 +96,20 @@ def test_labels_that_are_empty_are_named_by_row() -> None:
         ValueError, match="Got a column 'label' of labels that is empty in row 1 of the training records"
     ):
         preset_task("classification", records)
+
+
+def test_bench_takes_every_method_by_name_and_columns_as_train_does(data_set: str) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    asked = bench.suite_of(parser.parse_args(["--methods", "lora", "full"]))
+    assert {entry.method: len(entry.learning_rates) for entry in asked.methods} == {"lora": 3, "full": 1}
+    with pytest.raises(ValueError, match="lroa"):
+        bench.suite_of(parser.parse_args(["--methods", "lroa"]))
+    files = ["--task", "classification", "--train", data_set, "--test", data_set]
+    for words in (
+        ["--column", "text=label", "--column", "label=text"],
+        ["--source-column", "label", "--label-column", "text"],
+    ):
+        (own,) = bench.suite_of(parser.parse_args([*files, *words])).tasks
+        assert own.own is not None
+        assert (own.own["template"], own.own["target"]) == ("classify: {label}", "{text}")

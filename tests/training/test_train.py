@@ -138,3 +138,42 @@ def test_arguments_of_0_1_still_work(backbone: str, tmp_path: Path) -> None:
     splits = {"train": records(8), "validation": records(4)}
     with pytest.warns(DeprecationWarning, match="argument recipe of train is deprecated.*use config"):
         train(TASK, splits, recipe=config(backbone), output=tmp_path)  # type: ignore[call-arg]
+
+
+def test_every_setting_of_a_config_reaches_the_trainer(tmp_path: Path) -> None:
+    config = TrainConfig(
+        scheduler="cosine",
+        warmup=0.25,
+        optimizer="adafactor",
+        max_grad_norm=0.5,
+        gradient_accumulation=2,
+        gradient_checkpointing=True,
+        weight_decay=0.1,
+        label_smoothing=0.2,
+        learning_rate=0.01,
+        batch_size=4,
+        epochs=2.0,
+        evaluations=2,
+        seed=3,
+        training_options={"z_loss": 1e-4, "logging_steps": 7},
+    )
+    args = training_arguments(config, 20, tmp_path)
+    assert args.max_steps == 6
+    assert args.get_warmup_steps(args.max_steps) == 2
+    given = {
+        "lr_scheduler_type": "cosine",
+        "optim": "adafactor",
+        "max_grad_norm": 0.5,
+        "gradient_accumulation_steps": 2,
+        "activation_checkpointing": True,
+        "weight_decay": 0.1,
+        "label_smoothing_factor": 0.2,
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 4,
+        "eval_steps": 3,
+        "seed": 3,
+        "z_loss": 1e-4,
+        "logging_steps": 7,
+    }
+    assert {name: getattr(args, name) for name in given} == given
+    assert training_arguments(TrainConfig(), 20, tmp_path).optim.startswith("adamw_torch")

@@ -1,0 +1,252 @@
+"""Report on the result of ``auto``: scores with intervals beside simple baselines, trials, reasons, a model card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from t5peft.benchmark.statistics import Difference, paired_bootstrap
+from t5peft.cli.auto_search import Trial
+from t5peft.data import Task
+from t5peft.evaluation.scores import EvaluationResult, EvaluationSet, rank_targets
+from t5peft.planning.units import seconds_text
+
+TFIDF = "tf-idf + logistic regression"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A simple answer to the test records.
+
+    Attributes:
+        name: What answers.
+        score: Its mean over the records, with the 95 % interval.
+        difference: The model's score less this one, with the 95 % interval over the same records.
+    """
+
+    name: str
+    score: Difference
+    difference: Difference
+
+
+def interval_of(scores: Sequence[float]) -> Difference:
+    """Return the mean of the scores of examples with its 95 % interval.
+
+    Args:
+        scores: One for each record.
+
+    Returns:
+        The mean and the interval.
+    """
+    return paired_bootstrap((np.array([scores]), np.zeros((1, len(scores)))))
+
+
+def baselines_of(
+    task: Task, train: Sequence[Mapping[str, Any]], test: EvaluationSet, ours: Sequence[float]
+) -> list[Baseline]:
+    """Return simple answers to the test records, scored as the model's are.
+
+    Args:
+        task: The task.
+        train: The training records.
+        test: The test records.
+        ours: The scores of the model on them.
+
+    Returns:
+        The most frequent answer; for labels also tf-idf with logistic regression where scikit-learn is installed; for free
+        answers a copy of the source.
+    """
+    train = task.with_names(train)
+    answers = [task.answers(record)[0] for record in train]
+    common = Counter(answers).most_common(1)[0][0]
+    found = {"the most frequent answer": [common] * len(test.texts)}
+    if task.verbalizer is None:
+        found["a copy of the source"] = list(test.texts)
+    elif (predicted := _tfidf([task.content(record) for record in train], answers, test.texts)) is not None:
+        found[TFIDF] = predicted
+    scored = {name: test.score_examples(predictions) for name, predictions in found.items()}
+    return [
+        Baseline(name, interval_of(scores), paired_bootstrap((np.array([ours]), np.array([scores]))))
+        for name, scores in scored.items()
+    ]
+
+
+def _tfidf(texts: Sequence[str], labels: Sequence[str], test: Sequence[str]) -> list[str] | None:
+    """Return the labels that tf-idf and logistic regression predict; None without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        return None
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    model = LogisticRegression(C=10, max_iter=1000)
+    model.fit(vectors.fit_transform(texts), labels)
+    return [str(label) for label in model.predict(vectors.transform(test))]
+
+
+def correlation_of_numbers(model: nn.Module, test: EvaluationSet) -> dict[str, float]:
+    """Return Pearson's correlation of the expected and the true number, for a task whose labels are numbers.
+
+    Args:
+        model: The tuned model.
+        test: The test records.
+
+    Returns:
+        ``pearson``, or nothing where labels are not numbers, fewer than three, or all answers the same.
+    """
+    try:
+        values = np.array([float(label) for label in test.task.labels])
+    except ValueError:
+        return {}
+    if len(values) < 3:
+        return {}
+    sources = [feature["input_ids"] for feature in test.features]
+    ranking = rank_targets(model, test.tokenizer, test.task, sources)
+    expected = ranking.probabilities.double().cpu().numpy() @ values
+    truth = np.array([float(answers[0]) for answers in test.references])
+    if expected.std() == 0 or truth.std() == 0:
+        return {}
+    return {"pearson": float(np.corrcoef(expected, truth)[0, 1])}
+
+
+def advice_of(baselines: Sequence[Baseline]) -> list[str]:
+    """Return what the comparison with the baselines means for the user.
+
+    Args:
+        baselines: Those of the test records.
+
+    Returns:
+        One sentence for each baseline that is not clearly worse, or one for all.
+    """
+    lines = []
+    for one in baselines:
+        if one.difference.high < 0:
+            lines.append(f"**{one.name} is better than the tuned model. Take it, or tune a larger backbone.**")
+        elif not one.difference.clear:
+            lines.append(
+                f"The test records do not tell the tuned model from {one.name}. Give more records, or more time."
+            )
+    return lines or ["The tuned model is clearly better than every baseline."]
+
+
+def write_report(
+    path: Path,
+    *,
+    task: Task,
+    reasons: Sequence[str],
+    trials: Sequence[Trial],
+    best: Trial,
+    lead: str,
+    result: EvaluationResult,
+    baselines: Sequence[Baseline],
+    commands: Sequence[str],
+) -> None:
+    """Write the report.
+
+    Args:
+        path: The Markdown file.
+        task: The task.
+        reasons: Sentences on the data, the task and the methods.
+        trials: All trials.
+        best: The one whose model was kept.
+        lead: The name of the leading score.
+        result: The scores on the test records.
+        baselines: Simple answers to them.
+        commands: What to do next.
+    """
+    ours = interval_of(result.per_example)
+    lines = [
+        f"# {task.name}: {best.arm}",
+        "",
+        *(f"- {reason}" for reason in reasons),
+        f"- Chosen: {best.arm}, with loss {best.loss:.4f} and {lead} {best.score:.4f} on validation. Of the finalists, the one "
+        f"with the lowest loss is chosen, unless another has a clearly better {lead} on the same records.",
+        "",
+        f"## Test, {len(result.per_example)} records",
+        "",
+        ", ".join(f"{name} {value:.4f}" for name, value in result.scores.items()),
+        "",
+        f"| answers | {result.example_metric} [95 % interval] | tuned model less this |",
+        "| --- | ---: | ---: |",
+        f"| tuned model, {best.arm.method} | {_text(ours)} | |",
+        *(f"| {one.name} | {_text(one.score)} | {_text(one.difference, sign='+')} |" for one in baselines),
+        "",
+        *advice_of(baselines),
+        "",
+        "Intervals are of the paired bootstrap over test records. There is one seed, so they do not cover the chance of training.",
+        "",
+        "## Trials",
+        "",
+        f"| rung | method | learning rate | trained weights | steps | time | validation loss | {lead} |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *map(_row, sorted(trials, key=lambda one: (-one.rung, one.loss is None, one.loss or 0.0))),
+        "",
+        "Rung 0 measures the time of a step. Every rung trains the better third of the one before for more steps.",
+        "",
+        "## Next",
+        "",
+        "```console",
+        *(f"$ {command}" for command in commands),
+        "```",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _row(trial: Trial) -> str:
+    loss = trial.error or f"{trial.loss:.4f}"
+    cells = [str(trial.rung), trial.arm.method, f"{trial.arm.learning_rate:g}", f"{trial.trained:,}", str(trial.steps)]
+    cells += [seconds_text(trial.seconds), loss.replace("|", "/"), "" if trial.score is None else f"{trial.score:.4f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(value: Difference, sign: str = "") -> str:
+    return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+
+
+def write_card(
+    folder: Path, *, task: Task, backbone: str, best: Trial, result: EvaluationResult, baselines: Sequence[Baseline]
+) -> None:
+    """Write the model card of the result.
+
+    Args:
+        folder: Of the adapter or the model.
+        task: The task.
+        backbone: What was tuned.
+        best: The trial that made it.
+        result: Its scores on the test records.
+        baselines: Simple answers to them.
+    """
+    load = "load_backbone" if best.arm.method == "full" else "load_adapter"
+    labels = "" if task.verbalizer is None else f"- Labels: {', '.join(task.labels)}\n"
+    rows = "\n".join(f"| {one.name} | {_text(one.score)} |" for one in baselines)
+    (folder / "README.md").write_text(
+        f"""---
+library_name: peft
+tags: [t5, {best.arm.method}]
+---
+
+# {task.name}
+
+- Backbone: {backbone}
+- Method: {best.arm.method}, {best.trained:,} trained weights, learning rate {best.arm.learning_rate:g}, {best.steps} steps
+- Template: `{task.template}`
+{labels}
+| on {len(result.per_example)} test records | {result.example_metric} [95 % interval] |
+| --- | ---: |
+| this model | {_text(interval_of(result.per_example))} |
+{rows}
+
+```python
+from t5peft import {load}, Task
+model, tokenizer = {load}("path/to/this/folder")
+task = Task.from_yaml("path/to/this/folder/task.yaml")
+```
+""",
+        encoding="utf-8",
+    )

@@ -1,0 +1,377 @@
+"""From a table to a tuned model in a given time: tell the task, choose method and rate, compare with baselines, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from t5peft.adapters import is_adapter
+from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_card, write_report
+from t5peft.cli.auto_search import Halving, Trial, TrialLog, fields_of
+from t5peft.cli.auto_task import guess_task, round_numbers
+from t5peft.compat.lock import hold_folder
+from t5peft.data import Task, preset_task
+from t5peft.data.lint import LintReport, lint
+from t5peft.data.registry import with_validation
+from t5peft.data.sources import Records, part_of, read_records
+from t5peft.data.splits import Splits, fingerprint_of_data, hold_out
+from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
+from t5peft.methods import METHODS
+from t5peft.models.backbone import load_backbone, load_tokenizer
+from t5peft.planning.plan import Job, largest_micro_batch, step_bytes
+from t5peft.planning.units import bytes_text
+from t5peft.training.config import TASK_FILE, TrainConfig
+
+CANDIDATES = ("lora-all", "full", "houlsby", "lora", "ia3", "prefix")
+"""The methods that are tried, those that stand highest in benchmarks/RESULTS.md first."""
+MOST_VALIDATED, MOST_TESTED = 300, 1000  # records that are scored
+REPORT, RESULTS, TRIALS = "report.md", "results.json", "trials.jsonl"
+
+
+@dataclass(frozen=True)
+class AutoResult:
+    """The result of ``auto``.
+
+    Attributes:
+        folder: The adapter, or the model where full fine-tuning was best.
+        report: The Markdown file with trials, reasons and baselines.
+        method: The method.
+        learning_rate: Its learning rate.
+        scores: On the test records.
+        results: All figures, as in ``results.json``.
+        commands: What to do next, for a shell.
+    """
+
+    folder: Path
+    report: Path
+    method: str
+    learning_rate: float
+    scores: Mapping[str, float]
+    results: Mapping[str, Any]
+    commands: tuple[str, ...]
+
+
+def auto(
+    train: Sequence[Mapping[str, Any]],
+    output: str | Path,
+    *,
+    test: Sequence[Mapping[str, Any]] | None = None,
+    validation: Sequence[Mapping[str, Any]] | None = None,
+    task: Task | str | None = None,
+    columns: Mapping[str, str] | None = None,
+    target: str | None = None,
+    backbone: str = "mini",
+    methods: Sequence[str] | None = None,
+    minutes: float = 30.0,
+    memory_bytes: int | None = None,
+    config: TrainConfig | None = None,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = print,
+) -> AutoResult:
+    """Choose a method and its learning rate for records, tune it, and write model, model card and report.
+
+    Called again with the same data and output, it goes on where it was interrupted.
+
+    Args:
+        train: The training records. Validation and test records are held out from them where none are given.
+        output: The folder of the result.
+        test: The test records.
+        validation: The validation records.
+        task: A task, or a key of ``PRESETS``; None tells it from the columns.
+        columns: Role to column, as far as they are not found.
+        target: The column that is predicted, where only this is not clear.
+        backbone: ``"mini"``, a hub name or a folder.
+        methods: Names of methods to try; None tries those that are often best.
+        minutes: The time of all trials.
+        memory_bytes: The memory of the device; None takes what it has.
+        config: What all trials share, such as the batch size and the seed.
+        overwrite: Whether to begin anew where the folder holds another search.
+        tell: Gets a line of progress at a time.
+
+    Returns:
+        The model's folder, its scores, and what to do next.
+
+    Raises:
+        FolderInUseError: Another run holds ``output``.
+        ValueError: The columns do not tell the task, records do not fit it, or no method fits into the memory.
+    """
+    folder = Path(output)
+    with hold_folder(folder):
+        given = {"train": train, "validation": validation, "test": test}
+        splits: Splits = {split: cast(Records, read_records(rows)) for split, rows in given.items() if rows is not None}
+        if not splits["train"]:
+            raise ValueError("Got no training records; expected some, with a column to predict.")
+        task, splits, reasons = prepare(task, splits, columns or {}, target)
+        config = replace(config or TrainConfig(), backbone=backbone)
+        return _auto(task, splits, reasons, folder, config, methods, minutes, memory_bytes, overwrite, tell)
+
+
+def prepare(
+    task: Task | str | None, splits: Splits, columns: Mapping[str, str], target: str | None
+) -> tuple[Task, Splits, list[str]]:
+    """Return the task, its records with validation and test held out, and sentences that say how they came about.
+
+    Args:
+        task: A task, the name of a family, or None to tell it from the columns.
+        splits: Records by split.
+        columns: Role to column.
+        target: The column that is predicted.
+
+    Returns:
+        The task, the splits and the reasons.
+
+    Raises:
+        ValueError: The columns do not tell the task, or records do not fit it.
+    """
+    reasons: list[str] = []
+    if isinstance(task, str):
+        task = preset_task(task, splits["train"], columns=columns)
+        reasons.append("The task was given.")
+    elif task is None:
+        guess = guess_task(splits["train"], columns=columns, target=target)
+        reasons += guess.reasons
+        if guess.step is not None:
+            goal = list(guess.columns.values())[-1]
+            splits = {split: part_of(rows, round_numbers(rows, goal, guess.step)) for split, rows in splits.items()}
+        task = preset_task(guess.family, splits["train"], columns=guess.columns, template=guess.template)
+    for rows in splits.values():
+        task.check(rows)
+    if "test" not in splits:
+        rest, held = hold_out(splits["train"], task.source, share=0.15, at_most=MOST_TESTED)
+        splits = {**splits, "train": rest, "test": held}
+        reasons.append(f"{len(held)} test records were held out, none of whose sources is in the training records.")
+    splits = with_validation(task, splits)
+    if len(splits["test"]) > MOST_TESTED:
+        splits = {**splits, "test": _sample(splits["test"], MOST_TESTED)}
+        reasons.append(f"{MOST_TESTED} test records were drawn for the scores.")
+    if len(splits["validation"]) > MOST_VALIDATED:
+        splits = {**splits, "validation": _sample(splits["validation"], MOST_VALIDATED)}
+    counts = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
+    return task, splits, [f"Records: {counts}.", *reasons, f"Source: `{task.template}`; target: `{task.target}`."]
+
+
+def _sample(rows: Any, count: int) -> Any:
+    return part_of(rows, random.Random(0).sample(list(rows), count))
+
+
+def _auto(
+    task: Task,
+    splits: Splits,
+    reasons: list[str],
+    folder: Path,
+    config: TrainConfig,
+    methods: Sequence[str] | None,
+    minutes: float,
+    memory_bytes: int | None,
+    overwrite: bool,
+    tell: Callable[[str], None],
+) -> AutoResult:
+    """Search, score and write.
+
+    Long because it is the whole way in its order, each step of which needs what those before it found.
+    """
+    began = time.monotonic()
+    if overwrite:
+        for name in (REPORT, RESULTS, TRIALS):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / ".trials", ignore_errors=True)
+    tokenizer = load_tokenizer(config.backbone)
+    checked = lint(task, splits["train"], tokenizer)
+    if checked.problems:
+        raise ValueError("Got records that cannot be trained on:\n" + "\n".join(checked.problems))
+    reasons = [*reasons, *(f"Lint: {advice}." for advice in checked.advice)]
+    fitting, dropped = fitting_methods(config, checked, methods, memory_bytes)
+    reasons += dropped
+    identity = {
+        "data": fingerprint_of_data(task, splits),
+        "backbone": config.backbone,
+        "methods": list(fitting),
+        "config": hashlib.sha256(repr(config).encode()).hexdigest()[:16],
+    }
+    for line in reasons:
+        tell(line)
+    log = TrialLog(folder / TRIALS, identity)
+    if log.trials:
+        tell(f"{len(log.trials)} trials of an interrupted search are there; going on from them.")
+    searched = {split: splits[split] for split in ("train", "validation")}
+    halving = Halving(task, searched, config, fitting, folder / ".trials", log, tell)
+    best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
+    saved = _keep(halving.saved(best), folder / ("adapter" if METHODS[best.arm.method].has_adapter else "model"))
+    task.to_yaml(saved / TASK_FILE)
+    model, tokenizer = load_tuned_model(saved)
+    examples = EvaluationSet(task, splits["test"], tokenizer)
+    result = examples.score(model)
+    result.scores.update(correlation_of_numbers(model, examples))
+    baselines = baselines_of(task, splits["train"], examples, result.per_example)
+    commands = _commands(folder, saved, config.backbone, task, splits)
+    trials = list(log.trials.values())
+    write_report(
+        folder / REPORT,
+        task=task,
+        reasons=reasons,
+        trials=trials,
+        best=best,
+        lead=halving.lead,
+        result=result,
+        baselines=baselines,
+        commands=commands,
+    )
+    write_card(saved, task=task, backbone=config.backbone, best=best, result=result, baselines=baselines)
+    results = _results(task, best, trials, result, baselines, saved, commands)
+    (folder / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    shutil.rmtree(folder / ".trials", ignore_errors=True)
+    return AutoResult(
+        saved, folder / REPORT, best.arm.method, best.arm.learning_rate, result.scores, results, tuple(commands)
+    )
+
+
+def fitting_methods(
+    config: TrainConfig, checked: LintReport, methods: Sequence[str] | None, memory_bytes: int | None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the methods that fit into the memory, with what each has to change for it, and why others do not.
+
+    Args:
+        config: What all trials share.
+        checked: The lint of the training records, for their lengths.
+        methods: Names of methods; None for ``CANDIDATES``, with ``qlora`` where ``lora-all`` does not fit.
+        memory_bytes: The memory; None takes what the device has.
+
+    Returns:
+        Changes of the config by method, and a sentence for each method that is left out.
+
+    Raises:
+        ValueError: A method is unknown, or none fits.
+    """
+    if unknown := [name for name in methods or () if name not in METHODS]:
+        raise ValueError(f"Got methods {', '.join(unknown)}; expected some of {', '.join(METHODS)}.")
+    on_cuda = torch.cuda.is_available()
+    memory = memory_bytes or _memory(on_cuda)
+    source, target = (min(side.length_of(1.0), side.limit) for side in (checked.sources, checked.targets))
+    fitting: dict[str, dict[str, Any]] = {}
+    dropped = []
+    for name in methods or (*CANDIDATES, "qlora"):
+        if name == "qlora" and methods is None and "lora-all" in fitting:
+            continue
+        job = Job(
+            config.backbone,
+            name,
+            source,
+            target,
+            config.batch_size,
+            config.batch_size,
+            device="cuda" if on_cuda else "cpu",
+            quantize=config.quantize,
+        )
+        changes = _changes(job, memory)
+        if changes is None:
+            least = step_bytes(replace(job, micro_batch=1, checkpointing=True)).peak_bytes
+            dropped.append(f"{name} is left out: it needs {bytes_text(least)}, and there are {bytes_text(memory)}.")
+        else:
+            fitting[name] = changes
+    if not fitting:
+        raise ValueError(
+            f"Got {bytes_text(memory)} of memory, into which no method fits ({' '.join(dropped)}); expected more. Take a smaller "
+            "backbone, or shorter sources (--max-source-length)."
+        )
+    return fitting, dropped
+
+
+def _changes(job: Job, memory: int) -> dict[str, Any] | None:
+    """Return what a run has to change to fit; None where nothing makes it fit."""
+    for checkpointing in (False, True):
+        tried = replace(job, checkpointing=checkpointing)
+        changed = {"gradient_checkpointing": True} if checkpointing else {}
+        if step_bytes(tried).peak_bytes <= memory:
+            return changed
+        if (smaller := largest_micro_batch(tried, memory)) is not None:
+            tokens = smaller.job.micro_batch * (job.source_tokens + job.target_tokens)
+            return {**changed, "training_options": {"tokens_per_micro_batch": tokens}}
+    return None
+
+
+def _memory(on_cuda: bool) -> int:
+    if on_cuda:
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _keep(saved: Path, place: Path) -> Path:
+    """Copy the finalist's model to its place, the whole folder or nothing of it."""
+    staged = place.with_name(f".{place.name}-new")
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(saved, staged)
+    for old in (place.with_name("adapter"), place.with_name("model")):
+        shutil.rmtree(old, ignore_errors=True)
+    return staged.rename(place)
+
+
+def load_tuned_model(folder: Path) -> Any:
+    """Load an adapter with its backbone, or a whole model.
+
+    Args:
+        folder: The adapter or the model.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    from t5peft.cli.evaluate import load_tuned
+
+    return load_tuned(folder) if is_adapter(folder) else load_backbone(folder)
+
+
+def _commands(folder: Path, saved: Path, backbone: str, task: Task, splits: Splits) -> list[str]:
+    """Return the commands that serve, predict and evaluate; the test records are written for the last."""
+    test = folder / "test.jsonl"
+    test.write_text(
+        "".join(json.dumps(dict(record), ensure_ascii=False, default=str) + "\n" for record in splits["test"]),
+        encoding="utf-8",
+    )
+    base = backbone if saved.name == "adapter" else str(saved)
+    given = ["--text", "..."] if len(task.columns) == 1 else ["--data", "new.csv"]
+    return [
+        shlex.join(["t5peft", "serve", "--backbone", base, "--adapters", str(folder)]),
+        shlex.join(["t5peft", "predict", str(saved), *given]),
+        shlex.join(["t5peft", "evaluate", str(saved), "--data", str(test)]),
+    ]
+
+
+def _results(
+    task: Task,
+    best: Trial,
+    trials: Sequence[Trial],
+    result: EvaluationResult,
+    baselines: Sequence[Baseline],
+    saved: Path,
+    commands: Sequence[str],
+) -> dict[str, Any]:
+    def bounds(value: Any) -> dict[str, float]:
+        return {"mean": value.mean, "low": value.low, "high": value.high}
+
+    return {
+        "task": task.name,
+        "output": str(saved),
+        "best": fields_of(best),
+        "test": {
+            "scores": result.scores,
+            "metric": result.example_metric,
+            "interval": bounds(interval_of(result.per_example)),
+            "records": len(result.per_example),
+        },
+        "baselines": {
+            one.name: {"score": bounds(one.score), "difference": bounds(one.difference)} for one in baselines
+        },
+        "trials": [fields_of(trial) for trial in trials],
+        "commands": list(commands),
+    }
