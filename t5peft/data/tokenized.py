@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher, get_temporary_cache_files_directory
 from transformers import PreTrainedTokenizerBase
@@ -101,6 +102,17 @@ def tokenize(task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerB
         changes.join(of_shard)
     parts = [dataset for dataset, _ in shards]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts), changes
+
+
+def lengths_of(dataset: Dataset, column: str) -> list[int]:
+    """Return the number of tokens of each row, without reading the tokens.
+
+    Args:
+        dataset: With lists of tokens.
+        column: Their column.
+    """
+    table = dataset.with_format("arrow")[:]
+    return [length or 0 for length in pc.list_value_length(table[column]).to_pylist()]
 
 
 @dataclass
