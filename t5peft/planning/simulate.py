@@ -196,8 +196,8 @@ def simulate_step(
     return StepBytes(*total)
 
 
-SIMULATED_LAYERS = 2
-"""Layers of a stack that are simulated: the first and the last; a third one shows what each layer between them adds."""
+SIMULATED_LAYERS = 3
+"""Layers of a stack that are simulated: the first, the last, and one between them."""
 
 
 @dataclass(frozen=True)
