@@ -1,4 +1,4 @@
-"""Runs side by side on the same cores: one alone, two at once, four at once, with and without what t5peft does about threads.
+"""Runs side by side on the same cores: one, two and four at once, with and without what t5peft does about threads.
 
     python benchmarks/neighbors.py                                   # ten minutes on a quiet machine; writes the record
     python benchmarks/neighbors.py --at-once 1 2 --repeats 1 --systems t5peft --record /tmp/trial.json
@@ -10,7 +10,7 @@ Ten steps of 16 examples of TREC in a t5-small's shape with random weights, by `
 * t5peft: ``t5peft.compat.threads.prepare`` before torch, as commands call it;
 * passive: ``OMP_WAIT_POLICY=PASSIVE``.
 
-The figure to look at is the time until the last of n runs is done, over n times that of a run alone with the default settings.
+The figure to look at is the time until the last of n runs is done, over n times that of a single run with the default settings.
 """
 
 from __future__ import annotations

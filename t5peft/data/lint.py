@@ -132,7 +132,7 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
 
 
 class _Counts:
-    """What is counted of one side, batch by batch."""
+    """Counts of one side, batch by batch."""
 
     def __init__(self, name: str, template: Template, limit: int) -> None:
         self.name, self.template, self.limit = name, template, limit

@@ -1,4 +1,4 @@
-"""What a plan advises can be asked of ``t5peft train``, and a run that follows it stays within the memory."""
+"""A run that follows the advice of a plan stays within the memory; ``t5peft train`` takes the advice as options."""
 
 from __future__ import annotations
 
