@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from t5peft.planning.job import Job
-    from t5peft.planning.plan import changes, fits, plan_table, step_bytes
+    from t5peft.planning.plan import changes, fits, plan_lines, step_bytes
+    from t5peft.planning.settings import command
 
     job = Job(
         backbone=args.backbone,
@@ -65,9 +66,13 @@ def run(args: argparse.Namespace) -> int:
         quantize=args.quantize,
         dtype=None if args.dtype is None else getattr(torch, args.dtype),
     )
+    if not args.json:
+        for line in plan_lines(job, args.memory):  # each as soon as it is found
+            print(line, file=getattr(args, "results", None), flush=True)
     fitting = None if args.memory is None else fits(job, args.memory)
-    proposed = [] if args.memory is None else [change.text for change in changes(job, args.memory)]
-    step = step_bytes(job)
-    results = {**vars(step), "fits": fitting, "changes": proposed}
-    print_results(args, results, plan_table(job, args.memory))
+    if args.json:
+        proposed = [] if args.memory is None else changes(job, args.memory)
+        texts = [change.text for change in proposed]
+        commands = [command(job, change.job) for change in proposed]
+        print_results(args, {**vars(step_bytes(job)), "fits": fitting, "changes": texts, "commands": commands}, "")
     return int(fitting is False)

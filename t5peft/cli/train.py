@@ -7,17 +7,22 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from t5peft.cli.config_file import CONFIG_FILE, write_config_file
 from t5peft.cli.data import add_data_arguments, read_data, save_task
-from t5peft.cli.options import add_option
+from t5peft.cli.options import add_option, memory_size
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.parser import Parser
 from t5peft.cli.train_config import add_config_arguments, read_config
 from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
+from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder
+
+if TYPE_CHECKING:
+    from t5peft.data import Task
+    from t5peft.training.train import Splits
 
 EPILOG = """
 Examples:
@@ -25,6 +30,11 @@ Examples:
   t5peft train --config runs/reviews/config.yaml --method ia3 --output runs/ia3
 The output holds adapter/ (with its task.yaml and scores.json), checkpoints, and config.yaml, which repeats the run.
 """
+
+
+_MEMORY_HELP = (
+    "plan to stay within so much, such as 8GB, by smaller micro-batches, checkpointing or bfloat16; default: no plan"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REPO",
         help="push the adapter to user/name on the hub, or write it in the form of the hub to folder:PATH",
     )
+    add_option(parser.add_argument_group("memory"), "--memory", type=memory_size, help=_MEMORY_HELP)
     add_output_options(parser)
     parser.set_defaults(named=parser.named() if isinstance(parser, Parser) else {})
 
@@ -90,6 +101,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.push_to_hub:
         check_push(args.push_to_hub, config.backbone, has_adapter=has_adapter)
     task, splits = read_data(args)
+    if args.memory is not None:
+        config = _within_memory(config, task, splits, args.memory)
     started = time.monotonic()
     model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
     if not has_adapter:
@@ -111,6 +124,19 @@ def _run(args: argparse.Namespace) -> int:
         print(f"pushed to {results['pushed']}")
     print_results(args, results | {"seconds": time.monotonic() - started}, scores_text(scored.scores))
     return 0
+
+
+def _within_memory(config: TrainConfig, task: Task, splits: Splits, memory_bytes: int) -> TrainConfig:
+    """Return the config that a plan advises, and print what it changes."""
+    from t5peft.models.backbone import load_tokenizer
+    from t5peft.planning.advice import within_memory
+    from t5peft.planning.settings import options_text
+    from t5peft.planning.units import bytes_text
+
+    tokenizer = load_tokenizer(config.backbone)
+    config, advice = within_memory(config, task, splits["train"], tokenizer, memory_bytes)
+    print(f"plan: {advice.text} ({bytes_text(advice.peak_bytes)}) {options_text(advice.settings)}".rstrip(), flush=True)
+    return config
 
 
 def scores_text(scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -12,14 +12,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher, get_temporary_cache_files_directory
 from transformers import PreTrainedTokenizerBase
@@ -27,10 +28,8 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.data import checks
 from t5peft.data.checks import Findings
 from t5peft.data.sources import batches_of
+from t5peft.data.template import Template
 from t5peft.data.truncation import Row, Truncated, encode, truncate
-
-if TYPE_CHECKING:
-    from t5peft.data.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,31 @@ SHARD_CHARACTERS = 16_000_000
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))})
 _SCHEMA = FEATURES.arrow_schema
 _FORMAT = "1"  # of the shards; another one makes the old ones unused
+
+
+class Texts(Protocol):
+    """What tokenizing needs of a ``Task``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def verbalizer(self) -> Any: ...
+    @property
+    def max_source_length(self) -> int: ...
+    @property
+    def max_target_length(self) -> int: ...
+    @property
+    def candidates(self) -> Sequence[str]: ...
+    def with_names(self, records: Iterable[Any]) -> Sequence[Any]: ...
+    def problems_of(self, records: Sequence[Any]) -> list[checks.Problems]: ...
+    def collisions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]: ...
+    def side(self, name: str) -> tuple[Template, int]: ...
+    def source_row(self, record: Any) -> Row: ...
+    def target_row(self, record: Any) -> Row: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +106,7 @@ class Changes:
                 mine[side] += count
 
 
-def tokenize(task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Changes]:
+def tokenize(task: Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Changes]:
     """Return ``input_ids`` [S] and ``labels`` [T] of all records, and how many rows were changed.
 
     Args:
@@ -101,6 +125,17 @@ def tokenize(task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerB
         changes.join(of_shard)
     parts = [dataset for dataset, _ in shards]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts), changes
+
+
+def lengths_of(dataset: Dataset, column: str) -> list[int]:
+    """Return the number of tokens of each row, without reading the tokens.
+
+    Args:
+        dataset: With lists of tokens.
+        column: Their column.
+    """
+    table = dataset.with_format("arrow")[:]
+    return [length or 0 for length in pc.list_value_length(table[column]).to_pylist()]
 
 
 @dataclass
@@ -128,7 +163,7 @@ class _Shard:
 class _Reading:
     """One pass over the records: checks them all, and tokenizes them as long as none has a problem."""
 
-    def __init__(self, task: Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, task: Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> None:
         self.task, self.records, self.tokenizer = task, records, tokenizer
         self.collisions = task.collisions(tokenizer)
         self.found = [Findings() for _ in task.problems_of([])]
@@ -217,7 +252,7 @@ class _Reading:
         return digest.hexdigest()
 
 
-def unusable(task: Task, side: str, truncated: Truncated) -> list[checks.RowProblem]:
+def unusable(task: Texts, side: str, truncated: Truncated) -> list[checks.RowProblem]:
     """Return the problems with sources or targets that cannot be used.
 
     Args:
@@ -229,13 +264,13 @@ def unusable(task: Task, side: str, truncated: Truncated) -> list[checks.RowProb
     return checks.unusable(truncated, template, side, limit)
 
 
-def truncate_sources(task: Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
+def truncate_sources(task: Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
     """Return the tokens of sources, from the texts of their columns."""
     template, limit = task.side("source")
     return truncate(template, rows, tokenizer, limit, first_row=first_row)
 
 
-def truncate_targets(task: Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
+def truncate_targets(task: Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
     """Return the tokens of targets, from the texts of their columns.
 
     The words of a verbalizer are the task's own, not a user's text. They are ranked as they are, special tokens among them too.

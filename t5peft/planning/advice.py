@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from t5peft.data import Task
+from t5peft.data.tokenized import lengths_of
 from t5peft.planning.job import Job
 from t5peft.planning.plan import changes, step_bytes
 from t5peft.planning.settings import settings_of
 from t5peft.planning.units import bytes_text
+from t5peft.training.config import TrainConfig
+from t5peft.training.train import Records
+
+LIBRARIES_BYTES = 600_000_000
+"""What torch, transformers and peft take of a CPU's memory. A constant, so that a run that is resumed gets the same advice."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +60,49 @@ def advise(job: Job, memory_bytes: int) -> Advice:
         f"Got {bytes_text(memory_bytes)} for {job.describe()}, whose step takes {bytes_text(step_bytes(job).peak_bytes)}; expected "
         "more memory. Take a smaller backbone, shorter sources or method qlora; t5peft plan shows what each takes."
     )
+
+
+def within_memory(
+    config: TrainConfig,
+    task: Task,
+    records: Records,
+    tokenizer: PreTrainedTokenizerBase,
+    memory_bytes: int,
+    *,
+    device: str | None = None,
+) -> tuple[TrainConfig, Advice]:
+    """Return a config whose run stays within a memory, and the advice that it follows.
+
+    Args:
+        config: How to train.
+        task: The task of the records.
+        records: The training records, whose longest source and target are planned for.
+        tokenizer: The tokenizer of the backbone.
+        memory_bytes: The memory; on a CPU with that of the libraries.
+        device: "cpu" or "cuda"; None takes the one that training takes.
+
+    Raises:
+        ValueError: Nothing makes it fit, or a record cannot be tokenized.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = task.tokenize(records, tokenizer)
+    examples = config.batch_size * config.gradient_accumulation
+    job = Job(
+        backbone=config.backbone,
+        method=config.method,
+        source_tokens=max(lengths_of(tokens, "input_ids")),
+        target_tokens=max(lengths_of(tokens, "labels")),
+        batch=examples,
+        micro_batch=examples,
+        device=device,
+        quantize=config.quantize,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype),
+        checkpointing=config.gradient_checkpointing,
+        method_options=tuple(
+            (name, tuple(value) if isinstance(value, list) else value) for name, value in config.options.items()
+        ),
+    )
+    advice = advise(job, memory_bytes - (LIBRARIES_BYTES if device == "cpu" else 0))
+    settings = dict(advice.settings)
+    options = {**config.training_options, **settings.pop("training_options", {})}
+    return replace(config, training_options=options, **settings), advice
