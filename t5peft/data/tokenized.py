@@ -43,7 +43,7 @@ _SCHEMA = FEATURES.arrow_schema
 _FORMAT = "1"  # of the shards; another one makes the old ones unused
 
 
-class Texts(Protocol):
+class _Texts(Protocol):
     """What tokenizing needs of a ``Task``."""
 
     @property
@@ -106,7 +106,7 @@ class Changes:
                 mine[side] += count
 
 
-def tokenize(task: Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Changes]:
+def tokenize(task: _Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Changes]:
     """Return ``input_ids`` [S] and ``labels`` [T] of all records, and how many rows were changed.
 
     Args:
@@ -163,7 +163,7 @@ class _Shard:
 class _Reading:
     """One pass over the records: checks them all, and tokenizes them as long as none has a problem."""
 
-    def __init__(self, task: Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, task: _Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> None:
         self.task, self.records, self.tokenizer = task, records, tokenizer
         self.collisions = task.collisions(tokenizer)
         self.found = [Findings() for _ in task.problems_of([])]
@@ -252,7 +252,7 @@ class _Reading:
         return digest.hexdigest()
 
 
-def unusable(task: Texts, side: str, truncated: Truncated) -> list[checks.RowProblem]:
+def unusable(task: _Texts, side: str, truncated: Truncated) -> list[checks.RowProblem]:
     """Return the problems with sources or targets that cannot be used.
 
     Args:
@@ -264,13 +264,17 @@ def unusable(task: Texts, side: str, truncated: Truncated) -> list[checks.RowPro
     return checks.unusable(truncated, template, side, limit)
 
 
-def truncate_sources(task: Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
+def truncate_sources(
+    task: _Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0
+) -> Truncated:
     """Return the tokens of sources, from the texts of their columns."""
     template, limit = task.side("source")
     return truncate(template, rows, tokenizer, limit, first_row=first_row)
 
 
-def truncate_targets(task: Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
+def truncate_targets(
+    task: _Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0
+) -> Truncated:
     """Return the tokens of targets, from the texts of their columns.
 
     The words of a verbalizer are the task's own, not a user's text. They are ranked as they are, special tokens among them too.
