@@ -1,12 +1,13 @@
 """Choose between the matrix products of MKL and oneDNN by a short measurement on this machine.
 
-oneDNN is faster for most shapes of T5 on processors with AVX-512, and slower for many on those with AVX2 only. So each class of
-shapes is measured the first time that it is met, which takes some milliseconds. The result goes to a file in the user's cache
+oneDNN is faster for the shapes of T5 on processors with AVX-512, and is taken there. On others it is slower for many, so each class
+of shapes is measured the first time that it is met, which takes some milliseconds. The result goes to a file in the user's cache
 folder, named by the processor, the number of threads and the version of torch. Both ways round differently. A run, and the run
 that resumes it, therefore read the same choice: the first line of the file for a class counts, whoever wrote it. Where the file
 cannot be written, nothing is measured.
 
-``T5PEFT_KERNELS`` turns this off: ``plain`` takes ``torch.nn.functional.linear`` everywhere, ``onednn`` takes oneDNN.
+``T5PEFT_KERNELS`` pins the way: ``plain`` takes ``torch.nn.functional.linear`` everywhere, ``onednn`` takes oneDNN, and ``measure``
+measures on every processor.
 """
 
 from __future__ import annotations
@@ -71,10 +72,14 @@ def takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _choose(x: Tensor, weight: Tensor) -> str:
-    mode = os.environ.get(VARIABLE, MEASURE)
+    mode = os.environ.get(VARIABLE) or _default()
     if mode not in (ONEDNN, PLAIN, MEASURE):
         raise ValueError(f"Got {VARIABLE}={mode!r}; expected {MEASURE}, {PLAIN} or {ONEDNN}. Set one of these.")
     return mode if mode != MEASURE else _read_or_measure(choices_file(), shape_class(x, weight), x, weight)
+
+
+def _default() -> str:
+    return ONEDNN if "AVX512" in torch.backends.cpu.get_cpu_capability() else MEASURE
 
 
 def shape_class(x: Tensor, weight: Tensor) -> ShapeClass:
