@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from t5peft.adapters import is_adapter
-from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_card, write_report
+from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_report
 from t5peft.cli.auto_search import Halving, Trial, TrialLog, fields_of
 from t5peft.cli.auto_task import guess_task, round_numbers
 from t5peft.compat.lock import hold_folder
@@ -31,6 +31,7 @@ from t5peft.models.backbone import load_backbone, load_tokenizer
 from t5peft.planning.job import Job
 from t5peft.planning.plan import largest_micro_batch, step_bytes
 from t5peft.planning.units import bytes_text
+from t5peft.training.card import card_scores, write_run_card
 from t5peft.training.config import TASK_FILE, TrainConfig
 
 CANDIDATES = ("lora-all", "full", "houlsby", "lora", "ia3", "prefix")
@@ -227,8 +228,10 @@ def _auto(
         baselines=baselines,
         commands=commands,
     )
-    write_card(saved, task=task, backbone=config.backbone, best=best, result=result, baselines=baselines)
     results = _results(task, best, trials, result, baselines, saved, commands)
+    if METHODS[best.arm.method].has_adapter:
+        tuned = replace(config, learning_rate=best.arm.learning_rate, steps=best.steps)
+        write_run_card(saved, task, splits, tuned, card_scores("test", examples, result, splits["train"]))
     (folder / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
     shutil.rmtree(folder / ".trials", ignore_errors=True)
     return AutoResult(

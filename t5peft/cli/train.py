@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace) -> int:
     write_whole(folder / "scores.json", json.dumps(scored.scores, indent=1))
     results = {"output": str(folder), "sha256": sha256, "scores": scored.scores}
     if has_adapter:
-        write_run_card(folder, task, splits, config, scored)
+        write_run_card(folder, task, splits, config, scored.card)
     if args.push_to_hub:
         results["pushed"] = push_adapter(folder, args.push_to_hub)
         print(f"pushed to {results['pushed']}")

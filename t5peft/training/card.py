@@ -28,12 +28,10 @@ class RunScores:
     Attributes:
         scores: By split and name, as ``scores.json`` holds them.
         card: The leading score of each split, and the others of its task, for the card.
-        baseline: The simple answer that ``card`` compares with.
     """
 
     scores: dict[str, dict[str, float]]
     card: list[CardScore]
-    baseline: str
 
 
 def score_run(
@@ -54,20 +52,17 @@ def score_run(
     """
     scores: dict[str, dict[str, float]] = {}
     card: list[CardScore] = []
-    is_free = task.verbalizer is None
     for split in scored_splits(splits):
         records = EvaluationSet(evaluated_task(task, splits[split]), splits[split], tokenizer)
         result = records.score(model)
         scores[split] = result.diagnostics | result.scores
-        if is_free:
-            answers = copied_answers(records)
-        else:
-            answers = [constant_answer(task, splits["train"], tokenizer)] * len(records.texts)
-        card += _card_scores(split, records.lead, result, records.score_answers(answers).scores)
-    return RunScores(scores, card, "copy of the source" if is_free else "most frequent label")
+        card += card_scores(split, records, result, splits["train"])
+    return RunScores(scores, card)
 
 
-def write_run_card(folder: str | Path, task: Task, splits: Splits, config: TrainConfig, scores: RunScores) -> Path:
+def write_run_card(
+    folder: str | Path, task: Task, splits: Splits, config: TrainConfig, scores: Sequence[CardScore]
+) -> Path:
     """Write the card of an adapter that ``train`` has trained.
 
     Args:
@@ -75,7 +70,7 @@ def write_run_card(folder: str | Path, task: Task, splits: Splits, config: Train
         task: Its task.
         splits: The records of the run.
         config: How it was trained.
-        scores: What ``score_run`` returned.
+        scores: Of its splits.
 
     Returns:
         The card.
@@ -87,7 +82,7 @@ def write_run_card(folder: str | Path, task: Task, splits: Splits, config: Train
         **({"options": options} if options else {}),
         **({"learning rate": f"{config.learning_rate:g}"} if config.learning_rate else {}),
     }
-    return write_card(folder, task=task, scores=scores.card, baseline=scores.baseline, training=training)
+    return write_card(folder, task=task, scores=scores, baseline=simple_answer_of(task), training=training)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -110,8 +105,32 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _card_scores(split: str, lead: str, result: EvaluationResult, baseline: Mapping[str, float]) -> list[CardScore]:
-    """Return the scores of a split; the interval is that of the leading score where it is the mean of its examples."""
+def simple_answer_of(task: Task) -> str:
+    """Return the name of the simple answer that cards compare with."""
+    return "copy of the source" if task.verbalizer is None else "most frequent label"
+
+
+def card_scores(
+    split: str, records: EvaluationSet, result: EvaluationResult, train: Sequence[Mapping[str, Any]]
+) -> list[CardScore]:
+    """Return the scores of a split for a card, beside those of the simple answer.
+
+    The leading score has an interval where it is the mean of its examples.
+
+    Args:
+        split: The name of the split.
+        records: Its records.
+        result: The scores of the model on them.
+        train: The training records.
+
+    Returns:
+        The leading score first.
+    """
+    if records.task.verbalizer is None:
+        answers = copied_answers(records)
+    else:
+        answers = [constant_answer(records.task, train, records.tokenizer)] * len(records.texts)
+    lead, baseline = records.lead, records.score_answers(answers).scores
     mean = float(np.mean(result.per_example))
     is_mean = result.example_metric == lead and abs(mean - result.scores[lead]) < 1e-3
     return [

@@ -236,7 +236,7 @@ def test_from_a_file_to_an_adapter_with_its_report(
         "The column 'stars'",
     ):
         assert words in report
-    assert "this model" in (output / "adapter" / "README.md").read_text()
+    assert "most frequent label" in (output / "adapter" / "README.md").read_text()
     load_adapter(output / "adapter")
     assert Task.from_yaml(output / "adapter" / "task.yaml").template == "classify: {review}"
     capsys.readouterr()

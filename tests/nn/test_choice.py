@@ -136,7 +136,9 @@ def test_the_real_measurement_is_short_and_leaves_the_random_numbers_alone() -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(("capability", "mode"), [("AVX512", ONEDNN), ("AVX2", choice.MEASURE), ("DEFAULT", choice.MEASURE)])
+@pytest.mark.parametrize(
+    ("capability", "mode"), [("AVX512", ONEDNN), ("AVX2", choice.MEASURE), ("DEFAULT", choice.MEASURE)]
+)
 def test_processors_with_avx_512_take_onednn_without_a_measurement(
     capability: str, mode: str, measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

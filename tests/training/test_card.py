@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_t5, tiny_tokenizer
 
 from t5peft import Task, lora_wrap, save_adapter
-from t5peft.training.card import interval, score_run, write_run_card
+from t5peft.training.card import interval, score_run, simple_answer_of, write_run_card
 from t5peft.training.config import TrainConfig
 
 LABELS = Task("mood", "mood: {text}", "{mood}", {"0": "bad", "1": "good"}, ("accuracy", "f1"))
@@ -38,7 +38,7 @@ def test_the_card_has_the_most_frequent_label_beside_the_scores(tmp_path: Path) 
     assert test.interval is not None
     assert test.interval[0] <= test.value <= test.interval[1]
     config = TrainConfig(method="lora", options={"rank": 1}, learning_rate=1e-3, steps=20, batch_size=4)
-    card = write_run_card(folder, LABELS, SPLITS, config, run).read_text()
+    card = write_run_card(folder, LABELS, SPLITS, config, run.card).read_text()
     for line in (
         "base_model: google/flan-t5-base",
         "- Trained on: 8 records, 20 steps of 4, seed 0",
@@ -52,7 +52,7 @@ def test_the_card_has_the_most_frequent_label_beside_the_scores(tmp_path: Path) 
 
 def test_a_free_answer_is_compared_with_a_copy_and_a_score_of_a_corpus_has_no_interval(tmp_path: Path) -> None:
     run = score_run(tiny_t5(), tiny_tokenizer(), FREE, {"train": RECORDS, "test": RECORDS[:2]})
-    assert run.baseline == "copy of the source"
+    assert simple_answer_of(FREE) == "copy of the source"
     assert [(score.split, score.baseline, score.interval) for score in run.card] == [
         ("test", pytest.approx(100.0), None)
     ]
