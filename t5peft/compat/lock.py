@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def _hold(lock: Path, subject: str) -> Iterator[None]:
                 _held[lock] = (thread, depth)
                 if depth == 0:
                     del _held[lock]
-                    lock.unlink(missing_ok=True)  # before it is freed, so that nobody locks a file that is then deleted
+                    with suppress(OSError):  # what the block has done stays done
+                        lock.unlink()  # before it is freed, so that nobody locks a file that is then deleted
                     os.close(_descriptors.pop(lock))
 
 

@@ -53,10 +53,11 @@ class BatchingTrainer(EvaluatingTrainer):
         self, args: TrainingArguments, dataloader: DataLoader
     ) -> tuple[int, int, int, int, int, int | None, int]:
         """Return the numbers of epochs, steps and examples; of a stream that ended before its checkpoint, its own steps."""
-        epochs, steps, *others = super().set_initial_training_values(args, dataloader)
+        values = super().set_initial_training_values(args, dataloader)
         if isinstance(self.train_dataset, IterableDataset) and self.resumed_from is not None:
-            steps = self._steps_of_stream(self.train_dataset, self.resumed_from) or steps
-        return (epochs, steps, *others)
+            steps = self._steps_of_stream(self.train_dataset, self.resumed_from)
+            return (values[0], steps or values[1], values[2], values[3], values[4], values[5], values[6])
+        return values
 
     def _steps_of_stream(self, stream: IterableDataset[Any], checkpoint: Path) -> int | None:
         """Count the steps of an epoch of a stream; None where a run has not come to its end at a checkpoint.

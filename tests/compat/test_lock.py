@@ -198,3 +198,16 @@ def test_of_a_distributed_run_rank_0_holds_the_folder_for_all(
         monkeypatch.setenv(name, "0")
         with pytest.raises(FolderInUseError), hold_folder(tmp_path):
             pytest.fail("held twice")
+
+
+def test_a_lock_that_cannot_be_deleted_ends_nothing_and_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    for _ in range(2):
+        with hold_folder(tmp_path):
+            pass
+    assert (tmp_path / LOCK).exists()

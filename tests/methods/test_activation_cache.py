@@ -128,18 +128,15 @@ def test_rows_told_apart_by_masks_alone_are_computed_anew() -> None:
 
 
 def arguments(folder: Path, **changes: Any) -> T5PeftTrainingArguments:
-    return T5PeftTrainingArguments(
-        str(folder),
-        **{
-            "num_train_epochs": 4,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
-        | changes,
-    )
+    settings: dict[str, Any] = {
+        "num_train_epochs": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return T5PeftTrainingArguments(str(folder), **(settings | changes))
 
 
 def test_training_runs_the_backbone_in_the_first_epoch_alone(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def one(case: dict[str, Any]) -> Line:
             return {"outcome": "refused" if clear else "unclear", "error": str(error)[:400]}
         except Exception as error:
             return {"outcome": "unclear", "error": f"{type(error).__name__}: {error}"[:400]}
-        finite = all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters() if p.requires_grad)
+        finite = all(bool(torch.isfinite(p).all()) for p in trainer.wrapped_model.parameters() if p.requires_grad)
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         return {"outcome": "finite" if finite and all(map(math.isfinite, losses)) else "late"}
 
@@ -152,7 +152,7 @@ def _trainer(case: dict[str, Any], folder: Path, inject: TrainerCallback) -> T5P
     rows: list[dict[str, Any]] = list(records())
     model: Any = METHODS[case.get("method", "lora")].wrap(tiny_t5())
     if place in ("class", "number"):
-        options = {"problem_type": "regression"} if place == "number" else {}
+        options: dict[str, Any] = {"problem_type": "regression"} if place == "number" else {}
         model = tiny_classifier(num_labels=1 if place == "number" else 3, **options)
         rows = [{**row, "labels": 0.5 if place == "number" else 1} for row in rows]
         rows[4]["labels"] = given

@@ -73,7 +73,11 @@ def _export(inputs: Path, place: Path, to: str, adapter: str = "adapter") -> lis
 
 
 def _bench(inputs: Path, place: Path) -> list[str]:
-    return ["bench", "--suite", str(inputs / "suite.yaml"), "--output", str(place / "bench"), "--threads", "1"]
+    return [
+        "bench", "--task", "classification", "--train", str(inputs / "reviews.csv"), "--test", str(inputs / "test.csv"),
+        "--source-column", "review", "--label-column", "stars", "--backbone", str(inputs / "backbone"), "--methods", "ia3",
+        "--steps", "2", "--seeds", "0", "--output", str(place / "bench"), "--threads", "1",
+    ]  # fmt: skip
 
 
 def _search(inputs: Path, place: Path) -> list[str]:
@@ -254,11 +258,6 @@ def make_inputs(folder: Path) -> None:
     )
     (folder / "notes.txt").write_text(text)
     (folder / "held_out.txt").write_text(text.replace("dogs", "cows"))
-    (folder / "suite.yaml").write_text(
-        f"about: small\nbackbone: {folder / 'backbone'}\nsteps: 2\nexamples_per_step: 2\nevaluations: 1\nseeds: [0]\n"
-        "tasks:\n- task: support_intent\n  limits: {validation: 4, test: 4}\n"
-        "methods:\n- method: lora\n  learning_rates: [0.001, 0.01]\n- method: norm\n  learning_rates: [0.01]\n"
-    )
 
 
 def content(place: Path, scenario: Scenario) -> dict[str, str]:

@@ -89,7 +89,7 @@ def training(steps: int, minutes: float) -> Line:
         )  # fmt: skip
         watch = _Watch(samples, start + 60 * minutes)
         model = lora_wrap(tiny_t5(dropout_rate=0.1), rank=2)
-        data = {"train_dataset": tiny_records(50), "eval_dataset": tiny_records(8, seed=3)}
+        data: dict[str, Any] = {"train_dataset": tiny_records(50), "eval_dataset": tiny_records(8, seed=3)}
         trainer = T5PeftTrainer(model, arguments, **data, callbacks=[watch])
         trainer.train()
         reached = trainer.state.global_step

@@ -43,7 +43,7 @@ class Stream(IterableDataset[dict[str, Any]]):
 
 def train(case: str, count: int, folder: Path, resume: Path | None, losses: Path, rank: int) -> None:
     torch.manual_seed(0)
-    records = tiny_records(EXAMPLES[case])
+    records: Any = tiny_records(EXAMPLES[case])
     trainer = OURS.trainer(
         lora_wrap(tiny_t5().double(), rank=2),
         folder,
