@@ -1,4 +1,4 @@
-"""What the processes of ``fresh.py`` have imported; nothing else may run here, as threads do not outlive a fork."""
+"""Imports of the processes of ``fresh.py``; nothing else may run here, as threads do not outlive a fork.
 
 import os
 

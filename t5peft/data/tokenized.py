@@ -44,7 +44,7 @@ _FORMAT = "1"  # of the shards; another one makes the old ones unused
 
 
 class _Texts(Protocol):
-    """What tokenizing needs of a ``Task``."""
+    """The part of a ``Task`` that tokenizing needs."""
 
     @property
     def name(self) -> str: ...

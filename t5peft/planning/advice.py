@@ -19,7 +19,7 @@ from t5peft.training.config import TrainConfig
 from t5peft.training.train import Records
 
 LIBRARIES_BYTES = 600_000_000
-"""What torch, transformers and peft take of a CPU's memory. A constant, so that a run that is resumed gets the same advice."""
+"""Bytes of a CPU's memory that torch, transformers and peft take. A constant, so that a run that is resumed gets the same advice."""
 
 
 @dataclass(frozen=True)
