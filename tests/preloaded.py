@@ -1,4 +1,4 @@
-"""Imports of the processes of ``fresh.py``; nothing else may run here, as threads do not outlive a fork.
+"""Imports of the processes of ``fresh.py``; nothing else may run here, as threads do not outlive a fork."""
 
 import os
 
