@@ -19,7 +19,7 @@ from t5peft.training.config import TrainConfig
 from t5peft.training.train import Records
 
 LIBRARIES_BYTES = 600_000_000
-"""Bytes of a CPU's memory that torch, transformers and peft take. A constant, so that a run that is resumed gets the same advice."""
+"""Bytes of memory that torch, transformers and peft take on a CPU. A constant, so that a resumed run gets the same advice."""
 
 
 @dataclass(frozen=True)
