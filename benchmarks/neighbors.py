@@ -137,7 +137,8 @@ def main() -> int:
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        worker(*args.worker, args.threads, args.steps)
+        system, setting = args.worker
+        worker(system, setting, args.threads, args.steps)
         return 0
     from t5peft.benchmark.environment import environment
 

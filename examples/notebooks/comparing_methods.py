@@ -54,11 +54,11 @@ import numpy as np
 
 from t5peft.benchmark.statistics import paired_bootstrap
 
-reference = np.array([scores["full"]])
+reference = 100 * np.array([scores["full"]])  # points
 for name in METHODS_HERE[1:]:
-    difference = paired_bootstrap((np.array([scores[name]]), reference))
+    difference = paired_bootstrap((100 * np.array([scores[name]]), reference))
     verdict = "clearly different" if difference.clear else "level"
-    print(f"{name} against full: {difference.text(100)} points, {verdict}")
+    print(f"{name} against full: {difference} points, {verdict}")
 
 # %% [markdown]
 # One seed covers the chance of the test records, and not that of training. Repeat with several seeds before you decide:

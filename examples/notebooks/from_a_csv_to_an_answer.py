@@ -92,7 +92,7 @@ from t5peft.training.card import interval
 scored = EvaluationSet(task, test, tokenizer)
 result = scored.score(model)
 frequent = Counter(record["sentiment"] for record in train).most_common(1)[0][0]
-baseline = scored.score_answers([frequent] * len(test))["accuracy"]
+baseline = scored.score_answers([frequent] * len(test)).scores["accuracy"]
 low, high = interval(result.per_example)
 print(f"accuracy {result.scores['accuracy']:.3f} [{low:.3f}, {high:.3f}], most frequent label {baseline:.3f}")
 assert low > baseline

@@ -23,7 +23,8 @@ def peak_of(backbone: str) -> int:
     tokens = TASK.tokenize(RECORDS, load_tokenizer(backbone))
     lengths = [max(lengths_of(tokens, column)) for column in ("input_ids", "labels")]
     assert lengths == [max(map(len, tokens[column][:])) for column in ("input_ids", "labels")]
-    return step_bytes(Job(backbone, "lora", *lengths, batch=8, micro_batch=8, device="cpu")).peak_bytes
+    job = Job(backbone, "lora", lengths[0], lengths[1], batch=8, micro_batch=8, device="cpu")
+    return step_bytes(job).peak_bytes
 
 
 def test_a_config_gets_the_settings_that_fit_and_keeps_its_own(backbone: str) -> None:

@@ -71,13 +71,14 @@ def test_batches_give_the_tokens_of_all_records_at_once(
 
 def test_an_error_names_the_rows_of_all_batches_as_one_check_would(cache: Path) -> None:
     tokenizer, records = tiny_tokenizer(), films(30)
-    for row, change in {2: {"label": 7}, 9: {"text": None}, 21: {"label": 8}, 25: {"label": 7}}.items():
+    changes: dict[int, dict[str, Any]] = {2: {"label": 7}, 9: {"text": None}, 21: {"label": 8}, 25: {"label": 7}}
+    for row, change in changes.items():
         records[row] = records[row] | change
     del records[17]["text"]
     messages = []
     for tokenize in (FILM.encode, FILM.tokenize):
         with pytest.raises(ValueError) as error:
-            tokenize(RecordList(records, "films.csv"), tokenizer)  # type: ignore[operator]
+            tokenize(RecordList(records, "films.csv"), tokenizer)
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert "row 17;" in messages[1]
@@ -180,6 +181,6 @@ def test_a_head_gets_the_labels_of_a_generator(cache: Path) -> None:
 def test_a_file_without_records_is_still_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n')
     assert len(FILM.tokenize(load_records(tmp_path / "a.jsonl"), tiny_tokenizer())) == 1
-    for records in ([], iter([])):
+    for records in ([], iter(list[dict[str, str]]())):
         with pytest.raises(ValueError, match="There are no records"):
             FILM.tokenize(records, tiny_tokenizer())

@@ -273,7 +273,12 @@ def test_short_and_long_sources_are_encoded_apart_and_answered_alike(
 ) -> None:
     passes = []
     encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda sources, own: passes.append(len(sources)) or encode(sources, own))
+
+    def counted(sources: Any, own: Any) -> Any:
+        passes.append(len(sources))
+        return encode(sources, own)
+
+    monkeypatch.setattr(model, "encode", counted)
     simulation = Simulation(model)
     simulation.join(3, 90, 4, 85, 3, 5)
     assert sorted(passes) == [2, 4]
