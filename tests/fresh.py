@@ -42,7 +42,10 @@ class Fresh:
         words = [str(script), *map(str, arguments)] if isinstance(script, Path) else ["-c", *map(str, arguments)]
         self._process: Any = _CONTEXT.Process(target=_run, args=(script, words, dict(env), self._outputs))
         self._process.start()
-        self.pid = int(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid or 0)
 
     def wait(self, timeout: float = 300) -> int:
         """Wait for the end, and return the exit code; a signal is a negative one."""

@@ -181,6 +181,7 @@ def test_a_head_gets_the_labels_of_a_generator(cache: Path) -> None:
 def test_a_file_without_records_is_still_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n')
     assert len(FILM.tokenize(load_records(tmp_path / "a.jsonl"), tiny_tokenizer())) == 1
-    for records in ([], iter(list[dict[str, str]]())):
+    nothing: tuple[Any, ...] = ([], iter([]))
+    for records in nothing:
         with pytest.raises(ValueError, match="There are no records"):
             FILM.tokenize(records, tiny_tokenizer())

@@ -44,10 +44,11 @@ class Stream(IterableDataset[dict[str, Any]]):
 def train(case: str, count: int, folder: Path, resume: Path | None, losses: Path, rank: int) -> None:
     torch.manual_seed(0)
     records: Any = tiny_records(EXAMPLES[case])
+    data: Any = Stream(records) if "stream" in case else records
     trainer = OURS.trainer(
         lora_wrap(tiny_t5().double(), rank=2),
         folder,
-        Stream(records) if "stream" in case else records,
+        data,
         tiny_records(5, seed=4),
         per_device_train_batch_size=BATCH // count,
         max_steps=STEPS,
