@@ -223,6 +223,7 @@ def running_hub(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
     patch.setattr("huggingface_hub.hf_api.api.endpoint", hub.endpoint)
+    patch.setattr("transformers.utils.hub._hf_api", None)  # an earlier test may have made it, with its own endpoint
     patch.setenv("HF_TOKEN", "hf_stand_in")
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
