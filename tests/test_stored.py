@@ -192,9 +192,9 @@ def test_records_give_the_same_tables(stored: Path, tmp_path: Path) -> None:
     report = write_report(Path(), tmp_path, title="stored", about="records of 0.1.0", command="t5peft bench")
     for what, name in (("table", "report.md"), ("CSV", "report.csv")):
         expected = renamed_in_text((stored / "report" / name).read_text(encoding="utf-8"))
+        expected = expected.replace("| mean accuracy |", "| mean |")  # of scores of any kind
         found = report.paths[what].read_text(encoding="utf-8")
-        if what == "table":  # its sentences are worded anew, but say the same figures
-            assert re.findall(NUMBER, found) == re.findall(NUMBER, expected)
+        if what == "table":  # the advice below it follows other rules than that of 0.1.0
             found, expected = (
                 "\n".join(line for line in text.splitlines() if line.startswith("|")) for text in (found, expected)
             )

@@ -93,10 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = Path(args.output)
     # ``train`` tells of a method of an installed package that cannot be imported.
     has_adapter = args.method not in METHODS or METHODS[args.method].has_adapter
-    if not has_adapter:
-        ensure_no_adapter(folder)
-    else:
-        check_output(folder / "adapter")
+    check_output(folder / "adapter") if has_adapter else ensure_no_adapter(folder)
     config = read_config(args)
     if args.push_to_hub:
         check_push(args.push_to_hub, config.backbone, has_adapter=has_adapter)
@@ -112,8 +109,9 @@ def _run(args: argparse.Namespace) -> int:
     save_task(task, folder)
     write_config_file(Path(args.output) / CONFIG_FILE, args, args.named)
     sha256 = manifest_sha256(folder)
-    print(f"saved to {folder}")
-    print(f"sha256 {sha256}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)")
+    print(
+        f"saved to {folder}\nsha256 {sha256}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)"
+    )
     scored = score_run(model, tokenizer, task, splits)
     write_whole(folder / "scores.json", json.dumps(scored.scores, indent=1))
     results = {"output": str(folder), "sha256": sha256, "scores": scored.scores}

@@ -35,6 +35,7 @@ DIFFERENT = {
     ("predict", "--data"): "there are no records by default",
     ("predict", "--output"): "a file, or the standard output",
     ("predict", "--task"): "saved with the model",
+    ("train", "--memory"): "the settings follow it",
     ("pretrain", "--backbone"): "a new model by default",
     ("pretrain", "--learning-rate"): "of the optimizer",
     ("pretrain", "--optimizer"): "muon is for new weights",
