@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -70,7 +70,6 @@ def assert_holds(found: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     assert {name: found.get(name, "is missing") for name in expected} == expected
 
 
-NUMBER = r"\d+(?:[.,]\d+)*"
 ADAPTERS: dict[str, dict[str, Any]] = read("adapters.json")
 UNQUANTIZED = [name for name, entry in ADAPTERS.items() if not entry["quantize"]]
 QUANTIZED = [name for name, entry in ADAPTERS.items() if entry["quantize"]]
@@ -198,7 +197,19 @@ def test_records_give_the_same_tables(stored: Path, tmp_path: Path) -> None:
             found, expected = (
                 "\n".join(line for line in text.splitlines() if line.startswith("|")) for text in (found, expected)
             )
-        assert found == expected
+            assert found == expected
+        else:
+            assert [list(map(cell, row)) for row in csv.reader(found.splitlines())] == [
+                list(map(cell, row)) for row in csv.reader(expected.splitlines())
+            ]
+
+
+def cell(text: str) -> object:
+    """A cell of a CSV, without the rounding of its last digits."""
+    try:
+        return f"{float(text):.12g}"
+    except ValueError:
+        return text
 
 
 def test_records_load_and_are_found_by_their_configuration(stored: Path) -> None:
