@@ -6,7 +6,7 @@
 Ten steps of 16 examples of TREC in a t5-small's shape with random weights, by ``T5PeftTrainer`` and by peft with
 ``Seq2SeqTrainer``. All runs of a cell start their steps together; a run's time is that of its steps. The settings:
 
-* default: nothing is set, and nothing watches;
+* default: nothing is set;
 * t5peft: ``t5peft.compat.threads.prepare`` before torch, as commands call it;
 * passive: ``OMP_WAIT_POLICY=PASSIVE``.
 
@@ -37,8 +37,6 @@ def worker(system: str, setting: str, threads: int, steps: int) -> None:
 
     if setting == "t5peft":
         settings.prepare()
-    else:
-        settings.watch = lambda: None  # which the trainer, imported below, would call
 
     import torch
     import transformers

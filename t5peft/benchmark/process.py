@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from t5peft.benchmark.records import RunRecord
-from t5peft.compat.threads import watch
 
 OnProgress = Callable[[int, int], None]
 """Called with the step and the number of steps."""
@@ -48,8 +47,6 @@ class RunProcesses(Generic[Job]):
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(threads)  # read by the libraries when the server imports them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        # Threads that spin while they wait stop each other on a machine with other work: a step takes 20 times as long there.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)  # its classes are made at run time
         if method == "forkserver":
@@ -96,7 +93,6 @@ def _run(
             os.dup2(file.fileno(), descriptor)
         print(f"--- {config}", flush=True)
         _set_threads(threads)
-        watch()
         sender.send(worker(config, lambda step, steps: sender.send((step, steps))))
         sys.stdout.flush()
 

@@ -14,7 +14,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from t5peft.compat.threads import watch
 from t5peft.compat.torch import is_hooked
 from t5peft.data.collate import OVERHEAD_TOKENS, bucket_by_length
 from t5peft.data.padding import pad_rows
@@ -40,7 +39,6 @@ def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
     Yields:
         The T5 inside ``model``.
     """
-    watch()
     flags = [(module, module.training) for module in model.modules()]
     t5 = unwrap_t5(model)
     try:

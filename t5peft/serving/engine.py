@@ -16,7 +16,6 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from t5peft.compat.threads import watch
 from t5peft.compat.transformers import logits_processors
 from t5peft.serving.batch import Batch
 from t5peft.serving.checks import check_adapter, check_request
@@ -49,7 +48,6 @@ class Engine:
     """
 
     def __init__(self, pool: AdapterPool, limits: Limits = Limits()) -> None:  # noqa: B008  # frozen
-        watch()
         self._pool, self._model, self._limits = pool, pool.model, limits
         config = self._model.t5.generation_config
         end = config.eos_token_id

@@ -27,7 +27,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from t5peft.compat.accelerate import clear_device_cache
-from t5peft.compat.threads import watch
 from t5peft.data.features import check_dataset
 from t5peft.methods.activation_cache import read_batches
 from t5peft.methods.ladder import cached_activations
@@ -144,7 +143,6 @@ class T5PeftTrainer(BatchingTrainer):
     def start_kernels(self) -> None:
         """Run the model on the kernels of this library until the training ends."""
         self._during_training.close()
-        watch()
         if self.own.fast_kernels and not self.args.torch_compile:
             self._during_training.enter_context(fast_kernels(self.wrapped_model))
         elif self.own.pack:
