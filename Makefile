@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture mutation lint types bench speed docs release clean
+.PHONY: demo test test-processes test-slow torture mutation lint types bench speed docs release clean
 
 demo: $(INSTALLED)
 	$(BIN)/t5peft bench --suite quick --output outputs/demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# What runs processes of its own for seconds: kills, several processes, servers, a browser.
+test-processes: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 -m 'processes and not slow'
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --numprocesses 2

@@ -40,6 +40,7 @@ def test_the_tables_name_only_what_is_there() -> None:
         assert hasattr(import_module(MOVED.get((module, name), MODULES.get(module, module))), new), (module, name)
 
 
+@pytest.mark.processes
 def test_a_name_imported_from_an_old_package_is_the_new_one() -> None:
     code = (
         "from t5peft.tasks import FAMILIES; from t5peft.data import PRESETS; assert FAMILIES is PRESETS; print('same')"

@@ -151,6 +151,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert sorted(set(HEAVY) & set(loaded)) == []
 
 
+@pytest.mark.processes
 def test_every_module_and_every_public_name_does_without_the_optional_packages() -> None:
     code = """
 import importlib, sys
@@ -192,6 +193,7 @@ for way, lines in json.loads(sys.argv[2]).items():
 """
 
 
+@pytest.mark.processes
 def test_peft_knows_our_adapters_once_t5peft_is_imported(tmp_path: Path) -> None:
     """A process that names nothing of ours loads an adapter of ours with only peft."""
     t5peft.prefix_wrap(tiny_t5(), length=3).save_pretrained(str(tmp_path))

@@ -22,6 +22,7 @@ from t5peft.models.manifest import verify
 @pytest.mark.parametrize(
     ("first", "stride", "fewest"), [(9, 17, 2), pytest.param(1, 1, 40, marks=pytest.mark.slow)], ids=["some", "all"]
 )
+@pytest.mark.processes
 def test_a_save_that_is_killed_loses_nothing(first: int, stride: int, fewest: int, tmp_path: Path) -> None:
     done = run_fresh(Path(__file__).with_name("kill_saves.py"), tmp_path, first, stride, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]

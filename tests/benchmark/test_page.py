@@ -252,6 +252,7 @@ def in_browser(page: Path, width: int) -> dict[str, Any]:
 
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.processes
 def test_the_page_works_in_a_browser_at_desk_and_telephone_width(page: Path, width: int) -> None:
     found = in_browser(page, width)
     assert found["errors"] == found["console"] == []

@@ -100,6 +100,7 @@ def test_a_metric_of_which_less_is_better_does_not_lead() -> None:
         describe_data(SuiteTask("t", own=own))
 
 
+@pytest.mark.processes
 def test_a_run_whose_loss_is_no_number_has_diverged(tmp_path: Path) -> None:
     record = run_in_its_process(tmp_path, method="full", rate=1e30)
     assert record["outcome"] == "diverged"

@@ -137,6 +137,7 @@ def records_of(folder: Path) -> dict[str, None]:
     return dict.fromkeys(lines)
 
 
+@pytest.mark.processes
 def test_a_suite_that_is_killed_twice_ends_with_the_same_records(tmp_path: Path) -> None:
     """Once in the middle of a run, once right after one; the third call finishes what is left."""
     whole = start_suite(tmp_path / "whole")

@@ -126,6 +126,7 @@ def films(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.processes
 def test_methods_that_do_not_fit_are_left_out(backbone: str) -> None:
     task, splits, _ = prepare(None, {"train": rows(review=text("a"), stars=lambda i: i % 2)}, {}, None)
     checked = lint(task, splits["train"], load_tokenizer(backbone))

@@ -159,6 +159,7 @@ def kill_after(answers: int, arguments: list[str], growing: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", pytest.param("csv", marks=pytest.mark.slow), "parquet"])
+@pytest.mark.processes
 def test_an_answering_that_was_killed_goes_on_and_ends_as_one_that_was_not(
     ending: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +290,7 @@ def test_records_come_from_the_standard_input(
     assert "standard input" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_a_file_that_another_command_writes_is_refused(
     backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

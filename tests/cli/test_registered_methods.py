@@ -40,6 +40,7 @@ def installed(tmp_path: Path) -> Path:
     return package.parent
 
 
+@pytest.mark.processes
 def test_a_method_of_an_installed_package_is_trained_by_the_command(
     installed: Path, backbone: str, table: str, tmp_path: Path
 ) -> None:

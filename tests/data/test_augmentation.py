@@ -133,6 +133,7 @@ def test_a_cached_result_is_read_and_not_made_again(tmp_path: Path) -> None:
     assert len(calls) == 8
 
 
+@pytest.mark.processes
 def test_another_process_finds_the_cached_result(tmp_path: Path) -> None:
     words = tmp_path / "words.json"
     words.write_text('{"big": ["large"], "cat": ["kitten", "puss"]}')

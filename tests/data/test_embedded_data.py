@@ -217,6 +217,7 @@ def test_a_card_names_the_licence_each_column_and_the_rows_of_each_split(name: s
         assert heading in card
 
 
+@pytest.mark.processes
 def test_the_cards_quote_the_baselines_as_they_come_out() -> None:
     pytest.importorskip("sklearn")
     done = subprocess.run([sys.executable, SCRIPT, "--baselines"], capture_output=True, text=True, check=True)
@@ -230,6 +231,7 @@ def test_the_cards_quote_the_baselines_as_they_come_out() -> None:
     assert missing == []
 
 
+@pytest.mark.processes
 def test_the_generators_give_the_shipped_files_byte_for_byte(tmp_path: Path) -> None:
     subprocess.run([sys.executable, SCRIPT, "--out", tmp_path], check=True, capture_output=True, text=True)
     for name in GENERATED:

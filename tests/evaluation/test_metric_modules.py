@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from t5peft.evaluation import (
     METRICS,
 )
@@ -31,6 +33,7 @@ print(len(METRICS))
 """
 
 
+@pytest.mark.processes
 def test_every_module_loads_by_its_path_without_a_network_and_leaves_the_package_as_it_was(tmp_path: Path) -> None:
     package = Path(METRICS["rouge"].module).parents[1]
     before = sorted(path for path in package.rglob("*") if "__pycache__" not in path.parts)

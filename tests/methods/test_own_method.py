@@ -114,6 +114,7 @@ def test_registering_it_once_more_changes_nothing_and_another_one_is_refused() -
     assert METHODS[NAME] is METHOD
 
 
+@pytest.mark.processes
 def test_it_is_trained_saved_and_loaded_in_a_fresh_process(folders: dict[Geometry, Path], tmp_path: Path) -> None:
     model = wrap(CASE, ready_t5("v1.0"))
     unwrap_t5(model).name_or_path = str(folders["v1.0"])

@@ -346,6 +346,7 @@ def test_a_callback_copies_the_model_in_training(method: str, tmp_path: Path) ->
         assert torch.isfinite(made.eval()(**tiny_batch()).loss)
 
 
+@pytest.mark.processes
 def test_a_model_saved_on_kernels_is_loaded_in_another_process(tmp_path: Path) -> None:
     model = tuned()
     with fast_kernels(model):

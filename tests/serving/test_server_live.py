@@ -22,6 +22,8 @@ from served_folder import write_folder
 KEY = "a-key-of-this-test"
 SLOW = {"prompt": "a source", "max_tokens": 400}  # takes seconds on this backbone
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,6 +18,7 @@ import damage
 from t5peft.data import load_records
 
 
+@pytest.mark.processes
 def test_a_sample_of_damaged_inputs_is_refused_or_read_as_what_it_was(tmp_path: Path) -> None:
     found = damage.campaign(200, 5, seed=1, outcomes=tmp_path / "outcomes.jsonl")
     assert found["faults"] == []

@@ -24,6 +24,7 @@ import non_finite
     ],
     ids=["few", "more"],
 )
+@pytest.mark.processes
 def test_a_command_that_is_disturbed_loses_nothing_and_goes_on_to_the_same_result(
     what: str, names: list[str], count: int, tmp_path: Path
 ) -> None:

@@ -171,12 +171,14 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory, folders: dict[Geomet
 
 
 @all_methods
+@pytest.mark.processes
 def test_two_processes_make_the_same_step_as_one(case: Case, model: PeftModel, two_processes: Path) -> None:
     got = torch.load(two_processes / "ours" / f"{case}.pt")
     assert_exact(case, got["loss"], got["gradients"], exact_step(model, tiny_records(RECORDS)))
 
 
 @all_methods
+@pytest.mark.processes
 def test_the_last_step_of_an_epoch_repeats_no_example(case: Case, model: PeftModel, two_processes: Path) -> None:
     """Accelerate fills it up with examples of the first step."""
     got = torch.load(two_processes / "ours" / f"{case}.pt")
@@ -184,6 +186,7 @@ def test_the_last_step_of_an_epoch_repeats_no_example(case: Case, model: PeftMod
 
 
 @all_methods
+@pytest.mark.processes
 def test_two_processes_evaluate_as_one_where_the_data_cannot_be_halved(
     case: Case, model: PeftModel, two_processes: Path
 ) -> None:
@@ -195,6 +198,7 @@ def test_two_processes_evaluate_as_one_where_the_data_cannot_be_halved(
 @plain_fault()
 @pytest.mark.parametrize("case", [Case("full")], ids=str)
 @pytest.mark.parametrize("what", ["loss", "gradient", "evaluation", "last step"])
+@pytest.mark.processes
 def test_d1_two_processes_are_as_one_plain(case: Case, model: PeftModel, what: str, two_processes: Path) -> None:
     got = torch.load(two_processes / "plain" / f"{case}.pt")
     expected = exact_step(model, tiny_records(RECORDS))
