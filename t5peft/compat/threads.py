@@ -70,10 +70,11 @@ def is_loaded(load: float | None = None) -> bool:
     """Return whether other programs keep half of the cores or more busy.
 
     Args:
-        load: Programs that run beside this one; None asks the system, for those of the last minute and those of this moment.
+        load: Threads that run beside this one; None asks the system for those of this moment. The average of the last minute
+            would count programs that have ended.
     """
     if load is None:
-        load = max(os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, _running_now())
+        load = _running_now()
     return load >= (os.cpu_count() or 1) / 2
 
 

@@ -85,8 +85,7 @@ def test_a_late_import_on_a_busy_machine_says_so_by_logging(
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(threads, "_running_now", lambda: 0.0)
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load), raising=False)
+    monkeypatch.setattr(threads, "_running_now", lambda: load)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(get_num_threads=lambda: count))
     with caplog.at_level(logging.WARNING):
         warn_if_late()
