@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from t5peft.compat.accelerate import CountedStream, examples_of_last_batch
@@ -77,7 +77,7 @@ class BatchingTrainer(EvaluatingTrainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """Return the batches of one optimizer step, and the number of their items over all processes."""
         self._pending = []
-        if self.state.global_step >= self.state.max_steps > 0:  # transformers would take a step more
+        if self._has_ended():  # transformers would take a step more
             self.control.should_training_stop = True
             return [], None
         if self.has_own_loss():
@@ -99,6 +99,15 @@ class BatchingTrainer(EvaluatingTrainer):
         if self._cuts_steps:  # a stream has ended within a step
             batches += [{name: value[:0] for name, value in batches[0].items()}] * (num_batches - len(batches))
         return batches, total if self.args.average_tokens_across_devices else items
+
+    def _has_ended(self) -> bool:
+        """Tell whether a resumed run had taken its last step, or had been stopped early, when its checkpoint was saved."""
+        stopped = any(
+            isinstance(callback, EarlyStoppingCallback)
+            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+        )
+        return self.state.global_step >= self.state.max_steps > 0 or (self.resumed_from is not None and stopped)
 
     def _without_repeated(self, batch: Batch) -> Batch:
         """Return the last batch of an epoch without the examples that accelerate repeats, so that all processes get as many.

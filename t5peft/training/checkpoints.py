@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -245,6 +247,21 @@ def _load_adapters(model: PeftModel, checkpoint: Path) -> None:
                 "Take a checkpoint of this model."
             )
         model.load_adapter(str(folder), name)
+
+
+def restore_callbacks(callbacks: Iterable[Any], state: TrainerState) -> None:
+    """Give callbacks what a checkpoint holds of them, such as how long the metric of early stopping has not improved.
+
+    transformers forgets it by default. ``restore_callback_states_from_checkpoint`` would also put their arguments back, so that
+    a new patience did nothing.
+    """
+    stored = {
+        name: list(found) if isinstance(found, list) else [found] for name, found in state.stateful_callbacks.items()
+    }
+    for callback in callbacks:
+        if isinstance(callback, ExportableState) and stored.get(type(callback).__name__):
+            for name, value in stored[type(callback).__name__].pop(0)["attributes"].items():
+                setattr(callback, name, value)
 
 
 def newest_resumable(run_folder: Path) -> Path | None:

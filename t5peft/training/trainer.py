@@ -35,6 +35,7 @@ from t5peft.models.backbone import correct_config
 from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
+from t5peft.training.checkpoints import restore_callbacks
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
 from t5peft.training.heads import Batch, TextHead
@@ -368,6 +369,8 @@ class _OnOurKernels(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.resumed_from is not None:
+            restore_callbacks(self.trainer.callback_handler.callbacks, state)
         self.trainer.start_kernels()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

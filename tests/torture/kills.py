@@ -33,12 +33,14 @@ from typing import Any
 
 import torch
 from campaign import go_on, parse, read_outcomes, report
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny import tiny_records, tiny_t5
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import ByT5Tokenizer, EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from t5peft import METHODS
+from t5peft import METHODS, Task
+from t5peft.data import Mixture, WordDropout, augment, mixture_rates
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
 from t5peft.training.checkpoints import newest_resumable
 
@@ -78,7 +80,24 @@ def draw(rng: random.Random) -> dict[str, Any]:
     if method == "ladder" and rng.random() < 0.5:
         arguments["activation_cache_bytes"] = 1 << 20
     patience = 2 if arguments.get("load_best_model_at_end") and rng.random() < 0.5 else None
-    return {"method": method, "arguments": arguments, "patience": patience, "records": rng.randint(5, 14)}
+    kind = rng.choice(["records", "records", "mixture", "augmented"])
+    return {"method": method, "arguments": arguments, "patience": patience, "records": rng.randint(5, 14), "data": kind}
+
+
+def training_data(settings: dict[str, Any], folder: Path) -> Any:
+    """Make the data set of a run: records, draws of a mixture, or augmented records."""
+    count = settings["records"]
+    if settings["data"] == "mixture":
+        tasks = {"a": Dataset.from_list(tiny_records(count)), "b": Dataset.from_list(tiny_records(4, seed=5))}
+        arguments = settings["arguments"]
+        examples = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
+        return Mixture(tasks, mixture_rates({"a": count, "b": 4})).dataset(examples * arguments["max_steps"])
+    if settings["data"] == "augmented":
+        task = Task("shop", template="{text}", target="{answer}")
+        rows = [{"text": f"the {i} small red shoes fit well", "answer": f"good {i}"} for i in range(count)]
+        reworded = augment(rows, task, WordDropout(0.3), cache_folder=folder / "augmented")
+        return task.tokenize(reworded.dataset, ByT5Tokenizer())
+    return tiny_records(count)
 
 
 def train(settings: dict[str, Any], folder: Path, *, is_first: bool = True) -> None:
@@ -92,7 +111,7 @@ def train(settings: dict[str, Any], folder: Path, *, is_first: bool = True) -> N
     trainer = T5PeftTrainer(
         model,
         arguments,
-        train_dataset=tiny_records(settings["records"]),  # a list is a data set
+        train_dataset=training_data(settings, folder),
         eval_dataset=tiny_records(4, seed=9) if "eval_strategy" in settings["arguments"] else None,
         callbacks=callbacks,
     )

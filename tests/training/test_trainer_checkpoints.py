@@ -289,3 +289,23 @@ class StopAfter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["halfway", "when it was stopped"])
+def test_a_resumed_run_is_stopped_early_where_one_that_nobody_interrupted_is(step: int, tmp_path: Path) -> None:
+    def train(folder: Path, checkpoint: Path | None = None) -> T5PeftTrainer:
+        args = arguments(
+            folder, max_steps=6, learning_rate=0.0, eval_strategy="steps", eval_steps=1, save_steps=1, save_strategy="steps",
+            logging_steps=1, load_best_model_at_end=True,
+        )  # fmt: skip
+        model = lora_wrap(seeded(tiny_t5), rank=2)
+        records, stopping = tiny_records(8), EarlyStoppingCallback(2)
+        trainer = T5PeftTrainer(model, args, train_dataset=records, eval_dataset=records[:5], callbacks=[stopping])
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return trainer
+
+    whole = train(tmp_path / "whole")
+    assert whole.state.global_step == 3  # nothing is learned, so the first evaluation stays the best
+    resumed = train(tmp_path / "resumed", tmp_path / "whole" / f"checkpoint-{step}")
+    assert resumed.state.global_step == 3
+    assert [line["step"] for line in resumed.state.log_history] == [line["step"] for line in whole.state.log_history]
