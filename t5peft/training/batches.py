@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from t5peft.compat.accelerate import CountedStream, examples_of_last_batch
 from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
 from t5peft.training.heads import Batch
+from t5peft.training.order import repeatable_order
 
 
 class BatchingTrainer(EvaluatingTrainer):
@@ -32,7 +33,9 @@ class BatchingTrainer(EvaluatingTrainer):
         self._prepare_data(self.train_dataset)
         if isinstance(self.train_dataset, IterableDataset) and self.accelerator.num_processes > 1:
             self._count_stream()
-        return super().get_train_dataloader()
+        loader = super().get_train_dataloader()
+        self.order = repeatable_order(loader, None if self.args.ignore_data_skip else self.resumed_from)
+        return loader
 
     def _count_stream(self) -> None:
         """Let each process read the whole stream, take its part of it, and know where it ends.

@@ -29,6 +29,7 @@ from t5peft.methods.activation_cache import Activations
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
+from t5peft.training.order import ORDER_FILE, RepeatableOrder
 
 logger = logging.getLogger("t5peft")
 
@@ -38,6 +39,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
 
     activations: Activations | None = None  # what is cached of a frozen backbone during the training
     resumed_from: Path | None = None
+    order: RepeatableOrder | None = None  # of the training examples, where it depends on the state of a generator
 
     @property
     def wrapped_model(self) -> PeftModel | PreTrainedModel:
@@ -87,7 +89,15 @@ class CheckpointTrainer(Seq2SeqTrainer):
         self.resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if self.resumed_from is not None:
             self._check_checkpoint(self.resumed_from)
-        output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        # An evaluation of the checkpoint again would count against early stopping.
+        starts, self.args.eval_on_start = (
+            self.args.eval_on_start,
+            self.args.eval_on_start and not resume_from_checkpoint,
+        )
+        try:
+            output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        finally:
+            self.args.eval_on_start = starts
         self.check_weights()
         return output
 
@@ -160,6 +170,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
             self.activations.save_batches(self.batches_file(folder))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self.order is not None and cast(float, self.state.epoch) % 1 != 0:
+                torch.save(self.order.drawn_from, folder / ORDER_FILE)
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 

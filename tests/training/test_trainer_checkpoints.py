@@ -309,3 +309,32 @@ def test_a_resumed_run_is_stopped_early_where_one_that_nobody_interrupted_is(ste
     resumed = train(tmp_path / "resumed", tmp_path / "whole" / f"checkpoint-{step}")
     assert resumed.state.global_step == 3
     assert [line["step"] for line in resumed.state.log_history] == [line["step"] for line in whole.state.log_history]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_sampling_strategy": "group_by_length"},
+        {"accelerator_config": {"use_seedable_sampler": False}},
+        {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_run_resumed_in_its_second_epoch_is_the_run_that_nobody_interrupted(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    def train(folder: Path, checkpoint: Path | None = None) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        args = arguments(folder, max_steps=8, save_steps=7, save_strategy="steps", logging_steps=1, **options)
+        model = lora_wrap(
+            seeded(lambda: tiny_t5(dropout_rate=0.1)), rank=2
+        )  # of which dropout draws, beside the sampler
+        data = {"train_dataset": tiny_records(9), "eval_dataset": tiny_records(2)}
+        trainer = T5PeftTrainer(model, args, **data)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        losses = [(line["step"], line.get("loss"), line.get("eval_loss")) for line in trainer.state.log_history[:-1]]
+        return losses, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    losses, weights = train(tmp_path / "whole")
+    resumed_losses, resumed_weights = train(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-7")
+    assert resumed_losses == losses
+    assert all(torch.equal(weight, resumed_weights[name]) for name, weight in weights.items())
