@@ -40,7 +40,7 @@ RECORD = ROOT / "benchmarks" / "records" / "differential.json"
 # what ours logs and saves beside plain Trainer's
 OURS_TOO = {"tokens_per_second", "padding_share", "peak_memory_bytes", "eval_cut_share", "test_cut_share"}
 PLAIN_TOO = {"eval_model_preparation_time", "test_model_preparation_time"}
-FILES_TOO = {"t5peft.json"}
+FILES_TOO = {"t5peft.json", "epoch_order.pt"}  # the manifest, and the start of the order of an epoch
 
 
 class Stop(TrainerCallback):
