@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -101,21 +102,24 @@ def test_a_suite_on_two_workers_of_which_one_is_killed_has_the_records_of_one_ma
     log = tmp_path / "two" / "log.txt"
     killed: list[int] = []
 
-    def on_start(made: RunConfig, progress: Any) -> None:
-        if progress.done == 3 and not killed:
-            wait_until(lambda: len(ray_workers()) == 2 and list(log.parent.glob("pid-*")))
-            victim = ray_workers()[0]
-            killed.append(victim.pid)
-            victim.kill()
+    def kill_in_the_middle() -> None:
+        wait_until(lambda: len(list(log.parent.glob("pid-*"))) == 2 and len(ray_workers()) == 2)
+        victim = ray_workers()[0]
+        victim.kill()
+        killed.append(victim.pid)
 
+    killer = threading.Thread(target=kill_in_the_middle)
+    killer.start()
     execute = partial(run_in_process, work, log=log, threads=1)
-    found = run_grid(tmp_path / "two", execute, executor=cluster, workers=2, on_start=on_start)
+    found = run_grid(tmp_path / "two", execute, executor=cluster, workers=2)
+    killer.join()
     assert found == expected
     assert records_of(tmp_path / "two") == records_of(tmp_path / "one")
     assert len(killed) == 1
     starts = (tmp_path / "two" / "starts").read_text().split()
     assert set(starts) == {RunConfig(**record["config"]).identity() for record in map(json.loads, records_of(tmp_path / "two"))}
     assert len(starts) == len(expected) + 1, "only the lost run is made again"
+    assert not [pid for pid in log.parent.glob("pid-*") if psutil.pid_exists(int(pid.name[4:]))]
     assert run_grid(tmp_path / "two", refuse_run, executor=cluster, workers=2) == expected
 
 
