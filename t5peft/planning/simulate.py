@@ -90,7 +90,7 @@ def _result_of(func: Any, args: Any, kwargs: Any) -> Any:
     if known is key:
         if len(_RESULTS) == _MOST_RESULTS:
             _RESULTS.clear()
-        _RESULTS[key] = _repeatable(func, result)
+        _RESULTS[key] = _repeatable(func, (args, kwargs), result)
     return result
 
 
@@ -105,15 +105,16 @@ def _spec_of(value: Any) -> Any:
     return type(value), value
 
 
-def _repeatable(func: Any, result: Any) -> Any:
+def _repeatable(func: Any, given: Any, result: Any) -> Any:
     """Return the specs of a result, or None where it shares memory with an argument or is not made of new tensors."""
     if func._schema.is_mutable or any(value.alias_info is not None for value in func._schema.returns):
         return None
     leaves = list(result) if isinstance(result, list | tuple) else [result]
+    shared = {leaf.untyped_storage()._cdata for leaf in tree_iter(given) if isinstance(leaf, Tensor)}
     for leaf in leaves:
         if leaf is None:
             continue
-        if not isinstance(leaf, Tensor) or not leaf.is_meta:
+        if not isinstance(leaf, Tensor) or not leaf.is_meta or leaf.untyped_storage()._cdata in shared:
             return None
         if leaf.untyped_storage().nbytes() != _empty(leaf.shape, leaf.stride(), leaf.dtype).untyped_storage().nbytes():
             return None
@@ -258,8 +259,8 @@ def simulate_step(
     return StepBytes(*total)
 
 
-SIMULATED_LAYERS = 3
-"""Layers of a stack that are simulated: the first, the last, and one between them."""
+SIMULATED_LAYERS = 2
+"""Layers of a stack that are simulated: the first and the last. Those between them are the difference that one more makes."""
 
 
 @dataclass(frozen=True)
