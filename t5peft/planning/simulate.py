@@ -259,8 +259,8 @@ def simulate_step(
     return StepBytes(*total)
 
 
-SIMULATED_LAYERS = 2
-"""Layers of a stack that are simulated: the first and the last. Those between them are the difference that one more makes."""
+SIMULATED_LAYERS = 3
+"""Layers of a stack that are simulated: the first, the last, and one between them."""
 
 
 @dataclass(frozen=True)
