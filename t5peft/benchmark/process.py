@@ -84,6 +84,17 @@ class RunProcesses(Generic[Job]):
             self.on_progress(*message)
 
 
+def run_in_process(worker: Callable[[Job, OnProgress], RunRecord], config: Job, **settings: Any) -> RunRecord:
+    """Make one run in a process of its own and return its record, as a task of a cluster.
+
+    Args:
+        worker: See ``RunProcesses``.
+        config: The run.
+        settings: Those of ``RunProcesses``.
+    """
+    return RunProcesses(worker, **settings)(config)
+
+
 def _run(
     worker: Callable[[Job, OnProgress], RunRecord], config: Job, sender: Connection, log: str, threads: int
 ) -> None:

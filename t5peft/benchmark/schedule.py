@@ -7,7 +7,9 @@ recorded ones, and continues with the first run that has no record.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -118,10 +120,13 @@ class Progress:
     done: int = 0
     found: int = 0
     seconds: list[float] = field(default_factory=list)
+    workers: int = 1
 
     def seconds_left(self) -> float | None:
         """Return the least time that the remaining runs take, or None before the first run has ended."""
-        return (self.runs - self.done) * sum(self.seconds) / len(self.seconds) if self.seconds else None
+        if not self.seconds:
+            return None
+        return (self.runs - self.done) * sum(self.seconds) / len(self.seconds) / self.workers
 
     def line(self) -> str:
         """Return ``12/48 runs, about 7 min left``."""
@@ -139,6 +144,34 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+class _Walk:
+    """A sweep on its way through its runs, which passes over those that are recorded."""
+
+    def __init__(self, sweep: Sweep, records: RunRecords, progress: Progress) -> None:
+        self.found: list[RunRecord] = []
+        self._sweep, self._records, self._progress = sweep, records, progress
+        self._runs = sweep.runs()
+        self._asked = 0
+
+    def next_run(self) -> RunConfig | None:
+        """Return the next run that has no record, or None at the end."""
+        progress = self._progress
+        try:
+            while True:
+                config = self._runs.send(self.found[-1]) if self.found else next(self._runs)
+                self._asked += 1
+                progress.runs += self._asked > self._sweep.least_runs
+                record = self._records.find(config)
+                if record is None:
+                    return config
+                progress.done += 1
+                progress.found += 1
+                self.found.append(record)
+        except StopIteration:
+            progress.done += max(0, self._sweep.least_runs - self._asked)
+            return None
+
+
 def run_suite(
     grid: list[Sweep],
     records: RunRecords,
@@ -146,6 +179,8 @@ def run_suite(
     *,
     log: Callable[[str], None] = print,
     on_start: Callable[[RunConfig, Progress], None] = lambda config, progress: None,
+    executor: Executor | None = None,
+    workers: int = 1,
 ) -> list[RunRecord]:
     """Run what is not recorded yet and return the records of the whole suite.
 
@@ -155,53 +190,45 @@ def run_suite(
         execute: Makes one run and returns its record. It must not raise for what happens inside a run.
         log: Gets a line after each run.
         on_start: Called before each run.
+        executor: Makes the runs, several at once; None makes them here, one by one. The runs of a sweep follow each other.
+        workers: Runs at once.
     """
     records.folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is an error before the first run
-    progress = Progress(sum(sweep.least_runs for sweep in grid))
-    found: list[RunRecord] = []
-    for sweep in grid:
-        asked, runs = 0, sweep.runs()
-        record: RunRecord | None = None
-        try:
-            while True:
-                config = next(runs) if record is None else runs.send(record)
-                asked += 1
-                if asked > sweep.least_runs:
-                    progress.runs += 1
-                record = _find_or_run(config, records, execute, progress, log, on_start)
-                found.append(record)
-        except StopIteration:
-            progress.done += max(0, sweep.least_runs - asked)
+    progress = Progress(sum(sweep.least_runs for sweep in grid), workers=workers)
+    walks = [_Walk(sweep, records, progress) for sweep in grid]
+    waiting = deque(walks)
+    running: dict[Future[RunRecord], tuple[_Walk, RunConfig, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            walk = waiting.popleft()
+            if (config := walk.next_run()) is not None:
+                on_start(config, progress)
+                started = time.perf_counter()
+                running[_started(executor, execute, config)] = walk, config, started
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            walk, config, started = running.pop(future)
+            with suppress(FileExistsError):  # another process has made the same run meanwhile: its record stands
+                records.append(config, future.result())
+            progress.done += 1
+            if config.learning_rate:  # a baseline takes seconds, which say nothing about the runs that train
+                progress.seconds.append(time.perf_counter() - started)
+            record = records.find(config)
+            assert record is not None  # appended above, or by that process
+            walk.found.append(record)
+            waiting.appendleft(walk)
+            log(f"[{progress.line()}] {describe(config)}: {outcome_text(record)}")
     if progress.found:
         log(f"Found {progress.found} of {progress.runs} runs recorded in {records.folder}.")
-    return found
+    return [record for walk in walks for record in walk.found]
 
 
-def _find_or_run(
-    config: RunConfig,
-    records: RunRecords,
-    execute: Execute,
-    progress: Progress,
-    log: Callable[[str], None],
-    on_start: Callable[[RunConfig, Progress], None],
-) -> RunRecord:
-    found = records.find(config)
-    if found is not None:
-        progress.done += 1
-        progress.found += 1
-        return found
-    on_start(config, progress)
-    started = time.perf_counter()
-    made = execute(config)
-    with suppress(FileExistsError):  # another process has made the same run meanwhile: its record stands
-        records.append(config, made)
-    progress.done += 1
-    if config.learning_rate:  # a baseline takes seconds, which say nothing about the runs that train
-        progress.seconds.append(time.perf_counter() - started)
-    record = records.find(config)
-    assert record is not None  # appended above, or by that process
-    log(f"[{progress.line()}] {describe(config)}: {outcome_text(record)}")
-    return record
+def _started(executor: Executor | None, execute: Execute, config: RunConfig) -> Future[RunRecord]:
+    """Start a run, or make it here."""
+    if executor is not None:
+        return executor.submit(execute, config)
+    future: Future[RunRecord] = Future()
+    future.set_result(execute(config))
+    return future
 
 
 def describe(config: RunConfig) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output = "the folder that results are written to; default: t5peft-bench/SUITE, or the folder's name of train.*"
     add_option(parser, "--output", type=Path, required=False, help=output)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of a run (default: all)")
+    parser.add_argument("--threads", type=int, help="CPU threads of a run; default: all, or their share of each worker")
+    add_option(parser, "--workers")
     add_option(parser, "--device")
     parser.add_argument(
         "--report-only",
@@ -234,10 +237,11 @@ def _grids(methods: tuple[SuiteMethod, ...]) -> tuple[SuiteMethod, ...]:
 def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[RunRecord]:
     """Return the records of the suite, after the runs that are not recorded yet."""
     from t5peft.benchmark.configs import base_configs, baseline_runs
-    from t5peft.benchmark.process import RunProcesses
+    from t5peft.benchmark.process import RunProcesses, run_in_process
     from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
-    from t5peft.benchmark.schedule import run_suite, sweeps
+    from t5peft.benchmark.schedule import Execute, run_suite, sweeps
+    from t5peft.compat.ray import RayExecutor
 
     device = _device(args.device)
     base = base_configs(suite, device)
@@ -249,17 +253,23 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
         f"{suite.backbone} on {device}; records in {records.path}",
         flush=True,
     )
-    line = _ProgressLine(sys.stderr.isatty())
-    execute = RunProcesses(
-        worker,
-        log=folder / "log.txt",
-        threads=args.threads,
-        on_progress=line.show_step,
-        preload=("t5peft.benchmark.runner",),
-    )
+    line = _ProgressLine(sys.stderr.isatty() and not args.workers)
+    settings = {"log": (folder / "log.txt").resolve(), "preload": ("t5peft.benchmark.runner",)}
     try:
-        with hold_folder(folder):
-            return run_suite(grid, records, execute, log=line.log, on_start=line.on_start)
+        with hold_folder(folder), contextlib.ExitStack() as opened:
+            executor = None
+            if args.workers:
+                executor = opened.enter_context(
+                    RayExecutor(args.workers, threads=args.threads, gpus=int(device == "cuda"))
+                )
+                execute = partial(run_in_process, worker, threads=executor.threads, **settings)
+            else:
+                execute = RunProcesses(
+                    worker, threads=args.threads or os.cpu_count() or 1, on_progress=line.show_step, **settings
+                )
+            return run_suite(
+                grid, records, execute, log=line.log, on_start=line.on_start, executor=executor, workers=args.workers or 1
+            )
     except KeyboardInterrupt:
         line.log("Interrupted. The same command continues with the run that was cut off.")
         raise SystemExit(130) from None

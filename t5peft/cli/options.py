@@ -54,6 +54,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "TOKENS",
         "help": "tokens of a target; longer ones are truncated; default: the task's",
     },
+    "--workers": {
+        "type": int,
+        "metavar": "N",
+        "help": "spread the work over N tasks of Ray at once, on the cluster of RAY_ADDRESS or on this machine; default: without",
+    },
     "--data": {
         "metavar": "FILE",
         "help": "records: CSV, TSV, JSONL, JSON, Parquet, the test split of a folder or hub name, - for standard input; "

@@ -7,9 +7,9 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5peft.cli.answer_file import AnswerFile, Answers, AnswerStream, Record, fingerprint, kind_of
 from t5peft.cli.data import add_format_arguments, read_file
@@ -20,8 +20,10 @@ from t5peft.compat.lock import hold_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from t5peft.compat.ray import RayExecutor
     from t5peft.data import Task
     from t5peft.serving.exported import Exported
 
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON Lines, CSV or Parquet by its ending (.jsonl, .csv, .parquet); default: JSON Lines on the standard output (-)",
     )
     add_option(group, "--overwrite")
+    add_option(parser, "--workers")
     add_output_options(parser, results=False)
     parser.epilog = EPILOG
 
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if path is not None:
         kind_of(path)
     from t5peft.adapters import local_adapter
+    from t5peft.compat.ray import RayExecutor
 
     args.model = str(local_adapter(args.model))
     task = read_task(args)
@@ -94,8 +98,13 @@ def run(args: argparse.Namespace) -> int:
     ):
         if output.done:
             print(f"{path} holds {output.done} answers of {len(records)}; going on from there", file=sys.stderr)
-        model, tokenizer = _load(args.model, args.engine)
-        _write_answers(model, tokenizer, task, records, output)
+        if args.workers:
+            with RayExecutor(args.workers) as executor:
+                _write_answers(_answers_of_workers(executor, args, task, records, output.done), len(records), output)
+        else:
+            model, tokenizer = _load(args.model, args.engine)
+            with _merged_once(model):
+                _write_answers(answer(model, tokenizer, task, records, start=output.done), len(records), output)
         output.finish()
     if path is not None and not args.quiet:
         print(f"{len(records)} answers in {path}")
@@ -134,29 +143,47 @@ def _open_output(args: argparse.Namespace, path: Path | None, task: Task, record
     return AnswerFile(path, records, _answer_columns(task), identity, overwrite=args.overwrite)
 
 
-def _write_answers(
-    model: PreTrainedModel | PeftModel | Exported,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    records: Sequence[Record],
-    output: Answers,
-) -> None:
+def _write_answers(batches: Iterator[list[tuple[Record, Record]]], count: int, output: Answers) -> None:
     from tqdm import tqdm
-
-    from t5peft.evaluation import evaluating
-    from t5peft.serving.exported import Exported
 
     seen = (
         isinstance(output, AnswerStream) and sys.stdout.isatty()
     )  # answers on the screen show the progress themselves
-    bar = tqdm(
-        total=len(records), initial=output.done, desc="predict", unit="record", disable=seen or not sys.stderr.isatty()
-    )
-    merged_once = contextlib.nullcontext() if isinstance(model, Exported) else evaluating(model)
-    with bar, merged_once:  # and not for every batch
-        for answers in answer(model, tokenizer, task, records, start=output.done):
+    bar = tqdm(total=count, initial=output.done, desc="predict", unit="record", disable=seen or not sys.stderr.isatty())
+    with bar:
+        for answers in batches:
             output.write(answers)
             bar.update(len(answers))
+
+
+def _merged_once(model: nn.Module | Exported) -> contextlib.AbstractContextManager[object]:
+    """Merge the adapter for all batches, and not for every one."""
+    from t5peft.evaluation import evaluating
+    from t5peft.serving.exported import Exported
+
+    return contextlib.nullcontext() if isinstance(model, Exported) else evaluating(model)
+
+
+def _answers_of_workers(
+    executor: RayExecutor, args: argparse.Namespace, task: Task, records: Sequence[Record], start: int
+) -> Iterator[list[tuple[Record, Record]]]:
+    """Answer records by the tasks of a cluster, in the batches of a single process."""
+    _, tokenizer = _load(args.model, args.engine)
+    parts = (records[first:last] for first, last in _spans(_sources(task, records, tokenizer), task, start))
+    return executor.in_order(partial(_answer_part, args.model, args.engine, task), parts)
+
+
+def _answer_part(folder: str, engine: str | None, task: Task, records: list[Record]) -> list[tuple[Record, Record]]:
+    """Answer records in a process of a cluster, which keeps the model for the next ones."""
+    model, tokenizer = _opened(folder, engine)
+    return [pair for answers in answer(model, tokenizer, task, records) for pair in answers]
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: str, engine: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
+    model, tokenizer = _load(folder, engine)
+    _merged_once(model).__enter__()  # for as long as the process lives
+    return model, tokenizer
 
 
 def answer(
@@ -184,15 +211,14 @@ def answer(
         ValueError: The records have columns of these names, which would be lost, or lack those of the source.
     """
     from t5peft.evaluation import predict
-    from t5peft.evaluation.inference import source_ids
     from t5peft.evaluation.scores import rank_targets
     from t5peft.serving.exported import Exported
 
     generate = model.predict if isinstance(model, Exported) else partial(predict, model, tokenizer)
     _check_columns(task, records)
-    sources = source_ids(task.sources(records, tokenizer), tokenizer)
+    sources = _sources(task, records, tokenizer)
     name = _answer_name(task)
-    for first, last in _spans([len(ids) + task.max_target_length for ids in sources], start):
+    for first, last in _spans(sources, task, start):
         chunk = sources[first:last]
         if task.verbalizer is None:
             texts = generate(
@@ -215,16 +241,23 @@ def answer(
         yield list(zip(records[first:last], answers, strict=True))
 
 
-def _spans(tokens: Sequence[int], start: int) -> Iterator[tuple[int, int]]:
+def _sources(task: Task, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    from t5peft.evaluation.inference import source_ids
+
+    return source_ids(task.sources(records, tokenizer), tokenizer)
+
+
+def _spans(sources: Sequence[Sequence[int]], task: Task, start: int) -> Iterator[tuple[int, int]]:
     """Yield first and last index of runs of records from ``start`` on, with at most ``TOKENS_AT_ONCE`` tokens each."""
     first, total = start, 0
-    for i in range(start, len(tokens)):
-        if i > first and total + tokens[i] > TOKENS_AT_ONCE:
+    for i in range(start, len(sources)):
+        tokens = len(sources[i]) + task.max_target_length
+        if i > first and total + tokens > TOKENS_AT_ONCE:
             yield first, i
             first, total = i, 0
-        total += tokens[i]
-    if first < len(tokens):
-        yield first, len(tokens)
+        total += tokens
+    if first < len(sources):
+        yield first, len(sources)
 
 
 def _answer_name(task: Task) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import asdict
 
 from t5peft.cli.data import add_data_arguments, read_data
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     group = parser.add_argument_group("search")
     group.add_argument("--trials", type=int, default=20, help="trials in all; those of an interrupted search count")
+    add_option(group, "--workers")
     add_option(parser.add_argument_group("output"), "--output")
     add_output_options(parser)
 
@@ -41,11 +43,16 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    from t5peft.compat.ray import RayExecutor
     from t5peft.training.search import search
 
     config = read_config(args)
     task, splits = read_data(args)
-    found = search(task, splits, config, args.output, trials=args.trials)
+    with contextlib.ExitStack() as opened:
+        executor = opened.enter_context(RayExecutor(args.workers)) if args.workers else None
+        found = search(
+            task, splits, config, args.output, trials=args.trials, executor=executor, workers=args.workers or 1
+        )
     lines = [
         f"{found.trials} trials, {found.pruned} of them pruned; best {task.metrics[0]} on validation {found.value:.4f}"
     ]

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 from dataclasses import MISSING, dataclass, fields
+from importlib.util import find_spec
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
@@ -23,6 +24,7 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
 
     Raises:
         ValueError: Got ``fp16``, in which T5 overflows.
+        ImportError: DeepSpeed is asked for and not installed.
     """
 
     tokens_per_micro_batch: int | None = None
@@ -51,6 +53,9 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
         # Accelerate silently takes several processes without a GPU for one, and exchanges no gradients.
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        asked_for_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+        if asked_for_deepspeed and find_spec("deepspeed") is None:
+            raise ImportError("Got no deepspeed, which the configuration asks for; run `pip install deepspeed`.")
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False

@@ -13,8 +13,10 @@ import shlex
 import shutil
 import sqlite3
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +89,16 @@ class SearchResult:
 
 
 @renamed_arguments(recipe="config")
-def search(task: Task, splits: Splits, config: TrainConfig, output: str | Path, *, trials: int = 20) -> SearchResult:
+def search(
+    task: Task,
+    splits: Splits,
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    trials: int = 20,
+    executor: Executor | None = None,
+    workers: int = 1,
+) -> SearchResult:
     """Search around ``config``; continue a study in ``output`` up to ``trials`` trials.
 
     Args:
@@ -96,6 +107,8 @@ def search(task: Task, splits: Splits, config: TrainConfig, output: str | Path, 
         config: Method, backbone and budget of every trial, and where the search starts.
         output: Folder of the study (``study.db``), the checkpoints, and the plot (``search.png``).
         trials: Trials in all; those of earlier calls count.
+        executor: Trains the trials, in other processes; None trains them here, one by one.
+        workers: Trials at once. They do not know of each other, so that other numbers may find other trials.
 
     Returns:
         The best trial.
@@ -121,21 +134,61 @@ def search(task: Task, splits: Splits, config: TrainConfig, output: str | Path, 
         study = _open_study(folder, task, tried, config)
         lead = METRICS[task.metrics[0]].lead
 
-        def objective(trial: optuna.Trial) -> float:
-            run = folder / f"trial-{trial.number}"
-            try:
-                result = train_and_evaluate(task, tried, suggest(trial, config), run, callbacks=[_Pruning(trial)])
-            except FloatingPointError as error:
-                raise optuna.TrialPruned(str(error)) from error
-            finally:
-                shutil.rmtree(run, ignore_errors=True)
-            return result.scores["validation"][lead]
-
-        while len(ended := _ended(study)) < trials:
-            # A draw depends on the seed and the trials that ended, so a search that goes on draws what it would have drawn.
-            study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(ended))
-            study.optimize(objective, n_trials=1)
+        run = partial(run_trial, task, tried, config, folder.resolve())
+        while (count := len(ended := _ended(study))) < trials:
+            known = ended[: count // workers * workers]
+            jobs = [(number, known) for number in range(count, min(len(known) + workers, trials))]
+            found = map(run, jobs) if executor is None else _at_once(executor, run, jobs)
+            for trial in found:
+                study.add_trial(trial)
         return _best(study, folder, config, lead)
+
+
+def run_trial(
+    task: Task, splits: Splits, config: TrainConfig, folder: Path, job: tuple[int, list[optuna.trial.FrozenTrial]]
+) -> optuna.trial.FrozenTrial:
+    """Draw a config, train with it, and return the trial.
+
+    A draw depends on the seed, the number of the trial and the trials that it knows. So a search that goes on draws what it would
+    have drawn, and one of several workers does not depend on which trial ends first.
+
+    Args:
+        task: The task.
+        splits: Train and validation records.
+        config: Where the search starts.
+        folder: The folder of the study.
+        job: The number of the trial, and the trials that it knows.
+    """
+    import optuna
+
+    number, known = job
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    lead = METRICS[task.metrics[0]]
+    study = optuna.create_study(
+        direction="maximize" if lead.greater_is_better else "minimize",
+        sampler=optuna.samplers.TPESampler(seed=config.seed + number),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+    )
+    study.add_trials(known)
+
+    def objective(trial: optuna.Trial) -> float:
+        run = folder / f"trial-{number}"
+        try:
+            result = train_and_evaluate(task, splits, suggest(trial, config), run, callbacks=[_Pruning(trial)])
+        except FloatingPointError as error:
+            raise optuna.TrialPruned(str(error)) from error
+        finally:
+            shutil.rmtree(run, ignore_errors=True)
+        return result.scores["validation"][lead.lead]
+
+    study.optimize(objective, n_trials=1)
+    return study.trials[-1]
+
+
+def _at_once(executor: Executor, run: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+    """Run the jobs at once and yield their results in order."""
+    futures = [executor.submit(run, job) for job in jobs]
+    return (future.result() for future in futures)
 
 
 def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -> optuna.Study:
@@ -148,7 +201,6 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
             storage=f"sqlite:///{folder / 'study.db'}",
             study_name=f"{task.name}-{config.method}",
             direction="maximize" if METRICS[task.metrics[0]].greater_is_better else "minimize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
             load_if_exists=True,
         )
         study.get_trials(deepcopy=False)

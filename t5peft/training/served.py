@@ -6,6 +6,7 @@ so that a new one has to be decided on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,7 +126,8 @@ def check_served(trainer: EvaluatingTrainer) -> None:
     if isinstance(trainer.model, PeftModel) and has_peft_prompt(trainer.model):
         kind = trainer.model.active_peft_config.peft_type.value
         problems.append(f"peft's own {kind} (wrap by prompt_wrap or prefix_wrap)")
-    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+    asked_for_fsdp = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"  # as accelerate launch sets it
+    if asked_for_fsdp and not trainer.is_fsdp_enabled:
         problems.append("fsdp on a CPU (accelerate would train a whole copy in each process)")
     if trainer.accelerator.num_processes > 1 and trainer.accelerator.dispatch_batches:
         problems.append("dispatch_batches in several processes (each reads its own part of the data)")

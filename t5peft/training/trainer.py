@@ -336,14 +336,20 @@ class T5PeftTrainer(BatchingTrainer):
         return TokenBudget(self.wrapped_model, self.own.tokens_per_micro_batch)
 
     def _check_step(self, loss: Tensor, features: Callable[[], list[dict[str, Any]]]) -> None:
-        """Raise FloatingPointError for a loss, or gradients of a whole step, that are NaN or infinite."""
-        if not torch.isfinite(loss):
-            raise FloatingPointError(non_finite_loss(self, float(loss), features()))
+        """Raise FloatingPointError for a loss, or gradients of a whole step, that are NaN or infinite.
+
+        The device is asked once, for both, as the host waits for every answer.
+        """
+        gradients: list[Tensor] = []
         if self.accelerator.sync_gradients and not self._is_sharded:
             gradients = [p.grad for p in self.wrapped_model.parameters() if p.grad is not None]
-            overflows = bool(gradients) and not torch.isfinite(get_total_norm(gradients))
-            if overflows and (message := non_finite_gradients(self, features)):
-                raise FloatingPointError(message)
+        finite = torch.isfinite(loss)
+        if torch.logical_and(finite, torch.isfinite(get_total_norm(gradients))) if gradients else finite:
+            return
+        if not finite:
+            raise FloatingPointError(non_finite_loss(self, float(loss), features()))
+        if message := non_finite_gradients(self, features):
+            raise FloatingPointError(message)
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """Return the operations of one batch by the usual six a parameter and token."""
