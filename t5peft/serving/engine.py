@@ -387,18 +387,14 @@ class Engine:
             except Exception as error:
                 outcome = error
         goes_on = job.result.set_running_or_notify_cancel()
+        failed = isinstance(outcome, BaseException)
         with self._changed:
-            if not goes_on:
-                self._cancelled += 1
-            elif isinstance(outcome, BaseException):
-                self._failed += 1
-            else:
-                self._finished += 1
+            self._cancelled += not goes_on
+            self._failed += goes_on and failed
+            self._finished += goes_on and not failed
         if goes_on:
             job.settle(outcome)
 
 
 def _closed() -> EngineClosedError:
-    return EngineClosedError(
-        "Got a request that was not answered before the engine closed; expected more time. Ask again."
-    )
+    return EngineClosedError("Got a request that the closed engine has not answered; expected more time. Ask again.")
