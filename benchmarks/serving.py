@@ -246,20 +246,21 @@ def picture() -> str:
 
     found = points()
     counts = sorted({point["clients"] for point in found})
-    panels = [
-        alt.Chart(alt.Data(values=[point for point in found if point["figure"] == figure]))
-        .mark_line(point=alt.OverlayMarkDef(filled=True, size=40))
-        .encode(
-            alt.X("clients:Q", scale=alt.Scale(type="log"), axis=alt.Axis(values=counts, format="d")),
-            alt.Y("value:Q", title=figure, scale=alt.Scale(type="linear" if place == 0 else "log")),
-            alt.Color("adapters:O", scale=alt.Scale(scheme="viridis"), title="adapters"),
-            alt.StrokeDash("distribution:N", sort=["zipf", "uniform"], title="asked for"),
+    panels = []
+    for place, figure in enumerate(dict.fromkeys(point["figure"] for point in found)):
+        dots = (
+            alt.Chart(alt.Data(values=[point for point in found if point["figure"] == figure]))
+            .mark_point(filled=True, size=40)
+            .encode(
+                alt.X("clients:Q", scale=alt.Scale(type="log"), axis=alt.Axis(values=counts, format="d")),
+                alt.Y("value:Q", title=figure, scale=alt.Scale(type="linear" if place == 0 else "log")),
+                alt.Color("adapters:O", scale=alt.Scale(scheme="viridis"), title="adapters"),
+            )
         )
-        .properties(width=230, height=220)
-        for place, figure in enumerate(dict.fromkeys(point["figure"] for point in found))
-    ]
+        dashes = alt.StrokeDash("distribution:N", sort=["zipf", "uniform"], title="asked for")
+        panels.append((dots.mark_line().encode(dashes) + dots).properties(width=230, height=220))
     chart = alt.hconcat(*panels, background="white").configure(font="DejaVu Sans").configure_legend(orient="top")
-    return str(vl_convert.vegalite_to_svg(chart.to_dict()))
+    return str(vl_convert.vegalite_to_svg(chart.to_dict())) + "\n"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import math
 import os
 import random
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -103,11 +104,11 @@ class Halving:
             raise ValueError(f"Got no method that could be trained ({reasons}); expected at least one.")
         left = max(1.0, seconds - sum(probe.seconds for probe in probes.values()))
         arms = [self._arm(name, FIRST_FACTOR) for name in works]  # the last ones are given up where time is short
-        rung = 0
+        rung, known = 0, list(works.values())
         while True:
             rung += 1
             if rung not in self.log.rungs:
-                arms, steps = self._affordable(arms, works, left, first=rung == 1)
+                arms, steps = self._affordable(arms, known, left, first=rung == 1)
                 self.log.plan(rung, steps, arms)
             steps, arms = self.log.rungs[rung]
             last = rung > 1 and len(arms) <= 2
@@ -121,6 +122,7 @@ class Halving:
                 raise ValueError("Got trials none of which had a finite loss; expected at least one.")
             if last:
                 return self._best(done)
+            known = done
             arms = [trial.arm for trial in done[: max(2, math.ceil(len(done) / 3))]]
 
     def _other_rates(self, first: Sequence[Trial], steps: int, seconds: float) -> list[Trial]:
@@ -191,23 +193,32 @@ class Halving:
         return share / 2 if first else share
 
     def _affordable(
-        self, arms: Sequence[Arm], probes: Mapping[str, Trial], left: float, *, first: bool
+        self, arms: Sequence[Arm], known: Sequence[Trial], left: float, *, first: bool
     ) -> tuple[list[Arm], int]:
-        """Return the arms that get enough steps in their share of the time, and these steps."""
+        """Return the arms that get enough steps in their share of the time, and these steps.
+
+        Args:
+            arms: Those that could be trained.
+            known: The trials before, which tell the times. An evaluation, and what stands beside training, takes about the same
+                time for all methods; the median leaves out what only the first trials pay.
+            left: The time.
+            first: Whether it is the first rung.
+        """
         chosen = list(arms)
         examples = len(self.splits["train"])
         most = max(LEAST_STEPS, math.ceil(MOST_EPOCHS * examples / self.config.batch_size))
+        step_seconds = {trial.arm.method: trial.step_seconds for trial in known}
+        evaluation = statistics.median(trial.evaluation_seconds for trial in known)
+        evaluation /= len(self._few[:PROBE_RECORDS] if first else self._few)
+        beside = statistics.median(
+            max(0.0, trial.seconds - trial.steps * trial.step_seconds - trial.evaluation_seconds) for trial in known
+        )
         while True:
-            each = [probes[arm.method] for arm in chosen]
             final = len(chosen) <= 2 and not first
             records = (FINAL_EVALUATIONS + 1) * len(self.splits["validation"]) if final else len(self._few)
-            evaluations = records / len(self._few[:PROBE_RECORDS])
-            fixed = sum(
-                max(0.0, one.seconds - PROBE_STEPS * one.step_seconds - one.evaluation_seconds)
-                + evaluations * one.evaluation_seconds
-                for one in each
-            )
-            steps = int((self._share(len(chosen), left, first=first) - fixed) / sum(one.step_seconds for one in each))
+            fixed = len(chosen) * (beside + records * evaluation)
+            share = self._share(len(chosen), left, first=first)
+            steps = int((share - fixed) / sum(step_seconds[arm.method] for arm in chosen))
             if steps >= LEAST_STEPS or len(chosen) == 1 or not first:
                 return chosen, max(LEAST_STEPS, min(steps, most))
             chosen.pop()
