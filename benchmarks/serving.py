@@ -3,6 +3,7 @@
     python benchmarks/serving.py                                     # about ten minutes: 24 cells, and one adapter by itself
     python benchmarks/serving.py --clients 8 --adapters 32 --seconds 60
     python benchmarks/serving.py --url http://127.0.0.1:8000         # of a server of that folder, such as one on Ray
+    python benchmarks/serving.py --picture                           # docs/load.svg, of the records that are there
 
 The backbone is "mini". Its adapters have random weights, of several methods in turn, so that each answers in its own way. What each
 answers by ``load_adapter`` and ``predict`` is computed first and kept in --folder. A cell asks for --cell-seconds on the loopback
@@ -35,6 +36,7 @@ from serving_adapters import METHODS, Question, answers_of, questions, write_ada
 from t5peft.benchmark.environment import environment
 
 RECORDS = Path(__file__).parent / "records" / "serving"
+PICTURE = Path(__file__).parents[1] / "docs" / "load.svg"
 ADAPTERS = 100
 RETRIES = 100
 
@@ -70,8 +72,11 @@ class Counts:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every cell that has no record yet; return 1 where an answer was wrong."""
+    """Measure every cell that has no record yet, or draw the records; return 1 where an answer was wrong."""
     args = parse(arguments)
+    if args.picture:
+        PICTURE.write_text(picture(), encoding="utf-8")
+        return 0
     deadline = time.monotonic() + args.seconds
     asked = questions(args.folder)
     count = max(args.adapters)
@@ -113,6 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-rows", type=int, default=64)
     parser.add_argument("--url", help="of a server that runs; default: one is started")
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--picture", action="store_true", help="only draw the records that are there")
     args = parser.parse_args(arguments)
     if max(args.adapters) > ADAPTERS or min(*args.adapters, *args.clients) < 1:
         parser.error(f"Got adapters {args.adapters} and clients {args.clients}; expected 1 to {ADAPTERS} adapters.")
@@ -214,6 +220,47 @@ async def ask(client: httpx.AsyncClient, name: str, question: Question, expected
     counts.tokens += found["usage"]["completion_tokens"]
     if (text := found["choices"][0]["text"]) != expected:
         counts.wrong.append({"adapter": name, "source": question.source, "expected": expected, "found": text})
+
+
+def points() -> list[dict[str, Any]]:
+    """Return one point for each record and figure."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*-clients-*.json"))]
+    figures = {"requests a second": ("requests_per_second", 1)} | {
+        f"{name}, ms": (f"{name}_seconds", 1000) for name in ("p50", "p95", "p99")
+    }
+    return [
+        {
+            "figure": figure,
+            "value": record[key] * factor,
+            **{name: record["cell"][name] for name in ("clients", "adapters", "distribution")},
+        }
+        for record in records
+        for figure, (key, factor) in figures.items()
+    ]
+
+
+def picture() -> str:
+    """Return the requests a second and the latencies of all records as SVG, by clients, adapters and distribution."""
+    import altair as alt
+    import vl_convert
+
+    found = points()
+    counts = sorted({point["clients"] for point in found})
+    panels = []
+    for place, figure in enumerate(dict.fromkeys(point["figure"] for point in found)):
+        dots = (
+            alt.Chart(alt.Data(values=[point for point in found if point["figure"] == figure]))
+            .mark_point(filled=True, size=40)
+            .encode(
+                alt.X("clients:Q", scale=alt.Scale(type="log"), axis=alt.Axis(values=counts, format="d")),
+                alt.Y("value:Q", title=figure, scale=alt.Scale(type="linear" if place == 0 else "log")),
+                alt.Color("adapters:O", scale=alt.Scale(scheme="viridis"), title="adapters"),
+            )
+        )
+        dashes = alt.StrokeDash("distribution:N", sort=["zipf", "uniform"], title="asked for")
+        panels.append((dots.mark_line().encode(dashes) + dots).properties(width=230, height=220))
+    chart = alt.hconcat(*panels, background="white").configure(font="DejaVu Sans").configure_legend(orient="top")
+    return str(vl_convert.vegalite_to_svg(chart.to_dict())) + "\n"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ downloaded. Publishing is left to a person: ``twine upload dist/*``.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -127,7 +128,9 @@ def try_wheel(wheel: Path, version: str) -> None:
 def run(*command: str, folder: Path = ROOT) -> None:
     """Run a command, and end with it where it fails."""
     print("$", *(word if len(word) < 80 else "..." for word in command), flush=True)
-    subprocess.run(command, cwd=folder, check=True)
+    # With a path to the sources pip takes the package for installed.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, cwd=folder, env=variables, check=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A small stand-in for the hub on this machine, which huggingface_hub's own client talks to.
 
-It keeps the commits of model repositories in memory and answers the routes that creating, uploading, listing and downloading use.
+It keeps the commits of repositories in memory and answers the routes that creating, uploading, listing and downloading use. Data
+sets are only read: their repositories are called ``datasets/user/name``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -124,13 +125,25 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, body: bytes, name: str, revision: str | None = None) -> None:
         if at := self.found(name, revision or "main"):
             files = [{"rfilename": file} for file in at[1]]
+            name = name.removeprefix("datasets/")
             self.send(200, {"id": name, "modelId": name, "sha": at[0], "siblings": files, "tags": [], "private": False})
 
-    def tree(self, body: bytes, name: str, revision: str) -> None:
+    def tree(self, body: bytes, name: str, revision: str, folder: str = "") -> None:
         if at := self.found(name, revision):
             rows = [
                 {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                 for file, data in at[1].items()
+                if file.startswith(f"{folder}/" if folder else "")
+            ]
+            self.send(200, rows) if rows or not folder else self.send(404, {}, {"X-Error-Code": "EntryNotFound"})
+
+    def paths_info(self, body: bytes, name: str, revision: str) -> None:
+        if at := self.found(name, revision):
+            asked = parse_qs(body.decode()).get("paths", [])
+            rows = [
+                {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for file, data in at[1].items()
+                if file in asked
             ]
             self.send(200, rows)
 
@@ -188,6 +201,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 _NAME = r"([^/]+/[^/]+)"
+_DATASET = r"(datasets/[^/]+/[^/]+)"
 ROUTES = (
     ("POST", r"/api/repos/create", Handler.create),
     ("POST", rf"/api/models/{_NAME}/branch/([^/]+)", Handler.branch),
@@ -200,6 +214,11 @@ ROUTES = (
     ("PUT", r"/large/([0-9a-f]+)", Handler.put_large),
     ("POST", rf"/api/models/{_NAME}/commit/([^/]+)", Handler.commit),
     ("GET HEAD", rf"/{_NAME}/resolve/([^/]+)/(.+)", Handler.resolve),
+    ("GET", rf"/api/{_DATASET}", Handler.info),
+    ("GET", rf"/api/{_DATASET}/revision/([^/]+)", Handler.info),
+    ("GET", rf"/api/{_DATASET}/tree/([^/]+)/?(.*)", Handler.tree),
+    ("POST", rf"/api/{_DATASET}/paths-info/([^/]+)", Handler.paths_info),
+    ("GET HEAD", rf"/{_DATASET}/resolve/([^/]+)/(.+)", Handler.resolve),
 )
 
 
@@ -222,6 +241,9 @@ def running_hub(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr("datasets.config.HF_ENDPOINT", hub.endpoint)
+    patch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    patch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "datasets")
     patch.setattr("huggingface_hub.hf_api.api.endpoint", hub.endpoint)
     patch.setattr("transformers.utils.hub._hf_api", None)  # an earlier test may have made it, with its own endpoint
     patch.setenv("HF_TOKEN", "hf_stand_in")

@@ -21,6 +21,7 @@ EPILOG = """
 Examples:
   t5peft auto train.csv --minutes 30 --output runs/reviews
   t5peft auto train.csv --test test.csv --column text=review --column label=stars --memory 8GB --output runs/reviews
+  t5peft auto train.csv --template 'mood of: {review}' --target-word 1=bad --target-word 2=good --output runs/mood
 The output holds adapter/ (or model/, where full fine-tuning is best) with task.yaml and a model card, report.md, results.json
 and test.jsonl. The same command goes on with a search that was interrupted.
 """
@@ -99,18 +100,16 @@ def _read(args: argparse.Namespace) -> tuple[Task | None, Splits]:
         return read_data(args)
     if args.train is None:
         raise ValueError("Got neither a file nor --task; expected one: t5peft auto train.csv --output runs/first.")
-    if args.template or args.target_word or args.references or args.max_source_length or args.max_target_length:
-        raise ValueError(
-            "Got --template, --target-word, --references or a length without --task; expected the family that they belong to."
-        )
     given = {split: path for split in SPLITS if (path := getattr(args, split)) is not None}
     return None, {split: read_file(args, path, split) for split, path in given.items()}
 
 
 def _search(args: argparse.Namespace, task: Task | None, splits: Splits) -> AutoResult:
     from t5peft.cli.auto_run import auto
-    from t5peft.cli.auto_task import UnclearTaskError
+    from t5peft.cli.auto_task import UnclearTaskError, Wording
 
+    words = pairs_of(args.target_word, "--target-word") or None
+    wording = Wording(args.template, words, args.references, args.max_source_length, args.max_target_length)
     columns = {} if task is not None else pairs_of(args.column, "--column")
 
     def call(target: str | None) -> AutoResult:
@@ -122,6 +121,7 @@ def _search(args: argparse.Namespace, task: Task | None, splits: Splits) -> Auto
             task=task,
             columns=columns,
             target=target,
+            wording=wording,
             backbone=args.backbone,
             methods=args.methods,
             minutes=args.minutes,

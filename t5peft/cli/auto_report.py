@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from t5peft.benchmark.statistics import Difference, paired_bootstrap
-from t5peft.cli.auto_search import Trial
+from t5peft.cli.auto_trials import Trial
 from t5peft.data import Task
 from t5peft.evaluation.baselines import constant_answer, copied_answers
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet, rank_targets

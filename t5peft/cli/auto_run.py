@@ -17,10 +17,11 @@ import torch
 
 from t5peft.adapters import is_adapter
 from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_report
-from t5peft.cli.auto_search import Halving, Trial, TrialLog, fields_of
-from t5peft.cli.auto_task import guess_task, round_numbers
+from t5peft.cli.auto_search import Halving
+from t5peft.cli.auto_task import Wording, guess_task, round_numbers
+from t5peft.cli.auto_trials import Trial, TrialLog, fields_of
 from t5peft.compat.lock import hold_folder
-from t5peft.data import Task, preset_task
+from t5peft.data import Task
 from t5peft.data.lint import LintReport, lint
 from t5peft.data.registry import with_validation
 from t5peft.data.sources import Records, part_of, read_records
@@ -72,6 +73,7 @@ def auto(
     task: Task | str | None = None,
     columns: Mapping[str, str] | None = None,
     target: str | None = None,
+    wording: Wording | None = None,
     backbone: str = "mini",
     methods: Sequence[str] | None = None,
     minutes: float = 30.0,
@@ -92,6 +94,7 @@ def auto(
         task: A task, or a key of ``PRESETS``; None tells it from the columns.
         columns: Role to column, as far as they are not found.
         target: The column that is predicted, where only this is not clear.
+        wording: What is known of the task, such as its template, where it is told from the columns or by a key.
         backbone: ``"mini"``, a hub name or a folder.
         methods: Names of methods to try; None tries those that are often best.
         minutes: The time of all trials.
@@ -113,13 +116,17 @@ def auto(
         splits: Splits = {split: cast(Records, read_records(rows)) for split, rows in given.items() if rows is not None}
         if not splits["train"]:
             raise ValueError("Got no training records; expected some, with a column to predict.")
-        task, splits, reasons = prepare(task, splits, columns or {}, target)
+        task, splits, reasons = prepare(task, splits, columns or {}, target, wording or Wording())
         config = replace(config or TrainConfig(), backbone=backbone)
         return _auto(task, splits, reasons, folder, config, methods, minutes, memory_bytes, overwrite, tell)
 
 
 def prepare(
-    task: Task | str | None, splits: Splits, columns: Mapping[str, str], target: str | None
+    task: Task | str | None,
+    splits: Splits,
+    columns: Mapping[str, str],
+    target: str | None,
+    wording: Wording = Wording(),  # noqa: B008  # frozen
 ) -> tuple[Task, Splits, list[str]]:
     """Return the task, its records with validation and test held out, and sentences that say how they came about.
 
@@ -128,6 +135,7 @@ def prepare(
         splits: Records by split.
         columns: Role to column.
         target: The column that is predicted.
+        wording: What is known of the task.
 
     Returns:
         The task, the splits and the reasons.
@@ -136,16 +144,17 @@ def prepare(
         ValueError: The columns do not tell the task, or records do not fit it.
     """
     reasons: list[str] = []
+    scored = [record for split in ("validation", "test") for record in splits.get(split, ())]
     if isinstance(task, str):
-        task = preset_task(task, splits["train"], columns=columns)
+        task = wording.task(task, splits["train"], columns, scored=scored)
         reasons.append("The task was given.")
     elif task is None:
-        guess = guess_task(splits["train"], columns=columns, target=target)
+        guess = guess_task(splits["train"], columns=columns, target=target, template=wording.template)
         reasons += guess.reasons
         if guess.step is not None:
             goal = list(guess.columns.values())[-1]
             splits = {split: part_of(rows, round_numbers(rows, goal, guess.step)) for split, rows in splits.items()}
-        task = preset_task(guess.family, splits["train"], columns=guess.columns, template=guess.template)
+        task = wording.task(guess.family, splits["train"], guess.columns, guess.template, scored)
     for rows in splits.values():
         task.check(rows)
     if "test" not in splits:

@@ -1,22 +1,23 @@
 """Successive halving over methods and learning rates within a time, resumable after every trial.
 
-All arms are trained for few steps, the better third for more, and the best two for most of the time (Jamieson and Talwalkar
-2016). Every trial begins anew, so that its learning rate falls to zero within its own steps. ``t5peft.training.search`` draws
-the rates of one method; here methods compete too, and the time is fixed and not the number of trials.
+All methods are trained for few steps at one rate each. The better half tries the next higher rate, or the next lower one where this
+is not better, and so on as long as the loss falls: a rate is tried only beside the best one of its method. The better third of
+all that was tried is trained for more steps, and the best two take as much time as two rungs (Jamieson and Talwalkar 2016). Every
+trial begins anew, so that its learning rate falls to zero within its own steps. ``t5peft.training.search`` draws the rates of one
+method; here methods compete too, and the time is fixed and not the number of trials.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
 import os
 import random
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,8 +28,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from t5peft.adapters import save_adapter, save_model
 from t5peft.adapters.checkpoints import newest_complete
-from t5peft.benchmark.json_lines import JsonLines
 from t5peft.benchmark.statistics import paired_bootstrap
+from t5peft.cli.auto_trials import Arm, Trial, TrialLog
 from t5peft.data import Task
 from t5peft.data.sources import part_of
 from t5peft.evaluation import METRICS
@@ -42,113 +43,13 @@ FINAL_EVALUATIONS = 4
 RUNG_RECORDS = 100  # of validation, for the losses of all rungs but the last
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
 MOST_EPOCHS = 30
-FACTORS = (3.0, 1.0, 10.0)  # of the rate of a method, which is where published ones start; small backbones take more
-FINAL_SHARE = 0.5  # of the time, for the last rung
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One method at one learning rate."""
-
-    method: str
-    learning_rate: float
-
-    def __str__(self) -> str:
-        return f"{self.method} at {self.learning_rate:g}"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training run of the search.
-
-    Attributes:
-        rung: 0 for the probe of a method's speed, then from 1 on; the last rung has the finalists.
-        arm: What was trained.
-        steps: Optimizer steps.
-        loss: The lowest loss on validation; None if it failed.
-        score: The task's leading score on validation, of finalists.
-        seconds: All it took.
-        step_seconds: Of one step.
-        evaluation_seconds: Of one evaluation.
-        trained: Number of trained weights.
-        examples: The score of each validation record, of finalists.
-        error: Why it failed.
-    """
-
-    rung: int
-    arm: Arm
-    steps: int
-    loss: float | None
-    score: float | None
-    seconds: float
-    step_seconds: float
-    evaluation_seconds: float
-    trained: int
-    examples: tuple[float, ...] = ()
-    error: str | None = None
-
-
-class TrialLog:
-    """The finished trials and the steps of each rung in a file; a search that was killed goes on from there.
-
-    Args:
-        path: A file of JSON lines.
-        identity: What trials depend on.
-
-    Raises:
-        ValueError: The file has trials of another identity.
-    """
-
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self._lines = JsonLines(path)
-        self.trials: dict[tuple[int, Arm], Trial] = {}
-        self.rungs: dict[int, tuple[int, list[Arm]]] = {}
-        known = False
-        for _, line in self._lines.new_lines():
-            entry = json.loads(line)
-            known = known or "identity" in entry
-            if "identity" in entry and entry["identity"] != dict(identity):
-                changed = sorted(name for name in identity if entry["identity"].get(name) != identity[name])
-                raise ValueError(
-                    f"Got the output {path.parent}, which holds a search with another {', '.join(changed)}; expected the same, "
-                    "to go on with it. Give another folder, or --overwrite to begin anew."
-                )
-            if "trial" in entry:
-                fields = entry["trial"]
-                read = {"arm": Arm(**fields["arm"]), "examples": tuple(fields["examples"])}
-                self._add(Trial(**{**fields, **read}))
-            if "rung" in entry:
-                self.rungs[entry["rung"]] = (entry["steps"], [Arm(**arm) for arm in entry["arms"]])
-        if not known:
-            self._lines.append(json.dumps({"identity": dict(identity)}))
-
-    @property
-    def seconds(self) -> float:
-        """The time of all finished trials."""
-        return sum(trial.seconds for trial in self.trials.values())
-
-    def add(self, trial: Trial) -> None:
-        """Record a finished trial.
-
-        Args:
-            trial: The trial.
-        """
-        self._lines.append(json.dumps({"trial": asdict(trial)}))
-        self._add(trial)
-
-    def plan(self, rung: int, steps: int, arms: Sequence[Arm]) -> None:
-        """Record what a rung trains.
-
-        Args:
-            rung: Its number.
-            steps: Optimizer steps of each arm.
-            arms: The arms.
-        """
-        self._lines.append(json.dumps({"rung": rung, "steps": steps, "arms": [asdict(arm) for arm in arms]}))
-        self.rungs[rung] = (steps, list(arms))
-
-    def _add(self, trial: Trial) -> None:
-        self.trials[trial.rung, trial.arm] = trial
+FACTORS = (
+    1.0,
+    3.0,
+    10.0,
+    30.0,
+)  # of the rate of a method, which is where published ones start; small backbones take more
+FIRST_FACTOR = 1  # the place of the factor that is tried first
 
 
 class Halving:
@@ -196,32 +97,61 @@ class Halving:
         probes: dict[str, Trial] = {}
         for name in self.methods:
             if len(probes) < 2 or sum(probe.seconds for probe in probes.values()) < PROBE_SHARE * seconds:
-                probes[name] = self._trial(0, Arm(name, self._rate(name)), PROBE_STEPS, math.inf)
+                probes[name] = self._trial(0, Arm(name, METHODS[name].learning_rate), PROBE_STEPS, math.inf)
         works = {name: probe for name, probe in probes.items() if probe.loss is not None}
         if not works:
             reasons = "; ".join(f"{name}: {probe.error}" for name, probe in probes.items())
             raise ValueError(f"Got no method that could be trained ({reasons}); expected at least one.")
         left = max(1.0, seconds - sum(probe.seconds for probe in probes.values()))
-        arms = [
-            Arm(name, float(f"{self._rate(name) * factor:.3g}")) for factor in FACTORS for name in works
-        ]  # in the order in which they are given up where time is short
-        rung = 0
+        arms = [self._arm(name, FIRST_FACTOR) for name in works]  # the last ones are given up where time is short
+        rung, known = 0, list(works.values())
         while True:
             rung += 1
             if rung not in self.log.rungs:
-                arms, steps = self._affordable(arms, works, left, first=rung == 1)
+                arms, steps = self._affordable(arms, known, left, first=rung == 1)
                 self.log.plan(rung, steps, arms)
             steps, arms = self.log.rungs[rung]
-            last = len(arms) <= 2
-            share = self._share(len(arms), left)
+            last = rung > 1 and len(arms) <= 2
+            share = self._share(len(arms), left, first=rung == 1)
             began = [self._trial(rung, arm, steps, 1.5 * share / len(arms), final=last) for arm in arms]
+            if rung == 1:
+                began += self._other_rates(began, steps, share)
             left = max(1.0, left - sum(trial.seconds for trial in began))
-            done = sorted((trial for trial in began if trial.loss is not None), key=lambda one: one.loss or 0.0)
+            done = sorted((trial for trial in began if trial.loss is not None), key=_loss)
             if not done:
                 raise ValueError("Got trials none of which had a finite loss; expected at least one.")
             if last:
                 return self._best(done)
-            arms = [trial.arm for trial in done[: max(2, math.ceil(len(arms) / 3))]]
+            known = done
+            arms = [trial.arm for trial in done[: max(2, math.ceil(len(done) / 3))]]
+
+    def _other_rates(self, first: Sequence[Trial], steps: int, seconds: float) -> list[Trial]:
+        """Try other rates of the better half of the methods, the best one first, for about ``seconds``.
+
+        Args:
+            first: The trial of each method.
+            steps: As many as those took.
+            seconds: The time.
+
+        Returns:
+            The trials.
+        """
+        tried: list[Trial] = []
+        better = sorted((trial for trial in first if trial.loss is not None), key=_loss)
+        for start in better[: max(1, math.ceil(len(first) / 2))]:
+            best, place = start, FIRST_FACTOR
+            for direction in (1, -1):
+                while 0 <= place + direction < len(FACTORS):
+                    if sum(trial.seconds for trial in tried) + start.seconds > seconds:
+                        return tried
+                    arm = self._arm(start.arm.method, place + direction)
+                    tried.append(self._trial(1, arm, steps, max(2 * start.seconds, 1.0)))
+                    if _loss(tried[-1]) >= _loss(best):
+                        break
+                    best, place = tried[-1], place + direction
+                if best is not start:
+                    break  # higher rates are better, so lower ones are not
+        return tried
 
     def _best(self, finalists: Sequence[Trial]) -> Trial:
         """Return the finalist with the lowest loss, unless one scores clearly better on the validation records.
@@ -246,36 +176,50 @@ class Halving:
         """
         return self._run_folder(trial.rung, trial.arm) / "saved"
 
-    def _rate(self, method: str) -> float:
-        return METHODS[method].learning_rate
+    @staticmethod
+    def _arm(method: str, place: int) -> Arm:
+        return Arm(method, float(f"{METHODS[method].learning_rate * FACTORS[place]:.3g}"))
 
     @staticmethod
-    def _share(arms: int, left: float) -> float:
-        """Return the part of the time that is left for a rung of so many arms: half of it goes to the last one."""
-        rungs, size = 1, arms
+    def _share(arms: int, left: float, *, first: bool) -> float:
+        """Return the part of the time that is left for a rung of so many arms. All rungs take the same, the last one twice.
+
+        Of the first rung it is half, as other rates take the other half, with as many arms again.
+        """
+        size, rungs = (max(2, math.ceil(2 * arms / 3)), 2) if first else (arms, 1)
         while size > 2:
             rungs, size = rungs + 1, max(2, math.ceil(size / 3))
-        return left if rungs == 1 else left * (1 - FINAL_SHARE) / (rungs - 1)
+        share = left if rungs == 1 else left / (rungs + 1)
+        return share / 2 if first else share
 
     def _affordable(
-        self, arms: Sequence[Arm], probes: Mapping[str, Trial], left: float, *, first: bool
+        self, arms: Sequence[Arm], known: Sequence[Trial], left: float, *, first: bool
     ) -> tuple[list[Arm], int]:
-        """Return the arms that get enough steps in their share of the time, and these steps."""
+        """Return the arms that get enough steps in their share of the time, and these steps.
+
+        Args:
+            arms: Those that could be trained.
+            known: The trials before, which tell the times. An evaluation, and what stands beside training, takes about the same
+                time for all methods; the median leaves out what only the first trials pay.
+            left: The time.
+            first: Whether it is the first rung.
+        """
         chosen = list(arms)
         examples = len(self.splits["train"])
         most = max(LEAST_STEPS, math.ceil(MOST_EPOCHS * examples / self.config.batch_size))
+        step_seconds = {trial.arm.method: trial.step_seconds for trial in known}
+        evaluation = statistics.median(trial.evaluation_seconds for trial in known)
+        evaluation /= len(self._few[:PROBE_RECORDS] if first else self._few)
+        beside = statistics.median(
+            max(0.0, trial.seconds - trial.steps * trial.step_seconds - trial.evaluation_seconds) for trial in known
+        )
         while True:
-            each = [probes[arm.method] for arm in chosen]
-            final = len(chosen) <= 2
+            final = len(chosen) <= 2 and not first
             records = (FINAL_EVALUATIONS + 1) * len(self.splits["validation"]) if final else len(self._few)
-            evaluations = records / len(self._few[:PROBE_RECORDS])
-            fixed = sum(
-                max(0.0, one.seconds - PROBE_STEPS * one.step_seconds - one.evaluation_seconds)
-                + evaluations * one.evaluation_seconds
-                for one in each
-            )
-            steps = int((self._share(len(chosen), left) - fixed) / sum(one.step_seconds for one in each))
-            if steps >= LEAST_STEPS or len(chosen) <= 2 or not first:
+            fixed = len(chosen) * (beside + records * evaluation)
+            share = self._share(len(chosen), left, first=first)
+            steps = int((share - fixed) / sum(step_seconds[arm.method] for arm in chosen))
+            if steps >= LEAST_STEPS or len(chosen) == 1 or not first:
                 return chosen, max(LEAST_STEPS, min(steps, most))
             chosen.pop()
 
@@ -378,18 +322,5 @@ class _Watch(TrainerCallback):
         self.loss = min([self.loss, *losses, (metrics or {}).get("eval_loss", math.inf)])
 
 
-def fields_of(trial: Trial) -> dict[str, Any]:
-    """Return a trial as JSON holds it.
-
-    Args:
-        trial: The trial.
-
-    Returns:
-        Its fields, with those of the arm among them.
-    """
-    plain = {
-        field.name: getattr(trial, field.name)
-        for field in dataclasses.fields(trial)
-        if field.name not in ("arm", "examples")
-    }
-    return {**asdict(trial.arm), **plain}
+def _loss(trial: Trial) -> float:
+    return math.inf if trial.loss is None else trial.loss

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from t5peft.data.presets import DOCUMENT, LABEL, MOST_LABELS, PRESETS
+from t5peft.data.presets import DOCUMENT, LABEL, MOST_LABELS, PRESETS, preset_task
+from t5peft.data.task import Task
+from t5peft.data.template import Template
 
 _ROWS = 5000  # that kinds are told from
 _GRID = 20  # the most steps that numbers are rounded to, as T5 was pretrained on STS-B in steps of 0.2
@@ -43,6 +45,61 @@ class TaskGuess:
     template: str | None
     step: float | None
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What the user says of a task that is told from the columns.
+
+    Attributes:
+        template: The source over the columns; None for the preset's.
+        target_words: The word that T5 writes, by label; None for the labels.
+        references: A column with a list of references for each record.
+        max_source_length: Tokens of a source; None for the preset's.
+        max_target_length: Tokens of a target; None for the preset's.
+    """
+
+    template: str | None = None
+    target_words: Mapping[str, str] | None = None
+    references: str | None = None
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+
+    def task(
+        self,
+        family: str,
+        records: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, str],
+        template: str | None = None,
+        scored: Sequence[Mapping[str, Any]] = (),
+    ) -> Task:
+        """Return the task of a family in these words.
+
+        Args:
+            family: A key of ``PRESETS``.
+            records: The training records.
+            columns: Role to column.
+            template: The source, unless the user gives one.
+            scored: Validation and test records.
+
+        Returns:
+            The task.
+        """
+        task = preset_task(
+            family,
+            records,
+            columns=columns,
+            verbalizer=self.target_words,
+            template=self.template or template,
+            references=self.references,
+            scored=scored,
+        )
+        source, target = self.max_source_length, self.max_target_length
+        return replace(
+            task,
+            max_source_length=task.max_source_length if source is None else source,
+            max_target_length=task.max_target_length if target is None else target,
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +157,11 @@ def _number(value: Any) -> float | None:
 
 
 def guess_task(
-    records: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None, target: str | None = None
+    records: Sequence[Mapping[str, Any]],
+    *,
+    columns: Mapping[str, str] | None = None,
+    target: str | None = None,
+    template: str | None = None,
 ) -> TaskGuess:
     """Tell the task of records from their columns.
 
@@ -108,6 +169,7 @@ def guess_task(
         records: The training records.
         columns: Role to column, as far as the user says.
         target: The column that is predicted, where the user says only this.
+        template: The source over the columns. What it names is not predicted, and no other text is read.
 
     Returns:
         The family, the column of each role, and why.
@@ -116,9 +178,11 @@ def guess_task(
         UnclearTaskError: Several columns could be predicted, or none.
     """
     found = describe_columns(records)
+    if template is not None:
+        found, target = _of_template(template, found, {*(columns or {}).values(), target} - {None}, target)
     if columns:
         return _of_roles(columns, found)
-    named = _by_names(found) if target is None else None
+    named = _by_names(found) if target is None and template is None else None
     if named is not None:
         return named
     goal = _target(found) if target is None else next((one for one in found if one.name == target), None)
@@ -133,8 +197,8 @@ def guess_task(
         return _labels(goal.name, [one.name for one in texts], (why,), step)
     if len(texts) == 1:
         return TaskGuess("generation", {"prompt": texts[0].name, "completion": goal.name}, None, None, (why,))
-    template = " ".join(f"{one.name}: {{{one.name}}}" for one in texts)
-    return TaskGuess("generation", {"prompt": texts[0].name, "completion": goal.name}, template, None, (why,))
+    joined = " ".join(f"{one.name}: {{{one.name}}}" for one in texts)
+    return TaskGuess("generation", {"prompt": texts[0].name, "completion": goal.name}, joined, None, (why,))
 
 
 def _of_roles(columns: Mapping[str, str], found: Sequence[Column]) -> TaskGuess:
@@ -163,6 +227,23 @@ def _of_roles(columns: Mapping[str, str], found: Sequence[Column]) -> TaskGuess:
     return TaskGuess(
         family, dict(columns), None, None, (f"The roles {', '.join(columns)} are of the family {family}.",)
     )
+
+
+def _of_template(
+    template: str, found: Sequence[Column], named: Collection[str | None], target: str | None
+) -> tuple[list[Column], str | None]:
+    """Return the columns that a template reads, as texts, with those that may be predicted, and the target if it is clear."""
+    read = Template.parse(template).columns
+    if unknown := sorted({*read} - {one.name for one in found}):
+        raise UnclearTaskError(
+            f"Got a template with {', '.join(unknown)}; expected columns of the records: {', '.join(map(str, found))}.",
+            (),
+        )
+    others = [one for one in found if one.name not in read]
+    short = [one for one in others if one.kind in ("label", "number", "list")]
+    goals = [one for one in others if one.name in named] or short or [one for one in others if one.kind == "text"]
+    clear = goals[0].name if len(goals) == 1 else target
+    return [replace(one, kind="text") for one in found if one.name in read] + goals, clear
 
 
 def _by_names(found: Sequence[Column]) -> TaskGuess | None:

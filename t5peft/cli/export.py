@@ -14,6 +14,13 @@ from t5peft.cli.output import add_output_options, print_results
 if TYPE_CHECKING:
     from t5peft.data import Task
 
+EPILOG = """
+Examples:
+  t5peft export runs/reviews/adapter --to transformers --output exported/reviews
+  t5peft export runs/reviews/adapter --to ct2 --quantize int8 --output exported/reviews-int8
+An export that differs by more than the tolerance is not written, and the exit code is 1.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``t5peft export``.
@@ -36,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     add_output_options(parser)
-    parser.epilog = "An export that differs by more than the tolerance is not written, and the exit code is 1."
+    parser.epilog = EPILOG
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,6 +19,14 @@ KEY_VARIABLE = "T5PEFT_API_KEY"
 _INSTALL = 'pip install "t5peft[serving]"'
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
+EPILOG = """
+Examples:
+  t5peft serve --backbone mini --adapters adapters
+  t5peft serve --backbone google/flan-t5-base --adapters adapters --host 0.0.0.0 --api-key-file keys --memory 2GB
+  t5peft serve --backbone google/flan-t5-base --adapters adapters --ray --replicas 4
+Ask it: curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"model": "reviews", "prompt": "a text"}'
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``t5peft serve``.
@@ -26,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
+    parser.epilog = EPILOG
     parser.add_argument("--backbone", required=True, metavar="NAME", help="mini, a hub name or a folder")
     parser.add_argument("--adapters", required=True, metavar="DIR", help="a folder with one folder for each adapter")
     parser.add_argument("--host", default="127.0.0.1", help="another one than the loopback needs an API key")

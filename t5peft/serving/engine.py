@@ -238,19 +238,34 @@ class Engine:
 
     def _iterate(self) -> None:
         """Let requests leave and join, take a step, and answer a whole batch if one is due."""
-        for job in self._running():
-            if job.result.cancelled():
-                self._end(job)
+        self._drop_given_up()
         with self._changed:
-            self._drop_cancelled()
             whole = self._scheduler.next_batch(bool(self._running()))
         with self._failing_together(whole):
             self._answer(whole)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Let rows join and take a step."""
         with self._changed:
             joining = self._scheduler.next_rows(self._running())
         self._arrange(self._start(joining))
         if self._batch is not None:
             self._step(self._batch)
+
+    def _advance_between(self) -> None:
+        """Go on with the rows between two steps of beams."""
+        if not self._aborting:
+            self._drop_given_up()
+            self._advance()
+
+    def _drop_given_up(self) -> None:
+        """End the requests that were given up, running or waiting."""
+        for job in self._running():
+            if job.result.cancelled():
+                self._end(job)
+        with self._changed:
+            self._drop_cancelled()
 
     def _running(self) -> list[Job]:
         batch = self._batch
@@ -265,8 +280,9 @@ class Engine:
         if not jobs:
             return
         jobs = sorted(jobs, key=lambda job: sort_key(job.adapter))
-        answers, passes = answer(self._model, jobs, self._end_ids)
-        self._scheduler.count_passes(passes)
+        before = self._steps
+        answers, passes = answer(self._model, jobs, self._end_ids, self._advance_between)
+        self._scheduler.count_passes(max(0, passes - (self._steps - before)))
         for job, found in zip(jobs, answers, strict=True):
             if isinstance(found, Generated):
                 self._generated_tokens += len(found.tokens)
@@ -371,22 +387,14 @@ class Engine:
             except Exception as error:
                 outcome = error
         goes_on = job.result.set_running_or_notify_cancel()
+        failed = isinstance(outcome, BaseException)
         with self._changed:
-            if not goes_on:
-                self._cancelled += 1
-            elif isinstance(outcome, BaseException):
-                self._failed += 1
-            else:
-                self._finished += 1
-        if not goes_on:
-            return
-        if isinstance(outcome, BaseException):
-            job.result.set_exception(outcome)
-        else:
-            job.result.set_result(cast(Generated | Scores, outcome))
+            self._cancelled += not goes_on
+            self._failed += goes_on and failed
+            self._finished += goes_on and not failed
+        if goes_on:
+            job.settle(outcome)
 
 
 def _closed() -> EngineClosedError:
-    return EngineClosedError(
-        "Got a request that was not answered before the engine closed; expected more time. Ask again."
-    )
+    return EngineClosedError("Got a request that the closed engine has not answered; expected more time. Ask again.")

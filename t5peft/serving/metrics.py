@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -61,6 +62,34 @@ class Metrics:
     def exposition(self) -> tuple[bytes, str]:
         """Return the metrics as text, and its media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+def labeled(texts: Mapping[str, str]) -> bytes:
+    """Join the metrics of several replicas, each with a label of its own.
+
+    Args:
+        texts: The exposition of each replica, by its name.
+
+    Returns:
+        One exposition, with the label ``replica`` at every sample.
+    """
+    families: dict[str, Metric] = {}
+    for replica, text in texts.items():
+        for family in text_string_to_metric_families(text):
+            joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                joined.add_sample(sample.name, {"replica": replica, **sample.labels}, sample.value)
+    return generate_latest(_Fixed(list(families.values())))
+
+
+class _Fixed(Collector):
+    """Families that are known already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class _State(Collector):

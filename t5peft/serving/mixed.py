@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.padding import pad_rows
@@ -119,6 +119,7 @@ class MixedModel:
         *,
         max_new_tokens: int,
         num_beams: int = 1,
+        between: Callable[[], None] | None = None,
     ) -> Tensor:
         """Generate an answer for each row, by the ``generate`` of transformers.
 
@@ -127,6 +128,7 @@ class MixedModel:
             adapters: One for each row.
             max_new_tokens: Tokens of the longest answer, with ``</s>``.
             num_beams: 1 is greedy search.
+            between: Called between two steps, where other rows may use this model.
 
         Returns:
             Token ids [B, up to 1 + max_new_tokens], the start token first, padded on the right.
@@ -135,6 +137,7 @@ class MixedModel:
         def run(rows: Sequence[Sequence[int]], own: Sequence[AdapterWeights | None]) -> Tensor:
             states, mask = self.encode(rows, own)
             generator: Any = self.t5
+            criteria = None if between is None else calling(between)
             with self.rows(own):
                 return generator.generate(
                     encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -142,6 +145,7 @@ class MixedModel:
                     max_new_tokens=max_new_tokens,
                     num_beams=num_beams,
                     do_sample=False,
+                    stopping_criteria=criteria,
                     return_dict_in_generate=False,
                 )
 
@@ -308,6 +312,29 @@ class MixedModel:
         if not self._changes(name) or (prefixes := self._at(states).prefixes(name)) is None:
             return None
         return inputs, {**options, "prefix": prefixes}
+
+
+def calling(call: Callable[[], None]) -> StoppingCriteriaList:
+    """Return criteria for ``generate`` of transformers that call a function after each step and stop nothing.
+
+    Args:
+        call: The function.
+
+    Returns:
+        The criteria.
+    """
+    return StoppingCriteriaList([_Calling(call)])
+
+
+class _Calling(StoppingCriteria):
+    """Calls a function after each step of ``generate``."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self._call()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _padded(rows: Sequence[Sequence[int]], t5: PreTrainedModel) -> Tensor:

@@ -31,6 +31,7 @@ from starlette.responses import Response, StreamingResponse
 
 from t5peft.serving.errors import ApiError, Json, to_json
 from t5peft.serving.launch import ServeOptions, open_app, public_name
+from t5peft.serving.metrics import labeled
 from t5peft.serving.scheduler import Limits
 from t5peft.serving.settings import ServerSettings
 
@@ -93,14 +94,15 @@ class Replica:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
 
-    async def answer_at_once(self, scope: Message, body: bytes) -> list[Message]:
-        """Return all messages of the response, for calls to every replica.
+    async def answer_at_once(self, scope: Message, body: bytes) -> tuple[str, list[Message]]:
+        """Return the name of this replica and all messages of the response, for calls to every replica.
 
         Args:
             scope: Of ASGI.
             body: The whole body.
         """
-        return [message async for message in self.answer(scope, body)]
+        name = serve.get_replica_context().replica_id.unique_id
+        return name, [message async for message in self.answer(scope, body)]
 
     def __del__(self) -> None:
         """Stop the engine with the replica; Ray calls this after the last request."""
@@ -132,9 +134,9 @@ class Gateway:
             # One byte more than allowed is enough for the replica to refuse it.
             body = (body + chunk)[: self._max_body_bytes + 1]
         scope = _plain_scope(request)
-        if request.url.path.rstrip("/") == "/v1/adapters/unload":
-            every = await self._replicas.broadcast("answer_at_once", scope, body).results_async()
-            return _whole(every[0])
+        if request.url.path.rstrip("/") in ("/v1/adapters/unload", "/metrics"):
+            every = dict(await self._replicas.broadcast("answer_at_once", scope, body).results_async())
+            return _metrics(every) if request.url.path.startswith("/metrics") else _whole(next(iter(every.values())))
         error = ApiError("Got a request for replicas that are gone; expected one. Retry it.", 503, "no_replica")
         for number in range(_TRIES):
             try:
@@ -173,6 +175,15 @@ def _whole(messages: list[Message]) -> Response:
     begin, *rest = messages
     content = b"".join(message.get("body", b"") for message in rest)
     return Response(content, begin["status"], headers=_headers(begin))
+
+
+def _metrics(every: Mapping[str, list[Message]]) -> Response:
+    """Return the metrics of all replicas with their names, or the first response that is an error."""
+    responses = {name: _whole(messages) for name, messages in sorted(every.items())}
+    if wrong := next((response for response in responses.values() if response.status_code != 200), None):
+        return wrong
+    texts = {name: bytes(response.body).decode() for name, response in responses.items()}
+    return Response(labeled(texts), headers={"content-type": next(iter(responses.values())).headers["content-type"]})
 
 
 def _headers(begin: Message) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Which waiting requests come next: first come, first served within a kind, and no kind waits for ever.
 
 Rows that decode step by step join the running batch. Beams, ranks and classes are answered in whole batches of their own between
-two steps. After such a batch the running rows take as many steps as it had passes of the decoder, so neither waits for long.
+two steps. Between two steps of beams the running rows take a step too. After a batch they take as many steps as it had passes of
+the decoder without one of theirs, so neither waits for long.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from t5peft.serving.batch import Row
 from t5peft.serving.requests import ClassifyRequest, Generated, GenerateRequest, RankRequest, Scores, Token
@@ -92,6 +93,13 @@ class Job(Row):
         """Return how many rows of the decoder it takes."""
         return self.request.num_beams if isinstance(self.request, GenerateRequest) else 1
 
+    def settle(self, outcome: Generated | Scores | BaseException | None) -> None:
+        """Give the answer, or the error, to who waits for it."""
+        if isinstance(outcome, BaseException):
+            self.result.set_exception(outcome)
+        else:
+            self.result.set_result(cast(Generated | Scores, outcome))
+
     def may_share(self, other: Job) -> bool:
         """Return whether one call answers both: the same kind; beams of the same number and length."""
         if self.kind != other.kind:
@@ -133,7 +141,7 @@ class Scheduler:
         self._steps_owed = max(0, self._steps_owed - 1)
 
     def count_passes(self, passes: int) -> None:
-        """Note that a batch of beams, ranks or classes took so many passes of the decoder."""
+        """Note that a batch of beams, ranks or classes took so many passes of the decoder without a step of the rows between."""
         self._steps_owed = min(passes, self._limits.max_steps_between)
 
     def next_rows(self, running: Sequence[Job]) -> list[Job]:

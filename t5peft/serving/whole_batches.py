@@ -5,7 +5,7 @@ Letters: B rows, T target tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,13 +22,16 @@ from t5peft.serving.scheduler import Job
 _MAX_LOGITS = 2**24  # 64 MiB in float32
 
 
-def answer(model: MixedModel, jobs: Sequence[Job], end_ids: set[int]) -> tuple[Sequence[Generated | Scores], int]:
+def answer(
+    model: MixedModel, jobs: Sequence[Job], end_ids: set[int], between: Callable[[], None]
+) -> tuple[Sequence[Generated | Scores], int]:
     """Answer requests that may share a call.
 
     Args:
         model: The model.
         jobs: Requests of one kind; beams of the same number and length.
         end_ids: The tokens that end an answer.
+        between: Called between two steps of beams.
 
     Returns:
         One answer for each request, and the passes of the decoder that they took.
@@ -36,7 +39,7 @@ def answer(model: MixedModel, jobs: Sequence[Job], end_ids: set[int]) -> tuple[S
     sources, adapters = [job.source_ids for job in jobs], [job.adapter for job in jobs]
     if jobs[0].kind == "beams":
         generated = model.generate(
-            sources, adapters, max_new_tokens=jobs[0].target_size, num_beams=jobs[0].copies
+            sources, adapters, max_new_tokens=jobs[0].target_size, num_beams=jobs[0].copies, between=between
         ).tolist()
         ids = [_until_end(row[1:], end_ids) for row in generated]
         return _with_log_probabilities(model, jobs, ids, end_ids), len(generated[0])

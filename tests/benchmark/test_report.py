@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from t5peft.benchmark.tables import (
     markdown,
     seconds_text,
 )
+from t5peft.cli import main
 
 
 def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> None:
@@ -261,3 +264,11 @@ def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path
         ValueError, match=r"Got the tables 'real' for .*README\.md, which has places for quick; expected a place"
     ):
         fill_markers(readme, {"real": ""})
+
+
+def test_bench_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(ROOT / "benchmarks" / "records" / "bench" / "quick", tmp_path / "quick")
+    assert main(["bench", "--suite", "quick", "--report-only", "--output", str(tmp_path / "quick"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["suite"], sorted(told["paths"])) == ("quick", ["CSV", "page", "table"])
+    assert "lora-all" in Path(told["paths"]["table"]).read_text()

@@ -24,8 +24,9 @@ from t5peft.cli import auto as auto_command
 from t5peft.cli import main
 from t5peft.cli.auto_report import TFIDF, Baseline, advice_of, correlation_of_numbers
 from t5peft.cli.auto_run import fitting_methods, prepare
-from t5peft.cli.auto_search import Arm, Halving, Trial, TrialLog
-from t5peft.cli.auto_task import UnclearTaskError, guess_task, round_numbers
+from t5peft.cli.auto_search import Halving
+from t5peft.cli.auto_task import UnclearTaskError, Wording, guess_task, round_numbers
+from t5peft.cli.auto_trials import Arm, Trial, TrialLog
 from t5peft.data import Task
 from t5peft.data.lint import lint
 from t5peft.evaluation import rank
@@ -111,6 +112,24 @@ def test_the_user_says_which_column_is_predicted() -> None:
         assert guess.columns == {"text": "text", "label": "topic"}
 
 
+def test_a_template_tells_which_columns_are_read_and_leaves_what_is_predicted() -> None:
+    table = rows(title=text("a"), body=text("b"), note=text("c"), mood=lambda i: "01"[i % 2], topic=lambda i: i % 3)
+    with pytest.raises(UnclearTaskError, match=r"topic \(label"):
+        guess_task(table, template="mood: {title} {body}")
+    wording = Wording("mood: {title}", {"0": "bad", "1": "good"}, max_source_length=9)
+    task, splits, _ = prepare(None, {"train": table}, {"label": "mood"}, None, wording)
+    assert (task.template, task.target, task.max_source_length) == ("mood: {title}", "{mood}", 9)
+    assert task.verbalizer == {"0": "bad", "1": "good"}
+    assert task.source(splits["train"][0]).startswith("mood: a number")
+    texts = [{name: row[name] for name in ("title", "body", "note")} for row in table]
+    guess = guess_task(texts, template="{note} of {title}")
+    assert guess.columns["completion"] == "body"
+    task, _, _ = prepare(None, {"train": texts}, {}, None, Wording("{note} of {title}", references="body"))
+    assert (task.template, task.references) == ("{note} of {title}", "body")
+    with pytest.raises(UnclearTaskError, match=r"Got a template with head; expected columns of the records: title"):
+        guess_task(table, template="{head}")
+
+
 def test_numbers_are_rounded_to_few_steps_of_one_form() -> None:
     table = rows(one=text("a"), score=lambda i: i / 12)
     step = guess_task(table).step
@@ -171,28 +190,38 @@ def searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: tuple[st
     return halving, done
 
 
-def test_the_better_third_goes_on_and_a_finished_trial_is_not_run_again(
+def test_rates_are_tried_beside_the_best_one_and_the_better_third_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    halving, done = searching(tmp_path, monkeypatch, ("lora", "ia3"))
-    best = halving.run(20.0)
-    rungs = {rung: [arm for number, arm, _ in done if number == rung] for rung in range(4)}
-    assert [len(rungs[rung]) for rung in range(4)] == [2, 6, 2, 0]
+    methods = ("lora", "full", "ia3", "norm")
+    halving, done = searching(tmp_path, monkeypatch, methods)
+    best = halving.run(45.0)
+    rungs = {rung: [arm for number, arm, _ in done if number == rung] for rung in range(5)}
+    assert [str(arm) for arm in rungs[1][:4]] == ["lora at 0.003", "full at 0.0003", "ia3 at 0.009", "norm at 0.009"]
+    # The better half goes on: one step up and one down where these are worse, and up as long as it is better.
+    assert rungs[1][4:] == [Arm("lora", 0.01), Arm("lora", 0.001), Arm("full", 0.001), Arm("full", 0.003)]
+    assert rungs[2] == [Arm("lora", 0.003), Arm("full", 0.003), Arm("lora", 0.001)]
+    assert [len(rungs[3]), len(rungs[4])] == [2, 0]
     assert best.arm == Arm("lora", 0.003)
-    assert {arm.method for arm in rungs[2]} == {"lora"}
-    steps = {rung: {number for r, _, number in done if r == rung} for rung in (1, 2)}
-    assert min(steps[2]) > max(steps[1]) >= 20
-    again, repeated = searching(tmp_path, monkeypatch, ("lora", "ia3"))
-    assert again.run(20.0) == best
+    steps = {rung: {number for r, _, number in done if r == rung} for rung in (1, 2, 3)}
+    assert 20 <= max(steps[1]) < max(steps[2]) <= max(steps[3])
+    again, repeated = searching(tmp_path, monkeypatch, methods)
+    assert again.run(45.0) == best
     assert repeated == []
     with pytest.raises(ValueError, match="holds a search with another data; expected the same"):
         TrialLog(tmp_path / "trials.jsonl", {"data": "b"})
 
 
+def test_one_method_is_a_search_of_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halving, done = searching(tmp_path, monkeypatch, ("lora",))
+    assert halving.run(45.0).arm == Arm("lora", 0.003)
+    assert [rung for rung, _, _ in done] == [0, 1, 1, 1, 2, 2]
+
+
 def test_short_time_gives_up_arms_and_not_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    halving, done = searching(tmp_path, monkeypatch, ("lora", "ia3"))
-    halving.run(6.0)
-    assert len([arm for rung, arm, _ in done if rung == 1]) < 6
+    halving, done = searching(tmp_path, monkeypatch, ("lora", "full", "ia3", "norm"))
+    halving.run(12.0)
+    assert len([arm for rung, arm, _ in done if rung == 1]) < 4
     assert min(steps for rung, _, steps in done if rung) >= 20
 
 

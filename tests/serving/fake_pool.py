@@ -18,6 +18,7 @@ from t5peft.evaluation.inference import padded
 from t5peft.models.backbone import correct_config
 from t5peft.nn.attention import use_attention
 from t5peft.serving.adapter import AdapterWeights
+from t5peft.serving.mixed import calling
 from t5peft.serving.requests import UnknownAdapterError
 
 
@@ -64,9 +65,11 @@ class FakeModel:
         self.on_call("classify", adapters)
         return [[-float(len(source)), 0.0] for source in sources]
 
-    def generate(self, sources: Any, adapters: Any, *, max_new_tokens: int, num_beams: int = 1) -> Tensor:
+    def generate(
+        self, sources: Any, adapters: Any, *, max_new_tokens: int, num_beams: int = 1, between: Callable[[], None]
+    ) -> Tensor:
         self.on_call("generate", adapters)
-        return generate(self.t5, sources, max_new_tokens, num_beams)
+        return generate(self.t5, sources, max_new_tokens, num_beams, stopping_criteria=calling(between))
 
 
 class FakePool:
@@ -96,11 +99,18 @@ class FakePool:
                 self.held[adapter.name] -= 1
 
 
-def generate(t5: PreTrainedModel, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int = 1) -> Tensor:
+def generate(
+    t5: PreTrainedModel, sources: Sequence[Sequence[int]], max_new_tokens: int, num_beams: int = 1, **options: Any
+) -> Tensor:
     ids, mask = padded(sources, PAD, t5.device)
     generator: Any = t5
     found: Tensor = generator.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        **options,
     )
     return found
 

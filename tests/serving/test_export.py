@@ -246,6 +246,11 @@ def test_export_on_the_command_line(lora: Path, tmp_path: Path, capsys: pytest.C
     command[3] = "ct2"
     assert main([*command, "--overwrite"]) == 0
     assert "on built-in texts in the template of own" in capsys.readouterr().out
+    assert main([*command, "--overwrite", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["output"] == str(output)
+    stored = json.loads((output / "parity.json").read_text())
+    assert len(told["parity"]["checks"]) == len(stored["checks"]) > 0
     assert not (output / "model.safetensors").exists()
     assert load_exported(output).details.target == "ct2"
     (output / "model.bin").write_bytes(b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ pytest.importorskip("ray")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
-    from t5peft.serving.ray import adapter_of, app
+    from t5peft.serving.ray import _metrics, adapter_of, app
 
 NAMES = ("lora", "beams", "labels", "head")
 
@@ -60,6 +61,24 @@ def test_arguments_of_serve_run_come_from_the_environment_too(monkeypatch: pytes
     monkeypatch.setenv("T5PEFT_ADAPTERS", "adapters")
     monkeypatch.setenv("T5PEFT_MAX_ROWS", "7")
     assert app({"replicas": "2", "max_replicas": "3"}) is not None
+
+
+def test_the_metrics_of_replicas_are_joined_with_their_names() -> None:
+    one = '# HELP t5peft_requests_total Responses.\n# TYPE t5peft_requests_total counter\nt5peft_requests_total{route="/"} 3.0\n'
+    two = one.replace("3.0", "4.0") + "# HELP up Up.\n# TYPE up gauge\nup 1.0\n"
+    begin = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain; version=0.0.4")]}
+    every = {name: [begin, {"body": text.encode()}] for name, text in (("b", two), ("a", one))}
+    response = _metrics(every)
+    assert response.headers["content-type"] == "text/plain; version=0.0.4"
+    lines = bytes(response.body).decode().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [
+        't5peft_requests_total{replica="a",route="/"} 3.0',
+        't5peft_requests_total{replica="b",route="/"} 4.0',
+        'up{replica="b"} 1.0',
+    ]
+    assert len([line for line in lines if line.startswith("# TYPE")]) == 2
+    refused = _metrics({"a": every["a"], "b": [{**begin, "status": 401}, {"body": b"key"}]})
+    assert (refused.status_code, refused.body) == (401, b"key")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +154,8 @@ def test_replicas_answer_as_one_server_does(live: Live, expected: dict[str, str]
     with httpx.Client(base_url=live.url, timeout=60) as client:
         assert {name: choices(client.post("/v1/completions", json=body(name))) for name in NAMES} == expected
         assert client.get("/ready").json() == {"status": "ready"}
+        names = re.findall(r't5peft_adapters_loaded\{replica="(.+?)"\}', client.get("/metrics").text)
+        assert len(names) == len(set(names)) == 2
         assert client.post("/v1/completions", json={"model": "nobody", "prompt": "a"}).status_code == 404
         assert client.post("/v1/completions", content=b"x" * (2 << 20)).status_code == 413
         lines = client.post("/v1/completions", json={"model": "base", "prompt": "a", "stream": True}).text.split("\n\n")

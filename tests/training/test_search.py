@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import sqlite3
 import sys
@@ -226,6 +227,11 @@ def test_the_commands_search_and_continue_run(
     data = ["--task", "classification", "--train", str(table), "--column", "text=text", "--backbone", backbone]
     assert main(["search", *data, *common, "--seed", "5", "--trials", "1", "--output", str(tmp_path / "study")]) == 0
     command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    again = ["search", *data, *common, "--seed", "5", "--trials", "1", "--output", str(tmp_path / "study"), "--json"]
+    assert main(again) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["trials"], shlex.split(told["command"])) == (1, command)
+    assert told["metric"] == "accuracy"
     assert command[:4] == ["t5peft", "train", "--task", "classification"]
     assert command[command.index("--seed") + 1] == "5"
     assert main(command[1:]) == 0
