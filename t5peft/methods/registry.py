@@ -31,6 +31,7 @@ from t5peft.methods.norm import NormConfig, NormLayer, norm_wrap
 from t5peft.methods.prefix import PrefixConfig, PrefixLayer, prefix_wrap
 from t5peft.methods.prompt import PromptConfig, PromptedStack, prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
+from t5peft.methods.starts import start_records
 from t5peft.models.backbone import Quantization
 
 logger = logging.getLogger("t5peft")
@@ -80,20 +81,23 @@ class Method:
         return {name: types.get(name, Any) for name in list(inspect.signature(self.wrap).parameters)[1:]}
 
     def wrap_for(
-        self, model: PreTrainedModel, example: Sequence[int], options: Mapping[str, Any]
+        self, model: PreTrainedModel, records: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> PreTrainedModel | PeftModel:
         """Wrap ``model`` for a task.
 
         Args:
             model: A T5.
-            example: The token ids of a source of the task, without ``</s>``. A method that starts from text starts from it.
-            options: The options of the wrap; they win over the example.
+            records: Tokenized training records of the task. A method that starts from text starts from the first source, and
+                LoRA-GA from the gradient of some records.
+            options: The options of the wrap; they win over the records.
 
         Returns:
             The model that is trained.
         """
         if self.starts_from_text and not options.keys() & {"initial_ids", "projection_size"}:
-            options = {**options, "initial_ids": example}
+            options = {**options, "initial_ids": records[0]["input_ids"][:-1]}
+        if options.get("start") == "lora-ga" and "start_records" not in options:
+            options = {**options, "start_records": start_records(records)}
         return self.wrap(model, **options)
 
 
