@@ -40,6 +40,7 @@ _HOMES = {
     "predict": "t5peft.evaluation",
     "rank": "t5peft.evaluation",
     "METHODS": "t5peft.methods",
+    "adalora_wrap": "t5peft.methods",
     "bottleneck_wrap": "t5peft.methods",
     "full_wrap": "t5peft.methods",
     "ia3_wrap": "t5peft.methods",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from t5peft.evaluation import predict as predict
     from t5peft.evaluation import rank as rank
     from t5peft.methods import METHODS as METHODS
+    from t5peft.methods import adalora_wrap as adalora_wrap
     from t5peft.methods import bottleneck_wrap as bottleneck_wrap
     from t5peft.methods import full_wrap as full_wrap
     from t5peft.methods import ia3_wrap as ia3_wrap

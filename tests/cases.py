@@ -10,6 +10,7 @@ import reference
 import torch
 from own_method import Scale, ScaleLayer
 from peft import PeftModel
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from tiny import Geometry, tiny_t5
@@ -44,6 +45,7 @@ class Case:
 _SMALL: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4},
     "qlora": {"rank": 4},
+    "adalora": {"rank": 2, "target_modules": ["q", "wo"]},
     "prefix": {"length": 3},
     "prompt": {"length": 3},
     "houlsby": {"size": 5},
@@ -110,7 +112,13 @@ def by_hand(model: nn.Module) -> reference.Adapters:
     input_scales: dict[str, Tensor] = {}
     for full_name, module in model.named_modules():
         name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
-        if isinstance(module, LoraLayer):
+        if isinstance(module, AdaLoraLayer):
+            lora[name] = reference.LowRank(
+                module.lora_A["default"] * module.lora_E["default"],
+                module.lora_B["default"],
+                module.scaling["default"] / (float(module.ranknum["default"]) + 1e-5),
+            )
+        elif isinstance(module, LoraLayer):
             lora[name] = reference.LowRank(
                 module.lora_A["default"].get_parameter("weight"),
                 module.lora_B["default"].get_parameter("weight"),

@@ -21,12 +21,17 @@ logger = logging.getLogger("t5peft")
 _FREE_SETTINGS = {
     "auto_mapping",
     "base_model_name_or_path",
+    "deltaT",
     "inference_mode",
     "init_ia3_weights",
     "init_lora_weights",
     "lora_dropout",
     "peft_version",
+    "rank_pattern",
     "revision",
+    "tfinal",
+    "tinit",
+    "total_step",
 }
 
 

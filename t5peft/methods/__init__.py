@@ -1,6 +1,7 @@
 """The tuning methods: one file each, and one table."""
 
 from t5peft.compat.peft import resolve_base_names
+from t5peft.methods.adalora import adalora_wrap
 from t5peft.methods.bottleneck import bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
@@ -19,6 +20,7 @@ resolve_base_names(lambda name: resolve_backbone(backbone_name(name)))
 __all__ = [
     "METHODS",
     "Method",
+    "adalora_wrap",
     "bottleneck_wrap",
     "full_wrap",
     "ia3_wrap",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -204,6 +204,15 @@ def _read_lora(adapter: AdapterWeights, config: LoraConfig, tensors: dict[str, T
         adapter.maps[name] = change
 
 
+def _read_adalora(
+    adapter: AdapterWeights, config: AdaLoraConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
+) -> None:
+    for name, a in _take(tensors, ".lora_A"):
+        b, sizes = (tensors.pop(f"{name}.lora_{part}") for part in ("B", "E"))
+        # peft divides by the rank at the start, also where fewer entries are left
+        adapter.maps[name] = MapChange(a=(sizes * a).contiguous(), b=b * (config.lora_alpha / (config.init_r + 1e-5)))
+
+
 def _by_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first key that the end of ``name`` matches, as peft looks it up."""
     return pattern.get(get_pattern_key(list(pattern), name), default)
@@ -267,6 +276,7 @@ def _read_prompt(
 Reader = Callable[[AdapterWeights, Any, dict[str, Tensor], PreTrainedModel], None]
 _READERS: dict[type[PeftConfig], Reader] = {
     LoraConfig: _read_lora,
+    AdaLoraConfig: _read_adalora,
     IA3Config: _read_ia3,
     NormConfig: _read_norm,
     BottleneckConfig: _read_bottleneck,

@@ -24,9 +24,11 @@ from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
 from t5peft.adapters.save import write_portable_base
 from t5peft.compat.lock import hold_folder
 from t5peft.methods.activation_cache import Activations
+from t5peft.methods.adalora import Reallocation
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
+from t5peft.training.reallocation import STATE
 
 logger = logging.getLogger("t5peft")
 
@@ -35,6 +37,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
     """A Trainer whose checkpoints are saved atomically, and verified before a run goes on from one."""
 
     activations: Activations | None = None  # what is cached of a frozen backbone during the training
+    reallocation: Reallocation | None = None  # of the ranks of AdaLoRA during the training
     resumed_from: Path | None = None
 
     @property
@@ -156,6 +159,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
             self.args.save_total_limit = limit
         if self.activations is not None:
             self.activations.save_batches(self.batches_file(folder))
+        if self.reallocation is not None and self.args.should_save:
+            torch.save(self.reallocation.state(), folder / STATE)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())

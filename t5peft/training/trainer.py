@@ -40,6 +40,7 @@ from t5peft.training.evaluation_loop import Collator
 from t5peft.training.heads import Batch, TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
+from t5peft.training.reallocation import Reallocating
 from t5peft.training.served import check_served
 
 logger = logging.getLogger("t5peft")
@@ -124,6 +125,7 @@ class T5PeftTrainer(BatchingTrainer):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
         self.add_callback(_OnOurKernels(self))
+        self.add_callback(Reallocating(self))
 
     # --- training ---------------------------------------------------------------------------------------------------
 
