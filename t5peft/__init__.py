@@ -46,6 +46,7 @@ _HOMES = {
     "ia3_wrap": "t5peft.methods",
     "ladder_wrap": "t5peft.methods",
     "lora_wrap": "t5peft.methods",
+    "mam_wrap": "t5peft.methods",
     "norm_wrap": "t5peft.methods",
     "prefix_wrap": "t5peft.methods",
     "prompt_wrap": "t5peft.methods",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from t5peft.methods import ia3_wrap as ia3_wrap
     from t5peft.methods import ladder_wrap as ladder_wrap
     from t5peft.methods import lora_wrap as lora_wrap
+    from t5peft.methods import mam_wrap as mam_wrap
     from t5peft.methods import norm_wrap as norm_wrap
     from t5peft.methods import prefix_wrap as prefix_wrap
     from t5peft.methods import prompt_wrap as prompt_wrap

@@ -27,6 +27,7 @@ from t5peft.models.backbone import correct_config
 
 Model = TypeVar("Model", bound=nn.Module)
 
+ATTENDS_ITSELF = {"prefix", "mam"}  # wrapping changes the function that computes attention, for an equal one
 UNWRAPPED = {"full"}  # no adapter: the model itself is trained
 
 
@@ -53,6 +54,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "parallel": {"size": 5},
     "dora": {"rank": 2, "target_modules": ["q", "wo"]},
     "ladder": {"reduction": 4},
+    "mam": {"length": 3, "size": 5},
     "lora-all": {"rank": 3, "rank_stabilized": True},
 }
 CASES = [

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 METHODS = (
-    "full", "lora", "lora-all", "dora", "adalora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "norm", "parallel",
+    "full", "lora", "lora-all", "dora", "adalora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "mam", "norm", "parallel",
     "pfeiffer",
 )  # fmt: skip
 NUMERIC_OPTIONS: dict[str, type[int] | type[float]] = {

@@ -7,6 +7,7 @@ from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
 from t5peft.methods.ladder import ladder_wrap
 from t5peft.methods.lora import lora_wrap
+from t5peft.methods.mam import mam_wrap
 from t5peft.methods.norm import norm_wrap
 from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
@@ -26,6 +27,7 @@ __all__ = [
     "ia3_wrap",
     "ladder_wrap",
     "lora_wrap",
+    "mam_wrap",
     "method_of",
     "norm_wrap",
     "prefix_wrap",

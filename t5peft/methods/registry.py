@@ -28,6 +28,7 @@ from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
 from t5peft.methods.ladder import LadderConfig, LadderStack, ladder_wrap
 from t5peft.methods.lora import lora_wrap
+from t5peft.methods.mam import MamConfig, MamLayer, mam_wrap
 from t5peft.methods.norm import NormConfig, NormLayer, norm_wrap
 from t5peft.methods.prefix import PrefixConfig, PrefixLayer, prefix_wrap
 from t5peft.methods.prompt import PromptConfig, PromptedStack, prompt_wrap
@@ -137,6 +138,16 @@ METHODS: dict[str, Method] = {
     "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3, BottleneckConfig, BottleneckLayer),
     # The paper's repository, for T5.
     "ladder": Method(ladder_wrap, 3e-3, LadderConfig, LadderStack),
+    # Between those of its two parts, "prefix" and "parallel".
+    "mam": Method(
+        mam_wrap,
+        3e-3,
+        MamConfig,
+        MamLayer,
+        identity_at_start=False,
+        starts_from_text=True,
+        search={"length": (10, 30), "size": (32, 64, 128)},
+    ),
     # T-Few.
     "norm": Method(norm_wrap, 3e-3, NormConfig, NormLayer),
     # As "houlsby".

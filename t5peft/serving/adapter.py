@@ -26,6 +26,7 @@ from t5peft.adapters.manifest import backbone_problems, read_config
 from t5peft.compat.bitsandbytes import plain_weight
 from t5peft.compat.peft import stored_state
 from t5peft.methods.bottleneck import Activation, BottleneckConfig
+from t5peft.methods.mam import MamConfig
 from t5peft.methods.norm import NormConfig
 from t5peft.methods.prefix import PrefixConfig
 from t5peft.methods.prompt import PromptConfig
@@ -231,15 +232,19 @@ def _read_norm(adapter: AdapterWeights, config: NormConfig, tensors: dict[str, T
 
 
 def _read_bottleneck(
-    adapter: AdapterWeights, config: BottleneckConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
+    adapter: AdapterWeights,
+    config: BottleneckConfig | MamConfig,
+    tensors: dict[str, Tensor],
+    t5: PreTrainedModel,
+    part: str = "t5bottleneck",
 ) -> None:
     from t5peft.methods.bottleneck import PARALLEL_SCALE
 
-    is_parallel = config.placement == "parallel"
+    is_parallel = isinstance(config, MamConfig) or config.placement == "parallel"
     scale = PARALLEL_SCALE if is_parallel else 1.0
-    for name, down in _take(tensors, ".t5bottleneck.down.weight"):
+    for name, down in _take(tensors, f".{part}.down.weight"):
         down_bias, up, up_bias = (
-            tensors.pop(f"{name}.t5bottleneck.{part}") for part in ("down.bias", "up.weight", "up.bias")
+            tensors.pop(f"{name}.{part}.{tensor}") for tensor in ("down.bias", "up.weight", "up.bias")
         )
         adapter.bottlenecks[name] = BottleneckChange(
             down, down_bias, up * scale, up_bias * scale, config.activation, is_parallel
@@ -263,6 +268,12 @@ def _read_prefix(
         adapter.prefixes[name] = (key.contiguous(), value.contiguous())
 
 
+def _read_mam(adapter: AdapterWeights, config: MamConfig, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:
+    for name, key in _take(tensors, ".t5mam.key"):
+        adapter.prefixes[name] = (key, tensors.pop(f"{name}.t5mam.value"))
+    _read_bottleneck(adapter, config, tensors, t5, "t5mam")
+
+
 def _site(name: str) -> str:
     return "cross" if name.endswith("EncDecAttention") else name.partition(".")[0]
 
@@ -282,6 +293,7 @@ _READERS: dict[type[PeftConfig], Reader] = {
     BottleneckConfig: _read_bottleneck,
     PrefixConfig: _read_prefix,
     PromptConfig: _read_prompt,
+    MamConfig: _read_mam,
 }
 
 

@@ -85,6 +85,7 @@ def test_the_allocation_is_that_of_peft_called_by_hand(trained_once: tuple[T5Pef
         assert torch.equal(ours, theirs), name
 
 
+@torch.no_grad()
 def test_orthogonality_counts_in_training_only() -> None:
     model, batch = make(), tiny_batch()
     plain = tiny_t5(seed=0)
