@@ -10,8 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 METHODS = (
-    "full", "lora", "lora-all", "dora", "adalora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "mam", "norm", "parallel",
-    "pfeiffer",
+    "full", "lora", "lora-all", "dora", "adalora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "mam", "norm",
+    "parallel", "pfeiffer",
 )  # fmt: skip
 NUMERIC_OPTIONS: dict[str, type[int] | type[float]] = {
     "rank": int, "initial_rank": int, "alpha": float, "dropout": float, "orthogonality": float, "length": int,

@@ -61,6 +61,15 @@ class AdaLoraTuner(AdaLoraModel):
         """Run the model, in training with the loss of orthogonality."""
         return super().forward(*args, **kwargs) if self.training else self.model.forward(*args, **kwargs)
 
+    def orthogonality(self) -> Tensor:
+        """Return the loss [] that keeps A and B orthonormal, as the forward pass of peft adds it."""
+        adapter = self.trainable_adapter_name
+        layers = [layer for layer in self.model.modules() if isinstance(layer, AdaLoraLayer)]
+        products = [a @ a.T for a in (layer.lora_A[adapter] for layer in layers)]
+        products += [b.T @ b for b in (layer.lora_B[adapter] for layer in layers)]
+        norms = [torch.linalg.matrix_norm(one - torch.eye(len(one), device=one.device)) for one in products]
+        return cast(AdaLoraConfig, self.peft_config[adapter]).orth_reg_weight * torch.stack(norms).mean()
+
     def resize_modules_by_rank_pattern(self, rank_pattern: Mapping[str, Sequence[bool]], adapter_name: str) -> None:
         """Give each map the rank that it was saved with, where it has another one."""
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, AdaLoraLayer)}
@@ -82,7 +91,8 @@ class Reallocation:
 
     def __init__(self, model: PeftModel, steps: int) -> None:
         self.adapter = str(model.active_adapters[0])
-        self.model = cast(AdaLoraTuner, model.base_model).model
+        self.tuner = cast(AdaLoraTuner, model.base_model)
+        self.model = self.tuner.model
         self.config = cast(AdaLoraConfig, model.peft_config[self.adapter])
         self.config.total_step, self.config.tinit, self.config.tfinal = steps, steps // 10, 3 * steps // 10
         self.config.deltaT = max(1, steps // 100)

@@ -92,12 +92,9 @@ def lora_wrap(
     names = linear_maps(model) if target_modules == "all-linear" else target_modules
     check_targets(model, names)
     numerator = 2 * rank if alpha is None else alpha if isinstance(alpha, int) else float(alpha)
-    gradients: dict[str, Tensor] = {}
     if start is not None:
-        _check_start(model, names, start, rank, start_records)
         numerator *= 2**0.5 if rank_stabilized else 2  # for the same scale at twice the rank
-        if start == "lora-ga" and start_records:
-            gradients = gradients_of_maps(model, names, start_records)
+        gradients = _gradients_for(start, model, names, rank, start_records)
     wrapped = wrap(
         model,
         LoraConfig(
@@ -114,10 +111,10 @@ def lora_wrap(
     return wrapped
 
 
-def _check_start(
-    model: PreTrainedModel, names: Sequence[str], start: Start, rank: int, records: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raise ValueError unless a start can be computed."""
+def _gradients_for(
+    start: Start, model: PreTrainedModel, names: Sequence[str], rank: int, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """Return the gradients that a start needs, or raise ValueError where it cannot be computed."""
     if (quantized := quantization_of_model(model)) is not None:
         raise ValueError(
             f"Got start={start!r} beside weights in {quantized}; expected a backbone that is not quantized. Load it without "
@@ -134,8 +131,9 @@ def _check_start(
     if start == "lora-ga" and not records and model.device.type != "meta":
         raise ValueError(
             "Got start='lora-ga' without start_records; expected some tokenized training records, of which its gradient is taken. "
-            "Give start_records=train_dataset[:32] as a list."
+            "Give start_records=start_records(train_dataset)."
         )
+    return gradients_of_maps(model, names, records) if start == "lora-ga" and records else {}
 
 
 def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None:

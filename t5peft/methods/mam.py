@@ -1,8 +1,8 @@
 """Mix-and-match adapters (MAM; He et al. 2022, https://openreview.net/forum?id=0RDcd5Axok): two methods on one backbone.
 
-Every attention gets a short prefix (``prefix.py``), and every feed-forward a parallel adapter beside it (``bottleneck.py``). The paper
-finds that a prefix is worth most where it is small, and that the feed-forward makes better use of more weights. The prefix changes
-the model when it is wrapped; the parallel adapter starts as zero.
+Every attention gets a short prefix (``prefix.py``), and every feed-forward a parallel adapter beside it (``bottleneck.py``). The
+paper finds that a prefix is worth most where it is small, and that the feed-forward makes better use of more weights. The prefix
+changes the model when it is wrapped; the parallel adapter starts as zero.
 
 Differs from the paper as its two parts do: the prefix starts from keys and values of a text, and the adapter starts at zero.
 """

@@ -28,9 +28,10 @@ from t5peft.methods.adalora import Reallocation
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.training.reallocation import STATE
 
 logger = logging.getLogger("t5peft")
+
+ALLOCATOR_STATE = "adalora.pt"
 
 
 class CheckpointTrainer(Seq2SeqTrainer):
@@ -160,7 +161,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
         if self.activations is not None:
             self.activations.save_batches(self.batches_file(folder))
         if self.reallocation is not None and self.args.should_save:
-            torch.save(self.reallocation.state(), folder / STATE)
+            torch.save(self.reallocation.state(), folder / ALLOCATOR_STATE)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())

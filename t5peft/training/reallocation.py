@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerState
 
 from t5peft.methods.adalora import reallocation_of
-
-if TYPE_CHECKING:
-    from t5peft.training.checkpoints import CheckpointTrainer
-
-STATE = "adalora.pt"
+from t5peft.training.checkpoints import ALLOCATOR_STATE, CheckpointTrainer
 
 
 class Reallocating(TrainerCallback):
@@ -34,7 +30,7 @@ class Reallocating(TrainerCallback):
         trainer = self.trainer
         trainer.reallocation = reallocation_of(trainer.wrapped_model, state.max_steps)
         if trainer.reallocation is not None and trainer.resumed_from is not None:
-            path: Path = trainer.resumed_from / STATE
+            path: Path = trainer.resumed_from / ALLOCATOR_STATE
             trainer.reallocation.load_state(torch.load(path, map_location=args.device, weights_only=True))
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

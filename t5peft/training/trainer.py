@@ -282,6 +282,7 @@ class T5PeftTrainer(BatchingTrainer):
         elif return_outputs:
             with self.compute_loss_context_manager():
                 loss, items, outputs = self.head.loss_and_outputs(model, batch, **self._added_losses(model))
+                loss = self._with_orthogonality(model, loss, items)
             divisor = num_items_in_batch
         else:
             with self.compute_loss_context_manager():
@@ -297,7 +298,14 @@ class T5PeftTrainer(BatchingTrainer):
 
         Label smoothing and z-loss belong to training: in evaluation mode it is the plain cross-entropy.
         """
-        return self.head.loss(model, batch, **self._added_losses(model))
+        loss, items = self.head.loss(model, batch, **self._added_losses(model))
+        return self._with_orthogonality(model, loss, items), items
+
+    def _with_orthogonality(self, model: nn.Module, loss: Tensor, items: float) -> Tensor:
+        """Add the loss of AdaLoRA, which counts once a step, as in the mean that the model itself returns."""
+        if self.reallocation is None or not model.training:
+            return loss
+        return loss + items * self.reallocation.tuner.orthogonality()
 
     def _added_losses(self, model: nn.Module) -> dict[str, float]:
         if not model.training:

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainers import arguments, seeded
 
 from t5peft import T5PeftTrainer, adalora_wrap, load_adapter, save_adapter
-from t5peft.methods.adalora import Reallocation, ranks
+from t5peft.methods.adalora import AdaLoraTuner, Reallocation, ranks
 from t5peft.serving.adapter import read_adapter
 
 MAPS = 10  # queries and output maps of the feed-forward of two and two layers
@@ -95,6 +95,7 @@ def test_orthogonality_counts_in_training_only() -> None:
     parts = [(n, p) for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n]
     norms = [torch.linalg.matrix_norm((p @ p.T if "lora_A" in n else p.T @ p) - torch.eye(4)).item() for n, p in parts]
     assert len(norms) == 2 * MAPS
+    assert float(cast(AdaLoraTuner, model.base_model).orthogonality()) == pytest.approx(0.1 * sum(norms) / len(norms))
     assert float(model.train()(**batch).loss) == pytest.approx(
         float(expected) + 0.1 * sum(norms) / len(norms), rel=1e-5
     )
@@ -147,6 +148,17 @@ def test_what_is_saved_has_the_final_ranks_and_is_trained_on_and_served(
         resume_from_checkpoint=True
     )
     assert ranks(other) == before
+
+
+def test_the_trainer_adds_the_loss_of_the_model_once_a_step(tmp_path: Path) -> None:
+    records = tiny_records(8)
+    args = arguments(tmp_path, max_steps=1, per_device_train_batch_size=8, tokens_per_micro_batch=40, logging_steps=1)
+    trainer = T5PeftTrainer(seeded(make), args, train_dataset=records)
+    trainer.train()
+    plain = T5PeftTrainer(seeded(tiny_t5), args).evaluate(cast(Any, records))["eval_loss"]
+    orthogonality = cast(AdaLoraTuner, seeded(make).base_model).orthogonality().item()
+    assert orthogonality > 0.01
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(plain + orthogonality, rel=1e-5)
 
 
 def test_options_out_of_range_are_told_all_at_once() -> None:
