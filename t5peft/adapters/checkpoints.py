@@ -21,7 +21,6 @@ logger = logging.getLogger("t5peft")
 _FREE_SETTINGS = {
     "auto_mapping",
     "base_model_name_or_path",
-    "deltaT",
     "inference_mode",
     "init_ia3_weights",
     "init_lora_weights",
@@ -29,9 +28,6 @@ _FREE_SETTINGS = {
     "peft_version",
     "rank_pattern",
     "revision",
-    "tfinal",
-    "tinit",
-    "total_step",
 }
 
 

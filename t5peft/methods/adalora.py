@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal, cast
 
 import torch
@@ -94,9 +95,12 @@ class Reallocation:
         self.tuner = cast(AdaLoraTuner, model.base_model)
         self.model = self.tuner.model
         self.config = cast(AdaLoraConfig, model.peft_config[self.adapter])
-        self.config.total_step, self.config.tinit, self.config.tfinal = steps, steps // 10, 3 * steps // 10
-        self.config.deltaT = max(1, steps // 100)
-        self.allocator = RankAllocator(self.model, self.config, self.adapter)
+        schedule = copy(self.config)
+        if schedule.total_step == _UNSET_STEPS:  # a schedule of the user's own stays
+            schedule.total_step, schedule.tinit, schedule.tfinal = steps, steps // 10, 3 * steps // 10
+            schedule.deltaT = max(1, steps // 100)
+        self.last = cast(int, schedule.total_step) - schedule.tfinal
+        self.allocator = RankAllocator(self.model, schedule, self.adapter)
         self.kept: dict[str, list[bool]] | None = None
         # An adapter that was saved has its final ranks.
         self.is_over = self.allocator.init_bgt <= self.allocator.target_bgt
@@ -109,16 +113,15 @@ class Reallocation:
         Args:
             step: The number of the optimizer step just made, from 1. Its gradients must be there.
         """
-        last = cast(int, self.config.total_step) - self.config.tfinal
         if self.is_over:
             return
-        if step > last:
+        if step > self.last:
             if self.kept is not None:
                 self.allocator.mask_using_rank_pattern(self.model, self.kept)
             return
-        if step == last:
+        if step == self.last:
             self.allocator.update_ipt(self.model)
-        _, self.kept = self.allocator.update_and_allocate(self.model, step, force_mask=step == last)
+        _, self.kept = self.allocator.update_and_allocate(self.model, step, force_mask=step == self.last)
 
     def state(self) -> dict[str, Any]:
         """Return what a training that resumes must find unchanged."""
@@ -148,9 +151,7 @@ class Reallocation:
 
 def reallocation_of(model: torch.nn.Module, steps: int) -> Reallocation | None:
     """Return the reallocation of a training of ``model``, or None where its active adapter is not AdaLoRA."""
-    if not isinstance(model, PeftModel) or not isinstance(
-        model.peft_config.get(model.active_adapters[0]), AdaLoraConfig
-    ):
+    if not isinstance(model, PeftModel) or not isinstance(model.base_model, AdaLoraTuner):
         return None
     return Reallocation(model, steps)
 

@@ -161,6 +161,14 @@ def test_the_trainer_adds_the_loss_of_the_model_once_a_step(tmp_path: Path) -> N
     assert trainer.state.log_history[0]["loss"] == pytest.approx(plain + orthogonality, rel=1e-5)
 
 
+def test_a_schedule_of_the_users_own_stays(tmp_path: Path) -> None:
+    model = seeded(make)
+    config = cast(AdaLoraConfig, model.peft_config["default"])
+    config.total_step, config.tinit, config.tfinal = 6, 4, 1
+    T5PeftTrainer(model, arguments(tmp_path, max_steps=4), train_dataset=tiny_records(8)).train()
+    assert sum(ranks(model).values()) == 4 * MAPS
+
+
 def test_options_out_of_range_are_told_all_at_once() -> None:
     with pytest.raises(ValueError, match=r"rank=0; .* and orthogonality=-1; expected a number"):
         adalora_wrap(tiny_t5(), rank=0, orthogonality=-1)
