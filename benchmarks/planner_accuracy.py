@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,13 @@ def worker(pair: tuple[Shape, str], on_progress: OnProgress) -> dict[str, Any]:
     return {"measured_bytes": measured_bytes(*pair)}
 
 
-def measure_all() -> dict[str, Any]:
+def measure_all(methods: Sequence[str]) -> dict[str, Any]:
     """Return the record: the peak of every shape and method, or why there is none."""
     log = Path(tempfile.mkdtemp()) / "log.txt"
     measure = RunProcesses(worker, log=log, threads=1, preload=("t5peft.planning.plan", "bitsandbytes"))
     started, rows = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), []
     for shape in SHAPES:
-        for method in METHODS:
+        for method in methods:
             found = measure((shape, method))
             kept = {name: found[name] for name in ("measured_bytes", "outcome", "reason") if name in found}
             rows.append(asdict(shape) | {"method": method} | kept)
@@ -166,16 +167,25 @@ def table(record: dict[str, Any]) -> str:
     ]
     largest = max((abs(error) for found in errors.values() for error in found.values()), default=0.0)
     text = markdown_table(["method", *map(str, SHAPES)], rows)
-    return f"Largest error {largest:.1%}; {record['machine']['name']}.\n\n{text}"
+    others = {row["method"]: row["machine"] for row in record["rows"] if "machine" in row}
+    machines = [record["machine"]["name"], *(f"{method} on {name}" for method, name in others.items())]
+    return f"Largest error {largest:.1%}; {', '.join(machines)}.\n\n{text}"
 
 
 def main() -> int:
     """Measures every pair, writes the record, fills the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="measure these and keep the rows of the others")
     args = parser.parse_args()
     if not args.report_only:
-        RECORD.write_text(json.dumps(measure_all(), indent=1) + "\n", encoding="utf-8")
+        record = measure_all(args.methods or list(METHODS))
+        if args.methods:
+            earlier = json.loads(RECORD.read_text(encoding="utf-8"))
+            kept = [row for row in earlier["rows"] if row["method"] not in args.methods]
+            name = record["machine"]["name"]
+            record = earlier | {"rows": kept + [row | {"machine": name} for row in record["rows"]]}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     text = table(json.loads(RECORD.read_text(encoding="utf-8")))
     print(text)
     fill_markers(RESULTS, {"planner": text})

@@ -133,6 +133,8 @@ def drawings() -> dict[str, str]:
     beside(found["lora-all"], EVERY, "A B")
     found["qlora"] = t5("QLoRA: LoRA beside linear maps of 8 or 4 bits", quantized=True)
     beside(found["qlora"], EVERY, "A B")
+    found["adalora"] = t5("AdaLoRA: two small matrices beside each linear map, and singular values between them")
+    beside(found["adalora"], EVERY, "A E B")
     found["ia3"] = t5("IA3: vectors that scale keys, values and hidden units")
     beside(found["ia3"], ATTENTIONS, "× k v")
     beside(found["ia3"], ("feed-forward",), "× h")
@@ -153,6 +155,9 @@ def drawings() -> dict[str, str]:
                 (x + BLOCK / 2, y + 50), (x + BLOCK + 30, y + 50), (x + BLOCK + 30, y - 8), (x + BLOCK / 2, y - 8)
             )
             found["parallel"].box(x + BLOCK + 12, y, 36, 26, "MLP", trained=True)
+    found["mam"] = t5("MAM: a prefix before every attention, and a small network beside the feed-forward")
+    beside(found["mam"], ATTENTIONS, "k v")
+    beside(found["mam"], ("feed-forward",), "MLP")
     found["norm"] = t5("Norm tuning: the weights of every layer norm", norms=True)
     found["ladder"] = t5("Ladder: a small T5 beside the frozen one, which reads its states")
     for x, top in ((ENCODER, 84), (DECODER, 64)):

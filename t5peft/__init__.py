@@ -40,11 +40,13 @@ _HOMES = {
     "predict": "t5peft.evaluation",
     "rank": "t5peft.evaluation",
     "METHODS": "t5peft.methods",
+    "adalora_wrap": "t5peft.methods",
     "bottleneck_wrap": "t5peft.methods",
     "full_wrap": "t5peft.methods",
     "ia3_wrap": "t5peft.methods",
     "ladder_wrap": "t5peft.methods",
     "lora_wrap": "t5peft.methods",
+    "mam_wrap": "t5peft.methods",
     "norm_wrap": "t5peft.methods",
     "prefix_wrap": "t5peft.methods",
     "prompt_wrap": "t5peft.methods",
@@ -72,11 +74,13 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from t5peft.evaluation import predict as predict
     from t5peft.evaluation import rank as rank
     from t5peft.methods import METHODS as METHODS
+    from t5peft.methods import adalora_wrap as adalora_wrap
     from t5peft.methods import bottleneck_wrap as bottleneck_wrap
     from t5peft.methods import full_wrap as full_wrap
     from t5peft.methods import ia3_wrap as ia3_wrap
     from t5peft.methods import ladder_wrap as ladder_wrap
     from t5peft.methods import lora_wrap as lora_wrap
+    from t5peft.methods import mam_wrap as mam_wrap
     from t5peft.methods import norm_wrap as norm_wrap
     from t5peft.methods import prefix_wrap as prefix_wrap
     from t5peft.methods import prompt_wrap as prompt_wrap

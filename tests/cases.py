@@ -10,6 +10,7 @@ import reference
 import torch
 from own_method import Scale, ScaleLayer
 from peft import PeftModel
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from tiny import Geometry, tiny_t5
@@ -26,6 +27,7 @@ from t5peft.models.backbone import correct_config
 
 Model = TypeVar("Model", bound=nn.Module)
 
+ATTENDS_ITSELF = {"prefix", "mam"}  # wrapping changes the function that computes attention, for an equal one
 UNWRAPPED = {"full"}  # no adapter: the model itself is trained
 
 
@@ -44,6 +46,7 @@ class Case:
 _SMALL: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4},
     "qlora": {"rank": 4},
+    "adalora": {"rank": 2, "target_modules": ["q", "wo"]},
     "prefix": {"length": 3},
     "prompt": {"length": 3},
     "houlsby": {"size": 5},
@@ -51,6 +54,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "parallel": {"size": 5},
     "dora": {"rank": 2, "target_modules": ["q", "wo"]},
     "ladder": {"reduction": 4},
+    "mam": {"length": 3, "size": 5},
     "lora-all": {"rank": 3, "rank_stabilized": True},
 }
 CASES = [
@@ -110,7 +114,13 @@ def by_hand(model: nn.Module) -> reference.Adapters:
     input_scales: dict[str, Tensor] = {}
     for full_name, module in model.named_modules():
         name = full_name.removeprefix("base_model.model.").replace(".base_layer", "").removeprefix("transformer.")
-        if isinstance(module, LoraLayer):
+        if isinstance(module, AdaLoraLayer):
+            lora[name] = reference.LowRank(
+                module.lora_A["default"] * module.lora_E["default"],
+                module.lora_B["default"],
+                module.scaling["default"] / (float(module.ranknum["default"]) + 1e-5),
+            )
+        elif isinstance(module, LoraLayer):
             lora[name] = reference.LowRank(
                 module.lora_A["default"].get_parameter("weight"),
                 module.lora_B["default"].get_parameter("weight"),

@@ -26,6 +26,7 @@ _FREE_SETTINGS = {
     "init_lora_weights",
     "lora_dropout",
     "peft_version",
+    "rank_pattern",
     "revision",
 }
 

@@ -263,7 +263,7 @@ class _Run:
         model, _ = load_backbone(config.backbone, **loading)
         if method is None:
             return PEERS[config.method](model, **options).to(config.device)
-        wrapped: nn.Module = method.wrap_for(model, train.features[0]["input_ids"][:-1], options)
+        wrapped: nn.Module = method.wrap_for(model, train.features, options)
         return wrapped.to(config.device)
 
     def _trainer(

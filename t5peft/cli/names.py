@@ -10,10 +10,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 METHODS = (
-    "full", "lora", "lora-all", "dora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "norm", "parallel", "pfeiffer",
+    "full", "lora", "lora-all", "dora", "adalora", "prefix", "prompt", "qlora", "ia3", "houlsby", "ladder", "mam", "norm",
+    "parallel", "pfeiffer",
 )  # fmt: skip
 NUMERIC_OPTIONS: dict[str, type[int] | type[float]] = {
-    "rank": int, "alpha": float, "dropout": float, "length": int, "projection_size": int, "size": int, "reduction": int,
+    "rank": int, "initial_rank": int, "alpha": float, "dropout": float, "orthogonality": float, "length": int,
+    "projection_size": int, "size": int, "reduction": int,
 }  # fmt: skip
 PRESETS = (
     "classification", "sentence_pairs", "summarisation", "question_answering", "translation", "dialogue", "data_to_text",

@@ -84,7 +84,8 @@ def resolve_base_names(resolve: Callable[[str], str]) -> None:
 def adds_to_loss(model: nn.Module) -> bool:
     """Return whether the tuner of a model may add to the loss that the model returns, as AdaLoRA does.
 
-    A tuner can only do so in a forward pass of its own. Whether it does is then seen from the loss itself.
+    A tuner can only do so in a forward pass of its own. Whether it does is then seen from the loss itself. Our AdaLoRA does, but
+    the trainer adds its loss without making logits.
     """
     while not isinstance(model, PeftModel):
         inner = model.__dict__.get("_modules", {})
@@ -93,7 +94,8 @@ def adds_to_loss(model: nn.Module) -> bool:
             return False
         model = wrapped
     tuner = model.base_model
-    return isinstance(tuner, BaseTuner) and type(tuner).forward is not BaseTuner.forward
+    own_forward = isinstance(tuner, BaseTuner) and type(tuner).forward is not BaseTuner.forward
+    return own_forward and not hasattr(tuner, "orthogonality")
 
 
 def adapter_modules(model: nn.Module) -> set[nn.Module]:

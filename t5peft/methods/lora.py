@@ -3,26 +3,27 @@
 A frozen linear map W gets a trained product of rank R beside it: ``W x + scale * B (A x)``. A starts random and B starts as zero,
 so wrapping changes nothing. ``scale`` is ``alpha / R``, or ``alpha / sqrt(R)`` when rank-stabilized (Kalajdzievski 2023). DoRA
 (Liu et al. 2024) also trains the norm of each row of W. LoRA+ (Hayou et al. 2024, https://arxiv.org/abs/2402.12354) trains B at a
-higher learning rate than A.
+higher learning rate than A. ``starts.py`` has the starts that are not zero.
 
 The LoRA of peft is right on T5 and is used as it is. This file checks the targets and always trains and saves a new head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from numbers import Real
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from t5peft.deprecated import renamed_arguments
-from t5peft.methods.base import check_flag, raise_if_problems, read_size, wrap
+from t5peft.methods.base import check_choice, check_flag, raise_if_problems, read_size, wrap
+from t5peft.methods.starts import STARTS, Start, gradients_of_maps, start_lora
 from t5peft.models.backbone import has_untied_head, quantization_of_model
 from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
@@ -44,8 +45,12 @@ def lora_wrap(
     target_modules: Sequence[str] | Literal["all-linear"] = ("q", "v"),
     dora: bool = False,
     rank_stabilized: bool = False,
+    start: Start | None = None,
+    start_records: Sequence[Mapping[str, Any]] = (),
 ) -> PeftModel:
     """Wrap ``model`` for LoRA, in place.
+
+    With a ``start`` the adapter has rank 2R, of which R are trained (see ``t5peft.methods.starts``).
 
     Args:
         model: A T5.
@@ -56,13 +61,16 @@ def lora_wrap(
             linear map of attention and feed-forward.
         dora: Whether to train the norms of the rows as well (DoRA).
         rank_stabilized: Whether to scale by ``alpha / sqrt(R)``.
+        start: Where A and B start: ``"pissa"`` and ``"olora"`` from the weight, ``"lora-ga"`` from the gradient of the first step
+            of full fine-tuning. None starts A at random and B at zero.
+        start_records: Some tokenized training records, with ``input_ids`` and ``labels``, for the gradient of LoRA-GA.
 
     Returns:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, options out of range, targets that match nothing, in whole or in part, or DoRA beside
-            8-bit weights on a CPU.
+        ValueError: For a wrapped model, options out of range, targets that match nothing, in whole or in part, DoRA beside
+            8-bit weights on a CPU, or a start beside quantized weights or without records that it needs.
     """
     ensure_unwrapped(model)
     problems: list[str] = []
@@ -73,6 +81,8 @@ def lora_wrap(
         problems.append(f"dropout={dropout!r}, with which nothing is learned; expected at least 0 and less than 1")
     check_flag("dora", dora, problems)
     check_flag("rank_stabilized", rank_stabilized, problems)
+    if start is not None:
+        check_choice("start", start, STARTS, problems)
     raise_if_problems(problems)
     if dora and model.device.type == "cpu" and quantization_of_model(model) == "int8":
         raise ValueError(
@@ -81,18 +91,49 @@ def lora_wrap(
         )
     names = linear_maps(model) if target_modules == "all-linear" else target_modules
     check_targets(model, names)
-    return wrap(
+    numerator = 2 * rank if alpha is None else alpha if isinstance(alpha, int) else float(alpha)
+    if start is not None:
+        numerator *= 2**0.5 if rank_stabilized else 2  # for the same scale at twice the rank
+        gradients = _gradients_for(start, model, names, rank, start_records)
+    wrapped = wrap(
         model,
         LoraConfig(
-            r=rank,
-            # peft only divides it by the rank, so a float is as good.
-            lora_alpha=cast(int, 2 * rank if alpha is None else alpha if isinstance(alpha, int) else float(alpha)),
+            r=rank if start is None else 2 * rank,
+            lora_alpha=cast(int, numerator),  # peft only divides it by the rank, so a float is as good
             lora_dropout=float(dropout),
             target_modules=list(names),
             use_dora=dora,
             use_rslora=rank_stabilized,
         ),
     )
+    if start is not None:
+        start_lora(wrapped, start, rank, gradients)
+    return wrapped
+
+
+def _gradients_for(
+    start: Start, model: PreTrainedModel, names: Sequence[str], rank: int, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """Return the gradients that a start needs, or raise ValueError where it cannot be computed."""
+    if (quantized := quantization_of_model(model)) is not None:
+        raise ValueError(
+            f"Got start={start!r} beside weights in {quantized}; expected a backbone that is not quantized. Load it without "
+            "quantize, or leave the start out."
+        )
+    maps = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
+    smallest = min(min(module.get_parameter("weight").shape) for module in maps)
+    needed = 2 * rank if start == "lora-ga" else rank
+    if needed > smallest:
+        raise ValueError(
+            f"Got rank={rank} for start={start!r}, which takes {needed} directions of each weight; expected at most "
+            f"{smallest}, as many as the smallest has. Take a lower rank."
+        )
+    if start == "lora-ga" and not records and model.device.type != "meta":
+        raise ValueError(
+            "Got start='lora-ga' without start_records; expected some tokenized training records, of which its gradient is taken. "
+            "Give start_records=start_records(train_dataset)."
+        )
+    return gradients_of_maps(model, names, records) if start == "lora-ga" and records else {}
 
 
 def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None:

@@ -208,7 +208,7 @@ def prefix_wrap(
     ):
         problems.append(f"sites={sites!r}; expected a list of one or more of {', '.join(SITES)}")
     if initial_ids is not None:
-        initial_ids = _read_ids(model, initial_ids, problems)
+        initial_ids = read_ids(model, initial_ids, problems)
         if projection_size is not None:
             problems.append(
                 "both projection_size and initial_ids; expected one of them, as the network starts at random"
@@ -243,7 +243,7 @@ def start_prefix(model: PeftModel, initial_ids: Sequence[int] | None = None) -> 
             "model.set_adapter(name)."
         )
     t5, problems = unwrap_t5(model), list[str]()
-    ids = None if initial_ids is None else _read_ids(t5, initial_ids, problems)
+    ids = None if initial_ids is None else read_ids(t5, initial_ids, problems)
     raise_if_problems(problems)
     _start_from_activations(model, _ids_of_length(t5, config.length, ids))
 
@@ -275,7 +275,7 @@ def collapse(model: PeftModel) -> PeftModel:
     return model
 
 
-def _read_ids(model: PreTrainedModel, ids: object, problems: list[str]) -> list[int]:
+def read_ids(model: PreTrainedModel, ids: object, problems: list[str]) -> list[int]:
     """Return token ids as a list, or add to ``problems`` what is wrong with them."""
     vocabulary = model.config.vocab_size
     found = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else []

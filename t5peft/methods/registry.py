@@ -18,19 +18,22 @@ from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
+from t5peft.methods.adalora import adalora_wrap
 from t5peft.methods.base import AdapterLayer
 from t5peft.methods.bottleneck import BottleneckConfig, BottleneckLayer, bottleneck_wrap
 from t5peft.methods.full import full_wrap
 from t5peft.methods.ia3 import ia3_wrap
 from t5peft.methods.ladder import LadderConfig, LadderStack, ladder_wrap
 from t5peft.methods.lora import lora_wrap
+from t5peft.methods.mam import MamConfig, MamLayer, mam_wrap
 from t5peft.methods.norm import NormConfig, NormLayer, norm_wrap
 from t5peft.methods.prefix import PrefixConfig, PrefixLayer, prefix_wrap
 from t5peft.methods.prompt import PromptConfig, PromptedStack, prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
+from t5peft.methods.starts import start_records
 from t5peft.models.backbone import Quantization
 
 logger = logging.getLogger("t5peft")
@@ -80,20 +83,23 @@ class Method:
         return {name: types.get(name, Any) for name in list(inspect.signature(self.wrap).parameters)[1:]}
 
     def wrap_for(
-        self, model: PreTrainedModel, example: Sequence[int], options: Mapping[str, Any]
+        self, model: PreTrainedModel, records: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> PreTrainedModel | PeftModel:
         """Wrap ``model`` for a task.
 
         Args:
             model: A T5.
-            example: The token ids of a source of the task, without ``</s>``. A method that starts from text starts from it.
-            options: The options of the wrap; they win over the example.
+            records: Tokenized training records of the task. A method that starts from text starts from the first source, and
+                LoRA-GA from the gradient of some records.
+            options: The options of the wrap; they win over the records.
 
         Returns:
             The model that is trained.
         """
         if self.starts_from_text and not options.keys() & {"initial_ids", "projection_size"}:
-            options = {**options, "initial_ids": example}
+            options = {**options, "initial_ids": records[0]["input_ids"][:-1]}
+        if options.get("start") == "lora-ga" and "start_records" not in options:
+            options = {**options, "start_records": start_records(records)}
         return self.wrap(model, **options)
 
 
@@ -102,12 +108,15 @@ _RANKS = {"rank": (4, 8, 16, 32)}
 METHODS: dict[str, Method] = {
     # Raffel et al. 2020 tune with Adafactor at 1e-3; for Adam 1e-4 is about the same (text-to-text-transfer-transformer #230).
     "full": Method(full_wrap, 1e-4, None),
-    # Between Ladder Side-Tuning's 3e-4 (rank 32) and T-Few's 3e-3 (rank 4), for T5 both.
+    # Ten times the rate of "full", at any rank (Schulman et al. 2025, https://thinkingmachines.ai/blog/lora/). Between Ladder
+    # Side-Tuning's 3e-4 (rank 32) and T-Few's 3e-3 (rank 4), for T5 both.
     "lora": Method(lora_wrap, 1e-3, LoraConfig, search=_RANKS),
     # As "lora", and as QLoRA, which stands at every linear map too.
     "lora-all": Method(partial(lora_wrap, target_modules="all-linear"), 1e-3, LoraConfig, search=_RANKS),
     # As "lora": the same two maps, and a factor for each output.
     "dora": Method(partial(lora_wrap, dora=True), 1e-3, LoraConfig, search=_RANKS),
+    # As "lora-all", at whose maps it stands; the paper has 5e-4 to 2.2e-3 on GLUE.
+    "adalora": Method(adalora_wrap, 1e-3, AdaLoraConfig, search={"rank": (4, 8, 16)}),
     # T-Few's prefix tuning of T0.
     "prefix": Method(
         prefix_wrap,
@@ -130,6 +139,16 @@ METHODS: dict[str, Method] = {
     "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3, BottleneckConfig, BottleneckLayer),
     # The paper's repository, for T5.
     "ladder": Method(ladder_wrap, 3e-3, LadderConfig, LadderStack),
+    # Between those of its two parts, "prefix" and "parallel".
+    "mam": Method(
+        mam_wrap,
+        3e-3,
+        MamConfig,
+        MamLayer,
+        identity_at_start=False,
+        starts_from_text=True,
+        search={"length": (10, 30), "size": (32, 64, 128)},
+    ),
     # T-Few.
     "norm": Method(norm_wrap, 3e-3, NormConfig, NormLayer),
     # As "houlsby".

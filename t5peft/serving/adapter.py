@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,6 +26,7 @@ from t5peft.adapters.manifest import backbone_problems, read_config
 from t5peft.compat.bitsandbytes import plain_weight
 from t5peft.compat.peft import stored_state
 from t5peft.methods.bottleneck import Activation, BottleneckConfig
+from t5peft.methods.mam import MamConfig
 from t5peft.methods.norm import NormConfig
 from t5peft.methods.prefix import PrefixConfig
 from t5peft.methods.prompt import PromptConfig
@@ -204,6 +205,15 @@ def _read_lora(adapter: AdapterWeights, config: LoraConfig, tensors: dict[str, T
         adapter.maps[name] = change
 
 
+def _read_adalora(
+    adapter: AdapterWeights, config: AdaLoraConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
+) -> None:
+    for name, a in _take(tensors, ".lora_A"):
+        b, sizes = (tensors.pop(f"{name}.lora_{part}") for part in ("B", "E"))
+        # peft divides by the rank at the start, also where fewer entries are left
+        adapter.maps[name] = MapChange(a=(sizes * a).contiguous(), b=b * (config.lora_alpha / (config.init_r + 1e-5)))
+
+
 def _by_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first key that the end of ``name`` matches, as peft looks it up."""
     return pattern.get(get_pattern_key(list(pattern), name), default)
@@ -222,15 +232,19 @@ def _read_norm(adapter: AdapterWeights, config: NormConfig, tensors: dict[str, T
 
 
 def _read_bottleneck(
-    adapter: AdapterWeights, config: BottleneckConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
+    adapter: AdapterWeights,
+    config: BottleneckConfig | MamConfig,
+    tensors: dict[str, Tensor],
+    t5: PreTrainedModel,
+    part: str = "t5bottleneck",
 ) -> None:
     from t5peft.methods.bottleneck import PARALLEL_SCALE
 
-    is_parallel = config.placement == "parallel"
+    is_parallel = isinstance(config, MamConfig) or config.placement == "parallel"
     scale = PARALLEL_SCALE if is_parallel else 1.0
-    for name, down in _take(tensors, ".t5bottleneck.down.weight"):
+    for name, down in _take(tensors, f".{part}.down.weight"):
         down_bias, up, up_bias = (
-            tensors.pop(f"{name}.t5bottleneck.{part}") for part in ("down.bias", "up.weight", "up.bias")
+            tensors.pop(f"{name}.{part}.{tensor}") for tensor in ("down.bias", "up.weight", "up.bias")
         )
         adapter.bottlenecks[name] = BottleneckChange(
             down, down_bias, up * scale, up_bias * scale, config.activation, is_parallel
@@ -254,6 +268,12 @@ def _read_prefix(
         adapter.prefixes[name] = (key.contiguous(), value.contiguous())
 
 
+def _read_mam(adapter: AdapterWeights, config: MamConfig, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:
+    for name, key in _take(tensors, ".t5mam.key"):
+        adapter.prefixes[name] = (key, tensors.pop(f"{name}.t5mam.value"))
+    _read_bottleneck(adapter, config, tensors, t5, "t5mam")
+
+
 def _site(name: str) -> str:
     return "cross" if name.endswith("EncDecAttention") else name.partition(".")[0]
 
@@ -267,11 +287,13 @@ def _read_prompt(
 Reader = Callable[[AdapterWeights, Any, dict[str, Tensor], PreTrainedModel], None]
 _READERS: dict[type[PeftConfig], Reader] = {
     LoraConfig: _read_lora,
+    AdaLoraConfig: _read_adalora,
     IA3Config: _read_ia3,
     NormConfig: _read_norm,
     BottleneckConfig: _read_bottleneck,
     PrefixConfig: _read_prefix,
     PromptConfig: _read_prompt,
+    MamConfig: _read_mam,
 }
 
 

@@ -26,6 +26,7 @@ from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
 from t5peft.adapters.save import write_portable_base
 from t5peft.compat.lock import hold_folder
 from t5peft.methods.activation_cache import Activations
+from t5peft.methods.adalora import Reallocation
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
@@ -33,11 +34,14 @@ from t5peft.training.order import ORDER_FILE, RepeatableOrder
 
 logger = logging.getLogger("t5peft")
 
+ALLOCATOR_STATE = "adalora.pt"
+
 
 class CheckpointTrainer(Seq2SeqTrainer):
     """A Trainer whose checkpoints are saved atomically, and verified before a run goes on from one."""
 
     activations: Activations | None = None  # what is cached of a frozen backbone during the training
+    reallocation: Reallocation | None = None  # of the ranks of AdaLoRA during the training
     resumed_from: Path | None = None
     order: RepeatableOrder | None = None  # of the training examples, where it depends on the state of a generator
 
@@ -168,6 +172,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
             self.args.save_total_limit = limit
         if self.activations is not None:
             self.activations.save_batches(self.batches_file(folder))
+        if self.reallocation is not None and self.args.should_save:
+            torch.save(self.reallocation.state(), folder / ALLOCATOR_STATE)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if self.order is not None and cast(float, self.state.epoch) % 1 != 0:

@@ -153,9 +153,7 @@ def train(
         if not _is_empty(test):
             tokenize(task, test, tokenizer)  # an error in the test records comes before the training
         training, validation = (task.tokenize(splits[split], tokenizer) for split in ("train", "validation"))
-        wrapped = (
-            given if model is not None else _wrap(cast(PreTrainedModel, given), config, training[0]["input_ids"][:-1])
-        )
+        wrapped = given if model is not None else _wrap(cast(PreTrainedModel, given), config, training)
         stopping = [EarlyStoppingCallback(config.patience)] if config.patience else []
         arguments = training_arguments(config, len(training), output)
         if best is not None:
@@ -270,10 +268,10 @@ def _load_backbone(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedToke
     return model, tokenizer
 
 
-def _wrap(backbone: PreTrainedModel, config: TrainConfig, example: Sequence[int]) -> PreTrainedModel | PeftModel:
+def _wrap(backbone: PreTrainedModel, config: TrainConfig, records: Records) -> PreTrainedModel | PeftModel:
     method = METHODS[config.method]
     try:
-        return method.wrap_for(backbone, example, config.options)
+        return method.wrap_for(backbone, records, config.options)
     except TypeError as error:
         taken = method.options
         suggestions = "".join(did_you_mean(name, taken) for name in config.options if name not in taken)

@@ -41,6 +41,7 @@ from t5peft.training.evaluation_loop import Collator
 from t5peft.training.heads import Batch, TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
+from t5peft.training.reallocation import Reallocating
 from t5peft.training.served import check_served
 
 logger = logging.getLogger("t5peft")
@@ -125,6 +126,7 @@ class T5PeftTrainer(BatchingTrainer):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
         self.add_callback(_OnOurKernels(self))
+        self.add_callback(Reallocating(self))
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -281,6 +283,7 @@ class T5PeftTrainer(BatchingTrainer):
         elif return_outputs:
             with self.compute_loss_context_manager():
                 loss, items, outputs = self.head.loss_and_outputs(model, batch, **self._added_losses(model))
+                loss = self._with_orthogonality(model, loss, items)
             divisor = num_items_in_batch
         else:
             with self.compute_loss_context_manager():
@@ -296,7 +299,14 @@ class T5PeftTrainer(BatchingTrainer):
 
         Label smoothing and z-loss belong to training: in evaluation mode it is the plain cross-entropy.
         """
-        return self.head.loss(model, batch, **self._added_losses(model))
+        loss, items = self.head.loss(model, batch, **self._added_losses(model))
+        return self._with_orthogonality(model, loss, items), items
+
+    def _with_orthogonality(self, model: nn.Module, loss: Tensor, items: float) -> Tensor:
+        """Add the loss of AdaLoRA, which counts once a step, as in the mean that the model itself returns."""
+        if self.reallocation is None or not model.training:
+            return loss
+        return loss + items * self.reallocation.tuner.orthogonality()
 
     def _added_losses(self, model: nn.Module) -> dict[str, float]:
         if not model.training:

@@ -190,7 +190,7 @@ def test_a_prefix_for_a_task_starts_from_its_example_unless_told_otherwise() -> 
 
     def keys(options: dict[str, Any]) -> list[Tensor]:
         torch.manual_seed(0)
-        model = method.wrap_for(tiny_t5(), example, options)
+        model = method.wrap_for(tiny_t5(), [{"input_ids": [*example, 1], "labels": [5, 1]}], options)
         return [parameter for name, parameter in model.named_parameters() if name.endswith("key")]
 
     def started(options: dict[str, Any]) -> list[Tensor]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from datasets import Dataset
 from narrow import array, as_dataset, model_of
-from peft import AdaLoraConfig, get_peft_model
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, AdaLoraConfig, AdaLoraModel, get_peft_model
+from peft.utils import PeftType
 from stacks import GradientRecorder, quiet_arguments, relative_difference
 from tiny import EOS, PAD, tiny_classifier, tiny_t5, tiny_tokenizer
 from torch.nn.functional import cross_entropy
@@ -133,12 +134,15 @@ def test_a_loss_that_adds_to_ours_keeps_it(accumulation: int, tmp_path: Path) ->
 
 
 def ada_lora() -> Any:
+    """AdaLoRA by the tuner of peft, which adds to the loss in every pass; ours does so in training only."""
     config = AdaLoraConfig(
         init_r=6, target_r=4, tinit=1, tfinal=1, deltaT=1, total_step=10, orth_reg_weight=0.7, target_modules=["q", "v"],
         task_type="SEQ_2_SEQ_LM",
     )  # fmt: skip
     torch.manual_seed(0)
-    return get_peft_model(tiny_t5(), config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType.ADALORA, AdaLoraModel)
+        return get_peft_model(tiny_t5(), config)
 
 
 @pytest.mark.parametrize("cutting", [{}, {"tokens_per_micro_batch": 40}, {"bucket_by_length": False}], ids=str)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from t5peft.compat.torch import is_hooked
+from t5peft.nn.half_frozen import HalfFrozenLinear
 from t5peft.nn.kernels.choice import by_onednn, takes_onednn
 from t5peft.nn.kernels.module import FastModule, runs_on_cpu
 
@@ -130,6 +131,9 @@ class FastLinear(FastModule, nn.Linear):
         return cast(Tensor, _Linear.apply(x, self.weight)) if torch.is_grad_enabled() else product(x, self.weight)
 
 
+_PLAIN_MAPS = (nn.Linear, FastLinear, HalfFrozenLinear)
+
+
 class FastLoraLinear(FastModule, PeftLoraLinear):
     """The LoRA layer of peft with base map and branch in one operation, where the layer does nothing else."""
 
@@ -149,7 +153,7 @@ class FastLoraLinear(FastModule, PeftLoraLinear):
         dropout, a, b = (part[names[0]] for part in (self.lora_dropout, self.lora_A, self.lora_B))
         maps = (self.base_layer, a, b)
         # A subclass may compute something else than its weight says.
-        if not all(type(module) in (nn.Linear, FastLinear) for module in maps) or is_hooked(dropout, *maps):
+        if not all(type(module) in _PLAIN_MAPS for module in maps) or is_hooked(dropout, *maps):
             return None
         drops = not isinstance(dropout, nn.Identity) and (getattr(dropout, "p", 1.0) > 0 and dropout.training)
         if drops or any(module.bias is not None or module.weight.dtype != torch.float32 for module in maps):

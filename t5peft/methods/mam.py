@@ -1,0 +1,102 @@
+"""Mix-and-match adapters (MAM; He et al. 2022, https://openreview.net/forum?id=0RDcd5Axok): two methods on one backbone.
+
+Every attention gets a short prefix (``prefix.py``), and every feed-forward a parallel adapter beside it (``bottleneck.py``). The
+paper finds that a prefix is worth most where it is small, and that the feed-forward makes better use of more weights. The prefix
+changes the model when it is wrapped; the parallel adapter starts as zero.
+
+Differs from the paper as its two parts do: the prefix starts from keys and values of a text, and the adapter starts at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from t5peft.compat.peft import register
+from t5peft.methods.base import AdapterLayer, raise_if_problems, read_size, wrap
+from t5peft.methods.bottleneck import Activation, Bottleneck, BottleneckConfig, BottleneckLayer
+from t5peft.methods.prefix import PrefixConfig, PrefixLayer, PrefixTuner, read_ids, start_prefix
+from t5peft.models.unwrap import ensure_unwrapped
+
+
+@dataclass
+class MamConfig(PrefixConfig):
+    """The length P of the prefix, and the size M and activation of the parallel adapter."""
+
+    length: int = 30
+    size: int = 64
+    activation: Activation = "relu"
+
+    def __post_init__(self, reparametrise: int | None) -> None:
+        """Target the attentions and the feed-forwards."""
+        super().__post_init__(reparametrise)
+        self.set_targets("t5_mam", f"{self.target_modules}|({BottleneckConfig(placement='parallel').target_modules})")
+
+
+class MamLayer(AdapterLayer):
+    """A module of T5 with one of the two parts."""
+
+    adapter_layer_names = ("t5mam",)
+    kind = "prefix with a parallel adapter"
+
+
+class MamPrefixLayer(MamLayer, PrefixLayer):
+    """An attention with a prefix."""
+
+
+class MamBottleneckLayer(MamLayer, BottleneckLayer):
+    """A feed-forward with a parallel adapter."""
+
+
+class MamTuner(PrefixTuner):
+    """The tuner that puts a layer around every attention and every feed-forward."""
+
+    prefix = "t5mam"
+    tuner_layer_cls = MamLayer
+
+    def new_layer(self, target: nn.Module) -> AdapterLayer:
+        """Return a layer around an attention or a feed-forward."""
+        return MamPrefixLayer(target) if hasattr(target, "n_heads") else MamBottleneckLayer(target)
+
+    def new_adapter(self, layer: AdapterLayer, config: PrefixConfig, adapter_name: str) -> nn.Module:
+        """Return a random prefix, or a bottleneck that adds zero."""
+        if isinstance(layer, PrefixLayer):
+            return super().new_adapter(layer, config, adapter_name)
+        own = cast(MamConfig, config)
+        return Bottleneck(self.model.config.d_model, own.size, own.activation, is_parallel=True)
+
+
+def mam_wrap(
+    model: PreTrainedModel, *, length: int = 30, size: int = 64, initial_ids: Sequence[int] | None = None
+) -> PeftModel:
+    """Wrap ``model`` for a prefix together with a parallel adapter, in place.
+
+    Args:
+        model: A T5.
+        length: P, the number of keys and values before each attention; 30 in the paper.
+        size: M, the width of the adapter beside each feed-forward.
+        initial_ids: Token ids whose keys and values the prefix starts from, as in ``prefix_wrap``.
+
+    Returns:
+        The wrapped model.
+
+    Raises:
+        ValueError: For a wrapped model, a size below one, or token ids outside the vocabulary.
+    """
+    ensure_unwrapped(model)
+    problems: list[str] = []
+    length, size = read_size("length", length, problems), read_size("size", size, problems)
+    if initial_ids is not None:
+        initial_ids = read_ids(model, initial_ids, problems)
+    raise_if_problems(problems)
+    wrapped = wrap(model, MamConfig(length=length, size=size))
+    start_prefix(wrapped, initial_ids)
+    return wrapped
+
+
+register("t5_mam", MamConfig, MamTuner)
