@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.models.backbone import correct_config, ensure_trainable_dtype
+from t5peft.models.families import family_of
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
@@ -219,8 +220,8 @@ def raise_if_problems(problems: Sequence[str]) -> None:
 
 
 def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:
-    name = type(model).__name__
-    for suffix, head_and_task in _HEADS.items():
+    name, family = type(model).__name__, family_of(model.config)
+    for suffix, (head, task) in _HEADS.items():
         if name.endswith(suffix):
-            return head_and_task
+            return family.class_heads.get(head, head), task
     raise ValueError(f"Got a {name}; expected a class that ends in {', '.join(_HEADS)}.")

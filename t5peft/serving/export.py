@@ -36,7 +36,7 @@ from t5peft.methods import method_of
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import correct_config, has_untied_head, load_backbone, load_tokenizer
 from t5peft.models.embedded import backbone_name, resolve_backbone
-from t5peft.models.families import family_of
+from t5peft.models.families import ensure_has, family_of
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import MANIFEST, read_json, verify, write_manifest_file
 from t5peft.models.unwrap import unwrap_t5
@@ -289,6 +289,10 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
             f"Got a prompt beside a {kind}, whose decoder reads the source too, and would read the prompt; expected a language "
             "model. Export to onnx, whose graph has it."
         )
+    if to == "ct2":
+        ensure_has(t5.config, "CTranslate2", "an export to CTranslate2", "Export to transformers.")
+    if to == "onnx":
+        ensure_has(t5.config, "ONNX", "an export to ONNX", "Export to transformers.")
     if to == "ct2" and kind != "language model":
         raise ValueError(
             f"Got a {type(t5).__name__}, which CTranslate2 has not; expected a language model. Export to onnx or transformers."

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from t5peft.compat.peft import adds_to_loss
@@ -36,6 +36,7 @@ from t5peft.data.features import (
     target_problems,
     unpadded,
 )
+from t5peft.models.families import family_of
 from t5peft.nn.loss import IGNORED_LABEL, logits_loss, target_loss
 
 Feature = Mapping[str, Any]
@@ -52,10 +53,14 @@ class Head:
     labels: ClassVar[tuple[str, ...]] = ("labels",)
     layout: ClassVar[LabelLayout] = "whole"
     options: ClassVar[dict[str, Any]] = {"use_cache": False}  # of the forward pass
-    module: ClassVar[str | None] = None  # name of a head that pretraining did not train
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
+
+    @property
+    def module(self) -> str | None:
+        """The name of a head that pretraining did not train."""
+        return None
 
     @property
     def classes(self) -> int:
@@ -222,7 +227,10 @@ class SequenceHead(Head):
     list of them, and else one class.
     """
 
-    module = "classification_head"
+    @property
+    def module(self) -> str | None:
+        """The name of the head."""
+        return family_of(self.config).class_heads.get("classification_head", "classification_head")
 
     def problem(self, features: Sequence[Feature]) -> str:
         """Return the problem type of the config, or else that of the labels."""
@@ -236,12 +244,13 @@ class SequenceHead(Head):
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B] for classes, else float32 [B] or [B, L]."""
         config, single = self.config, self.problem(features) == "single_label_classification"
-        return collate_for_head(
+        batch = collate_for_head(
             features,
             pad_token_id=config.pad_token_id,
             eos_token_id=config.eos_token_id,
             label_type=torch.long if single else torch.float32,
         )
+        return with_room(batch, config)
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the labels are not those of the problem type."""
@@ -290,7 +299,11 @@ class TokenHead(Head):
 
     layout = "aligned"
     options = {}
-    module = "classifier"
+
+    @property
+    def module(self) -> str | None:
+        """The name of the head."""
+        return "classifier"
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B, S]."""
@@ -319,7 +332,11 @@ class SpanHead(Head):
     """
 
     labels = ("start_positions", "end_positions")
-    module = "qa_outputs"
+
+    @property
+    def module(self) -> str | None:
+        """The name of the head."""
+        return "qa_outputs"
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; positions are int64 [B]."""
@@ -361,6 +378,21 @@ HEADS: dict[str, type[Head]] = {
     "ForQuestionAnswering": SpanHead,
 }
 """The heads that can be trained, by the end of the name of the model's class."""
+
+
+def with_room(batch: Batch, config: PreTrainedConfig) -> Batch:
+    """Add a column of padding to a batch for a head that reads the state after the last token of each source.
+
+    Without it the longest source of a batch would be read one token earlier than the others.
+
+    Args:
+        batch: With ``input_ids`` and ``attention_mask`` [B, S].
+        config: The config of the model.
+    """
+    if not family_of(config).class_reads_last_token:
+        return batch
+    columns = {"input_ids": config.pad_token_id, "attention_mask": 0}
+    return batch | {name: pad(batch[name], (0, 1), value=value) for name, value in columns.items()}
 
 
 def head_of(t5: PreTrainedModel) -> Head | None:
