@@ -63,6 +63,8 @@ class Family:
     """Whether a head of classes reads the state after the last token of the source, which a full row has no column for."""
     scales_untied_head: bool = False
     """Whether transformers scales the logits of a head as if it were tied, unless the config says that it is not."""
+    head_is_always_tied: bool = False
+    """Whether no checkpoint has a head with weights of its own."""
     head_reads_decoder_table: bool = False
     """Whether a tied head has the table of the decoder, which is not that of the encoder."""
     configs: tuple[str, str] = ("", "")
@@ -129,6 +131,16 @@ class Family:
             return [str(getattr(config, name)) for name in names]
         return [str(size) for stack in self.stacks(config) for size in astuple(stack)]
 
+    def has_tied_head(self, config: Any) -> bool:
+        """Return whether the head of a T5 with ``config`` has the weights of a table, as the checkpoint had them.
+
+        transformers marks every T5 as tied. T5 keeps what its ``config.json`` said as the scale of the output, and mT5 and the like
+        lose it.
+        """
+        if self.configs != ("", "") or self.head_is_always_tied:
+            return bool(config.tie_word_embeddings)
+        return bool(getattr(config, "scale_decoder_outputs", not config.is_gated_act))
+
     def facts_of_parts(self, config: Any) -> dict[str, Any]:
         """Return fields that ``config`` should have and keeps in the config of its decoder."""
         decoder = self.stack_configs(config)[1]
@@ -189,6 +201,7 @@ _LONGT5 = Family(
     "LongT5",
     self_attention=("SelfAttention", "LocalSelfAttention", "TransientGlobalSelfAttention"),
     norms=("layer_norm", "global_input_layer_norm"),
+    head_is_always_tied=True,
     lacks={
         "prefix": "its encoder attends within blocks, which have no place before the sequence",
         "ladder": _NO_LADDER,

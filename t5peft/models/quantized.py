@@ -16,7 +16,7 @@ Quantization = Literal["int8", "nf4"]
 
 
 
-def _kept(family: Family) -> list[str]:
+def kept_maps(family: Family) -> list[str]:
     """Return the maps that stay as they are.
 
     bitsandbytes leaves out lm_head by itself only where no list is given. A new head must not be quantized either, and what no
@@ -34,13 +34,13 @@ def quantization_config(quantize: Quantization, dtype: torch.dtype, family: Fami
         family: The family of the backbone.
     """
     if quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_kept(family))
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept_maps(family))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_kept(family),
+        llm_int8_skip_modules=kept_maps(family),
     )
 
 
