@@ -20,6 +20,10 @@ from transformers import (
     T5GemmaForSequenceClassification,
 )
 
+from t5peft.models.families import family_of
+from t5peft.models.unwrap import unwrap_t5
+from t5peft.nn.attention import use_attention
+
 Other = Literal["t5gemma", "t5gemma2", "longt5-local", "longt5-tglobal"]
 OTHERS: tuple[Other, ...] = ("t5gemma", "t5gemma2", "longt5-local", "longt5-tglobal")
 GEMMAS: tuple[Other, ...] = ("t5gemma", "t5gemma2")
@@ -109,6 +113,18 @@ def fill(model: Model, seed: int = 0) -> Model:
         normal *= torch.linspace(0.6, 1.4, parameter.shape[0]).view(-1, *[1] * (parameter.dim() - 1))
         is_table = "embed" in name or "shared" in name or "bias" in name
         parameter.copy_(normal * (0.3 if is_table else parameter[0].numel() ** -0.5))
+    return model
+
+
+def precise(model: Any) -> Any:
+    """``model`` in double precision.
+
+    The plain attention of T5Gemma takes its softmax in single precision, where a row that sees nothing, as padding may, is NaN
+    for masks of double precision. So a Gemma gets the attention function of this library, which is tested to be equal.
+    """
+    t5 = unwrap_t5(model.double())
+    if family_of(t5.config).positions == "rotary":
+        use_attention(t5)
     return model
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from t5peft.data.collate import with_room
 from t5peft.data.sources import read_candidates
 from t5peft.data.truncation import encode
 from t5peft.deprecated import renamed_arguments
@@ -368,6 +369,7 @@ def classify(
         scores = torch.empty(len(ids), int(t5.config.num_labels or 0))
         for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=2):
             input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
-            logits = t5(input_ids=input_ids, attention_mask=attention_mask).logits
+            sources_batch = with_room({"input_ids": input_ids, "attention_mask": attention_mask}, t5.config)
+            logits = t5(**sources_batch).logits
             scores[batch] = logits.float().log_softmax(dim=-1).cpu()
     return Ranking.of(scores)

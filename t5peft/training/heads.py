@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from t5peft.compat.peft import adds_to_loss
@@ -25,6 +25,7 @@ from t5peft.data.collate import (
     collate_for_spans,
     collate_for_tokens,
     collate_sources,
+    with_room,
 )
 from t5peft.data.features import (
     LabelLayout,
@@ -52,7 +53,6 @@ class Head:
 
     labels: ClassVar[tuple[str, ...]] = ("labels",)
     layout: ClassVar[LabelLayout] = "whole"
-    options: ClassVar[dict[str, Any]] = {"use_cache": False}  # of the forward pass
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
@@ -61,6 +61,11 @@ class Head:
     def module(self) -> str | None:
         """The name of a head that pretraining did not train."""
         return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the forward pass."""
+        return {"use_cache": False}
 
     @property
     def classes(self) -> int:
@@ -232,6 +237,11 @@ class SequenceHead(Head):
         """The name of the head."""
         return family_of(self.config).class_heads.get("classification_head", "classification_head")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the forward pass; a model that reads the last token takes no cache by itself."""
+        return {} if family_of(self.config).class_reads_last_token else super().options
+
     def problem(self, features: Sequence[Feature]) -> str:
         """Return the problem type of the config, or else that of the labels."""
         if self.config.problem_type is not None:
@@ -298,12 +308,16 @@ class TokenHead(Head):
     """A head with one class a source token."""
 
     layout = "aligned"
-    options = {}
 
     @property
     def module(self) -> str | None:
         """The name of the head."""
         return "classifier"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the forward pass: none, as only an encoder runs."""
+        return {}
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B, S]."""
@@ -378,21 +392,6 @@ HEADS: dict[str, type[Head]] = {
     "ForQuestionAnswering": SpanHead,
 }
 """The heads that can be trained, by the end of the name of the model's class."""
-
-
-def with_room(batch: Batch, config: PreTrainedConfig) -> Batch:
-    """Add a column of padding to a batch for a head that reads the state after the last token of each source.
-
-    Without it the longest source of a batch would be read one token earlier than the others.
-
-    Args:
-        batch: With ``input_ids`` and ``attention_mask`` [B, S].
-        config: The config of the model.
-    """
-    if not family_of(config).class_reads_last_token:
-        return batch
-    columns = {"input_ids": config.pad_token_id, "attention_mask": 0}
-    return batch | {name: pad(batch[name], (0, 1), value=value) for name, value in columns.items()}
 
 
 def head_of(t5: PreTrainedModel) -> Head | None:

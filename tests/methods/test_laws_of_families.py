@@ -13,11 +13,11 @@ import pytest
 import reference_gemma
 import torch
 from cases import CASES, Case, stir, trained
-from laws import BEAMS, GREEDY, assert_same, assert_same_gradients, gradients_of, inputs_of, logits_of, precise
+from laws import BEAMS, GREEDY, assert_same, assert_same_gradients, gradients_of, inputs_of, logits_of
 from narrow import as_peft
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_families import GEMMAS, OTHERS, Other, other_batch, tiny_other, tiny_other_classifier
+from tiny_families import GEMMAS, OTHERS, Other, other_batch, precise, tiny_other, tiny_other_classifier
 
 from t5peft import METHODS, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.methods.prefix import PrefixLayer
@@ -137,7 +137,7 @@ def test_generation_with_any_cache_equals_generation_without_and_the_training_pa
 
 @all_served
 def test_gradient_checkpointing_changes_nothing(family: Other, case: Case) -> None:
-    model, batch = stir(wrap(family, case)).train().double(), other_batch()
+    model, batch = precise(stir(wrap(family, case))).train(), other_batch()
     expected = gradients_of(model, batch)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert unwrap_t5(model).is_gradient_checkpointing

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stacks import relative_difference
 from tiny import tiny_records
-from tiny_families import GEMMAS, OTHERS, Other, other_batch, tiny_other, tiny_other_classifier
+from tiny_families import GEMMAS, OTHERS, Other, other_batch, precise, tiny_other, tiny_other_classifier
 from trainers import losses_and_gradients, trainer_of
 from transformers import Seq2SeqTrainer
 
@@ -38,11 +38,11 @@ def test_losses_and_gradients_are_those_of_plain_transformers(family: Other, met
     given = {"per_device_train_batch_size": 2 if accumulates else 4, "gradient_accumulation_steps": 2 if accumulates else 1}
     ours = trainer_of(T5PeftTrainer, model_of(family, method), tmp_path, RECORDS, **given)
     plain = trainer_of(Seq2SeqTrainer, model_of(family, method), tmp_path, RECORDS, **given)
+    assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain_loss(plain), rel=1e-5)
     (losses, gradients), (expected, wanted) = losses_and_gradients(ours), losses_and_gradients(plain)
     assert losses == pytest.approx(expected, rel=1e-5)
     assert relative_difference(gradients[0], wanted[0]) < 1e-5
     assert relative_difference(gradients[1], wanted[1]) < 1e-4  # after a step of Adam, which divides by their size
-    assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain_loss(plain), rel=1e-5)
 
 
 def plain_loss(trainer: Seq2SeqTrainer) -> float:
@@ -67,13 +67,13 @@ def test_a_run_that_is_resumed_ends_where_one_without_a_break_does(family: Other
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_the_loss_without_logits_has_the_final_softcap(smoothing: float, z_loss: float) -> None:
-    model, batch = tiny_other("t5gemma").double(), other_batch()
+    model, batch = precise(tiny_other("t5gemma")), other_batch()
     cap = model.config.decoder.final_logit_softcapping
     logits = model(**batch).logits
     assert 0.5 * cap < logits.abs().max() < cap
     expected = logits_loss(logits, batch["labels"], label_smoothing=smoothing, z_loss=z_loss)
     got, _ = target_loss(model, batch, label_smoothing=smoothing, z_loss=z_loss)
-    assert float(got) == pytest.approx(float(expected), rel=1e-10)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-10)
     names, parameters = zip(*model.named_parameters(), strict=True)
     found, wanted = (dict(zip(names, torch.autograd.grad(x, parameters), strict=True)) for x in (got, expected))
     assert relative_difference(found, wanted) < 1e-8
