@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, cast
 
-Feature = Literal["ladder", "prefix", "kernels", "mixed batches", "CTranslate2", "ONNX", "new tokens"]
+Feature = Literal["ladder", "prefix", "kernels", "mixed batches", "CTranslate2", "ONNX", "baked prompts", "new tokens"]
 """What not every family can have."""
 
 
@@ -163,6 +163,7 @@ _NO_LADDER = "its side network would be a smaller copy of stacks of another kind
 _NO_KERNELS = "the kernels compute the relative position bias of T5"
 _NO_MIXED = "the engine knows the attention of T5 only"
 _NO_ONNX = "the graph is written for the stacks of T5"
+_NO_BAKED = "a prompt is exported as rows of the table and a relative position bias, as T5 has them"
 
 _GEMMA_LACKS: dict[Feature, str] = {
     "ladder": _NO_LADDER,
@@ -170,6 +171,7 @@ _GEMMA_LACKS: dict[Feature, str] = {
     "mixed batches": _NO_MIXED,
     "CTranslate2": "its converter is not tested with the adapters of this library",
     "ONNX": _NO_ONNX,
+    "baked prompts": _NO_BAKED,
 }
 _T5GEMMA = Family(
     "t5gemma",
@@ -209,6 +211,7 @@ _LONGT5 = Family(
         "mixed batches": _NO_MIXED,
         "CTranslate2": "CTranslate2 has no such model",
         "ONNX": _NO_ONNX,
+        "baked prompts": _NO_BAKED,
     },
 )
 

@@ -276,6 +276,10 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
             "prompt_wrap or prefix_wrap."
         )
     correct_config(t5)
+    if to == "ct2":
+        ensure_has(t5.config, "CTranslate2", "an export to CTranslate2", "Export to transformers.")
+    if to == "onnx":
+        ensure_has(t5.config, "ONNX", "an export to ONNX", "Export to transformers.")
     if to == "onnx":
         return
     fixed = unmergeable(loaded) if isinstance(loaded, PeftModel) else []
@@ -284,15 +288,13 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
             f"Got a {' and a '.join(others)}, for which {to} has no place; expected a method that changes weights, or a prompt. "
             "Export to onnx, whose graph has it, or serve the adapter."
         )
+    if fixed:
+        ensure_has(t5.config, "baked prompts", "an export of a prompt", "Serve the adapter.")
     if fixed and kind != "language model":
         raise ValueError(
             f"Got a prompt beside a {kind}, whose decoder reads the source too, and would read the prompt; expected a language "
             "model. Export to onnx, whose graph has it."
         )
-    if to == "ct2":
-        ensure_has(t5.config, "CTranslate2", "an export to CTranslate2", "Export to transformers.")
-    if to == "onnx":
-        ensure_has(t5.config, "ONNX", "an export to ONNX", "Export to transformers.")
     if to == "ct2" and kind != "language model":
         raise ValueError(
             f"Got a {type(t5).__name__}, which CTranslate2 has not; expected a language model. Export to onnx or transformers."
