@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.collate import with_room
 from t5peft.data.sources import read_candidates
-from t5peft.data.truncation import encode
+from t5peft.data.truncation import as_targets, encode
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_places, trees
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
@@ -211,7 +211,7 @@ def candidate_ids(
         where = "" if key == -1 else f" of source {key}"
         if not texts:
             problems.append(f"Got an empty list of candidates{where}; expected at least one.")
-        encoded[key] = encode(texts, tokenizer)
+        encoded[key] = as_targets(encode(texts, tokenizer), tokenizer)
         columns: dict[tuple[int, ...], int] = {}
         for column, ids in enumerate(encoded[key]):
             if (other := columns.setdefault(tuple(ids), column)) != column:

@@ -254,10 +254,11 @@ class SequenceHead(Head):
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B] for classes, else float32 [B] or [B, L]."""
         config, single = self.config, self.problem(features) == "single_label_classification"
+        end = config.eos_token_id
         batch = collate_for_head(
             features,
             pad_token_id=config.pad_token_id,
-            eos_token_id=config.eos_token_id,
+            eos_token_id=end[0] if isinstance(end, list) else end,
             label_type=torch.long if single else torch.float32,
         )
         return with_room(batch, config)
