@@ -92,15 +92,14 @@ def _two_steps(config: Any, shape: Shape, method: str, meter: Any) -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     from t5peft.models.backbone import MINI, load_backbone
+    from t5peft.models.families import family_of
     from t5peft.models.unwrap import unwrap_t5
     from t5peft.nn.fast import fast_kernels
     from t5peft.nn.loss import target_loss
 
     with tempfile.TemporaryDirectory() as folder:
         built = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-        if (
-            config.is_gated_act
-        ):  # an untied head, as the checkpoints have; one of the same values would be tied on loading
+        if not family_of(config).has_tied_head(config):  # one of the same values would be tied on loading
             built.lm_head.weight = torch.nn.Parameter(torch.randn_like(built.lm_head.weight))
         built.save_pretrained(folder)
         del built

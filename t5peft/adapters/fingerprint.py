@@ -16,7 +16,6 @@ from t5peft.methods.base import AdapterLayer
 from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
 
-_GEOMETRY = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "feed_forward_proj")
 _SAMPLES = 256
 # Starts of LoRA that take a part out of the weights, by the beginning of their names.
 _STARTS_FROM_WEIGHTS = ("pissa", "olora", "corda", "loftq")
@@ -30,7 +29,7 @@ def fingerprint(model: PreTrainedModel | PeftModel) -> str:
     """
     t5 = unwrap_t5(model)
     digest = hashlib.sha256()
-    digest.update(json.dumps([str(getattr(t5.config, name)) for name in _GEOMETRY]).encode())
+    digest.update(json.dumps(family_of(t5.config).identity(t5.config)).encode())
     table = backbone_embeddings(t5)
     digest.update(_bytes(table[:: max(1, len(table) // _SAMPLES)][:_SAMPLES]))
     for weight in _final_norms(t5):
@@ -52,10 +51,10 @@ def fingerprint_of_maps(model: PreTrainedModel | PeftModel) -> str | None:
         return None
     if getattr(t5, "is_quantized", False) or any(m.merged for m in t5.modules() if isinstance(m, BaseTunerLayer)):
         return None
-    adapters = adapter_modules(t5)
+    adapters, layers = adapter_modules(t5), f".{family_of(t5.config).layers}."
     digest = hashlib.sha256()
     for name, module in t5.named_modules():
-        if isinstance(module, nn.Linear) and ".block." in name and module not in adapters:
+        if isinstance(module, nn.Linear) and layers in name and module not in adapters:
             weight = module.weight.detach().flatten()
             digest.update(_bytes(weight[:: max(1, len(weight) // _SAMPLES)][:_SAMPLES]))
     return digest.hexdigest()[:16]
@@ -85,7 +84,9 @@ def _final_norms(t5: PreTrainedModel) -> list[Tensor]:
     """Return the weight of the last norm of each stack of the backbone, not of an adapter that holds stacks or norms of its own."""
     adapters, norm = adapter_modules(t5), family_of(t5.config).final_norm
     return [
-        _plain_weight(module) for name, module in t5.named_modules() if name.endswith(norm) and module not in adapters
+        _plain_weight(module)
+        for name, module in t5.named_modules()
+        if name.endswith(f".{norm}") and module not in adapters
     ]
 
 

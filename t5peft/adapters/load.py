@@ -24,6 +24,7 @@ from t5peft.adapters.manifest import (
 from t5peft.compat.peft import adapter_state, share_rows, stored_state
 from t5peft.models.backbone import Quantization, correct_config, ensure_trainable_dtype, load_backbone
 from t5peft.models.embedded import backbone_name
+from t5peft.models.families import FAMILIES
 from t5peft.models.folders import recover
 from t5peft.models.manifest import non_finite_names, read_manifest, verify
 from t5peft.models.tokens import NOT_FOR_PEFT, add_tokens
@@ -300,7 +301,9 @@ def _number_of_labels(folder: Path) -> int | None:
         )
     if kind != "SEQ_CLS":
         return None
-    heads = [t for name, t in stored_state(folder).items() if name.endswith("classification_head.out_proj.weight")]
+    names = {"classification_head", *(row.class_heads.get("classification_head") for row in FAMILIES.values())}
+    ends = tuple(f".{name}.out_proj.weight" for name in names if name)
+    heads = [t for name, t in stored_state(folder).items() if name.endswith(ends)]
     if not heads:
         raise_if_problems(folder, ["the classification head is missing from its weights"])
     return len(heads[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "adapter_modules",
     "adapter_state",
     "adds_to_loss",
+    "keep_tying",
     "register",
     "replace_tuner",
     "resolve_base_names",
@@ -79,6 +81,30 @@ def resolve_base_names(resolve: Callable[[str], str]) -> None:
         return config
 
     PeftConfigMixin.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
+
+
+def keep_tying(is_tied: Callable[[nn.Module], bool]) -> None:
+    """Let every tuner of peft keep ``tie_word_embeddings`` of a model for which ``is_tied`` holds.
+
+    When peft unloads an adapter, it compares the head with the table of the encoder. Of a T5Gemma, whose head has the table of the
+    decoder, it would say in the config that nothing is tied. The head is then left out of the file when the model is saved, and
+    random when it is loaded.
+    """
+    unload = BaseTuner._unload_and_optionally_merge
+    if hasattr(unload, "__wrapped__"):
+        return
+
+    @functools.wraps(unload)
+    def unload_and_keep_tying(self: BaseTuner, *args: Any, **kwargs: Any) -> Any:
+        if not is_tied(self.model):
+            return unload(self, *args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            model: Any = unload(self, *args, **kwargs)
+        model.config.tie_word_embeddings = True
+        return model
+
+    BaseTuner._unload_and_optionally_merge = unload_and_keep_tying  # type: ignore[method-assign]
 
 
 def adds_to_loss(model: nn.Module) -> bool:

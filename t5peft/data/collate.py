@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from t5peft.models.families import family_of
 from t5peft.nn.kernels.linear import row_multiple
 from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.nn.loss import IGNORED_LABEL
@@ -320,6 +322,21 @@ def collate_for_head(
     if all("labels" in feature for feature in features):
         batch["labels"] = torch.tensor([feature["labels"] for feature in features], dtype=label_type)
     return batch
+
+
+def with_room(batch: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
+    """Add a column of padding to a batch for a head that reads the state after the last token of each source.
+
+    Without it the longest source of a batch would be read one token earlier than the others.
+
+    Args:
+        batch: With ``input_ids`` and ``attention_mask`` [B, S].
+        config: The config of the model.
+    """
+    if not family_of(config).class_reads_last_token:
+        return batch
+    columns = {"input_ids": config.pad_token_id, "attention_mask": 0}
+    return batch | {name: torch.nn.functional.pad(batch[name], (0, 1), value=value) for name, value in columns.items()}
 
 
 def collate_for_tokens(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:

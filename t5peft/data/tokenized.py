@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ from t5peft.data import checks
 from t5peft.data.checks import Findings
 from t5peft.data.sources import batches_of
 from t5peft.data.template import Template
-from t5peft.data.truncation import Row, Truncated, encode, truncate
+from t5peft.data.truncation import Row, Truncated, as_targets, encode, truncate
 
 logger = logging.getLogger(__name__)
 
@@ -281,9 +281,10 @@ def truncate_targets(
     """
     template, limit = task.side("target")
     if task.verbalizer is None:
-        return truncate(template, rows, tokenizer, limit, first_row=first_row)
+        truncated = truncate(template, rows, tokenizer, limit, first_row=first_row)
+        return replace(truncated, ids=as_targets(truncated.ids, tokenizer))
     texts = [template.render(row) for row in rows]
-    ids = dict(zip(task.candidates, encode(task.candidates, tokenizer), strict=True))
+    ids = dict(zip(task.candidates, as_targets(encode(task.candidates, tokenizer), tokenizer), strict=True))
     return Truncated(texts, [list(ids[text]) for text in texts], cut=[], escaped=[], empty=[], crowded_out=[])
 
 

@@ -56,6 +56,21 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     return [ids if ids and ids[-1] == end else [*ids, end] for ids in encoded]
 
 
+def as_targets(ids: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the token ids of targets without a start token, where the model starts its decoder by that token itself.
+
+    The tokenizers of Gemma put it before each text and no ``</s>`` after it. Those of CodeT5 put both, as the model was trained.
+
+    Args:
+        ids: As ``encode`` returns them.
+        tokenizer: The tokenizer.
+    """
+    start, bare = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
+    if start is None or bare[0] != start or bare[-1] == tokenizer.eos_token_id:
+        return list(ids)
+    return [row[1:] if row[0] == start else row for row in ids]
+
+
 def truncate(
     template: Template,
     rows: Sequence[Row],

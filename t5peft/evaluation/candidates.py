@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from t5peft.models.families import family_of
+
 Edge = tuple[int, int]
 """A position and the token that comes next."""
 
@@ -111,21 +113,57 @@ def trees(candidates: Sequence[Sequence[int]], start_token: int, shared: bool) -
 
 
 def can_share(t5: PreTrainedModel) -> bool:
-    """Return whether the decoder has one position bias for all layers, and exact enough weights to correct it by the mask.
+    """Return whether positions of a tree can have their true distances.
 
     Args:
         t5: The model.
 
     Returns:
-        True for float32 weights and one position bias.
+        True for rotary positions, which are given with the tokens. Else true for float32 weights and one position bias for all
+        layers, which the mask corrects.
     """
+    if family_of(t5.config).positions == "rotary":
+        return True
     return t5.dtype == torch.float32 and len(_biased_attentions(t5)) == 1
 
 
 def _biased_attentions(t5: PreTrainedModel) -> list[T5Attention | MT5Attention]:
-    decoder = t5.get_submodule("decoder")
-    attentions = (module for module in decoder.modules() if isinstance(module, T5Attention | MT5Attention))
+    attentions = (module for module in t5.get_decoder().modules() if isinstance(module, T5Attention | MT5Attention))
     return [attention for attention in attentions if attention.has_relative_attention_bias]
+
+
+def decoder_places(group: Sequence[CandidateTree], positions: int, t5: PreTrainedModel) -> dict[str, Any]:
+    """Return where the positions of trees are and what they see, as arguments of the forward pass.
+
+    Args:
+        group: The tree of each row.
+        positions: T, with padding at the end.
+        t5: The model.
+
+    Returns:
+        The mask of the decoder; with rotary positions, also the depth of each position, and a mask for each kind of layer.
+    """
+    trees_here = {id(tree): tree for tree in group}
+    if family_of(t5.config).positions == "relative bias":
+        masks = {key: decoder_mask(tree, positions, t5) for key, tree in trees_here.items()}
+        alone = len(masks) == 1
+        return {
+            "decoder_attention_mask": next(iter(masks.values()))
+            if alone
+            else torch.cat([masks[id(tree)] for tree in group])
+        }
+    made = {key: tree.visible(positions) for key, tree in trees_here.items()}
+    sees, depth = (torch.stack([made[id(tree)][part] for tree in group]).to(t5.device) for part in (0, 1))
+    config = family_of(t5.config).stack_configs(t5.config)[1]
+    near = depth[:, :, None] - depth[:, None] < (config.sliding_window or positions)
+    masks_by_kind = {"full_attention": sees[:, None], "sliding_attention": (sees & near)[:, None]}
+    if config._attn_implementation != "sdpa":  # which has boolean masks, and the others add theirs
+        hidden = torch.finfo(t5.dtype).min
+        masks_by_kind = {
+            kind: torch.zeros(mask.shape, dtype=t5.dtype, device=t5.device).masked_fill_(~mask, hidden)
+            for kind, mask in masks_by_kind.items()
+        }
+    return {"decoder_attention_mask": masks_by_kind, "decoder_position_ids": depth}
 
 
 def decoder_mask(tree: CandidateTree, positions: int, t5: PreTrainedModel) -> Tensor:

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from t5peft.data.collate import with_room
 from t5peft.data.sources import read_candidates
-from t5peft.data.truncation import encode
+from t5peft.data.truncation import as_targets, encode
 from t5peft.deprecated import renamed_arguments
-from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_mask, trees
+from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_places, trees
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
 from t5peft.evaluation.peft_prompts import target_log_probabilities
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, with_hidden_states
+from t5peft.nn.loss import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, logits_of_states, with_hidden_states
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def candidate_ids(
         where = "" if key == -1 else f" of source {key}"
         if not texts:
             problems.append(f"Got an empty list of candidates{where}; expected at least one.")
-        encoded[key] = encode(texts, tokenizer)
+        encoded[key] = as_targets(encode(texts, tokenizer), tokenizer)
         columns: dict[tuple[int, ...], int] = {}
         for column, ids in enumerate(encoded[key]):
             if (other := columns.setdefault(tuple(ids), column)) != column:
@@ -243,7 +244,7 @@ def _score_batch(
 ) -> None:
     """Encode the sources once and write the log-probabilities of their trees into the rows ``batch`` of ``scores`` [N, C]."""
     input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
-    states = t5.get_submodule("encoder")(input_ids=input_ids, attention_mask=attention_mask)
+    states = t5.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
     _score_states(t5, states, attention_mask, trees_of, scores, batch)
 
 
@@ -296,8 +297,6 @@ def _decode(
 ) -> Tensor:
     """Return decoder states [B, T, H] as the head gets them, for one tree per row over encoder states [B, S, H]."""
     positions = max(len(tree.tokens) for tree in group)
-    masks = {id(tree): decoder_mask(tree, positions, t5) for tree in {id(tree): tree for tree in group}.values()}
-    mask = next(iter(masks.values())) if len(masks) == 1 else torch.cat([masks[id(tree)] for tree in group])
     pad = t5.config.pad_token_id
     tokens = [[*tree.tokens, *[pad] * (positions - len(tree.tokens))] for tree in group]
     with with_hidden_states(t5):
@@ -305,7 +304,7 @@ def _decode(
             encoder_outputs=states,
             attention_mask=attention_mask,
             decoder_input_ids=torch.tensor(tokens, device=t5.device),
-            decoder_attention_mask=mask,
+            **decoder_places(group, positions, t5),
             use_cache=False,
         ).logits
 
@@ -325,7 +324,7 @@ def _tree_log_probabilities(t5: PreTrainedModel, hidden: Tensor, tree: Candidate
         MIN_CHUNK_TOKENS, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"]) // t5.config.vocab_size
     )
     for start in range(0, len(hidden), chunk):
-        logits = t5.lm_head(hidden[start : start + chunk]).float()
+        logits = logits_of_states(t5, hidden[start : start + chunk]).float()
         first, last = torch.searchsorted(position, torch.tensor([start, start + chunk], device=hidden.device)).tolist()
         here = position[first:last] - start
         found[first:last] = logits[here, token[first:last]] - logits.logsumexp(dim=-1)[here]
@@ -370,6 +369,7 @@ def classify(
         scores = torch.empty(len(ids), int(t5.config.num_labels or 0))
         for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=2):
             input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
-            logits = t5(input_ids=input_ids, attention_mask=attention_mask).logits
+            sources_batch = with_room({"input_ids": input_ids, "attention_mask": attention_mask}, t5.config)
+            logits = t5(**sources_batch).logits
             scores[batch] = logits.float().log_softmax(dim=-1).cpu()
     return Ranking.of(scores)

@@ -20,7 +20,9 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.models.backbone import correct_config, ensure_trainable_dtype
+from t5peft.compat.peft import keep_tying
+from t5peft.models.backbone import correct_config, ensure_trainable_dtype, has_untied_head
+from t5peft.models.families import FAMILIES, family_of
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
@@ -218,9 +220,20 @@ def raise_if_problems(problems: Sequence[str]) -> None:
         raise ValueError("Got " + ", and ".join(problems) + ".")
 
 
+def _is_tied_to_decoder(model: nn.Module) -> bool:
+    """Return whether the head of ``model`` has the table of the decoder, and the encoder another one."""
+    if not isinstance(model, PreTrainedModel) or model.config.model_type not in FAMILIES:
+        return False
+    is_tied = model.config.tie_word_embeddings and family_of(model.config).head_reads_decoder_table
+    return bool(is_tied) and not has_untied_head(model)
+
+
 def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:
-    name = type(model).__name__
-    for suffix, head_and_task in _HEADS.items():
+    name, family = type(model).__name__, family_of(model.config)
+    for suffix, (head, task) in _HEADS.items():
         if name.endswith(suffix):
-            return head_and_task
+            return family.class_heads.get(head, head), task
     raise ValueError(f"Got a {name}; expected a class that ends in {', '.join(_HEADS)}.")
+
+
+keep_tying(_is_tied_to_decoder)

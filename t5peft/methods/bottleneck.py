@@ -36,16 +36,20 @@ from t5peft.methods.base import (
     read_size,
     wrap,
 )
-from t5peft.models.families import Family, names_pattern
+from t5peft.models.families import Family, family_of, modules_pattern, names_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
 Activation = Literal["relu", "gelu", "silu"]
 
+def _outputs_of_self_attention(family: Family) -> tuple[str, ...]:
+    return tuple(f"{name}.{family.attention[3]}" for name in family.self_attention)
+
+
 # The modules of a placement, by their names.
-_PLACES: dict[Placement, list[Callable[[Family], str]]] = {
+_PLACES: dict[Placement, list[Callable[[Family], str | tuple[str, ...]]]] = {
     "pfeiffer": [lambda family: family.feed_forward],
-    "houlsby": [lambda family: family.feed_forward, lambda family: f"{family.self_attention}.{family.attention[3]}"],
+    "houlsby": [lambda family: family.feed_forward, _outputs_of_self_attention],
     "parallel": [lambda family: family.feed_forward],
 }
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -67,7 +71,7 @@ class BottleneckConfig(AdapterConfig):
     def __post_init__(self) -> None:
         """Target the modules of the placement."""
         super().__post_init__()
-        self.set_targets("t5_bottleneck", rf".*\.{names_pattern(*_PLACES[self.placement])}")
+        self.set_targets("t5_bottleneck", modules_pattern(rf".*\.{names_pattern(*_PLACES[self.placement])}"))
 
 
 class Bottleneck(nn.Module):
@@ -112,8 +116,14 @@ class BottleneckTuner(AdapterTuner[BottleneckLayer, BottleneckConfig]):
 
     def new_adapter(self, layer: BottleneckLayer, config: BottleneckConfig, adapter_name: str) -> nn.Module:
         """Return a bottleneck that adds zero."""
-        d_model = self.model.config.d_model
-        return Bottleneck(d_model, config.size, config.activation, is_parallel=config.placement == "parallel")
+        return Bottleneck(_width(layer.base_layer, family_of(self.model.config)), config.size, config.activation, is_parallel=config.placement == "parallel")
+
+
+def _width(target: nn.Module, family: Family) -> int:
+    """Return H, the outputs of a feed-forward or of the last map of an attention; the stacks of a model may differ in it."""
+    outputs = {family.ungated[-1:], family.gated[-1:]}
+    maps = [module for name, module in target.named_modules() if (name.rpartition(".")[2],) in outputs]
+    return int(cast(nn.Linear, maps[0] if maps else target).out_features)
 
 
 def bottleneck_wrap(

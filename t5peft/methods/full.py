@@ -5,11 +5,12 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from t5peft.models.backbone import correct_config, ensure_trainable_dtype
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 
 
 def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
-    """Make every weight of ``model`` trainable, in place.
+    """Make every weight of the text stacks and heads of ``model`` trainable, in place.
 
     Args:
         model: A T5.
@@ -28,5 +29,7 @@ def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
         )
     ensure_trainable_dtype(model)
     correct_config(model)
-    model.requires_grad_(True)
+    family = family_of(model.config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(family.is_tuned(name))
     return model

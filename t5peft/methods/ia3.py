@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from t5peft.compat.peft import replace_tuner
 from t5peft.methods.base import no_mixed_batches, wrap
-from t5peft.models.families import family_of
+from t5peft.models.families import family_of, untuned_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -53,7 +53,10 @@ def ia3_wrap(model: PreTrainedModel) -> PeftModel:
     family = family_of(model.config)
     _, key, value, _ = family.attention
     output = family.feed_forward_maps(model.config)[-1]
-    return wrap(model, IA3Config(target_modules=[key, value, output], feedforward_modules=[output]))
+    config = IA3Config(
+        target_modules=[key, value, output], feedforward_modules=[output], exclude_modules=untuned_pattern(family)
+    )
+    return wrap(model, config)
 
 
 def _return_dtype_of_input(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

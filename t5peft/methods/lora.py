@@ -25,7 +25,7 @@ from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import check_choice, check_flag, raise_if_problems, read_size, wrap
 from t5peft.methods.starts import STARTS, Start, gradients_of_maps, start_lora
 from t5peft.models.backbone import has_untied_head, quantization_of_model
-from t5peft.models.families import family_of
+from t5peft.models.families import family_of, untuned_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -42,7 +42,7 @@ def lora_wrap(
     rank: int = 16,
     alpha: float | None = None,
     dropout: float = 0.0,
-    target_modules: Sequence[str] | Literal["all-linear"] = ("q", "v"),
+    target_modules: Sequence[str] | Literal["all-linear"] | None = None,
     dora: bool = False,
     rank_stabilized: bool = False,
     start: Start | None = None,
@@ -57,8 +57,8 @@ def lora_wrap(
         rank: R.
         alpha: Numerator of the scale; None for twice the rank.
         dropout: Probability that an input of A is dropped in training.
-        target_modules: Names of linear maps; the default is query and value, as in the paper. ``"all-linear"`` stands for every
-            linear map of attention and feed-forward.
+        target_modules: Names of linear maps; None for query and value, as in the paper. ``"all-linear"`` stands for every linear
+            map of attention and feed-forward.
         dora: Whether to train the norms of the rows as well (DoRA).
         rank_stabilized: Whether to scale by ``alpha / sqrt(R)``.
         start: Where A and B start: ``"pissa"`` and ``"olora"`` from the weight, ``"lora-ga"`` from the gradient of the first step
@@ -89,7 +89,9 @@ def lora_wrap(
             "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
             "backbone in float32 or quantize='nf4', or a GPU."
         )
+    family = family_of(model.config)
     names = linear_maps(model) if target_modules == "all-linear" else target_modules
+    names = family.default_targets if names is None else names
     check_targets(model, names)
     numerator = 2 * rank if alpha is None else alpha if isinstance(alpha, int) else float(alpha)
     if start is not None:
@@ -102,6 +104,7 @@ def lora_wrap(
             lora_alpha=cast(int, numerator),  # peft only divides it by the rank, so a float is as good
             lora_dropout=float(dropout),
             target_modules=list(names),
+            exclude_modules=untuned_pattern(family),
             use_dora=dora,
             use_rslora=rank_stabilized,
         ),
@@ -145,7 +148,10 @@ def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None
         or not all(isinstance(target, str) for target in target_modules)
     ):
         raise ValueError(f"Got target_modules={target_modules!r}; expected a list of names, or 'all-linear'.")
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    family = family_of(model.config)
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and family.is_tuned(name)
+    ]
     missing = [target for target in target_modules if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if missing:
         raise ValueError(
@@ -153,8 +159,8 @@ def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None
             f"{list(linear_maps(model))}, or 'all-linear'."
         )
     # The weights say it; the config does not, as transformers marks every T5 config as tied.
-    head = family_of(model.config).head
-    if head in target_modules and not has_untied_head(model):
+    head = family.head
+    if any(f".{head}".endswith(f".{target}") for target in target_modules) and not has_untied_head(model):
         raise ValueError(
             f"Got target_modules={list(target_modules)} for a model whose output head is its table of embeddings; expected targets "
             f"without {head}, as an adapter on it would change the embeddings as well when merged."

@@ -15,6 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from t5peft.compat.peft import register
 from t5peft.methods.base import AdapterConfig, AdapterLayer, AdapterTuner, wrap
-from t5peft.models.families import names_pattern
+from t5peft.models.families import modules_pattern, names_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -34,9 +35,8 @@ class NormConfig(AdapterConfig):
     def __post_init__(self) -> None:
         """Target the norms."""
         super().__post_init__()
-        self.set_targets(
-            "t5_norm", rf".*\.{names_pattern(lambda family: family.norm, lambda family: family.final_norm)}"
-        )
+        names = names_pattern(lambda family: family.norms, lambda family: family.final_norm)
+        self.set_targets("t5_norm", modules_pattern(rf".*\.{names}"))
 
 
 class NormLayer(AdapterLayer):
@@ -45,7 +45,7 @@ class NormLayer(AdapterLayer):
     adapter_layer_names = ("t5norm",)
     kind = "norm"
     merges = True
-    base_layer: T5LayerNorm  # Those of mT5 and umT5 are copies of it.
+    base_layer: T5LayerNorm  # Those of the other families have a weight too.
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalize, and return the dtype that the norm of the backbone returns.
@@ -57,7 +57,9 @@ class NormLayer(AdapterLayer):
         names = self.active_adapters_here()
         if not names or self.merged:
             return cast(Tensor, self.base_layer(hidden_states))
-        return cast(Tensor, self.adapters[_only(names)](hidden_states)).to(self.base_layer.weight.dtype)
+        output, dtype = cast(Tensor, self.adapters[_only(names)](hidden_states)), self.base_layer.weight.dtype
+        # Beside weights of half precision the norm of the backbone returns these, and a trained one in float32 does not.
+        return output.to(dtype) if dtype in (torch.bfloat16, torch.float16) else output
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the adapters on or off. A merged adapter is taken out before it is off."""

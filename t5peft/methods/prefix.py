@@ -29,15 +29,14 @@ from typing import Any, Literal, cast
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.models.t5.modeling_t5 import T5Attention
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import AdapterConfig, AdapterLayer, AdapterTuner, raise_if_problems, read_size, wrap
-from t5peft.models.families import names_pattern
+from t5peft.models.families import Family, ensure_has, family_of, modules_pattern, names_pattern
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
-from t5peft.nn.attention import NAME, use_attention
+from t5peft.nn.attention import KNOW_PREFIXES, use_attention
 
 Site = Literal["encoder", "decoder", "cross"]
 SITES: tuple[Site, ...] = ("encoder", "decoder", "cross")
@@ -64,8 +63,8 @@ class PrefixConfig(AdapterConfig):
 def _attentions(site: str) -> str:
     """Return a pattern of the attentions of a site."""
     if site == "cross":
-        return rf".*\.{names_pattern(lambda family: family.cross_attention)}"
-    return rf"(.*\.)?{site}\..*\.{names_pattern(lambda family: family.self_attention)}"
+        return modules_pattern(rf".*\.{names_pattern(lambda family: family.cross_attention)}")
+    return modules_pattern(rf"(.*\.)?{site}\..*\.{names_pattern(lambda family: family.self_attention)}")
 
 
 class Prefix(nn.Module):
@@ -118,28 +117,23 @@ class PrefixLayer(AdapterLayer):
 
     adapter_layer_names = ("t5prefix",)
     kind = "prefix"
-    base_layer: T5Attention  # Those of mT5 and umT5 have the same attributes.
+    site: Site
+    """Set by the tuner, which knows the place of the attention."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Attend over hidden_states [B, Q, H] with the prefix before the keys and values."""
         names = self.active_adapters_here()
         if not names:
             return self.base_layer(hidden_states, *args, **kwargs)
-        implementation = self.base_layer.config._attn_implementation
-        if implementation != NAME:
+        implementation = cast(PreTrainedConfig, self.base_layer.config)._attn_implementation
+        if implementation not in KNOW_PREFIXES:
             raise RuntimeError(
-                f"Got the attention {implementation!r}, which ignores prefixes; expected {NAME!r}. Call "
-                f"model.set_attn_implementation({NAME!r})."
+                f"Got the attention {implementation!r}, which ignores prefixes; expected {KNOW_PREFIXES[0]!r}. Call "
+                f"model.set_attn_implementation({KNOW_PREFIXES[0]!r})."
             )
         keys, values = zip(*(self.adapters[name]() for name in names), strict=True)
         prefix = tuple(torch.cat(parts, dim=1).expand(hidden_states.shape[0], -1, -1, -1) for parts in (keys, values))
         return self.base_layer(hidden_states, *args, prefix=prefix, **kwargs)
-
-    def site(self) -> Site:
-        """Return the site of the attention."""
-        if not self.base_layer.is_decoder:
-            return "encoder"
-        return "decoder" if self.base_layer.is_causal else "cross"
 
 
 class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
@@ -154,16 +148,32 @@ class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         use_attention(cast(PreTrainedModel, model))
 
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        self._site = _site_of(current_key, family_of(self.model.config))
+        super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key, parameter_name)
+
     def new_adapter(self, layer: PrefixLayer, config: PrefixConfig, adapter_name: str) -> nn.Module:
         """Return a random prefix, or one that the network of the site makes."""
-        attention = layer.base_layer
-        heads, d_kv = attention.n_heads, attention.key_value_proj_dim
+        layer.site = self._site
+        family = family_of(self.model.config)
+        encoder, decoder = family.stacks(self.model.config)
+        shape = encoder if layer.site == "encoder" else decoder
+        heads, d_kv = shape.key_heads, shape.d_kv
         if config.projection_size is None:
             return Prefix(heads, config.length, d_kv)
-        shared = (adapter_name, layer.site())
+        shared = (adapter_name, layer.site)
         owns_trunk = shared not in self._trunks
         if owns_trunk:
-            self._trunks[shared] = Trunk(config.length, attention.d_model, config.projection_size)
+            self._trunks[shared] = Trunk(config.length, shape.d_model, config.projection_size)
         return ReparametrizedPrefix(heads, d_kv, self._trunks[shared], owns_trunk)
 
 
@@ -172,7 +182,7 @@ def prefix_wrap(
     model: PreTrainedModel,
     *,
     length: int = 20,
-    sites: Sequence[Site] = SITES,
+    sites: Sequence[Site] | None = None,
     projection_size: int | None = None,
     initial_ids: Sequence[int] | None = None,
 ) -> PeftModel:
@@ -181,7 +191,8 @@ def prefix_wrap(
     Args:
         model: A T5 of any geometry.
         length: P, the number of keys and values before each attention.
-        sites: The attentions that get a prefix.
+        sites: The attentions that get a prefix; None for all that the model has. T5Gemma 2 has no "cross", as its decoder attends
+            to itself and to the encoder at once.
         projection_size: The hidden size M of the network that makes the prefix; the paper has 512 to 800. None: the keys and
             values themselves are trained.
         initial_ids: Token ids whose keys and values the prefix starts from, repeated up to ``length``. Those of a source of the
@@ -196,17 +207,20 @@ def prefix_wrap(
             ``projection_size`` and ``initial_ids``.
     """
     ensure_unwrapped(model)
+    ensure_has(model.config, "prefix", "a prefix", "Take another method, such as prompt_wrap or lora_wrap.")
     problems: list[str] = []
     length = read_size("length", length, problems)
+    own_sites = family_of(model.config).sites
+    sites = cast(Sequence[Site], own_sites) if sites is None else sites
     if projection_size is not None:
         projection_size = read_size("projection_size", projection_size, problems)
     if (
         isinstance(sites, str)
         or not isinstance(sites, Sequence)
         or not sites
-        or any(site not in SITES for site in sites)
+        or any(site not in own_sites for site in sites)
     ):
-        problems.append(f"sites={sites!r}; expected a list of one or more of {', '.join(SITES)}")
+        problems.append(f"sites={sites!r}; expected a list of one or more of {', '.join(own_sites)}")
     if initial_ids is not None:
         initial_ids = read_ids(model, initial_ids, problems)
         if projection_size is not None:
@@ -302,14 +316,15 @@ def _ids_of_length(model: PreTrainedModel, length: int, given: Sequence[int] | N
 
 @torch.no_grad()
 def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
-    """Set each prefix to the keys and values that the backbone computes for ``ids`` [P]."""
+    """Set each prefix to the keys and values that the backbone computes for ``ids`` [P], before they get a position."""
     t5 = unwrap_t5(model)
+    family = family_of(t5.config)
     was_training = t5.training
     made: dict[tuple[nn.Module, str], Tensor] = {}
     batch = {"input_ids": ids[None].to(t5.device)}
     if t5.config.is_encoder_decoder:
         batch["decoder_input_ids"] = batch["input_ids"]
-    with model.disable_adapter(), _recorded(model, lambda layer, part, output: made.update({(layer, part): output})):
+    with model.disable_adapter(), _recorded(model, family, lambda layer, part, output: made.setdefault((layer, part), output)):
         # The model below a classification head, which wants an end token in every row.
         t5.eval().base_model(**batch)
     t5.train(was_training)
@@ -317,25 +332,39 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
         if model.active_adapter not in layer.adapters:  # A site of another prefix only.
             continue
         prefix = cast(Prefix, layer.adapters[model.active_adapter])
-        for part, parameter in (("k", prefix.key), ("v", prefix.value)):
-            parameter.copy_(made[layer, part][0].unflatten(-1, (parameter.shape[0], -1)).transpose(0, 1))
+        for part, parameter in zip(family.attention[1:3], (prefix.key, prefix.value), strict=True):
+            states = made[layer, part][0].unflatten(-1, (parameter.shape[0], -1)).transpose(0, 1)
+            if parameter is prefix.key and "k_norm" in family.norms:
+                states = layer.base_layer.get_submodule("k_norm")(states)
+            parameter.copy_(states)
 
 
 @contextmanager
-def _recorded(model: nn.Module, record: Callable[[PrefixLayer, str, Tensor], None]) -> Iterator[None]:
-    """Call ``record`` with the outputs of the key and value maps of every wrapped attention, inside the block."""
+def _recorded(
+    model: nn.Module, family: Family, record: Callable[[PrefixLayer, str, Tensor], object]
+) -> Iterator[None]:
+    """Call ``record`` with the outputs of the key and value maps of every wrapped attention, inside the block.
+
+    In T5Gemma 2 a map is called for the states of the decoder first, and then for those of the encoder.
+    """
     handles = [
         layer.base_layer.get_submodule(part).register_forward_hook(
             lambda _module, _inputs, output, layer=layer, part=part: record(layer, part, output)
         )
         for layer in _layers(model)
-        for part in ("k", "v")
+        for part in family.attention[1:3]
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _site_of(name: str, family: Family) -> Site:
+    """Return the site of the attention ``name``."""
+    *path, own = name.split(".")
+    return "cross" if own in family.cross_attention else "decoder" if "decoder" in path else "encoder"
 
 
 def _layers(model: nn.Module) -> list[PrefixLayer]:

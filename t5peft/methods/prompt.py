@@ -24,10 +24,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextScaledWordEmbedding
 
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, raise_if_problems, read_size, wrap
+from t5peft.models.families import modules_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.kernels.varlen import VarlenLayout
 
@@ -118,7 +120,7 @@ class PromptConfig(AdapterConfig):
     def __post_init__(self) -> None:
         """Target the two stacks."""
         super().__post_init__()
-        self.set_targets("t5_prompt", r"(.*\.)?(encoder|decoder)")
+        self.set_targets("t5_prompt", modules_pattern(r"(.*\.)?(encoder|decoder)"))
 
 
 class PromptedStack(StackLayer):
@@ -173,6 +175,7 @@ class PromptEncoder(PromptedStack):
         if inputs_embeds is None:
             inputs_embeds = cast(Tensor, self.base_layer.get_input_embeddings()(input_ids))
         prompt = torch.cat([self.t5prompt[name] for name in names]).to(inputs_embeds.dtype)
+        prompt = prompt * scale_of(self.base_layer.get_input_embeddings())
         if layout is not None:
             parts = [part for text in inputs_embeds[0].split(list(layout.source_lengths)) for part in (prompt, text)]
             inputs_embeds, layout = torch.cat(parts)[None], layout.with_prompt(len(prompt))
@@ -185,6 +188,11 @@ class PromptEncoder(PromptedStack):
                 inputs_embeds = inputs_embeds.take_along_dim(order[..., None], dim=1)
                 attention_mask = lengthened
         return self.base_layer(attention_mask=attention_mask, inputs_embeds=inputs_embeds, layout=layout, **kwargs)
+
+
+def scale_of(table: nn.Module) -> float:
+    """Return the factor between a row of ``table`` and what it returns. A prompt has the size of rows, as a table is read."""
+    return float(table.scalar_embed_scale) if isinstance(table, T5Gemma2TextScaledWordEmbedding) else 1.0
 
 
 class PromptDecoder(PromptedStack):
@@ -214,7 +222,7 @@ class PromptTuner(AdapterTuner[PromptedStack, PromptConfig]):
 
     def new_layer(self, target: nn.Module) -> PromptedStack:
         """Return a layer around the encoder or the decoder."""
-        is_decoder = cast(PreTrainedModel, target).config.is_decoder
+        is_decoder = target is cast(PreTrainedModel, self.model).get_decoder()
         return PromptDecoder(target) if is_decoder else PromptEncoder(target)
 
     def add_to_layer(self, layer: PromptedStack, config: PromptConfig, adapter_name: str) -> None:

@@ -33,7 +33,7 @@ from t5peft.compat.bitsandbytes import compute_dtypes, stored_numbers
 from t5peft.compat.hub import note_commit
 from t5peft.compat.torch import computes_bfloat16
 from t5peft.models.embedded import EMBEDDED, resolve_backbone
-from t5peft.models.families import FAMILIES
+from t5peft.models.families import FAMILIES, family_of
 from t5peft.models.folders import recover
 from t5peft.models.manifest import MANIFEST, non_finite_names, read_json, verify
 from t5peft.models.quantized import Quantization, finish_quantization, quantization_config, quantization_of_model
@@ -97,7 +97,7 @@ def load_backbone(
         dtype = torch.bfloat16 if quantize is not None and computes_bfloat16() else torch.float32
     options: dict[str, Any] = {"dtype": dtype, **_at(revision)}
     if quantize is not None:
-        options["quantization_config"] = quantization_config(quantize, dtype)
+        options["quantization_config"] = quantization_config(quantize, dtype, family_of(config))
     if num_labels is not None:
         # The checkpoint's own head may have another number of classes.
         options |= {"num_labels": num_labels, "ignore_mismatched_sizes": num_labels != config.num_labels}
@@ -168,24 +168,30 @@ def has_untied_head(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if head is None:
         return False
-    return _weight(head).data_ptr() != _weight(model.get_input_embeddings()).data_ptr()
+    reads = model.get_decoder() if family_of(model.config).head_reads_decoder_table else model
+    return _weight(head).data_ptr() != _weight(reads.get_input_embeddings()).data_ptr()
 
 
 def correct_config(model: PreTrainedModel) -> None:
     """Make the config of ``model`` say what its weights are, in place.
 
-    An untied head is marked as such: from then on nothing ties it again. Where the decoder is not as deep as the encoder, its depth
+    An untied head is marked as such: from then on nothing ties it again. Where the config has parts, the size of the vocabulary and
+    the start token of the decoder are copied into the whole. Where the decoder is not as deep as the encoder, its depth
     is written where ``generate`` looks for it when it makes a cache.
 
     Args:
         model: A plain T5.
     """
+    family = family_of(model.config)
+    for name, value in family.facts_of_parts(model.config).items():
+        setattr(model.config, name, value)
     if has_untied_head(model) and model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
-        model.all_tied_weights_keys.pop("lm_head.weight", None)
+        model.all_tied_weights_keys.pop(f"{family.head}.weight", None)
         logger.info("The output head has weights of its own; it is kept apart from the embeddings.")
-    if model.config.num_decoder_layers != model.config.num_layers:
-        model.config.decoder_layers = model.config.num_decoder_layers
+    encoder, decoder = family.stacks(model.config)
+    if decoder.layers != encoder.layers and family.configs == ("", ""):
+        model.config.decoder_layers = decoder.layers
 
 
 def _check_arguments(
@@ -252,7 +258,8 @@ def _weight(table: nn.Module) -> torch.Tensor:
 
 def _put_head_into_float32(model: PreTrainedModel) -> None:
     """Put the classification head into float32: steps of training are smaller than what bfloat16 tells apart."""
-    model.get_submodule("classification_head").float().register_forward_pre_hook(_to_float32)
+    head = family_of(model.config).class_heads.get("classification_head", "classification_head")
+    model.get_submodule(head).float().register_forward_pre_hook(_to_float32)
 
 
 def _to_float32(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -9,29 +9,38 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from t5peft.compat.bitsandbytes import keep_4_bits, linear_nf4, silence_casts
+from t5peft.models.families import Family
 from t5peft.models.unwrap import unwrap_t5
 
 Quantization = Literal["int8", "nf4"]
 
-# bitsandbytes leaves out lm_head by itself only where no list is given. A new head must not be quantized either.
-_KEPT = ("lm_head", "classification_head", "wo")
 
 
-def quantization_config(quantize: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+def kept_maps(family: Family) -> list[str]:
+    """Return the maps that stay as they are.
+
+    bitsandbytes leaves out lm_head by itself only where no list is given. A new head must not be quantized either, and what no
+    method tunes may hold maps that other code than a linear map's reads.
+    """
+    return ["lm_head", "classification_head", "wo", *family.class_heads.values(), *family.untuned]
+
+
+def quantization_config(quantize: Quantization, dtype: torch.dtype, family: Family) -> BitsAndBytesConfig:
     """Return how to load a backbone in 8 or 4 bits.
 
     Args:
         quantize: ``"int8"`` or ``"nf4"``.
         dtype: The dtype in which weights of 4 bits are multiplied.
+        family: The family of the backbone.
     """
     if quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(_KEPT))
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept_maps(family))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(_KEPT),
+        llm_int8_skip_modules=kept_maps(family),
     )
 
 

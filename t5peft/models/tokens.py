@@ -23,7 +23,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.compat.peft import train_rows
 from t5peft.models.backbone import correct_config, has_untied_head
-from t5peft.models.families import family_of
+from t5peft.models.families import ensure_has, family_of
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 
 NOT_FOR_PEFT = "(rows beside an untied head: load this adapter by load_adapter or load_with_tokens of t5peft)"
@@ -49,6 +49,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         ValueError: The model is wrapped, the list is empty, or some tokens are empty, repeated or in the vocabulary already.
     """
     ensure_unwrapped(model)
+    ensure_has(model.config, "new tokens", "new tokens", "Spell them by the pieces that the tokenizer has.")
     tokens = tokens if isinstance(tokens, str) else list(tokens)
     _check_tokens(tokens, tokenizer)
     correct_config(model)

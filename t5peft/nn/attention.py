@@ -27,11 +27,15 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from t5peft.models.families import family_of
+from t5peft.nn.grouped_attention import GROUPED
 from t5peft.nn.kernels.attention import BiasByDistance, attend_with_dropout, toeplitz, varlen_attention
 from t5peft.nn.kernels.module import runs_on_cpu
 from t5peft.nn.kernels.varlen import VarlenLayout
 
 NAME = "t5peft"
+KNOW_PREFIXES = (NAME, GROUPED)
+"""The attention functions that take a prefix."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +211,16 @@ def _is_cross(module: nn.Module) -> bool:
 
 
 def use_attention(model: PreTrainedModel) -> None:
-    """Let every attention of ``model`` call ``attend``, in place. Calling this twice changes nothing."""
-    model.set_attn_implementation(NAME)
+    """Let every attention of the text stacks of ``model`` call the function that knows prefixes, in place.
+
+    That is ``attend`` for a relative position bias, and ``attend_grouped`` for rotary positions. Calling this twice changes
+    nothing.
+
+    Args:
+        model: A T5.
+    """
+    family = family_of(model.config)
+    model.set_attn_implementation(family.attention_setting(NAME if family.positions == "relative bias" else GROUPED))
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)

@@ -5,9 +5,11 @@ They do not change what is learned: results and gradients are those of the plain
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import nn
@@ -16,6 +18,7 @@ from transformers.models.mt5.modeling_mt5 import MT5Attention, MT5LayerNorm
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 from transformers.models.umt5.modeling_umt5 import UMT5Attention, UMT5LayerNorm
 
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import NAME, use_attention
 from t5peft.nn.kernels.attention import BiasByDistance
@@ -23,6 +26,8 @@ from t5peft.nn.kernels.dropout import FastDropout
 from t5peft.nn.kernels.linear import FastLinear, FastLoraLinear
 from t5peft.nn.kernels.module import FastModule
 from t5peft.nn.kernels.norm import FastNorm
+
+logger = logging.getLogger("t5peft")
 
 
 def _with(fast: type[FastModule], plain: type[nn.Module]) -> type[nn.Module]:
@@ -46,6 +51,11 @@ def fast_classes() -> dict[type[nn.Module], type[nn.Module]]:
     from t5peft.nn.kernels.int8 import FastLinear8bit, Linear8bitLt
 
     return {**FAST_CLASSES, Linear8bitLt: FastLinear8bit}
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.info(message)
 
 
 class _Lent(str):
@@ -93,10 +103,14 @@ def fast_kernels(model: nn.Module) -> Iterator[None]:
 def t5peft_attention(model: nn.Module) -> Iterator[None]:
     """Let ``model`` call the attention function "t5peft" inside the block. With any other, packed examples see each other.
 
-    A copy that is made inside the block calls the function that ``model`` called before.
+    A copy that is made inside the block calls the function that ``model`` called before. Families without our kernels keep theirs.
     """
     t5 = unwrap_t5(model)
-    implementation = t5.config._attn_implementation
+    implementation, family = t5.config._attn_implementation, family_of(t5.config)
+    if "kernels" in family.lacks:
+        _say_once(f"{family.title} runs on the attention of transformers, as {family.lacks['kernels']}.")
+        yield
+        return
     if implementation == NAME:
         yield
         return

@@ -24,8 +24,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 
 from t5peft.compat.torch import is_hooked
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.kernels.linear import FastLinear, product, product_over_rows
 from t5peft.nn.kernels.module import runs_on_cpu
@@ -50,6 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         z_loss: float,
         chunk_tokens: int,
+        softcap: float | None,
         wanted: tuple[bool, bool],
     ) -> Tensor:
         """Map hidden [C.., H], weight [V, H], labels [C..] -> []. Every label counts."""
@@ -57,19 +60,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=sums, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted[0] else None
         grad_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wanted[1] else None
-        mean_weight = weight.mean(0, dtype=sums) if label_smoothing else None
+        mean_weight = weight.mean(0, dtype=sums) if label_smoothing and softcap is None else None
         for start in range(0, len(labels), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            loss += _chunk(
-                hidden[rows],
-                weight,
-                labels[rows],
-                label_smoothing,
-                z_loss,
-                mean_weight,
-                None if grad_hidden is None else grad_hidden[rows],
-                grad_weight,
-            )
+            grad = None if grad_hidden is None else grad_hidden[rows]
+            chunk = (hidden[rows], weight, labels[rows], label_smoothing, z_loss)
+            if softcap is None:
+                loss += _chunk(*chunk, mean_weight, grad, grad_weight)
+            else:
+                loss += _capped_chunk(*chunk, softcap, grad, grad_weight)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         ctx.grads = (grad_hidden, grad_weight)
@@ -79,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = (None if grad is None else grad * grad_output for grad in ctx.grads)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def _chunk(
@@ -125,6 +124,35 @@ def _chunk(
     return loss.sum()
 
 
+def _capped_chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+) -> Tensor:
+    """Do as ``_chunk`` for logits c tanh(l / c), whose slope 1 - tanh^2 differs by token and word."""
+    sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    bent = _logits(hidden, weight, sums).div_(softcap).tanh_()
+    scores = bent * softcap
+    log_total = scores.logsumexp(1)
+    loss = log_total - (1 - label_smoothing) * scores.gather(1, labels[:, None]).squeeze(1)
+    if label_smoothing:
+        loss = loss - label_smoothing * scores.mean(1)
+    slope = scores.sub_(log_total[:, None]).exp_().mul_((1 + 2 * z_loss * log_total)[:, None])
+    slope -= label_smoothing / len(weight)
+    slope.scatter_add_(1, labels[:, None], slope.new_full((len(labels), 1), label_smoothing - 1))
+    slope = slope.mul_(bent.square_().neg_().add_(1)).to(weight.dtype)
+    if grad_hidden is not None:
+        grad_hidden.copy_(product(slope, weight.t()))
+    if grad_weight is not None:
+        grad_weight += product_over_rows(slope, hidden.to(weight.dtype)).to(sums)
+    return (loss + z_loss * log_total.square()).sum()
+
+
 def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return logits [C, V] of hidden [C, H] and weight [V, H]. On CUDA half precision is summed straight into float32."""
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
@@ -140,6 +168,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Return the cross-entropy of the head ``weight`` on ``hidden``, summed over the positions whose label is not -100.
 
@@ -150,6 +179,7 @@ def linear_cross_entropy(
         label_smoothing: Share of the target probability that is spread evenly over the vocabulary.
         z_loss: Factor of the squared logsumexp.
         chunk_tokens: Tokens whose logits exist at once; None for as many as fit a fixed number of bytes.
+        softcap: The final softcap c of T5Gemma, for which the logits are ``c * tanh(l / c)``; None for logits as they are.
 
     Returns:
         The loss in float32, or in float64 for float64 inputs. It is 0 without a counted label, and so are the gradients.
@@ -179,7 +209,7 @@ def linear_cross_entropy(
         return cast(
             Tensor,
             _LinearCrossEntropy.apply(
-                hidden, weight, labels.flatten()[counted], label_smoothing, z_loss, chunk_tokens, wanted
+                hidden, weight, labels.flatten()[counted], label_smoothing, z_loss, chunk_tokens, softcap, wanted
             ),
         )
 
@@ -223,8 +253,11 @@ class _LossHead(nn.Module):
     and to find the outputs that gradients flow from, then covers the head too.
     """
 
-    def __init__(self, head: nn.Linear, labels: Tensor, label_smoothing: float, z_loss: float) -> None:
+    def __init__(
+        self, head: nn.Linear, labels: Tensor, label_smoothing: float, z_loss: float, softcap: float | None
+    ) -> None:
         super().__init__()
+        self.softcap = softcap
         self.head = head
         self.labels = labels
         self.label_smoothing = label_smoothing
@@ -232,22 +265,55 @@ class _LossHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return linear_cross_entropy(
-            hidden, self.head.weight, self.labels, label_smoothing=self.label_smoothing, z_loss=self.z_loss
+            hidden,
+            self.head.weight,
+            self.labels,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
         )
 
 
 @contextmanager
-def _head_replaced(t5: nn.Module, replacement: nn.Module) -> Iterator[None]:
-    head = t5.lm_head
-    t5.lm_head = replacement
+def _head_replaced(t5: PreTrainedModel, replacement: nn.Module) -> Iterator[None]:
+    """Let ``replacement`` stand in for the head. The softcap that follows on it is left out."""
+    holder, _, name = family_of(t5.config).head.rpartition(".")
+    parent = t5.get_submodule(holder)
+    head, cap = getattr(parent, name), softcap_of(t5)
+    setattr(parent, name, replacement)
+    if cap is not None:
+        _softcapped(t5).final_logit_softcapping = None
     try:
         yield
     finally:
-        t5.lm_head = head
+        setattr(parent, name, head)
+        if cap is not None:
+            _softcapped(t5).final_logit_softcapping = cap
+
+
+def _softcapped(t5: PreTrainedModel) -> Any:
+    """Return the config that says whether the logits of ``t5`` have a softcap."""
+    return family_of(t5.config).stack_configs(t5.config)[1]
+
+
+def softcap_of(t5: PreTrainedModel) -> float | None:
+    """Return the softcap of the logits of ``t5``; None where they have none."""
+    return _softcapped(t5).final_logit_softcapping if family_of(t5.config).scores_are_capped else None
+
+
+def logits_of_states(t5: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return the logits that ``t5`` computes of what ``with_hidden_states`` gives.
+
+    Shapes:
+        hidden: [.., H].
+        Output: [.., V].
+    """
+    logits, cap = t5.get_submodule(family_of(t5.config).head)(hidden), softcap_of(t5)
+    return cast(Tensor, logits if cap is None else torch.tanh(logits / cap) * cap)
 
 
 @contextmanager
-def with_hidden_states(t5: nn.Module) -> Iterator[None]:
+def with_hidden_states(t5: PreTrainedModel) -> Iterator[None]:
     """Let ``t5(...).logits`` be the scaled input [B, T, H] of the head inside the block. No logits are made.
 
     The head is left out whatever it is. A head with an adapter loses the adapter too (see ``target_loss``).
@@ -281,11 +347,13 @@ def target_loss(
     labels = inputs.pop("labels")
     if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
         inputs["decoder_input_ids"] = cast(Any, t5).prepare_decoder_input_ids_from_labels(labels)  # every T5 has it
-    if getattr(t5.decoder, "reads_target_lengths", False) and "layout" not in inputs:
+    if getattr(t5.get_decoder(), "reads_target_lengths", False) and "layout" not in inputs:
         inputs["target_lengths"] = target_lengths(labels)
     target_tokens = int((labels != IGNORED_LABEL).sum())
-    if is_plain_head(t5.lm_head):
-        with _head_replaced(t5, _LossHead(t5.lm_head, labels, label_smoothing, z_loss)):
+    head = t5.get_submodule(family_of(t5.config).head)
+    if is_plain_head(head):
+        plain = cast(nn.Linear, head)
+        with _head_replaced(t5, _LossHead(plain, labels, label_smoothing, z_loss, softcap_of(t5))):
             return model(**inputs, use_cache=False).logits, target_tokens
     logits = model(**inputs, use_cache=False).logits
     return logits_loss(logits, labels, label_smoothing=label_smoothing, z_loss=z_loss), target_tokens

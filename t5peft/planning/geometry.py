@@ -13,6 +13,7 @@ from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5
 
 from t5peft.models.embedded import resolve_backbone
 from t5peft.models.families import FAMILIES
+from t5peft.planning.other_geometry import OTHER_CHECKPOINTS
 
 # d_model, d_kv, d_ff, encoder layers, decoder layers, heads
 _V1_0 = {
@@ -92,13 +93,15 @@ def config_of(backbone: str) -> PretrainedConfig:
     known = known_checkpoints()
     if backbone in known:
         return _config(*known[backbone])
+    if backbone in OTHER_CHECKPOINTS:
+        return OTHER_CHECKPOINTS[backbone]()
     path = Path(resolve_backbone(backbone)).expanduser()
     try:
         config = AutoConfig.from_pretrained(path if path.is_dir() else backbone)
     except OSError as error:
         raise FileNotFoundError(
             f"Got backbone {backbone!r}, which is neither a folder with a config.json nor on the hub; expected 'mini', a folder, "
-            f"or one of {', '.join(sorted(known))}."
+            f"or one of {', '.join(sorted({*known, *OTHER_CHECKPOINTS}))}."
         ) from error
     if config.model_type not in FAMILIES:
         raise ValueError(

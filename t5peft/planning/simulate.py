@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel, T5Config
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from t5peft.models.backbone import Quantization
+from t5peft.models.families import family_of
+from t5peft.models.quantized import kept_maps
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn import attention
+from t5peft.nn import attention, grouped_attention
 from t5peft.nn.fast import fast_kernels
 from t5peft.nn.loss import CHUNK_ELEMENTS, target_loss
 
@@ -174,10 +176,10 @@ class _QuantizedLinear(nn.Linear):
 
 
 def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool) -> None:
-    kept = {"lm_head", "wo"}
-    for parent in list(model.modules()):
+    kept = set(kept_maps(family_of(model.config)))
+    for path, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and name not in kept:
+            if type(child) is nn.Linear and not kept & {*path.split("."), name}:
                 setattr(parent, name, _QuantizedLinear(child, quantize, keeps_input))
     model.is_quantized = True  # type: ignore[assignment]  # torch types a module's attributes as its parts
 
@@ -246,15 +248,16 @@ def simulate_step(
     shape = _Shape(
         batch, source_tokens, target_tokens, quantize, dtype, checkpointing, accumulation, device, fast_kernels
     )
-    encoder, decoder = config.num_layers, config.num_decoder_layers
+    family = family_of(config)
+    encoder, decoder = (stack.layers for stack in family.stacks(config))
     if max(encoder, decoder) <= SIMULATED_LAYERS + 1:
         return _simulate(config, wrap, shape)
     few, less = min(encoder, SIMULATED_LAYERS), min(decoder, SIMULATED_LAYERS)
-    base = _simulate(_with_layers(config, few, less), wrap, shape)
+    base = _simulate(family.with_layers(config, few, less), wrap, shape)
     total = astuple(base)
     for more, depths in ((encoder - few, (few + 1, less)), (decoder - less, (few, less + 1))):
         if more:
-            deeper = astuple(_simulate(_with_layers(config, *depths), wrap, shape))
+            deeper = astuple(_simulate(family.with_layers(config, *depths), wrap, shape))
             total = tuple(t + more * (d - b) for t, d, b in zip(total, deeper, astuple(base), strict=True))
     return StepBytes(*total)
 
@@ -276,12 +279,6 @@ class _Shape:
     accumulation: int
     device: str
     fast_kernels: bool
-
-
-def _with_layers(config: PretrainedConfig, encoder: int, decoder: int) -> PretrainedConfig:
-    copied = copy.deepcopy(config)
-    copied.num_layers, copied.num_decoder_layers = encoder, decoder
-    return copied
 
 
 def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Module], shape: _Shape) -> StepBytes:
@@ -329,9 +326,7 @@ def _pass(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes) -> int:
 
 def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     model = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=dtype)  # what follows writes into it
-    # transformers marks every T5 as tied; what its config.json said, T5Config keeps as the output's scale, and the others lose.
-    tied = config.scale_decoder_outputs if isinstance(config, T5Config) else not config.is_gated_act
-    if not tied:
+    if not family_of(config).has_tied_head(config):
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
         model.config.tie_word_embeddings = False
     return model
@@ -399,7 +394,7 @@ def _attention_of_cpu(
 def _kernels_of(device: str) -> Iterator[None]:
     """Inside, tensors without memory are computed as on ``device``: the size of a chunk of logits, and the attention's kernel."""
     chunk = CHUNK_ELEMENTS["cpu"]
-    holders: list[Any] = [nn.functional, attention]
+    holders: list[Any] = [nn.functional, attention, grouped_attention]
     CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS[device]
     for module in holders:
         module.scaled_dot_product_attention = _attention_of_cpu if device == "cpu" else _memory_efficient_attention

@@ -36,7 +36,7 @@ from t5peft.methods import method_of
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import correct_config, has_untied_head, load_backbone, load_tokenizer
 from t5peft.models.embedded import backbone_name, resolve_backbone
-from t5peft.models.families import family_of
+from t5peft.models.families import ensure_has, family_of
 from t5peft.models.folders import replacing
 from t5peft.models.manifest import MANIFEST, read_json, verify, write_manifest_file
 from t5peft.models.unwrap import unwrap_t5
@@ -276,6 +276,10 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
             "prompt_wrap or prefix_wrap."
         )
     correct_config(t5)
+    if to == "ct2":
+        ensure_has(t5.config, "CTranslate2", "an export to CTranslate2", "Export to transformers.")
+    if to == "onnx":
+        ensure_has(t5.config, "ONNX", "an export to ONNX", "Export to transformers.")
     if to == "onnx":
         return
     fixed = unmergeable(loaded) if isinstance(loaded, PeftModel) else []
@@ -284,6 +288,8 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
             f"Got a {' and a '.join(others)}, for which {to} has no place; expected a method that changes weights, or a prompt. "
             "Export to onnx, whose graph has it, or serve the adapter."
         )
+    if fixed:
+        ensure_has(t5.config, "baked prompts", "an export of a prompt", "Serve the adapter.")
     if fixed and kind != "language model":
         raise ValueError(
             f"Got a prompt beside a {kind}, whose decoder reads the source too, and would read the prompt; expected a language "

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from t5peft.data.padding import pad_rows
 from t5peft.evaluation.ranking import score_candidates
 from t5peft.models.backbone import correct_config
-from t5peft.models.families import family_of
+from t5peft.models.families import ensure_has, family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
@@ -53,6 +53,7 @@ class MixedModel:
         ensure_unwrapped(t5)
         if not t5.config.is_encoder_decoder:
             raise ValueError(f"Got a {type(t5).__name__}, which has no decoder; expected a T5 with one.")
+        ensure_has(t5.config, "mixed batches", "batches of several adapters", "Call predict or rank with one adapter.")
         self.t5 = t5.eval().requires_grad_(False)
         correct_config(t5)
         use_attention(t5)
@@ -254,7 +255,7 @@ class MixedModel:
 
     def _add_hooks(self) -> Iterator[RemovableHandle]:
         family = family_of(self.t5.config)
-        attentions = (family.self_attention, family.cross_attention)
+        attentions = (*family.self_attention, *family.cross_attention)
         for name, module in self.t5.named_modules():
             if isinstance(module, nn.Linear):
                 yield module.register_forward_pre_hook(partial(self._scale_inputs, name))

@@ -301,7 +301,7 @@ class EvaluatingTrainer(CheckpointTrainer):
             loss = sum(part.loss * part.weight for part in parts if part.loss is not None) / weight
             metrics[f"{prefix}_loss"] = loss
         if text and isinstance(predictions, np.ndarray) and self._counts_cut_answers:
-            ended = (predictions == self.t5.config.eos_token_id).any(-1)
+            ended = np.isin(predictions, self.t5.config.eos_token_id).any(-1)  # a model may have several
             metrics[f"{prefix}_cut_share"] = 1 - float(ended.mean())
         if self.compute_metrics is not None and predictions is not None and labels is not None:
             wanted = self.args.include_for_metrics

@@ -25,6 +25,7 @@ from t5peft.data.collate import (
     collate_for_spans,
     collate_for_tokens,
     collate_sources,
+    with_room,
 )
 from t5peft.data.features import (
     LabelLayout,
@@ -36,6 +37,7 @@ from t5peft.data.features import (
     target_problems,
     unpadded,
 )
+from t5peft.models.families import family_of
 from t5peft.nn.loss import IGNORED_LABEL, logits_loss, target_loss
 
 Feature = Mapping[str, Any]
@@ -51,11 +53,19 @@ class Head:
 
     labels: ClassVar[tuple[str, ...]] = ("labels",)
     layout: ClassVar[LabelLayout] = "whole"
-    options: ClassVar[dict[str, Any]] = {"use_cache": False}  # of the forward pass
-    module: ClassVar[str | None] = None  # name of a head that pretraining did not train
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
+
+    @property
+    def module(self) -> str | None:
+        """The name of a head that pretraining did not train."""
+        return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the forward pass."""
+        return {"use_cache": False}
 
     @property
     def classes(self) -> int:
@@ -222,7 +232,15 @@ class SequenceHead(Head):
     list of them, and else one class.
     """
 
-    module = "classification_head"
+    @property
+    def module(self) -> str | None:
+        """The name of the head."""
+        return family_of(self.config).class_heads.get("classification_head", "classification_head")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the forward pass; a model that reads the last token takes no cache by itself."""
+        return {} if family_of(self.config).class_reads_last_token else super().options
 
     def problem(self, features: Sequence[Feature]) -> str:
         """Return the problem type of the config, or else that of the labels."""
@@ -236,12 +254,14 @@ class SequenceHead(Head):
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B] for classes, else float32 [B] or [B, L]."""
         config, single = self.config, self.problem(features) == "single_label_classification"
-        return collate_for_head(
+        end = config.eos_token_id
+        batch = collate_for_head(
             features,
             pad_token_id=config.pad_token_id,
-            eos_token_id=config.eos_token_id,
+            eos_token_id=end[0] if isinstance(end, list) else end,
             label_type=torch.long if single else torch.float32,
         )
+        return with_room(batch, config)
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the labels are not those of the problem type."""
@@ -289,8 +309,16 @@ class TokenHead(Head):
     """A head with one class a source token."""
 
     layout = "aligned"
-    options = {}
-    module = "classifier"
+
+    @property
+    def module(self) -> str | None:
+        """The name of the head."""
+        return "classifier"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the forward pass: none, as only an encoder runs."""
+        return {}
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B, S]."""
@@ -319,7 +347,11 @@ class SpanHead(Head):
     """
 
     labels = ("start_positions", "end_positions")
-    module = "qa_outputs"
+
+    @property
+    def module(self) -> str | None:
+        """The name of the head."""
+        return "qa_outputs"
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; positions are int64 [B]."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from t5peft.data.collate import Feature, bucket_by_length, collate, collate_padding_free, split_evenly
 from t5peft.data.collate import pack as pack_rows
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import NAME
 from t5peft.nn.kernels.attention import BiasByDistance
@@ -117,9 +118,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def _tokens_for(model: nn.Module) -> int:
     """Count the tokens whose activations fit into half of the free memory, and on a CPU into its cache."""
     config = unwrap_t5(model).config
-    inner = _KEPT_PER_LAYER * config.d_model + 5 * config.d_ff
-    layers = config.num_layers + config.num_decoder_layers
-    bytes_per_token = layers * inner * torch.finfo(unwrap_t5(model).dtype).bits // 8
+    elements = sum(
+        stack.layers * (_KEPT_PER_LAYER * stack.d_model + 5 * stack.d_ff) for stack in family_of(config).stacks(config)
+    )
+    bytes_per_token = elements * torch.finfo(unwrap_t5(model).dtype).bits // 8
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
         return max(MIN_TOKENS, free // 2 // bytes_per_token)

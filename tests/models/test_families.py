@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tiny import tiny_t5
 
 from t5peft.methods.bottleneck import BottleneckConfig
 from t5peft.methods.norm import NormConfig
@@ -15,10 +16,10 @@ OTHER = Family(
     "other",
     "Other",
     attention=("query", "key", "value", "out"),
-    self_attention="Own",
-    cross_attention="Cross",
+    self_attention=("Own",),
+    cross_attention=("Cross",),
     feed_forward="Mlp",
-    norm="rms",
+    norms=("rms",),
     final_norm="last_rms",
 )
 
@@ -36,8 +37,10 @@ OTHER = Family(
         ),
     ],
 )
-def test_the_patterns_of_stored_configs_are_those_of_earlier_versions(config: type, pattern: str) -> None:
-    assert config().target_modules == pattern
+def test_in_a_t5_the_patterns_find_the_modules_that_those_of_earlier_versions_found(config: type, pattern: str) -> None:
+    names = [name for name, _ in tiny_t5("wide").named_modules()]
+    found = [name for name in names if re.fullmatch(config().target_modules, name)]
+    assert found == [name for name in names if re.fullmatch(pattern, name)] != []
 
 
 @pytest.mark.parametrize(
