@@ -25,9 +25,11 @@ from t5peft.models.backbone import correct_config, ensure_trainable_dtype
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
     "ForConditionalGeneration": ("", TaskType.SEQ_2_SEQ_LM),
+    "EncoderForSequenceClassification": ("classifier", TaskType.SEQ_CLS),
     "ForSequenceClassification": ("classification_head", TaskType.SEQ_CLS),
     "ForTokenClassification": ("classifier", TaskType.TOKEN_CLS),
     "ForQuestionAnswering": ("qa_outputs", TaskType.QUESTION_ANS),
+    "EncoderForEmbedding": ("projection", TaskType.FEATURE_EXTRACTION),
     "EncoderModel": ("", TaskType.FEATURE_EXTRACTION),
 }
 
@@ -220,7 +222,7 @@ def raise_if_problems(problems: Sequence[str]) -> None:
 
 def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:
     name = type(model).__name__
-    for suffix, head_and_task in _HEADS.items():
+    for suffix, (head, task) in _HEADS.items():
         if name.endswith(suffix):
-            return head_and_task
+            return (head if isinstance(getattr(model, head, None), nn.Module) else ""), task
     raise ValueError(f"Got a {name}; expected a class that ends in {', '.join(_HEADS)}.")

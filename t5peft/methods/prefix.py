@@ -35,6 +35,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import AdapterConfig, AdapterLayer, AdapterTuner, raise_if_problems, read_size, wrap
+from t5peft.models.encoders import has_decoder
 from t5peft.models.families import names_pattern
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 from t5peft.nn.attention import NAME, use_attention
@@ -307,7 +308,7 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
     was_training = t5.training
     made: dict[tuple[nn.Module, str], Tensor] = {}
     batch = {"input_ids": ids[None].to(t5.device)}
-    if t5.config.is_encoder_decoder:
+    if has_decoder(t5):
         batch["decoder_input_ids"] = batch["input_ids"]
     with model.disable_adapter(), _recorded(model, lambda layer, part, output: made.update({(layer, part): output})):
         # The model below a classification head, which wants an end token in every row.
