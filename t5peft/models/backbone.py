@@ -13,6 +13,7 @@ weights are.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -312,17 +313,24 @@ def _to_float32(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torc
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """Drop the advice of transformers to mark an untied head in the config, which ``correct_config`` does."""
+    """Drop what transformers says of an untied head, which ``correct_config`` marks, and of the weights of encoders."""
     log = logging.getLogger("transformers.modeling_utils")
-    log.addFilter(_is_not_tying_note)
+    log.addFilter(_is_no_note)
     try:
         yield
     finally:
-        log.removeFilter(_is_not_tying_note)
+        log.removeFilter(_is_no_note)
 
 
-def _is_not_tying_note(record: logging.LogRecord) -> bool:
-    return "The tied weights mapping and config" not in record.getMessage()
+def _is_no_note(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "The tied weights mapping and config" not in message and not (
+        "LOAD REPORT" in message and _ENCODERS.search(message)
+    )
+
+
+# Of which ``_load_encoder`` checks what is missing, and the decoder is left out on purpose.
+_ENCODERS = re.compile(r"(TokenClassification|EncoderForSequenceClassification|EncoderForEmbedding|EncoderModel)\b")
 
 
 def _from_pretrained(auto_class: Any, path: str, **options: Any) -> Any:

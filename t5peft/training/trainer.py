@@ -35,9 +35,11 @@ from t5peft.models.backbone import correct_config
 from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
+from t5peft.training.contrastive import EmbeddingHead, contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
-from t5peft.training.heads import Batch, TextHead
+from t5peft.training.head import Batch
+from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 from t5peft.training.served import check_served
@@ -54,7 +56,8 @@ class T5PeftTrainer(BatchingTrainer):
     says otherwise.
 
     Args:
-        model: A T5 with a head for text, classes, numbers, classes of tokens or spans, or what a ``*_wrap`` made of it.
+        model: A T5 with a head for text, classes, numbers, classes of tokens, spans or embeddings, or what a ``*_wrap`` made of
+            it.
         args: ``T5PeftTrainingArguments`` or ``Seq2SeqTrainingArguments``; trained on as it is, not on a copy.
         data_collator: None cuts steps by length. One that returns tensors is used as it is, without cutting.
         train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them. Padding and other columns
@@ -233,6 +236,8 @@ class T5PeftTrainer(BatchingTrainer):
     def _cut_step(self, model: nn.Module, features: list[dict[str, Any]], num_items: Tensor | int) -> Tensor:
         while True:
             try:
+                if isinstance(self.head, EmbeddingHead):  # whose loss is not a sum over micro-batches
+                    return contrastive_step(self, model, features)
                 return self._forward_backward(model, self.micro_batches(features), num_items)
             except (RuntimeError, MemoryError) as error:
                 # Another process would wait for gradients that never come.
