@@ -296,7 +296,7 @@ def _head_options(folder: Path) -> dict[str, Any]:
     if kind == "FEATURE_EXTRACTION":
         if not any(name.startswith("base_model.model.transformer.") for name in state):
             return {"head": "states"}
-        projection = state.get("base_model.model.projection.weight")
+        projection = state.get("base_model.model.embedding_projection.weight")
         return {"head": "embedding", "embedding_size": None if projection is None else len(projection)}
     ends = {"classification_head.out_proj.weight": None, ".classifier.weight": "sequence" if kind == "SEQ_CLS" else "tokens"}
     found = [(head, len(t)) for name, t in state.items() for end, head in ends.items() if name.endswith(end)]

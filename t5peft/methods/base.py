@@ -29,7 +29,7 @@ _HEADS: dict[str, tuple[str, TaskType]] = {
     "ForSequenceClassification": ("classification_head", TaskType.SEQ_CLS),
     "ForTokenClassification": ("classifier", TaskType.TOKEN_CLS),
     "ForQuestionAnswering": ("qa_outputs", TaskType.QUESTION_ANS),
-    "EncoderForEmbedding": ("projection", TaskType.FEATURE_EXTRACTION),
+    "EncoderForEmbedding": ("embedding_projection", TaskType.FEATURE_EXTRACTION),
     "EncoderModel": ("", TaskType.FEATURE_EXTRACTION),
 }
 

@@ -42,6 +42,7 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, S
 from t5peft.compat.peft import register
 from t5peft.methods.activation_cache import Activations
 from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, read_size, wrap
+from t5peft.models.encoders import has_decoder
 from t5peft.models.unwrap import ensure_unwrapped
 
 GATE_TEMPERATURE = 0.1
@@ -346,7 +347,7 @@ def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:
         ValueError: For a wrapped model, an encoder without a decoder, or a reduction that leaves nothing.
     """
     ensure_unwrapped(model)
-    if not model.config.is_encoder_decoder:
+    if not has_decoder(model):
         raise ValueError(
             f"Got a {type(model).__name__}; expected a T5 with a decoder, as a ladder ends in the decoder. Take another method."
         )

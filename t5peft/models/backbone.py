@@ -250,11 +250,11 @@ def _load_encoder(
     new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     with torch.no_grad():
         if stored is not None:
-            model.projection.weight.copy_(stored)
+            model.embedding_projection.weight.copy_(stored)
         if head == "tokens" and "classifier.weight" in new:
             # transformers draws it with a deviation of 1, and logits of a new head would be as large as d_model's root.
             model.classifier.weight.normal_(std=config.d_model**-0.5)
-    if lost := sorted(new - {"classifier.weight", "classifier.bias", "projection.weight"}):
+    if lost := sorted(new - {"classifier.weight", "classifier.bias", "embedding_projection.weight"}):
         raise ValueError(f"Got {path} without the weights {lost[:3]} of an encoder; expected a whole checkpoint. Restore it.")
     return cast(PreTrainedModel, model)
 

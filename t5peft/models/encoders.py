@@ -114,7 +114,7 @@ class _Embedder(_Encoder):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         size = getattr(config, "embedding_size", None)
-        self.projection = None if size is None else nn.Linear(config.d_model, size, bias=False)
+        self.embedding_projection = None if size is None else nn.Linear(config.d_model, size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -133,7 +133,7 @@ class _Embedder(_Encoder):
             Output: States [B, S, H], embeddings [B, E].
         """
         outputs, pooled = self._encode(input_ids, attention_mask, inputs_embeds, **kwargs)
-        projected = pooled if self.projection is None else self.projection(pooled)
+        projected = pooled if self.embedding_projection is None else self.embedding_projection(pooled)
         exact = projected if projected.dtype == torch.float64 else projected.float()
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -233,5 +233,5 @@ def has_decoder(model: PreTrainedModel) -> bool:
 
 def trained_head(model: PreTrainedModel) -> str | None:
     """Return the name of the head of ``model`` that pretraining did not train, or None."""
-    names = ("classification_head", "classifier", "projection", "qa_outputs")
+    names = ("classification_head", "classifier", "embedding_projection", "qa_outputs")
     return next((name for name in names if isinstance(getattr(model, name, None), nn.Module)), None)

@@ -14,7 +14,7 @@ from t5peft.models.unwrap import unwrap_t5
 Quantization = Literal["int8", "nf4"]
 
 # bitsandbytes leaves out lm_head by itself only where no list is given. A new head must not be quantized either.
-_KEPT = ("lm_head", "classification_head", "classifier", "projection", "wo")
+_KEPT = ("lm_head", "classification_head", "classifier", "embedding_projection", "wo")
 
 
 def quantization_config(quantize: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:

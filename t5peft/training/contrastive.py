@@ -64,7 +64,7 @@ class EmbeddingHead(Head):
 
     layout = "target"
     options = {}
-    module = "projection"
+    module = "embedding_projection"
     temperature = 0.05
 
     def __init__(self, config: PreTrainedConfig) -> None:

@@ -121,6 +121,8 @@ class T5PeftTrainer(BatchingTrainer):
         self._check_precision()
         self._prepare_data(None)
         correct_config(self.t5)
+        if isinstance(self.head, EmbeddingHead):  # of which the model is given the tokens as sources
+            self.label_names = [*self.head.labels]
         if self.has_own_loss() and self.loss_is_scaled_for_ga is None:
             self.loss_is_scaled_for_ga = uses_items(self.compute_loss_func or self.compute_loss)
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):

@@ -268,15 +268,6 @@ def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: A
         assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
 
 
-# Encoders without a decoder
-
-
-@pytest.mark.parametrize("make", [T5EncoderModel, T5ForTokenClassification])
-def test_a_prompt_before_an_encoder_alone_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=f"Got a {make.__name__}, which has no decoder; expected a T5 with one"):
-        prompt_wrap(make(tiny_config()))
-
-
 # Ladders
 
 
