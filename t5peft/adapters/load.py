@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -29,13 +29,6 @@ from t5peft.models.folders import recover
 from t5peft.models.manifest import non_finite_names, read_manifest, verify
 from t5peft.models.tokens import NOT_FOR_PEFT, add_tokens
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
-
-# The model of an adapter by its task type, where it is neither a language model nor a classifier of texts.
-_OTHER_MODELS = {
-    "TOKEN_CLS": "T5ForTokenClassification",
-    "QUESTION_ANS": "T5ForQuestionAnswering",
-    "FEATURE_EXTRACTION": "T5EncoderModel",
-}
 
 
 @overload
@@ -227,7 +220,7 @@ def backbone_of(
             revision=read_config(folder).get("revision"),
             quantize=quantize,
             quantize_wo=quantize == "nf4" and manifest is not None and manifest.quantized_wo,
-            num_labels=_number_of_labels(folder),
+            **_head_options(folder),
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -291,22 +284,32 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
     return wrapped
 
 
-def _number_of_labels(folder: Path) -> int | None:
-    """Return the number of classes of the head that the adapter brings, or None."""
+def _head_options(folder: Path) -> dict[str, Any]:
+    """Return the arguments of ``load_backbone`` for the head that the adapter brings."""
     kind = read_config(folder).get("task_type")
-    if kind in _OTHER_MODELS:
+    if kind == "QUESTION_ANS":
         raise ValueError(
-            f"Got {folder}, an adapter of a {_OTHER_MODELS[kind]}, which is not loaded by itself; expected its model. Give "
-            f"model={_OTHER_MODELS[kind]}.from_pretrained({base_of(folder)!r})."
+            f"Got {folder}, an adapter of a T5ForQuestionAnswering, which is not loaded by itself; expected its model. Give "
+            f"model=T5ForQuestionAnswering.from_pretrained({base_of(folder)!r})."
         )
-    if kind != "SEQ_CLS":
-        return None
+    if kind not in ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"):
+        return {}
+    state = stored_state(folder)
+    if kind == "FEATURE_EXTRACTION":
+        if not any(name.startswith("base_model.model.transformer.") for name in state):
+            return {"head": "states"}
+        projection = state.get("base_model.model.embedding_projection.weight")
+        return {"head": "embedding", "embedding_size": None if projection is None else len(projection)}
     names = {"classification_head", *(row.class_heads.get("classification_head") for row in FAMILIES.values())}
-    ends = tuple(f".{name}.out_proj.weight" for name in names if name)
-    heads = [t for name, t in stored_state(folder).items() if name.endswith(ends)]
-    if not heads:
+    ends: dict[str, str | None] = {
+        f".{name}.out_proj.weight": None if kind == "SEQ_CLS" else "tokens" for name in names if name
+    }
+    ends[".classifier.weight"] = "sequence" if kind == "SEQ_CLS" else "tokens"
+    found = [(head, len(t)) for name, t in state.items() for end, head in ends.items() if name.endswith(end)]
+    if not found:
         raise_if_problems(folder, ["the classification head is missing from its weights"])
-    return len(heads[0])
+    head, labels = found[0]
+    return {"num_labels": labels} if head is None else {"head": head, "num_labels": labels}
 
 
 def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:

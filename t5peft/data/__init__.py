@@ -12,6 +12,7 @@ from t5peft.data.registry import embedded_task, load_task, real_task, task_names
 from t5peft.data.rewording import Synonyms, Thesaurus, WordDropout, WordSwap
 from t5peft.data.splits import hold_out
 from t5peft.data.task import Encoded, Task
+from t5peft.data.words import tokenize_words
 
 __all__ = [
     "PRESETS",
@@ -36,4 +37,5 @@ __all__ = [
     "preset_task",
     "real_task",
     "task_names",
+    "tokenize_words",
 ]

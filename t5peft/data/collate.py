@@ -339,6 +339,18 @@ def with_room(batch: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, T
     return batch | {name: torch.nn.functional.pad(batch[name], (0, 1), value=value) for name, value in columns.items()}
 
 
+def collate_pairs(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate pairs of texts, sources and targets, into one padded batch.
+
+    Shapes:
+        input_ids [B, S], attention_mask [B, S], labels [B, T] (-100 on padding) where all features have some.
+    """
+    batch = collate_sources(features, pad_token_id=pad_token_id)
+    if all("labels" in feature for feature in features):
+        batch["labels"] = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
+    return batch
+
+
 def collate_for_tokens(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
     """Collate features for ``T5ForTokenClassification`` into one padded batch.
 

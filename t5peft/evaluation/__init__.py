@@ -7,6 +7,7 @@ from t5peft.evaluation.classification import (
     confusion_matrix,
     confusion_picture,
 )
+from t5peft.evaluation.encoders import embed, head_scores, tag
 from t5peft.evaluation.inference import evaluating, merged
 from t5peft.evaluation.metrics import METRICS, Metric, compute
 from t5peft.evaluation.prediction import Predictions, predict
@@ -26,12 +27,15 @@ __all__ = [
     "compute",
     "confusion_matrix",
     "confusion_picture",
+    "embed",
     "evaluate_task",
     "evaluating",
     "expected_calibration_error",
     "fit_temperature",
+    "head_scores",
     "loss_and_perplexity",
     "merged",
     "predict",
     "rank",
+    "tag",
 ]

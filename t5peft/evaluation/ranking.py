@@ -344,7 +344,7 @@ def classify(
     tokens_per_batch: int = 8192,
     max_source_length: int | None = None,
 ) -> Ranking:
-    """Score the classes of a T5 with a trained head (``T5ForSequenceClassification``).
+    """Score the classes of a T5, or of its encoder, with a trained head for sequences.
 
     Args:
         model: A T5 with a classification head, plain or wrapped.
@@ -357,14 +357,15 @@ def classify(
         The scores [N, C]; columns are label ids.
 
     Raises:
-        ValueError: The model has a language model head, which has no classes of its own.
+        ValueError: The model has no head for sequences.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
     with evaluating(model) as t5:
-        if t5.can_generate():
+        if not type(t5).__name__.endswith("ForSequenceClassification"):
+            kind = "a language model head" if t5.can_generate() else "no classification head"
             raise ValueError(
-                f"Got a {type(t5).__name__}, which has a language model head; expected a classification head. Use rank with target "
-                "words."
+                f"Got a {type(t5).__name__}, which has {kind}; expected a classification head. Use rank with target words, or tag or "
+                "embed of t5peft.evaluation for the other heads of an encoder."
             )
         scores = torch.empty(len(ids), int(t5.config.num_labels or 0))
         for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=2):

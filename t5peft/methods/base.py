@@ -27,9 +27,11 @@ from t5peft.models.families import FAMILIES, family_of
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
 _HEADS: dict[str, tuple[str, TaskType]] = {
     "ForConditionalGeneration": ("", TaskType.SEQ_2_SEQ_LM),
+    "EncoderForSequenceClassification": ("classifier", TaskType.SEQ_CLS),
     "ForSequenceClassification": ("classification_head", TaskType.SEQ_CLS),
     "ForTokenClassification": ("classifier", TaskType.TOKEN_CLS),
     "ForQuestionAnswering": ("qa_outputs", TaskType.QUESTION_ANS),
+    "EncoderForEmbedding": ("embedding_projection", TaskType.FEATURE_EXTRACTION),
     "EncoderModel": ("", TaskType.FEATURE_EXTRACTION),
 }
 
@@ -232,7 +234,8 @@ def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:
     name, family = type(model).__name__, family_of(model.config)
     for suffix, (head, task) in _HEADS.items():
         if name.endswith(suffix):
-            return family.class_heads.get(head, head), task
+            own = family.class_heads.get(head, head)
+            return (own if isinstance(getattr(model, own, None), nn.Module) else ""), task
     raise ValueError(f"Got a {name}; expected a class that ends in {', '.join(_HEADS)}.")
 
 

@@ -42,6 +42,7 @@ from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, S
 from t5peft.compat.peft import register
 from t5peft.methods.activation_cache import Activations
 from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, read_size, wrap
+from t5peft.models.encoders import has_decoder
 from t5peft.models.families import ensure_has
 from t5peft.models.unwrap import ensure_unwrapped
 
@@ -348,7 +349,7 @@ def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:
     """
     ensure_unwrapped(model)
     ensure_has(model.config, "ladder", "a ladder", "Take another method, such as lora_wrap.")
-    if not model.config.is_encoder_decoder:
+    if not has_decoder(model):
         raise ValueError(
             f"Got a {type(model).__name__}; expected a T5 with a decoder, as a ladder ends in the decoder. Take another method."
         )

@@ -34,6 +34,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import AdapterConfig, AdapterLayer, AdapterTuner, raise_if_problems, read_size, wrap
+from t5peft.models.encoders import has_decoder
 from t5peft.models.families import Family, ensure_has, family_of, modules_pattern, names_pattern
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 from t5peft.nn.attention import KNOW_PREFIXES, use_attention
@@ -322,9 +323,12 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
     was_training = t5.training
     made: dict[tuple[nn.Module, str], Tensor] = {}
     batch = {"input_ids": ids[None].to(t5.device)}
-    if t5.config.is_encoder_decoder:
+    if has_decoder(t5):
         batch["decoder_input_ids"] = batch["input_ids"]
-    with model.disable_adapter(), _recorded(model, family, lambda layer, part, output: made.setdefault((layer, part), output)):
+    with (
+        model.disable_adapter(),
+        _recorded(model, family, lambda layer, part, output: made.setdefault((layer, part), output)),
+    ):
         # The model below a classification head, which wants an end token in every row.
         t5.eval().base_model(**batch)
     t5.train(was_training)
@@ -340,9 +344,7 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
 
 
 @contextmanager
-def _recorded(
-    model: nn.Module, family: Family, record: Callable[[PrefixLayer, str, Tensor], object]
-) -> Iterator[None]:
+def _recorded(model: nn.Module, family: Family, record: Callable[[PrefixLayer, str, Tensor], object]) -> Iterator[None]:
     """Call ``record`` with the outputs of the key and value maps of every wrapped attention, inside the block.
 
     In T5Gemma 2 a map is called for the states of the decoder first, and then for those of the encoder.

@@ -5,7 +5,8 @@ P trained vectors stand before the embedded source text, in the encoder only:
     encoder([prompt; embed(input_ids)])
 
 The decoder sees the states of the encoder for prompt and text. The prompt takes part in the relative positions, directly before
-the first token that is not padding, so left and right padding give the same result.
+the first token that is not padding, so left and right padding give the same result. An encoder without a decoder returns the
+states of the text only, as its heads read one state a token.
 
 Two tuner layers do it. The one around the encoder stack puts the prompt in and lengthens the mask. The one around the decoder stack
 lengthens the mask of the cross-attention likewise. Nothing of the model is patched, so ``generate``, ``disable_adapter`` and
@@ -29,8 +30,9 @@ from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextScaledWor
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, raise_if_problems, read_size, wrap
+from t5peft.models.encoders import has_decoder
 from t5peft.models.families import modules_pattern
-from t5peft.models.unwrap import ensure_unwrapped
+from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 from t5peft.nn.kernels.varlen import VarlenLayout
 
 Initializer = Callable[[Tensor, int], Tensor]
@@ -146,6 +148,8 @@ class PromptEncoder(PromptedStack):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.t5prompt = nn.ParameterDict()
+        self.returns_prompt = True
+        """Whether the states of the prompt are returned before those of the text, for a decoder."""
 
     def forward(
         self,
@@ -161,7 +165,7 @@ class PromptEncoder(PromptedStack):
             input_ids: [B, S].
             inputs_embeds: [B, S, H], in place of input_ids.
             attention_mask: [B, S].
-            Output: States [B, P + S, H].
+            Output: States [B, P + S, H], or [B, S, H] of an encoder without a decoder.
         """
         names = self.active_adapters_here()
         if not names:
@@ -176,6 +180,7 @@ class PromptEncoder(PromptedStack):
             inputs_embeds = cast(Tensor, self.base_layer.get_input_embeddings()(input_ids))
         prompt = torch.cat([self.t5prompt[name] for name in names]).to(inputs_embeds.dtype)
         prompt = prompt * scale_of(self.base_layer.get_input_embeddings())
+        of_text: Tensor | None = None
         if layout is not None:
             parts = [part for text in inputs_embeds[0].split(list(layout.source_lengths)) for part in (prompt, text)]
             inputs_embeds, layout = torch.cat(parts)[None], layout.with_prompt(len(prompt))
@@ -186,8 +191,13 @@ class PromptEncoder(PromptedStack):
                 lengthened = lengthen(attention_mask, len(prompt))
                 order = prompt_order(attention_mask, len(prompt))
                 inputs_embeds = inputs_embeds.take_along_dim(order[..., None], dim=1)
-                attention_mask = lengthened
-        return self.base_layer(attention_mask=attention_mask, inputs_embeds=inputs_embeds, layout=layout, **kwargs)
+                attention_mask, of_text = lengthened, order.argsort(dim=1)[:, len(prompt) :]
+        outputs = self.base_layer(attention_mask=attention_mask, inputs_embeds=inputs_embeds, layout=layout, **kwargs)
+        if not self.returns_prompt:
+            states = outputs.last_hidden_state
+            kept = states[:, len(prompt) :] if of_text is None else states.take_along_dim(of_text[..., None], dim=1)
+            outputs.last_hidden_state = kept
+        return outputs
 
 
 def scale_of(table: nn.Module) -> float:
@@ -222,8 +232,12 @@ class PromptTuner(AdapterTuner[PromptedStack, PromptConfig]):
 
     def new_layer(self, target: nn.Module) -> PromptedStack:
         """Return a layer around the encoder or the decoder."""
-        is_decoder = target is cast(PreTrainedModel, self.model).get_decoder()
-        return PromptDecoder(target) if is_decoder else PromptEncoder(target)
+        t5 = unwrap_t5(self.model)
+        if has_decoder(t5) and target is t5.get_decoder():
+            return PromptDecoder(target)
+        layer = PromptEncoder(target)
+        layer.returns_prompt = has_decoder(t5)
+        return layer
 
     def add_to_layer(self, layer: PromptedStack, config: PromptConfig, adapter_name: str) -> None:
         """Put a prompt of random words into the encoder, and its length into both stacks."""
@@ -273,7 +287,7 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialize: Initial
     """Wrap ``model`` for prompt tuning, in place.
 
     Args:
-        model: A T5 of any geometry with a decoder, with or without a classification head.
+        model: A T5 of any geometry, with or without a head or a decoder.
         length: P, the number of trained vectors.
         initialize: ``"vocabulary"`` (``from_vocabulary``, better than random in the paper), ``"random"`` (``from_random``),
             ``from_text``, ``from_class_labels``, or a function from embeddings [V, H] and P to [P, H].
@@ -282,15 +296,9 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialize: Initial
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, an encoder without a decoder, a length below one, or an initializer that is unknown or
-            returns another shape.
+        ValueError: For a wrapped model, a length below one, or an initializer that is unknown or returns another shape.
     """
     ensure_unwrapped(model)
-    if not model.config.is_encoder_decoder:
-        raise ValueError(
-            f"Got a {type(model).__name__}, which has no decoder; expected a T5 with one, as the states of a prompt would stand "
-            "among those of the text that an encoder returns. Take another method, such as lora_wrap."
-        )
     problems: list[str] = []
     length = read_size("length", length, problems)
     if not callable(initialize) and not (isinstance(initialize, str) and initialize in INITIALIZERS):

@@ -13,10 +13,11 @@ weights are.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
@@ -33,10 +34,12 @@ from t5peft.compat.bitsandbytes import compute_dtypes, stored_numbers
 from t5peft.compat.hub import note_commit
 from t5peft.compat.torch import computes_bfloat16
 from t5peft.models.embedded import EMBEDDED, resolve_backbone
+from t5peft.models.encoders import EncoderHead, encoder_class, head_of_config, trained_head
 from t5peft.models.families import FAMILIES, family_of
 from t5peft.models.folders import recover
 from t5peft.models.manifest import MANIFEST, non_finite_names, read_json, verify
 from t5peft.models.quantized import Quantization, finish_quantization, quantization_config, quantization_of_model
+from t5peft.models.sentence_transformers import stored_projection
 
 logger = logging.getLogger("t5peft")
 
@@ -61,7 +64,9 @@ def load_backbone(
     quantize: Quantization | None = None,
     quantize_wo: bool = False,
     dtype: torch.dtype | None = None,
+    head: EncoderHead | None = None,
     num_labels: int | None = None,
+    embedding_size: int | None = None,
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a T5 and its tokenizer.
@@ -74,42 +79,51 @@ def load_backbone(
             leaves them out because they break in 8 bits. What it costs in 4 is measured in benchmarks/RESULTS.md.
         dtype: The dtype of the weights that are not quantized. A classification head is trained and stays in float32. None:
             float32, or bfloat16 for a quantized backbone on a machine that computes in bfloat16.
-        num_labels: Load ``T5ForSequenceClassification`` with a head of this many classes: that of the checkpoint where it has as
-            many, else a new one. None: with the checkpoint's own head if there is one, else a language model.
+        head: Load the encoder only, with this head: ``"sequence"`` (a class, labels or numbers, over the mean of the states),
+            ``"tokens"`` (a class of each token), ``"embedding"`` (one vector of unit length) or ``"states"`` (no head, as the
+            text encoder of an image model). None: the whole T5, or the encoder and head that the checkpoint holds.
+        num_labels: The labels of a head for sequences or tokens: that of the checkpoint where it has as many, else a new one.
+            Without ``head``, load ``T5ForSequenceClassification``, which has a decoder. None: with the checkpoint's own head if
+            there is one, else a language model.
+        embedding_size: Put embeddings through a new linear map to this size. None: the map of the checkpoint if it has one.
         revision: The branch, tag or commit of a hub name; None: the main branch.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
 
     Raises:
-        ValueError: The arguments are wrong, the checkpoint is not a T5 or only an encoder, its files are damaged, or its weights
-            hold NaN or infinity.
+        ValueError: The arguments are wrong, the checkpoint is not a T5, or only an encoder and ``head`` is None, its files are
+            damaged, or its weights hold NaN or infinity.
         FileNotFoundError: Nothing is found under ``name``, locally or on the hub, or no tokenizer beside the weights.
     """
     _check_arguments(quantize, quantize_wo, dtype, num_labels)
     path = resolve_backbone(name)
     _verify_folder(Path(path))
     config = _from_pretrained(AutoConfig, path, **_at(revision))
-    _check_architecture(name, config)
-    if num_labels is None and any("ForSequenceClassification" in kind for kind in config.architectures or ()):
+    head = head or head_of_config(config)
+    _check_architecture(name, config, head)
+    _check_head(head, num_labels, embedding_size)
+    if num_labels is None and any("Classification" in kind for kind in config.architectures or ()):
         num_labels = config.num_labels
     if dtype is None:
         dtype = torch.bfloat16 if quantize is not None and computes_bfloat16() else torch.float32
     options: dict[str, Any] = {"dtype": dtype, **_at(revision)}
     if quantize is not None:
         options["quantization_config"] = quantization_config(quantize, dtype, family_of(config))
-    if num_labels is not None:
+    if num_labels is not None and head not in ("embedding", "states"):
         # The checkpoint's own head may have another number of classes.
         options |= {"num_labels": num_labels, "ignore_mismatched_sizes": num_labels != config.num_labels}
     tokenizer = load_tokenizer(name, revision)
-    with _without_tying_note():
-        model = _from_pretrained(
-            AutoModelForSeq2SeqLM if num_labels is None else AutoModelForSequenceClassification, path, **options
-        )
+    if head is not None:
+        model = _load_encoder(path, config, head, embedding_size, options)
+    else:
+        kind = AutoModelForSeq2SeqLM if num_labels is None else AutoModelForSequenceClassification
+        with _without_notes():
+            model = _from_pretrained(kind, path, **options)
     if quantize is not None:
         finish_quantization(model, quantize, dtype, quantize_wo=quantize_wo)
-    if num_labels is not None and dtype != torch.float32:
-        _put_head_into_float32(model)
+    if dtype != torch.float32 and (trained := trained_head(model)):
+        _put_into_float32(model.get_submodule(trained))
     _ensure_finite(name, model)
     correct_config(model)
     note_commit(model, path, revision)
@@ -213,6 +227,46 @@ def _check_arguments(
         raise ValueError(" ".join(problems))
 
 
+def _check_head(head: EncoderHead | None, num_labels: int | None, embedding_size: int | None) -> None:
+    problems = []
+    if head not in (None, *get_args(EncoderHead)):
+        problems.append(f"Got head={head!r}; expected None or one of {', '.join(get_args(EncoderHead))}.")
+    if num_labels is not None and head in ("embedding", "states"):
+        problems.append(f"Got num_labels={num_labels} with head={head!r}; expected none, as it has no labels.")
+    if embedding_size is not None and (head != "embedding" or embedding_size < 1):
+        problems.append(f"Got embedding_size={embedding_size} with head={head!r}; expected 1 or more with 'embedding'.")
+    if problems:
+        raise ValueError(" ".join(problems))
+
+
+def _load_encoder(
+    path: str, config: Any, head: EncoderHead, embedding_size: int | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    """Load an encoder with a head; what a checkpoint has of a decoder is left out."""
+    revision = options.get("revision")
+    stored = stored_projection(path, revision) if head == "embedding" and embedding_size is None else None
+    if head == "embedding":
+        own = getattr(config, "embedding_size", None)
+        config.embedding_size = embedding_size or (own if stored is None else len(stored))
+        options = options | {"config": config, "ignore_mismatched_sizes": embedding_size not in (None, own)}
+    with _without_notes():
+        model, found = _from_pretrained(
+            encoder_class(head, config.model_type), path, output_loading_info=True, **options
+        )
+    new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    with torch.no_grad():
+        if stored is not None:
+            model.embedding_projection.weight.copy_(stored)
+        if head == "tokens" and "classifier.weight" in new:
+            # transformers draws it with a deviation of 1, and logits of a new head would be as large as d_model's root.
+            model.classifier.weight.normal_(std=config.d_model**-0.5)
+    if lost := sorted(new - {"classifier.weight", "classifier.bias", "embedding_projection.weight"}):
+        raise ValueError(
+            f"Got {path} without the weights {lost[:3]} of an encoder; expected a whole checkpoint. Restore it."
+        )
+    return cast(PreTrainedModel, model)
+
+
 def _at(revision: str | None) -> dict[str, str]:
     """Return the option of ``from_pretrained`` for a revision, where one is given."""
     return {} if revision is None else {"revision": revision}
@@ -231,13 +285,13 @@ def _verify_folder(path: Path) -> None:
         )
 
 
-def _check_architecture(name: str | Path, config: Any) -> None:
+def _check_architecture(name: str | Path, config: Any, head: EncoderHead | None) -> None:
     if config.model_type not in FAMILIES:
         raise ValueError(f"Got {name}, a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}.")
-    if any("EncoderModel" in kind for kind in config.architectures or ()):
+    if head is None and any("EncoderModel" in kind for kind in config.architectures or ()):
         raise ValueError(
-            f"Got {name}, which is only an encoder, and its decoder would be random; expected a whole T5. Load it by "
-            f"{config.architectures[0]}.from_pretrained; lora_wrap and the like take it."
+            f"Got {name}, which is only an encoder, and its decoder would be random; expected a whole T5, or a head. Load it with "
+            f"head=, one of {', '.join(get_args(EncoderHead))}."
         )
 
 
@@ -256,10 +310,9 @@ def _weight(table: nn.Module) -> torch.Tensor:
     return weight
 
 
-def _put_head_into_float32(model: PreTrainedModel) -> None:
-    """Put the classification head into float32: steps of training are smaller than what bfloat16 tells apart."""
-    head = family_of(model.config).class_heads.get("classification_head", "classification_head")
-    model.get_submodule(head).float().register_forward_pre_hook(_to_float32)
+def _put_into_float32(head: nn.Module) -> None:
+    """Put a trained head into float32: steps of training are smaller than what bfloat16 tells apart."""
+    head.float().register_forward_pre_hook(_to_float32)
 
 
 def _to_float32(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -267,18 +320,25 @@ def _to_float32(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torc
 
 
 @contextmanager
-def _without_tying_note() -> Iterator[None]:
-    """Drop the advice of transformers to mark an untied head in the config, which ``correct_config`` does."""
+def _without_notes() -> Iterator[None]:
+    """Drop what transformers says of an untied head, which ``correct_config`` marks, and of the weights of encoders."""
     log = logging.getLogger("transformers.modeling_utils")
-    log.addFilter(_is_not_tying_note)
+    log.addFilter(_is_no_note)
     try:
         yield
     finally:
-        log.removeFilter(_is_not_tying_note)
+        log.removeFilter(_is_no_note)
 
 
-def _is_not_tying_note(record: logging.LogRecord) -> bool:
-    return "The tied weights mapping and config" not in record.getMessage()
+def _is_no_note(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "The tied weights mapping and config" not in message and not (
+        "LOAD REPORT" in message and _ENCODERS.search(message)
+    )
+
+
+# Of which ``_load_encoder`` checks what is missing, and the decoder is left out on purpose.
+_ENCODERS = re.compile(r"(TokenClassification|EncoderForSequenceClassification|EncoderForEmbedding|EncoderModel)\b")
 
 
 def _from_pretrained(auto_class: Any, path: str, **options: Any) -> Any:

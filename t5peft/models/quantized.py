@@ -15,14 +15,14 @@ from t5peft.models.unwrap import unwrap_t5
 Quantization = Literal["int8", "nf4"]
 
 
-
 def kept_maps(family: Family) -> list[str]:
     """Return the maps that stay as they are.
 
     bitsandbytes leaves out lm_head by itself only where no list is given. A new head must not be quantized either, and what no
     method tunes may hold maps that other code than a linear map's reads.
     """
-    return ["lm_head", "classification_head", "wo", *family.class_heads.values(), *family.untuned]
+    heads = ("lm_head", "classification_head", "classifier", "embedding_projection")
+    return [*heads, "wo", *family.class_heads.values(), *family.untuned]
 
 
 def quantization_config(quantize: Quantization, dtype: torch.dtype, family: Family) -> BitsAndBytesConfig:

@@ -224,7 +224,11 @@ def _check(
             f"hidden {list(hidden.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)}; expected [.., H], [V, H] "
             "and [..]"
         )
-    elif not labels.is_cuda and labels.numel() and (labels.max() >= len(weight) or ((labels < 0) & (labels != IGNORED_LABEL)).any()):
+    elif (
+        not labels.is_cuda
+        and labels.numel()
+        and (labels.max() >= len(weight) or ((labels < 0) & (labels != IGNORED_LABEL)).any())
+    ):
         problems.append(
             f"labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(weight) - 1}, or {IGNORED_LABEL} where a "
             "position does not count (check that tokenizer and model belong together)"

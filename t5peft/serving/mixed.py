@@ -29,6 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from t5peft.data.padding import pad_rows
 from t5peft.evaluation.ranking import score_candidates
 from t5peft.models.backbone import correct_config
+from t5peft.models.encoders import has_decoder
 from t5peft.models.families import ensure_has, family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
@@ -51,7 +52,7 @@ class MixedModel:
 
     def __init__(self, t5: PreTrainedModel) -> None:
         ensure_unwrapped(t5)
-        if not t5.config.is_encoder_decoder:
+        if not has_decoder(t5):
             raise ValueError(f"Got a {type(t5).__name__}, which has no decoder; expected a T5 with one.")
         ensure_has(t5.config, "mixed batches", "batches of several adapters", "Call predict or rank with one adapter.")
         self.t5 = t5.eval().requires_grad_(False)

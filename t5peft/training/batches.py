@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from t5peft.compat.accelerate import CountedStream, examples_of_last_batch
 from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
-from t5peft.training.heads import Batch
+from t5peft.training.head import Batch
 from t5peft.training.order import repeatable_order
 
 

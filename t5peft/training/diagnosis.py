@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from t5peft.training.heads import Feature
+from t5peft.training.head import Feature
 
 if TYPE_CHECKING:
     from t5peft.training.evaluation_loop import EvaluatingTrainer

@@ -22,7 +22,9 @@ from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.training.arguments import T5PeftTrainingArguments, own_arguments
 from t5peft.training.checkpoints import CheckpointTrainer
-from t5peft.training.heads import Batch, Head, TextHead, head_of
+from t5peft.training.contrastive import EmbeddingHead
+from t5peft.training.head import Batch, Head
+from t5peft.training.heads import TextHead, head_of
 
 NEW_TOKENS = 64  # where neither the arguments, the model nor any target says how many
 
@@ -79,6 +81,8 @@ class EvaluatingTrainer(CheckpointTrainer):
             head = head_of(t5)
             if head is None:
                 raise ValueError(f"Got a {type(t5).__name__}; expected a T5 with a head.")
+            if isinstance(head, EmbeddingHead):
+                head.temperature = self.own.contrastive_temperature
             self._head = (t5, head)
         return self._head[1]
 
@@ -198,6 +202,10 @@ class EvaluatingTrainer(CheckpointTrainer):
         head, labeled = self.head, self.head.is_labeled(batch)
         generates = self.seq2seq_args.predict_with_generate and isinstance(head, TextHead)
         loss, outputs, predictions = None, None, None
+        if isinstance(head, EmbeddingHead) and not self.has_own_loss():  # whose loss is of all embeddings
+            with torch.no_grad(), self.compute_loss_context_manager():
+                found = head.predictions(head.embeddings(model, batch), batch)
+            return None, nested_detach(found), batch.get("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             if labeled and (prediction_loss_only or generates):
                 loss = self.compute_loss(model, dict(batch), num_items_in_batch=self._items(batch))
@@ -300,6 +308,15 @@ class EvaluatingTrainer(CheckpointTrainer):
         if weight:
             loss = sum(part.loss * part.weight for part in parts if part.loss is not None) / weight
             metrics[f"{prefix}_loss"] = loss
+        if (
+            isinstance(self.head, EmbeddingHead)
+            and not weight
+            and isinstance(predictions, tuple)
+            and labels is not None
+        ):
+            batch = {"labels": torch.from_numpy(labels)}
+            total = self.head.loss_of(tuple(map(torch.from_numpy, predictions)), batch, 0.0, 0.0)
+            metrics[f"{prefix}_loss"] = float(total) / len(labels)
         if text and isinstance(predictions, np.ndarray) and self._counts_cut_answers:
             ended = np.isin(predictions, self.t5.config.eos_token_id).any(-1)  # a model may have several
             metrics[f"{prefix}_cut_share"] = 1 - float(ended.mean())

@@ -15,8 +15,10 @@ from transformers import TrainingArguments
 
 from t5peft.compat.peft import adds_to_loss
 from t5peft.methods.base import has_peft_prompt
+from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.evaluation_loop import EvaluatingTrainer
-from t5peft.training.heads import Head, SequenceHead, SpanHead, TextHead, head_of
+from t5peft.training.head import Head
+from t5peft.training.heads import SequenceHead, SpanHead, TextHead, head_of
 
 
 class Refusal(NamedTuple):
@@ -126,7 +128,9 @@ def check_served(trainer: EvaluatingTrainer) -> None:
     if isinstance(trainer.model, PeftModel) and has_peft_prompt(trainer.model):
         kind = trainer.model.active_peft_config.peft_type.value
         problems.append(f"peft's own {kind} (wrap by prompt_wrap or prefix_wrap)")
-    asked_for_fsdp = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"  # as accelerate launch sets it
+    asked_for_fsdp = (
+        trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    )  # as accelerate launch sets it
     if asked_for_fsdp and not trainer.is_fsdp_enabled:
         problems.append("fsdp on a CPU (accelerate would train a whole copy in each process)")
     if trainer.accelerator.num_processes > 1 and trainer.accelerator.dispatch_batches:
@@ -142,11 +146,13 @@ def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
     if not isinstance(head, TextHead) and trainer.own.z_loss:
         problems.append("z_loss for a class head (it is of the vocabulary's logits)")
     regression = isinstance(head, SequenceHead) and head.problem([]) == "regression"
-    if trainer.args.label_smoothing_factor and (regression or isinstance(head, SpanHead)):
+    if trainer.args.label_smoothing_factor and (regression or isinstance(head, SpanHead | EmbeddingHead)):
         problems.append("label_smoothing_factor for numbers or spans (it is of classes)")
     if not {*(trainer.args.label_names or ())} <= {*head.labels} and not trainer.has_own_loss():
         names = ", ".join(head.labels)
         problems.append(f"label_names={trainer.args.label_names} (the labels of this model are {names})")
     if isinstance(head, SpanHead) and adds_to_loss(trainer.wrapped_model):
         problems.append("a tuner that adds to the loss of T5ForQuestionAnswering (padding changes that loss)")
+    if isinstance(head, EmbeddingHead) and adds_to_loss(trainer.wrapped_model):
+        problems.append("a tuner that adds to the loss of a model that makes embeddings (the model has no loss)")
     return problems

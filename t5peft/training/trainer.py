@@ -36,9 +36,11 @@ from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
 from t5peft.training.checkpoints import restore_callbacks
+from t5peft.training.contrastive import EmbeddingHead, contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
-from t5peft.training.heads import Batch, TextHead
+from t5peft.training.head import Batch
+from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
 from t5peft.training.reallocation import Reallocating
@@ -56,7 +58,8 @@ class T5PeftTrainer(BatchingTrainer):
     says otherwise.
 
     Args:
-        model: A T5 with a head for text, classes, numbers, classes of tokens or spans, or what a ``*_wrap`` made of it.
+        model: A T5 with a head for text, classes, numbers, classes of tokens, spans or embeddings, or what a ``*_wrap`` made of
+            it.
         args: ``T5PeftTrainingArguments`` or ``Seq2SeqTrainingArguments``; trained on as it is, not on a copy.
         data_collator: None cuts steps by length. One that returns tensors is used as it is, without cutting.
         train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them. Padding and other columns
@@ -120,6 +123,8 @@ class T5PeftTrainer(BatchingTrainer):
         self._check_precision()
         self._prepare_data(None)
         correct_config(self.t5)
+        if isinstance(self.head, EmbeddingHead):  # of which the model is given the tokens as sources
+            self.label_names = [*self.head.labels]
         if self.has_own_loss() and self.loss_is_scaled_for_ga is None:
             self.loss_is_scaled_for_ga = uses_items(self.compute_loss_func or self.compute_loss)
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
@@ -236,6 +241,8 @@ class T5PeftTrainer(BatchingTrainer):
     def _cut_step(self, model: nn.Module, features: list[dict[str, Any]], num_items: Tensor | int) -> Tensor:
         while True:
             try:
+                if isinstance(self.head, EmbeddingHead):  # whose loss is not a sum over micro-batches
+                    return contrastive_step(self, model, features)
                 return self._forward_backward(model, self.micro_batches(features), num_items)
             except (RuntimeError, MemoryError) as error:
                 # Another process would wait for gradients that never come.

@@ -60,7 +60,9 @@ def wrap(family: Other, case: Case, seed: int = 1) -> PeftModel:
 @pytest.mark.parametrize(("family", "case"), MISSING, ids=[f"{f}-{c}" for f, c in MISSING])
 def test_what_a_family_cannot_have_is_refused_with_the_reason(family: Other, case: Case) -> None:
     reason = row_of(family).lacks[NEEDS[case.method]]
-    with pytest.raises(ValueError, match=rf"Got a {row_of(family).title} for a {case.method}.*{reason}.*expected one of T5"):
+    with pytest.raises(
+        ValueError, match=rf"Got a {row_of(family).title} for a {case.method}.*{reason}.*expected one of T5"
+    ):
         wrap(family, case)
 
 
@@ -239,9 +241,7 @@ def test_a_prefix_starts_from_the_keys_and_values_of_a_text(family: Other) -> No
     state = dict(tiny_other(family).named_parameters())
     path = "model.encoder.text_model" if family == "t5gemma2" else "model.encoder"
     encoder = unwrap_t5(model).config.encoder
-    text = reference_gemma.Gemma(
-        state, getattr(encoder, "text_config", encoder), path, family == "t5gemma2", {}
-    )
+    text = reference_gemma.Gemma(state, getattr(encoder, "text_config", encoder), path, family == "t5gemma2", {})
     x = text["embed_tokens.weight"][torch.tensor([[7, 8, 9]])] * 32**0.5
     x = text.norm("layers.0.pre_self_attn_layernorm", x)
     key, value = (text.heads(f"layers.0.self_attn.{part}_proj", x) for part in "kv")

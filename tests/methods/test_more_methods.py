@@ -24,7 +24,6 @@ from transformers import (
     MT5ForConditionalGeneration,
     PreTrainedModel,
     T5EncoderModel,
-    T5ForTokenClassification,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
@@ -38,7 +37,6 @@ from t5peft import (
     load_backbone,
     lora_wrap,
     norm_wrap,
-    prompt_wrap,
     save_adapter,
 )
 from t5peft.adapters import fingerprint
@@ -266,15 +264,6 @@ def test_a_tuned_adapter_does_not_change_the_fingerprint_of_its_backbone(make: A
     loaded, _ = load_adapter(save_adapter(model.eval(), tmp_path / "adapter"), model=ready_t5("v1.0"))
     with torch.no_grad():
         assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
-
-
-# Encoders without a decoder
-
-
-@pytest.mark.parametrize("make", [T5EncoderModel, T5ForTokenClassification])
-def test_a_prompt_before_an_encoder_alone_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=f"Got a {make.__name__}, which has no decoder; expected a T5 with one"):
-        prompt_wrap(make(tiny_config()))
 
 
 # Ladders

@@ -21,13 +21,14 @@ sys.path.append(str(Path(__file__).parents[1] / "torture"))
 import torch
 from processes import in_processes
 from stacks import OURS
-from tiny import tiny_records, tiny_t5
+from tiny import fill_unevenly, tiny_config, tiny_records, tiny_t5
 from torch.utils.data import IterableDataset
 
 from t5peft import lora_wrap
+from t5peft.models.encoders import T5EncoderForEmbedding
 
 STEPS, BATCH = 6, 6
-EXAMPLES = {"13 examples": 13, "7 examples": 7, "a stream of 13": 13, "a stream of 8": 8}
+EXAMPLES = {"13 examples": 13, "7 examples": 7, "a stream of 13": 13, "a stream of 8": 8, "13 pairs": 13}
 RESUMED = [(2, 3), (3, 2), (1, 3), (3, 1), (2, 1)]
 
 
@@ -44,9 +45,11 @@ class Stream(IterableDataset[dict[str, Any]]):
 def train(case: str, count: int, folder: Path, resume: Path | None, losses: Path, rank: int) -> None:
     torch.manual_seed(0)
     records: Any = tiny_records(EXAMPLES[case])
+    # The negatives of a pair are those of all processes.
+    model = fill_unevenly(T5EncoderForEmbedding(tiny_config())) if "pairs" in case else tiny_t5()
     data: Any = Stream(records) if "stream" in case else records
     trainer = OURS.trainer(
-        lora_wrap(tiny_t5().double(), rank=2),
+        lora_wrap(model.double(), rank=2),
         folder,
         data,
         tiny_records(5, seed=4),

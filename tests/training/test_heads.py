@@ -15,6 +15,7 @@ from trainers import losses_and_gradients, trainer_of
 from transformers import EvalPrediction, T5ForQuestionAnswering, T5ForSequenceClassification, T5ForTokenClassification
 
 from t5peft import METHODS, T5PeftTrainer, load_adapter, lora_wrap, save_adapter
+from t5peft.models.encoders import T5EncoderForSequenceClassification
 from t5peft.training.heads import head_of
 
 SOURCES = [record["input_ids"] for record in tiny_records(8)]
@@ -58,6 +59,14 @@ HEADS: dict[str, tuple[Any, dict[str, Any], Any, Any]] = {
         {"num_labels": 4},
         lambda i, s: [-100 if j == 1 else (i + j) % 4 for j in range(len(s))],
         torch.long,
+    ),
+    "class of an encoder": (T5EncoderForSequenceClassification, {"num_labels": 3}, lambda i, s: i % 3, torch.long),
+    "number of an encoder": (T5EncoderForSequenceClassification, {"num_labels": 1}, lambda i, s: 0.25 * i, torch.float),
+    "named labels of an encoder": (
+        T5EncoderForSequenceClassification,
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        lambda i, s: [1.0, 0.0, i % 2],
+        torch.float,
     ),
 }  # fmt: skip
 SPANS = [{"input_ids": source, **spans(i, source)} for i, source in enumerate(SOURCES)]
@@ -149,7 +158,7 @@ FITTING = [method for method in METHODS if METHODS[method].quantize is None and 
 
 
 @pytest.mark.parametrize("method", FITTING)
-@pytest.mark.parametrize("name", ["one class", "one number", "labels", "tokens", "spans"])
+@pytest.mark.parametrize("name", ["one class", "one number", "labels", "tokens", "spans", "class of an encoder"])
 def test_every_method_trains_saves_and_loads_every_head(name: str, method: str, tmp_path: Path) -> None:
     base, records = case(name)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stacks import relative_difference
-from tiny import tiny_records
+from tiny import tiny_records, tiny_tokenizer
 from tiny_families import GEMMAS, OTHERS, Other, other_batch, precise, tiny_other, tiny_other_classifier
 from trainers import losses_and_gradients, trainer_of
 from transformers import Seq2SeqTrainer
@@ -16,7 +16,6 @@ from transformers import Seq2SeqTrainer
 from t5peft import METHODS, T5PeftTrainer, lora_wrap, prefix_wrap
 from t5peft.evaluation.prediction import predict
 from t5peft.nn.loss import logits_loss, target_loss
-from tiny import tiny_tokenizer
 
 RECORDS = tiny_records(8)
 TUNED = ["full", "lora", "prompt", "prefix"]
@@ -35,7 +34,10 @@ def model_of(family: Other, method: str) -> Any:
 def test_losses_and_gradients_are_those_of_plain_transformers(family: Other, method: str, tmp_path: Path) -> None:
     """With two batches a step, which plain transformers divides by the target tokens of both where a model says so."""
     accumulates = family in GEMMAS  # the loss of LongT5, as that of T5, is a mean of each batch
-    given = {"per_device_train_batch_size": 2 if accumulates else 4, "gradient_accumulation_steps": 2 if accumulates else 1}
+    given = {
+        "per_device_train_batch_size": 2 if accumulates else 4,
+        "gradient_accumulation_steps": 2 if accumulates else 1,
+    }
     ours = trainer_of(T5PeftTrainer, model_of(family, method), tmp_path, RECORDS, **given)
     plain = trainer_of(Seq2SeqTrainer, model_of(family, method), tmp_path, RECORDS, **given)
     assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain_loss(plain), rel=1e-5)

@@ -1,0 +1,150 @@
+"""The base of the heads: what a head does for the Trainer.
+
+A head collates features into a batch that is an input of the model, splits such a batch again, says which features the model
+cannot take, and computes the loss. A loss is always a sum over items together with their number: target tokens, labeled
+tokens or examples. The examples of a step can then be cut and dealt out in any way.
+
+Letters: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from t5peft.compat.peft import adds_to_loss
+from t5peft.data.collate import bucket_by_length
+from t5peft.data.features import LabelLayout, source_problems, unpadded
+from t5peft.models.families import family_of
+from t5peft.nn.loss import IGNORED_LABEL
+
+Feature = Mapping[str, Any]
+Batch = dict[str, Any]
+
+
+class Head:
+    """The head of one model.
+
+    Args:
+        config: The config of the model.
+    """
+
+    labels: ClassVar[tuple[str, ...]] = ("labels",)
+    layout: ClassVar[LabelLayout] = "whole"
+    options: dict[str, Any] = {"use_cache": False}  # of the forward pass
+    module: str | None = None  # name of a head that pretraining did not train
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+        family = family_of(config)
+        if self.module is not None:
+            self.module = family.class_heads.get(self.module, self.module)
+        if family.class_reads_last_token and self.module is not None:
+            self.options = {}  # a model that reads the last token takes no cache by itself
+
+    @property
+    def classes(self) -> int:
+        """The number of labels of the head."""
+        return int(self.config.num_labels or 0)
+
+    # --- features and batches ---------------------------------------------------------------------------------------
+
+    def unpad(self, feature: Feature) -> dict[str, Any]:
+        """Return a feature of the user's without padding."""
+        return unpadded(feature, self.config.pad_token_id, self.layout)
+
+    def is_labeled(self, feature: Feature) -> bool:
+        """Return whether a feature, or a batch, has all of its labels."""
+        return all(feature.get(name) is not None for name in self.labels)
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Collate features without padding into a batch, with labels where all have them."""
+        raise NotImplementedError
+
+    def split(self, batch: Batch) -> list[dict[str, Any]]:
+        """Split a batch of tensors into its features, the inverse of ``collate``."""
+        names = [name for name in ("input_ids", "attention_mask", *self.labels) if batch.get(name) is not None]
+        columns = [batch[name].tolist() for name in names]
+        return [self.unpad(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+    def cut(self, features: Sequence[Feature], tokens: int) -> list[list[int]]:
+        """Cut features into micro-batches of at most so many tokens; return the indices of each."""
+        return bucket_by_length([{"input_ids": f["input_ids"], "labels": [0]} for f in features], tokens)
+
+    def check(self, features: Sequence[Feature], *, labeled: bool = True) -> None:
+        """Check that the model can take features.
+
+        Args:
+            features: Without padding.
+            labeled: Whether they need labels.
+
+        Raises:
+            ValueError: It cannot; names all problems.
+        """
+        needed = ("input_ids", *self.labels) if labeled else ("input_ids",)
+        if any(name not in feature for feature in features for name in needed):
+            raise ValueError(self.columns_error({name for feature in features for name in feature}))
+        problems = source_problems(features, self.config.vocab_size)
+        problems += self.label_problems(features) if labeled else []
+        if problems:
+            raise ValueError(
+                f"Got examples that the model cannot take: {'; '.join(problems)}; expected examples without these problems."
+            )
+
+    def columns_error(self, columns: Iterable[str]) -> str:
+        """Return the error for examples with other columns than the model needs."""
+        expected = " and ".join(f"`{name}`" for name in ("input_ids", *self.labels))
+        return (
+            f"Got examples that the model cannot take: the columns are {sorted(columns)}; expected {expected} "
+            "(Task.tokenize makes them from records)."
+        )
+
+    def label_problems(self, features: Sequence[Feature]) -> list[str]:
+        """Return why the model cannot learn these labels; empty if it can."""
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> float:
+        """Count the items of a batch."""
+        return int((batch["labels"] != IGNORED_LABEL).sum())
+
+    def without_labels(self, batch: Batch) -> Batch:
+        """Return a batch whose loss and gradient are zero."""
+        return batch | {name: torch.full_like(batch[name], IGNORED_LABEL) for name in self.labels}
+
+    # --- loss -------------------------------------------------------------------------------------------------------
+
+    def loss(
+        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> tuple[Tensor, float]:
+        """Return the loss [] summed over the items of a batch, and their number."""
+        loss, items, _ = self.loss_and_outputs(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+        return loss, items
+
+    def loss_and_outputs(
+        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> tuple[Tensor, float, Any]:
+        """Return the summed loss [], the number of items, and what the model returned.
+
+        Some tuners of peft add to the loss of the model. Their addition counts once a step, as in the mean that the model
+        itself returns.
+        """
+        items = self.count(batch)
+        adds = items > 0 and adds_to_loss(model)
+        inputs = batch if adds else {name: value for name, value in batch.items() if name not in self.labels}
+        outputs = model(**inputs, **self.options)
+        loss = self.loss_of(outputs, batch, label_smoothing, z_loss)
+        if adds:
+            loss = loss + items * (outputs.loss - self.loss_of(outputs, batch, 0.0, 0.0) / items)
+        return loss, items, outputs
+
+    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+        """Return the summed loss [] of what the model returned for a batch."""
+        raise NotImplementedError
+
+    def predictions(self, outputs: Any, batch: Batch) -> Any:
+        """Return the scores in what the model returned, a tensor or a tuple of them, each [B, ..]."""
+        return outputs.logits
