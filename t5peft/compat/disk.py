@@ -64,7 +64,7 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
     except Exception as error:
         found = as_disk_error(error, folder)
         if found is None and there is not None and not there.is_dir():
-            found = _gone(there)
+            found = gone(there)
         if found is None or found is error:
             raise
         raise found from error
@@ -152,7 +152,8 @@ def _existing(folder: str | Path | None) -> Path | None:
     return next((one for one in (path, *path.parents) if one.is_dir()), None)
 
 
-def _gone(folder: Path) -> DiskError:
+def gone(folder: Path) -> DiskError:
+    """Return the error for a folder that went away while it was written to."""
     text = (
         f"Got the loss of the folder {folder} while it was written to; expected it to stay. Mount it, or move it back, and go on; "
         "what was saved there before stays."

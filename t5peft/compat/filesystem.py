@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from t5peft.compat.disk import disk_errors, gone
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -69,11 +71,17 @@ def write_whole(path: Path, text: str) -> None:
     Args:
         path: The file.
         text: Its content, written in UTF-8.
+
+    Raises:
+        DiskError: The disk is full, read-only or broken, or the folder of the file went away.
     """
     temporary = unfinished(path)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    with disk_errors(path.parent):
+        if not path.parent.is_dir():
+            raise gone(path.parent)
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
 
 
 @contextmanager

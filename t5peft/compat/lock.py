@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from t5peft.compat.disk import disk_errors
+from t5peft.compat.disk import DiskError, disk_errors, gone
 
 LOCK = ".t5peft.lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -107,6 +107,13 @@ def _hold(lock: Path, subject: str) -> Iterator[None]:
         _held[lock] = (thread, depth + 1)
     try:
         yield
+    except DiskError:
+        raise
+    except Exception as error:
+        # The folder was moved away, and may have been made anew since by whoever wrote to it.
+        if depth == 0 and lock in _descriptors and not _is_current(_descriptors[lock], lock):
+            raise gone(lock.parent) from error
+        raise
     finally:
         with _guard:
             if lock in _held:  # not in a forked process, which holds nothing

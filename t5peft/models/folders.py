@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from t5peft.compat.filesystem import claim, exchange, sync
+from t5peft.compat.lock import LOCK
 from t5peft.models.manifest import MANIFEST, files_of, read_manifest, verify
 
 logger = logging.getLogger("t5peft")
@@ -59,7 +60,7 @@ def replacing(folder: Path, *, keep_others: bool = False) -> Iterator[Path]:
     _delete_leftovers(folder)
     if keep_others:
         folder.mkdir(exist_ok=True)
-    in_place = keep_others or _cannot_be_moved(folder)
+    in_place = (keep_others and _has_others(folder)) or _cannot_be_moved(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder if in_place else folder.parent))
     with claim(temporary):
         try:
@@ -106,6 +107,13 @@ def _complete(temporary: Path, folder: Path) -> bool:
 def _cannot_be_moved(folder: Path) -> bool:
     is_held = folder.is_mount() or not os.access(folder.parent, os.W_OK) or Path.cwd().is_relative_to(folder)
     return folder.is_dir() and is_held
+
+
+def _has_others(folder: Path) -> bool:
+    """Return whether a folder holds more than an earlier save and a lock."""
+    earlier = {MANIFEST, LOCK, *_outdated(folder, is_adapter=False), *ADAPTER_FILES}
+    inner = (path for path in folder.rglob("*") if not path.is_dir())
+    return any(path.relative_to(folder).as_posix() not in earlier for path in inner)
 
 
 def _swap(temporary: Path, folder: Path) -> bool:

@@ -37,7 +37,7 @@ from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import correct_config, has_untied_head, load_backbone, load_tokenizer
 from t5peft.models.embedded import backbone_name, resolve_backbone
 from t5peft.models.families import ensure_has, family_of
-from t5peft.models.folders import replacing
+from t5peft.models.folders import recover, replacing
 from t5peft.models.manifest import MANIFEST, read_json, verify, write_manifest_file
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.bake import bake, into_one_table, prompt_of
@@ -90,6 +90,7 @@ def export(
     for package in _PACKAGES[to]:
         require(package, "export")
     with hold_folder(output):
+        recover(output)
         ensure_no_adapter(output)
         _check_output(output, overwrite=overwrite)
         with replacing(output, keep_others=True) as staging:
@@ -112,6 +113,7 @@ def load_exported(folder: str | Path) -> Exported:
         ImportError: The engine is not installed.
     """
     folder = Path(folder)
+    recover(folder)
     Details.read(folder)
     problems = verify(folder) if (folder / MANIFEST).is_file() else [f"{MANIFEST} is missing"]
     if problems:

@@ -165,6 +165,9 @@ class CheckpointTrainer(Seq2SeqTrainer):
         """
         self.check_weights()
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir() and not (folder / MANIFEST).is_file():
+            shutil.rmtree(folder)  # what a save that was interrupted has left
+        self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)

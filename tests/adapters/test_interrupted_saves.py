@@ -9,13 +9,15 @@ import narrow
 import pytest
 import torch
 from fresh import run_fresh
-from tiny import tiny_t5
+from tiny import tiny_records, tiny_t5
 
-from t5peft import load_adapter, lora_wrap, save_adapter
+from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_adapter, lora_wrap, save_adapter
 from t5peft.adapters import check_output
 from t5peft.compat.filesystem import claim, exchange
+from t5peft.compat.lock import hold_folder
 from t5peft.models import folders
-from t5peft.models.manifest import verify
+from t5peft.models.folders import replacing
+from t5peft.models.manifest import verify, write_manifest_file
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the exchange of two folders is of Linux")
@@ -156,3 +158,38 @@ def test_a_model_with_nan_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Got an adapter that holds NaN or infinity in these tensors"):
         save_adapter(model, tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_nothing_but_an_earlier_save_is_exchanged_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "export"
+
+    def save(text: str) -> None:
+        with replacing(folder, keep_others=True) as staging:
+            (staging / "deep").mkdir()
+            for name in ("model.bin", "deep/parity.json"):
+                (staging / name).write_text(text)
+            write_manifest_file(staging, {})
+
+    save("old")
+    monkeypatch.setattr("t5peft.models.folders._fill", lambda *_: pytest.fail("moved file by file"))
+    with hold_folder(folder):
+        save("new")
+    assert {path.read_text() for path in (folder / "model.bin", folder / "deep" / "parity.json")} == {"new"}
+    monkeypatch.undo()
+    (folder / "notes.txt").write_text("mine")
+    save("newest")
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "model.bin").read_text() == "newest"
+    assert not verify(folder)
+
+
+def test_what_an_interrupted_save_left_in_a_checkpoint_goes_with_the_next_one(tmp_path: Path) -> None:
+    left = tmp_path / "checkpoint-1"
+    left.mkdir()
+    (left / ".tmpAbCdEf").write_text("half")
+    args = T5PeftTrainingArguments(str(tmp_path), max_steps=1, save_steps=1, report_to="none", use_cpu=True)
+    T5PeftTrainer(lora_wrap(tiny_t5(), rank=2), args, train_dataset=tiny_records(3)).train()
+    assert not (left / ".tmpAbCdEf").exists()
+    assert not verify(left)

@@ -20,6 +20,8 @@ from tiny import tiny_t5
 
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, lora_wrap, save_adapter
 from t5peft.compat.disk import DiskError, as_disk_error, disk_errors
+from t5peft.compat.filesystem import write_whole
+from t5peft.compat.lock import hold_folder
 
 KIB = 1024
 
@@ -170,3 +172,21 @@ def test_torchs_writer_is_believed_where_the_disk_is_full(tmp_path: Path, monkey
     found = as_disk_error(RuntimeError("[enforce fail at inline_container.cc:783] unexpected pos 64 vs 0"), tmp_path)
     assert found is not None
     assert found.errno == errno.ENOSPC
+
+
+def test_a_folder_that_went_away_and_was_made_anew_by_the_writer_is_told_as_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def write_while_it_goes_away() -> None:
+        with hold_folder(folder):
+            folder.rename(tmp_path / "elsewhere")
+            folder.mkdir()
+            raise ValueError("Got no weights in the run.")
+
+    with pytest.raises(DiskError, match=f"Got the loss of the folder {folder}"):
+        write_while_it_goes_away()
+
+
+def test_a_file_whose_folder_went_away_before_it_was_written_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=f"Got the loss of the folder {tmp_path / 'gone'}"):
+        write_whole(tmp_path / "gone" / "task.yaml", "name: task")
