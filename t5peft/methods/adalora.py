@@ -11,8 +11,8 @@ penalty. ``T5PeftTrainer`` calls it after each step, and saves its state in chec
 are zero are left out of what is saved. The shares of the steps are near those of the paper's runs on GLUE.
 
 Differs from peft: the loss of orthogonality belongs to training and is not in the loss of an evaluation; several adapters may be
-trainable; ``adapter_names=``, which the AdaLoRA of peft ignores, is an error; beside quantized weights the output keeps the dtype of
-the input.
+trainable; ``adapter_names=``, which the AdaLoRA of peft ignores, is an error; beside quantized weights the output keeps the dtype
+of the input.
 """
 
 from __future__ import annotations
