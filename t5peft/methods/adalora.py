@@ -46,8 +46,10 @@ class AdaLoraTuner(AdaLoraModel):
         LoraModel.__init__(self, model, config, adapter_name, **kwargs)
 
     @staticmethod
-    def _create_new_module(lora_config: Any, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
-        return keep_dtype(AdaLoraModel._create_new_module(lora_config, adapter_name, target, **kwargs))
+    def _create_new_module(
+        lora_config: Any, adapter_name: Any, target: Any, device_map: Any = None, **kwargs: Any
+    ) -> nn.Module:
+        return keep_dtype(AdaLoraModel._create_new_module(lora_config, adapter_name, target, device_map, **kwargs))
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Make the layers, without the warning of peft that the keys of AdaLoRA's own patterns name no modules."""
@@ -71,8 +73,8 @@ class AdaLoraTuner(AdaLoraModel):
         """Return the loss [] that keeps A and B orthonormal, as the forward pass of peft adds it."""
         adapter = self.trainable_adapter_name
         layers = [layer for layer in self.model.modules() if isinstance(layer, AdaLoraLayer)]
-        products = [a @ a.T for a in (layer.lora_A[adapter] for layer in layers)]
-        products += [b.T @ b for b in (layer.lora_B[adapter] for layer in layers)]
+        products = [a @ a.T for a in (cast(Tensor, layer.lora_A[adapter]) for layer in layers)]
+        products += [b.T @ b for b in (cast(Tensor, layer.lora_B[adapter]) for layer in layers)]
         norms = [torch.linalg.matrix_norm(one - torch.eye(len(one), device=one.device)) for one in products]
         return cast(AdaLoraConfig, self.peft_config[adapter]).orth_reg_weight * torch.stack(norms).mean()
 
