@@ -117,7 +117,7 @@ def by_hand(model: nn.Module) -> reference.Adapters:
         if isinstance(module, AdaLoraLayer):
             lora[name] = reference.LowRank(
                 module.lora_A["default"] * module.lora_E["default"],
-                module.lora_B["default"],
+                cast(Tensor, module.lora_B["default"]),
                 module.scaling["default"] / (float(module.ranknum["default"]) + 1e-5),
             )
         elif isinstance(module, LoraLayer):

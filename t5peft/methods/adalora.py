@@ -11,7 +11,8 @@ penalty. ``T5PeftTrainer`` calls it after each step, and saves its state in chec
 are zero are left out of what is saved. The shares of the steps are near those of the paper's runs on GLUE.
 
 Differs from peft: the loss of orthogonality belongs to training and is not in the loss of an evaluation; several adapters may be
-trainable; ``adapter_names=``, which the AdaLoRA of peft ignores, is an error.
+trainable; ``adapter_names=``, which the AdaLoRA of peft ignores, is an error; beside quantized weights the output keeps the dtype
+of the input.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from typing import Any, Literal, cast
 import torch
 from peft import AdaLoraConfig, AdaLoraModel, LoraModel, PeftModel
 from peft.tuners.adalora import AdaLoraLayer, RankAllocator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.compat.peft import replace_tuner
-from t5peft.methods.base import no_mixed_batches, raise_if_problems, read_size, wrap
+from t5peft.methods.base import keep_dtype, no_mixed_batches, raise_if_problems, read_size, wrap
 from t5peft.methods.lora import check_targets, linear_maps
 from t5peft.models.unwrap import ensure_unwrapped
 
@@ -43,6 +44,12 @@ class AdaLoraTuner(AdaLoraModel):
     def __init__(self, model: Any, config: Any, adapter_name: str, **kwargs: Any) -> None:
         # That of peft makes an allocator for the one adapter that it allows; ours belongs to a training.
         LoraModel.__init__(self, model, config, adapter_name, **kwargs)
+
+    @staticmethod
+    def _create_new_module(
+        lora_config: Any, adapter_name: Any, target: Any, device_map: Any = None, **kwargs: Any
+    ) -> nn.Module:
+        return keep_dtype(AdaLoraModel._create_new_module(lora_config, adapter_name, target, device_map, **kwargs))
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Make the layers, without the warning of peft that the keys of AdaLoRA's own patterns name no modules."""
@@ -66,8 +73,8 @@ class AdaLoraTuner(AdaLoraModel):
         """Return the loss [] that keeps A and B orthonormal, as the forward pass of peft adds it."""
         adapter = self.trainable_adapter_name
         layers = [layer for layer in self.model.modules() if isinstance(layer, AdaLoraLayer)]
-        products = [a @ a.T for a in (layer.lora_A[adapter] for layer in layers)]
-        products += [b.T @ b for b in (layer.lora_B[adapter] for layer in layers)]
+        products = [a @ a.T for a in (cast(Tensor, layer.lora_A[adapter]) for layer in layers)]
+        products += [b.T @ b for b in (cast(Tensor, layer.lora_B[adapter]) for layer in layers)]
         norms = [torch.linalg.matrix_norm(one - torch.eye(len(one), device=one.device)) for one in products]
         return cast(AdaLoraConfig, self.peft_config[adapter]).orth_reg_weight * torch.stack(norms).mean()
 
@@ -149,7 +156,7 @@ class Reallocation:
             }
 
 
-def reallocation_of(model: torch.nn.Module, steps: int) -> Reallocation | None:
+def reallocation_of(model: nn.Module, steps: int) -> Reallocation | None:
     """Return the reallocation of a training of ``model``, or None where its active adapter is not AdaLoRA."""
     if not isinstance(model, PeftModel) or not isinstance(model.base_model, AdaLoraTuner):
         return None

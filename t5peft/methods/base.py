@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, ClassVar, Generic, SupportsIndex, TypeGuard, TypeVar, cast
 
+import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import PeftType
@@ -111,6 +112,17 @@ def no_mixed_batches(*args: Any, adapter_names: Sequence[str] | None = None, **k
             "adapters in one batch. Call model.set_adapter(name), or model.disable_adapter(), for a batch of each."
         )
     yield
+
+
+def keep_dtype(layer: nn.Module) -> nn.Module:
+    """Let a layer of peft around quantized weights return the dtype of its input, where peft returns float32."""
+    if type(cast(BaseTunerLayer, layer).get_base_layer()) is not nn.Linear:
+        layer.register_forward_hook(_return_dtype_of_input)
+    return layer
+
+
+def _return_dtype_of_input(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output if torch.is_autocast_enabled(output.device.type) else output.to(inputs[0].dtype)
 
 
 Layer = TypeVar("Layer", bound=AdapterLayer)

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from peft import IA3Config, IA3Model, PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from t5peft.compat.peft import replace_tuner
-from t5peft.methods.base import no_mixed_batches, wrap
+from t5peft.methods.base import keep_dtype, no_mixed_batches, wrap
 from t5peft.models.families import family_of, untuned_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
@@ -31,10 +30,7 @@ class IA3Tuner(IA3Model):
 
     @staticmethod
     def _create_new_module(ia3_config: IA3Config, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
-        layer = IA3Model._create_new_module(ia3_config, adapter_name, target, **kwargs)
-        if type(layer.get_base_layer()) is not nn.Linear:
-            layer.register_forward_hook(_return_dtype_of_input)
-        return layer
+        return keep_dtype(IA3Model._create_new_module(ia3_config, adapter_name, target, **kwargs))
 
 
 def ia3_wrap(model: PreTrainedModel) -> PeftModel:
@@ -57,10 +53,6 @@ def ia3_wrap(model: PreTrainedModel) -> PeftModel:
         target_modules=[key, value, output], feedforward_modules=[output], exclude_modules=untuned_pattern(family)
     )
     return wrap(model, config)
-
-
-def _return_dtype_of_input(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output if torch.is_autocast_enabled(output.device.type) else output.to(inputs[0].dtype)
 
 
 replace_tuner("IA3", IA3Tuner)

@@ -141,7 +141,7 @@ class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
     """The tuner that puts a ``PrefixLayer`` around every attention of the chosen sites."""
 
     prefix = "t5prefix"
-    tuner_layer_cls = PrefixLayer
+    tuner_layer_cls: type[AdapterLayer] = PrefixLayer
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self._trunks: dict[tuple[str, Site], Trunk] = {}

@@ -10,6 +10,8 @@ LoRA-GA. Here W stays as it is: the layer is LoRA of rank 2R, whose second half 
 LoRA of rank 2R, which every loader, merge, export and server takes on the original backbone. It is twice as large as the trained
 part, as are adapters that peft converts.
 
+On a busy CPU with several threads the decompositions wait for each other; one thread is then faster (``OMP_NUM_THREADS=1``).
+
 PiSSA and OLoRA are computed by peft. LoRA-GA is not: peft multiplies B by the singular values of the gradient, which depend on how
 the loss is scaled, and leaves A without the factor of the paper. Ours is ``d_out**0.25 / sqrt(gamma)`` times orthogonal vectors in
 both, with the paper's gamma of 16.

@@ -6,6 +6,7 @@ it was damaged, and so was one whose manifest cannot be read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -114,9 +115,14 @@ def write_manifest_file(folder: Path, content: Mapping[str, Any], names: Iterabl
     fields = {**content, "files": files, "saved": _later_than_siblings(folder)}
     fields = json.loads(json.dumps(fields, allow_nan=False))  # as they will be read, for the checksum
     text = json.dumps(fields | {"checksum": _checksum(fields)}, indent=1, sort_keys=True)
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(folder / MANIFEST)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(folder / MANIFEST)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     sync(folder)
 
 

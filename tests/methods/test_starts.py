@@ -9,8 +9,9 @@ import pytest
 import torch
 from cases import ready_t5, stir, trained
 from laws import GREEDY, assert_same, assert_same_gradients, gradients_of, inputs_of, logits_of, precise
+from narrow import gradient
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from safetensors.torch import load_file
 from tiny import tiny_batch, tiny_records, tiny_t5
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from t5peft.adapters.fingerprint import fingerprint_of_maps
 from t5peft.methods.starts import STARTS, Start, from_gradient, gradients_of_maps
 from t5peft.nn.fast import fast_kernels
 from t5peft.nn.half_frozen import HalfFrozenLinear
+from t5peft.nn.kernels.linear import FastLoraLinear
 from t5peft.serving.adapter import read_adapter
 
 RANK = 3
@@ -53,7 +55,7 @@ def base_t5() -> T5ForConditionalGeneration:
 
 def started(start: Start, **options: Any) -> PeftModel:
     torch.manual_seed(1)
-    given = {"start_records": tiny_records(4)} if start == "lora-ga" else {}
+    given: dict[str, Any] = {"start_records": tiny_records(4)} if start == "lora-ga" else {}
     return lora_wrap(base_t5(), rank=RANK, target_modules=["q", "wi_0", "wo"], start=start, **given, **options).eval()
 
 
@@ -105,7 +107,9 @@ def test_the_start_and_its_first_gradient_are_those_of_peft(start: Any, rank_sta
     theirs(**tiny_batch()).loss.backward()
     for name, layer in layers(theirs).items():
         got = [cast(Tensor, half.trained.grad).norm() for half in halves(layers(ours)[name])]
-        expected_norms = [part["default"].weight.grad.norm() for part in (layer.lora_A, layer.lora_B)]
+        expected_norms = [
+            gradient(part["default"].get_parameter("weight")).norm() for part in (layer.lora_A, layer.lora_B)
+        ]
         torch.testing.assert_close(torch.stack(got), torch.stack(expected_norms), rtol=1e-2, atol=0)
 
 
@@ -199,7 +203,7 @@ def test_the_fused_kernel_takes_both_halves() -> None:
     expected, wanted = logits_of(model, batch), gradients_of(model, batch)
     with fast_kernels(model):
         layer = next(iter(layers(model).values()))
-        assert layer._adapter_to_fuse() == "default"
+        assert cast(FastLoraLinear, layer)._adapter_to_fuse() == "default"
         torch.testing.assert_close(logits_of(model, batch), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert_same_gradients(gradients_of(model, batch), wanted, 1e-4)
 
@@ -209,10 +213,10 @@ def test_a_run_that_stops_and_resumes_is_the_whole_run_bit_by_bit(start: Start, 
     """The checkpoint brings the frozen half, too: the second run computes its start of other records."""
 
     def run(folder: Path, steps: int, records: list[Any], resume: bool = False) -> dict[str, Tensor]:
-        given = {"start_records": records} if start == "lora-ga" else {}
+        given: dict[str, Any] = {"start_records": records} if start == "lora-ga" else {}
         model = lora_wrap(seeded(base_t5), rank=RANK, target_modules=["q", "wo"], start=start, **given)
         args = arguments(folder, max_steps=4, save_strategy="steps", save_steps=2, lora_plus_ratio=4.0)
-        stop = [StopAt(steps)]
+        stop: list[TrainerCallback] = [StopAt(steps)]
         trainer = T5PeftTrainer(model, args, train_dataset=tiny_records(8), callbacks=stop)
         trainer.train(resume_from_checkpoint=resume)
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -232,7 +236,9 @@ def test_it_shares_a_batch_with_other_adapters(start: Start, tmp_path: Path) -> 
     weights = read_adapter("one", tmp_path / "adapter", base_t5())
     for name, layer in layers(model.get_base_model()).items():
         change = weights.maps[name]
-        assert_same(cast(Tensor, change.b) @ cast(Tensor, change.a), layer.get_delta_weight("default"), 1e-5)
+        assert_same(
+            cast(Tensor, change.b) @ cast(Tensor, change.a), cast(Linear, layer).get_delta_weight("default"), 1e-5
+        )
 
 
 def test_lora_ga_of_a_task_takes_its_gradient_of_records_from_all_parts_of_the_training_set() -> None:
