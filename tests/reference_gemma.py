@@ -92,16 +92,12 @@ class Gemma:
             if self.is_second and sources is not None:
                 seen = torch.cat([seen, sources], -1)
             own = self.norm(f"{layer}.pre_self_attn_layernorm", x)
-            x = x + self.norm(
-                f"{layer}.post_self_attn_layernorm", self.self_attention(layer, own, seen, kind, states)
-            )
+            x = x + self.norm(f"{layer}.post_self_attn_layernorm", self.self_attention(layer, own, seen, kind, states))
             if states is not None and sources is not None and not self.is_second:
                 name = f"{layer}.cross_attn"
                 query = self.heads(f"{name}.q_proj", self.norm(f"{layer}.pre_cross_attn_layernorm", x))
                 key, value = (self.heads(f"{name}.{part}_proj", states) for part in "kv")
-                x = x + self.norm(
-                    f"{layer}.post_cross_attn_layernorm", self.attend(name, query, key, value, sources)
-                )
+                x = x + self.norm(f"{layer}.post_cross_attn_layernorm", self.attend(name, query, key, value, sources))
             inner = self.feed_forward(layer, self.norm(f"{layer}.pre_feedforward_layernorm", x))
             x = x + self.norm(f"{layer}.post_feedforward_layernorm", inner)
         return self.norm("norm", x)

@@ -42,6 +42,7 @@ from t5peft.models.unwrap import ensure_unwrapped
 Placement = Literal["pfeiffer", "houlsby", "parallel"]
 Activation = Literal["relu", "gelu", "silu"]
 
+
 def _outputs_of_self_attention(family: Family) -> tuple[str, ...]:
     return tuple(f"{name}.{family.attention[3]}" for name in family.self_attention)
 
@@ -116,7 +117,12 @@ class BottleneckTuner(AdapterTuner[BottleneckLayer, BottleneckConfig]):
 
     def new_adapter(self, layer: BottleneckLayer, config: BottleneckConfig, adapter_name: str) -> nn.Module:
         """Return a bottleneck that adds zero."""
-        return Bottleneck(_width(layer.base_layer, family_of(self.model.config)), config.size, config.activation, is_parallel=config.placement == "parallel")
+        return Bottleneck(
+            _width(layer.base_layer, family_of(self.model.config)),
+            config.size,
+            config.activation,
+            is_parallel=config.placement == "parallel",
+        )
 
 
 def _width(target: nn.Module, family: Family) -> int:

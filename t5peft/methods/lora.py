@@ -108,9 +108,7 @@ def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None
     ):
         raise ValueError(f"Got target_modules={target_modules!r}; expected a list of names, or 'all-linear'.")
     family = family_of(model.config)
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and family.is_tuned(name)
-    ]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and family.is_tuned(name)]
     missing = [target for target in target_modules if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if missing:
         raise ValueError(

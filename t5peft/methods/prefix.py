@@ -324,7 +324,10 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
     batch = {"input_ids": ids[None].to(t5.device)}
     if t5.config.is_encoder_decoder:
         batch["decoder_input_ids"] = batch["input_ids"]
-    with model.disable_adapter(), _recorded(model, family, lambda layer, part, output: made.setdefault((layer, part), output)):
+    with (
+        model.disable_adapter(),
+        _recorded(model, family, lambda layer, part, output: made.setdefault((layer, part), output)),
+    ):
         # The model below a classification head, which wants an end token in every row.
         t5.eval().base_model(**batch)
     t5.train(was_training)
@@ -340,9 +343,7 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
 
 
 @contextmanager
-def _recorded(
-    model: nn.Module, family: Family, record: Callable[[PrefixLayer, str, Tensor], object]
-) -> Iterator[None]:
+def _recorded(model: nn.Module, family: Family, record: Callable[[PrefixLayer, str, Tensor], object]) -> Iterator[None]:
     """Call ``record`` with the outputs of the key and value maps of every wrapped attention, inside the block.
 
     In T5Gemma 2 a map is called for the states of the decoder first, and then for those of the encoder.

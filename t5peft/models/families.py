@@ -219,8 +219,8 @@ FAMILIES = {
     family.model_type: family
     for family in (
         Family("t5", "T5"),
-        Family("mt5", "MT5"),
-        Family("umt5", "UMT5", scales_untied_head=True),
+        Family("mt5", "MT5", name="mT5"),
+        Family("umt5", "UMT5", name="umT5", scales_untied_head=True),
         _LONGT5,
         _T5GEMMA,
         replace(
@@ -252,9 +252,7 @@ def names_pattern(*parts: Callable[[Family], str | tuple[str, ...]]) -> str:
         The one name, or the alternatives in brackets.
     """
     found = (part(family) for part in parts for family in FAMILIES.values())
-    names = list(
-        dict.fromkeys(re.escape(name) for one in found for name in ((one,) if isinstance(one, str) else one))
-    )
+    names = list(dict.fromkeys(re.escape(name) for one in found for name in ((one,) if isinstance(one, str) else one)))
     return names[0] if len(names) == 1 else f"({'|'.join(names)})"
 
 

@@ -15,7 +15,6 @@ from t5peft.models.unwrap import unwrap_t5
 Quantization = Literal["int8", "nf4"]
 
 
-
 def kept_maps(family: Family) -> list[str]:
     """Return the maps that stay as they are.
 

@@ -94,7 +94,9 @@ def test_lora_trains_beside_quantized_weights(family: Other, quantize: str, fold
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_what_only_t5_has_is_refused_with_the_reason(family: Other, folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"for batches of several adapters, which it cannot have, as .*expected one of T5"):
+    with pytest.raises(
+        ValueError, match=r"for batches of several adapters, which it cannot have, as .*expected one of T5"
+    ):
         MixedModel(load_backbone(folders[family])[0])
     for to in ("ct2", "onnx"):
         with pytest.raises(ValueError, match="which it cannot have, as .*Export to transformers"):

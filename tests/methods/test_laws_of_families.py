@@ -15,17 +15,16 @@ import torch
 from cases import CASES, Case, stir, trained
 from laws import BEAMS, GREEDY, assert_same, assert_same_gradients, gradients_of, inputs_of, logits_of
 from narrow import as_peft
+from paths import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_families import GEMMAS, OTHERS, Other, other_batch, precise, tiny_other, tiny_other_classifier
 
 from t5peft import METHODS, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.methods.prefix import PrefixLayer
-from t5peft.models.families import FAMILIES, Feature, family_of
+from t5peft.methods.served import is_served, served_table
+from t5peft.models.families import FAMILIES, family_of
 from t5peft.models.unwrap import unwrap_t5
-
-NEEDS: dict[str, Feature] = {"prefix": "prefix", "ladder": "ladder"}
-"""What a method asks of a family."""
 
 _FORMS = [
     case
@@ -38,12 +37,12 @@ def row_of(family: Other) -> Any:
     return FAMILIES[family.partition("-")[0]]
 
 
-def is_served(family: Other, method: str) -> bool:
-    return NEEDS.get(method) not in row_of(family).lacks
+def has(family: Other, case: Case) -> bool:
+    return is_served(row_of(family).model_type, case.method)
 
 
-SERVED = [(family, case) for family in OTHERS for case in _FORMS if is_served(family, case.method)]
-MISSING = [(family, case) for family in OTHERS for case in _FORMS if not is_served(family, case.method)]
+SERVED = [(family, case) for family in OTHERS for case in _FORMS if has(family, case)]
+MISSING = [(family, case) for family in OTHERS for case in _FORMS if not has(family, case)]
 all_served = pytest.mark.parametrize(("family", "case"), SERVED, ids=[f"{f}-{c}" for f, c in SERVED])
 adapters = [(f, c) for f, c in SERVED if METHODS[c.method].has_adapter]
 all_adapters = pytest.mark.parametrize(("family", "case"), adapters, ids=[f"{f}-{c}" for f, c in adapters])
@@ -59,9 +58,15 @@ def wrap(family: Other, case: Case, seed: int = 1) -> PeftModel:
 
 @pytest.mark.parametrize(("family", "case"), MISSING, ids=[f"{f}-{c}" for f, c in MISSING])
 def test_what_a_family_cannot_have_is_refused_with_the_reason(family: Other, case: Case) -> None:
-    reason = row_of(family).lacks[NEEDS[case.method]]
-    with pytest.raises(ValueError, match=rf"Got a {row_of(family).title} for a {case.method}.*{reason}.*expected one of T5"):
+    reason = row_of(family).lacks[METHODS[case.method].needs]
+    with pytest.raises(
+        ValueError, match=rf"Got a {row_of(family).title} for a {case.method}.*{reason}.*expected one of T5"
+    ):
         wrap(family, case)
+
+
+def test_the_page_of_families_has_the_table_of_what_is_served() -> None:
+    assert served_table() in (ROOT / "docs" / "howto" / "families.md").read_text(encoding="utf-8")
 
 
 @all_served
@@ -239,9 +244,7 @@ def test_a_prefix_starts_from_the_keys_and_values_of_a_text(family: Other) -> No
     state = dict(tiny_other(family).named_parameters())
     path = "model.encoder.text_model" if family == "t5gemma2" else "model.encoder"
     encoder = unwrap_t5(model).config.encoder
-    text = reference_gemma.Gemma(
-        state, getattr(encoder, "text_config", encoder), path, family == "t5gemma2", {}
-    )
+    text = reference_gemma.Gemma(state, getattr(encoder, "text_config", encoder), path, family == "t5gemma2", {})
     x = text["embed_tokens.weight"][torch.tensor([[7, 8, 9]])] * 32**0.5
     x = text.norm("layers.0.pre_self_attn_layernorm", x)
     key, value = (text.heads(f"layers.0.self_attn.{part}_proj", x) for part in "kv")

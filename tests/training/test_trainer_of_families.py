@@ -35,7 +35,10 @@ def model_of(family: Other, method: str) -> Any:
 def test_losses_and_gradients_are_those_of_plain_transformers(family: Other, method: str, tmp_path: Path) -> None:
     """With two batches a step, which plain transformers divides by the target tokens of both where a model says so."""
     accumulates = family in GEMMAS  # the loss of LongT5, as that of T5, is a mean of each batch
-    given = {"per_device_train_batch_size": 2 if accumulates else 4, "gradient_accumulation_steps": 2 if accumulates else 1}
+    given = {
+        "per_device_train_batch_size": 2 if accumulates else 4,
+        "gradient_accumulation_steps": 2 if accumulates else 1,
+    }
     ours = trainer_of(T5PeftTrainer, model_of(family, method), tmp_path, RECORDS, **given)
     plain = trainer_of(Seq2SeqTrainer, model_of(family, method), tmp_path, RECORDS, **given)
     assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain_loss(plain), rel=1e-5)
