@@ -54,7 +54,7 @@ class Method:
     quantize: Quantization | None = None
     """The quantization of the backbone that the method needs."""
     needs: Feature | None = None
-    """What a family must have for this method."""
+    """The feature that a family must have for this method."""
     identity_at_start: bool = True
     """Whether wrapping changes nothing."""
     starts_from_text: bool = False

@@ -14,7 +14,7 @@ from functools import reduce
 from typing import Any, Literal, cast
 
 Feature = Literal["ladder", "prefix", "kernels", "mixed batches", "CTranslate2", "ONNX", "baked prompts", "new tokens"]
-"""What not every family can have."""
+"""A feature that not every family can have."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Family:
     scores_are_capped: bool = False
     """Whether a config may ask for a softcap of the logits."""
     lacks: Mapping[Feature, str] = field(default_factory=dict)
-    """What the family cannot have, with the reason."""
+    """The features that the family cannot have, with the reasons."""
 
     @property
     def title(self) -> str:

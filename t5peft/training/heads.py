@@ -29,7 +29,9 @@ from t5peft.data.collate import (
 )
 from t5peft.data.features import (
     LabelLayout,
-    is_finite_number,
+    are_numbers,
+    is_aligned,
+    is_one_number,
     is_whole_number,
     kind_problems,
     range_problems,
@@ -53,6 +55,8 @@ class Head:
 
     labels: ClassVar[tuple[str, ...]] = ("labels",)
     layout: ClassVar[LabelLayout] = "whole"
+    name: ClassVar[str | None] = None  # of the module in T5, where pretraining did not train it
+    reads_source_only: ClassVar[bool] = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
@@ -60,12 +64,13 @@ class Head:
     @property
     def module(self) -> str | None:
         """The name of a head that pretraining did not train."""
-        return None
+        return self.name and family_of(self.config).class_heads.get(self.name, self.name)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the forward pass."""
-        return {"use_cache": False}
+        """The options of the forward pass; models that read the last token of a source take none."""
+        takes_none = self.reads_source_only or (self.name and family_of(self.config).class_reads_last_token)
+        return {} if takes_none else {"use_cache": False}
 
     @property
     def classes(self) -> int:
@@ -232,15 +237,7 @@ class SequenceHead(Head):
     list of them, and else one class.
     """
 
-    @property
-    def module(self) -> str | None:
-        """The name of the head."""
-        return family_of(self.config).class_heads.get("classification_head", "classification_head")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the forward pass; a model that reads the last token takes no cache by itself."""
-        return {} if family_of(self.config).class_reads_last_token else super().options
+    name = "classification_head"
 
     def problem(self, features: Sequence[Feature]) -> str:
         """Return the problem type of the config, or else that of the labels."""
@@ -272,10 +269,10 @@ class SequenceHead(Head):
             return range_problems(set(labels), "labels", count, "the model's config has num_labels")
         if problem == "regression":
             if count == 1:
-                return kind_problems(labels, "labels", _is_one_number, "one number")
-            return kind_problems(labels, "labels", lambda row: _are_numbers(row, count), f"a list of {count} numbers")
+                return kind_problems(labels, "labels", is_one_number, "one number")
+            return kind_problems(labels, "labels", lambda row: are_numbers(row, count), f"a list of {count} numbers")
         expected = f"a list of {count} labels from 0 to 1"
-        return kind_problems(labels, "labels", lambda row: _are_numbers(row, count, 0, 1), expected)
+        return kind_problems(labels, "labels", lambda row: are_numbers(row, count, 0, 1), expected)
 
     def count(self, batch: Batch) -> float:
         """Count the examples with a label."""
@@ -309,16 +306,8 @@ class TokenHead(Head):
     """A head with one class a source token."""
 
     layout = "aligned"
-
-    @property
-    def module(self) -> str | None:
-        """The name of the head."""
-        return "classifier"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of the forward pass: none, as only an encoder runs."""
-        return {}
+    name = "classifier"
+    reads_source_only = True
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B, S]."""
@@ -328,7 +317,7 @@ class TokenHead(Head):
         """Return why the labels are not one class a source token."""
         pairs = [(f["labels"], len(f["input_ids"])) for f in features]
         if wrong := kind_problems(
-            pairs, "labels", _is_aligned, "a list with one class for each of so many source tokens"
+            pairs, "labels", is_aligned, "a list with one class for each of so many source tokens"
         ):
             return wrong
         labels = set().union(*(labels for labels, _ in pairs))
@@ -347,11 +336,7 @@ class SpanHead(Head):
     """
 
     labels = ("start_positions", "end_positions")
-
-    @property
-    def module(self) -> str | None:
-        """The name of the head."""
-        return "qa_outputs"
+    name = "qa_outputs"
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; positions are int64 [B]."""
@@ -410,20 +395,3 @@ def _counted(labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return ~labels.flatten(1).isnan().any(-1) if labels.ndim > 1 else ~labels.isnan()
     return labels.flatten() != IGNORED_LABEL
-
-
-def _is_one_number(label: Any) -> bool:
-    return is_finite_number(label[0] if isinstance(label, list) and len(label) == 1 else label)
-
-
-def _are_numbers(row: Any, count: int, least: float = -torch.inf, most: float = torch.inf) -> bool:
-    return (
-        isinstance(row, list)
-        and len(row) == count
-        and all(is_finite_number(value) and least <= value <= most for value in row)
-    )
-
-
-def _is_aligned(pair: tuple[Any, int]) -> bool:
-    labels, tokens = pair
-    return isinstance(labels, list) and len(labels) == tokens and all(map(is_whole_number, labels))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from cases import stir, trained
 from laws import assert_same, logits_of
-from tiny import tiny_tokenizer
-from tiny_families import GEMMAS, OTHERS, Other, other_batch, tiny_other, tiny_other_classifier
 from stacks import needs_bitsandbytes
+from tiny import tiny_tokenizer
+from tiny_families import GEMMAS, OTHERS, Other, other_batch, tiny_other
 
 from t5peft import METHODS, load_backbone, lora_wrap, qlora_wrap
 from t5peft.adapters import fingerprint, fingerprint_of_maps, load_adapter, merge, save_adapter, save_model
@@ -99,7 +99,7 @@ def test_what_only_t5_has_is_refused_with_the_reason(family: Other, folders: dic
     ):
         MixedModel(load_backbone(folders[family])[0])
     for to in ("ct2", "onnx"):
-        with pytest.raises(ValueError, match="which it cannot have, as .*Export to transformers"):
+        with pytest.raises(ValueError, match=r"which it cannot have, as .*Export to transformers"):
             export(folders[family], tmp_path / to, to=to)  # type: ignore[arg-type]
     if family in GEMMAS:
         with pytest.raises(ValueError, match="for new tokens, which it cannot have"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from stacks import relative_difference
-from tiny import tiny_records
+from tiny import tiny_records, tiny_tokenizer
 from tiny_families import GEMMAS, OTHERS, Other, other_batch, precise, tiny_other, tiny_other_classifier
 from trainers import losses_and_gradients, trainer_of
 from transformers import Seq2SeqTrainer
@@ -16,7 +16,6 @@ from transformers import Seq2SeqTrainer
 from t5peft import METHODS, T5PeftTrainer, lora_wrap, prefix_wrap
 from t5peft.evaluation.prediction import predict
 from t5peft.nn.loss import logits_loss, target_loss
-from tiny import tiny_tokenizer
 
 RECORDS = tiny_records(8)
 TUNED = ["full", "lora", "prompt", "prefix"]
