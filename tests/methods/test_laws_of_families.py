@@ -95,9 +95,10 @@ def test_a_method_starts_as_it_says_moves_all_its_tensors_and_no_bit_of_the_base
 def test_padding_changes_nothing(family: Other, case: Case) -> None:
     model = precise(stir(wrap(family, case)))
     expected = logits_of(model, other_batch())
-    assert_same(logits_of(model, other_batch(extra_pads=5)), expected)
+    size = float(expected.abs().max())  # norms and angles are computed in single precision
+    assert_same(logits_of(model, other_batch(extra_pads=5)) / size, expected / size)
     if family != "longt5-tglobal":  # whose blocks of global tokens are counted from the first column, padding or not
-        assert_same(logits_of(model, other_batch(side="left", extra_pads=5)), expected)
+        assert_same(logits_of(model, other_batch(side="left", extra_pads=5)) / size, expected / size, 1e-5)
 
 
 @all_adapters
@@ -159,7 +160,8 @@ def test_a_head_of_classes_is_trained_saved_and_reads_the_same_state_in_any_batc
     batch = {name: value for name, value in other_batch(extra_pads=1).items() if name != "labels"}
     expected = logits_of(model, batch)
     wider = {name: value for name, value in other_batch(extra_pads=6).items() if name != "labels"}
-    assert_same(logits_of(model, wider), expected, 1e-5)
+    size = float(expected.abs().max())
+    assert_same(logits_of(model, wider) / size, expected / size, 1e-5)
     model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(tiny_other_classifier(family), tmp_path).eval()
     assert_same(logits_of(loaded, batch), expected, 0.0)
