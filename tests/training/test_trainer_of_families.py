@@ -92,7 +92,7 @@ def test_a_head_of_classes_learns_the_same_whatever_the_batch_is(family: Other, 
         model = lora_wrap(tiny_other_classifier(family))
         return losses_and_gradients(trainer_of(T5PeftTrainer, model, tmp_path, records, **given))
 
-    (cut, gradients), (whole, expected) = losses(), losses(per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    (cut, gradients), (whole, expected) = losses(), losses(tokens_per_micro_batch=1)
     assert cut == pytest.approx(whole, rel=1e-5)
     assert relative_difference(gradients[0], expected[0]) < 1e-5
 
