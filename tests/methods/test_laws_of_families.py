@@ -18,7 +18,7 @@ from narrow import as_peft
 from paths import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_families import GEMMAS, OTHERS, Other, other_batch, precise, tiny_other, tiny_other_classifier
+from tiny_families import GEMMAS, OTHERS, Other, case_of, other_batch, precise, tiny_other, tiny_other_classifier
 
 from t5peft import METHODS, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.methods.prefix import PrefixLayer
@@ -43,9 +43,10 @@ def has(family: Other, case: Case) -> bool:
 
 SERVED = [(family, case) for family in OTHERS for case in _FORMS if has(family, case)]
 MISSING = [(family, case) for family in OTHERS for case in _FORMS if not has(family, case)]
-all_served = pytest.mark.parametrize(("family", "case"), SERVED, ids=[f"{f}-{c}" for f, c in SERVED])
-adapters = [(f, c) for f, c in SERVED if METHODS[c.method].has_adapter]
-all_adapters = pytest.mark.parametrize(("family", "case"), adapters, ids=[f"{f}-{c}" for f, c in adapters])
+all_served = pytest.mark.parametrize(("family", "case"), [case_of(f, c.method, c) for f, c in SERVED])
+all_adapters = pytest.mark.parametrize(
+    ("family", "case"), [case_of(f, c.method, c) for f, c in SERVED if METHODS[c.method].has_adapter]
+)
 
 
 def wrap(family: Other, case: Case, seed: int = 1) -> PeftModel:
