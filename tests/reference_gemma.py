@@ -39,7 +39,7 @@ class Gemma:
     def rotated(self, x: Tensor, kind: str) -> Tensor:
         """Turn each pair (i, i + D/2) of x [B, heads, T, D] by the angle of its position."""
         theta = self.config.rope_parameters
-        theta = (theta[kind] if kind in theta else theta)["rope_theta"]
+        theta = theta.get(kind, theta)["rope_theta"]
         half = x.shape[-1] // 2
         frequency = theta ** (-torch.arange(half, dtype=torch.float64) / half)
         angle = torch.arange(x.shape[2], dtype=torch.float64)[:, None] * frequency

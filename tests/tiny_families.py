@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any, Literal, TypeVar
 
+import pytest
 import torch
 from tiny import EOS, PAD, VOCABULARY, tiny_batch
 from torch import Tensor
@@ -27,6 +28,22 @@ from t5peft.nn.attention import use_attention
 Other = Literal["t5gemma", "t5gemma2", "longt5-local", "longt5-tglobal"]
 OTHERS: tuple[Other, ...] = ("t5gemma", "t5gemma2", "longt5-local", "longt5-tglobal")
 GEMMAS: tuple[Other, ...] = ("t5gemma", "t5gemma2")
+
+_FAST = {
+    ("t5gemma", "lora"),
+    ("t5gemma", "prefix"),
+    ("t5gemma2", "prefix"),
+    ("t5gemma2", "norm"),
+    ("longt5-tglobal", "prompt"),
+}
+
+
+def case_of(family: Other, method: str, *more: Any) -> Any:
+    """A parameter of pytest; each family and each kind of method runs fast once, and the rest of the table with the slow tests."""
+    name = "-".join(map(str, (family, *(more or (method,)))))
+    marks = [] if (family, method) in _FAST else [pytest.mark.slow]
+    return pytest.param(family, *(more or (method,)), id=name, marks=marks)
+
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

@@ -162,3 +162,23 @@ def is_finite_number(value: Any) -> bool:
 
 def _is_token_ids(row: Any) -> bool:
     return isinstance(row, list) and all(issubclass(kind, Integral) for kind in set(map(type, row)))
+
+
+def is_one_number(label: Any) -> bool:
+    """Return whether a label is a finite number, or a list with one."""
+    return is_finite_number(label[0] if isinstance(label, list) and len(label) == 1 else label)
+
+
+def are_numbers(row: Any, count: int, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Return whether a label is a list of ``count`` finite numbers within bounds."""
+    return (
+        isinstance(row, list)
+        and len(row) == count
+        and all(is_finite_number(value) and least <= value <= most for value in row)
+    )
+
+
+def is_aligned(pair: tuple[Any, int]) -> bool:
+    """Return whether labels are whole numbers, as many as there are tokens."""
+    labels, tokens = pair
+    return isinstance(labels, list) and len(labels) == tokens and all(map(is_whole_number, labels))

@@ -13,6 +13,7 @@ from t5peft.methods.prefix import prefix_wrap
 from t5peft.methods.prompt import prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
 from t5peft.methods.registry import METHODS, Method, method_of, register_installed_methods, register_method
+from t5peft.methods.served import served_table
 from t5peft.models.embedded import backbone_name, resolve_backbone
 
 # Adapters hold the name of the embedded backbone, and those of 0.1 its path on another machine.
@@ -34,6 +35,7 @@ __all__ = [
     "prompt_wrap",
     "qlora_wrap",
     "register_method",
+    "served_table",
 ]
 
 register_installed_methods()

@@ -118,14 +118,14 @@ class BottleneckTuner(AdapterTuner[BottleneckLayer, BottleneckConfig]):
     def new_adapter(self, layer: BottleneckLayer, config: BottleneckConfig, adapter_name: str) -> nn.Module:
         """Return a bottleneck that adds zero."""
         return Bottleneck(
-            _width(layer.base_layer, family_of(self.model.config)),
+            width_of(layer.base_layer, family_of(self.model.config)),
             config.size,
             config.activation,
             is_parallel=config.placement == "parallel",
         )
 
 
-def _width(target: nn.Module, family: Family) -> int:
+def width_of(target: nn.Module, family: Family) -> int:
     """Return H, the outputs of a feed-forward or of the last map of an attention; the stacks of a model may differ in it."""
     outputs = {family.ungated[-1:], family.gated[-1:]}
     maps = [module for name, module in target.named_modules() if (name.rpartition(".")[2],) in outputs]

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from t5peft.compat.peft import register
 from t5peft.methods.base import AdapterLayer, raise_if_problems, read_size, wrap
-from t5peft.methods.bottleneck import Activation, Bottleneck, BottleneckConfig, BottleneckLayer
+from t5peft.methods.bottleneck import Activation, Bottleneck, BottleneckConfig, BottleneckLayer, width_of
 from t5peft.methods.prefix import PrefixConfig, PrefixLayer, PrefixTuner, read_ids, start_prefix
+from t5peft.models.families import ensure_has, family_of
 from t5peft.models.unwrap import ensure_unwrapped
 
 
@@ -61,14 +62,17 @@ class MamTuner(PrefixTuner):
 
     def new_layer(self, target: nn.Module) -> AdapterLayer:
         """Return a layer around an attention or a feed-forward."""
-        return MamPrefixLayer(target) if hasattr(target, "n_heads") else MamBottleneckLayer(target)
+        is_attention = hasattr(target, family_of(self.model.config).attention[0])
+        return MamPrefixLayer(target) if is_attention else MamBottleneckLayer(target)
 
     def new_adapter(self, layer: AdapterLayer, config: PrefixConfig, adapter_name: str) -> nn.Module:
         """Return a random prefix, or a bottleneck that adds zero."""
         if isinstance(layer, PrefixLayer):
             return super().new_adapter(layer, config, adapter_name)
         own = cast(MamConfig, config)
-        return Bottleneck(self.model.config.d_model, own.size, own.activation, is_parallel=True)
+        return Bottleneck(
+            width_of(layer.base_layer, family_of(self.model.config)), own.size, own.activation, is_parallel=True
+        )
 
 
 def mam_wrap(
@@ -89,6 +93,7 @@ def mam_wrap(
         ValueError: For a wrapped model, a size below one, or token ids outside the vocabulary.
     """
     ensure_unwrapped(model)
+    ensure_has(model.config, "prefix", "a prefix", "Take another method, such as bottleneck_wrap or lora_wrap.")
     problems: list[str] = []
     length, size = read_size("length", length, problems), read_size("size", size, problems)
     if initial_ids is not None:

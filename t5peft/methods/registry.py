@@ -35,6 +35,7 @@ from t5peft.methods.prompt import PromptConfig, PromptedStack, prompt_wrap
 from t5peft.methods.qlora import qlora_wrap
 from t5peft.methods.starts import start_records
 from t5peft.models.backbone import Quantization
+from t5peft.models.families import Feature
 
 logger = logging.getLogger("t5peft")
 
@@ -55,6 +56,8 @@ class Method:
     """The layer of a tuner of our own; None for a method of peft."""
     quantize: Quantization | None = None
     """The quantization of the backbone that the method needs."""
+    needs: Feature | None = None
+    """The feature that a family must have for this method."""
     identity_at_start: bool = True
     """Whether wrapping changes nothing."""
     starts_from_text: bool = False
@@ -123,6 +126,7 @@ METHODS: dict[str, Method] = {
         1e-2,
         PrefixConfig,
         PrefixLayer,
+        needs="prefix",
         identity_at_start=False,
         starts_from_text=True,
         search={"length": (5, 10, 20, 50)},
@@ -138,13 +142,14 @@ METHODS: dict[str, Method] = {
     # Between Compacter's 3e-4 and T-Few's 3e-3 for adapters, both on T5.
     "houlsby": Method(partial(bottleneck_wrap, placement="houlsby"), 1e-3, BottleneckConfig, BottleneckLayer),
     # The paper's repository, for T5.
-    "ladder": Method(ladder_wrap, 3e-3, LadderConfig, LadderStack),
+    "ladder": Method(ladder_wrap, 3e-3, LadderConfig, LadderStack, needs="ladder"),
     # Between those of its two parts, "prefix" and "parallel".
     "mam": Method(
         mam_wrap,
         3e-3,
         MamConfig,
         MamLayer,
+        needs="prefix",
         identity_at_start=False,
         starts_from_text=True,
         search={"length": (10, 30), "size": (32, 64, 128)},

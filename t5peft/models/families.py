@@ -14,7 +14,7 @@ from functools import reduce
 from typing import Any, Literal, cast
 
 Feature = Literal["ladder", "prefix", "kernels", "mixed batches", "CTranslate2", "ONNX", "baked prompts", "new tokens"]
-"""What not every family can have."""
+"""A feature that not every family can have."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Family:
     scores_are_capped: bool = False
     """Whether a config may ask for a softcap of the logits."""
     lacks: Mapping[Feature, str] = field(default_factory=dict)
-    """What the family cannot have, with the reason."""
+    """The features that the family cannot have, with the reasons."""
 
     @property
     def title(self) -> str:
@@ -219,8 +219,8 @@ FAMILIES = {
     family.model_type: family
     for family in (
         Family("t5", "T5"),
-        Family("mt5", "MT5"),
-        Family("umt5", "UMT5", scales_untied_head=True),
+        Family("mt5", "MT5", name="mT5"),
+        Family("umt5", "UMT5", name="umT5", scales_untied_head=True),
         _LONGT5,
         _T5GEMMA,
         replace(

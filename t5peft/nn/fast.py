@@ -5,11 +5,9 @@ They do not change what is learned: results and gradients are those of the plain
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import nn
@@ -26,8 +24,7 @@ from t5peft.nn.kernels.dropout import FastDropout
 from t5peft.nn.kernels.linear import FastLinear, FastLoraLinear
 from t5peft.nn.kernels.module import FastModule
 from t5peft.nn.kernels.norm import FastNorm
-
-logger = logging.getLogger("t5peft")
+from t5peft.nn.notes import say_once
 
 
 def _with(fast: type[FastModule], plain: type[nn.Module]) -> type[nn.Module]:
@@ -51,11 +48,6 @@ def fast_classes() -> dict[type[nn.Module], type[nn.Module]]:
     from t5peft.nn.kernels.int8 import FastLinear8bit, Linear8bitLt
 
     return {**FAST_CLASSES, Linear8bitLt: FastLinear8bit}
-
-
-@cache
-def _say_once(message: str) -> None:
-    logger.info(message)
 
 
 class _Lent(str):
@@ -108,7 +100,7 @@ def t5peft_attention(model: nn.Module) -> Iterator[None]:
     t5 = unwrap_t5(model)
     implementation, family = t5.config._attn_implementation, family_of(t5.config)
     if "kernels" in family.lacks:
-        _say_once(f"{family.title} runs on the attention of transformers, as {family.lacks['kernels']}.")
+        say_once(f"{family.title} runs on the attention of transformers, as {family.lacks['kernels']}.")
         yield
         return
     if implementation == NAME:

@@ -1,9 +1,10 @@
 """The attention function of T5Gemma and T5Gemma 2 that knows prefixes, registered as ``"t5peft_grouped"``.
 
 Heads of queries share those of keys and values, scores are scaled and may have a softcap, and positions are rotated into queries
-and keys before this function is called. A prefix stands before the keys and values. It is not rotated, so it has no position,
-and the mask gets as many zero columns on the left, so every query sees all of it, whatever its window. In T5Gemma 2, whose
-decoder attends to itself and to the encoder at once, it stands before the keys of both.
+and keys before this function is called. A prefix stands before the keys and values. It is not rotated, as the keys that the
+decoder of T5Gemma 2 makes of encoder states are not, and queries meet it at their own positions. The mask gets as many zero columns
+on the left, so every query sees all of the prefix, whatever its window. In T5Gemma 2, whose decoder attends to itself and to the
+encoder at once, it stands before the keys of both.
 
 Letters: B batch, Q queries, K keys, N heads, G heads of keys and values, D d_kv, P prefix length.
 """

@@ -31,6 +31,7 @@ from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.kernels.linear import FastLinear, product, product_over_rows
 from t5peft.nn.kernels.module import runs_on_cpu
+from t5peft.nn.notes import say_once
 
 IGNORED_LABEL = -100
 """The label of a position that the loss leaves out, as in torch and transformers."""
@@ -359,6 +360,7 @@ def target_loss(
         plain = cast(nn.Linear, head)
         with _head_replaced(t5, _LossHead(plain, labels, label_smoothing, z_loss, softcap_of(t5))):
             return model(**inputs, use_cache=False).logits, target_tokens
+    say_once("The head has an adapter, a bias or hooks, so the logits of the whole vocabulary are made.")
     logits = model(**inputs, use_cache=False).logits
     return logits_loss(logits, labels, label_smoothing=label_smoothing, z_loss=z_loss), target_tokens
 

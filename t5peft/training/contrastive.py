@@ -63,14 +63,14 @@ class EmbeddingHead(Head):
     """A head that makes embeddings of sources and of targets, which are texts alike."""
 
     layout = "target"
-    options = {}
-    module = "embedding_projection"
+    name = "embedding_projection"
+    reads_source_only = True
     temperature = 0.05
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         if getattr(config, "embedding_size", None) is None:
-            self.module = None
+            self.name = None
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are the token ids of the targets, int64 [B, T]."""

@@ -35,16 +35,22 @@ class Head:
 
     labels: ClassVar[tuple[str, ...]] = ("labels",)
     layout: ClassVar[LabelLayout] = "whole"
-    options: dict[str, Any] = {"use_cache": False}  # of the forward pass
-    module: str | None = None  # name of a head that pretraining did not train
+    name: str | None = None  # of the module in T5, where pretraining did not train it
+    reads_source_only: ClassVar[bool] = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = config
-        family = family_of(config)
-        if self.module is not None:
-            self.module = family.class_heads.get(self.module, self.module)
-        if family.class_reads_last_token and self.module is not None:
-            self.options = {}  # a model that reads the last token takes no cache by itself
+
+    @property
+    def module(self) -> str | None:
+        """The name of a head that pretraining did not train."""
+        return self.name and family_of(self.config).class_heads.get(self.name, self.name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the forward pass; models that read the last token of a source take none."""
+        takes_none = self.reads_source_only or (self.name and family_of(self.config).class_reads_last_token)
+        return {} if takes_none else {"use_cache": False}
 
     @property
     def classes(self) -> int:

@@ -26,7 +26,9 @@ from t5peft.data.collate import (
     with_room,
 )
 from t5peft.data.features import (
-    is_finite_number,
+    are_numbers,
+    is_aligned,
+    is_one_number,
     is_whole_number,
     kind_problems,
     range_problems,
@@ -98,7 +100,7 @@ class SequenceHead(Head):
     list of them, and else one class.
     """
 
-    module = "classification_head"
+    name = "classification_head"
 
     def problem(self, features: Sequence[Feature]) -> str:
         """Return the problem type of the config, or else that of the labels."""
@@ -130,10 +132,10 @@ class SequenceHead(Head):
             return range_problems(set(labels), "labels", count, "the model's config has num_labels")
         if problem == "regression":
             if count == 1:
-                return kind_problems(labels, "labels", _is_one_number, "one number")
-            return kind_problems(labels, "labels", lambda row: _are_numbers(row, count), f"a list of {count} numbers")
+                return kind_problems(labels, "labels", is_one_number, "one number")
+            return kind_problems(labels, "labels", lambda row: are_numbers(row, count), f"a list of {count} numbers")
         expected = f"a list of {count} labels from 0 to 1"
-        return kind_problems(labels, "labels", lambda row: _are_numbers(row, count, 0, 1), expected)
+        return kind_problems(labels, "labels", lambda row: are_numbers(row, count, 0, 1), expected)
 
     def count(self, batch: Batch) -> float:
         """Count the examples with a label."""
@@ -167,8 +169,8 @@ class TokenHead(Head):
     """A head with one class a source token."""
 
     layout = "aligned"
-    options = {}  # only an encoder runs
-    module = "classifier"
+    name = "classifier"
+    reads_source_only = True
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B, S]."""
@@ -178,7 +180,7 @@ class TokenHead(Head):
         """Return why the labels are not one class a source token."""
         pairs = [(f["labels"], len(f["input_ids"])) for f in features]
         if wrong := kind_problems(
-            pairs, "labels", _is_aligned, "a list with one class for each of so many source tokens"
+            pairs, "labels", is_aligned, "a list with one class for each of so many source tokens"
         ):
             return wrong
         labels = set().union(*(labels for labels, _ in pairs))
@@ -197,7 +199,7 @@ class SpanHead(Head):
     """
 
     labels = ("start_positions", "end_positions")
-    module = "qa_outputs"
+    name = "qa_outputs"
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; positions are int64 [B]."""
@@ -235,8 +237,8 @@ class SpanHead(Head):
 class EncoderSequenceHead(SequenceHead):
     """A ``SequenceHead`` over the mean of the states of an encoder."""
 
-    options = {}
-    module = "classifier"
+    name = "classifier"
+    reads_source_only = True
 
 
 HEADS: dict[str, type[Head]] = {
@@ -265,20 +267,3 @@ def _counted(labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return ~labels.flatten(1).isnan().any(-1) if labels.ndim > 1 else ~labels.isnan()
     return labels.flatten() != IGNORED_LABEL
-
-
-def _is_one_number(label: Any) -> bool:
-    return is_finite_number(label[0] if isinstance(label, list) and len(label) == 1 else label)
-
-
-def _are_numbers(row: Any, count: int, least: float = -torch.inf, most: float = torch.inf) -> bool:
-    return (
-        isinstance(row, list)
-        and len(row) == count
-        and all(is_finite_number(value) and least <= value <= most for value in row)
-    )
-
-
-def _is_aligned(pair: tuple[Any, int]) -> bool:
-    labels, tokens = pair
-    return isinstance(labels, list) and len(labels) == tokens and all(map(is_whole_number, labels))

@@ -40,6 +40,7 @@ PAGES = [
     "howto/mixtures.md",
     "howto/continue.md",
     "howto/memory.md",
+    "howto/families.md",
     "benchmarks/index.md",
     "contributing/add-a-task.md",
     "export.md",

@@ -38,7 +38,10 @@ def test_a_known_checkpoint_has_as_many_weights_as_published(name: str) -> None:
     assert count / 1e6 == pytest.approx(PUBLISHED_MILLIONS[name], rel=0.015)
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "prompt"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=SLOW), pytest.param("prompt", marks=SLOW)])
 @pytest.mark.parametrize("family", OTHERS)
 def test_weights_and_trained_parameters_are_those_of_the_model(family: Other, method: str) -> None:
     planned = simulate_step(other_config(family), METHODS[method].wrap, batch=2, source_tokens=16, target_tokens=8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stacks import relative_difference
 from tiny import tiny_records, tiny_tokenizer
-from tiny_families import GEMMAS, OTHERS, Other, other_batch, precise, tiny_other, tiny_other_classifier
+from tiny_families import GEMMAS, OTHERS, Other, case_of, other_batch, precise, tiny_other, tiny_other_classifier
 from trainers import losses_and_gradients, trainer_of
 from transformers import Seq2SeqTrainer
 
@@ -29,7 +29,7 @@ def model_of(family: Other, method: str) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [(f, m) for f in OTHERS for m in TUNED if not (f.startswith("longt5") and m == "prefix")],
+    [case_of(f, m) for f in OTHERS for m in TUNED if not (f.startswith("longt5") and m == "prefix")],
 )
 def test_losses_and_gradients_are_those_of_plain_transformers(family: Other, method: str, tmp_path: Path) -> None:
     """With two batches a step, which plain transformers divides by the target tokens of both where a model says so."""
@@ -92,7 +92,7 @@ def test_a_head_of_classes_learns_the_same_whatever_the_batch_is(family: Other, 
         model = lora_wrap(tiny_other_classifier(family))
         return losses_and_gradients(trainer_of(T5PeftTrainer, model, tmp_path, records, **given))
 
-    (cut, gradients), (whole, expected) = losses(), losses(per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    (cut, gradients), (whole, expected) = losses(), losses(tokens_per_micro_batch=1)
     assert cut == pytest.approx(whole, rel=1e-5)
     assert relative_difference(gradients[0], expected[0]) < 1e-5
 
