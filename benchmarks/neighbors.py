@@ -47,7 +47,7 @@ def worker(system: str, setting: str, threads: int, steps: int) -> None:
     torch.set_num_threads(threads)
     tokenizer = load_tokenizer()
     features = load_features("trec", tokenizer, EXAMPLES * steps)
-    args = argparse.Namespace(method="lora", examples=EXAMPLES, threads=threads)
+    args = argparse.Namespace(method="lora", examples=EXAMPLES, threads=threads, device="cpu", shape=None)
     time_training(system, features[:EXAMPLES], tokenizer, args)
     print("ready", flush=True)
     sys.stdin.readline()
