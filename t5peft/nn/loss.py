@@ -230,6 +230,7 @@ class _LossHead(nn.Module):
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
 
+    @torch.compiler.disable  # it chooses by values; without this, torch compiles it in many pieces
     def forward(self, hidden: Tensor) -> Tensor:
         return linear_cross_entropy(
             hidden, self.head.weight, self.labels, label_smoothing=self.label_smoothing, z_loss=self.z_loss

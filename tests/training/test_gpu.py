@@ -71,6 +71,7 @@ def test_packed_rows_train_as_padded_ones(device: str, of_cpu: list[float], tmp_
     assert trained(wrapped(), device, tmp_path, pack=True) == pytest.approx(of_cpu, rel=2e-3)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch compiles a look at it
 def test_a_compiled_model_trains_as_a_plain_one(device: str, of_cpu: list[float], tmp_path: Path) -> None:
     compiled = trained(wrapped(), device, tmp_path, torch_compile=True, pack=False)
     assert compiled == pytest.approx(of_cpu, rel=2e-3)
