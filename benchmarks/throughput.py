@@ -153,7 +153,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--losses", action="store_true")
     parser.add_argument("--prediction", action="store_true")
-    parser.add_argument("--shapes", nargs="+", metavar="NAME", help="made-up examples at the shapes of these checkpoints, or mini")
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="NAME", help="made-up examples at the shapes of these checkpoints, or mini"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="with --shapes: bf16 on cuda")
     parser.add_argument("--record", type=Path, help="a file of this record only, in place of records/speed.jsonl")
     parser.set_defaults(shape=None)

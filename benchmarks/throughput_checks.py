@@ -69,7 +69,7 @@ def run_memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def made_up(vocabulary: int, examples: int) -> Features:
-    """Return features of random tokens, with lengths as in summaries: half of the sources below 120, half of the targets below 24."""
+    """Return features of random tokens, with lengths as in summaries: medians of 120 for sources and 24 for targets."""
     draw = random.Random(0)
 
     def ids(median: float, most: int) -> list[int]:
@@ -82,20 +82,23 @@ def made_up(vocabulary: int, examples: int) -> Features:
 def run_shapes(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak bytes of an epoch over made-up examples, for each shape and system, alternating; needs no data."""
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("Got no GPU that torch can use; expected one. Run this on a machine with a GPU, or give --device cpu.")
+        raise SystemExit(
+            "Got no GPU that torch can use; expected one. Run this on a machine with a GPU, or give --device cpu."
+        )
     tokenizer = load_mini_tokenizer()
     results: dict[str, Any] = {}
-    for args.shape in args.shapes:
-        features = made_up(config_of(args.shape).vocab_size, args.limit or 8 * args.examples)
+    for shape in args.shapes:
+        args.shape = shape
+        features = made_up(config_of(shape).vocab_size, args.limit or 8 * args.examples)
         runs = []
         for repeat in range(-1, args.repeats):
             used = features if repeat >= 0 else features[: args.examples]  # the first round only warms up
             run = {system: _time_and_memory(system, used, tokenizer, args) for system in args.systems}
             if repeat >= 0:
                 runs.append(run)
-                print(args.shape, run, flush=True)
+                print(shape, run, flush=True)
         tokens = sum(len(feature["input_ids"]) + len(feature["labels"]) for feature in features)
-        results[args.shape] = {"examples": len(features), "tokens": tokens, "runs": runs}
+        results[shape] = {"examples": len(features), "tokens": tokens, "runs": runs}
     return results
 
 

@@ -111,8 +111,9 @@ def shapes_table(record: SpeedRecord) -> str:
             ratio = f"{median_ratio(result, system):.2f}" if finished else ""
             rows.append([shape, system, f"{result['tokens'] / seconds:,.0f}", f"{peak / 1e9:.2f} GB", ratio])
     head = ["shape", "system", "tokens/s", "peak memory", "time against t5peft"]
-    return f"{record['method']}, {record['examples_per_step']} examples a step; {record['machine']['name']}\n\n" + markdown_table(
-        head, rows
+    return (
+        f"{record['method']}, {record['examples_per_step']} examples a step; {record['machine']['name']}\n\n"
+        + markdown_table(head, rows)
     )
 
 

@@ -240,7 +240,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
     from t5peft.benchmark.process import RunProcesses, run_in_process
     from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
-    from t5peft.benchmark.schedule import Execute, run_suite, sweeps
+    from t5peft.benchmark.schedule import run_suite, sweeps
     from t5peft.compat.ray import RayExecutor
 
     device = _device(args.device)
@@ -268,7 +268,13 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
                     worker, threads=args.threads or os.cpu_count() or 1, on_progress=line.show_step, **settings
                 )
             return run_suite(
-                grid, records, execute, log=line.log, on_start=line.on_start, executor=executor, workers=args.workers or 1
+                grid,
+                records,
+                execute,
+                log=line.log,
+                on_start=line.on_start,
+                executor=executor,
+                workers=args.workers or 1,
             )
     except KeyboardInterrupt:
         line.log("Interrupted. The same command continues with the run that was cut off.")

@@ -78,9 +78,7 @@ def test_results_come_in_order_and_errors_as_they_are(cluster: RayExecutor, monk
     assert len(asked) <= 5, "jobs are read only a few ahead"
 
 
-GRID = [
-    Sweep(synthetic.config(method), (1e-3, 2e-3, 4e-3), (0, 1, 2)) for method in ("lora", "ia3", "prefix")
-]
+GRID = [Sweep(synthetic.config(method), (1e-3, 2e-3, 4e-3), (0, 1, 2)) for method in ("lora", "ia3", "prefix")]
 
 
 def records_of(folder: Path) -> list[str]:
@@ -117,7 +115,9 @@ def test_a_suite_on_two_workers_of_which_one_is_killed_has_the_records_of_one_ma
     assert records_of(tmp_path / "two") == records_of(tmp_path / "one")
     assert len(killed) == 1
     starts = (tmp_path / "two" / "starts").read_text().split()
-    assert set(starts) == {RunConfig(**record["config"]).identity() for record in map(json.loads, records_of(tmp_path / "two"))}
+    assert set(starts) == {
+        RunConfig(**record["config"]).identity() for record in map(json.loads, records_of(tmp_path / "two"))
+    }
     assert len(starts) == len(expected) + 1, "only the lost run is made again"
     assert not [pid for pid in log.parent.glob("pid-*") if psutil.pid_exists(int(pid.name[4:]))]
     assert run_grid(tmp_path / "two", refuse_run, executor=cluster, workers=2) == expected

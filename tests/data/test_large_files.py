@@ -19,7 +19,11 @@ from t5peft.evaluation.scores import EvaluationSet
 
 TASK = Task("film", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
 ROWS: list[dict[str, Any]] = [
-    {"text": f"{'a  long' if i % 3 else 'a long'} film {i % 40}", "label": i % 2, "odd": [None, 1, "x", {"a": 1.5}][i % 4]}
+    {
+        "text": f"{'a  long' if i % 3 else 'a long'} film {i % 40}",
+        "label": i % 2,
+        "odd": [None, 1, "x", {"a": 1.5}][i % 4],
+    }
     for i in range(120)
 ]
 
@@ -92,7 +96,9 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     peaks = []
     for copies in (20, 200):
         path = tmp_path / f"{copies}.jsonl"
-        path.write_text("".join(json.dumps({"text": f"a film {i}", "label": i % 2}) + "\n" for i in range(100 * copies)))
+        path.write_text(
+            "".join(json.dumps({"text": f"a film {i}", "label": i % 2}) + "\n" for i in range(100 * copies))
+        )
         tracemalloc.start()
         records = load_records(path)
         hold_out(records, TASK.source)  # type: ignore[type-var]

@@ -58,7 +58,13 @@ def test_two_processes_of_the_launcher_train_as_one(tmp_path: Path) -> None:
     config = ["--config_file", str(CONFIGS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "0"]
     script = str(ROOT / "examples" / "two_processes.py")
     done = subprocess.run(
-        [*launcher, *config, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        [*launcher, *config, script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("processes "))
