@@ -12,6 +12,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from t5peft import Task
+from t5peft.cli import main
 from t5peft.data import load_records
 from t5peft.data.sources import RecordFile
 from t5peft.data.splits import hold_out
@@ -105,3 +106,29 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / 18_000 < 100  # bytes a record; a dictionary of it takes 400
+
+
+def test_an_interrupted_answering_of_a_large_file_goes_on(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("t5peft.data.formats.LARGE_BYTES", 1)
+    monkeypatch.setattr("t5peft.cli.predict.TOKENS_AT_ONCE", 500)
+    (tmp_path / "films.jsonl").write_text("".join(json.dumps({"text": f"film {i}"}) + "\n" for i in range(12)))
+    TASK.to_yaml(tmp_path / "task.yaml")
+    command = [
+        "predict",
+        backbone,
+        "--task",
+        str(tmp_path / "task.yaml"),
+        "--data",
+        str(tmp_path / "films.jsonl"),
+        "--output",
+    ]
+    assert main([*command, str(tmp_path / "whole.jsonl")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("t5peft.cli.answer_file.AnswerFile.finish", lambda self: pytest.fail("interrupted"))
+        with pytest.raises(pytest.fail.Exception):
+            main([*command, str(tmp_path / "cut.jsonl")])
+    assert main([*command, str(tmp_path / "cut.jsonl")]) == 0
+    assert "holds 12 answers of 12; going on from there" in capsys.readouterr().err
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
