@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import load_dataset
 
@@ -42,7 +42,7 @@ def load_records(
     header: Sequence[str] | None = None,
     quoted: bool | None = None,
     required: Sequence[str] = (),
-) -> RecordList | RecordFile:
+) -> RecordList:
     """Read records from a file, a folder, standard input or a hub data set.
 
     Args:
@@ -58,7 +58,7 @@ def load_records(
         required: Columns that must be there.
 
     Returns:
-        The records, with ``origin`` and the ``label_names`` of columns that hold numbers of labels. Those of a text file of 16 MiB
+        The records, with ``origin`` and the ``label_names`` of columns that hold numbers of labels. Those of a text file of 32 MiB
         or more stay on the disk and are read from there, as a sequence.
 
     Raises:
@@ -82,7 +82,7 @@ def load_records(
     if not records:
         raise ValueError(f"Got {records.origin}, which is empty: it has no records; expected at least one.")
     require_columns(records, required, records.origin or "the data")
-    return records
+    return cast(RecordList, records)  # those of a large file are read as a list is
 
 
 def load_aligned(paths: Mapping[str, str | Path], *, encoding: str = "utf-8") -> Records:

@@ -34,7 +34,7 @@ MARKS = ",;\t|"
 # Text is packed to a tenth or a fiftieth. xz packs zeros to a seven-thousandth.
 _LARGEST_UNPACKED = 64 << 20
 _HIGHEST_RATIO = 200
-LARGE_BYTES = 16 << 20
+LARGE_BYTES = 32 << 20
 """Text files of so many bytes are not read into memory."""
 _BYTES_PER_CELL = 100  # of a list of dictionaries, at least
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from t5peft.data.task import Task
 
 Splits = dict[str, Records]
-Held = TypeVar("Held", Records, RecordFile)
 _LAST = b"\xff" * 33  # after every hash
 
 
@@ -33,8 +32,8 @@ def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, A
 
 
 def hold_out(
-    records: Held, key: Callable[[dict[str, Any]], str], *, share: float = 0.1, at_most: int = 1000
-) -> tuple[Held, Held]:
+    records: Records, key: Callable[[dict[str, Any]], str], *, share: float = 0.1, at_most: int = 1000
+) -> tuple[Records, Records]:
     """Split records into the rest and a held-out share, both in their old order.
 
     Records with the same key go together, so that a source with several targets, or one that is there twice, is never
@@ -54,7 +53,7 @@ def hold_out(
         ValueError: Fewer than two different keys.
     """
     if isinstance(records, RecordFile):
-        return _hold_out_of_file(records, key, share, at_most)
+        return cast(tuple[Records, Records], _hold_out_of_file(records, key, share, at_most))
     rows = read_records(records)
     names = [key(record) for record in rows]
     ranks: dict[str, bytes] = {}

@@ -34,7 +34,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
     """Read a file as a small one and as a large one."""
 
     def read(path: Path, **more: Any) -> tuple[Any, Any]:
-        found = []
+        found: list[Any] = []
         for bytes_ in (1 << 40, 1):
             monkeypatch.setattr("t5peft.data.formats.LARGE_BYTES", bytes_)
             try:
@@ -102,7 +102,7 @@ def test_memory_does_not_grow_with_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         )
         tracemalloc.start()
         records = load_records(path)
-        hold_out(records, TASK.source)  # type: ignore[type-var]
+        hold_out(records, TASK.source)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / 18_000 < 100  # bytes a record; a dictionary of it takes 400
