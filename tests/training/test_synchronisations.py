@@ -77,6 +77,7 @@ def test_forward_and_backward_run_on_a_device_without_values(weights: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_torch_compile_makes_one_graph_of_the_model_and_stops_at_the_loss(method: str) -> None:
     """The step as ``torch_compile=True`` trains it."""
