@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-processes test-slow torture mutation lint types bench speed docs release clean
+.PHONY: demo test test-processes test-slow torture mutation lint types bench speed gpu docs release clean
 
 demo: $(INSTALLED)
 	$(BIN)/t5peft bench --suite quick --output outputs/demo
@@ -48,6 +48,14 @@ bench: $(INSTALLED)
 
 speed: $(INSTALLED)
 	$(BIN)/python benchmarks/throughput.py
+
+# On a machine with a GPU, without a network, within ten minutes: the tests that need one, then speed and memory against peft.
+# Without a GPU it says so in one line, and make ends with 2.
+GPU_CHECK = import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: Got no GPU that torch can use; expected one.")
+gpu: $(INSTALLED)
+	@$(BIN)/python -c '$(GPU_CHECK)'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu --numprocesses 0
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/throughput.py --device cuda --shapes t5-base t5-3b --repeats 2 --record benchmarks/records/gpu.json
 
 # Reads from the disk: outputs/site/index.html. Warnings, dead links and whatever would need the network are errors.
 docs: $(INSTALLED)

@@ -4,12 +4,15 @@
     python benchmarks/data_scale.py --rows 10000000       # adds a size to the record; twenty minutes
     python benchmarks/data_scale.py --report-only         # draws docs/data.svg from the record
 
-Each figure is a process of its own. It tokenizes sentences of SST-2, drawn anew for each row:
+Each figure is a process of its own, of sentences of SST-2, drawn anew for each row:
 
 * t5peft: ``Task.tokenize`` of an Arrow file;
 * t5peft-stream: of a generator;
 * datasets.map: the same tokenizer in ``Dataset.map`` over the same Arrow file, sources and targets;
-* tokenizer: the tokenizer's own batches of 1,000 texts, whose results are dropped.
+* tokenizer: the tokenizer's own batches of 1,000 texts, whose results are dropped;
+* load_records: a JSON Lines file, read;
+* hold_out: the same, read and split into a rest and 1,000 held-out sources;
+* evaluation: the same as an ``EvaluationSet``, with made-up answers scored.
 
 Memory is the highest resident set above that after the imports, once with and once without pages of files, which the system takes
 back when others need them.
@@ -35,7 +38,7 @@ from throughput_data import data_folder
 RECORD = Path(__file__).parent / "records" / "data_scale.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "data.svg"
 ROWS = (10_000, 100_000, 1_000_000)
-SYSTEMS = ("t5peft", "t5peft-stream", "datasets.map", "tokenizer")
+SYSTEMS = ("t5peft", "t5peft-stream", "datasets.map", "tokenizer", "load_records", "hold_out", "evaluation")
 SAMPLE_SECONDS = 0.01
 
 
@@ -88,6 +91,8 @@ def _run(system: str, folder: Path, rows: int) -> Callable[[], object]:
     task.tokenize(list(records(100)), tokenizer)
     if system == "t5peft-stream":
         return lambda: task.tokenize(records(rows), tokenizer)
+    if system in ("load_records", "hold_out", "evaluation"):
+        return lambda: _whole_file(system, folder.with_suffix(".jsonl"), task, tokenizer)
     dataset = Dataset.load_from_disk(str(folder))
     if system == "t5peft":
         return lambda: task.tokenize(dataset, tokenizer)
@@ -104,6 +109,18 @@ def _run(system: str, folder: Path, rows: int) -> Callable[[], object]:
     texts = [f"sst2 sentence: {record['sentence']}" for record in records(min(rows, 100_000))]
     batches = [texts[start : start + 1000] for start in range(0, len(texts), 1000)]
     return lambda: [len(tokenizer(batch)["input_ids"]) for _ in range(rows // len(texts)) for batch in batches]
+
+
+def _whole_file(system: str, path: Path, task: Any, tokenizer: Any) -> None:
+    from t5peft.data import load_records
+    from t5peft.data.splits import hold_out
+    from t5peft.evaluation.scores import EvaluationSet
+
+    loaded: Any = load_records(path)
+    if system == "hold_out":
+        hold_out(loaded, task.source)
+    elif system == "evaluation":
+        EvaluationSet(task, loaded, tokenizer).score_answers(["0"] * len(loaded))
 
 
 def worker(system: str, folder: Path, rows: int) -> dict[str, float]:
@@ -129,6 +146,7 @@ def measure(rows: int) -> list[dict[str, Any]]:
         environment = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         dataset = Dataset.from_generator(records, gen_kwargs={"count": rows}, cache_dir=f"{folder}/made")
         dataset.save_to_disk(f"{folder}/records")
+        dataset.to_json(f"{folder}/records.jsonl")
         for system in SYSTEMS:
             command = [sys.executable, __file__, "--worker", system, f"{folder}/records", "--rows", str(rows)]
             own = environment | {"HF_DATASETS_CACHE": f"{folder}/{system}"}  # nobody finds what another has made

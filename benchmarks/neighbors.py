@@ -8,7 +8,9 @@ Ten steps of 16 examples of TREC in a t5-small's shape with random weights, by `
 
 * default: nothing is set;
 * t5peft: ``t5peft.compat.threads.prepare`` before torch, as commands call it;
-* passive: ``OMP_WAIT_POLICY=PASSIVE``.
+* passive: ``OMP_WAIT_POLICY=PASSIVE``;
+* spin-N: ``GOMP_SPINCOUNT=N``, so that threads wait in a loop for a short time and then sleep;
+* adaptive: before each step the run takes one thread where other programs are at work, and all where none are.
 
 The figure to look at is the time until the last of n runs is done, over n times that of a single run with the default settings.
 """
@@ -47,11 +49,29 @@ def worker(system: str, setting: str, threads: int, steps: int) -> None:
     torch.set_num_threads(threads)
     tokenizer = load_tokenizer()
     features = load_features("trec", tokenizer, EXAMPLES * steps)
-    args = argparse.Namespace(method="lora", examples=EXAMPLES, threads=threads)
+    if setting == "adaptive":
+        _adapt_threads(threads)
+    args = argparse.Namespace(method="lora", examples=EXAMPLES, threads=threads, device="cpu", shape=None)
     time_training(system, features[:EXAMPLES], tokenizer, args)
     print("ready", flush=True)
     sys.stdin.readline()
     print(json.dumps(time_training(system, features, tokenizer, args)[0]), flush=True)
+
+
+def _adapt_threads(threads: int) -> None:
+    """Let each step choose its number of threads by what runs at this moment, which takes some microseconds."""
+    import torch
+    from throughput_systems import Span
+
+    begin = Span.on_step_begin
+
+    def on_step_begin(self: Span, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        others = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
+        # A thread of one's own that waits in a loop counts as one of the others.
+        torch.set_num_threads(1 if others >= torch.get_num_threads() else threads)
+        begin(self, args, state, control, **kwargs)
+
+    Span.on_step_begin = on_step_begin  # type: ignore[method-assign]
 
 
 def run_together(count: int, system: str, setting: str, args: argparse.Namespace) -> list[float]:
@@ -61,6 +81,8 @@ def run_together(count: int, system: str, setting: str, args: argparse.Namespace
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     if setting == "passive":
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    elif setting.startswith("spin-"):
+        environment["GOMP_SPINCOUNT"] = setting.removeprefix("spin-")
     command = [sys.executable, __file__, "--worker", system, setting, "--threads", str(args.threads)]
     runs = [
         subprocess.Popen(
@@ -126,7 +148,7 @@ def table(record: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="also spin-4000, say, and adaptive")
     parser.add_argument("--at-once", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)

@@ -6,6 +6,7 @@
     python benchmarks/throughput.py --prediction               # rank and predict beside generate by Seq2SeqTrainer
     python benchmarks/throughput.py --losses                   # losses of 50 steps at dropout 0 beside the plain way's
     python benchmarks/throughput.py --systems t5peft t5peft-int8    # 8 bits against fp32
+    python benchmarks/throughput.py --shapes t5-base t5-3b --device cuda --record benchmarks/records/gpu.json    # see `make gpu`
 
 A t5-small shape with random weights and the real T5 vocabulary: a step costs what it costs with a checkpoint. The systems stand in
 ``throughput_systems.py``.
@@ -22,11 +23,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from throughput_checks import memory_of, run_losses, run_memory, run_prediction
+from throughput_checks import memory_of, run_losses, run_memory, run_prediction, run_shapes
 from throughput_data import DATA_SETS, load_features, load_tokenizer
 from throughput_systems import SYSTEMS, Features, time_training
 from throughput_tables import RECORDS, TABLES
@@ -113,6 +115,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "memory": run_memory,
     "losses": run_losses,
     "prediction": run_prediction,
+    "shapes": run_shapes,
 }
 
 
@@ -125,11 +128,14 @@ def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> dict[
         "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
         "method": args.method,
         "examples_per_step": args.examples,
-        **environment("cpu"),
+        **environment(args.device),
         "load_average": psutil.getloadavg(),
         "results": results,
     }
-    JsonLines(RECORDS).append(json.dumps(record))
+    if args.record is None:
+        JsonLines(RECORDS).append(json.dumps(record))
+    else:
+        args.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
@@ -147,10 +153,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--losses", action="store_true")
     parser.add_argument("--prediction", action="store_true")
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="NAME", help="made-up examples at the shapes of these checkpoints, or mini"
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="with --shapes: bf16 on cuda")
+    parser.add_argument("--record", type=Path, help="a file of this record only, in place of records/speed.jsonl")
+    parser.set_defaults(shape=None)
     parser.add_argument("--one-memory", choices=SYSTEMS, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if "t5peft" not in args.systems and not args.one_memory:
         parser.error("--systems must hold t5peft, which the others are compared with")
+    if args.device == "cuda" and not args.shapes:
+        parser.error("--device cuda needs --shapes")
     if "adapters" in args.systems and not args.adapters_python:
         parser.error("the system adapters needs --adapters-python")
     return args
@@ -165,7 +179,7 @@ def main() -> None:
         return
     kind = next((kind for kind in RUNS if getattr(args, kind, False)), "training")
     record = write(kind, args, RUNS[kind](args))
-    print(f"{TABLES[kind](record)}\n\nrecord: {RECORDS}")
+    print(f"{TABLES[kind](record)}\n\nrecord: {args.record or RECORDS}")
 
 
 if __name__ == "__main__":

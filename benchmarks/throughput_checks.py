@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
+import random
 import subprocess
 import sys
 import tempfile
@@ -15,13 +18,15 @@ import psutil
 import torch
 from datasets import Dataset
 from throughput_data import load_features, load_tokenizer
-from throughput_systems import PEER_BATCH, Features, new_model, new_trainer
+from throughput_systems import PEER_BATCH, Features, new_model, new_trainer, time_training
 from throughput_tables import median_ratio
 from torch import nn
 
 from t5peft.benchmark.memory import MemoryMeter, return_freed_memory
 from t5peft.benchmark.peers import plain_trainer
 from t5peft.evaluation import predict, rank
+from t5peft.models.backbone import load_tokenizer as load_mini_tokenizer
+from t5peft.planning.geometry import config_of
 
 
 def memory_of(system: str, args: argparse.Namespace) -> None:
@@ -61,6 +66,53 @@ def run_memory(args: argparse.Namespace) -> dict[str, Any]:
                 name, vocabulary, {s: f"{c['above_bytes'] / 1e6:.0f} MB" for s, c in cell.items()}, ratios, flush=True
             )
     return results
+
+
+def made_up(vocabulary: int, examples: int) -> Features:
+    """Return features of random tokens, with lengths as in summaries: medians of 120 for sources and 24 for targets."""
+    draw = random.Random(0)
+
+    def ids(median: float, most: int) -> list[int]:
+        count = min(most, max(2, round(draw.lognormvariate(math.log(median), 0.7))))
+        return [*(draw.randrange(2, min(vocabulary, 32_000)) for _ in range(count - 1)), 1]
+
+    return [{"input_ids": ids(120, 512), "labels": ids(24, 128)} for _ in range(examples)]
+
+
+def run_shapes(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak bytes of an epoch over made-up examples, for each shape and system, alternating; needs no data."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(
+            "Got no GPU that torch can use; expected one. Run this on a machine with a GPU, or give --device cpu."
+        )
+    tokenizer = load_mini_tokenizer()
+    results: dict[str, Any] = {}
+    for shape in args.shapes:
+        args.shape = shape
+        features = made_up(config_of(shape).vocab_size, args.limit or 8 * args.examples)
+        runs = []
+        for repeat in range(-1, args.repeats):
+            used = features if repeat >= 0 else features[: args.examples]  # the first round only warms up
+            run = {system: _time_and_memory(system, used, tokenizer, args) for system in args.systems}
+            if repeat >= 0:
+                runs.append(run)
+                print(shape, run, flush=True)
+        tokens = sum(len(feature["input_ids"]) + len(feature["labels"]) for feature in features)
+        results[shape] = {"examples": len(features), "tokens": tokens, "runs": runs}
+    return results
+
+
+def _time_and_memory(system: str, features: Features, tokenizer: Any, args: argparse.Namespace) -> dict[str, Any]:
+    gc.collect()
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        with MemoryMeter(args.device) as meter:
+            found: dict[str, Any] = time_training(system, features, tokenizer, args)[0]
+    except torch.OutOfMemoryError:  # a row of the table too
+        return {"outcome": "out_of_memory"}
+    return found | {"outcome": "finished", "peak_bytes": meter.peak_bytes}
 
 
 def run_losses(args: argparse.Namespace) -> dict[str, Any]:

@@ -25,19 +25,32 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, T5Config, T5ForConditi
 from t5peft import T5PeftTrainer, T5PeftTrainingArguments, load_backbone, qlora_wrap
 from t5peft.benchmark.peers import PEERS, plain_trainer
 from t5peft.methods import METHODS
+from t5peft.planning.geometry import config_of
 
 SYSTEMS = ("t5peft", "t5peft-int8", "peft", "peft-grouped", "adapters")
 PEER_BATCH = 16
 Features = list[dict[str, list[int]]]
 
 
-def new_model(method: str, system: str, vocabulary: int | None = None, dropout: float | None = None) -> nn.Module:
-    """Return a t5-small with random weights, wrapped for ``method`` by the system's own wrap."""
-    settings = json.loads((data_folder() / "t5_vocab" / "t5-small.config.json").read_text())
+def new_model(
+    method: str,
+    system: str,
+    vocabulary: int | None = None,
+    dropout: float | None = None,
+    *,
+    shape: str | None = None,
+    device: str = "cpu",
+) -> nn.Module:
+    """Return a T5 with random weights, wrapped for ``method`` by the system's own wrap; a t5-small where no shape is named."""
+    if shape is None:
+        settings = json.loads((data_folder() / "t5_vocab" / "t5-small.config.json").read_text())
+    else:
+        settings = config_of(shape).to_dict()
     settings |= {} if vocabulary is None else {"vocab_size": vocabulary}
     settings |= {} if dropout is None else {"dropout_rate": dropout}
     torch.manual_seed(0)
-    model: PreTrainedModel = T5ForConditionalGeneration(T5Config.from_dict(settings))
+    with torch.device(device):
+        model: PreTrainedModel = T5ForConditionalGeneration(T5Config.from_dict(settings))
     if system == "t5peft-int8":
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
@@ -65,7 +78,8 @@ def new_trainer(
         "report_to": "none",
         "disable_tqdm": True,
         "logging_strategy": "no",
-        "use_cpu": True,
+        "use_cpu": args.device == "cpu",
+        "bf16": args.device == "cuda",
         **more,
     }
     dataset = Dataset.from_list(features)
@@ -86,6 +100,8 @@ class Span(TrainerCallback):
             self.start = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():  # what a step asked for is computed later
+            torch.cuda.synchronize()
         wall, processor = self.start
         self.seconds, self.processor_seconds = time.perf_counter() - wall, time.process_time() - processor
 
@@ -97,7 +113,8 @@ def time_training(
     if system == "adapters":
         return _time_adapters(features, args), None
     span = Span()
-    trainer = new_trainer(system, new_model(args.method, system), features, tokenizer, args)
+    model = new_model(args.method, system, shape=args.shape, device=args.device)
+    trainer = new_trainer(system, model, features, tokenizer, args)
     trainer.add_callback(span)
     trainer.train()
     return {"seconds": span.seconds, "processor_seconds": span.processor_seconds}, trainer.model

@@ -96,11 +96,33 @@ def prediction_table(record: SpeedRecord) -> str:
     return "prediction\n\n" + markdown_table(["data set", "t5peft, examples/s", "peft, examples/s", "ratio"], rows)
 
 
+def shapes_table(record: SpeedRecord) -> str:
+    """Tokens per second and peak memory of each system, one line a shape and system."""
+    rows = []
+    for shape, result in record["results"].items():
+        for system in result["runs"][0]:
+            cells = [run[system] for run in result["runs"]]
+            if any(cell["outcome"] != "finished" for cell in cells):
+                rows.append([shape, system, "out of memory", "", ""])
+                continue
+            seconds = statistics.median(cell["seconds"] for cell in cells)
+            peak = max(cell["peak_bytes"] for cell in cells)
+            finished = all(run["t5peft"]["outcome"] == "finished" for run in result["runs"])
+            ratio = f"{median_ratio(result, system):.2f}" if finished else ""
+            rows.append([shape, system, f"{result['tokens'] / seconds:,.0f}", f"{peak / 1e9:.2f} GB", ratio])
+    head = ["shape", "system", "tokens/s", "peak memory", "time against t5peft"]
+    return (
+        f"{record['method']}, {record['examples_per_step']} examples a step; {record['machine']['name']}\n\n"
+        + markdown_table(head, rows)
+    )
+
+
 TABLES: dict[str, Callable[[SpeedRecord], str]] = {
     "training": training_table,
     "memory": memory_table,
     "losses": losses_table,
     "prediction": prediction_table,
+    "shapes": shapes_table,
 }
 
 

@@ -254,18 +254,23 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
         flush=True,
     )
     line = _ProgressLine(sys.stderr.isatty() and not args.workers)
-    settings = {"log": (folder / "log.txt").resolve(), "preload": ("t5peft.benchmark.runner",)}
+    log, preload = (folder / "log.txt").resolve(), ("t5peft.benchmark.runner",)
     try:
         with hold_folder(folder), contextlib.ExitStack() as opened:
-            executor = None
+            executor: RayExecutor | None = None
+            execute: Execute
             if args.workers:
                 executor = opened.enter_context(
                     RayExecutor(args.workers, threads=args.threads, gpus=int(device == "cuda"))
                 )
-                execute = partial(run_in_process, worker, threads=executor.threads, **settings)
+                execute = partial(run_in_process, worker, threads=executor.threads, log=log, preload=preload)
             else:
                 execute = RunProcesses(
-                    worker, threads=args.threads or os.cpu_count() or 1, on_progress=line.show_step, **settings
+                    worker,
+                    threads=args.threads or os.cpu_count() or 1,
+                    on_progress=line.show_step,
+                    log=log,
+                    preload=preload,
                 )
             return run_suite(
                 grid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -136,11 +137,19 @@ def _open_output(args: argparse.Namespace, path: Path | None, task: Task, record
     if path is None:
         return AnswerStream()
     identity = {
-        "records": fingerprint(records),
+        "records": fingerprint(records) if isinstance(records, list) else _hash_of(records),
         "model": _model_identity(args.model),
         "task": fingerprint(asdict(task)),
     }
     return AnswerFile(path, records, _answer_columns(task), identity, overwrite=args.overwrite)
+
+
+def _hash_of(records: Sequence[Record]) -> str:
+    """Return a hash of records that stay on the disk."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(fingerprint(record).encode())
+    return digest.hexdigest()
 
 
 def _write_answers(batches: Iterator[list[tuple[Record, Record]]], count: int, output: Answers) -> None:

@@ -1,7 +1,7 @@
 """Calls that run as tasks of Ray, behind the ``Executor`` of the standard library.
 
-The variable RAY_ADDRESS names a cluster that runs. Without it a Ray of this machine is started, and stopped at the end. All machines
-must see the folders of the command: a task runs in the folder that the command was called in.
+The variable RAY_ADDRESS names a cluster that runs. Without it a Ray of this machine is started, and stopped at the end. All
+machines must see the folders of the command: a task runs in the folder that the command was called in.
 
 A call whose process or machine is lost is made again, on another one, up to ``RETRIES`` times.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from datasets import load_dataset
 
@@ -26,7 +27,7 @@ from t5peft.data.formats import (
     read_file,
     read_text,
 )
-from t5peft.data.sources import RecordList, Records
+from t5peft.data.sources import RecordFile, RecordList, Records
 
 STANDARD_INPUT = "-"
 
@@ -57,7 +58,8 @@ def load_records(
         required: Columns that must be there.
 
     Returns:
-        The records, with ``origin`` and the ``label_names`` of columns that hold numbers of labels.
+        The records, with ``origin`` and the ``label_names`` of columns that hold numbers of labels. Those of a text file of 32 MiB
+        or more stay on the disk and are read from there, as a sequence.
 
     Raises:
         FileNotFoundError: There is no such file or split, or the hub cannot be reached or has no such data set.
@@ -66,6 +68,7 @@ def load_records(
     """
     form = TextFormat(encoding, delimiter, header, quoted)
     path = Path(path_or_name)
+    records: RecordList | RecordFile
     if str(path_or_name) == STANDARD_INPUT:
         records = _from_standard_input(form)
     elif path.is_dir():
@@ -79,7 +82,7 @@ def load_records(
     if not records:
         raise ValueError(f"Got {records.origin}, which is empty: it has no records; expected at least one.")
     require_columns(records, required, records.origin or "the data")
-    return records
+    return cast(RecordList, records)  # those of a large file are read as a list is
 
 
 def load_aligned(paths: Mapping[str, str | Path], *, encoding: str = "utf-8") -> Records:
@@ -112,7 +115,7 @@ def load_aligned(paths: Mapping[str, str | Path], *, encoding: str = "utf-8") ->
     )
 
 
-def require_columns(records: Records, required: Sequence[str], origin: str) -> None:
+def require_columns(records: Sequence[Mapping[str, Any]], required: Sequence[str], origin: str) -> None:
     """Check that the first record has the columns.
 
     Raises:
@@ -135,14 +138,17 @@ def _from_standard_input(form: TextFormat) -> RecordList:
     return RecordList(map(flat, read_text(data, kind, "standard input", form)), "standard input")
 
 
-def _from_folder(folder: Path, split: str | None, config: str | None, form: TextFormat) -> RecordList:
+def _from_folder(folder: Path, split: str | None, config: str | None, form: TextFormat) -> RecordList | RecordFile:
     saved = saved_dataset(folder, split)
     if saved is not None:
         return from_dataset(saved, str(folder))
     files = files_of_split(folder, split, config)
     parts = [read_file(path, form) for path in files]
     origin = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
-    return RecordList((record for part in parts for record in part), origin, parts[0].label_names)
+    records = (record for part in parts for record in part)
+    if any(isinstance(part, RecordFile) for part in parts):
+        return parts[0] if len(parts) == 1 else RecordFile.written(records, origin)
+    return RecordList(records, origin, parts[0].label_names)
 
 
 def _looks_like_a_file(name: str) -> bool:

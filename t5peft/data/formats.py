@@ -14,17 +14,17 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import psutil
 import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, Features
 
-from t5peft.data.sources import RecordList, Records, labeled_records
+from t5peft.data.sources import RecordFile, RecordList, Records, labeled_records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
@@ -34,6 +34,8 @@ MARKS = ",;\t|"
 # Text is packed to a tenth or a fiftieth. xz packs zeros to a seven-thousandth.
 _LARGEST_UNPACKED = 64 << 20
 _HIGHEST_RATIO = 200
+LARGE_BYTES = 32 << 20
+"""Text files of so many bytes are not read into memory."""
 _BYTES_PER_CELL = 100  # of a list of dictionaries, at least
 
 
@@ -61,8 +63,8 @@ class TextFormat:
             )
 
 
-def read_file(path: Path, form: TextFormat) -> RecordList:
-    """Read the records of a file, with the names of its labels where it holds them.
+def read_file(path: Path, form: TextFormat) -> RecordList | RecordFile:
+    """Read the records of a file, with the names of its labels where it holds them. Those of a large text file stay on the disk.
 
     Raises:
         ValueError: The file is empty, of an unknown kind, damaged, or not written as ``form`` says.
@@ -75,6 +77,8 @@ def read_file(path: Path, form: TextFormat) -> RecordList:
             raise ValueError(f"Got {path}, which is a pointer of Git LFS; expected the data. Run `git lfs pull`.")
     if kind in (".parquet", ".arrow"):
         return _read_arrow(path, kind)
+    if kind in _READERS and path.stat().st_size >= LARGE_BYTES and path.suffix.lower() not in OPENERS:
+        return _read_large(path, kind, form)
     return RecordList(map(flat, read_text(read_bytes(path), kind, str(path), form)), str(path))
 
 
@@ -91,13 +95,25 @@ def read_text(data: bytes, kind: str, origin: str, form: TextFormat) -> Records:
         ValueError: See ``read_file``; all bad lines at once.
     """
     text = decoded(data, origin, form.encoding)
-    if kind in (".csv", ".tsv"):
-        return _table(origin, text, form.delimiter or ("\t" if kind == ".tsv" else ","), form)
-    if kind == ".jsonl":
-        return _json_lines(origin, text)
     if kind == ".json":
         return _json(origin, text)
-    return [{"text": line} for line in lines_of(text)]
+    return list(_READERS[kind](origin, io.StringIO(text, newline="" if kind in (".csv", ".tsv") else "\n"), form))
+
+
+def _read_large(path: Path, kind: str, form: TextFormat) -> RecordFile:
+    """Read a text file row by row, so that memory does not grow with it."""
+    try:
+        with path.open(encoding=form.encoding, newline="" if kind in (".csv", ".tsv") else "\n") as text:
+            start = text.read(1000)
+            if start.count("\0") > len(start) // 4:
+                raise UnicodeError("zero characters")
+            text.seek(0)
+            if start.startswith("\ufeff"):
+                text.read(1)
+            return RecordFile.written(map(flat, _READERS[kind](str(path), text, form)), str(path))
+    except (UnicodeError, LookupError):
+        decoded(read_bytes(path), str(path), form.encoding)  # which raises the error that names the place
+        raise
 
 
 def from_dataset(dataset: Dataset, origin: str) -> RecordList:
@@ -187,8 +203,12 @@ def _advice_on_encoding(data: bytes, line: int) -> str:
 
 def lines_of(text: str) -> list[str]:
     """Return the lines of a text; form feeds and U+2028 are part of them, as they are of aligned files."""
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
+    return list(_lines(io.StringIO(text, newline="\n")))
+
+
+def _lines(text: TextIO) -> Iterator[str]:
+    for line in text:
+        yield line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line
 
 
 def _kind(path: Path) -> str:
@@ -238,22 +258,27 @@ def _cells(path: Path) -> int:
         return 0
 
 
-def _table(origin: str, text: str, delimiter: str, form: TextFormat) -> Records:
+def _csv(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[str, Any]]:
+    return _table(origin, text, form.delimiter or ",", form)
+
+
+def _tsv(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[str, Any]]:
+    return _table(origin, text, form.delimiter or "\t", form)
+
+
+def _table(origin: str, text: TextIO, delimiter: str, form: TextFormat) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     quoted = delimiter != "\t" if form.quoted is None else form.quoted
     reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-        strict=quoted,
+        text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
     )
-    rows, problems, names = [], [], list(form.header or ())
+    problems, names = [], list(form.header or ())
     try:
         for cells in reader:
             if not names:
                 names = cells
             elif len(cells) == len(names):
-                rows.append(dict(zip(names, cells, strict=True)))
+                yield dict(zip(names, cells, strict=True))
             elif cells:
                 problems.append(f"line {reader.line_num} has {len(cells)} cells, expected {len(names)}")
     except csv.Error as error:
@@ -272,12 +297,11 @@ def _table(origin: str, text: str, delimiter: str, form: TextFormat) -> Records:
         problems,
         "Mend those lines. If it is the quotation marks, save the file as JSONL, or give load_records quoted=True or False",
     )
-    return rows
 
 
-def _json_lines(origin: str, text: str) -> Records:
-    rows, problems = [], []
-    for number, line in enumerate(lines_of(text), start=1):
+def _json_lines(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[str, Any]]:
+    problems = []
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
         try:
@@ -286,11 +310,22 @@ def _json_lines(origin: str, text: str) -> Records:
             problems.append(f"line {number} is not JSON ({getattr(error, 'msg', error)})")
             continue
         if isinstance(row, dict):
-            rows.append(row)
+            yield row
         else:
             problems.append(f"line {number} holds {type(row).__name__}, expected an object with columns")
     _raise_lines(origin, problems, "Mend those lines")
-    return rows
+
+
+def _plain_lines(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[str, Any]]:
+    return ({"text": line} for line in _lines(text))
+
+
+_READERS: dict[str, Callable[[str, TextIO, TextFormat], Iterator[dict[str, Any]]]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _json_lines,
+    ".txt": _plain_lines,
+}
 
 
 def _json(origin: str, text: str) -> Records:

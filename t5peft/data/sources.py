@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from numbers import Integral
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, overload
 
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, IterableDataset
+from datasets.fingerprint import get_temporary_cache_files_directory
 
 Records = list[dict[str, Any]]
 
@@ -32,11 +37,69 @@ class RecordList(list[dict[str, Any]]):
         self.label_names = dict(label_names or {})
 
 
+class RecordFile(Sequence[dict[str, Any]]):
+    """Records of a large file, in Arrow on the disk: they take no memory until they are read.
+
+    A record is kept as Python wrote it, in one cell. So it comes back as it was, whatever the kinds of its cells.
+
+    Args:
+        dataset: One column, ``record``.
+        origin: The file, for errors.
+    """
+
+    label_names: Mapping[str, Sequence[str]] = {}
+
+    def __init__(self, dataset: Dataset, origin: str) -> None:
+        self.dataset, self.origin = dataset, origin
+
+    @classmethod
+    def written(cls, records: Iterable[dict[str, Any]], origin: str) -> RecordFile:
+        """Write records to the temporary files of ``datasets``, which are deleted when the process ends.
+
+        Args:
+            records: The records, read once.
+            origin: Where they come from.
+        """
+        descriptor, path = tempfile.mkstemp(suffix=".arrow", dir=get_temporary_cache_files_directory())
+        schema = pa.schema({"record": pa.large_binary()})
+        left = iter(records)
+        with os.fdopen(descriptor, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            while batch := [pickle.dumps(record) for record in islice(left, _ROWS_AT_ONCE)]:
+                writer.write_batch(pa.record_batch([pa.array(batch, pa.large_binary())], schema=schema))
+        return cls(Dataset.from_file(path), origin)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for table in self.dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
+            yield from map(pickle.loads, table["record"].to_pylist())
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        cells = self.dataset[index]["record"]
+        return RecordList(map(pickle.loads, cells), self.origin) if isinstance(index, slice) else pickle.loads(cells)
+
+    def chosen(self, rows: Iterable[int]) -> RecordFile:
+        """Return some of the records, on the same file.
+
+        Args:
+            rows: Their numbers.
+        """
+        return RecordFile(self.dataset.select(rows), self.origin)
+
+
+_ROWS_AT_ONCE = 1000
+
+
 def read_records(records: Iterable[Any]) -> Sequence[Any]:
-    """Return records as a sequence: a list as it is, a ``Dataset`` with the names of its labels, all else as a list."""
+    """Return records as a sequence: a list or file as it is, a ``Dataset`` with the names of its labels, all else as a list."""
     if isinstance(records, Dataset):
         return labeled_records(records.to_list(), records.features)
-    return records if isinstance(records, list) else list(records)
+    return records if isinstance(records, list | RecordFile) else list(records)
 
 
 def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[Any]]:
@@ -113,7 +176,7 @@ def _name(number: Any, names: Sequence[str]) -> Any:
 
 def origin_of(records: object) -> str | None:
     """Return the file or data set that records were loaded from, if it is known."""
-    return records.origin if isinstance(records, RecordList) else None
+    return records.origin if isinstance(records, RecordList | RecordFile) else None
 
 
 def read_sources(values: object) -> list[str] | list[list[int]]:

@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.collate import bucket_by_length, collate
 from t5peft.data.task import Task
+from t5peft.data.tokenized import ROWS_IN_MEMORY
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
 from t5peft.evaluation.metrics import METRICS, compute
@@ -57,7 +60,6 @@ class EvaluationSet:
     Attributes:
         features: Token ids of sources and targets.
         references: Accepted answers of each record.
-        texts: What the task makes of each record, without the template.
 
     Raises:
         ValueError: Records are missing, a metric is unknown, no record has the column of references, or a record cannot be
@@ -76,9 +78,15 @@ class EvaluationSet:
         self._records = task.with_names(records)
         check_metrics(task)
         checks.raise_all(task.name, checks.missing_references(self._records, task.references))
-        self.features: list[dict[str, Any]] = task.tokenize(self._records, tokenizer).to_list()
-        self.references = [task.answers(record, tokenizer) for record in self._records]
-        self.texts = [task.content(record) for record in self._records]
+        tokens = task.tokenize(self._records, tokenizer)
+        self.features: Sequence[dict[str, Any]] = tokens if len(tokens) >= ROWS_IN_MEMORY else tokens.to_list()
+        known: dict[str, list[str]] = {}  # a million answers of two labels are two lists
+        self.references = [_shared(known, task.answers(record, tokenizer)) for record in self._records]
+
+    @property
+    def texts(self) -> list[str]:
+        """What the task makes of each record, without the template."""
+        return [self.task.content(record) for record in self._records]
 
     @property
     def lead(self) -> str:
@@ -113,28 +121,43 @@ class EvaluationSet:
         scores: dict[str, float] = {}
         for name in self.task.metrics:
             if name != "perplexity":
-                scores |= _score(self.task, name, predictions, self.references, self.texts)
+                sources = self.texts if METRICS[name].needs_sources else ()
+                scores |= _score(self.task, name, predictions, self.references, sources)
         sentence = METRICS[self.task.metrics[0]].sentence
         example_metric = self.lead if sentence is None else f"sentence_{self.lead}"
         return EvaluationResult(scores, {}, self.score_examples(predictions), example_metric)
 
     def _predict(self, model: nn.Module, tokens_per_batch: int) -> tuple[list[str], dict[str, float]]:
-        task, sources = self.task, [feature["input_ids"] for feature in self.features]
+        task = self.task
         if task.verbalizer is not None:
-            ranking = rank_targets(model, self.tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
+            rankings = [
+                rank_targets(model, self.tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
+                for sources in self._sources()
+            ]
             labels = [task.labels.index(task.read(task.target_text(record))) for record in self._records]
-            error = expected_calibration_error(ranking.probabilities, labels)
-            return [task.labels[i] for i in ranking.best], {"expected_calibration_error": error}
-        answers = predict(
-            model,
-            self.tokenizer,
-            sources,
-            max_new_tokens=self._max_new_tokens,
-            num_beams=task.num_beams,
-            tokens_per_batch=tokens_per_batch,
-            keep=task.special_tokens(self.tokenizer),
-        )
-        return [task.read(text, self.tokenizer) for text in answers], {"truncated_fraction": answers.truncated_fraction}
+            probabilities = torch.cat([ranking.probabilities for ranking in rankings])
+            best = [task.labels[i] for ranking in rankings for i in ranking.best]
+            return best, {"expected_calibration_error": expected_calibration_error(probabilities, labels)}
+        texts, truncated = [], 0.0
+        for sources in self._sources():
+            answers = predict(
+                model,
+                self.tokenizer,
+                sources,
+                max_new_tokens=self._max_new_tokens,
+                num_beams=task.num_beams,
+                tokens_per_batch=tokens_per_batch,
+                keep=task.special_tokens(self.tokenizer),
+            )
+            texts += [task.read(text, self.tokenizer) for text in answers]
+            truncated += answers.truncated_fraction * len(answers)
+        return texts, {"truncated_fraction": truncated / len(texts)}
+
+    def _sources(self) -> Iterator[list[list[int]]]:
+        """Yield the sources, so many that they take little memory and that batches can be of like lengths."""
+        for start in range(0, len(self.features), ROWS_IN_MEMORY):
+            rows: Any = self.features[start : start + ROWS_IN_MEMORY]
+            yield rows["input_ids"] if isinstance(self.features, Dataset) else [row["input_ids"] for row in rows]
 
     def score_examples(self, predictions: Sequence[str]) -> list[float]:
         """Score each example by the leading metric, which paired comparisons need.
@@ -199,6 +222,11 @@ def evaluate_task(
     """
     found = EvaluationSet(task, records, tokenizer).score(model, tokens_per_batch=tokens_per_batch)
     return found.diagnostics | found.scores
+
+
+def _shared(known: dict[str, list[str]], answers: list[str]) -> list[str]:
+    """Return answers, the same list for the same answer."""
+    return known.setdefault(answers[0], answers) if len(answers) == 1 and len(known) < 1000 else answers
 
 
 def check_metrics(task: Task) -> None:

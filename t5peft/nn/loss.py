@@ -225,11 +225,7 @@ def _check(
             f"hidden {list(hidden.shape)}, weight {list(weight.shape)} and labels {list(labels.shape)}; expected [.., H], [V, H] "
             "and [..]"
         )
-    elif (
-        not labels.is_cuda
-        and labels.numel()
-        and (labels.max() >= len(weight) or ((labels < 0) & (labels != IGNORED_LABEL)).any())
-    ):
+    elif not labels.is_cuda and _outside(labels, len(weight)):
         problems.append(
             f"labels from {int(labels.min())} to {int(labels.max())}; expected 0 to {len(weight) - 1}, or {IGNORED_LABEL} where a "
             "position does not count (check that tokenizer and model belong together)"
@@ -242,6 +238,12 @@ def _check(
         problems.append(f"chunk_tokens={chunk_tokens}; expected at least 1, or None")
     if problems:
         raise ValueError("Got " + ", and ".join(problems) + ".")
+
+
+def _outside(labels: Tensor, vocabulary: int) -> bool:
+    if not labels.numel():
+        return False
+    return bool(labels.max() >= vocabulary or ((labels < 0) & (labels != IGNORED_LABEL)).any())
 
 
 class _PassThrough(nn.Module):
@@ -268,6 +270,7 @@ class _LossHead(nn.Module):
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
 
+    @torch.compiler.disable  # it chooses by values; without this, torch compiles it in many pieces
     def forward(self, hidden: Tensor) -> Tensor:
         return linear_cross_entropy(
             hidden,

@@ -66,7 +66,7 @@ def test_a_suite_of_which_a_worker_is_killed_has_the_records_of_one_machine(tmp_
     killed, done = [], threading.Event()
 
     def kill_one() -> None:
-        while not done.wait(0.02):
+        while not done.wait(0.2):
             if running := workers_with_a_run():
                 running[0].kill()
                 killed.append(running[0].pid)

@@ -20,8 +20,9 @@ from t5peft.models.backbone import computes_bfloat16, load_backbone
 from t5peft.nn.loss import target_loss
 from t5peft.planning.geometry import config_of, known_checkpoints
 from t5peft.planning.job import Job
+from t5peft.planning.live_bytes import LiveBytes
 from t5peft.planning.plan import changes, step_bytes
-from t5peft.planning.simulate import LiveBytes, StepBytes, simulate_step
+from t5peft.planning.simulate import StepBytes, simulate_step
 from t5peft.planning.units import parse_bytes
 
 RECORD = ROOT / "benchmarks" / "records" / "bench" / "planner.json"
