@@ -130,6 +130,21 @@ def test_a_template_tells_which_columns_are_read_and_leaves_what_is_predicted() 
         guess_task(table, template="{head}")
 
 
+def test_words_of_the_command_line_need_no_task(films: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def search(train: Any, output: str, **options: Any) -> None:
+        given.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("t5peft.cli.auto_run.auto", search)
+    words = ["--template", "mood: {review}", "--target-word", "1=good", "--target-word", "0=bad"]
+    words += ["--references", "all", "--max-source-length", "30", "--max-target-length", "4"]
+    assert main(["auto", films, *words, "--output", str(tmp_path / "out")]) == 2
+    assert given["task"] is None
+    assert given["wording"] == Wording("mood: {review}", {"1": "good", "0": "bad"}, "all", 30, 4)
+
+
 def test_numbers_are_rounded_to_few_steps_of_one_form() -> None:
     table = rows(one=text("a"), score=lambda i: i / 12)
     step = guess_task(table).step
