@@ -30,8 +30,8 @@ from t5peft.methods.norm import NormConfig
 from t5peft.methods.prefix import PrefixConfig
 from t5peft.methods.prompt import PromptConfig
 from t5peft.models.manifest import non_finite_names
-from t5peft.serving.alone import load_alone, stands_alone
 from t5peft.serving.requests import UnusableAdapterError
+from t5peft.serving.separate import is_separate, load_separate
 
 # Fields of peft's configs that change what an adapter computes, and that are served. Others must have their defaults.
 _SERVED_LORA = {"r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
@@ -109,7 +109,7 @@ class AdapterWeights:
     prompt: Tensor | None = None
     """[P, H]."""
     head: Head | None = None
-    alone: PeftModel | None = None
+    separate: PeftModel | None = None
     """The adapter on a copy of the backbone, where its rows are computed by themselves."""
 
     @property
@@ -146,7 +146,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     except Exception as error:  # peft raises whatever a wrong value leads to
         raise UnusableAdapterError(str(error)) from error
     reader = _READERS.get(type(config))
-    if reader is None and not stands_alone(config):
+    if reader is None and not is_separate(config):
         raise UnusableAdapterError(
             f"Got the adapter {name} with the method {config.peft_type.value.lower()}, which is not served beside others; expected "
             f"one of {', '.join(sorted(kind.__name__.removesuffix('Config') for kind in _READERS))} or Ladder. Run it by "
@@ -161,9 +161,9 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
         raise UnusableAdapterError(
             f"Got the adapter {name} with NaN or infinity in {broken[:5]}; expected finite numbers."
         )
-    if reader is None or stands_alone(config):
+    if reader is None or is_separate(config):
         try:
-            return AdapterWeights(name, config.peft_type.value.lower(), alone=load_alone(folder, t5))
+            return AdapterWeights(name, config.peft_type.value.lower(), separate=load_separate(folder, t5))
         except ValueError as error:
             raise UnusableAdapterError(str(error)) from error
     # In the dtype that it was saved in, or that of the backbone where this has more digits.
@@ -317,22 +317,22 @@ def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
         yield from (key, value)
     if adapter.prompt is not None:
         yield adapter.prompt
-    if adapter.alone is not None:
-        yield from adapter_state(adapter.alone, str(adapter.alone.active_adapter)).values()
+    if adapter.separate is not None:
+        yield from adapter_state(adapter.separate, str(adapter.separate.active_adapter)).values()
 
 
 def parts_of(adapters: Sequence[AdapterWeights | None]) -> list[tuple[PeftModel | None, list[int]]]:
-    """Group the rows of a call: those that share a batch, and those of each adapter that stands alone.
+    """Group the rows of a call: those that share a batch, and those of each separate adapter.
 
     Args:
         adapters: One for each row.
 
     Returns:
-        The model of an adapter that stands alone, or None, with the numbers of its rows.
+        The model of a separate adapter, or None, with the numbers of its rows.
     """
     parts: dict[PeftModel | None, list[int]] = {}
     for i, adapter in enumerate(adapters):
-        parts.setdefault(adapter.alone if adapter is not None else None, []).append(i)
+        parts.setdefault(adapter.separate if adapter is not None else None, []).append(i)
     return list(parts.items())
 
 

@@ -34,8 +34,8 @@ from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
 from t5peft.serving.adapter import AdapterWeights, parts_of
-from t5peft.serving.alone import generate_alone, rank_alone
 from t5peft.serving.routing import Routing, sort_key
+from t5peft.serving.separate import generate_separately, rank_separately
 
 _KEPT_ROUTINGS = 4  # of the encoder, the decoder and their beams
 
@@ -154,13 +154,13 @@ class MixedModel:
         if len(parts) == 1 and parts[0][0] is None:
             return self._in_order(run, sources, adapters)
         answers: list[list[int]] = [[]] * len(sources)
-        for alone, indices in parts:
+        for separate, indices in parts:
             rows, own = [sources[i] for i in indices], [adapters[i] for i in indices]
-            if alone is None:
+            if separate is None:
                 found = self._in_order(run, rows, own).tolist()
             else:
-                found = generate_alone(
-                    alone, rows, max_new_tokens=max_new_tokens, num_beams=num_beams, criteria=criteria
+                found = generate_separately(
+                    separate, rows, max_new_tokens=max_new_tokens, num_beams=num_beams, criteria=criteria
                 )
             for i, answer in zip(indices, found, strict=True):
                 answers[i] = answer
@@ -180,9 +180,9 @@ class MixedModel:
             adapters: One for each row.
         """
         scores: list[list[float]] = [[]] * len(sources)
-        for alone, indices in parts_of(adapters):
-            if alone is not None:
-                found = rank_alone(alone, [sources[i] for i in indices], [candidates[i] for i in indices])
+        for separate, indices in parts_of(adapters):
+            if separate is not None:
+                found = rank_separately(separate, [sources[i] for i in indices], [candidates[i] for i in indices])
                 for i, row in zip(indices, found, strict=True):
                     scores[i] = row
         for order in self._batches_to_rank(adapters):
@@ -226,13 +226,13 @@ class MixedModel:
     def _batches_to_rank(self, adapters: Sequence[AdapterWeights | None]) -> list[list[int]]:
         """Return rows to score together: one batch of all, and one for each adapter on the head, which scores parts of batches.
 
-        Those that stand alone are left out.
+        Separate adapters are left out.
         """
         head = family_of(self.t5.config).head
         batches: dict[AdapterWeights | None, list[int]] = {}
         for i in self.order(adapters):
             adapter = adapters[i]
-            if adapter is not None and adapter.alone is not None:
+            if adapter is not None and adapter.separate is not None:
                 continue
             batches.setdefault(adapter if adapter is not None and head in adapter.maps else None, []).append(i)
         return list(batches.values())

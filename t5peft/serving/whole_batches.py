@@ -1,4 +1,4 @@
-"""Requests that are answered by one call for a whole batch: beams, ranks, classes, and adapters that stand alone.
+"""Requests that are answered by one call for a whole batch: beams, ranks, classes, and adapters that are computed separately.
 
 Letters: B rows, T target tokens, V vocabulary.
 """
@@ -14,11 +14,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.padding import pad_rows
 from t5peft.serving.adapter import AdapterWeights, parts_of
-from t5peft.serving.alone import logits_alone
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Scores
 from t5peft.serving.sampling import tokens_of
 from t5peft.serving.scheduler import Job
+from t5peft.serving.separate import logits_separately
 
 _MAX_LOGITS = 2**24  # 64 MiB in float32
 
@@ -75,12 +75,12 @@ def _teacher_forced(model: MixedModel, jobs: Sequence[Job], ids: Sequence[list[i
     """Return the logits [B, T, V] of given answers."""
     read = pad_rows([[job.next_id, *row[:-1]] for job, row in zip(jobs, ids, strict=True)], 0)
     logits: list[Tensor] = [read] * len(jobs)
-    for alone, indices in parts_of([job.adapter for job in jobs]):
+    for separate, indices in parts_of([job.adapter for job in jobs]):
         sources, own = [jobs[i].source_ids for i in indices], [jobs[i].adapter for i in indices]
-        if alone is None:
+        if separate is None:
             found = _mixed_logits(model, sources, own, read[indices])
         else:
-            found = logits_alone(alone, sources, read[indices])
+            found = logits_separately(separate, sources, read[indices])
         for i, row in zip(indices, found, strict=True):
             logits[i] = row
     return torch.stack(logits)

@@ -287,7 +287,7 @@ def test_an_adapter_of_another_backbone_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_rows_that_stand_alone_are_answered_in_the_call_of_others(geometry: Geometry, tmp_path: Path) -> None:
+def test_rows_of_separate_adapters_are_answered_in_the_call_of_others(geometry: Geometry, tmp_path: Path) -> None:
     tokens = lora_wrap(tiny_t5(geometry), rank=2)
     train_tokens(tokens, [5, 6, 7])
     ladder = METHODS["ladder"].wrap(tiny_t5(geometry))
@@ -327,8 +327,8 @@ def test_rows_that_stand_alone_are_answered_in_the_call_of_others(geometry: Geom
     assert ladder_weights is not None
     assert ladder_weights.num_bytes == sum(p.nbytes for p in ladder.parameters() if p.requires_grad)
     shared = {tensor.data_ptr() for tensor in mixed.t5.parameters()}
-    assert ladder_weights.alone is not None
-    copied = [p for name, p in ladder_weights.alone.named_parameters() if "ladder" not in name]
+    assert ladder_weights.separate is not None
+    copied = [p for name, p in ladder_weights.separate.named_parameters() if "ladder" not in name]
     assert {p.data_ptr() for p in copied} <= shared
 
 

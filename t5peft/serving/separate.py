@@ -33,7 +33,7 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def stands_alone(config: PeftConfig) -> bool:
+def is_separate(config: PeftConfig) -> bool:
     """Return whether the rows of an adapter cannot be computed beside those of others.
 
     Args:
@@ -44,7 +44,7 @@ def stands_alone(config: PeftConfig) -> bool:
     )
 
 
-def load_alone(folder: Path, t5: PreTrainedModel) -> PeftModel:
+def load_separate(folder: Path, t5: PreTrainedModel) -> PeftModel:
     """Load an adapter on a copy of a backbone that shares its weights.
 
     Args:
@@ -67,7 +67,7 @@ def load_alone(folder: Path, t5: PreTrainedModel) -> PeftModel:
 
 
 @torch.inference_mode()
-def generate_alone(
+def generate_separately(
     model: PeftModel,
     sources: Sequence[Sequence[int]],
     *,
@@ -78,7 +78,7 @@ def generate_alone(
     """Generate an answer for each source, as ``MixedModel.generate`` does.
 
     Args:
-        model: From ``load_alone``.
+        model: From ``load_separate``.
         sources: Token ids of each row.
         max_new_tokens: Tokens of the longest answer.
         num_beams: 1 is greedy search.
@@ -102,13 +102,13 @@ def generate_alone(
 
 
 @torch.inference_mode()
-def rank_alone(
+def rank_separately(
     model: PeftModel, sources: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
     """Return the log-probability of each candidate of each row.
 
     Args:
-        model: From ``load_alone``.
+        model: From ``load_separate``.
         sources: Token ids of each row.
         candidates: Token ids of the candidates of each row.
     """
@@ -119,11 +119,11 @@ def rank_alone(
 
 
 @torch.inference_mode()
-def logits_alone(model: PeftModel, sources: Sequence[Sequence[int]], read: Tensor) -> Tensor:
+def logits_separately(model: PeftModel, sources: Sequence[Sequence[int]], read: Tensor) -> Tensor:
     """Return the logits of given answers.
 
     Args:
-        model: From ``load_alone``.
+        model: From ``load_separate``.
         sources: Token ids of each row.
         read: The tokens that the decoder reads.
 
