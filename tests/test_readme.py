@@ -75,7 +75,7 @@ def test_the_load_is_drawn_from_its_records(script: object) -> None:
     import serving  # of benchmarks, which the script has put into the path
 
     drawn = (ROOT / "docs" / "load.svg").read_text(encoding="utf-8")
-    points = serving.points()  # type: ignore[attr-defined]
+    points = serving.points()
     assert {point["figure"] for point in points} == {"requests a second", "p50, ms", "p95, ms", "p99, ms"}
     for point in points:
         label = f"clients: {point['clients']}; {point['figure']}: {point['value']:.12g}; adapters: {point['adapters']}"

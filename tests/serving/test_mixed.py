@@ -309,10 +309,10 @@ def test_rows_of_separate_adapters_are_answered_in_the_call_of_others(geometry: 
     steps: list[None] = []
     for beams in (1, 3):
         found = mixed.generate(sources, own, max_new_tokens=6, num_beams=beams, between=lambda: steps.append(None))
-        for name, source, row in zip(names, sources, found.tolist(), strict=True):
+        for own_name, source, row in zip(names, sources, found.tolist(), strict=True):
             options = {"input_ids": torch.tensor([source]), "max_new_tokens": 6, "num_beams": beams, "do_sample": False}
-            alone = generate(plain[name], **options)[0].tolist()
-            assert row[: len(alone)] == alone, (name, beams)
+            alone = generate(plain[own_name], **options)[0].tolist()
+            assert row[: len(alone)] == alone, (own_name, beams)
             assert set(row[len(alone) :]) <= {PAD}
     assert len(steps) >= 12
     candidates = [TARGETS[i : i + 3] for i in range(12)]
