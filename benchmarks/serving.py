@@ -231,7 +231,7 @@ def points() -> list[dict[str, Any]]:
     return [
         {
             "figure": figure,
-            "value": record[key] * factor,
+            "value": round(record[key] * factor, 3),
             **{name: record["cell"][name] for name in ("clients", "adapters", "distribution")},
         }
         for record in records

@@ -71,6 +71,17 @@ def test_the_demo_orders_the_methods_as_all_tasks_do() -> None:
     assert not any("take full fine-tuning" in sentence for sentence in advice(table))
 
 
+def test_the_load_is_drawn_from_its_records(script: object) -> None:
+    import serving  # of benchmarks, which the script has put into the path
+
+    drawn = (ROOT / "docs" / "load.svg").read_text(encoding="utf-8")
+    points = serving.points()
+    assert {point["figure"] for point in points} == {"requests a second", "p50, ms", "p95, ms", "p99, ms"}
+    for point in points:
+        label = f"clients: {point['clients']}; {point['figure']}: {point['value']:.12g}; adapters: {point['adapters']}"
+        assert f'"{label}"' in drawn
+
+
 def test_every_link_leads_to_a_file() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     missing = [

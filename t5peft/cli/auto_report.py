@@ -188,7 +188,8 @@ def write_report(
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *map(_row, sorted(trials, key=lambda one: (-one.rung, one.loss is None, one.loss or 0.0))),
         "",
-        "Rung 0 measures the time of a step. Every rung trains the better third of the one before for more steps.",
+        "Rung 0 measures the time of a step. In rung 1 the better half of the methods tries more learning rates. Every later rung "
+        "trains the better third of the one before for more steps.",
         "",
         "## Next",
         "",

@@ -49,7 +49,8 @@ FACTORS = (
     10.0,
     30.0,
 )  # of the rate of a method, which is where published ones start; small backbones take more
-FIRST_FACTOR = 1  # the place of the factor that is tried first
+FIRST_FACTORS = {"full": 10.0, "houlsby": 10.0, "ia3": 10.0, "prefix": 10.0}
+"""The factor that is tried first, which is nearest to the best rates in benchmarks/RESULTS.md; for other methods 3."""
 
 
 class Halving:
@@ -103,7 +104,7 @@ class Halving:
             reasons = "; ".join(f"{name}: {probe.error}" for name, probe in probes.items())
             raise ValueError(f"Got no method that could be trained ({reasons}); expected at least one.")
         left = max(1.0, seconds - sum(probe.seconds for probe in probes.values()))
-        arms = [self._arm(name, FIRST_FACTOR) for name in works]  # the last ones are given up where time is short
+        arms = [self._arm(name, _first_place(name)) for name in works]  # the last ones are given up where time is short
         rung, known = 0, list(works.values())
         while True:
             rung += 1
@@ -139,7 +140,7 @@ class Halving:
         tried: list[Trial] = []
         better = sorted((trial for trial in first if trial.loss is not None), key=_loss)
         for start in better[: max(1, math.ceil(len(first) / 2))]:
-            best, place = start, FIRST_FACTOR
+            best, place = start, _first_place(start.arm.method)
             for direction in (1, -1):
                 while 0 <= place + direction < len(FACTORS):
                     if sum(trial.seconds for trial in tried) + start.seconds > seconds:
@@ -320,6 +321,10 @@ class _Watch(TrainerCallback):
         self.evaluation_seconds = (metrics or {}).get("eval_runtime", 0.0)
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         self.loss = min([self.loss, *losses, (metrics or {}).get("eval_loss", math.inf)])
+
+
+def _first_place(method: str) -> int:
+    return FACTORS.index(FIRST_FACTORS.get(method, 3.0))
 
 
 def _loss(trial: Trial) -> float:

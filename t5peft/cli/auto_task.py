@@ -49,7 +49,7 @@ class TaskGuess:
 
 @dataclass(frozen=True)
 class Wording:
-    """What the user says of a task that is told from the columns.
+    """The words of the user for a task that is told from the columns.
 
     Attributes:
         template: The source over the columns; None for the preset's.

@@ -9,22 +9,22 @@ Letters: H d_model, N heads, D d_kv, P length of a prefix or prompt, I inputs, O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.adapters.fingerprint import changes_maps
-from t5peft.adapters.load import ensure_intact, raise_if_problems
+from t5peft.adapters.load import brings_tokens, ensure_intact, raise_if_problems
 from t5peft.adapters.manifest import backbone_problems, read_config
 from t5peft.compat.bitsandbytes import plain_weight
-from t5peft.compat.peft import stored_state
+from t5peft.compat.peft import adapter_state, stored_state
 from t5peft.methods.bottleneck import Activation, BottleneckConfig
 from t5peft.methods.mam import MamConfig
 from t5peft.methods.norm import NormConfig
@@ -32,6 +32,7 @@ from t5peft.methods.prefix import PrefixConfig
 from t5peft.methods.prompt import PromptConfig
 from t5peft.models.manifest import non_finite_names
 from t5peft.serving.requests import UnusableAdapterError
+from t5peft.serving.separate import is_separate, load_separate
 
 # Fields of peft's configs that change what an adapter computes, and that are served. Others must have their defaults.
 _SERVED_LORA = {"r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
@@ -109,6 +110,8 @@ class AdapterWeights:
     prompt: Tensor | None = None
     """[P, H]."""
     head: Head | None = None
+    separate: PeftModel | None = None
+    """The adapter on a copy of the backbone, where its rows are computed by themselves."""
 
     @property
     def prompt_length(self) -> int:
@@ -144,17 +147,26 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     except Exception as error:  # peft raises whatever a wrong value leads to
         raise UnusableAdapterError(str(error)) from error
     reader = _READERS.get(type(config))
-    if reader is None or raw.get("trainable_token_indices") is not None:
-        what = "trained tokens" if reader is not None else f"the method {config.peft_type.value.lower()}"
+    if reader is None and not is_separate(config):
         raise UnusableAdapterError(
-            f"Got the adapter {name} with {what}, which cannot share a batch with other adapters; expected one of "
-            f"{', '.join(sorted(kind.__name__.removesuffix('Config') for kind in _READERS))} without trained tokens. Serve it by "
-            "itself, by load_adapter, or export it."
+            f"Got the adapter {name} with the method {config.peft_type.value.lower()}, which is not served beside others; expected "
+            f"one of {', '.join(sorted(kind.__name__.removesuffix('Config') for kind in _READERS))} or Ladder. Run it by "
+            "load_adapter, or export it."
+        )
+    if brings_tokens(folder):
+        raise UnusableAdapterError(
+            f"Got the adapter {name}, which brings tokens of its own; expected one for the tokenizer of the backbone. Run it "
+            "by load_saved."
         )
     if broken := non_finite_names(state.items()):
         raise UnusableAdapterError(
             f"Got the adapter {name} with NaN or infinity in {broken[:5]}; expected finite numbers."
         )
+    if reader is None or is_separate(config):
+        try:
+            return AdapterWeights(name, config.peft_type.value.lower(), separate=load_separate(folder, t5))
+        except ValueError as error:
+            raise UnusableAdapterError(str(error)) from error
     # In the dtype that it was saved in, or that of the backbone where this has more digits.
     tensors = {
         _module_key(key): tensor.to(t5.device, torch.promote_types(tensor.dtype, t5.dtype))
@@ -327,6 +339,23 @@ def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
         yield from (key, value)
     if adapter.prompt is not None:
         yield adapter.prompt
+    if adapter.separate is not None:
+        yield from adapter_state(adapter.separate, str(adapter.separate.active_adapter)).values()
+
+
+def parts_of(adapters: Sequence[AdapterWeights | None]) -> list[tuple[PeftModel | None, list[int]]]:
+    """Group the rows of a call: those that share a batch, and those of each separate adapter.
+
+    Args:
+        adapters: One for each row.
+
+    Returns:
+        The model of a separate adapter, or None, with the numbers of its rows.
+    """
+    parts: dict[PeftModel | None, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        parts.setdefault(adapter.separate if adapter is not None else None, []).append(i)
+    return list(parts.items())
 
 
 def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:

@@ -47,8 +47,14 @@ def check_adapter(request: Request, adapter: AdapterWeights | None) -> None:
         adapter: Its adapter.
 
     Raises:
-        UnusableAdapterError: The request wants classes of an adapter without a classification head, or text of one with it.
+        UnusableAdapterError: The request wants classes of an adapter without a classification head, or text of one with it, or
+            samples of one that is computed separately.
     """
+    if adapter is not None and adapter.separate is not None and getattr(request, "temperature", 0) > 0:
+        raise UnusableAdapterError(
+            f"Got a temperature for the adapter {request.adapter!r} of the method {adapter.kind}, whose rows are computed by "
+            "themselves; expected temperature 0."
+        )
     has_classes = adapter is not None and adapter.head is not None
     if has_classes == isinstance(request, ClassifyRequest):
         return

@@ -34,8 +34,9 @@ from t5peft.models.families import ensure_has, family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
-from t5peft.serving.adapter import AdapterWeights
+from t5peft.serving.adapter import AdapterWeights, parts_of
 from t5peft.serving.routing import Routing, sort_key
+from t5peft.serving.separate import generate_separately, rank_separately
 
 _KEPT_ROUTINGS = 4  # of the encoder, the decoder and their beams
 
@@ -139,7 +140,6 @@ class MixedModel:
         def run(rows: Sequence[Sequence[int]], own: Sequence[AdapterWeights | None]) -> Tensor:
             states, mask = self.encode(rows, own)
             generator: Any = self.t5
-            criteria = None if between is None else calling(between)
             with self.rows(own):
                 return generator.generate(
                     encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -151,7 +151,22 @@ class MixedModel:
                     return_dict_in_generate=False,
                 )
 
-        return self._in_order(run, sources, adapters)
+        criteria = None if between is None else calling(between)
+        parts = parts_of(adapters)
+        if len(parts) == 1 and parts[0][0] is None:
+            return self._in_order(run, sources, adapters)
+        answers: list[list[int]] = [[]] * len(sources)
+        for separate, indices in parts:
+            rows, own = [sources[i] for i in indices], [adapters[i] for i in indices]
+            if separate is None:
+                found = self._in_order(run, rows, own).tolist()
+            else:
+                found = generate_separately(
+                    separate, rows, max_new_tokens=max_new_tokens, num_beams=num_beams, criteria=criteria
+                )
+            for i, answer in zip(indices, found, strict=True):
+                answers[i] = answer
+        return _padded(answers, self.t5)
 
     def rank(
         self,
@@ -167,6 +182,11 @@ class MixedModel:
             adapters: One for each row.
         """
         scores: list[list[float]] = [[]] * len(sources)
+        for separate, indices in parts_of(adapters):
+            if separate is not None:
+                found = rank_separately(separate, [sources[i] for i in indices], [candidates[i] for i in indices])
+                for i, row in zip(indices, found, strict=True):
+                    scores[i] = row
         for order in self._batches_to_rank(adapters):
             own = [adapters[i] for i in order]
             states, mask = self.encode([sources[i] for i in order], own)
@@ -206,11 +226,16 @@ class MixedModel:
         return scores
 
     def _batches_to_rank(self, adapters: Sequence[AdapterWeights | None]) -> list[list[int]]:
-        """Return rows to score together: one batch of all, and one for each adapter on the head, which scores parts of batches."""
+        """Return rows to score together: one batch of all, and one for each adapter on the head, which scores parts of batches.
+
+        Separate adapters are left out.
+        """
         head = family_of(self.t5.config).head
         batches: dict[AdapterWeights | None, list[int]] = {}
         for i in self.order(adapters):
             adapter = adapters[i]
+            if adapter is not None and adapter.separate is not None:
+                continue
             batches.setdefault(adapter if adapter is not None and head in adapter.maps else None, []).append(i)
         return list(batches.values())
 

@@ -73,7 +73,8 @@ class Job(Row):
     def kind(self) -> Kind:
         """Return how it is answered."""
         if isinstance(self.request, GenerateRequest):
-            return "row" if self.request.num_beams == 1 else "beams"
+            shares = self.adapter is None or self.adapter.separate is None
+            return "row" if self.request.num_beams == 1 and shares else "beams"
         return "rank" if isinstance(self.request, RankRequest) else "classify"
 
     @property

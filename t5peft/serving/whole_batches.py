@@ -1,4 +1,4 @@
-"""Requests that are answered by one call for a whole batch: beams, ranks and classes.
+"""Requests that are answered by one call for a whole batch: beams, ranks, classes, and adapters that are computed separately.
 
 Letters: B rows, T target tokens, V vocabulary.
 """
@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.padding import pad_rows
-from t5peft.serving.adapter import AdapterWeights
+from t5peft.serving.adapter import AdapterWeights, parts_of
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Scores
 from t5peft.serving.sampling import tokens_of
 from t5peft.serving.scheduler import Job
+from t5peft.serving.separate import logits_separately
 
 _MAX_LOGITS = 2**24  # 64 MiB in float32
 
@@ -72,9 +73,23 @@ def _with_log_probabilities(
 
 def _teacher_forced(model: MixedModel, jobs: Sequence[Job], ids: Sequence[list[int]]) -> Tensor:
     """Return the logits [B, T, V] of given answers."""
-    adapters = [job.adapter for job in jobs]
-    states, mask = model.encode([job.source_ids for job in jobs], adapters)
     read = pad_rows([[job.next_id, *row[:-1]] for job, row in zip(jobs, ids, strict=True)], 0)
+    logits: list[Tensor] = [read] * len(jobs)
+    for separate, indices in parts_of([job.adapter for job in jobs]):
+        sources, own = [jobs[i].source_ids for i in indices], [jobs[i].adapter for i in indices]
+        if separate is None:
+            found = _mixed_logits(model, sources, own, read[indices])
+        else:
+            found = logits_separately(separate, sources, read[indices])
+        for i, row in zip(indices, found, strict=True):
+            logits[i] = row
+    return torch.stack(logits)
+
+
+def _mixed_logits(
+    model: MixedModel, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None], read: Tensor
+) -> Tensor:
+    states, mask = model.encode(sources, adapters)
     with model.rows(adapters):
         output: Any = model.t5(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -82,4 +97,5 @@ def _teacher_forced(model: MixedModel, jobs: Sequence[Job], ids: Sequence[list[i
             decoder_input_ids=read.to(states.device),
             use_cache=False,
         )
-    return output.logits
+    logits: Tensor = output.logits
+    return logits

@@ -130,6 +130,21 @@ def test_a_template_tells_which_columns_are_read_and_leaves_what_is_predicted() 
         guess_task(table, template="{head}")
 
 
+def test_words_of_the_command_line_need_no_task(films: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def search(train: Any, output: str, **options: Any) -> None:
+        given.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("t5peft.cli.auto_run.auto", search)
+    words = ["--template", "mood: {review}", "--target-word", "1=good", "--target-word", "0=bad"]
+    words += ["--references", "all", "--max-source-length", "30", "--max-target-length", "4"]
+    assert main(["auto", films, *words, "--output", str(tmp_path / "out")]) == 2
+    assert given["task"] is None
+    assert given["wording"] == Wording("mood: {review}", {"1": "good", "0": "bad"}, "all", 30, 4)
+
+
 def test_numbers_are_rounded_to_few_steps_of_one_form() -> None:
     table = rows(one=text("a"), score=lambda i: i / 12)
     step = guess_task(table).step
@@ -197,10 +212,10 @@ def test_rates_are_tried_beside_the_best_one_and_the_better_third_goes_on(
     halving, done = searching(tmp_path, monkeypatch, methods)
     best = halving.run(45.0)
     rungs = {rung: [arm for number, arm, _ in done if number == rung] for rung in range(5)}
-    assert [str(arm) for arm in rungs[1][:4]] == ["lora at 0.003", "full at 0.0003", "ia3 at 0.009", "norm at 0.009"]
+    assert [str(arm) for arm in rungs[1][:4]] == ["lora at 0.003", "full at 0.001", "ia3 at 0.03", "norm at 0.009"]
     # The better half goes on: one step up and one down where these are worse, and up as long as it is better.
-    assert rungs[1][4:] == [Arm("lora", 0.01), Arm("lora", 0.001), Arm("full", 0.001), Arm("full", 0.003)]
-    assert rungs[2] == [Arm("lora", 0.003), Arm("full", 0.003), Arm("lora", 0.001)]
+    assert rungs[1][4:] == [Arm("lora", 0.01), Arm("lora", 0.001), Arm("full", 0.003)]
+    assert rungs[2] == [Arm("lora", 0.003), Arm("full", 0.003), Arm("full", 0.001)]
     assert [len(rungs[3]), len(rungs[4])] == [2, 0]
     assert best.arm == Arm("lora", 0.003)
     steps = {rung: {number for r, _, number in done if r == rung} for rung in (1, 2, 3)}

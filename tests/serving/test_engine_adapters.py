@@ -22,10 +22,10 @@ from t5peft.methods import METHODS
 from t5peft.models.backbone import correct_config
 from t5peft.serving.engine import Engine
 from t5peft.serving.pool import AdapterPool
-from t5peft.serving.requests import ClassifyRequest, GenerateRequest, RankRequest
+from t5peft.serving.requests import ClassifyRequest, GenerateRequest, RankRequest, UnusableAdapterError
 from t5peft.serving.scheduler import Limits
 
-NAMES = [None, *SERVED]
+NAMES = [None, *SERVED, "ladder"]
 OPTIONS: dict[str, dict[str, Any]] = {"lora": {"rank": 4}, "prefix": {"length": 3}, "dora": {"rank": 4}}
 CLASSIFIERS = ["lora-classes", "prompt-classes"]
 CANDIDATES = [[5, EOS], [9, 7, EOS], [5, 6, EOS]]
@@ -46,7 +46,7 @@ class Served:
 
     def __init__(self, folder: Path) -> None:
         self.alone: dict[str | None, Any] = {None: backbone()}
-        for name in SERVED:
+        for name in filter(None, NAMES):
             path = saved(METHODS[name].wrap(backbone(), **OPTIONS.get(name, {})), folder / name)
             self.alone[name] = load_adapter(path, model=backbone())[0].eval()
         self.classifiers: dict[str, Any] = {}
@@ -128,3 +128,15 @@ def test_a_batch_of_every_method(served: Served) -> None:
             served.check(request, ticket.result.result(30), i)
     answers = {tuple(cast(Any, ticket.result.result()).ids) for ticket in tickets}
     assert len(answers) > 2 * len(NAMES), "adapters do not all say the same"
+
+
+def test_a_ladder_tells_its_tokens_and_takes_no_samples(served: Served) -> None:
+    told: list[int] = []
+    request = GenerateRequest("ladder", SOURCES[0], 11, top_log_probabilities=2)
+    with Engine(served.pool) as engine:
+        answer = engine.submit(request, on_token=lambda token: told.append(token.id)).result.result(30)
+        served.check(request, answer, 0)
+        assert told == cast(Any, answer).ids
+        assert all(len(token.alternatives) == 2 for token in cast(Any, answer).tokens)
+        with pytest.raises(UnusableAdapterError, match="themselves; expected temperature 0"):
+            engine.submit(GenerateRequest("ladder", SOURCES[0], 11, temperature=1.0)).result.result(30)

@@ -10,14 +10,15 @@ import pytest
 import torch
 from narrow import generate
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import GEOMETRIES, PAD, Geometry, tiny_classifier, tiny_records, tiny_t5
+from tiny import GEOMETRIES, PAD, Geometry, tiny_classifier, tiny_records, tiny_t5, tiny_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.adapters import load_adapter, save_adapter
 from t5peft.evaluation.inference import padded
-from t5peft.methods import METHODS
+from t5peft.methods import METHODS, lora_wrap
 from t5peft.models.backbone import correct_config
+from t5peft.models.tokens import train_tokens
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.adapter import AdapterWeights, read_adapter
 from t5peft.serving.mixed import MixedModel
@@ -267,7 +268,6 @@ def test_loras_that_peft_made_are_served(tmp_path: Path, options: dict[str, Any]
     [
         ({"init_lora_weights": "pissa"}, "starts from a part of the weights"),
         ({"bias": "all"}, "sets bias"),
-        ({"trainable_token_indices": [5]}, "trained tokens"),
         ({"modules_to_save": ["final_layer_norm"]}, "has no place in the model"),
     ],
 )
@@ -284,9 +284,60 @@ def test_an_adapter_of_another_backbone_is_refused(tmp_path: Path) -> None:
     saved(METHODS["lora"].wrap(tiny_t5(seed=1)), tmp_path / "other")
     with pytest.raises(UnusableAdapterError, match="another backbone"):
         read_adapter("other", tmp_path / "other", tiny_t5())
-    saved(METHODS["ladder"].wrap(tiny_t5()), tmp_path / "ladder")
-    with pytest.raises(UnusableAdapterError, match="t5_ladder, which cannot share a batch"):
-        read_adapter("ladder", tmp_path / "ladder", tiny_t5())
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_rows_of_separate_adapters_are_answered_in_the_call_of_others(geometry: Geometry, tmp_path: Path) -> None:
+    tokens = lora_wrap(tiny_t5(geometry), rank=2)
+    train_tokens(tokens, [5, 6, 7])
+    ladder = METHODS["ladder"].wrap(tiny_t5(geometry))
+    folders = {"ladder": saved(ladder, tmp_path / "ladder"), "tokens": saved(tokens, tmp_path / "tokens")}
+    folders["lora"] = saved(lora_wrap(tiny_t5(geometry), rank=2), tmp_path / "lora")
+    mixed = MixedModel(tiny_t5(geometry))
+    before = {name: tensor.clone() for name, tensor in mixed.t5.state_dict().items()}
+    weights: dict[str | None, AdapterWeights | None] = {
+        name: read_adapter(name, path, mixed.t5) for name, path in folders.items()
+    }
+    weights[None] = None
+    plain: dict[str | None, PreTrainedModel] = {None: tiny_t5(geometry).eval()}
+    for name, path in folders.items():
+        plain[name] = unwrap_t5(load_adapter(path, model=tiny_t5(geometry))[0].eval())
+    for t5 in plain.values():
+        correct_config(t5)
+    names = [list(weights)[i % 4] for i in range(12)]
+    own, sources = [weights[name] for name in names], SOURCES[:12]
+    steps: list[None] = []
+    for beams in (1, 3):
+        found = mixed.generate(sources, own, max_new_tokens=6, num_beams=beams, between=lambda: steps.append(None))
+        for own_name, source, row in zip(names, sources, found.tolist(), strict=True):
+            options = {"input_ids": torch.tensor([source]), "max_new_tokens": 6, "num_beams": beams, "do_sample": False}
+            alone = generate(plain[own_name], **options)[0].tolist()
+            assert row[: len(alone)] == alone, (own_name, beams)
+            assert set(row[len(alone) :]) <= {PAD}
+    assert len(steps) >= 12
+    candidates = [TARGETS[i : i + 3] for i in range(12)]
+    for i, scores in enumerate(mixed.rank(sources, candidates, own)):
+        for ids, score in zip(candidates[i], scores, strict=True):
+            with torch.no_grad():
+                output = plain[names[i]](input_ids=torch.tensor([sources[i]]), labels=torch.tensor([ids]))
+            expected = output.logits.log_softmax(-1)[0].gather(1, torch.tensor(ids)[:, None]).sum()
+            assert score == pytest.approx(float(expected), abs=1e-4), names[i]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mixed.t5.state_dict().items())
+    ladder_weights = weights["ladder"]
+    assert ladder_weights is not None
+    assert ladder_weights.num_bytes == sum(p.nbytes for p in ladder.parameters() if p.requires_grad)
+    shared = {tensor.data_ptr() for tensor in mixed.t5.parameters()}
+    assert ladder_weights.separate is not None
+    copied = [p for name, p in ladder_weights.separate.named_parameters() if "ladder" not in name]
+    assert {p.data_ptr() for p in copied} <= shared
+
+
+def test_an_adapter_with_a_tokenizer_of_its_own_is_refused(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5(), rank=2)
+    train_tokens(model, [5])
+    save_adapter(model, tmp_path / "own", tokenizer=tiny_tokenizer())
+    with pytest.raises(UnusableAdapterError, match="brings tokens of its own; expected one for the tokenizer"):
+        read_adapter("own", tmp_path / "own", tiny_t5())
 
 
 def test_a_batch_that_is_not_a_multiple_of_the_rows_is_refused(served: Served) -> None:

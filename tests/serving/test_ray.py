@@ -66,8 +66,12 @@ def test_arguments_of_serve_run_come_from_the_environment_too(monkeypatch: pytes
 def test_the_metrics_of_replicas_are_joined_with_their_names() -> None:
     one = '# HELP t5peft_requests_total Responses.\n# TYPE t5peft_requests_total counter\nt5peft_requests_total{route="/"} 3.0\n'
     two = one.replace("3.0", "4.0") + "# HELP up Up.\n# TYPE up gauge\nup 1.0\n"
-    begin = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain; version=0.0.4")]}
-    every = {name: [begin, {"body": text.encode()}] for name, text in (("b", two), ("a", one))}
+    begin: dict[str, Any] = {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"text/plain; version=0.0.4")],
+    }
+    every: dict[str, list[Any]] = {name: [begin, {"body": text.encode()}] for name, text in (("b", two), ("a", one))}
     response = _metrics(every)
     assert response.headers["content-type"] == "text/plain; version=0.0.4"
     lines = bytes(response.body).decode().splitlines()

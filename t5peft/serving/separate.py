@@ -1,0 +1,138 @@
+"""Adapters whose rows are computed by themselves within a call: ladders, and LoRA with trained tokens.
+
+A ladder is a network with caches of its own, and trained tokens change both ends of the model. Such an adapter sits on a copy of
+the backbone's modules, which shares the backbone's weights. So it costs its own weights and nothing more, and answers as
+``load_adapter`` does.
+
+Letters: B rows, T target tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutput
+
+from t5peft.adapters.load import load_adapter
+from t5peft.evaluation.inference import padded
+from t5peft.evaluation.ranking import score_candidates
+from t5peft.methods.ladder import LadderConfig
+from t5peft.models.unwrap import unwrap_t5
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)  # fmt: skip
+
+
+def is_separate(config: PeftConfig) -> bool:
+    """Return whether the rows of an adapter cannot be computed beside those of others.
+
+    Args:
+        config: Of the adapter.
+    """
+    return isinstance(config, LadderConfig) or (
+        isinstance(config, LoraConfig) and config.trainable_token_indices is not None
+    )
+
+
+def load_separate(folder: Path, t5: PreTrainedModel) -> PeftModel:
+    """Load an adapter on a copy of a backbone that shares its weights.
+
+    Args:
+        folder: The adapter.
+        t5: The backbone, whose hooks are not copied.
+
+    Returns:
+        The adapter on its copy, in evaluation mode.
+
+    Raises:
+        ValueError: The adapter is damaged or does not fit.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*t5.parameters(), *t5.buffers())}
+    for module in t5.modules():
+        shared |= {id(getattr(module, name)): OrderedDict() for name in _HOOKS}
+        if (state := getattr(module, "state", None)) is not None:  # of 8-bit maps, which hold their weights there
+            shared[id(state)] = state
+    model, _ = load_adapter(folder, model=copy.deepcopy(t5, shared))
+    return model.eval().to(t5.device)
+
+
+@torch.inference_mode()
+def generate_separately(
+    model: PeftModel,
+    sources: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    num_beams: int,
+    criteria: StoppingCriteriaList | None,
+) -> list[list[int]]:
+    """Generate an answer for each source, as ``MixedModel.generate`` does.
+
+    Args:
+        model: From ``load_separate``.
+        sources: Token ids of each row.
+        max_new_tokens: Tokens of the longest answer.
+        num_beams: 1 is greedy search.
+        criteria: For ``generate`` of transformers.
+
+    Returns:
+        Token ids of each row, the start token first.
+    """
+    t5: Any = unwrap_t5(model)
+    ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
+    found: Tensor = t5.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        stopping_criteria=criteria,
+        return_dict_in_generate=False,
+    )
+    return found.tolist()
+
+
+@torch.inference_mode()
+def rank_separately(
+    model: PeftModel, sources: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """Return the log-probability of each candidate of each row.
+
+    Args:
+        model: From ``load_separate``.
+        sources: Token ids of each row.
+        candidates: Token ids of the candidates of each row.
+    """
+    t5 = unwrap_t5(model)
+    ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
+    states = t5.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    return score_candidates(t5, BaseModelOutput(last_hidden_state=states), mask, candidates)
+
+
+@torch.inference_mode()
+def logits_separately(model: PeftModel, sources: Sequence[Sequence[int]], read: Tensor) -> Tensor:
+    """Return the logits of given answers.
+
+    Args:
+        model: From ``load_separate``.
+        sources: Token ids of each row.
+        read: The tokens that the decoder reads.
+
+    Shapes:
+        read: [B, T].
+        Output: [B, T, V].
+    """
+    t5 = unwrap_t5(model)
+    ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
+    output: Any = t5(input_ids=ids, attention_mask=mask, decoder_input_ids=read.to(t5.device), use_cache=False)
+    logits: Tensor = output.logits
+    return logits
