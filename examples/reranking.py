@@ -1,8 +1,8 @@
-"""Reranking as monoT5 does it: T5 says "true" or "false" of a message and a reply, and the probability of "true" is the score.
+"""Reranking as monoT5 does it: T5 says "true" or "false" of a message and a reply, and the probability of "true" counts.
 
     python examples/reranking.py
 
-Each message has ten candidates, its own reply and nine others. In training a message comes once with its reply and once with another.
+Each message has ten candidates, its own reply and nine others. In training it comes once with its reply and once with another.
 
 Time: about 60 s on 2 cores.
 Last line: mean reciprocal rank 0.500, common words 0.500, chance 0.293
@@ -31,7 +31,7 @@ CANDIDATES = 10
 
 
 def reciprocal_rank(rows: list[list[float]]) -> float:
-    """The mean of one over the place of the first candidate; equal scores share their places."""
+    """Return the mean of one over the place of the first candidate; equal scores share their places."""
     places = [1 + sum(s > row[0] for s in row) + sum(s == row[0] for s in row[1:]) / 2 for row in rows]
     return sum(1 / place for place in places) / len(places)
 

@@ -2,8 +2,8 @@
 
     python examples/sentence_embeddings.py
 
-The encoder learns from pairs, as Sentence-T5 did: a message is near its own reply and far from the other replies of the step. A step
-has 128 pairs, which are cut into micro-batches without changing its loss. Test messages and replies do not occur in training.
+The encoder learns from pairs, as Sentence-T5 did: a message is near its own reply and far from the other replies of the step. A
+step has 128 pairs, which are cut into micro-batches without changing its loss. Test messages and replies do not occur in training.
 
 Time: about 60 s on 2 cores.
 Last line: found among ten 0.500, untrained 0.100, common words 0.400, chance 0.050
@@ -35,7 +35,7 @@ def found_among_ten(scores: torch.Tensor) -> float:
 
 
 def common_words(queries: list[str], texts: list[str]) -> torch.Tensor:
-    """The summed weight of the words that two texts share; rare words weigh more."""
+    """Sum the weights of the words that two texts share; rare words weigh more."""
     words = [set(re.findall(r"[a-z']+", text.lower())) for text in texts]
     seen = Counter(word for own in words for word in own)
     rows = [set(re.findall(r"[a-z']+", query.lower())) for query in queries]

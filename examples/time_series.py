@@ -2,9 +2,9 @@
 
     python examples/time_series.py
 
-Chronos-T5 is a T5 whose 4,096 tokens are bins between -15 and 15 of a series that is divided by the mean of its absolute values. It has
-no tokenizer. Here a small T5 learns from generated series with trends and seasons, with fewer bins, and forecasts the last two years of
-the monthly airline passengers of 1949 to 1960 (Box and Jenkins, public domain), which it has not seen.
+Chronos-T5 has 4,096 tokens, which are bins between -15 and 15 of a series divided by the mean of its absolute values, and no tokenizer.
+Here a small T5 learns from generated series, with fewer bins. It forecasts the last two years of the monthly airline passengers of
+1949 to 1960 (Box and Jenkins), which it has not seen.
 
 Time: about 90 s on 2 cores.
 Last line: mean absolute error 40.0, the same month of the last year known 60.0, the last month known 80.0
@@ -29,11 +29,11 @@ from t5peft import T5PeftTrainer, T5PeftTrainingArguments, full_wrap
 BINS, LOW, HIGH = 256, 0.0, 4.0
 SPECIAL, CONTEXT, HORIZON, YEAR = 2, 72, 24, 12  # padding is token 0, and </s> token 1
 PASSENGERS = """
-112 118 132 129 121 135 148 148 136 119 104 118 115 126 141 135 125 149 170 170 158 133 114 140 145 150 178 163 172 178 199 199 184 162
-146 166 171 180 193 181 183 218 230 242 209 191 172 194 196 196 236 235 229 243 264 272 237 211 180 201 204 188 235 227 234 264 302 293
-259 229 203 229 242 233 267 269 270 315 364 347 312 274 237 278 284 277 317 313 318 374 413 405 355 306 271 306 315 301 356 348 355 422
-465 467 404 347 305 336 340 318 362 348 363 435 491 505 404 359 310 337 360 342 406 396 420 472 548 559 463 407 362 405 417 391 419 461
-472 535 622 606 508 461 390 432"""
+112 118 132 129 121 135 148 148 136 119 104 118 115 126 141 135 125 149 170 170 158 133 114 140 145 150 178 163 172 178 199 199 184
+162 146 166 171 180 193 181 183 218 230 242 209 191 172 194 196 196 236 235 229 243 264 272 237 211 180 201 204 188 235 227 234 264
+302 293 259 229 203 229 242 233 267 269 270 315 364 347 312 274 237 278 284 277 317 313 318 374 413 405 355 306 271 306 315 301 356
+348 355 422 465 467 404 347 305 336 340 318 362 348 363 435 491 505 404 359 310 337 360 342 406 396 420 472 548 559 463 407 362 405
+417 391 419 461 472 535 622 606 508 461 390 432"""
 
 
 def tokens(series: list[float], scale: float) -> list[int]:
@@ -51,7 +51,7 @@ def example(series: list[float]) -> dict[str, list[int]]:
 
 
 def generated(random: Random) -> list[float]:
-    """A series with a trend, a season that grows with it, and noise."""
+    """Make a series with a trend, a season that grows with it, and noise."""
     growth, depth, noise = random.uniform(-0.003, 0.012), random.uniform(0, 0.3), random.uniform(0, 0.05)
     phases = [(k, random.uniform(0, 2 * math.pi), random.random() / k) for k in (1, 2, 3)]
     season = [1 + depth * sum(w * math.sin(2 * math.pi * k * t / YEAR + p) for k, p, w in phases) for t in range(YEAR)]
@@ -84,4 +84,6 @@ ours, season, last = (
     sum(abs(a - b) for a, b in zip(rows, future, strict=True)) / HORIZON for rows in forecasts.values()
 )
 print(f"\nJuly 1960: {forecasts['ours'][18]:.0f}, and {future[18]:.0f} in truth")
-print(f"mean absolute error {ours:.1f}, the same month of the last year known {season:.1f}, the last month known {last:.1f}")
+print(
+    f"mean absolute error {ours:.1f}, the same month of the last year known {season:.1f}, the last month known {last:.1f}"
+)

@@ -29,7 +29,7 @@ LABELS = ["", "name", "food", "kind", "price", "near", "area"]
 
 
 def labeled(record: dict) -> tuple[list[str], list[int]]:
-    """The words of a description, and the column that each one tells."""
+    """Return the words of a description, and the column that each one tells."""
     text, label = record["text"], {}
     for column, value in re.findall(r"(\w+)\[(.*?)\]", record["mr"]):
         if column in LABELS and (found := re.search(rf"\b{re.escape(value)}\b", text)):

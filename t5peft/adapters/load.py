@@ -29,6 +29,7 @@ from t5peft.models.manifest import non_finite_names, read_manifest, verify
 from t5peft.models.tokens import NOT_FOR_PEFT, add_tokens
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
 
+
 @overload
 def load_adapter(
     folder: str | Path,
@@ -298,7 +299,10 @@ def _head_options(folder: Path) -> dict[str, Any]:
             return {"head": "states"}
         projection = state.get("base_model.model.embedding_projection.weight")
         return {"head": "embedding", "embedding_size": None if projection is None else len(projection)}
-    ends = {"classification_head.out_proj.weight": None, ".classifier.weight": "sequence" if kind == "SEQ_CLS" else "tokens"}
+    ends = {
+        "classification_head.out_proj.weight": None,
+        ".classifier.weight": "sequence" if kind == "SEQ_CLS" else "tokens",
+    }
     found = [(head, len(t)) for name, t in state.items() for end, head in ends.items() if name.endswith(end)]
     if not found:
         raise_if_problems(folder, ["the classification head is missing from its weights"])

@@ -49,7 +49,9 @@ def tokenize_words(
 
 def _check(sentences: Sequence[Sequence[str]], labels: Sequence[Sequence[int]] | None) -> None:
     wrong = [
-        i for i, words in enumerate(sentences) if isinstance(words, str) or not words or not all(w.strip() for w in words)
+        i
+        for i, words in enumerate(sentences)
+        if isinstance(words, str) or not words or not all(w.strip() for w in words)
     ]
     problems = [f"sentences {wrong[:5]} that are not lists of words, or have empty ones"] if wrong else []
     if labels is not None and not wrong:
@@ -59,7 +61,9 @@ def _check(sentences: Sequence[Sequence[str]], labels: Sequence[Sequence[int]] |
         if unequal := [i for i, (words, own) in enumerate(counts) if words != own]:
             problems.append(f"sentences {unequal[:5]} with another number of labels than of words")
     if problems:
-        raise ValueError(f"Got {', and '.join(problems)}; expected words, with a label each. list(text) makes one of each letter.")
+        raise ValueError(
+            f"Got {', and '.join(problems)}; expected words, with a label each. list(text) makes one of each letter."
+        )
 
 
 def _ids_of(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

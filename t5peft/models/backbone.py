@@ -255,7 +255,9 @@ def _load_encoder(
             # transformers draws it with a deviation of 1, and logits of a new head would be as large as d_model's root.
             model.classifier.weight.normal_(std=config.d_model**-0.5)
     if lost := sorted(new - {"classifier.weight", "classifier.bias", "embedding_projection.weight"}):
-        raise ValueError(f"Got {path} without the weights {lost[:3]} of an encoder; expected a whole checkpoint. Restore it.")
+        raise ValueError(
+            f"Got {path} without the weights {lost[:3]} of an encoder; expected a whole checkpoint. Restore it."
+        )
     return cast(PreTrainedModel, model)
 
 

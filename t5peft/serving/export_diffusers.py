@@ -35,7 +35,9 @@ _OPTIONS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 _PARTS = {".lora_A.weight": ".lora_linear_layer.down.weight", ".lora_B.weight": ".lora_linear_layer.up.weight"}
 
 
-def diffusers_state(folder: str | Path, text_encoder: TextEncoder = "text_encoder_2") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def diffusers_state(
+    folder: str | Path, text_encoder: TextEncoder = "text_encoder_2"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of a LoRA adapter by the names of diffusers, and its settings.
 
     Args:
@@ -65,7 +67,7 @@ def diffusers_state(folder: str | Path, text_encoder: TextEncoder = "text_encode
     if problems:
         raise ValueError(
             f"Got {', and '.join(problems)}. Export the merged encoder by export(folder, output, to='transformers'), and give it "
-            "to the pipeline."
+            "to the pipeline."  # each problem says what was expected
         )
     state = {}
     for name, inner in names.items():

@@ -29,8 +29,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from t5peft.data.padding import pad_rows
 from t5peft.evaluation.ranking import score_candidates
 from t5peft.models.backbone import correct_config
-from t5peft.models.families import family_of
 from t5peft.models.encoders import has_decoder
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels

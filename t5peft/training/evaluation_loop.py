@@ -308,7 +308,12 @@ class EvaluatingTrainer(CheckpointTrainer):
         if weight:
             loss = sum(part.loss * part.weight for part in parts if part.loss is not None) / weight
             metrics[f"{prefix}_loss"] = loss
-        if isinstance(self.head, EmbeddingHead) and not weight and isinstance(predictions, tuple) and labels is not None:
+        if (
+            isinstance(self.head, EmbeddingHead)
+            and not weight
+            and isinstance(predictions, tuple)
+            and labels is not None
+        ):
             batch = {"labels": torch.from_numpy(labels)}
             total = self.head.loss_of(tuple(map(torch.from_numpy, predictions)), batch, 0.0, 0.0)
             metrics[f"{prefix}_loss"] = float(total) / len(labels)

@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 
 from t5peft.compat.peft import adds_to_loss
 from t5peft.methods.base import has_peft_prompt
-from t5peft.training.evaluation_loop import EvaluatingTrainer
 from t5peft.training.contrastive import EmbeddingHead
+from t5peft.training.evaluation_loop import EvaluatingTrainer
 from t5peft.training.head import Head
 from t5peft.training.heads import SequenceHead, SpanHead, TextHead, head_of
 

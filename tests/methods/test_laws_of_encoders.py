@@ -33,8 +33,8 @@ from t5peft.models.encoders import (
     T5EncoderForSequenceClassification,
     UMT5EncoderForEmbedding,
     UMT5EncoderForSequenceClassification,
+    mean_over_tokens,
 )
-from t5peft.models.encoders import mean_over_tokens
 
 SHAPE = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2, "dropout_rate": 0.0}
 CLASSES: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def inputs(side: Any = "right", extra_pads: int = 0) -> dict[str, Tensor]:
 
 
 def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """What the head computes; of tokens and plain states only where there are tokens."""
+    """The result of the head; of tokens and plain states only where there are tokens."""
     found: Any = model(**batch)
     if "pooler_output" in found:
         return found.pooler_output
@@ -100,7 +100,9 @@ def test_embeddings_are_those_of_the_reference_by_hand(case: Case, geometry: Geo
     for side in ("right", "left"):
         batch = inputs(side, extra_pads=1)
         means = reference.mean_states(inner, t5_config(model), *batch.values(), by_hand(model))
-        (projection,) = (p for name, p in model.named_parameters() if "embedding_projection" in name and p.requires_grad)
+        (projection,) = (
+            p for name, p in model.named_parameters() if "embedding_projection" in name and p.requires_grad
+        )
         expected = reference.unit(means @ projection.T)
         torch.testing.assert_close(output(model, batch), expected, rtol=0, atol=1e-9)
 
@@ -135,7 +137,9 @@ def test_padding_and_checkpointing_change_nothing_and_wrapping_only_where_the_me
         plain = output(base, inputs())
     model = precise(wrap(case, base))
     with torch.no_grad():
-        assert torch.allclose(output(model, inputs()), plain, rtol=0, atol=1e-12) == METHODS[case.method].identity_at_start
+        assert (
+            torch.allclose(output(model, inputs()), plain, rtol=0, atol=1e-12) == METHODS[case.method].identity_at_start
+        )
         stir(model)
         expected = output(model, inputs())
         for side, pads in (("left", 0), ("right", 3), ("left", 2)):

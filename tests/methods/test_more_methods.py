@@ -24,7 +24,6 @@ from transformers import (
     MT5ForConditionalGeneration,
     PreTrainedModel,
     T5EncoderModel,
-    T5ForTokenClassification,
     UMT5Config,
     UMT5ForConditionalGeneration,
 )
@@ -38,7 +37,6 @@ from t5peft import (
     load_backbone,
     lora_wrap,
     norm_wrap,
-    prompt_wrap,
     save_adapter,
 )
 from t5peft.adapters import fingerprint

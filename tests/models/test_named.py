@@ -59,7 +59,13 @@ def test_prott5_has_a_label_for_each_residue_and_none_for_the_end(tmp_path: Path
     torch.manual_seed(0)
     wrapped = lora_wrap(model)
     trainer = trainer_of(
-        T5PeftTrainer, wrapped, tmp_path / "run", features, max_steps=60, learning_rate=0.5, train_sampling_strategy="random"
+        T5PeftTrainer,
+        wrapped,
+        tmp_path / "run",
+        features,
+        max_steps=60,
+        learning_rate=0.5,
+        train_sampling_strategy="random",
     )
     trainer.train()
     assert tag(wrapped, read, proteins)[:2] == labels[:2]
@@ -137,9 +143,12 @@ def test_chronos_trains_on_bins_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 def dense(folder: Path, weight: Tensor, **changes: Any) -> Path:
-    """What sentence-transformers writes beside an encoder with a projection, as of sentence-t5 and GTR."""
+    """The files that sentence-transformers writes beside an encoder with a projection, as of sentence-t5 and GTR."""
     parts = ["Transformer", "Pooling", "Dense", "Normalize"]
-    listed = [{"idx": i, "path": f"{i}_{part}", "type": f"sentence_transformers.models.{part}"} for i, part in enumerate(parts)]
+    listed = [
+        {"idx": i, "path": f"{i}_{part}", "type": f"sentence_transformers.models.{part}"}
+        for i, part in enumerate(parts)
+    ]
     (folder / "modules.json").write_text(json.dumps(listed))
     (folder / "2_Dense").mkdir()
     settings = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"} | changes
@@ -160,7 +169,9 @@ def test_sentence_t5_and_gtr_bring_their_projection(tmp_path: Path) -> None:
     save_adapter(lora_wrap(model), tmp_path / "adapter")
     loaded, _ = load_adapter(tmp_path / "adapter")
     torch.testing.assert_close(embed(loaded, tokenizer, ["one"]), expected, rtol=0, atol=1e-6)
-    assert load_backbone(folder, head="embedding", embedding_size=8)[0].get_parameter("embedding_projection.weight").shape == (8, 32)
+    assert load_backbone(folder, head="embedding", embedding_size=8)[0].get_parameter(
+        "embedding_projection.weight"
+    ).shape == (8, 32)
     other = dense(saved(base, tiny_tokenizer(), tmp_path / "other"), weight, activation_function="torch.nn.Tanh")
     with pytest.raises(ValueError, match="is not one linear map without a bias; expected such a map"):
         load_backbone(other, head="embedding")
@@ -201,7 +212,9 @@ def test_a_head_that_there_is_not_is_refused(options: Any, message: str) -> None
 
 def test_predictions_of_another_head_are_refused() -> None:
     model, tokenizer = load_backbone("mini", head="tokens", num_labels=2)
-    with pytest.raises(ValueError, match="Got a T5ForTokenClassification; expected a class that ends in EncoderForEmbedding"):
+    with pytest.raises(
+        ValueError, match="Got a T5ForTokenClassification; expected a class that ends in EncoderForEmbedding"
+    ):
         embed(model, tokenizer, ["a"])
     with pytest.raises(ValueError, match="expected a class that ends in ForTokenClassification"):
         tag(load_backbone("mini")[0], tokenizer, [["a"]])

@@ -18,8 +18,8 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig, ByT5Tokenizer
 from t5peft.cli import main
 from t5peft.methods import METHODS, lora_wrap
 from t5peft.models.backbone import computes_bfloat16, load_backbone
-from t5peft.nn.loss import target_loss
 from t5peft.models.encoders import T5EncoderForEmbedding
+from t5peft.nn.loss import target_loss
 from t5peft.planning.geometry import config_of, known_checkpoints
 from t5peft.planning.job import Job
 from t5peft.planning.plan import changes, step_bytes

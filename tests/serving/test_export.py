@@ -389,7 +389,9 @@ def test_a_head_over_an_encoder_is_exported_to_onnx_and_others_are_refused(tmp_p
     assert export(tmp_path / "adapter", tmp_path / "onnx", to="onnx").passes
     texts = ["one", "a longer text of some words"]
     expected = classify(model, tokenizer, texts).probabilities
-    torch.testing.assert_close(load_exported(tmp_path / "onnx").classify(texts).probabilities, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        load_exported(tmp_path / "onnx").classify(texts).probabilities, expected, rtol=0, atol=1e-4
+    )
     with pytest.raises(ValueError, match="T5EncoderForSequenceClassification, which plain transformers has not"):
         export(tmp_path / "adapter", tmp_path / "plain", to="transformers")
     save_adapter(lora_wrap(load_backbone("mini", head="tokens", num_labels=3)[0]), tmp_path / "tokens")

@@ -19,7 +19,8 @@ from t5peft import T5PeftTrainer, load_adapter, lora_wrap, prompt_wrap, save_ada
 from t5peft.evaluation import embed
 from t5peft.models.encoders import T5EncoderForEmbedding
 from t5peft.training import contrastive
-from t5peft.training.contrastive import contrastive_loss, contrastive_step
+from t5peft.training.contrastive import contrastive_loss
+from t5peft.training.contrastive_step import contrastive_step
 
 PAIRS = tiny_records(12)
 PAIRS[5]["labels"] = PAIRS[2]["labels"]  # the same target twice, which is a negative of neither
@@ -93,7 +94,7 @@ def test_the_second_pass_drops_what_the_first_one_dropped(tmp_path: Path) -> Non
     seen: list[torch.Tensor] = []
     cut.t5.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.pooler_output.detach()))
     torch.manual_seed(3)
-    contrastive_step(cut, cut.t5.train(), PAIRS)
+    contrastive_step(cut, cut.t5.train(), PAIRS, 40, cut.throughput)
     half = len(seen) // 2
     assert half > 2
     for first, second in zip(seen[:half], seen[half:], strict=True):
@@ -158,9 +159,9 @@ def test_a_pair_without_a_target_counts_nothing(tmp_path: Path) -> None:
     batch = head.without_labels(head.collate(PAIRS[:2]))
     loss, items = head.loss(made.t5, batch)
     assert (float(loss), items) == (0, 0)
-    assert float(contrastive_step(made, made.t5, head.split(batch))) == 0
+    assert float(contrastive_step(made, made.t5, head.split(batch), None, made.throughput)) == 0
     assert not any(p.grad.any() for p in made.t5.parameters() if p.grad is not None)
-    both = contrastive_step(made, made.t5, [*PAIRS[:3], *head.split(batch)])
+    both = contrastive_step(made, made.t5, [*PAIRS[:3], *head.split(batch)], None, made.throughput)
     assert float(both) == pytest.approx(float(by_hand(made.t5, PAIRS[:3]).detach()), rel=1e-6)
 
 
