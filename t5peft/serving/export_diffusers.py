@@ -53,21 +53,20 @@ def diffusers_state(
     """
     ensure_intact(Path(folder))
     config, stored = read_config(Path(folder)), stored_state(Path(folder))
+    names = {name: _inner(name) for name in stored}
+    foreign = [name for name, inner in names.items() if not inner.startswith("encoder.") or "lora_" not in inner]
     problems = []
     if text_encoder not in get_args(TextEncoder):
-        problems.append(f"text_encoder={text_encoder!r}; expected one of {', '.join(get_args(TextEncoder))}")
+        problems.append(f"text_encoder={text_encoder!r}")
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("trainable_token_indices"):
-        kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
-        problems.append(f"an adapter of {kind}; expected LoRA without DoRA and without tokens")
-    names = {name: _inner(name) for name in stored}
-    if foreign := [name for name, inner in names.items() if not inner.startswith("encoder.") or "lora_" not in inner]:
-        problems.append(
-            f"tensors such as {foreign[0]}; expected only those of an encoder, as of load_backbone(name, head='states')"
-        )
+        problems.append(f"an adapter of {'DoRA' if config.get('use_dora') else config.get('peft_type')}")
+    elif foreign:
+        problems.append(f"tensors that are not of an encoder, such as {foreign[0]}")
     if problems:
         raise ValueError(
-            f"Got {', and '.join(problems)}. Export the merged encoder by export(folder, output, to='transformers'), and give it "
-            "to the pipeline."  # each problem says what was expected
+            f"Got {', and '.join(problems)}; expected LoRA without DoRA and without tokens, as of load_backbone(name, head='states'), "
+            f"for one of {', '.join(get_args(TextEncoder))}. Export the merged encoder by export(folder, output, to='transformers'), "
+            "and give it to the pipeline."
         )
     state = {}
     for name, inner in names.items():

@@ -1,7 +1,7 @@
 """One optimizer step on pairs, whose loss needs all embeddings of the step.
 
-The step is cut into micro-batches by two passes (GradCache, Gao et al. 2021): the first one keeps embeddings only, the loss gives their
-gradient, and the second one computes each micro-batch again with the same dropout and takes that gradient back.
+The step is cut into micro-batches by two passes (GradCache, Gao et al. 2021). The first one keeps embeddings only, the loss gives
+their gradient, and the second one computes each micro-batch again with the same dropout and takes that gradient back.
 
 Letters: B pairs, E embedding size.
 """

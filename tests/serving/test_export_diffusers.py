@@ -57,12 +57,12 @@ def test_an_embedder_is_written_by_the_same_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ia3_wrap(encoder()), "an adapter of IA3; expected LoRA without DoRA"),
-        (lambda: lora_wrap(encoder(), dora=True), "an adapter of DoRA; expected LoRA without DoRA"),
-        (lambda: lora_wrap(tiny_t5()), r"decoder\.block.*expected only those of an encoder"),
+        (lambda: ia3_wrap(encoder()), "Got an adapter of IA3; expected LoRA without DoRA"),
+        (lambda: lora_wrap(encoder(), dora=True), "Got an adapter of DoRA; expected LoRA without DoRA"),
+        (lambda: lora_wrap(tiny_t5()), r"not of an encoder, such as .*decoder\.block"),
         (
             lambda: lora_wrap(T5EncoderForEmbedding(tiny_config(embedding_size=4))),
-            "embedding_projection.weight; expected only those of an encoder",
+            r"such as base_model\.model\.embedding_projection\.weight; expected LoRA",
         ),
     ],
 )
