@@ -64,9 +64,9 @@ def diffusers_state(
         problems.append(f"tensors that are not of an encoder, such as {foreign[0]}")
     if problems:
         raise ValueError(
-            f"Got {', and '.join(problems)}; expected LoRA without DoRA and without tokens, as of load_backbone(name, head='states'), "
-            f"for one of {', '.join(get_args(TextEncoder))}. Export the merged encoder by export(folder, output, to='transformers'), "
-            "and give it to the pipeline."
+            f"Got {', and '.join(problems)}; expected LoRA without DoRA and tokens, as of load_backbone(name, head='states'), for "
+            f"one of {', '.join(get_args(TextEncoder))}. Export the merged encoder by export(folder, output, "
+            "to='transformers'), and give it to the pipeline."
         )
     state = {}
     for name, inner in names.items():

@@ -172,6 +172,9 @@ def test_sentence_t5_and_gtr_bring_their_projection(tmp_path: Path) -> None:
     assert load_backbone(folder, head="embedding", embedding_size=8)[0].get_parameter(
         "embedding_projection.weight"
     ).shape == (8, 32)
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="without the weights of 2_Dense"):
+        load_backbone(folder, head="embedding")
     other = dense(saved(base, tiny_tokenizer(), tmp_path / "other"), weight, activation_function="torch.nn.Tanh")
     with pytest.raises(ValueError, match="is not one linear map without a bias; expected such a map"):
         load_backbone(other, head="embedding")
