@@ -38,11 +38,10 @@ def contrastive_step(
     assert isinstance(head, EmbeddingHead)
     pairs = [feature for feature in features if feature["labels"]]
     texts = [f["input_ids"] for f in pairs or features] + [f["labels"] for f in pairs]
-    batches = [
-        (chosen, trainer._prepare_inputs(collate_sources([{"input_ids": texts[i]} for i in chosen], pad_token_id=pad)))
-        for pad in [head.config.pad_token_id]
-        for chosen in _cut(texts, tokens)
-    ]
+    batches = []
+    for chosen in _cut(texts, tokens):
+        batch = collate_sources([{"input_ids": texts[i]} for i in chosen], pad_token_id=head.config.pad_token_id)
+        batches.append((chosen, trainer._prepare_inputs(batch)))
     for chosen, batch in batches:
         throughput.add(sum(len(texts[i]) for i in chosen), batch["input_ids"].numel())
     direct = len(batches) == 1 and trainer.accelerator.num_processes == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import stir
 from narrow import as_dataset
 from safetensors.torch import save_file
 from tiny import fill_unevenly, tiny_config, tiny_t5, tiny_tokenizer
@@ -17,7 +18,8 @@ from torch.nn.functional import normalize
 from trainers import trainer_of
 from transformers import PreTrainedTokenizerFast, T5EncoderModel, T5ForConditionalGeneration
 
-from t5peft import T5PeftTrainer, load_adapter, load_backbone, lora_wrap, save_adapter
+from t5peft import T5PeftTrainer, load_adapter, load_backbone, lora_wrap, merge, save_adapter
+from t5peft.adapters import save_model
 from t5peft.data import tokenize_words
 from t5peft.evaluation import embed, rank, tag
 from t5peft.models.encoders import T5EncoderForEmbedding, T5EncoderForSequenceClassification, mean_over_tokens
@@ -181,8 +183,6 @@ def test_sentence_t5_and_gtr_bring_their_projection(tmp_path: Path) -> None:
 
 
 def test_a_whole_t5_an_encoder_and_a_saved_head_are_loaded_by_head(tmp_path: Path) -> None:
-    from t5peft.adapters import save_model
-
     whole = saved(tiny_t5("v1.1"), tiny_tokenizer(), tmp_path / "whole")
     plain, _ = load_backbone(whole, head="states")
     assert isinstance(plain, T5EncoderModel)
@@ -197,6 +197,20 @@ def test_a_whole_t5_an_encoder_and_a_saved_head_are_loaded_by_head(tmp_path: Pat
         again, _ = load_backbone(tmp_path / f"{head}{len(options)}")
         assert type(again) is kind
         assert all(torch.equal(p, again.get_parameter(name)) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "options", [{"head": "embedding"}, {"head": "tokens", "num_labels": 3}, {"head": "states"}], ids=str
+)
+def test_an_adapter_is_merged_into_its_encoder(options: Any, tmp_path: Path) -> None:
+    model, tokenizer = load_backbone("mini", **options)
+    save_adapter(stir(lora_wrap(model, rank=2)), tmp_path / "adapter")
+    merged, _, parity = merge(tmp_path / "adapter")
+    assert parity.unmerged < 1e-4
+    save_model(merged, tmp_path / "merged", tokenizer=tokenizer)
+    again, _ = load_backbone(tmp_path / "merged", head=options["head"])
+    assert type(again) is type(merged)
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in merged.named_parameters())
 
 
 @pytest.mark.parametrize(
