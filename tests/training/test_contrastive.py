@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reference
+import reference_encoders
 import torch
 from cases import stir
 from laws import in_double
@@ -43,18 +43,20 @@ def by_hand(model: Any, pairs: Any = PAIRS, temperature: float = TEMPERATURE) ->
 
     def embedding(ids: list[int]) -> torch.Tensor:
         text = torch.tensor([ids])
-        means = reference.mean_states(in_double(state), t5_config(model), text, torch.ones_like(text))
-        return reference.unit(means @ state["embedding_projection.weight"].T)[0]
+        means = reference_encoders.mean_states(in_double(state), t5_config(model), text, torch.ones_like(text))
+        return reference_encoders.unit(means @ state["embedding_projection.weight"].T)[0]
 
     sources, targets = (torch.stack([embedding(pair[name]) for pair in pairs]) for name in ("input_ids", "labels"))
-    return reference.contrastive(sources, targets, [pair["labels"] for pair in pairs], temperature) / len(pairs)
+    return reference_encoders.contrastive(sources, targets, [pair["labels"] for pair in pairs], temperature) / len(
+        pairs
+    )
 
 
 def test_the_loss_is_that_of_the_formula_and_equal_targets_are_no_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    sources, targets = (reference.unit(torch.randn(5, 4).double()).requires_grad_() for _ in "st")
+    sources, targets = (reference_encoders.unit(torch.randn(5, 4).double()).requires_grad_() for _ in "st")
     keys = [[1], [2], [1], [3], [4]]
-    expected = reference.contrastive(sources, targets, keys, 0.1)
+    expected = reference_encoders.contrastive(sources, targets, keys, 0.1)
     wanted = torch.autograd.grad(expected, (sources, targets))
     for rows in (1024, 2):
         monkeypatch.setattr(contrastive, "ROWS", rows)
