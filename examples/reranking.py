@@ -41,7 +41,7 @@ def words_of(text: str) -> set[str]:
 
 
 set_seed(0)
-random, splits = Random(0), load_task("support")[1]
+random, splits = Random(0), load_task("support_reply")[1]
 train, test = splits["train"], splits["test"]
 task = Task("relevance", "Query: {message} Document: {reply} Relevant:", "{relevant}", max_target_length=4)
 examples = [

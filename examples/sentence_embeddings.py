@@ -43,7 +43,7 @@ def common_words(queries: list[str], texts: list[str]) -> torch.Tensor:
 
 
 set_seed(0)
-splits = load_task("support")[1]
+splits = load_task("support_reply")[1]
 train, test = splits["train"], splits["test"]
 messages, replies = ([record[name] for record in test] for name in ("message", "reply"))
 backbone, tokenizer = load_backbone("mini", head="embedding")
