@@ -100,9 +100,12 @@ def unmergeable(model: PeftModel) -> list[str]:
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel | PeftModel, ids: Tensor) -> Tensor:
-    """Return the logits [1, T, V] with the text as source and as target, or those of a classification head [1, C]."""
+    """Return the logits [1, T, V] with the text as source and as target, or what the head of another model computes."""
     targets = {"labels": ids} if unwrap_t5(model).can_generate() else {}
-    return model.eval()(input_ids=ids, **targets).logits.float()
+    outputs = model.eval()(input_ids=ids, **targets)
+    name = next(name for name in ("logits", "pooler_output", "last_hidden_state") if name in outputs)
+    scores: Tensor = outputs[name]
+    return scores.float()
 
 
 def _difference(given: Tensor, expected: Tensor) -> float:

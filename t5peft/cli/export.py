@@ -1,4 +1,4 @@
-"""Export an adapter to plain transformers, CTranslate2 or ONNX, print how far it differs from the adapter, and store that."""
+"""Export an adapter to plain transformers, CTranslate2, ONNX or diffusers, and print and store how far it differs from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="FOLDER", help="an adapter of `t5peft train`, a whole model, or a name on the hub"
     )
-    parser.add_argument("--to", required=True, choices=("transformers", "ct2", "onnx"), help="the engine that runs it")
+    parser.add_argument(
+        "--to", required=True, choices=("transformers", "ct2", "onnx", "diffusers"), help="the engine that runs it"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="where the export is written")
     parser.add_argument("--quantize", choices=("int8",), help="store linear maps in 8 bits (ct2, onnx)")
     parser.add_argument(
@@ -41,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has them, else built-in texts",
     )
     add_format_arguments(parser)
+    parser.add_argument(
+        "--text-encoder",
+        default="text_encoder_2",
+        choices=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        help="the part of the pipeline that the adapter belongs to (diffusers): text_encoder_2 of FLUX, text_encoder_3 of Stable "
+        "Diffusion 3",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     add_output_options(parser)
     parser.epilog = EPILOG
@@ -61,8 +70,13 @@ def run(args: argparse.Namespace) -> int:
     from t5peft.adapters import local_adapter
     from t5peft.data import Task
     from t5peft.serving.export import export
+    from t5peft.serving.export_diffusers import export_diffusers
 
     args.model = str(local_adapter(args.model))
+    if args.to == "diffusers":
+        file = export_diffusers(args.model, args.output, text_encoder=args.text_encoder)
+        print_results(args, {"output": str(file)}, f"saved to {file}")
+        return 0
     path = Path(args.model) / TASK_FILE
     records = None
     if path.is_file():

@@ -1,4 +1,4 @@
-"""The commit of the hub that a model was loaded from, which transformers finds and does not keep."""
+"""Read from transformers' access to the hub: the commit of a model, which it does not keep, and files that may not be there."""
 
 from __future__ import annotations
 
@@ -33,3 +33,24 @@ def commit_of(model: PreTrainedModel) -> str | None:
     """Return the commit of the hub that ``load_backbone`` loaded a model from; None for a folder."""
     commit = getattr(model.config, "_commit_hash", None)
     return commit if isinstance(commit, str) else None
+
+
+def optional_file(path: str, name: str, revision: str | None) -> Path | None:
+    """Return a file of a folder or of the hub, or None where there is none, or none in the cache and no network.
+
+    Args:
+        path: A folder, or a name on the hub.
+        name: The file in it.
+        revision: The branch, tag or commit of a name on the hub.
+    """
+    if Path(path).is_dir():
+        found = Path(path) / name
+        return found if found.is_file() else None
+    cached = cached_file(
+        path,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if cached is None else Path(cached)

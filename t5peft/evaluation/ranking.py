@@ -361,11 +361,12 @@ def classify(
     """
     ids = source_ids(sources, tokenizer, max_source_length)
     with evaluating(model) as t5:
-        if not type(t5).__name__.endswith("ForSequenceClassification"):
+        others = ("ForTokenClassification", "EncoderForEmbedding", "EncoderModel")
+        if t5.can_generate() or type(t5).__name__.endswith(others):
             kind = "a language model head" if t5.can_generate() else "no classification head"
             raise ValueError(
-                f"Got a {type(t5).__name__}, which has {kind}; expected a classification head. Use rank with target words, or tag or "
-                "embed of t5peft.evaluation for the other heads of an encoder."
+                f"Got a {type(t5).__name__}, which has {kind}; expected a classification head. Use rank with target words, or tag "
+                "or embed of t5peft.evaluation for the other heads of an encoder."
             )
         scores = torch.empty(len(ids), int(t5.config.num_labels or 0))
         for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=2):

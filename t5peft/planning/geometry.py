@@ -1,7 +1,10 @@
 """Shapes of the published T5 checkpoints, so that a plan needs neither weights nor a network.
 
 Taken from the ``config.json`` of each checkpoint on the hub; a test counts each one's weights and compares with the number its
-paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 2022, 2023; Wang et al. 2021, 2023).
+paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 2022, 2023; Wang et al. 2021, 2023; Kudugunta et al.
+2023 for MADLAD-400; Üstün et al. 2024 for Aya-101; Tay et al. 2023 for UL2; Nogueira et al. 2020 for monoT5; Ni et al. 2022 for
+Sentence-T5 and GTR, which are encoders only; Elnaggar et al. 2021 and Heinzinger et al. 2024 for ProtT5 and ProstT5; Ansari et al.
+2024 for Chronos).
 """
 
 from __future__ import annotations
@@ -37,6 +40,18 @@ _BYT5 = {
     "xl": (2560, 64, 6720, 36, 12, 32),
     "xxl": (4672, 64, 12352, 36, 12, 64),
 }
+_MADLAD = {
+    "3b": (1024, 128, 8192, 32, 32, 16),
+    "7b": (2048, 128, 8192, 48, 48, 16),
+    "10b": (2048, 128, 16384, 32, 32, 32),
+}
+_CHRONOS = {
+    "tiny": (256, 64, 1024, 4, 4, 4),
+    "mini": (384, 64, 1536, 4, 4, 8),
+    **{size: _V1_0[size] for size in ("small", "base", "large")},
+}
+_ENCODERS = {"base": _V1_0["base"], "large": _V1_0["large"], "xl": _V1_0["3b"], "xxl": _V1_0["11b"]}
+_MONO = {size: _V1_0[size] for size in ("base", "large", "3b")}
 _Shape = tuple[int, int, int, int, int, int]
 
 
@@ -59,6 +74,8 @@ def _config(kind: Callable[..., PretrainedConfig], shape: _Shape, vocabulary: in
 def _families() -> list[tuple[str, type[PretrainedConfig], dict[str, _Shape], int, bool]]:
     codet5 = {size: _V1_0[size] for size in ("small", "base", "large")}
     umt5 = {size: _V1_1[size] for size in ("small", "base", "xl", "xxl")}
+    codet5p = {"220m": _V1_0["base"], "770m": _V1_0["large"]}
+    ul2 = {"ul2": (4096, 256, 16384, 32, 32, 16)}
     return [
         ("t5-{}", T5Config, _V1_0, 32128, False),
         ("google-t5/t5-{}", T5Config, _V1_0, 32128, False),
@@ -68,6 +85,16 @@ def _families() -> list[tuple[str, type[PretrainedConfig], dict[str, _Shape], in
         ("google/umt5-{}", UMT5Config, umt5, 256384, True),
         ("google/byt5-{}", T5Config, _BYT5, 384, True),
         ("Salesforce/codet5-{}", T5Config, codet5, 32100, False),
+        ("Salesforce/codet5p-{}", T5Config, codet5p, 32100, False),
+        ("google/madlad400-{}-mt", T5Config, _MADLAD, 256000, True),
+        ("CohereLabs/aya-{}", T5Config, {"101": _V1_1["xxl"]}, 250112, True),
+        ("google/flan-{}", T5Config, ul2, 32128, True),
+        ("castorini/monot5-{}-msmarco", T5Config, _MONO, 32128, False),
+        ("sentence-transformers/gtr-t5-{}", T5Config, _ENCODERS, 32128, False),
+        ("sentence-transformers/sentence-t5-{}", T5Config, _ENCODERS, 32128, False),
+        ("Rostlab/{}", T5Config, {"prot_t5_xl_uniref50": _V1_0["3b"]}, 128, False),
+        ("Rostlab/{}", T5Config, {"ProstT5": _V1_0["3b"]}, 150, False),
+        ("amazon/chronos-t5-{}", T5Config, _CHRONOS, 4096, False),
     ]
 
 
@@ -92,9 +119,18 @@ def config_of(backbone: str) -> PretrainedConfig:
     """
     known = known_checkpoints()
     if backbone in known:
-        return _config(*known[backbone])
     if backbone in OTHER_CHECKPOINTS:
         return OTHER_CHECKPOINTS[backbone]()
+    if backbone in known:
+        config = _config(*known[backbone])
+        if backbone.startswith("google/madlad400"):
+            config.pad_token_id, config.eos_token_id = 1, 2
+        if backbone.startswith("google/flan-ul2"):  # the one gated T5 whose head is its table
+            config.feed_forward_proj, config.dense_act_fn = "gated-silu", "silu"
+            config.tie_word_embeddings = config.scale_decoder_outputs = True
+        if backbone.startswith("sentence-transformers/"):
+            config.architectures, config.embedding_size = ["T5EncoderModel"], 768
+        return config
     path = Path(resolve_backbone(backbone)).expanduser()
     try:
         config = AutoConfig.from_pretrained(path if path.is_dir() else backbone)

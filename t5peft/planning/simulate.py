@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from t5peft.models.backbone import Quantization
+from t5peft.models.encoders import encoder_class, has_decoder
 from t5peft.models.families import family_of
 from t5peft.models.quantized import kept_maps
 from t5peft.models.unwrap import unwrap_t5
@@ -216,13 +217,26 @@ def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Mod
 def _pass(model: nn.Module, inputs: dict[str, Tensor], meter: LiveBytes) -> int:
     """Run one micro-batch; return the bytes that the forward pass kept."""
     before = meter.live_bytes
-    loss, _ = target_loss(model, inputs)
+    loss = _loss_of_pairs(model, inputs) if not has_decoder(unwrap_t5(model)) else target_loss(model, inputs)[0]
     kept = meter.live_bytes - before
     loss.backward()
     return kept
 
 
+def _loss_of_pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Return a loss [] of the embeddings of sources and targets, as of an encoder that is trained on pairs."""
+    sources, targets = (
+        model(input_ids=inputs[name], attention_mask=torch.ones_like(inputs[name])).pooler_output
+        for name in ("input_ids", "labels")
+    )
+    scores: Tensor = sources @ targets.T
+    return scores.logsumexp(-1).sum()
+
+
 def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    if any("EncoderModel" in kind for kind in config.architectures or ()):
+        encoder: PreTrainedModel = encoder_class("embedding", config.model_type)(copy.deepcopy(config)).to(dtype)
+        return encoder
     model = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=dtype)  # what follows writes into it
     if not family_of(config).has_tied_head(config):
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))

@@ -297,6 +297,11 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
             f"Got a prompt beside a {kind}, whose decoder reads the source too, and would read the prompt; expected a language "
             "model. Export to onnx, whose graph has it."
         )
+    if to == "transformers" and type(t5).__module__.startswith("t5peft."):
+        raise ValueError(
+            f"Got a {type(t5).__name__}, which plain transformers has not; expected a head of transformers. Export to onnx, or run "
+            "`t5peft merge` and load the folder by load_backbone."
+        )
     if to == "ct2" and kind != "language model":
         raise ValueError(
             f"Got a {type(t5).__name__}, which CTranslate2 has not; expected a language model. Export to onnx or transformers."

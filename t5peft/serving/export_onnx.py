@@ -90,7 +90,7 @@ def _example() -> dict[str, Tensor]:
 def _write_one_graph(t5: PreTrainedModel, folder: Path) -> None:
     output, axes = (
         ("logits", {0: "batch"})
-        if "encoder" not in type(t5).__name__.lower()
+        if type(t5).__name__.endswith("ForSequenceClassification")
         else ("states", {0: "batch", 1: "source"})
     )
     export_graph(_FirstOutput(t5), _example(), [output], folder / "model.onnx", {**_SOURCE_AXES, output: axes})

@@ -93,7 +93,10 @@ def kind_of_model(t5: PreTrainedModel) -> Kind:
         return "classifier"
     if name.endswith("EncoderModel"):
         return "encoder"
-    raise ValueError(f"Got a {name}; expected a T5 with a language model or classification head, or an encoder.")
+    raise ValueError(
+        f"Got a {name}, which is not exported; expected a T5 with a language model or classification head, or a plain encoder. "
+        "Serve it by load_adapter, or merge it and save it by t5peft.adapters.save_model."
+    )
 
 
 class Exported(ABC):

@@ -36,7 +36,8 @@ from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
 from t5peft.training.checkpoints import restore_callbacks
-from t5peft.training.contrastive import EmbeddingHead, contrastive_step
+from t5peft.training.contrastive import EmbeddingHead
+from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
 from t5peft.training.head import Batch
@@ -242,7 +243,8 @@ class T5PeftTrainer(BatchingTrainer):
         while True:
             try:
                 if isinstance(self.head, EmbeddingHead):  # whose loss is not a sum over micro-batches
-                    return contrastive_step(self, model, features)
+                    tokens = self.budget.tokens if self.own.bucket_by_length else None
+                    return contrastive_step(self, model, features, tokens, self.throughput)
                 return self._forward_backward(model, self.micro_batches(features), num_items)
             except (RuntimeError, MemoryError) as error:
                 # Another process would wait for gradients that never come.

@@ -29,6 +29,7 @@ PAGES = [
     "howto/hub.md",
     "howto/load-adapter.md",
     "howto/several-adapters.md",
+    "howto/encoders.md",
     "howto/metrics.md",
     "howto/gpus.md",
     "howto/push.md",
@@ -45,7 +46,7 @@ PAGES = [
     "contributing/add-a-task.md",
     "export.md",
 ]
-FAST = [page for page in PAGES[:10] if page != "howto/own-data.md"]
+FAST = [page for page in PAGES[:11] if page != "howto/own-data.md"]
 # Pages whose code needs a server or another folder; tests of their own run it.
 ELSEWHERE = ["serving.md", "commands.md"]
 NOT_OURS = ("pip", "make", "torchrun", "accelerate", "curl", "python", "git", "hf")  # commands that no test runs

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reference
+import reference_encoders
 import torch
 from cases import ADAPTERS, Case, by_hand, stir, trained, wrap
 from laws import in_double, precise, two_geometries
@@ -78,7 +78,7 @@ def inputs(side: Any = "right", extra_pads: int = 0) -> dict[str, Tensor]:
 
 
 def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """What the head computes; of tokens and plain states only where there are tokens."""
+    """The result of the head; of tokens and plain states only where there are tokens."""
     found: Any = model(**batch)
     if "pooler_output" in found:
         return found.pooler_output
@@ -99,11 +99,11 @@ def test_embeddings_are_those_of_the_reference_by_hand(case: Case, geometry: Geo
     inner = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     for side in ("right", "left"):
         batch = inputs(side, extra_pads=1)
-        means = reference.mean_states(inner, t5_config(model), *batch.values(), by_hand(model))
+        means = reference_encoders.mean_states(inner, t5_config(model), *batch.values(), by_hand(model))
         (projection,) = (
             p for name, p in model.named_parameters() if "embedding_projection" in name and p.requires_grad
         )
-        expected = reference.unit(means @ projection.T)
+        expected = reference_encoders.unit(means @ projection.T)
         torch.testing.assert_close(output(model, batch), expected, rtol=0, atol=1e-9)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig, ByT5Tokenizer
 from t5peft.cli import main
 from t5peft.methods import METHODS, lora_wrap
 from t5peft.models.backbone import computes_bfloat16, load_backbone
+from t5peft.models.encoders import T5EncoderForEmbedding
 from t5peft.nn.loss import target_loss
 from t5peft.planning.geometry import config_of, known_checkpoints
 from t5peft.planning.job import Job
@@ -35,7 +37,34 @@ PUBLISHED_MILLIONS = {
     "google/mt5-small": 300, "google/mt5-base": 582, "google/mt5-large": 1230, "google/mt5-xl": 3740, "google/mt5-xxl": 12900,
     "google/byt5-small": 300, "google/byt5-base": 582, "google/byt5-large": 1230, "google/byt5-xl": 3740,
     "google/byt5-xxl": 12900,
+    "Salesforce/codet5p-220m": 223, "Salesforce/codet5p-770m": 738,
+    "google/madlad400-3b-mt": 2940, "google/madlad400-7b-mt": 8300, "google/madlad400-10b-mt": 10700,
+    "CohereLabs/aya-101": 12900, "google/flan-ul2": 19460,
+    "castorini/monot5-base-msmarco": 222.9, "castorini/monot5-3b-msmarco": 2851.6,
+    "Rostlab/prot_t5_xl_uniref50": 2818, "Rostlab/ProstT5": 2818,
+    "amazon/chronos-t5-tiny": 8.4, "amazon/chronos-t5-mini": 20.4, "amazon/chronos-t5-small": 46, "amazon/chronos-t5-base": 201,
+    "amazon/chronos-t5-large": 709,
 }  # fmt: skip
+# Sizes of the encoders by their cards, without the projection
+ENCODER_MILLIONS = {"base": 110, "large": 335, "xl": 1240, "xxl": 4865}
+
+
+@pytest.mark.parametrize("size", ENCODER_MILLIONS)
+@pytest.mark.parametrize("family", ["gtr", "sentence"])
+def test_a_sentence_encoder_has_as_many_weights_as_published(family: str, size: str) -> None:
+    config = config_of(f"sentence-transformers/{family}-t5-{size}")
+    with torch.device("meta"):
+        model = T5EncoderForEmbedding(config)
+    count = sum(p.numel() for name, p in model.named_parameters() if "embedding_projection" not in name)
+    assert count / 1e6 == pytest.approx(ENCODER_MILLIONS[size], rel=0.012)
+
+
+def test_an_encoder_is_planned_without_a_decoder() -> None:
+    job = Job("sentence-transformers/gtr-t5-base", "lora", 64, 64, 8, 8, device="cpu")
+    found, whole = step_bytes(job), step_bytes(replace(job, backbone="t5-base"))
+    assert 0.45 < found.weights_bytes / whole.weights_bytes < 0.52
+    assert found.peak_bytes < 0.7 * whole.peak_bytes
+    assert found.trainable_parameters == 12 * 2 * 2 * 16 * 768 + 768 * 768  # two maps in each layer, and the projection
 
 
 @pytest.mark.parametrize("name", PUBLISHED_MILLIONS)

@@ -384,3 +384,21 @@ def test_no_export_is_taken_for_an_adapter(lora: Path, tmp_path: Path, capsys: p
     assert main(["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "films.csv")]) == 2
     assert "which is an export; expected an adapter or a whole model" in capsys.readouterr().err
     assert replace(load_exported(tmp_path / "out").details, versions={}).method == "lora"
+
+
+def test_a_head_over_an_encoder_is_exported_to_onnx_and_others_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    backbone, tokenizer = load_backbone("mini", head="sequence", num_labels=3)
+    model = stir(lora_wrap(backbone, rank=2)).eval()
+    save_adapter(model, tmp_path / "adapter")
+    assert export(tmp_path / "adapter", tmp_path / "onnx", to="onnx").passes
+    texts = ["one", "a longer text of some words"]
+    expected = classify(model, tokenizer, texts).probabilities
+    torch.testing.assert_close(
+        load_exported(tmp_path / "onnx").classify(texts).probabilities, expected, rtol=0, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="T5EncoderForSequenceClassification, which plain transformers has not"):
+        export(tmp_path / "adapter", tmp_path / "plain", to="transformers")
+    save_adapter(lora_wrap(load_backbone("mini", head="tokens", num_labels=3)[0]), tmp_path / "tokens")
+    with pytest.raises(ValueError, match="T5ForTokenClassification, which is not exported"):
+        export(tmp_path / "tokens", tmp_path / "out", to="onnx")
