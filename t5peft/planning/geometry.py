@@ -118,7 +118,6 @@ def config_of(backbone: str) -> PretrainedConfig:
         ValueError: It is not a T5.
     """
     known = known_checkpoints()
-    if backbone in known:
     if backbone in OTHER_CHECKPOINTS:
         return OTHER_CHECKPOINTS[backbone]()
     if backbone in known:
