@@ -21,7 +21,7 @@ from t5peft.compat.lock import hold_folder
 
 if TYPE_CHECKING:
     from t5peft.benchmark.records import RunConfig, RunRecord
-    from t5peft.benchmark.schedule import Progress
+    from t5peft.benchmark.schedule import Execute, Progress
     from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
 
 EPILOG = """
