@@ -6,7 +6,7 @@
     python benchmarks/throughput.py --prediction               # rank and predict beside generate by Seq2SeqTrainer
     python benchmarks/throughput.py --losses                   # losses of 50 steps at dropout 0 beside the plain way's
     python benchmarks/throughput.py --systems t5peft t5peft-int8    # 8 bits against fp32
-    python benchmarks/throughput.py --shapes t5-base t5-3b --device cuda --record benchmarks/records/gpu.json    # see `make gpu`
+    python benchmarks/throughput.py --shapes t5-base t5-3b --device cuda --record benchmarks/records/gpu.json    # as make gpu
 
 A t5-small shape with random weights and the real T5 vocabulary: a step costs what it costs with a checkpoint. The systems stand in
 ``throughput_systems.py``.

@@ -95,7 +95,7 @@ class RayExecutor(Executor):
 
         Args:
             wait: Not used: results are waited for where they are read.
-            cancel_futures: Not used: calls that run are cancelled.
+            cancel_futures: Not used: calls that run are canceled.
         """
         if self._starts:
             import ray

@@ -85,7 +85,7 @@ class EvaluationSet:
 
     @property
     def texts(self) -> list[str]:
-        """What the task makes of each record, without the template."""
+        """The text that the task makes of each record, without the template."""
         return [self.task.content(record) for record in self._records]
 
     @property

@@ -84,11 +84,8 @@ def lora_wrap(
     if start is not None:
         check_choice("start", start, STARTS, problems)
     raise_if_problems(problems)
-    if dora and model.device.type == "cpu" and quantization_of_model(model) == "int8":
-        raise ValueError(
-            "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
-            "backbone in float32 or quantize='nf4', or a GPU."
-        )
+    if dora:
+        _check_dora(model)
     family = family_of(model.config)
     names = linear_maps(model) if target_modules == "all-linear" else target_modules
     names = family.default_targets if names is None else names
@@ -137,6 +134,14 @@ def _gradients_for(
             "Give start_records=start_records(train_dataset)."
         )
     return gradients_of_maps(model, names, records) if start == "lora-ga" and records else {}
+
+
+def _check_dora(model: PreTrainedModel) -> None:
+    if model.device.type == "cpu" and quantization_of_model(model) == "int8":
+        raise ValueError(
+            "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
+            "backbone in float32 or quantize='nf4', or a GPU."
+        )
 
 
 def check_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> None:

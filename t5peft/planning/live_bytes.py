@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 _RESULTS: dict[Any, Any] = {}
-"""What an operation returned for arguments of these shapes: shapes, strides and dtypes, or None if it has to run each time."""
+"""The shapes, strides and dtypes that an operation returned for arguments of these shapes, or None if it has to run each time."""
 _MOST_RESULTS = 1 << 14
 
 

@@ -35,7 +35,7 @@ from t5peft.models.backbone import correct_config
 from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
-from t5peft.training.checkpoints import restore_callbacks
+from t5peft.training.callbacks import OnOurKernels
 from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
@@ -103,8 +103,7 @@ class T5PeftTrainer(BatchingTrainer):
             )
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_dataset(dataset, name)
-        self._pending = []
-        self.throughput = Throughput()
+        self._pending, self.throughput = [], Throughput()
         self._during_training = contextlib.ExitStack()
         super().__init__(
             model=cast(Any, model),
@@ -131,7 +130,7 @@ class T5PeftTrainer(BatchingTrainer):
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
-        self.add_callback(_OnOurKernels(self))
+        self.add_callback(OnOurKernels(self))
         self.add_callback(Reallocating(self))
 
     # --- training ---------------------------------------------------------------------------------------------------
@@ -385,21 +384,3 @@ class T5PeftTrainer(BatchingTrainer):
         if "loss" in logs:
             logs.update(self.throughput.read())
         super().log(logs, start_time)
-
-
-class _OnOurKernels(TrainerCallback):
-    """Starts the kernels when the model of the training is there, which ``model_init`` may make in ``train``."""
-
-    def __init__(self, trainer: T5PeftTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.resumed_from is not None:
-            restore_callbacks(self.trainer.callback_handler.callbacks, state)
-        self.trainer.start_kernels()
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.throughput.restart()  # the time of an evaluation is not training's
-
-    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        self.trainer.throughput.restart()

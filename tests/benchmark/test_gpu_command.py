@@ -1,4 +1,4 @@
-"""`make gpu` where there is no GPU: what it says, and its measurement rehearsed at a tiny shape."""
+"""``make gpu`` where there is no GPU: what it says, and its measurement rehearsed at a tiny shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows: low precision, quantized backbones, packing, torch.compile and mixed batches, as `make gpu` runs it.
+"""Low precision, quantized backbones, packing, torch.compile and mixed batches on a GPU, as ``make gpu`` runs them.
 
 Each test has the same body on a CPU, where it is slow, so that it is rehearsed where there is no GPU.
 """

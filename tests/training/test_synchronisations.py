@@ -1,4 +1,4 @@
-"""What a GPU is asked for in a training step: for each answer the host waits until all that was asked before is computed."""
+"""Count the answers that a training step asks a GPU for: for each the host waits until all before it is computed."""
 
 from __future__ import annotations
 
