@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from random import Random
+from typing import Any
 
 import torch
 from transformers import T5Config, T5ForConditionalGeneration, set_seed
@@ -58,17 +59,27 @@ def generated(random: Random) -> list[float]:
 
 set_seed(0)
 random = Random(0)
-shape = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2, "dropout_rate": 0.0}
-model = full_wrap(T5ForConditionalGeneration(T5Config(vocab_size=BINS, decoder_start_token_id=0, **shape)))
-options = {"logging_steps": 50, "save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": 32}
-arguments = T5PeftTrainingArguments("runs/time_series", max_steps=500, learning_rate=2e-3, warmup_steps=50, **options)
+config = T5Config(vocab_size=BINS, d_model=128, d_kv=32, num_heads=4, d_ff=256, num_layers=2, dropout_rate=0.0)
+config.decoder_start_token_id = 0
+model = full_wrap(T5ForConditionalGeneration(config))
+arguments = T5PeftTrainingArguments(
+    "runs/time_series",
+    max_steps=500,
+    per_device_train_batch_size=32,
+    learning_rate=2e-3,
+    warmup_steps=50,
+    logging_steps=50,
+    save_strategy="no",
+    disable_tqdm=True,
+)
 T5PeftTrainer(model, arguments, train_dataset=[example(generated(random)) for _ in range(8000)]).train()
 
 series = [float(x) for x in PASSENGERS.split()]
 known, future = series[:CONTEXT], series[CONTEXT:]
 scale = sum(known) / CONTEXT
 ids = torch.tensor([[*tokens(known, scale), 1]])
-found = model.generate(ids, max_new_tokens=HORIZON, min_new_tokens=HORIZON, suppress_tokens=[0, 1])[0, 1:].tolist()
+generator: Any = model  # of the classes of transformers, not every one can generate
+found = generator.generate(ids, max_new_tokens=HORIZON, min_new_tokens=HORIZON, suppress_tokens=[0, 1])[0, 1:].tolist()
 forecasts = [numbers(found, scale), known[-YEAR:] * 2, known[-1:] * HORIZON]
 ours, season, last = (sum(abs(a - b) for a, b in zip(row, future, strict=True)) / HORIZON for row in forecasts)
 print(f"\nJuly 1960: {forecasts[0][18]:.0f}, and {future[18]:.0f} in truth")

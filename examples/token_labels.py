@@ -30,7 +30,8 @@ LABELS = ["", "name", "food", "kind", "price", "near", "area"]
 
 def labeled(record: dict) -> tuple[list[str], list[int]]:
     """Return the words of a description, and the column that each one tells."""
-    text, label = record["text"], {}
+    text = record["text"]
+    label: dict[int, int] = {}
     for column, value in re.findall(r"(\w+)\[(.*?)\]", record["mr"]):
         if column in LABELS and (found := re.search(rf"\b{re.escape(value)}\b", text)):
             label |= dict.fromkeys(range(*found.span()), LABELS.index(column))

@@ -22,17 +22,18 @@ _STACK: dict[str, Any] = {
 
 
 def _longt5() -> Any:
-    return LongT5Config(
-        vocab_size=8192,
-        d_model=256,
-        d_ff=512,
-        num_layers=2,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-        encoder_attention_type="transient-global",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
+    shape: dict[str, Any] = {
+        "vocab_size": 8192,
+        "d_model": 256,
+        "d_ff": 512,
+        "num_layers": 2,
+        "num_heads": 2,
+        "feed_forward_proj": "gated-gelu",
+        "encoder_attention_type": "transient-global",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+    }
+    return LongT5Config(**shape)
 
 
 def _t5gemma2() -> Any:

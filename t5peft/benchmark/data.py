@@ -13,13 +13,10 @@ from transformers.utils import cached_file
 from t5peft.benchmark.suites import SuiteTask
 from t5peft.data import Task, checks, load_records, load_task
 from t5peft.data.registry import with_validation
-from t5peft.data.splits import fingerprint_of_data
+from t5peft.data.splits import Splits, fingerprint_of_data
 from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import check_metrics
 from t5peft.models.embedded import resolve_backbone
-
-DataSplits = dict[str, list[dict[str, Any]]]
-"""Examples by split: "train", "validation", "test"."""
 
 
 def describe_data(task: SuiteTask) -> dict[str, Any]:
@@ -45,7 +42,7 @@ def describe_data(task: SuiteTask) -> dict[str, Any]:
     return data | {"fingerprint": fingerprint_of_data(definition, splits)}
 
 
-def _check_own(task: Task, splits: DataSplits) -> None:
+def _check_own(task: Task, splits: Splits) -> None:
     """Raise ValueError for what would stop every run, or score it by wrong references."""
     if missing := [split for split in ("train", "test") if not splits.get(split)]:
         raise ValueError(
@@ -58,7 +55,7 @@ def _check_own(task: Task, splits: DataSplits) -> None:
         task.check(records)
 
 
-def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, DataSplits]:
+def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task, Splits]:
     """Return the task and at most ``limits`` records of each split.
 
     Records are drawn with a fixed seed, so that every seed and method sees the same ones.
@@ -79,13 +76,13 @@ def load_data(data: Mapping[str, Any], limits: Mapping[str, int]) -> tuple[Task,
     return task, splits
 
 
-def _load(data: Mapping[str, Any]) -> tuple[Task, DataSplits]:
+def _load(data: Mapping[str, Any]) -> tuple[Task, Splits]:
     if "task" in data:
         return load_task(data["task"])
     fields = dict(data["own"])
     files = fields.pop("files")
     task = Task.from_mapping(fields)
-    splits: DataSplits = {split: load_records(path, split) for split, path in files.items()}
+    splits: Splits = {split: load_records(path, split) for split, path in files.items()}
     return task, with_validation(task, splits)
 
 

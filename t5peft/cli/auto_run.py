@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -113,7 +113,7 @@ def auto(
     folder = Path(output)
     with hold_folder(folder):
         given = {"train": train, "validation": validation, "test": test}
-        splits: Splits = {split: cast(Records, read_records(rows)) for split, rows in given.items() if rows is not None}
+        splits: Splits = {split: read_records(rows) for split, rows in given.items() if rows is not None}
         if not splits["train"]:
             raise ValueError("Got no training records; expected some, with a column to predict.")
         task, splits, reasons = prepare(task, splits, columns or {}, target, wording or Wording())
@@ -171,8 +171,8 @@ def prepare(
     return task, splits, [f"Records: {counts}.", *reasons, f"Source: `{task.template}`; target: `{task.target}`."]
 
 
-def _sample(rows: Any, count: int) -> Any:
-    return part_of(rows, random.Random(0).sample(list(rows), count))
+def _sample(rows: Records, count: int) -> Records:
+    return part_of(rows, random.Random(0).sample(rows, count))
 
 
 def _auto(

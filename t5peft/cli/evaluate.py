@@ -6,7 +6,7 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
 from t5peft.cli.options import add_option
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from t5peft.data import Task
+    from t5peft.data.sources import Records
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrai
     return load_saved(folder, quantize=quantization_of(folder))
 
 
-def own_test_records(task: Task, named: str | None) -> list[dict[str, Any]]:
+def own_test_records(task: Task, named: str | None) -> Records:
     """Return the test records of the definition ``named``, or of the package's definition that the saved ``task`` is.
 
     Args:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import Any, cast
 
-from accelerate.data_loader import (  # type: ignore[import-untyped]  # accelerate has no py.typed
-    BatchSamplerShard,
-    IterableDatasetShard,
-)
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
-from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
+from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader, IterableDataset
 
 from t5peft.compat.private import PrivateUse
@@ -69,13 +66,13 @@ def examples_of_last_batch(loader: DataLoader) -> int | None:
     """
     if isinstance(loader.dataset, IterableDatasetShard):
         part = loader.dataset
-        return None if part.drop_last else _of_process(part.dataset.count, part)
+        return None if part.drop_last else _of_process(cast(CountedStream, part.dataset).count, part)
     shard = loader.batch_sampler
     if not isinstance(shard, BatchSamplerShard) or shard.num_processes == 1:
         return None
     if shard.drop_last or not shard.even_batches or shard.batch_size is None:
         return None
-    return _of_process(len(shard.batch_sampler.sampler), shard)
+    return _of_process(len(cast(Sized, shard.batch_sampler.sampler)), shard)
 
 
 def _of_process(examples: int, shard: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Records from files, folders, standard input and the hub: ``load_records("train.csv")`` is a list of dictionaries.
+"""Records from files, folders, standard input and the hub: ``load_records("train.csv")`` is a sequence of dictionaries.
 
 The kind of file is read from its name: ``.csv .tsv .jsonl .json .parquet .arrow .txt``, the text ones also with ``.gz``,
 ``.xz`` or ``.bz2`` after it (``formats.py``). Folders are read by split (``folders.py``). Columns of columns become
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from datasets import load_dataset
 
@@ -42,7 +42,7 @@ def load_records(
     header: Sequence[str] | None = None,
     quoted: bool | None = None,
     required: Sequence[str] = (),
-) -> RecordList:
+) -> RecordList | RecordFile:
     """Read records from a file, a folder, standard input or a hub data set.
 
     Args:
@@ -82,7 +82,7 @@ def load_records(
     if not records:
         raise ValueError(f"Got {records.origin}, which is empty: it has no records; expected at least one.")
     require_columns(records, required, records.origin or "the data")
-    return cast(RecordList, records)  # those of a large file are read as a list is
+    return records
 
 
 def load_aligned(paths: Mapping[str, str | Path], *, encoding: str = "utf-8") -> Records:

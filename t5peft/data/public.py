@@ -56,7 +56,7 @@ def _cola(folder: Path) -> Splits:
         return load_records(folder / f"{name}.tsv", header=["source", "label", "mark", "sentence"])
 
     # GLUE's development set of 1,043 sentences is both of these
-    dev = read("in_domain_dev") + read("out_of_domain_dev")
+    dev = [*read("in_domain_dev"), *read("out_of_domain_dev")]
     return _dev_as_test(read("in_domain_train"), dev, "sentence")
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, IterableDataset
 from datasets.fingerprint import get_temporary_cache_files_directory
 
-Records = list[dict[str, Any]]
+Records = Sequence[dict[str, Any]]
 
 
 class RecordList(list[dict[str, Any]]):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from t5peft.data.task import Task
 
 Splits = dict[str, Records]
+"""Records by split: "train", "validation", "test"."""
 _LAST = b"\xff" * 33  # after every hash
 
 
@@ -53,7 +54,7 @@ def hold_out(
         ValueError: Fewer than two different keys.
     """
     if isinstance(records, RecordFile):
-        return cast(tuple[Records, Records], _hold_out_of_file(records, key, share, at_most))
+        return _hold_out_of_file(records, key, share, at_most)
     rows = read_records(records)
     names = [key(record) for record in rows]
     ranks: dict[str, bytes] = {}
@@ -61,7 +62,7 @@ def hold_out(
         ranks[one_line(name)] = min(_rank(name), ranks.get(one_line(name), _LAST))
     count = _count(records, len(ranks), share, at_most)
     held = set(sorted(ranks, key=ranks.__getitem__)[:count])
-    parted: tuple[Records, Records] = [], []
+    parted: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
     for name, record in zip(names, rows, strict=True):
         parted[one_line(name) in held].append(record)
     return part_of(rows, parted[0]), part_of(rows, parted[1])
@@ -103,7 +104,7 @@ def _of(records: Sequence[Any]) -> str:
 
 def group_references(records: Records, key: Callable[[dict[str, Any]], str], column: str) -> Records:
     """Return one record for each key, with ``references``: the column's texts over all records of that key."""
-    groups: dict[str, Records] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)
     return [group[0] | {"references": [record[column] for record in group]} for group in groups.values()]

@@ -27,16 +27,17 @@ _GEMMA_3 = {"270m": (640, 2048, 18, 4, 1), "1b": (1152, 6912, 26, 4, 1), "4b": (
 
 def _longt5(size: str) -> PretrainedConfig:
     d_model, d_ff, layers, heads = _LONGT5[size]
-    return LongT5Config(
-        d_model=d_model,
-        d_ff=d_ff,
-        num_layers=layers,
-        num_heads=heads,
-        feed_forward_proj="gated-gelu",
-        encoder_attention_type="local" if size.startswith("local") else "transient-global",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
+    shape: dict[str, Any] = {
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "num_layers": layers,
+        "num_heads": heads,
+        "feed_forward_proj": "gated-gelu",
+        "encoder_attention_type": "local" if size.startswith("local") else "transient-global",
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+    }
+    return LongT5Config(**shape)
 
 
 def _stack(shape: tuple[int, int, int, int, int]) -> dict[str, Any]:

@@ -116,8 +116,9 @@ def check_arguments(args: TrainingArguments) -> None:
     names = ("learning_rate", "weight_decay", "label_smoothing_factor", "z_loss", "lora_plus_ratio")
     given = {name: getattr(args, name, 0.0) for name in names}
     wrong = [f"{name}={value}" for name, value in given.items() if not (math.isfinite(value) and value >= 0)]
-    if not getattr(args, "contrastive_temperature", 1.0) > 0:
-        wrong.append(f"contrastive_temperature={args.contrastive_temperature}, by which nothing can be divided")
+    temperature = getattr(args, "contrastive_temperature", 1.0)
+    if not temperature > 0:
+        wrong.append(f"contrastive_temperature={temperature}, by which nothing can be divided")
     if args.max_grad_norm is not None and math.isnan(args.max_grad_norm):
         wrong.append(f"max_grad_norm={args.max_grad_norm}")
     if wrong:

@@ -179,7 +179,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
             torch.save(self.reallocation.state(), folder / ALLOCATOR_STATE)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            if self.order is not None and cast(float, self.state.epoch) % 1 != 0:
+            if self.order is not None and self.state.epoch % 1 != 0:
                 torch.save(self.order.drawn_from, folder / ORDER_FILE)
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
@@ -276,9 +276,10 @@ def restore_callbacks(callbacks: Iterable[Any], state: TrainerState) -> None:
     transformers forgets it by default. ``restore_callback_states_from_checkpoint`` would also put their arguments back, so that
     a new patience did nothing.
     """
-    stored = {
-        name: list(found) if isinstance(found, list) else [found] for name, found in state.stateful_callbacks.items()
-    }
+    exported = cast(
+        "dict[str, Any]", state.stateful_callbacks or {}
+    )  # one state by name of the class, or a list of them
+    stored = {name: list(found) if isinstance(found, list) else [found] for name, found in exported.items()}
     for callback in callbacks:
         if isinstance(callback, ExportableState) and stored.get(type(callback).__name__):
             for name, value in stored[type(callback).__name__].pop(0)["attributes"].items():

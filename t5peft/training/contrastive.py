@@ -57,7 +57,7 @@ class EmbeddingHead(Head):
     """A head that makes embeddings of sources and of targets, which are texts alike."""
 
     layout = "target"
-    name = "embedding_projection"
+    name: str | None = "embedding_projection"
     reads_source_only = True
     temperature = 0.05
 

@@ -38,8 +38,8 @@ class RepeatableOrder(Sampler[int]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[int]:
-        generators = [torch.default_generator, getattr(self.sampler, "generator", None)]
-        generators = [one for one in generators if isinstance(one, torch.Generator)]
+        possible = (torch.default_generator, getattr(self.sampler, "generator", None))
+        generators = [one for one in possible if isinstance(one, torch.Generator)]
         for generator, state in zip(generators, self.start or [], strict=False):
             generator.set_state(state)
         self.start, self.drawn_from = None, [generator.get_state() for generator in generators]

@@ -22,7 +22,7 @@ from t5peft.serving.mixed import MixedModel
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for family in OTHERS:
         found[family] = tmp_path_factory.mktemp(family)
         tiny_other(family).save_pretrained(found[family])
@@ -105,7 +105,7 @@ def test_what_only_t5_has_is_refused_with_the_reason(family: Other, folders: dic
         MixedModel(load_backbone(folders[family])[0])
     for to in ("ct2", "onnx"):
         with pytest.raises(ValueError, match=r"which it cannot have, as .*Export to transformers"):
-            export(folders[family], tmp_path / to, to=to)  # type: ignore[arg-type]
+            export(folders[family], tmp_path / to, to=to)
     if family in GEMMAS:
         with pytest.raises(ValueError, match="for new tokens, which it cannot have"):
             add_tokens(tiny_other(family), tiny_tokenizer(), ["<new>"])

@@ -73,7 +73,13 @@ def test_results_come_in_order_and_errors_as_they_are(cluster: RayExecutor, monk
     monkeypatch.setenv("T5PEFT_DATA", "/there")
     assert cluster.submit(folder_of_call, "T5PEFT_DATA").result() == (os.getcwd(), "/there")
     asked: list[int] = []
-    results = cluster.in_order(double, (asked.append(i) or i for i in range(1000)))
+
+    def jobs() -> Iterator[int]:
+        for number in range(1000):
+            asked.append(number)
+            yield number
+
+    results = cluster.in_order(double, jobs())
     assert next(results) == 0
     assert len(asked) <= 5, "jobs are read only a few ahead"
 

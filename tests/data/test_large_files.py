@@ -14,6 +14,7 @@ from tiny import tiny_tokenizer
 from t5peft import Task
 from t5peft.cli import main
 from t5peft.data import load_records
+from t5peft.data.public import load_benchmark
 from t5peft.data.sources import RecordFile
 from t5peft.data.splits import hold_out
 from t5peft.evaluation.scores import EvaluationSet
@@ -33,12 +34,12 @@ ROWS: list[dict[str, Any]] = [
 def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
     """Read a file as a small one and as a large one."""
 
-    def read(path: Path, **more: Any) -> tuple[Any, Any]:
+    def read(path: Path | str, read_by: Callable[..., Any] = load_records, **more: Any) -> tuple[Any, Any]:
         found: list[Any] = []
         for bytes_ in (1 << 40, 1):
             monkeypatch.setattr("t5peft.data.formats.LARGE_BYTES", bytes_)
             try:
-                found.append(load_records(path, **more))
+                found.append(read_by(path, **more))
             except ValueError as error:
                 found.append(str(error))
         return found[0], found[1]
@@ -90,6 +91,17 @@ def test_hold_out_tokens_and_evaluation_are_the_same(both: Callable[..., tuple[A
     answers = ["0"] * 120
     scores = [EvaluationSet(TASK, records, tokenizer).score_answers(answers) for records in (small, large)]
     assert scores[0] == scores[1]
+
+
+def test_a_public_data_set_of_several_files_may_be_large(both: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "cola").mkdir()
+    for name in ("in_domain_train", "in_domain_dev", "out_of_domain_dev"):
+        rows = "".join(f"{name}\t{i % 2}\t\tsentence {i} of {name}\n" for i in range(12))
+        (tmp_path / "cola" / f"{name}.tsv").write_text(rows)
+    small, large = both("cola", read_by=load_benchmark, folder=tmp_path)
+    assert {split: list(rows) for split, rows in large.items()} == small
+    assert [len(rows) for rows in small.values()] == [11, 1, 24]
+    assert isinstance(large["train"], RecordFile)
 
 
 def test_memory_does_not_grow_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

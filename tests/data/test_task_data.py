@@ -38,7 +38,7 @@ def test_holding_out_keeps_equal_sources_together_and_ignores_the_order_of_the_f
     rest, held = hold_out(records, lambda record: record["mr"])
     assert len({record["mr"] for record in held}) == 4
     assert not {record["mr"] for record in held} & {record["mr"] for record in rest}
-    assert sorted(record["text"] for record in rest + held) == sorted(record["text"] for record in records)
+    assert sorted(record["text"] for record in [*rest, *held]) == sorted(record["text"] for record in records)
     backwards = hold_out(records[::-1], lambda record: record["mr"])
     assert [record["text"] for record in backwards[1]] == [record["text"] for record in held][::-1]
 

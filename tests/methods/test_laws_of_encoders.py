@@ -99,7 +99,9 @@ def test_embeddings_are_those_of_the_reference_by_hand(case: Case, geometry: Geo
     inner = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     for side in ("right", "left"):
         batch = inputs(side, extra_pads=1)
-        means = reference_encoders.mean_states(inner, t5_config(model), *batch.values(), by_hand(model))
+        means = reference_encoders.mean_states(
+            inner, t5_config(model), batch["input_ids"], batch["attention_mask"], by_hand(model)
+        )
         (projection,) = (
             p for name, p in model.named_parameters() if "embedding_projection" in name and p.requires_grad
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +12,10 @@ import torch
 from cases import stir, trained
 from narrow import gradient
 from tiny import tiny_batch, tiny_classifier, tiny_config, tiny_t5, tiny_tokenizer
+from tiny_families import OTHERS, other_config
 from transformers import (
     AutoConfig,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BertConfig,
     BitsAndBytesConfig,
@@ -153,25 +154,31 @@ def test_embedded_backbones_are_known_by_name_and_by_folder() -> None:
     assert backbone_name("runs/mini") == "runs/mini"
 
 
-@pytest.mark.parametrize("kind", FAMILIES.values(), ids=FAMILIES)
-@pytest.mark.parametrize("activation", ["relu", "gated-gelu"])
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [(kind, name) for kind in FAMILIES.values() for name in ("relu", "gated-gelu") if kind.ungated or "gated" in name],
+    ids=lambda value: getattr(value, "model_type", value),
+)
 def test_the_table_of_families_names_what_the_models_have(kind: Family, activation: str) -> None:
-    module = import_module(f"transformers.models.{kind.model_type}.modeling_{kind.model_type}")
-    config = AutoConfig.for_model(kind.model_type, feed_forward_proj=activation, **SHAPE)
-    prefix = kind.class_prefix
-    model = getattr(module, f"{prefix}ForConditionalGeneration")(config)
-    attention, norm = getattr(module, f"{prefix}Attention"), getattr(module, f"{prefix}LayerNorm")
-    layer = model.decoder.block[-1].layer
-    assert family_of(config) is kind
-    assert isinstance(getattr(layer[0], kind.self_attention), attention)
-    assert isinstance(getattr(layer[1], kind.cross_attention), attention)
-    assert isinstance(getattr(model.encoder, kind.final_norm), norm)
-    assert all(isinstance(getattr(part, kind.norm), norm) for part in layer)
-    assert model.get_output_embeddings() is getattr(model, kind.head)
-    linear = {n for n, m in layer[0].SelfAttention.named_children() if isinstance(m, torch.nn.Linear)}
-    assert linear == set(kind.attention)
-    maps = {n for n, m in getattr(layer[2], kind.feed_forward).named_children() if isinstance(m, torch.nn.Linear)}
-    assert maps == set(kind.feed_forward_maps(config))
+    chosen = {"feed_forward_proj": activation} if kind.ungated else {}  # the others are always gated
+    configs = [other_config(name, **chosen) for name in OTHERS if name.split("-")[0] == kind.model_type]
+    maps: dict[str, set[str]] = {}
+    norms = set()
+    for config in configs or [AutoConfig.for_model(kind.model_type, **chosen, **SHAPE)]:
+        assert family_of(config) is kind
+        with torch.device("meta"):
+            model = AutoModelForSeq2SeqLM.from_config(config)
+        assert type(model).__name__ == f"{kind.class_prefix}ForConditionalGeneration"
+        assert model.get_output_embeddings() is model.get_submodule(kind.head)
+        for path, module in model.named_modules():
+            if kind.is_tuned(path) and path and not kind.head.startswith(path):
+                name = path.rpartition(".")[2]
+                norms |= {name} if type(module).__name__.endswith("Norm") else set()
+                linear = {child for child, part in module.named_children() if isinstance(part, torch.nn.Linear)}
+                maps |= {name: linear} if linear else {}
+    attentions = {name: set(kind.attention) for name in (*kind.self_attention, *kind.cross_attention)}
+    assert maps == attentions | {kind.feed_forward: set(kind.feed_forward_maps(config))}
+    assert norms == {*kind.norms, kind.final_norm}
 
 
 def test_a_head_of_no_classes_is_refused() -> None:

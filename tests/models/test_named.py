@@ -9,20 +9,25 @@ from typing import Any
 import pytest
 import torch
 from cases import stir
-from narrow import as_dataset
+from narrow import as_dataset, ids_of
 from safetensors.torch import save_file
 from tiny import fill_unevenly, tiny_config, tiny_t5, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import normalize
 from trainers import trainer_of
-from transformers import PreTrainedTokenizerFast, T5EncoderModel, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5EncoderModel, T5ForConditionalGeneration
 
 from t5peft import T5PeftTrainer, load_adapter, load_backbone, lora_wrap, merge, save_adapter
 from t5peft.adapters import save_model
 from t5peft.data import tokenize_words
 from t5peft.evaluation import embed, rank, tag
-from t5peft.models.encoders import T5EncoderForEmbedding, T5EncoderForSequenceClassification, mean_over_tokens
+from t5peft.models.encoders import (
+    EncoderHead,
+    T5EncoderForEmbedding,
+    T5EncoderForSequenceClassification,
+    mean_over_tokens,
+)
 
 RESIDUES = "ALGVSREDTIPKFQNYMHWCX"
 
@@ -53,7 +58,7 @@ def test_prott5_has_a_label_for_each_residue_and_none_for_the_end(tmp_path: Path
     proteins = [list("MKVLA"), list("GW"), ["<AA2fold>", *"ACDE"]]
     labels = [[0, 1, 2, 0, 1], [2, 2], [-100, 0, 0, 1, 1]]
     features = tokenize_words(proteins, tokenizer, labels)
-    assert features[0]["input_ids"] == [*tokenizer.convert_tokens_to_ids(proteins[0]), 1]
+    assert features[0]["input_ids"] == [*ids_of(tokenizer, proteins[0]), 1]
     assert features[0]["labels"] == [0, 1, 2, 0, 1, -100]
     model, read = load_backbone(folder, head="tokens", num_labels=3)
     assert model.dtype == torch.float32
@@ -125,7 +130,7 @@ def test_monot5_ranks_by_two_tokens(tmp_path: Path) -> None:
     sources = ["Query: one Document: two Relevant:", "Query: two Document: two one Relevant:"]
     found = rank(model, read, sources, ["true", "false"]).probabilities
     batch = read(sources, return_tensors="pt", padding=True)
-    words, scores = read.convert_tokens_to_ids(["true", "false"]), []
+    words, scores = ids_of(read, ["true", "false"]), []
     for word in words:
         decoded = torch.tensor([[0, word]] * 2)
         with torch.no_grad():
@@ -187,11 +192,12 @@ def test_a_whole_t5_an_encoder_and_a_saved_head_are_loaded_by_head(tmp_path: Pat
     plain, _ = load_backbone(whole, head="states")
     assert isinstance(plain, T5EncoderModel)
     assert torch.equal(plain.shared.weight, tiny_t5("v1.1").shared.weight)
-    for head, kind, options in (
+    kinds: list[tuple[EncoderHead, type[PreTrainedModel], dict[str, Any]]] = [
         ("sequence", T5EncoderForSequenceClassification, {"num_labels": 5}),
         ("embedding", T5EncoderForEmbedding, {"embedding_size": 6}),
         ("embedding", T5EncoderForEmbedding, {}),
-    ):
+    ]
+    for head, kind, options in kinds:
         model, tokenizer = load_backbone(whole, head=head, **options)
         save_model(model, tmp_path / f"{head}{len(options)}", tokenizer=tokenizer)
         again, _ = load_backbone(tmp_path / f"{head}{len(options)}")

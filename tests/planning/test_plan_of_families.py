@@ -10,7 +10,7 @@ import pytest
 import torch
 from paths import ROOT
 from tiny_families import OTHERS, Other, other_config, tiny_other
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from t5peft.methods import METHODS
 from t5peft.models.families import family_of
@@ -53,10 +53,10 @@ def test_weights_and_trained_parameters_are_those_of_the_model(family: Other, me
 
 
 def test_longt5_costs_grow_with_the_length_and_those_of_t5_with_its_square() -> None:
-    def kept(config: object, tokens: int) -> int:
+    def kept(config: PreTrainedConfig, tokens: int) -> int:
         return simulate_step(
             config, METHODS["lora"].wrap, batch=1, source_tokens=tokens, target_tokens=8
-        ).activations_bytes  # type: ignore[arg-type]
+        ).activations_bytes
 
     long = other_config("longt5-local", dropout_rate=0.1)
     assert kept(long, 2048) == pytest.approx(2 * kept(long, 1024), rel=0.1)

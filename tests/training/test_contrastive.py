@@ -10,7 +10,7 @@ import reference_encoders
 import torch
 from cases import stir
 from laws import in_double
-from narrow import as_dataset, t5_config
+from narrow import array, as_dataset, t5_config
 from stacks import relative_difference
 from tiny import fill_unevenly, tiny_config, tiny_records, tiny_tokenizer
 from trainers import losses_and_gradients, trainer_of
@@ -110,12 +110,12 @@ def test_an_evaluation_has_each_source_against_all_targets_whatever_the_batch(tm
         found = trainer(tmp_path, embedder(), per_device_eval_batch_size=size).predict(as_dataset(PAIRS))
         assert found.metrics is not None
         assert found.metrics["test_loss"] == pytest.approx(expected, rel=1e-6)
-        sources, targets = found.predictions
+        sources, targets = (array(part) for part in found.predictions)
         assert sources.shape == targets.shape == (12, 12)
     alone = embed(embedder().float(), tiny_tokenizer(), [pair["input_ids"] for pair in PAIRS])
     torch.testing.assert_close(torch.tensor(sources).float(), alone, rtol=0, atol=1e-5)
     unlabeled = trainer(tmp_path, embedder()).predict(as_dataset([{"input_ids": pair["input_ids"]} for pair in PAIRS]))
-    assert unlabeled.predictions.shape == (12, 12)
+    assert array(unlabeled.predictions).shape == (12, 12)
     assert unlabeled.metrics is not None
     assert "test_loss" not in unlabeled.metrics
 

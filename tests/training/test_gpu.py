@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from narrow import on_device
+from peft import PeftModel
 from tiny import tiny_records, tiny_t5, tiny_tokenizer
 from torch import nn
+from transformers import PreTrainedModel
 
 from t5peft import METHODS, T5PeftTrainer, T5PeftTrainingArguments, load_adapter, load_backbone, save_adapter
 from t5peft.evaluation import loss_and_perplexity, predict
@@ -42,7 +45,7 @@ def trained(model: nn.Module, device: str, folder: Path, **more: Any) -> list[fl
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def wrapped(method: str = "lora") -> nn.Module:
+def wrapped(method: str = "lora") -> PreTrainedModel | PeftModel:
     torch.manual_seed(0)
     return METHODS[method].wrap(tiny_t5())
 
@@ -88,12 +91,12 @@ def test_a_quantized_backbone_trains_is_saved_and_answers(
     if find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     base, tokenizer = load_backbone(backbone, quantize=quantize)
-    model = METHODS["qlora"].wrap(base.to(device), rank=4)
+    model = METHODS["qlora"].wrap(on_device(base, device), rank=4)
     losses = trained(model, device, tmp_path / "run", bf16=True)
     assert losses[-1] < losses[0]
     answers = predict(model, tokenizer, SOURCES, max_new_tokens=5)
     folder = save_adapter(model, tmp_path / "adapter")
-    again = load_adapter(folder, model=load_backbone(backbone, quantize=quantize)[0].to(device))[0]
+    again = load_adapter(folder, model=on_device(load_backbone(backbone, quantize=quantize)[0], device))[0]
     assert predict(again, tokenizer, SOURCES, max_new_tokens=5) == answers
 
 
@@ -107,7 +110,7 @@ def test_a_mixed_batch_answers_as_each_adapter_does(device: str, tmp_path: Path)
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn(parameter.shape))
         folders[name] = save_adapter(model, tmp_path / name)
-    mixed = MixedModel(tiny_t5().to(device))
+    mixed = MixedModel(on_device(tiny_t5(), device))
     adapters = [read_adapter(name, folders[name], mixed.t5) for name in names]
     rows = mixed.generate(SOURCES[:3], adapters, max_new_tokens=6)
     for row, (name, source) in enumerate(zip(names, SOURCES, strict=False)):
@@ -119,7 +122,7 @@ def test_loss_and_answers_are_those_of_the_cpu(device: str) -> None:
     tokenizer = tiny_tokenizer()
     losses, answers = [], []
     for where in ("cpu", device):
-        model = wrapped().to(where)
+        model = on_device(wrapped(), where)
         losses.append(loss_and_perplexity(model, RECORDS)["loss"])
         answers.append(predict(model, tokenizer, SOURCES, max_new_tokens=5))
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -65,8 +65,8 @@ def test_a_step_asks_for_no_more_than_it_did(tmp_path: Path) -> None:
 def test_forward_and_backward_run_on_a_device_without_values(weights: str) -> None:
     """So nothing but what is counted needs them: a hidden ``.cpu()``, ``.numpy()`` or ``.tolist()`` would be an error."""
     with torch.device("meta"):
-        model = tiny_t5()
-    model = (model if weights == "trained" else lora_wrap(model, rank=2)).train()
+        t5 = tiny_t5()
+    model = (t5 if weights == "trained" else lora_wrap(t5, rank=2)).train()
     ids = torch.ones(3, 7, dtype=torch.long, device="meta")
     with Asked() as asked:
         loss, _ = target_loss(model, {"input_ids": ids, "attention_mask": ids, "labels": ids, "decoder_input_ids": ids})
@@ -89,7 +89,7 @@ def test_torch_compile_makes_one_graph_of_the_model_and_stops_at_the_loss(method
     assert (plain.graph_count, plain.break_reasons) == (1, [])
     dynamo.reset()
     t5 = unwrap_t5(model)
-    with _head_replaced(t5, _LossHead(t5.lm_head, ids, 0.0, 0.0)):  # as ``target_loss`` calls the model
+    with _head_replaced(t5, _LossHead(t5.lm_head, ids, 0.0, 0.0, None)):  # as ``target_loss`` calls the model
         ours = dynamo.explain(model)(**inputs)
     assert ours.graph_count == 1
     (reason,) = ours.break_reasons

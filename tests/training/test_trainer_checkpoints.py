@@ -328,8 +328,7 @@ def test_a_run_resumed_in_its_second_epoch_is_the_run_that_nobody_interrupted(
         model = lora_wrap(
             seeded(lambda: tiny_t5(dropout_rate=0.1)), rank=2
         )  # of which dropout draws, beside the sampler
-        data = {"train_dataset": tiny_records(9), "eval_dataset": tiny_records(2)}
-        trainer = T5PeftTrainer(model, args, **data)
+        trainer = T5PeftTrainer(model, args, train_dataset=tiny_records(9), eval_dataset=tiny_records(2))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         losses = [(line["step"], line.get("loss"), line.get("eval_loss")) for line in trainer.state.log_history[:-1]]
         return losses, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

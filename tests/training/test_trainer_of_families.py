@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrow import as_dataset
 from stacks import relative_difference
 from tiny import tiny_records, tiny_tokenizer
 from tiny_families import GEMMAS, OTHERS, Other, case_of, other_batch, precise, tiny_other, tiny_other_classifier
@@ -40,7 +41,7 @@ def test_losses_and_gradients_are_those_of_plain_transformers(family: Other, met
     }
     ours = trainer_of(T5PeftTrainer, model_of(family, method), tmp_path, RECORDS, **given)
     plain = trainer_of(Seq2SeqTrainer, model_of(family, method), tmp_path, RECORDS, **given)
-    assert ours.evaluate(RECORDS)["eval_loss"] == pytest.approx(plain_loss(plain), rel=1e-5)
+    assert ours.evaluate(as_dataset(RECORDS))["eval_loss"] == pytest.approx(plain_loss(plain), rel=1e-5)
     (losses, gradients), (expected, wanted) = losses_and_gradients(ours), losses_and_gradients(plain)
     assert losses == pytest.approx(expected, rel=1e-5)
     assert relative_difference(gradients[0], wanted[0]) < 1e-5
@@ -50,7 +51,7 @@ def test_losses_and_gradients_are_those_of_plain_transformers(family: Other, met
 def plain_loss(trainer: Seq2SeqTrainer) -> float:
     """The mean over target tokens that plain transformers computes of one batch of all records."""
     trainer.args.per_device_eval_batch_size = len(RECORDS)
-    return float(trainer.evaluate(RECORDS)["eval_loss"])
+    return float(trainer.evaluate(as_dataset(RECORDS))["eval_loss"])
 
 
 @pytest.mark.parametrize("family", ["t5gemma", "longt5-tglobal"])
