@@ -24,19 +24,8 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft import (
-    METHODS,
-    Task,
-    export,
-    load_backbone,
-    load_exported,
-    lora_wrap,
-    predict,
-    prefix_wrap,
-    prompt_wrap,
-    save_adapter,
-)
-from t5peft.adapters import load_saved
+from t5peft import METHODS, Task, export, load_backbone, load_exported, lora_wrap, predict, prefix_wrap, prompt_wrap
+from t5peft.adapters import load_saved, save_adapter
 from t5peft.cli import main
 from t5peft.cli.data import save_task
 from t5peft.data.decoding import decode
