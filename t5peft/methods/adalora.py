@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from t5peft.compat.peft import replace_tuner
 from t5peft.methods.base import keep_dtype, no_mixed_batches, raise_if_problems, read_size, wrap
 from t5peft.methods.lora import check_targets, linear_maps
+from t5peft.models.families import family_of, untuned_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
 _UNSET_STEPS = 1_000_000_000  # peft wants the steps of a training when a model is wrapped; the trainer sets them
@@ -221,6 +222,7 @@ def adalora_wrap(
         init_r=initial_rank,
         lora_alpha=2 * initial_rank,
         target_modules=list(names),
+        exclude_modules=untuned_pattern(family_of(model.config)),
         orth_reg_weight=float(orthogonality),
         total_step=_UNSET_STEPS,
     )

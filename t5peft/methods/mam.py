@@ -93,7 +93,12 @@ def mam_wrap(
         ValueError: For a wrapped model, a size below one, or token ids outside the vocabulary.
     """
     ensure_unwrapped(model)
-    ensure_has(model.config, "prefix", "a prefix", "Take another method, such as bottleneck_wrap or lora_wrap.")
+    ensure_has(
+        model.config,
+        "prefix",
+        "a mam adapter, which has a prefix",
+        "Take bottleneck_wrap.",
+    )
     problems: list[str] = []
     length, size = read_size("length", length, problems), read_size("size", size, problems)
     if initial_ids is not None:

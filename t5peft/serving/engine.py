@@ -397,4 +397,4 @@ class Engine:
 
 
 def _closed() -> EngineClosedError:
-    return EngineClosedError("Got a request that the closed engine has not answered; expected more time. Ask again.")
+    return EngineClosedError("Got a request not answered before the engine closed; expected more time. Ask again.")

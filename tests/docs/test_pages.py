@@ -42,6 +42,7 @@ PAGES = [
     "howto/continue.md",
     "howto/memory.md",
     "howto/families.md",
+    "concepts/methods.md",
     "benchmarks/index.md",
     "contributing/add-a-task.md",
     "export.md",

@@ -90,6 +90,8 @@ def step(model: nn.Module) -> tuple[float, dict[str, Tensor]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS_OF_FLOATS)
 def test_hooks_of_every_module_are_called_as_without_kernels(method: str, kind: Callable[..., Any]) -> None:
+    if method == "adalora" and "backward" in kind.__name__:
+        pytest.skip("peft's layer adds to its result in place, which torch refuses of a module with such a hook")
     model = tuned(method)
     plain = calls_of(model, kind, lambda: step(model))
     with fast_kernels(model):

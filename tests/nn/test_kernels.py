@@ -152,6 +152,17 @@ class Operands(TorchDispatchMode):
 
 
 @pytest.mark.usefixtures("always_by_onednn")
+def test_what_a_map_returns_can_be_changed_in_place() -> None:
+    x, layer, added = torch.randn(2, 29, 8), FastLinear(8, 6, bias=False), torch.ones(6, requires_grad=True)
+    layer.requires_grad_(False)
+    result = layer(x)  # of rows that are filled up, as 58 is no multiple of 4
+    result += added
+    result.sum().backward()
+    torch.testing.assert_close(result, x @ layer.weight.T + 1)
+    torch.testing.assert_close(added.grad, torch.full((6,), 58.0))
+
+
+@pytest.mark.usefixtures("always_by_onednn")
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].quantize is None])
 def test_onednn_is_given_whole_matrices(method: str) -> None:
     """Of a part of wider rows, as the ladder's decoder reads its encoder, it multiplied 300 times as slowly."""

@@ -24,24 +24,12 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from t5peft import (
-    METHODS,
-    Task,
-    export,
-    load_backbone,
-    load_exported,
-    lora_wrap,
-    predict,
-    prefix_wrap,
-    prompt_wrap,
-    rank,
-    save_adapter,
-)
-from t5peft.adapters import load_saved
+from t5peft import METHODS, Task, export, load_backbone, load_exported, lora_wrap, predict, prefix_wrap, prompt_wrap
+from t5peft.adapters import load_saved, save_adapter
 from t5peft.cli import main
 from t5peft.cli.data import save_task
 from t5peft.data.decoding import decode
-from t5peft.evaluation import classify
+from t5peft.evaluation import classify, rank
 from t5peft.models.backbone import load_tokenizer
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving import export as module
@@ -394,9 +382,8 @@ def test_a_head_over_an_encoder_is_exported_to_onnx_and_others_are_refused(tmp_p
     assert export(tmp_path / "adapter", tmp_path / "onnx", to="onnx").passes
     texts = ["one", "a longer text of some words"]
     expected = classify(model, tokenizer, texts).probabilities
-    torch.testing.assert_close(
-        load_exported(tmp_path / "onnx").classify(texts).probabilities, expected, rtol=0, atol=1e-4
-    )
+    found = load_exported(tmp_path / "onnx").classify(texts).probabilities
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="T5EncoderForSequenceClassification, which plain transformers has not"):
         export(tmp_path / "adapter", tmp_path / "plain", to="transformers")
     save_adapter(lora_wrap(load_backbone("mini", head="tokens", num_labels=3)[0]), tmp_path / "tokens")

@@ -45,7 +45,7 @@ def test_names_and_settings_are_those_of_diffusers(adapter: tuple[Any, Path], tm
     assert (settings["text_encoder_3.r"], settings["text_encoder_3.lora_alpha"]) == (3, 5.0)
     assert main(["export", str(folder), "--to", "diffusers", "--output", str(tmp_path / "cli")]) == 0
     with safe_open(tmp_path / "cli" / WEIGHTS, "pt") as file:
-        assert {name.replace("_2.", "_3.", 1) for name in file} == names
+        assert {name.replace("_2.", "_3.", 1) for name in file.keys()} == names  # noqa: SIM118
 
 
 def test_an_embedder_is_written_by_the_same_names(tmp_path: Path) -> None:

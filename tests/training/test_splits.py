@@ -22,6 +22,7 @@ from tiny import Geometry, tiny_records
 from torch import Tensor, nn
 
 from t5peft import METHODS
+from t5peft.methods.adalora import AdaLoraTuner
 
 TOLERANCE = 1e-6
 SPLITS = [(1, 8), (2, 4), (8, 1)]  # accumulation x batch size
@@ -59,6 +60,8 @@ def exact_loss(model: nn.Module, records: Records) -> Tensor:
 def exact_step(model: nn.Module, records: Records) -> Step:
     model.train()
     loss = exact_loss(model, records)
+    if isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraTuner):
+        loss = loss + model.base_model.orthogonality()  # once a step, as in the mean that the model itself returns
     parameters = trained(model)
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     return Step(loss.item(), dict(zip(parameters, gradients, strict=True)))

@@ -55,7 +55,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     missing = -rows % row_multiple(rows)
     if not missing:
         return by_onednn(x, weight)
-    return by_onednn(nn.functional.pad(flat, (0, 0, 0, missing)), weight)[:rows].view(*x.shape[:-1], -1)
+    padded = by_onednn(nn.functional.pad(flat, (0, 0, 0, missing)), weight)
+    cut = padded[:rows].view(*x.shape[:-1], -1)
+    # Not a view: torch refuses to change one in place that an autograd function has made, as AdaLoRA does.
+    return padded.new_empty(0).set_(cut.untyped_storage(), 0, cut.shape, cut.stride())
 
 
 def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
