@@ -155,7 +155,7 @@ class Operands(TorchDispatchMode):
 def test_what_a_map_returns_can_be_changed_in_place() -> None:
     x, layer, added = torch.randn(2, 29, 8), FastLinear(8, 6, bias=False), torch.ones(6, requires_grad=True)
     layer.requires_grad_(False)
-    result = layer(x)  # of rows that are filled up, as 58 is no multiple of 4
+    result = layer(x)  # of rows that are filled up, as 58 is not a multiple of 4
     result += added
     result.sum().backward()
     torch.testing.assert_close(result, x @ layer.weight.T + 1)
