@@ -4,8 +4,8 @@
 
 Each message has ten candidates, its own reply and nine others. In training it comes once with its reply and once with another.
 
-Time: about 60 s on 2 cores.
-Last line: mean reciprocal rank X, common words X, chance 0.293
+Time: about 80 s on one core.
+Last line: mean reciprocal rank 0.846, common words 0.889, chance 0.293
 Promise: mean reciprocal rank > chance
 
 For monoT5 itself, which has learned this on MS MARCO, and a data set of the hub change two lines:

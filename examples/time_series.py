@@ -6,8 +6,8 @@ Chronos-T5 has no tokenizer: its 4,096 tokens are bins between -15 and 15 of a s
 Here a small T5 learns from generated series, with fewer bins. It forecasts the last two years of the monthly airline passengers
 of 1953 to 1960 (Box and Jenkins), which it has not seen.
 
-Time: about 90 s on 2 cores.
-Last line: mean absolute error X, same month a year before 71.2, last known month 115.2
+Time: about 95 s on one core.
+Last line: mean absolute error 59.8, same month a year before 71.2, last known month 115.2
 Promise: mean absolute error < last known month
 
 For Chronos, whose base size has the shape of google-t5/t5-base, change two lines:

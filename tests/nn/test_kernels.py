@@ -151,15 +151,20 @@ class Operands(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.usefixtures("always_by_onednn")
-def test_what_a_map_returns_can_be_changed_in_place() -> None:
-    x, layer, added = torch.randn(2, 29, 8), FastLinear(8, 6, bias=False), torch.ones(6, requires_grad=True)
+@pytest.mark.parametrize("rows", [29, 32])
+@pytest.mark.parametrize("engine", ["oneDNN", "torch"])
+def test_what_a_map_returns_can_be_changed_in_place(rows: int, engine: str, request: pytest.FixtureRequest) -> None:
+    if engine == "oneDNN":
+        request.getfixturevalue("always_by_onednn")
+    x, layer, added = torch.randn(2, rows, 8), FastLinear(8, 6, bias=False), torch.ones(6, requires_grad=True)
     layer.requires_grad_(False)
-    result = layer(x)  # of rows that are filled up, as 58 is not a multiple of 4
-    result += added
-    result.sum().backward()
-    torch.testing.assert_close(result, x @ layer.weight.T + 1)
-    torch.testing.assert_close(added.grad, torch.full((6,), 58.0))
+    for source in (x, x.clone().requires_grad_()):
+        added.grad = None
+        result = layer(source)
+        result += added
+        result.sum().backward()
+        torch.testing.assert_close(result.detach(), x @ layer.weight.T + 1)
+        torch.testing.assert_close(added.grad, torch.full((6,), 2.0 * rows))
 
 
 @pytest.mark.usefixtures("always_by_onednn")

@@ -15,7 +15,7 @@ from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from t5peft.nn.kernels.linear import product
+from t5peft.nn.kernels.linear import product, without_base
 from t5peft.nn.kernels.module import FastModule, runs_on_cpu
 
 
@@ -29,7 +29,7 @@ class _Int8Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         """Map x [.., I], codes [O, I], scale [O] -> [.., O]."""
         ctx.save_for_backward(codes, scale)
-        return product(x, _dequantized(codes, scale, x.dtype))
+        return without_base(product(x, _dequantized(codes, scale, x.dtype)))
 
     @staticmethod
     @once_differentiable

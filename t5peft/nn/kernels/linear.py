@@ -55,10 +55,17 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     missing = -rows % row_multiple(rows)
     if not missing:
         return by_onednn(x, weight)
-    padded = by_onednn(nn.functional.pad(flat, (0, 0, 0, missing)), weight)
-    cut = padded[:rows].view(*x.shape[:-1], -1)
-    # Not a view: torch refuses to change one in place that an autograd function has made, as AdaLoRA does.
-    return padded.new_empty(0).set_(cut.untyped_storage(), 0, cut.shape, cut.stride())
+    return by_onednn(nn.functional.pad(flat, (0, 0, 0, missing)), weight)[:rows].view(*x.shape[:-1], -1)
+
+
+def without_base(result: Tensor) -> Tensor:
+    """Return the same numbers in the same memory, but not as a view.
+
+    torch refuses to change in place what an autograd function returns as a view, and AdaLoRA does so with the output of a map.
+    """
+    if not result._is_view() or result.device.type != "cpu":
+        return result
+    return result.new_empty(0).set_(result.untyped_storage(), result.storage_offset(), result.shape, result.stride())
 
 
 def product_over_rows(left: Tensor, right: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         """Map x [.., I], weight [O, I] -> [.., O]."""
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return product(x, weight)
+        return without_base(product(x, weight))
 
     @staticmethod
     @once_differentiable
@@ -101,7 +108,7 @@ class _LoraLinear(torch.autograd.Function):
         result.view(-1, result.shape[-1]).addmm_(inner, b.t(), alpha=scale)
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scale = scale
-        return result
+        return without_base(result)
 
     @staticmethod
     @once_differentiable
