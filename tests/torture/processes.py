@@ -8,7 +8,7 @@ must end by themselves within 30 seconds. Then the run goes on with as many proc
 
     waiting    a process that was left had not ended after 30 seconds
 
-A process that waits for one that died before they met gives up after ``ddp_timeout``, which is 20 seconds here.
+A process that waits for one that died before they met gives up after ``ddp_timeout``, which is 10 seconds here.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _start(run: Callable[[int], None], rank: int, count: int, port: int, errors:
 def settings_of(rng: random.Random) -> dict[str, Any]:
     """Draw the settings of a run in several processes."""
     settings = draw(rng)
-    settings["arguments"] |= {"ddp_backend": "gloo", "dataloader_num_workers": 0, "ddp_timeout": 20}
+    settings["arguments"] |= {"ddp_backend": "gloo", "dataloader_num_workers": 0, "ddp_timeout": 10}
     settings["processes"] = rng.choice([2, 2, 3])
     if settings["processes"] > 2:
         # Else torch lays its buffers out anew after the first step of a run, and sums of three numbers in another order.
