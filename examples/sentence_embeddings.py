@@ -5,7 +5,7 @@
 The encoder learns from pairs, as Sentence-T5 did: a message is near its own reply and far from the other replies of the step. A
 step has 128 pairs, which are cut into micro-batches without changing its loss. Test messages and replies do not occur in training.
 
-Time: about 110 s on one core.
+Time: about 110 s on 2 cores.
 Last line: found among ten 0.852, untrained 0.480, common words 0.840, chance 0.040
 Promise: found among ten > untrained; found among ten > chance
 

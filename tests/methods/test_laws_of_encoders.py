@@ -59,7 +59,13 @@ CASES = [
 ]
 KINDS = [(family, head) for family, heads in CLASSES.items() for head in heads]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-every_kind = pytest.mark.parametrize(("family", "head"), KINDS, ids=lambda name: name)
+every_kind = pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        pytest.param(family, head, id=f"{family}-{head}", marks=[pytest.mark.slow] if family == "umt5" else [])
+        for family, head in KINDS
+    ],
+)
 
 
 def encoder(family: str, head: str, geometry: Geometry = "v1.0") -> PreTrainedModel:
