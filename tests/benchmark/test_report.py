@@ -59,6 +59,8 @@ TABLES = {
     "quantization": ["benchmarks/RESULTS.md#quantization"],
     "eight_bits": ["benchmarks/RESULTS.md#eight_bits"],
     "ladder": ["benchmarks/RESULTS.md#ladder"],
+    "starts": ["benchmarks/RESULTS.md#starts"],
+    "starts_low": ["benchmarks/RESULTS.md#starts_low"],
 }
 """The tables of a folder's records, as document#name."""
 
