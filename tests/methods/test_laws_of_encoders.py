@@ -58,11 +58,12 @@ CASES = [
     if METHODS[case.method].quantize is None and case.method != "ladder" and case.variant not in ("decoder", "cross")
 ]
 KINDS = [(family, head) for family, heads in CLASSES.items() for head in heads]
+FAST = [("t5", "sequence"), ("t5", "tokens"), ("t5", "embedding"), ("mt5", "embedding")]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_kind = pytest.mark.parametrize(
     ("family", "head"),
     [
-        pytest.param(family, head, id=f"{family}-{head}", marks=[pytest.mark.slow] if family == "umt5" else [])
+        pytest.param(family, head, id=f"{family}-{head}", marks=[] if (family, head) in FAST else [pytest.mark.slow])
         for family, head in KINDS
     ],
 )
