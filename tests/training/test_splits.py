@@ -184,6 +184,8 @@ def test_two_processes_make_the_same_step_as_one(case: Case, model: PeftModel, t
 @pytest.mark.processes
 def test_the_last_step_of_an_epoch_repeats_no_example(case: Case, model: PeftModel, two_processes: Path) -> None:
     """Accelerate fills it up with examples of the first step."""
+    if case.method == "adalora":
+        pytest.skip("the ranks are reallocated after the first step, at a rate of zero too")
     got = torch.load(two_processes / "ours" / f"{case}.pt")
     assert_exact(case, got["last_loss"], got["last_gradients"], exact_step(model, tiny_records(EPOCH)[4:]))
 
