@@ -241,26 +241,36 @@ def points() -> list[dict[str, Any]]:
 
 def picture() -> str:
     """Return the requests a second and the latencies of all records as SVG, by clients, adapters and distribution."""
-    import altair as alt
     import vl_convert
 
     found = points()
     counts = sorted({point["clients"] for point in found})
     panels = []
     for place, figure in enumerate(dict.fromkeys(point["figure"] for point in found)):
-        dots = (
-            alt.Chart(alt.Data(values=[point for point in found if point["figure"] == figure]))
-            .mark_point(filled=True, size=40)
-            .encode(
-                alt.X("clients:Q", scale=alt.Scale(type="log"), axis=alt.Axis(values=counts, format="d")),
-                alt.Y("value:Q", title=figure, scale=alt.Scale(type="linear" if place == 0 else "log")),
-                alt.Color("adapters:O", scale=alt.Scale(scheme="viridis"), title="adapters"),
-            )
-        )
-        dashes = alt.StrokeDash("distribution:N", sort=["zipf", "uniform"], title="asked for")
-        panels.append((dots.mark_line().encode(dashes) + dots).properties(width=230, height=220))
-    chart = alt.hconcat(*panels, background="white").configure(font="DejaVu Sans").configure_legend(orient="top")
-    return str(vl_convert.vegalite_to_svg(chart.to_dict())) + "\n"
+        x = {"scale": {"type": "log"}, "axis": {"values": counts, "format": "d"}}
+        encoding = {
+            "x": {"field": "clients", "type": "quantitative", **x},
+            "y": {
+                "field": "value",
+                "type": "quantitative",
+                "title": figure,
+                "scale": {"type": "log" if place else "linear"},
+            },
+            "color": {"field": "adapters", "type": "ordinal", "scale": {"scheme": "viridis"}},
+        }
+        dashes = {"field": "distribution", "sort": ["zipf", "uniform"], "title": "asked for"}
+        line = {"mark": "line", "encoding": encoding | {"strokeDash": dashes | {"type": "nominal"}}}
+        dots = {"mark": {"type": "point", "filled": True, "size": 40}, "encoding": encoding}
+        values = {"values": [point for point in found if point["figure"] == figure]}
+        panels.append({"data": values, "width": 230, "height": 220, "layer": [line, dots]})
+    config = {"font": "DejaVu Sans", "legend": {"orient": "top"}}
+    chart = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "background": "white",
+        "config": config,
+        "hconcat": panels,
+    }
+    return str(vl_convert.vegalite_to_svg(chart)) + "\n"
 
 
 if __name__ == "__main__":
