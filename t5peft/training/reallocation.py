@@ -31,7 +31,9 @@ class Reallocating(TrainerCallback):
         trainer.reallocation = reallocation_of(trainer.wrapped_model, state.max_steps)
         if trainer.reallocation is not None and trainer.resumed_from is not None:
             path: Path = trainer.resumed_from / ALLOCATOR_STATE
-            trainer.reallocation.load_state(torch.load(path, map_location=args.device, weights_only=True))
+            # Several processes on a CPU have the device cpu:0, which torch.load does not know.
+            device = "cpu" if args.device.type == "cpu" else args.device
+            trainer.reallocation.load_state(torch.load(path, map_location=device, weights_only=True))
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Reallocate while the gradients of the step are there.
