@@ -57,3 +57,9 @@ def test_the_site_builds_and_reads_without_a_network(tmp_path: Path) -> None:
         "start.html loads https://cdn.example/x.js from the network",
         "start.html links to gone.html#there, which does not exist",
     ]
+
+
+def test_the_page_of_families_has_the_table_of_what_is_served() -> None:
+    from t5peft.methods.served import served_table
+
+    assert served_table() in (ROOT / "docs" / "howto" / "families.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,10 +16,13 @@ from test_starts import StopAt
 from tiny import tiny_batch, tiny_records, tiny_t5
 from torch import Tensor
 from trainers import arguments, seeded
+from transformers import TrainerState
 
 from t5peft import T5PeftTrainer, adalora_wrap, load_adapter, save_adapter
 from t5peft.methods.adalora import AdaLoraTuner, Reallocation, ranks
 from t5peft.serving.adapter import read_adapter
+from t5peft.training.checkpoints import ALLOCATOR_STATE
+from t5peft.training.reallocation import Reallocating
 
 MAPS = 10  # queries and output maps of the feed-forward of two and two layers
 STEPS = 10
@@ -178,3 +182,13 @@ def test_options_out_of_range_are_told_all_at_once() -> None:
         adalora_wrap(tiny_t5(), rank=0, orthogonality=-1)
     with pytest.raises(ValueError, match="initial_rank=8; expected more than rank, 8"):
         adalora_wrap(tiny_t5(), rank=8, initial_rank=8)
+
+
+def test_the_state_is_read_on_a_cpu_with_an_index_as_several_processes_have_it(tmp_path: Path) -> None:
+    torch.save({"importances": ({"map": torch.ones(2)}, {}, {}), "kept": None}, tmp_path / ALLOCATOR_STATE)
+    trainer: Any = SimpleNamespace(
+        wrapped_model=adalora_wrap(tiny_t5(), rank=2), resumed_from=tmp_path, reallocation=None
+    )
+    args, state = SimpleNamespace(device=torch.device("cpu:0")), cast(TrainerState, SimpleNamespace(max_steps=20))
+    Reallocating(trainer).on_train_begin(args, state, None)
+    assert trainer.reallocation.allocator.ipt["map"].tolist() == [1.0, 1.0]

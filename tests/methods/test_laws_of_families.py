@@ -15,14 +15,13 @@ import torch
 from cases import CASES, Case, stir, trained
 from laws import BEAMS, GREEDY, assert_same, assert_same_gradients, gradients_of, inputs_of, logits_of
 from narrow import as_peft
-from paths import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_families import GEMMAS, OTHERS, Other, case_of, other_batch, precise, tiny_other, tiny_other_classifier
 
 from t5peft import METHODS, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.methods.prefix import PrefixLayer
-from t5peft.methods.served import is_served, served_table
+from t5peft.methods.served import is_served
 from t5peft.models.families import FAMILIES, family_of
 from t5peft.models.unwrap import unwrap_t5
 
@@ -64,10 +63,6 @@ def test_what_a_family_cannot_have_is_refused_with_the_reason(family: Other, cas
         ValueError, match=rf"Got a {row_of(family).title} for a {case.method}.*{reason}.*expected one of T5"
     ):
         wrap(family, case)
-
-
-def test_the_page_of_families_has_the_table_of_what_is_served() -> None:
-    assert served_table() in (ROOT / "docs" / "howto" / "families.md").read_text(encoding="utf-8")
 
 
 @all_served
