@@ -190,9 +190,11 @@ def _kills(found: dict[str, Any]) -> list[list[str]]:
 
 
 def _processes(found: dict[str, Any]) -> list[list[str]]:
-    ended = _ended(found["outcomes"], "runs resumed to the same bits")
-    seconds = f"the others ended within {found['slowest_seconds_to_end']:.0f} s"
-    return [["`kill -9` of one of two or three processes", f"{found['kills']} kills", f"{ended}; {seconds}"]]
+    outcomes = dict(found["outcomes"])
+    waiting = outcomes.pop("waiting", 0)
+    ended = _ended(outcomes, "runs resumed to the same bits")
+    others = f"in {waiting} another process waited for more than 30 s" if waiting else "the others ended within 30 s"
+    return [["`kill -9` of one of two or three processes", f"{found['kills']} kills", f"{ended}; {others}"]]
 
 
 def _commands(found: dict[str, Any]) -> list[list[str]]:
