@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-processes test-slow torture mutation lint types bench speed gpu docs release clean
 
 demo: $(INSTALLED)
-	$(BIN)/t5peft bench --suite quick --output outputs/demo
+	$(BIN)/t5peft bench --suite quick --workers 2 --output outputs/demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -11,11 +11,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from t5peft.benchmark.records import RunRecord
+from t5peft.compat.workers import end_with_parent
 
 OnProgress = Callable[[int, int], None]
 """Called with the step and the number of steps."""
@@ -47,6 +48,7 @@ class RunProcesses(Generic[Job]):
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(threads)  # read by the libraries when the server imports them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._running: set[Any] = set()
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)  # its classes are made at run time
         if method == "forkserver":
@@ -60,6 +62,7 @@ class RunProcesses(Generic[Job]):
             target=_run, args=(self.worker, config, sender, str(self.log), self.threads), daemon=True
         )
         process.start()
+        self._running.add(process)
         sender.close()
         try:
             with receiver:
@@ -69,9 +72,16 @@ class RunProcesses(Generic[Job]):
             process.kill()
             process.join()
             raise
+        finally:
+            self._running.discard(process)
         exit_code = process.exitcode
         process.close()
         return record if record is not None else _record_of_death(exit_code, self.log)
+
+    def stop(self) -> None:
+        """End the runs that other threads wait for."""
+        for process in tuple(self._running):
+            process.kill()
 
     def _receive(self, receiver: Connection) -> RunRecord | None:
         while True:
@@ -98,7 +108,7 @@ def run_in_process(worker: Callable[[Job, OnProgress], RunRecord], config: Job, 
 def _run(
     worker: Callable[[Job, OnProgress], RunRecord], config: Job, sender: Connection, log: str, threads: int
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with open(log, "a", encoding="utf-8", buffering=1) as file:
         for descriptor in (1, 2):  # not only Python's own streams: libraries in C write here too
             os.dup2(file.fileno(), descriptor)
@@ -106,13 +116,6 @@ def _run(
         _set_threads(threads)
         sender.send(worker(config, lambda step, steps: sender.send((step, steps))))
         sys.stdout.flush()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def _set_threads(threads: int) -> None:

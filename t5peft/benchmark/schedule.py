@@ -207,8 +207,11 @@ def run_suite(
                 running[_started(executor, execute, config)] = walk, config, started
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             walk, config, started = running.pop(future)
+            made = future.result()
+            if workers > 1 and "machine" in made:
+                made["machine"]["runs_at_once"] = workers  # they share the processor, so that each takes longer
             with suppress(FileExistsError):  # another process has made the same run meanwhile: its record stands
-                records.append(config, future.result())
+                records.append(config, made)
             progress.done += 1
             if config.learning_rate:  # a baseline takes seconds, which say nothing about the runs that train
                 progress.seconds.append(time.perf_counter() - started)

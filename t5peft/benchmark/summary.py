@@ -114,8 +114,8 @@ class TaskTable:
 def summarize(records: Iterable[RunRecord], asked: Iterable[RunRecord] = ()) -> list[TaskTable]:
     """Return one table for each task and backbone, in the order in which they were first run.
 
-    Seconds and bytes come from records of one machine, number of threads and version of torch: those of the newest run of
-    full fine-tuning, or else of the newest run. Other records give scores only.
+    Seconds and bytes come from records of one machine, number of threads and of runs at once, and version of torch: those of the
+    newest run of full fine-tuning, or else of the newest run. Other records give scores only.
 
     Args:
         records: The records of a suite.
@@ -294,7 +294,8 @@ _FIGURES = (
 def _measured_on(record: RunRecord) -> tuple[Any, ...]:
     """Return what seconds and bytes depend on besides the run itself."""
     machine = record.get("machine", {})
-    return machine.get("name"), machine.get("threads"), record.get("versions", {}).get("torch")
+    settings = machine.get("name"), machine.get("threads"), machine.get("runs_at_once", 1)
+    return *settings, record.get("versions", {}).get("torch")
 
 
 def _figures(records: Sequence[RunRecord], machine: tuple[Any, ...]) -> dict[str, Any]:

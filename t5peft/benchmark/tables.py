@@ -134,11 +134,12 @@ def conditions_text(table: TaskTable) -> str:
     conditions, machine = table.conditions, table.conditions["machine"]
     examples = ", ".join(f"{count:,} {split}" for split, count in conditions["examples"].items())
     seeds = len(conditions["seeds"])
+    at_once = f", {machine['runs_at_once']} runs at once" if machine.get("runs_at_once", 1) > 1 else ""
     budget = f"{conditions['steps']:,} steps of {conditions['examples_per_step']} examples ({examples})"
     return (
         f"backbone {backbone_text(table)}, {budget}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; {machine.get('name', 'unknown device')}, "
-        f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}"
+        f"{machine.get('threads', '?')} thread{'s' if machine.get('threads') != 1 else ''}{at_once}"
         f"{left_out_text(table.left_out)}"
     )
 

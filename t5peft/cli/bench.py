@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from t5peft.cli.output import add_output_options, print_results
 from t5peft.compat.lock import hold_folder
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from t5peft.benchmark.records import RunConfig, RunRecord
     from t5peft.benchmark.schedule import Execute, Progress
     from t5peft.benchmark.suites import Suite, SuiteMethod, SuiteTask
@@ -242,6 +245,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
     from t5peft.benchmark.runner import run as worker
     from t5peft.benchmark.schedule import run_suite, sweeps
     from t5peft.compat.ray import RayExecutor
+    from t5peft.compat.workers import has_cluster, threads_of_each
 
     device = _device(args.device)
     base = base_configs(suite, device)
@@ -254,24 +258,21 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
         flush=True,
     )
     line = _ProgressLine(sys.stderr.isatty() and not args.workers)
-    log, preload = (folder / "log.txt").resolve(), ("t5peft.benchmark.runner",)
+    settings = {"log": (folder / "log.txt").resolve(), "preload": ("t5peft.benchmark.runner",)}
     try:
         with hold_folder(folder), contextlib.ExitStack() as opened:
-            executor: RayExecutor | None = None
+            executor: Executor | None = None
             execute: Execute
-            if args.workers:
-                executor = opened.enter_context(
-                    RayExecutor(args.workers, threads=args.threads, gpus=int(device == "cuda"))
-                )
-                execute = partial(run_in_process, worker, threads=executor.threads, log=log, preload=preload)
+            if args.workers and (device == "cuda" or has_cluster()):  # Ray deals out the GPUs of a machine as well
+                ray = RayExecutor(args.workers, threads=args.threads, gpus=int(device == "cuda"))
+                executor = opened.enter_context(ray)
+                execute = partial(run_in_process, worker, threads=ray.threads, **settings)
             else:
-                execute = RunProcesses(
-                    worker,
-                    threads=args.threads or os.cpu_count() or 1,
-                    on_progress=line.show_step,
-                    log=log,
-                    preload=preload,
-                )
+                threads = args.threads or threads_of_each(args.workers or 1)
+                execute = RunProcesses(worker, threads=threads, on_progress=line.show_step, **settings)
+                if args.workers:
+                    executor = opened.enter_context(ThreadPoolExecutor(args.workers))
+                    opened.callback(execute.stop)
             return run_suite(
                 grid,
                 records,

@@ -57,7 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--workers": {
         "type": int,
         "metavar": "N",
-        "help": "spread the work over N tasks of Ray at once, on the cluster of RAY_ADDRESS or on this machine; default: without",
+        "help": "do N pieces of the work at once, on the Ray cluster of RAY_ADDRESS or in processes of this machine",
     },
     "--data": {
         "metavar": "FILE",

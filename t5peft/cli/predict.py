@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from t5peft.compat.ray import RayExecutor
+    from t5peft.compat.workers import Workers
     from t5peft.data import Task
     from t5peft.serving.exported import Exported
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if path is not None:
         kind_of(path)
     from t5peft.adapters import local_adapter
-    from t5peft.compat.ray import RayExecutor
+    from t5peft.compat.workers import open_workers
 
     args.model = str(local_adapter(args.model))
     task = read_task(args)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         if output.done:
             print(f"{path} holds {output.done} answers of {len(records)}; going on from there", file=sys.stderr)
         if args.workers:
-            with RayExecutor(args.workers) as executor:
+            with open_workers(args.workers) as executor:
                 _write_answers(_answers_of_workers(executor, args, task, records, output.done), len(records), output)
         else:
             model, tokenizer = _load(args.model, args.engine)
@@ -174,16 +174,16 @@ def _merged_once(model: nn.Module | Exported) -> contextlib.AbstractContextManag
 
 
 def _answers_of_workers(
-    executor: RayExecutor, args: argparse.Namespace, task: Task, records: Sequence[Record], start: int
+    executor: Workers, args: argparse.Namespace, task: Task, records: Sequence[Record], start: int
 ) -> Iterator[list[tuple[Record, Record]]]:
-    """Answer records by the tasks of a cluster, in the batches of a single process."""
+    """Answer records by several workers, in the batches of a single process."""
     _, tokenizer = _load(args.model, args.engine)
     parts = (records[first:last] for first, last in _spans(_sources(task, records, tokenizer), task, start))
     return executor.in_order(partial(_answer_part, args.model, args.engine, task), parts)
 
 
 def _answer_part(folder: str, engine: str | None, task: Task, records: list[Record]) -> list[tuple[Record, Record]]:
-    """Answer records in a process of a cluster, which keeps the model for the next ones."""
+    """Answer records in a worker, which keeps the model for the next ones."""
     model, tokenizer = _opened(folder, engine)
     return [pair for answers in answer(model, tokenizer, task, records) for pair in answers]
 

@@ -43,13 +43,13 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from t5peft.compat.ray import RayExecutor
+    from t5peft.compat.workers import open_workers
     from t5peft.training.search import search
 
     config = read_config(args)
     task, splits = read_data(args)
     with contextlib.ExitStack() as opened:
-        executor = opened.enter_context(RayExecutor(args.workers)) if args.workers else None
+        executor = opened.enter_context(open_workers(args.workers)) if args.workers else None
         found = search(
             task, splits, config, args.output, trials=args.trials, executor=executor, workers=args.workers or 1
         )

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from t5peft.compat.extras import require
 from t5peft.compat.threads import available_cores
+from t5peft.compat.workers import Workers
 
-Job = TypeVar("Job")
 Result = TypeVar("Result")
 RETRIES = 3
 
 
-class RayExecutor(Executor):
+class RayExecutor(Workers):
     """An executor whose calls are tasks of Ray. At its end it cancels the calls that run.
 
     Args:
@@ -74,21 +73,6 @@ class RayExecutor(Executor):
         task = self._call.remote(os.getcwd(), given, fn, args, kwargs)
         task.future().add_done_callback(lambda done: _settle(future, done))
         return future
-
-    def in_order(self, fn: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Yield the results of ``fn`` for jobs in their order; read few jobs ahead, unlike ``map``.
-
-        Args:
-            fn: A function of a module.
-            jobs: What it gets.
-        """
-        running: deque[Future[Result]] = deque()
-        for job in jobs:
-            running.append(self.submit(fn, job))
-            if len(running) > 2 * self.workers:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop the Ray that was started here, or leave the cluster.

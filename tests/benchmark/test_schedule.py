@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import synthetic
+from fake_worker import work
 from paths import ROOT
 
+from t5peft.benchmark.process import RunProcesses
 from t5peft.benchmark.records import RunConfig, RunRecords
 from t5peft.benchmark.schedule import Progress, Sweep, best_rate, next_rate, run_suite
 
@@ -100,6 +105,50 @@ def test_the_time_left_follows_from_the_runs_that_were_timed() -> None:
     assert progress.line() == "4/10 runs"
     progress.seconds += [10.0, 30.0]
     assert progress.line() == "4/10 runs, about 2 min left"
+
+
+GRID = [Sweep(synthetic.config(method), (1e-3, 2e-3), (0, 1)) for method in ("lora", "ia3")]
+
+
+def run_at_once(folder: Path, execute: RunProcesses[RunConfig]) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(2) as executor, ExitStack() as opened:
+        opened.callback(execute.stop)
+        settings: dict[str, Any] = {"executor": executor, "workers": 2}
+        return run_suite(GRID, RunRecords(folder), execute, log=lambda text: None, **settings)
+
+
+def test_runs_of_two_methods_are_made_at_once_with_the_records_of_one_by_one(tmp_path: Path) -> None:
+    most = 0
+
+    def count(step: int, steps: int) -> None:
+        nonlocal most
+        most = max(most, len(list(tmp_path.glob("pid-*"))))
+
+    execute = RunProcesses(work, log=tmp_path / "log.txt", threads=1, on_progress=count)
+    found = run_at_once(tmp_path / "two", execute)
+    assert most == 2
+    assert [record["machine"].pop("runs_at_once") for record in found] == [2] * len(found)
+    assert found == run_suite(GRID, RunRecords(tmp_path / "one"), finished_run, log=lambda text: None)
+
+
+def finished_run(made: RunConfig) -> dict[str, Any]:
+    return synthetic.finished(made, made.learning_rate * 100, parameters=1, peak=1, seconds=0.05)
+
+
+def test_runs_that_are_made_at_once_end_with_the_command(tmp_path: Path) -> None:
+    def interrupt(step: int, steps: int) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)  # Python raises it in the main thread
+
+    execute = RunProcesses(work, log=tmp_path / "log.txt", threads=1, on_progress=interrupt)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_at_once(tmp_path / "two", execute)
+    assert time.monotonic() - start < 30
+    left = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
+    assert left, "the runs were cut off"
+    assert not any(map(psutil.pid_exists, left))
+    assert RunRecords(tmp_path / "two").path.exists() is False
 
 
 # --- kills

@@ -55,6 +55,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
     for row in rows:
         for point in row.get("curve", ()):
             point.pop("seconds")
+        row.get("machine", {}).pop("runs_at_once", None)
         for name in MEASURED:
             row.pop(name, None)
     return sorted(rows, key=json.dumps)
