@@ -104,7 +104,7 @@ class Batch:
             The logits [B, V] of the tokens after these.
         """
         if self._last == self._targets.shape[-2]:
-            self._move(len(self.rows), self._sources.shape[-2])
+            self._move_targets(len(self.rows))
         if self._cache is None:
             self._cache, self._masks = self._new_cache(), self._new_masks()
         source_mask, target_mask = self._masks
@@ -157,22 +157,15 @@ class Batch:
 
     def _make_room(self, rows: int, source_columns: int) -> None:
         """Move the caches to larger tensors where they are too small, and to smaller ones where they are far too large."""
-        _, row_places, _, target_places, _ = self._targets.shape
-        source_places = self._sources.shape[-2]
-        needed = rows * (self.columns + _FREE_COLUMNS + source_columns)
-        if (
-            rows > row_places
-            or source_columns > source_places
-            or row_places * (target_places + source_places) > 2 * needed
-        ):
-            self._move(rows, source_columns)
+        if not _fits(self._targets, rows, self.columns + _FREE_COLUMNS, least_columns=0):
+            self._move_targets(rows)
+        if not _fits(self._sources, rows, source_columns, least_columns=source_columns):
+            self._sources = _resized(self._sources[..., :source_columns, :], rows, source_columns)
 
-    def _move(self, rows: int, source_columns: int) -> None:
-        """Move the caches to new tensors, with free rows and columns."""
-        rows += rows // 4
-        targets, sources = self._targets[..., self._first : self._last, :], self._sources[..., :source_columns, :]
+    def _move_targets(self, rows: int) -> None:
+        """Move the caches of answers to new tensors, with free rows and columns."""
+        targets = self._targets[..., self._first : self._last, :]
         self._targets = _resized(targets, rows, self.columns + _FREE_COLUMNS)
-        self._sources = _resized(sources, rows, source_columns)
         self._first, self._last = 0, self.columns
         self._cache = None
 
@@ -327,11 +320,18 @@ def _stacked(cache: Cache) -> Tensor:
     return torch.stack([tensor for layer in layers for tensor in (layer.keys, layer.values)])
 
 
+def _fits(tensor: Tensor, rows: int, columns: int, *, least_columns: int) -> bool:
+    """Return whether a cache [2 L, places, N, columns, D] has place for so many rows and columns, and not four times as much."""
+    _, row_places, _, column_places, _ = tensor.shape
+    enough = row_places >= rows and column_places >= least_columns
+    return enough and row_places * column_places <= 4 * rows * columns
+
+
 def _resized(tensor: Tensor, rows: int, columns: int) -> Tensor:
-    """Return a copy with so many rows and columns [2 L, rows, N, columns, D], filled up by zeros."""
+    """Return a copy [2 L, rows and more, N, columns, D], filled up by zeros."""
     layers, _, heads, _, size = tensor.shape
-    larger = tensor.new_zeros(layers, rows, heads, columns, size)
     tensor = tensor[:, :rows]
+    larger = tensor.new_zeros(layers, rows + rows // 4, heads, columns, size)
     larger[:, : tensor.shape[1], :, : tensor.shape[3]] = tensor
     return larger
 
