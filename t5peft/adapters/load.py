@@ -18,6 +18,7 @@ from t5peft.adapters.manifest import (
     OLD_WEIGHTS,
     WEIGHTS,
     backbone_problems,
+    encoder_of,
     ensure_sha256,
     read_config,
 )
@@ -286,25 +287,26 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
 
 def _head_options(folder: Path) -> dict[str, Any]:
     """Return the arguments of ``load_backbone`` for the head that the adapter brings."""
-    kind = read_config(folder).get("task_type")
+    config = read_config(folder)
+    kind, encoder = config.get("task_type"), encoder_of(config)
     if kind == "QUESTION_ANS":
         raise ValueError(
             f"Got {folder}, an adapter of a T5ForQuestionAnswering, which is not loaded by itself; expected its model. Give "
             f"model=T5ForQuestionAnswering.from_pretrained({base_of(folder)!r})."
         )
-    if kind not in ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"):
+    if kind not in ("SEQ_CLS", "TOKEN_CLS") and encoder is None:
         return {}
     state = stored_state(folder)
-    if kind == "FEATURE_EXTRACTION":
+    if encoder in ("states", "embedding"):
         if not any(name.startswith("base_model.model.transformer.") for name in state):
             return {"head": "states"}
         projection = state.get("base_model.model.embedding_projection.weight")
         return {"head": "embedding", "embedding_size": None if projection is None else len(projection)}
     names = {"classification_head", *(row.class_heads.get("classification_head") for row in FAMILIES.values())}
     ends: dict[str, str | None] = {
-        f".{name}.out_proj.weight": None if kind == "SEQ_CLS" else "tokens" for name in names if name
+        f".{name}.out_proj.weight": "tokens" if kind == "TOKEN_CLS" else None for name in names if name
     }
-    ends[".classifier.weight"] = "sequence" if kind == "SEQ_CLS" else "tokens"
+    ends[".classifier.weight"] = "tokens" if kind == "TOKEN_CLS" else "sequence"
     found = [(head, len(t)) for name, t in state.items() for end, head in ends.items() if name.endswith(end)]
     if not found:
         raise_if_problems(folder, ["the classification head is missing from its weights"])

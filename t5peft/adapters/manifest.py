@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps
+from t5peft.models.encoders import EncoderHead, head_of_class
 from t5peft.models.manifest import MANIFEST, read_json, read_manifest, write_manifest_file
 from t5peft.models.quantized import Quantization, quantization_of_model, quantizes_wo
 from t5peft.models.unwrap import unwrap_t5
@@ -21,6 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 OLD_WEIGHTS = "adapter_model.bin"  # of early versions of peft
 
 _TYPES: dict[str, tuple[type, ...]] = {
+    "auto_mapping": (dict,),
     "base_model_name_or_path": (str,),
     "peft_type": (str,),
     "task_type": (str,),
@@ -63,6 +65,17 @@ def read_config(folder: Path) -> dict[str, Any]:
             "folder as it was saved."
         )
     return config
+
+
+def encoder_of(config: Mapping[str, Any]) -> EncoderHead | None:
+    """Return the head of the encoder that an adapter was trained on; None for a whole T5.
+
+    Args:
+        config: What ``read_config`` returned.
+    """
+    if config.get("task_type") == "FEATURE_EXTRACTION":  # as peft saves the adapter of a plain encoder
+        return "states"
+    return head_of_class(str((config.get("auto_mapping") or {}).get("base_model_class", "")))
 
 
 def manifest_sha256(folder: str | Path) -> str:

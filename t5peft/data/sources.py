@@ -230,6 +230,29 @@ def read_texts(values: object, name: str) -> list[str]:
     return [str(item) for item in items]
 
 
+def read_words(values: object) -> list[list[str]]:
+    """Return sentences as lists of words.
+
+    Args:
+        values: Any iterable of sentences, each any iterable of words.
+
+    Raises:
+        ValueError: One text, a mapping, a table, a sentence that is a text or has no words, or words that are not texts or empty.
+    """
+    sentences = []
+    for number, item in enumerate(_items(values, "sentences")):
+        if isinstance(item, str):
+            raise ValueError(
+                f"Got the text {item[:60]!r} as sentence {number}; expected its words. item.split() makes them, and list(item) "
+                "those of one letter each."
+            )
+        words = read_texts(item, f"sentence {number}")
+        if not words or not all(word.strip() for word in words):
+            raise ValueError(f"Got {words[:5]} as sentence {number}; expected words that are not empty. Leave it out.")
+        sentences.append(words)
+    return sentences
+
+
 def read_candidates(values: object) -> list[str] | list[list[str]]:
     """Return candidates as a list of texts for all sources, or as one list of texts for each source.
 

@@ -8,16 +8,17 @@ Letters: S source tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from t5peft.data.sources import read_words
 from t5peft.nn.loss import IGNORED_LABEL
 
 
 def tokenize_words(
-    sentences: Sequence[Sequence[str]],
+    sentences: Iterable[Iterable[str]],
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
@@ -34,6 +35,7 @@ def tokenize_words(
     Raises:
         ValueError: A sentence has no words or an empty one, or another number of labels than of words.
     """
+    sentences = read_words(sentences)
     _check(sentences, labels)
     features = []
     for index, words in enumerate(sentences):
@@ -48,22 +50,16 @@ def tokenize_words(
 
 
 def _check(sentences: Sequence[Sequence[str]], labels: Sequence[Sequence[int]] | None) -> None:
-    wrong = [
-        i
-        for i, words in enumerate(sentences)
-        if isinstance(words, str) or not words or not all(w.strip() for w in words)
-    ]
-    problems = [f"sentences {wrong[:5]} that are not lists of words, or have empty ones"] if wrong else []
-    if labels is not None and not wrong:
-        counts = [(len(words), len(own)) for words, own in zip(sentences, labels, strict=False)]
-        if len(labels) != len(sentences):
-            problems.append(f"labels for {len(labels)} of {len(sentences)} sentences")
-        if unequal := [i for i, (words, own) in enumerate(counts) if words != own]:
-            problems.append(f"sentences {unequal[:5]} with another number of labels than of words")
+    if labels is None:
+        return
+    problems = []
+    if len(labels) != len(sentences):
+        problems.append(f"labels for {len(labels)} of {len(sentences)} sentences")
+    counts = [(len(words), len(own)) for words, own in zip(sentences, labels, strict=False)]
+    if unequal := [i for i, (words, own) in enumerate(counts) if words != own]:
+        problems.append(f"sentences {unequal[:5]} with another number of labels than of words")
     if problems:
-        raise ValueError(
-            f"Got {', and '.join(problems)}; expected words, with a label each. list(text) makes one of each letter."
-        )
+        raise ValueError(f"Got {', and '.join(problems)}; expected a label for each word.")
 
 
 def _ids_of(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

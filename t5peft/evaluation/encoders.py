@@ -5,7 +5,7 @@ Letters: N texts, S source tokens, E embedding size, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from t5peft.data.words import tokenize_words
 from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
 from t5peft.models.encoders import mean_over_tokens
+from t5peft.models.unwrap import unwrap_t5
 
 
 def embed(
@@ -50,7 +51,9 @@ def embed(
             return outputs.pooler_output.float()
         return normalize(mean_over_tokens(outputs.last_hidden_state, batch["attention_mask"]), dim=-1)
 
-    return torch.stack(_of_each(model, ids, ("EncoderForEmbedding", "EncoderModel"), of, tokens_per_batch))
+    rows = _of_each(model, ids, ("EncoderForEmbedding", "EncoderModel"), of, tokens_per_batch)
+    config = unwrap_t5(model).config
+    return torch.stack(rows) if rows else torch.empty(0, getattr(config, "embedding_size", None) or config.d_model)
 
 
 def head_scores(
@@ -77,17 +80,16 @@ def head_scores(
         ValueError: The model has no head for sequences.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
-    return torch.stack(
-        _of_each(
-            model, ids, ("ForSequenceClassification",), lambda t5, batch: t5(**batch).logits.float(), tokens_per_batch
-        )
+    rows = _of_each(
+        model, ids, ("ForSequenceClassification",), lambda t5, batch: t5(**batch).logits.float(), tokens_per_batch
     )
+    return torch.stack(rows) if rows else torch.empty(0, unwrap_t5(model).config.num_labels)
 
 
 def tag(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[Sequence[str]],
+    sentences: Iterable[Iterable[str]],
     *,
     tokens_per_batch: int = 8192,
 ) -> list[list[int]]:

@@ -26,14 +26,15 @@ from t5peft.models.backbone import correct_config, ensure_trainable_dtype, has_u
 from t5peft.models.families import FAMILIES, family_of
 
 # The attribute of a model class that holds a head which pretraining did not train, by the peft task of that class.
-_HEADS: dict[str, tuple[str, TaskType]] = {
+# None for classes that peft's own loaders would take for others of their task: the adapter then names its class.
+_HEADS: dict[str, tuple[str, TaskType | None]] = {
     "ForConditionalGeneration": ("", TaskType.SEQ_2_SEQ_LM),
-    "EncoderForSequenceClassification": ("classifier", TaskType.SEQ_CLS),
+    "EncoderForSequenceClassification": ("classifier", None),
     "ForSequenceClassification": ("classification_head", TaskType.SEQ_CLS),
     "ForTokenClassification": ("classifier", TaskType.TOKEN_CLS),
     "ForQuestionAnswering": ("qa_outputs", TaskType.QUESTION_ANS),
-    "EncoderForEmbedding": ("embedding_projection", TaskType.FEATURE_EXTRACTION),
-    "EncoderModel": ("", TaskType.FEATURE_EXTRACTION),
+    "EncoderForEmbedding": ("embedding_projection", None),
+    "EncoderModel": ("", None),
 }
 
 
@@ -242,7 +243,7 @@ def _is_tied_to_decoder(model: nn.Module) -> bool:
     return bool(is_tied) and not has_untied_head(model)
 
 
-def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType]:
+def _head_and_task(model: PreTrainedModel) -> tuple[str, TaskType | None]:
     name, family = type(model).__name__, family_of(model.config)
     for suffix, (head, task) in _HEADS.items():
         if name.endswith(suffix):

@@ -197,6 +197,7 @@ _HEADS: dict[str, EncoderHead] = {
     "EncoderForSequenceClassification": "sequence",
     "ForTokenClassification": "tokens",
     "EncoderForEmbedding": "embedding",
+    "EncoderModel": "states",
 }
 
 
@@ -224,8 +225,17 @@ def encoder_class(head: EncoderHead, model_type: str) -> Any:
 
 def head_of_config(config: PreTrainedConfig) -> EncoderHead | None:
     """Return the head of the encoder that a checkpoint says that it holds; None for a whole T5 or a plain encoder."""
-    kinds = config.architectures or ()
-    return next((head for end, head in _HEADS.items() if any(kind.endswith(end) for kind in kinds)), None)
+    found = (head_of_class(name) for name in config.architectures or ())
+    return next((head for head in found if head not in (None, "states")), None)
+
+
+def head_of_class(name: str) -> EncoderHead | None:
+    """Return the head of the encoder that a class is; None for the class of a whole T5.
+
+    Args:
+        name: The name of a class, such as ``T5EncoderForEmbedding``.
+    """
+    return next((head for end, head in _HEADS.items() if name.endswith(end)), None)
 
 
 def has_decoder(model: PreTrainedModel) -> bool:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import t5peft
 from t5peft.adapters import is_adapter, load_adapter, load_saved
 from t5peft.adapters.load import base_of
-from t5peft.adapters.manifest import read_config
+from t5peft.adapters.manifest import encoder_of, read_config
 from t5peft.adapters.merge import unmergeable
 from t5peft.adapters.save import ensure_no_adapter
 from t5peft.compat.extras import require
@@ -213,7 +213,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenize
         if not str(architectures[0]).endswith("EncoderModel"):
             return load_backbone(folder)
         return _load_encoder(folder)
-    if read_config(folder).get("task_type") != "FEATURE_EXTRACTION":
+    if encoder_of(read_config(folder)) not in ("states", "embedding"):
         return load_saved(folder)
     encoder, tokenizer = _load_encoder(base_of(folder))
     return load_adapter(folder, model=encoder)[0], tokenizer

@@ -8,7 +8,7 @@ Letters: B pairs, E embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -23,7 +23,12 @@ from t5peft.training.progress import Throughput
 
 
 def contrastive_step(
-    trainer: BatchingTrainer, model: nn.Module, features: Sequence[Feature], tokens: int | None, throughput: Throughput
+    trainer: BatchingTrainer,
+    model: nn.Module,
+    features: Sequence[Feature],
+    tokens: int | None,
+    throughput: Throughput,
+    with_penalty: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Run forward and backward of the pairs of one step; return the loss [] per pair over all processes.
 
@@ -33,6 +38,7 @@ def contrastive_step(
         features: The pairs of this process. One without a target counts nothing.
         tokens: Most tokens of a micro-batch; None for one batch.
         throughput: Counts the tokens.
+        with_penalty: Adds to a loss what the tuner adds to that of a step.
     """
     head = trainer.head
     assert isinstance(head, EmbeddingHead)
@@ -55,7 +61,7 @@ def contrastive_step(
         found = found.index_copy(0, torch.tensor(chosen, device=found.device), embedded)
     assert found is not None
     if direct:
-        loss = _loss_of_all(trainer, head, found, pairs)
+        loss = with_penalty(_loss_of_all(trainer, head, found, pairs))
         trainer.accelerator.backward(loss)
         return loss.detach()
     leaf = found.detach().requires_grad_()
@@ -67,8 +73,9 @@ def contrastive_step(
         with nullcontext() if last else trainer.accelerator.no_sync(model):
             with _replayed(state, trainer.args.device), trainer.compute_loss_context_manager():
                 embedded = model(**batch).pooler_output
-            trainer.accelerator.backward((embedded * gradient[chosen]).sum())
-    return loss.detach()
+            product = (embedded * gradient[chosen]).sum()
+            trainer.accelerator.backward(with_penalty(product) if last else product)
+    return with_penalty(loss.detach()).detach()
 
 
 def _cut(texts: Sequence[Sequence[int]], tokens: int | None) -> list[list[int]]:

@@ -147,7 +147,7 @@ def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
         problems.append("z_loss for a class head (it is of the vocabulary's logits)")
     regression = isinstance(head, SequenceHead) and head.problem([]) == "regression"
     if trainer.args.label_smoothing_factor and (regression or isinstance(head, SpanHead | EmbeddingHead)):
-        problems.append("label_smoothing_factor for numbers or spans (it is of classes)")
+        problems.append("label_smoothing_factor for numbers, spans or pairs (it is of classes)")
     if not {*(trainer.args.label_names or ())} <= {*head.labels} and not trainer.has_own_loss():
         names = ", ".join(head.labels)
         problems.append(f"label_names={trainer.args.label_names} (the labels of this model are {names})")
@@ -155,4 +155,9 @@ def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
         problems.append("a tuner that adds to the loss of T5ForQuestionAnswering (padding changes that loss)")
     if isinstance(head, EmbeddingHead) and adds_to_loss(trainer.wrapped_model):
         problems.append("a tuner that adds to the loss of a model that makes embeddings (the model has no loss)")
+    micro_batches = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
+    if isinstance(head, EmbeddingHead) and trainer.args.train_batch_size * micro_batches < 2:
+        problems.append(
+            "steps of one pair, which has no other target to be told from (raise per_device_train_batch_size)"
+        )
     return problems

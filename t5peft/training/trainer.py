@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -243,7 +243,8 @@ class T5PeftTrainer(BatchingTrainer):
             try:
                 if isinstance(self.head, EmbeddingHead):  # whose loss is not a sum over micro-batches
                     tokens = self.budget.tokens if self.own.bucket_by_length else None
-                    return contrastive_step(self, model, features, tokens, self.throughput)
+                    with_penalty = partial(self._with_orthogonality, model, items=1)
+                    return contrastive_step(self, model, features, tokens, self.throughput, with_penalty)
                 return self._forward_backward(model, self.micro_batches(features), num_items)
             except (RuntimeError, MemoryError) as error:
                 # Another process would wait for gradients that never come.

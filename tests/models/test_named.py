@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas
+import pyarrow
 import pytest
 import torch
 from cases import stir
 from narrow import as_dataset, ids_of
+from peft import (
+    AutoPeftModel,
+    AutoPeftModelForFeatureExtraction,
+    AutoPeftModelForSequenceClassification,
+    AutoPeftModelForTokenClassification,
+)
 from safetensors.torch import save_file
 from tiny import fill_unevenly, tiny_config, tiny_t5, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -83,6 +91,15 @@ def test_prott5_has_a_label_for_each_residue_and_none_for_the_end(tmp_path: Path
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, lambda: load_backbone("mini")[1]], ids=["bytes", "pieces"])
+def test_sentences_come_from_any_iterable(make: Any) -> None:
+    tokenizer, words = make(), [["where", "is"], ["!"]]
+    expected = tokenize_words(words, tokenizer)
+    for given in ((iter(row) for row in words), pandas.Series(words), pyarrow.array(words), tuple(map(tuple, words))):
+        assert tokenize_words(given, tokenizer) == expected
+    assert tokenize_words(iter(()), tokenizer) == []
+
+
+@pytest.mark.parametrize("make", [tiny_tokenizer, lambda: load_backbone("mini")[1]], ids=["bytes", "pieces"])
 def test_the_first_token_of_a_word_has_its_label(make: Any) -> None:
     tokenizer = make()
     (feature,) = tokenize_words([["where", "is", "!"]], tokenizer, [[4, 5, 6]])
@@ -97,8 +114,13 @@ def test_the_first_token_of_a_word_has_its_label(make: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "labels", "message"),
     [
-        (["MKV"], None, "not lists of words"),
-        ([["a", " "]], None, "or have empty ones"),
+        (["MKV"], None, "Got the text 'MKV' as sentence 0; expected its words"),
+        ([["a", " "]], None, r"Got \['a', ' '\] as sentence 0; expected words that are not empty"),
+        ([["a"], []], None, r"Got \[\] as sentence 1"),
+        ([["a", None]], None, "Got None .* as number 1 of sentence 0; expected a text"),
+        ([[3, 4, 1]], None, "Got 3 .* as number 0 of sentence 0; expected a text"),
+        ("MKV", None, r"Got one text as sentences, 'MKV'"),
+        ({"words": ["a"]}, None, "Got builtins.dict as sentences"),
         ([["a", "b"]], [[1]], r"sentences \[0\] with another number of labels than of words"),
         ([["a"], ["b"]], [[1]], "labels for 1 of 2 sentences"),
     ],
@@ -217,6 +239,34 @@ def test_an_adapter_is_merged_into_its_encoder(options: Any, tmp_path: Path) -> 
     again, _ = load_backbone(tmp_path / "merged", head=options["head"])
     assert type(again) is type(merged)
     assert all(torch.equal(p, again.get_parameter(name)) for name, p in merged.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "by_peft"),
+    [
+        ("sequence", {"num_labels": 3}, AutoPeftModelForSequenceClassification),
+        ("tokens", {"num_labels": 3}, AutoPeftModelForTokenClassification),
+        ("embedding", {"embedding_size": 5}, AutoPeftModelForFeatureExtraction),
+        ("embedding", {}, AutoPeftModel),
+        ("states", {}, AutoPeftModel),
+    ],
+)
+def test_pefts_own_loaders_give_the_encoder_that_was_saved_or_refuse(
+    head: EncoderHead, options: dict[str, Any], by_peft: Any, tmp_path: Path
+) -> None:
+    """They take the class of a whole T5 for an adapter with a task of peft's, whatever its backbone was."""
+    base = saved(tiny_t5(), tiny_tokenizer(), tmp_path / "base")
+    model, tokenizer = load_backbone(base, head=head, **options)
+    encoder = saved(model, tokenizer, tmp_path / "encoder")
+    model, _ = load_backbone(encoder, head=head)
+    folder = save_adapter(stir(lora_wrap(model, rank=2)).eval(), tmp_path / "adapter")
+    batch = tokenizer(["some words"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**batch)[0 if head != "embedding" else "pooler_output"]
+        for load in (lambda: by_peft.from_pretrained(str(folder), import_allowlist=["t5peft", "transformers"]),
+                     lambda: load_adapter(folder)[0]):  # fmt: skip
+            loaded = load().eval()
+            assert torch.equal(loaded(**batch)[0 if head != "embedding" else "pooler_output"], expected)
 
 
 @pytest.mark.parametrize(

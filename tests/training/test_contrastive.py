@@ -15,7 +15,7 @@ from stacks import relative_difference
 from tiny import fill_unevenly, tiny_config, tiny_records, tiny_tokenizer
 from trainers import losses_and_gradients, trainer_of
 
-from t5peft import T5PeftTrainer, load_adapter, lora_wrap, prompt_wrap, save_adapter
+from t5peft import T5PeftTrainer, adalora_wrap, load_adapter, lora_wrap, prompt_wrap, save_adapter
 from t5peft.evaluation import embed
 from t5peft.models.encoders import T5EncoderForEmbedding
 from t5peft.training import contrastive
@@ -91,12 +91,35 @@ def test_a_step_has_the_loss_and_gradient_of_one_batch_by_hand(cut: dict[str, An
     assert relative_difference({name: steps[0][name] for name in right}, right) < 1e-7
 
 
+@pytest.mark.parametrize("cut", CUTS[:3], ids=str)
+def test_what_a_tuner_adds_to_the_loss_counts_once_a_step(cut: dict[str, Any], tmp_path: Path) -> None:
+    """AdaLoRA's loss of orthogonality, however the step is cut."""
+
+    def step(orthogonality: float) -> tuple[float, Any, Any]:
+        torch.manual_seed(0)
+        model = stir(adalora_wrap(embedder(), rank=2, orthogonality=orthogonality))
+        made = trainer(tmp_path, model, max_steps=1, learning_rate=0.0, **cut)
+        (loss,), (gradient,) = losses_and_gradients(made)
+        return loss, gradient, model
+
+    plain, without, model = step(0.0)
+    loss, gradient, _ = step(3.0)
+    model.peft_config["default"].orth_reg_weight = 3.0
+    penalty = model.base_model.orthogonality()
+    assert float(penalty.detach()) > 1
+    assert loss == pytest.approx(plain + float(penalty.detach()), rel=1e-6)
+    names = [name for name, p in model.named_parameters() if "lora_A" in name or "lora_B" in name]
+    added = torch.autograd.grad(penalty, [model.get_parameter(name) for name in names])
+    right = {name: without[name] + more for name, more in zip(names, added, strict=True)}
+    assert relative_difference({name: gradient[name] for name in names}, right) < 1e-6
+
+
 def test_the_second_pass_drops_what_the_first_one_dropped(tmp_path: Path) -> None:
     cut = trainer(tmp_path, embedder(0.3), tokens_per_micro_batch=40)
     seen: list[torch.Tensor] = []
     cut.t5.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.pooler_output.detach()))
     torch.manual_seed(3)
-    contrastive_step(cut, cut.t5.train(), PAIRS, 40, cut.throughput)
+    contrastive_step(cut, cut.t5.train(), PAIRS, 40, cut.throughput, torch.clone)
     half = len(seen) // 2
     assert half > 2
     for first, second in zip(seen[:half], seen[half:], strict=True):
@@ -161,16 +184,17 @@ def test_a_pair_without_a_target_counts_nothing(tmp_path: Path) -> None:
     batch = head.without_labels(head.collate(PAIRS[:2]))
     loss, items = head.loss(made.t5, batch)
     assert (float(loss.detach()), items) == (0, 0)
-    assert float(contrastive_step(made, made.t5, head.split(batch), None, made.throughput)) == 0
+    assert float(contrastive_step(made, made.t5, head.split(batch), None, made.throughput, torch.clone)) == 0
     assert not any(p.grad.any() for p in made.t5.parameters() if p.grad is not None)
-    both = contrastive_step(made, made.t5, [*PAIRS[:3], *head.split(batch)], None, made.throughput)
+    both = contrastive_step(made, made.t5, [*PAIRS[:3], *head.split(batch)], None, made.throughput, torch.clone)
     assert float(both) == pytest.approx(float(by_hand(made.t5, PAIRS[:3]).detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor for numbers or spans"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor for numbers, spans or pairs"),
+        ({"per_device_train_batch_size": 1}, "steps of one pair, which has no other target to be told from"),
         ({"contrastive_temperature": 0.0}, r"contrastive_temperature=0.0, by which nothing can be divided"),
         ({"contrastive_temperature": float("nan")}, "contrastive_temperature=nan"),
         ({"z_loss": 1e-4}, "z_loss for a class head"),
