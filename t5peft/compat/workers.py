@@ -60,6 +60,9 @@ class Workers(Executor):
             yield running.popleft().result()
 
 
+_SECONDS_TO_END = 10.0  # of an idle process, before it is killed
+
+
 class LocalWorkers(Workers):
     """Processes of this machine, each of which imports the libraries once.
 
@@ -75,7 +78,8 @@ class LocalWorkers(Workers):
         self.workers, self.threads = workers, threads or threads_of_each(workers)
         self._pool = ThreadPoolExecutor(workers)
         self._own = threading.local()  # each thread waits for a process of its own
-        self._processes: list[Any] = []
+        self._processes: dict[Connection, Any] = {}
+        self._busy: set[Connection] = set()
         self._ends = False
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
@@ -100,24 +104,34 @@ class LocalWorkers(Workers):
         """
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._ends = True
-        for process in self._processes:
-            process.kill()
+        for connection in self._busy.copy():
+            self._processes[connection].kill()
         self._pool.shutdown()
-        for process in self._processes:
+        for connection in self._processes:
+            connection.close()  # at which an idle process ends by itself
+        for process in self._processes.values():
+            process.join(_SECONDS_TO_END)
+            process.kill()
             process.join()
 
     def _call(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not hasattr(self._own, "connection"):
             self._own.connection = self._start()
+        connection: Connection = self._own.connection
+        self._busy.add(connection)
         try:
-            self._own.connection.send((fn, args, kwargs))
-            returned, result = self._own.connection.recv()
+            if self._ends:  # meanwhile, in another thread
+                raise EOFError
+            connection.send((fn, args, kwargs))
+            returned, result = connection.recv()
         except (EOFError, ConnectionError):
             del self._own.connection
             raise ChildProcessError(
                 "Got a worker process that was killed, as the system does when memory runs out; expected it to finish. Start the "
                 "command again, with fewer --workers."
             ) from None
+        finally:
+            self._busy.discard(connection)
         if returned:
             return result
         raise result
@@ -128,9 +142,7 @@ class LocalWorkers(Workers):
         process = context.Process(target=_serve, args=(there, self.threads))
         process.start()
         there.close()
-        self._processes.append(process)
-        if self._ends:  # meanwhile, in another thread
-            process.kill()
+        self._processes[here] = process
         return here
 
 
@@ -140,7 +152,10 @@ def _serve(connection: Connection, threads: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ.update({name: str(threads) for name in COUNTS})  # read when the first call imports the libraries
     while True:
-        fn, args, kwargs = connection.recv()
+        try:
+            fn, args, kwargs = connection.recv()
+        except EOFError:
+            return
         try:
             answer = True, fn(*args, **kwargs)
         except Exception as error:

@@ -217,7 +217,7 @@ def test_a_span_outside_its_source_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["one number", "spans"])
 def test_label_smoothing_of_what_is_no_class_is_refused(name: str, tmp_path: Path) -> None:
     model, records = case(name)
-    with pytest.raises(ValueError, match="label_smoothing_factor for numbers or spans"):
+    with pytest.raises(ValueError, match="label_smoothing_factor for numbers, spans or pairs"):
         trainer_of(T5PeftTrainer, model, tmp_path, records, label_smoothing_factor=0.1)
 
 
