@@ -22,6 +22,7 @@ from t5peft.benchmark.summary import Row, TaskTable, summarize
 from t5peft.benchmark.tables import (
     COLUMNS,
     cells,
+    conditions_text,
     csv_text,
     fill_markers,
     markdown,
@@ -154,13 +155,14 @@ def test_methods_with_other_scores_are_not_said_to_be_the_same(tmp_path: Path) -
     assert not any("scores the same" in sentence for sentence in advice(table))
 
 
-def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"threads": 16}, {"runs_at_once": 2}], ids=str)
+def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(change: dict[str, int], tmp_path: Path) -> None:
     for seed, seconds in ((0, 3.0), (1, 2.0), (2, 4.0)):
         made = synthetic.config("full", seed=seed)
         RunRecords(tmp_path).append(made, synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=seconds))
     elsewhere = synthetic.config("lora")
     record = synthetic.finished(elsewhere, 0.9, parameters=1, peak=10, seconds=0.1)
-    record["machine"] = record["machine"] | {"threads": 16}
+    record["machine"] = record["machine"] | change
     record["started"] = "2025-01-01T00:00:00Z"
     RunRecords(tmp_path).append(elsewhere, record)
     (table,) = summarize(RunRecords(tmp_path).load())
@@ -169,6 +171,15 @@ def test_costs_are_those_of_one_machine_and_of_the_seed_disturbed_least(tmp_path
     assert (lora["step"].text, lora["peak memory"].text, lora["answer"].text) == ("–", "–", "–")
     assert lora["trained"].text == "1"
     assert not any(sentence.startswith("Least") for sentence in advice(table))
+
+
+def test_runs_at_once_are_named_where_there_were_some(tmp_path: Path) -> None:
+    made = synthetic.config("full")
+    record = synthetic.finished(made, 0.9, parameters=1, peak=100, seconds=1.0)
+    for count, shown in ((1, "a processor, 2 threads"), (3, "a processor, 2 threads, 3 runs at once")):
+        record["machine"] = record["machine"] | {"runs_at_once": count}
+        (table,) = summarize([record | {"config": vars(made)}])
+        assert conditions_text(table).endswith(shown)
 
 
 def test_costs_are_those_of_the_machine_that_measured_full_fine_tuning(tmp_path: Path) -> None:
