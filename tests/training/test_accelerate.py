@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,11 +38,50 @@ def test_the_blocks_that_fsdp_splits_are_those_of_t5() -> None:
     assert sum(isinstance(module, block) for module in tiny_t5().modules()) == 4
 
 
-def test_deepspeed_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asks", ["argument", "file", "launcher"])
+def test_deepspeed_that_is_not_installed_is_one_line(
+    asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("t5peft.training.arguments.find_spec", lambda name: None)
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ImportError, match=r"^Got no deepspeed, .*; run `pip install deepspeed`\.$"):
-        T5PeftTrainingArguments(str(tmp_path))
+    settings: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+    config = tmp_path / "zero.json"
+    config.write_text(json.dumps(settings))
+    if asks == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "True")
+    given = {"argument": settings, "file": str(config), "launcher": None}[asks]
+    with pytest.raises(ImportError, match=r"^Got a configuration for DeepSpeed .* Run `pip install deepspeed`\.$"):
+        T5PeftTrainingArguments(str(tmp_path), deepspeed=given)
+
+
+ALONE = """
+import os, sys
+rank, port, folder = sys.argv[1:]
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+from t5peft import T5PeftTrainingArguments
+T5PeftTrainingArguments(folder, use_cpu=True, ddp_timeout=2)
+"""
+
+
+@pytest.mark.processes
+def test_a_process_that_never_meets_the_others_ends_after_ddp_timeout(tmp_path: Path) -> None:
+    """The first process waits for the others in torch's store, and the others wait for the store."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *sys.path)))}
+    runs = []
+    for rank in ("0", "1"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        command = [sys.executable, "-W", "ignore", "-c", ALONE, rank, port, str(tmp_path / rank)]
+        runs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [run.communicate(timeout=60)[1] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [1, 1]
+    for error, name in zip(errors, ("DistStoreError", "DistNetworkError"), strict=True):
+        assert name in error.splitlines()[-1]
+        assert "timed out after" in error.splitlines()[-1].lower()
 
 
 def test_fsdp_that_the_launcher_asks_for_is_refused_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
