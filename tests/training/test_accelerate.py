@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 import transformers
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from fresh import Fresh, start_fresh
 from paths import ROOT
 from tiny import tiny_records, tiny_t5
 from torch.distributed.fsdp import fully_shard
@@ -54,34 +57,28 @@ def test_deepspeed_that_is_not_installed_is_one_line(
 
 
 ALONE = """
-import os, sys
-rank, port, folder = sys.argv[1:]
-os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+import sys
 from t5peft import T5PeftTrainingArguments
-T5PeftTrainingArguments(folder, use_cpu=True, ddp_timeout=2)
+T5PeftTrainingArguments(sys.argv[1], use_cpu=True, ddp_timeout=2)
 """
 
 
 @pytest.mark.processes
 def test_a_process_that_never_meets_the_others_ends_after_ddp_timeout(tmp_path: Path) -> None:
     """The first process waits for the others in torch's store, and the others wait for the store."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *sys.path)))}
-    runs = []
-    for rank in ("0", "1"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        command = [sys.executable, "-W", "ignore", "-c", ALONE, rank, port, str(tmp_path / rank)]
-        runs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        errors = [run.communicate(timeout=60)[1] for run in runs]
-    finally:
-        for run in runs:
-            run.kill()
-    assert [run.returncode for run in runs] == [1, 1]
-    for error, name in zip(errors, ("DistStoreError", "DistNetworkError"), strict=True):
-        assert name in error.splitlines()[-1]
-        assert "timed out after" in error.splitlines()[-1].lower()
+    with start_alone("0", tmp_path) as first, start_alone("1", tmp_path) as second:
+        assert [process.wait(timeout=60) for process in (first, second)] == [1, 1]
+        assert re.search(r"DistStoreError: Timed out after .* waiting for clients", first.stderr)
+        assert re.search(r"DistNetworkError: The client socket has timed out after 2000ms", second.stderr)
+
+
+def start_alone(rank: str, folder: Path) -> AbstractContextManager[Fresh]:
+    """Start one process of a group of two whose other process is not there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return start_fresh(ALONE, folder, env=os.environ | meeting | {"OMP_NUM_THREADS": "1"})
 
 
 def test_fsdp_that_the_launcher_asks_for_is_refused_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
