@@ -204,9 +204,12 @@ def _commands(found: dict[str, Any]) -> list[list[str]]:
 
 
 def _storage(found: dict[str, Any]) -> list[list[str]]:
-    names = ", ".join(sorted(name for name in found["by_fault"] if name != "gone"))
+    names = ", ".join(sorted(found["by_fault"].keys() - {"gone", "full tmpfs"}))
     what = f"{names} and a folder that goes away, at file operations of {len(found['by_scenario'])} commands"
     how_often = f"{found['done']:,} faults, of {found['cases']:,} places"
+    if on_tmpfs := sum(found["by_fault"].get("full tmpfs", {}).values()):
+        what += "; a tmpfs that fills up"
+        how_often += f"; {on_tmpfs:,} of them on a tmpfs"
     well = "lost nothing, told the disk in one line, and went on to the same result"
     return [[what, how_often, _ended(found["outcomes"], well)]]
 

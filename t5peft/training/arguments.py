@@ -6,9 +6,12 @@ import copy
 import math
 import os
 from dataclasses import MISSING, dataclass, fields
+from datetime import timedelta
 from importlib.util import find_spec
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from t5peft.deprecated import renamed_arguments
@@ -55,9 +58,14 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
         # Accelerate silently takes several processes without a GPU for one, and exchanges no gradients.
         if not torch.accelerator.is_available():
             self.use_cpu = True
-        asked_for_deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+        asked_for_deepspeed = self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
         if asked_for_deepspeed and find_spec("deepspeed") is None:
-            raise ImportError("Got no deepspeed, which the configuration asks for; run `pip install deepspeed`.")
+            raise ImportError(
+                "Got a configuration for DeepSpeed and no deepspeed; expected it to be installed. Run `pip install deepspeed`."
+            )
+        if self.use_cpu:
+            # transformers forgets ddp_timeout on CPUs, and takes a group of processes that is there as it is.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         super().__post_init__()
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False

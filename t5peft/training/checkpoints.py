@@ -35,6 +35,7 @@ from t5peft.training.order import ORDER_FILE, RepeatableOrder
 logger = logging.getLogger("t5peft")
 
 ALLOCATOR_STATE = "adalora.pt"
+UNFINISHED = "_unfinished"  # a file that is in a checkpoint while it is saved
 
 
 class CheckpointTrainer(Seq2SeqTrainer):
@@ -116,7 +117,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
         return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _check_checkpoint(self, folder: Path) -> None:
-        problems = verify(folder)
+        unfinished = (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists()
+        problems = ["its save was not finished"] if unfinished else verify(folder)
         if not problems and not self._is_sharded:
             problems = of_another_model(folder, self.wrapped_model)
         if problems:
@@ -167,6 +169,9 @@ class CheckpointTrainer(Seq2SeqTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save and folder.is_dir() and not (folder / MANIFEST).is_file():
             shutil.rmtree(folder)  # what a save that was interrupted has left
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / UNFINISHED).touch()
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -181,6 +186,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             if self.order is not None and self.state.epoch % 1 != 0:
                 torch.save(self.order.drawn_from, folder / ORDER_FILE)
+            (folder / UNFINISHED).unlink()
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
@@ -299,7 +305,12 @@ def newest_resumable(run_folder: Path) -> Path | None:
 
 
 def _is_complete_without_manifest(folder: Path) -> bool:
-    """Whether plain Trainer finished saving a checkpoint: its state, the last file, is there, and each file can be opened."""
+    """Whether plain Trainer finished saving a checkpoint: its state, the last file, is there, and each file can be opened.
+
+    That state is not the last file of this Trainer's checkpoints.
+    """
+    if (folder / UNFINISHED).exists():
+        return False
     try:
         step = json.loads((folder / TRAINER_STATE_NAME).read_text())["global_step"]
         weights = set(folder.rglob("*.safetensors"))

@@ -17,12 +17,16 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ALLOCATES, CHANGES, READS = 1, 2, 4
+_OWN_MOUNTS = ("unshare", "--map-root-user", "--mount")
+_MAY_MOUNT = "T5PEFT_MAY_MOUNT"
+_PAGE = 4096
 _COUNT, _KILL, _ONCE, _FROM_THEN_ON, _GONE = 1, 2, 3, 4, 5
 
 
@@ -31,7 +35,7 @@ class Fault:
     """A fault at an operation: an error number, once or from then on, or none for a kill.
 
     Attributes:
-        name: The name of the errors, "kill", or "gone" for a folder that is moved away.
+        name: The name of the errors, "kill", "gone" for a folder that is moved away, or "full tmpfs" for a small file system.
         kinds: The kinds of operations that count.
     """
 
@@ -49,6 +53,7 @@ WRITE_FAULTS = (
     Fault("EIO", _ONCE, errno.EIO),
     Fault("gone", _GONE),
 )
+FULL_TMPFS = Fault("full tmpfs", _COUNT)
 READ_FAULT = Fault("EIO in reading", _ONCE, errno.EIO, READS)
 
 
@@ -76,14 +81,55 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def start_again_with_faults() -> None:
-    """Replace this process by one of the same command that can inject faults, unless it can."""
+    """Replace this process by one of the same command that can inject faults, unless it can.
+
+    It has mounts of its own where that is allowed. They go when it ends.
+    """
     if "faults.so" in os.environ.get("LD_PRELOAD", ""):
         return
     if reason := why_not():
         raise SystemExit(f"Skipped: {reason}.")
     folder = Path(tempfile.gettempdir(), f"t5peft-faults-{os.getuid()}")
     folder.mkdir(exist_ok=True)
-    os.execve(sys.executable, [sys.executable, "-W", "ignore", *sys.argv], environment(folder))
+    command = [sys.executable, "-W", "ignore", *sys.argv]
+    if has_own_mounts():
+        command = [*_OWN_MOUNTS, *command]
+    os.execvpe(command[0], command, environment(folder) | {_MAY_MOUNT: str(int(has_own_mounts()))})
+
+
+def has_own_mounts() -> bool:
+    """Whether Linux lets this user have mounts that no other process sees."""
+    if shutil.which(_OWN_MOUNTS[0]) is None:
+        return False
+    return subprocess.run([*_OWN_MOUNTS, "true"], capture_output=True, check=False).returncode == 0
+
+
+def may_mount() -> bool:
+    """Whether this process was started with mounts of its own."""
+    return os.environ.get(_MAY_MOUNT) == "1"
+
+
+@contextmanager
+def small_tmpfs(place: Path, size_bytes: int) -> Iterator[None]:
+    """Mount a file system of so many bytes over ``place``, with what is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(place, folder, dirs_exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(place)], check=True)
+        try:
+            shutil.copytree(folder, place, dirs_exist_ok=True)
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def make_room(place: Path) -> None:
+    """Let a file system that ``small_tmpfs`` mounted grow."""
+    subprocess.run(["mount", "-o", "remount,size=256m", str(place)], check=True)
+
+
+def pages_of(place: Path) -> int:
+    """Return the bytes that the files below ``place`` take on a tmpfs."""
+    return sum(-(-path.stat().st_size // _PAGE) * _PAGE for path in place.rglob("*") if path.is_file())
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
     python tests/torture/operations.py kills --minutes 30 --record benchmarks/records/torture/commands.json
     python tests/torture/operations.py storage --minutes 30 --record benchmarks/records/torture/storage.json
 
-Each number is a command of ``scenarios.py``, a fault, and the operation at which it happens. Then the command is given again, as
-its documentation says. The outcomes:
+Each number is a command of ``scenarios.py``, a fault, and the operation at which it happens. Where Linux lets a user mount,
+commands also write to a tmpfs that is too small for them, with no fault injected. Then the command is given again, as its
+documentation says. The outcomes:
 
     same      what was there before is there, or the new result is; and going on gives that of a command that nobody disturbed
     lost      neither the old nor the new result can be read
@@ -32,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import faults
 from campaign import Line, go_on, parse, report
-from faults import KILL, READ_FAULT, WRITE_FAULTS, Ended, Fault, fork
+from faults import FULL_TMPFS, KILL, READ_FAULT, WRITE_FAULTS, Ended, Fault, fork
 
 _CLEAR = re.compile(r"^t5peft \w+: Got .* of the folder .*; expected ", re.MULTILINE)
 
@@ -46,6 +47,7 @@ class Bench:
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, dict[str, str]] = field(default_factory=dict)
     weights: dict[str, list[str]] = field(default_factory=dict)
+    size_bytes: dict[str, tuple[int, int]] = field(default_factory=dict)  # before a command, and after it
 
     @property
     def inputs(self) -> Path:
@@ -73,10 +75,12 @@ class Bench:
         from scenarios import content
 
         old = self.begin(name)
+        before = faults.pages_of(self.place)
         ended = self.run(name)
         assert ended.status == 0, (name, ended.errors)
         self.operations[name], self.seconds[name] = ended.operations, ended.seconds
         self.results[name] = content(self.place, scenario)
+        self.size_bytes[name] = (before, faults.pages_of(self.place))
         assert self.results[name], name
         self.weights[name] = [one for one in (old, self.load(name)) if one]
 
@@ -123,11 +127,22 @@ class Bench:
 
 
 def one(bench: Bench, name: str, fault: Fault, at: float) -> dict[str, Any]:
-    """Disturb a scenario, go on, and compare; a fault at a share of the time rather than an operation is below 1."""
+    """Disturb a scenario, go on, and compare; a fault at a share of the time or of the bytes, not at an operation, is below 1."""
+    bench.begin(name)
+    if fault != FULL_TMPFS:
+        return _disturb(bench, name, fault, at)
+    before, after = bench.size_bytes[name]
+    with faults.small_tmpfs(bench.place, before + int(at * after)):
+        return _disturb(bench, name, fault, at)
+
+
+def _disturb(bench: Bench, name: str, fault: Fault, at: float) -> dict[str, Any]:
+    """Run a scenario with a fault, go on, and compare."""
     from scenarios import SCENARIOS, content
 
-    bench.begin(name)
-    if at < 1:
+    if fault == FULL_TMPFS:
+        ended = bench.run(name)
+    elif at < 1:
         ended = bench.run(name, kill_after=max(0.01, at * bench.seconds[name]))
     else:
         ended = bench.run(name, fault, int(at))
@@ -139,6 +154,8 @@ def one(bench: Bench, name: str, fault: Fault, at: float) -> dict[str, Any]:
         if ended.status != 3 or not _CLEAR.search(ended.errors) or "Traceback" in ended.errors:
             problem = {"outcome": "unclear", "status": ended.status, "error": "\n".join(lines[-12:])[-1500:]}
     _move_back(bench.place)
+    if fault == FULL_TMPFS:
+        faults.make_room(bench.place)
     found = bench.load(name)
     if found and found not in bench.weights[name] and (SCENARIOS[name].before or not found.startswith("refused: ")):
         return {"outcome": "lost", "error": found[:600]}
@@ -172,7 +189,7 @@ def _difference(expected: dict[str, str], found: dict[str, str]) -> str:
 
 
 def plan(bench: Bench, names: list[str], kinds: list[Fault], seed: int) -> list[tuple[str, Fault, float]]:
-    """Return every fault at every operation of every scenario, and 20 kills of each at random moments.
+    """Return every fault at every operation of every scenario, 20 kills of each at random moments, and 20 sizes of a tmpfs.
 
     Each scenario and fault comes in turn, at its operations in random order.
     """
@@ -181,7 +198,9 @@ def plan(bench: Bench, names: list[str], kinds: list[Fault], seed: int) -> list[
     for name in names:
         for fault in [READ_FAULT] if name == "pool" else kinds:
             places = [float(at) for at in range(1, bench.number(name, fault.kinds) + 1)]
-            if fault == KILL:
+            if fault == FULL_TMPFS:
+                places = [rng.uniform(0.01, 0.99) for _ in range(20)]
+            elif fault == KILL:
                 places += [rng.uniform(0.01, 0.99) for _ in range(20)]
             rng.shuffle(places)
             cases += [(turn, rng.random(), name, fault, at) for turn, at in enumerate(places)]
@@ -190,7 +209,7 @@ def plan(bench: Bench, names: list[str], kinds: list[Fault], seed: int) -> list[
 
 def campaign(what: str, names: list[str], minutes: float, seed: int, outcomes: Path, count: int) -> Line:
     """Make the plan's cases for so many minutes; return the counts."""
-    kinds = [KILL] if what == "kills" else list(WRITE_FAULTS)
+    kinds = [KILL] if what == "kills" else [*WRITE_FAULTS, *([FULL_TMPFS] if faults.may_mount() else [])]
     names = [name for name in names if what == "storage" or name != "pool"]  # which writes nothing
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))

@@ -131,7 +131,7 @@ def one(number: int, seed: int) -> Line:
         if any(statuses):
             return line | {"outcome": "failed", "error": _errors(whole)}
         line["victim"] = rng.randrange(count)
-        statuses, _, waited = run(killed, victim=line["victim"], kill_after=rng.uniform(0.2, 1.0) * seconds)
+        statuses, _, waited = run(killed, victim=line["victim"], kill_after=rng.uniform(0.02, 1.0) * seconds)
         line["seconds_to_end"] = round(waited, 2)
         line["kills"] = int(statuses[line["victim"]] == -signal.SIGKILL)
         if None in statuses:

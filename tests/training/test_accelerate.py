@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import socket
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from fresh import Fresh, start_fresh
 from paths import ROOT
 from tiny import tiny_records, tiny_t5
 from torch.distributed.fsdp import fully_shard
@@ -35,11 +41,44 @@ def test_the_blocks_that_fsdp_splits_are_those_of_t5() -> None:
     assert sum(isinstance(module, block) for module in tiny_t5().modules()) == 4
 
 
-def test_deepspeed_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asks", ["argument", "file", "launcher"])
+def test_deepspeed_that_is_not_installed_is_one_line(
+    asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("t5peft.training.arguments.find_spec", lambda name: None)
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ImportError, match=r"^Got no deepspeed, .*; run `pip install deepspeed`\.$"):
-        T5PeftTrainingArguments(str(tmp_path))
+    settings: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+    config = tmp_path / "zero.json"
+    config.write_text(json.dumps(settings))
+    if asks == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "True")
+    given = {"argument": settings, "file": str(config), "launcher": None}[asks]
+    with pytest.raises(ImportError, match=r"^Got a configuration for DeepSpeed .* Run `pip install deepspeed`\.$"):
+        T5PeftTrainingArguments(str(tmp_path), deepspeed=given)
+
+
+ALONE = """
+import sys
+from t5peft import T5PeftTrainingArguments
+T5PeftTrainingArguments(sys.argv[1], use_cpu=True, ddp_timeout=2)
+"""
+
+
+@pytest.mark.processes
+def test_a_process_that_never_meets_the_others_ends_after_ddp_timeout(tmp_path: Path) -> None:
+    """The first process waits for the others in torch's store, and the others wait for the store."""
+    with start_alone("0", tmp_path) as first, start_alone("1", tmp_path) as second:
+        assert [process.wait(timeout=60) for process in (first, second)] == [1, 1]
+        assert re.search(r"DistStoreError: Timed out after .* waiting for clients", first.stderr)
+        assert re.search(r"DistNetworkError: The client socket has timed out after 2000ms", second.stderr)
+
+
+def start_alone(rank: str, folder: Path) -> AbstractContextManager[Fresh]:
+    """Start one process of a group of two whose other process is not there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return start_fresh(ALONE, folder, env=os.environ | meeting | {"OMP_NUM_THREADS": "1"})
 
 
 def test_fsdp_that_the_launcher_asks_for_is_refused_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

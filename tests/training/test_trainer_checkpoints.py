@@ -20,7 +20,9 @@ from transformers import (
 from t5peft import METHODS, T5PeftTrainer, full_wrap, load_adapter, lora_wrap, save_adapter
 from t5peft.adapters import write_manifest
 from t5peft.adapters.checkpoints import newest_complete
+from t5peft.methods.adalora import Reallocation
 from t5peft.models.manifest import verify
+from t5peft.training.checkpoints import UNFINISHED, newest_resumable
 
 
 @pytest.mark.parametrize("method", TUNED)
@@ -267,6 +269,32 @@ def with_two_active_adapters() -> Any:
     model.add_adapter("b", LoraConfig(r=4, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"))
     cast(BaseTuner, model.base_model).set_adapter(["default", "b"])
     return model
+
+
+def test_a_first_checkpoint_without_its_last_files_is_not_resumed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After plain Trainer's files, which would pass for a checkpoint of plain Trainer."""
+
+    def trainer() -> T5PeftTrainer:
+        args = arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+        return T5PeftTrainer(METHODS["adalora"].wrap(tiny_t5()), args, train_dataset=tiny_records(8))
+
+    def killed(self: Reallocation) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reallocation, "state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer().train()
+    checkpoint = tmp_path / "checkpoint-1"
+    assert (checkpoint / "trainer_state.json").is_file()
+    assert newest_resumable(tmp_path) is None
+    with pytest.raises(ValueError, match="its save was not finished"):
+        trainer().train(resume_from_checkpoint=str(checkpoint))
+    trainer().train()
+    assert newest_resumable(tmp_path) == tmp_path / "checkpoint-2"
+    assert not list(tmp_path.rglob(UNFINISHED))
 
 
 def test_all_active_adapters_are_resumed(tmp_path: Path) -> None:
