@@ -158,11 +158,10 @@ def worker(system: str, folder: Path, rows: int) -> dict[str, float]:
     }
 
 
-def measure(rows: int) -> list[dict[str, Any]]:
-    """Return the figures of every system for so many rows."""
+def measure(rows: int, systems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each system for so many rows."""
     from datasets import Dataset
 
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         dataset = Dataset.from_generator(records, gen_kwargs={"count": rows}, cache_dir=f"{folder}/made")
@@ -170,13 +169,11 @@ def measure(rows: int) -> list[dict[str, Any]]:
         dataset.to_json(f"{folder}/records.jsonl")
         dataset.to_json(f"{folder}/records.jsonl.gz", compression="gzip")
         dataset.to_parquet(f"{folder}/records.parquet")
-        for system in SYSTEMS:
+        for system in systems:
             command = [sys.executable, __file__, "--worker", system, f"{folder}/records", "--rows", str(rows)]
             own = environment | {"HF_DATASETS_CACHE": f"{folder}/{system}"}  # nobody finds what another has made
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=own)
-            found.append({"system": system, "rows": rows, **json.loads(done.stdout.splitlines()[-1])})
-            print(json.dumps(found[-1]), flush=True)
-    return found
+            yield {"system": system, "rows": rows, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def picture(cells: list[dict[str, Any]]) -> str:
@@ -215,6 +212,7 @@ def picture(cells: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--picture", action="store_true", help="only draw the record that is there")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -226,11 +224,12 @@ def main() -> int:
     if not args.picture:
         from t5peft.benchmark.environment import environment
 
-        others = [cell for cell in record["cells"] if cell["rows"] not in args.rows]
-        measured = [cell for rows in args.rows for cell in measure(rows)]
-        cells = sorted([*others, *measured], key=lambda cell: cell["rows"])
-        record = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment("cpu"), "cells": cells}
-        args.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        for cell in (cell for rows in args.rows for cell in measure(rows, args.systems)):
+            print(json.dumps(cell), flush=True)
+            found = {(one["rows"], one["system"]): one for one in [*record["cells"], cell]}
+            cells = sorted(found.values(), key=lambda one: (one["rows"], SYSTEMS.index(one["system"])))
+            record = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment("cpu"), "cells": cells}
+            args.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for cell in record["cells"]:
         print(
             f"{cell['system']:14} {cell['rows']:>10,} rows {cell['processor_seconds']:8.1f} s "
