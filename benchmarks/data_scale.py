@@ -1,21 +1,24 @@
-"""Memory and time of tokenizing, from ten thousand to ten million rows.
+"""Memory and time of data work, from ten thousand to ten million rows.
 
-    python benchmarks/data_scale.py                       # 10^4 to 10^6 rows, some five minutes
-    python benchmarks/data_scale.py --rows 10000000       # adds a size to the record; twenty minutes
-    python benchmarks/data_scale.py --report-only         # draws docs/data.svg from the record
+    python benchmarks/data_scale.py                       # 10^4 to 10^6 rows, some half hour of one core
+    python benchmarks/data_scale.py --rows 10000000       # adds a size to the record; some five hours
+    python benchmarks/data_scale.py --picture             # docs/data.svg, of the record that is there
 
-Each figure is a process of its own, of sentences of SST-2, drawn anew for each row:
+Each figure is a process of its own, of two sentences of SST-2 in each row, drawn anew:
 
-* t5peft: ``Task.tokenize`` of an Arrow file;
-* t5peft-stream: of a generator;
+* tokenize: ``Task.tokenize`` of an Arrow file;
+* stream: the same of a generator;
 * datasets.map: the same tokenizer in ``Dataset.map`` over the same Arrow file, sources and targets;
-* tokenizer: the tokenizer's own batches of 1,000 texts, whose results are dropped;
-* load_records: a JSON Lines file, read;
-* hold_out: the same, read and split into a rest and 1,000 held-out sources;
-* evaluation: the same as an ``EvaluationSet``, with made-up answers scored.
+* tokenizer: the tokenizer's own batches of 1,000 sources, whose results are dropped;
+* json lines, packed, parquet: a file, read;
+* hold out: a JSON Lines file, read and split into a rest and 1,000 held-out sources;
+* lint: the report of a JSON Lines file;
+* augment: one copy of each record of a JSON Lines file, with words left out;
+* mixture: the first rows of a mixture of two tasks of the Arrow file;
+* evaluation: a JSON Lines file as an ``EvaluationSet``, with made-up answers scored.
 
-Memory is the highest resident set above that after the imports, once with and once without pages of files, which the system takes
-back when others need them.
+Memory is the highest resident set above that after the imports, without pages of files, which the system takes back when others
+need them. Time is that of the processor, as the machine may have other work.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,10 @@ from throughput_data import data_folder
 RECORD = Path(__file__).parent / "records" / "data_scale.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "data.svg"
 ROWS = (10_000, 100_000, 1_000_000)
-SYSTEMS = ("t5peft", "t5peft-stream", "datasets.map", "tokenizer", "load_records", "hold_out", "evaluation")
+SYSTEMS = (
+    "tokenizer", "datasets.map", "tokenize", "stream", "json lines", "packed", "parquet", "hold out", "lint", "augment", "mixture",
+    "evaluation",
+)  # fmt: skip
 SAMPLE_SECONDS = 0.01
 
 
@@ -89,13 +96,7 @@ def _run(system: str, folder: Path, rows: int) -> Callable[[], object]:
     words = {"0": "negative", "1": "positive"}
     task = Task("sst2", "sst2 sentence: {sentence}", "{label}", words, metrics=("accuracy",), max_source_length=4096)
     task.tokenize(list(records(100)), tokenizer)
-    if system == "t5peft-stream":
-        return lambda: task.tokenize(records(rows), tokenizer)
-    if system in ("load_records", "hold_out", "evaluation"):
-        return lambda: _whole_file(system, folder.with_suffix(".jsonl"), task, tokenizer)
     dataset = Dataset.load_from_disk(str(folder))
-    if system == "t5peft":
-        return lambda: task.tokenize(dataset, tokenizer)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         sources = tokenizer([f"sst2 sentence: {text}" for text in batch["sentence"]])["input_ids"]
@@ -104,21 +105,41 @@ def _run(system: str, folder: Path, rows: int) -> Callable[[], object]:
             "labels": tokenizer([words[str(label)] for label in batch["label"]])["input_ids"],
         }
 
-    if system == "datasets.map":
-        return lambda: dataset.map(encode, batched=True, remove_columns=dataset.column_names)
-    texts = [f"sst2 sentence: {record['sentence']}" for record in records(min(rows, 100_000))]
-    batches = [texts[start : start + 1000] for start in range(0, len(texts), 1000)]
-    return lambda: [len(tokenizer(batch)["input_ids"]) for _ in range(rows // len(texts)) for batch in batches]
+    if system == "tokenizer":
+        texts = [f"sst2 sentence: {record['sentence']}" for record in records(min(rows, 100_000))]
+        batches = [texts[start : start + 1000] for start in range(0, len(texts), 1000)]
+        return lambda: [len(tokenizer(batch)["input_ids"]) for _ in range(rows // len(texts)) for batch in batches]
+    work: dict[str, Callable[[], object]] = {
+        "datasets.map": lambda: dataset.map(encode, batched=True, remove_columns=dataset.column_names),
+        "tokenize": lambda: task.tokenize(dataset, tokenizer),
+        "stream": lambda: task.tokenize(records(rows), tokenizer),
+    }
+    return work.get(system) or partial(_whole_file, system, folder, task, tokenizer)
 
 
-def _whole_file(system: str, path: Path, task: Any, tokenizer: Any) -> None:
-    from t5peft.data import load_records
+def _whole_file(system: str, folder: Path, task: Any, tokenizer: Any) -> None:
+    from datasets import Dataset
+
+    from t5peft.data import lint, load_records
+    from t5peft.data.augmentation import augment
+    from t5peft.data.mixtures import Mixture
+    from t5peft.data.rewording import WordDropout
     from t5peft.data.splits import hold_out
     from t5peft.evaluation.scores import EvaluationSet
 
-    loaded: Any = load_records(path)
-    if system == "hold_out":
+    if system == "mixture":
+        tasks = {name: (task, Dataset.load_from_disk(str(folder))) for name in ("one", "two")}
+        mixture = Mixture.of_tasks(tasks, tokenizer)
+        mixture.dataset(len(mixture.datasets["one"]))
+        return
+    endings = {"packed": ".jsonl.gz", "parquet": ".parquet"}
+    loaded: Any = load_records(folder.with_suffix(endings.get(system, ".jsonl")))
+    if system == "hold out":
         hold_out(loaded, task.source)
+    elif system == "lint":
+        lint(task, loaded, tokenizer)
+    elif system == "augment":
+        augment(loaded, task, WordDropout())
     elif system == "evaluation":
         EvaluationSet(task, loaded, tokenizer).score_answers(["0"] * len(loaded))
 
@@ -137,72 +158,82 @@ def worker(system: str, folder: Path, rows: int) -> dict[str, float]:
     }
 
 
-def measure(rows: int) -> list[dict[str, Any]]:
-    """Return the figures of every system for so many rows."""
+def measure(rows: int, systems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each system for so many rows."""
     from datasets import Dataset
 
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         dataset = Dataset.from_generator(records, gen_kwargs={"count": rows}, cache_dir=f"{folder}/made")
         dataset.save_to_disk(f"{folder}/records")
         dataset.to_json(f"{folder}/records.jsonl")
-        for system in SYSTEMS:
+        dataset.to_json(f"{folder}/records.jsonl.gz", compression="gzip")
+        dataset.to_parquet(f"{folder}/records.parquet")
+        for system in systems:
             command = [sys.executable, __file__, "--worker", system, f"{folder}/records", "--rows", str(rows)]
             own = environment | {"HF_DATASETS_CACHE": f"{folder}/{system}"}  # nobody finds what another has made
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=own)
-            found.append({"system": system, "rows": rows, **json.loads(done.stdout.splitlines()[-1])})
-            print(json.dumps(found[-1]), flush=True)
-    return found
+            yield {"system": system, "rows": rows, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def picture(cells: list[dict[str, Any]]) -> str:
     """Return the SVG: memory and time by rows."""
     import vl_convert
 
-    def panel(field: str, title: str, scale: float) -> dict[str, Any]:
-        values = [
-            {"system": cell["system"], "rows": cell["rows"], "value": max(cell[field] / scale, 0.1)} for cell in cells
-        ]
+    ours = [name for name in SYSTEMS if name not in ("tokenizer", "datasets.map")]
+    memory = [{"work": c["system"], "rows": c["rows"], "value": c["own_peak_bytes"] / 1e6} for c in cells]
+    timed = [c for c in cells if c["system"] in ("tokenizer", "datasets.map", "tokenize", "stream")]
+    seconds = [
+        {"work": c["system"], "rows": c["rows"], "value": c["processor_seconds"] / c["rows"] * 1e6} for c in timed
+    ]
+    right = {"orient": "right", "title": None}
+
+    def panel(values: list[dict[str, Any]], title: str) -> dict[str, Any]:
         return {
-            "width": 320,
-            "height": 220,
+            "width": 300,
+            "height": 240,
             "data": {"values": values},
             "mark": {"type": "line", "point": True},
             "encoding": {
                 "x": {"field": "rows", "type": "quantitative", "scale": {"type": "log"}, "title": "rows"},
-                "y": {"field": "value", "type": "quantitative", "scale": {"type": "log"}, "title": title},
-                "color": {"field": "system", "type": "nominal", "sort": list(SYSTEMS), "title": None},
+                "y": {"field": "value", "type": "quantitative", "title": title, "scale": {"domainMin": 0}},
+                "color": {"field": "work", "type": "nominal", "sort": list(SYSTEMS), "legend": right},
             },
         }
 
-    own = panel("own_peak_bytes", "memory above the start, MB", 1e6)
-    return str(vl_convert.vegalite_to_svg({"hconcat": [own, panel("seconds", "seconds", 1)]}))
+    left = panel([value for value in memory if value["work"] in ours], "memory above the start, MB")
+    both = {
+        "hconcat": [left, panel(seconds, "processor time of a row, µs")],
+        "resolve": {"scale": {"color": "independent"}},
+    }
+    return str(vl_convert.vegalite_to_svg({"background": "white", **both})) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--record", type=Path, default=RECORD)
-    parser.add_argument("--report-only", action="store_true", help="measure nothing")
+    parser.add_argument("--picture", action="store_true", help="only draw the record that is there")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(worker(args.worker[0], Path(args.worker[1]), args.rows[0])))
         return 0
     record = json.loads(args.record.read_text()) if args.record.is_file() else {"cells": []}
-    if not args.report_only:
+    if not args.picture:
         from t5peft.benchmark.environment import environment
 
-        others = [cell for cell in record["cells"] if cell["rows"] not in args.rows]
-        measured = [cell for rows in args.rows for cell in measure(rows)]
-        cells = sorted([*others, *measured], key=lambda cell: cell["rows"])
-        record = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment("cpu"), "cells": cells}
-        args.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        for cell in (cell for rows in args.rows for cell in measure(rows, args.systems)):
+            print(json.dumps(cell), flush=True)
+            found = {(one["rows"], one["system"]): one for one in [*record["cells"], cell]}
+            cells = sorted(found.values(), key=lambda one: (one["rows"], SYSTEMS.index(one["system"])))
+            record = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **environment("cpu"), "cells": cells}
+            args.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for cell in record["cells"]:
         print(
-            f"{cell['system']:14} {cell['rows']:>10,} rows {cell['seconds']:8.1f} s "
-            f"{cell['seconds'] / cell['rows'] * 1e6:6.1f} us a row {cell['own_peak_bytes'] / 1e6:8.0f} MB"
+            f"{cell['system']:14} {cell['rows']:>10,} rows {cell['processor_seconds']:8.1f} s "
+            f"{cell['processor_seconds'] / cell['rows'] * 1e6:6.1f} us a row {cell['own_peak_bytes'] / 1e6:8.0f} MB"
         )
     PICTURE.write_text(picture(record["cells"]), encoding="utf-8")
     return 0

@@ -14,17 +14,20 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 import psutil
 import pyarrow
 import pyarrow.parquet
-from datasets import Dataset, Features
+from datasets import Features
+from datasets.fingerprint import get_temporary_cache_files_directory
 
-from t5peft.data.sources import RecordFile, RecordList, Records, labeled_records
+from t5peft.data.sources import RecordFile, RecordList, Records, label_names_of, labeled_records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
@@ -35,8 +38,11 @@ MARKS = ",;\t|"
 _LARGEST_UNPACKED = 64 << 20
 _HIGHEST_RATIO = 200
 LARGE_BYTES = 32 << 20
-"""Text files of so many bytes are not read into memory."""
+"""Files of so many bytes are not read into memory."""
+_PACKED_TO = 10  # a packed file is large from a tenth of that
 _BYTES_PER_CELL = 100  # of a list of dictionaries, at least
+_BYTES_PER_CELL_ON_DISK = 10  # at least
+_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class TextFormat:
 
 
 def read_file(path: Path, form: TextFormat) -> RecordList | RecordFile:
-    """Read the records of a file, with the names of its labels where it holds them. Those of a large text file stay on the disk.
+    """Read the records of a file, with the names of its labels where it holds them. Those of a large one stay on the disk.
 
     Raises:
         ValueError: The file is empty, of an unknown kind, damaged, or not written as ``form`` says.
@@ -77,7 +83,8 @@ def read_file(path: Path, form: TextFormat) -> RecordList | RecordFile:
             raise ValueError(f"Got {path}, which is a pointer of Git LFS; expected the data. Run `git lfs pull`.")
     if kind in (".parquet", ".arrow"):
         return _read_arrow(path, kind)
-    if kind in _READERS and path.stat().st_size >= LARGE_BYTES and path.suffix.lower() not in OPENERS:
+    packed_to = _PACKED_TO if path.suffix.lower() in OPENERS else 1
+    if kind in _READERS and path.stat().st_size >= LARGE_BYTES // packed_to:
         return _read_large(path, kind, form)
     return RecordList(map(flat, read_text(read_bytes(path), kind, str(path), form)), str(path))
 
@@ -102,24 +109,19 @@ def read_text(data: bytes, kind: str, origin: str, form: TextFormat) -> Records:
 
 def _read_large(path: Path, kind: str, form: TextFormat) -> RecordFile:
     """Read a text file row by row, so that memory does not grow with it."""
+    newline = "" if kind in (".csv", ".tsv") else "\n"
     try:
-        with path.open(encoding=form.encoding, newline="" if kind in (".csv", ".tsv") else "\n") as text:
+        with _unpacked(path) as data, io.TextIOWrapper(data, form.encoding, newline=newline) as text:
             start = text.read(1000)
-            if start.count("\0") > len(start) // 4:
-                raise UnicodeError("zero characters")
-            text.seek(0)
+        if start.count("\0") > len(start) // 4:
+            raise UnicodeError("zero characters")
+        with _unpacked(path) as data, io.TextIOWrapper(data, form.encoding, newline=newline) as text:
             if start.startswith("\ufeff"):
                 text.read(1)
             return RecordFile.written(map(flat, _READERS[kind](str(path), text, form)), str(path))
     except (UnicodeError, LookupError):
         decoded(read_bytes(path), str(path), form.encoding)  # which raises the error that names the place
         raise
-
-
-def from_dataset(dataset: Dataset, origin: str) -> RecordList:
-    """Return the records of a data set; columns of columns are named as ``"translation.de"``."""
-    dataset = dataset.flatten()
-    return labeled_records(dataset.to_list(), dataset.features, origin)
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,22 +139,47 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         ValueError: It cannot be read or unpacked.
     """
-    opener = OPENERS.get(path.suffix.lower(), open)
-    limit = None if opener is open else max(_LARGEST_UNPACKED, _HIGHEST_RATIO * path.stat().st_size)
-    try:
-        with opener(path, "rb") as file:
-            data = file.read() if limit is None else file.read(limit + 1)
-    except (OSError, EOFError, ValueError, MemoryError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(
-            f"Got {path}, which cannot be unpacked ({error}); expected a whole file of the kind that its ending says. Copy it "
-            "again, or rename it."
-        ) from None
-    if limit is not None and len(data) > limit:
-        raise ValueError(
-            f"Got {path}, which grows to more than {limit >> 20} MiB, {_HIGHEST_RATIO} times its size; expected text, which does "
-            "not. Unpack it yourself if you trust it."
-        )
-    return data
+    with _unpacked(path) as file:
+        return file.read()
+
+
+def _unpacked(path: Path) -> io.BufferedReader:
+    """Open a text file for reading its bytes, unpacked."""
+    return io.BufferedReader(_Unpacked(path), 1 << 20)
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a file, unpacked; a file that cannot be unpacked or that grows too much gives one clear error."""
+
+    def __init__(self, path: Path) -> None:
+        opener = OPENERS.get(path.suffix.lower())
+        self._path = path
+        self._limit = None if opener is None else max(_LARGEST_UNPACKED, _HIGHEST_RATIO * path.stat().st_size)
+        self._read, self._file = 0, path.open("rb") if opener is None else opener(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except (OSError, EOFError, ValueError, MemoryError, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(
+                f"Got {self._path}, which cannot be unpacked ({error}); expected a whole file of the kind that its ending says. "
+                "Copy it again, or rename it."
+            ) from None
+        self._read += len(data)
+        if self._limit is not None and self._read > self._limit:
+            raise ValueError(
+                f"Got {self._path}, which grows to more than {self._limit >> 20} MiB, {_HIGHEST_RATIO} times its size; expected "
+                "text, which does not. Unpack it yourself if you trust it."
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def decoded(data: bytes, origin: str, encoding: str) -> str:
@@ -222,30 +249,50 @@ def _kind(path: Path) -> str:
     return ending[1].lower()
 
 
-def _read_arrow(path: Path, kind: str) -> RecordList:
-    cells, available = _cells(path) if kind == ".parquet" else 0, psutil.virtual_memory().available
-    if cells * _BYTES_PER_CELL > available:  # a small file may hold billions of equal cells
+def _read_arrow(path: Path, kind: str) -> RecordList | RecordFile:
+    cells = _cells(path) if kind == ".parquet" else 0
+    large = path.stat().st_size >= LARGE_BYTES or cells * _BYTES_PER_CELL >= LARGE_BYTES
+    free = psutil.disk_usage(get_temporary_cache_files_directory()).free if large else 0
+    if large and cells * _BYTES_PER_CELL_ON_DISK > free:  # a small file may hold billions of equal cells
         raise ValueError(
-            f"Got {path}, whose {cells:,} cells need more than the {available >> 20:,} MiB of free memory; expected fewer. Split "
-            "the file."
+            f"Got {path}, whose {cells:,} cells need more than the {free >> 20:,} MiB that are free on the disk of temporary "
+            "files; expected fewer. Split the file, or set TMPDIR to a larger disk."
         )
+    with _arrow(path, kind) as (schema, batches):
+        features = Features.from_arrow_schema(schema).flatten()
+        parts = (labeled_records([flat(record) for record in batch.to_pylist()], features) for batch in batches)
+        records = chain.from_iterable(parts)
+        kept = RecordFile.written if large else RecordList
+        return kept(records, str(path), label_names_of(features))
+
+
+@contextmanager
+def _arrow(path: Path, kind: str) -> Iterator[tuple[pyarrow.Schema, Iterable[pyarrow.RecordBatch]]]:
+    """Open a file as its schema and its batches, which are read one by one."""
     try:
         if kind == ".parquet":
             # not read_table, which adds columns for folders named key=value
-            table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True).read()
+            with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20) as file:
+                yield file.schema_arrow, file.iter_batches(_ROWS_AT_ONCE)
         else:
-            with pyarrow.OSFile(str(path)) as source:
+            with pyarrow.memory_map(str(path)) as source:
                 is_file = source.read(6) == b"ARROW1"
                 source.seek(0)
-                table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(source).read_all()
-        records = [flat(record) for record in table.to_pylist()]
-        features = Features.from_arrow_schema(table.schema).flatten()
+                reader = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
+                whole = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+                yield reader.schema, chain.from_iterable(map(_parts, whole))
     except Exception as error:  # a damaged file makes pyarrow raise whatever its bytes lead to
         raise ValueError(
             f"Got {path}, which cannot be read as {kind[1:].capitalize()} ({str(error) or type(error).__name__}); expected a whole "
             "file. Copy or write it again."
         ) from None
-    return labeled_records(records, features, str(path))
+
+
+def _parts(batch: pyarrow.RecordBatch) -> Iterator[pyarrow.RecordBatch]:
+    for start in range(0, len(batch), _ROWS_AT_ONCE):
+        part = batch.slice(start, _ROWS_AT_ONCE)
+        part.validate(full=True)  # of a damaged file, an offset may point outside of it
+        yield part
 
 
 def _cells(path: Path) -> int:

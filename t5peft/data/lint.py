@@ -8,6 +8,7 @@ it does not know become one unknown piece, which a model can neither tell apart 
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Side:
     lost: dict[str, int]
     changed: dict[str, tuple[str, int]]
     special_rows: int
-    lengths: tuple[int, ...]
+    lengths: Sequence[int]
     limit: int
 
     @property
@@ -137,21 +138,23 @@ class _Counts:
     def __init__(self, name: str, template: Template, limit: int) -> None:
         self.name, self.template, self.limit = name, template, limit
         self.rows = self.unknown_tokens = self.unknown_rows = self.special_rows = 0
-        self.lengths: list[int] = []
+        self.lengths: Counter[int] = Counter()
         self.seen: Counter[str] = Counter()
         self.unusable = Findings()
 
     def add(self, rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Truncated:
         truncated = truncate(self.template, rows, tokenizer, self.limit, first_row=self.rows)
         texts = [self.template.render(row) for row in rows]
-        encoded = encode(texts, tokenizer)
+        encoded, changed = list(truncated.ids), sorted({*truncated.cut, *truncated.escaped})
+        for row, ids in zip(changed, encode([texts[row] for row in changed], tokenizer), strict=True):
+            encoded[row] = ids
         unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
         self.unusable.add(checks.unusable(truncated, self.template, self.name[:-1], self.limit), self.rows)
         self.rows += len(texts)
         self.unknown_tokens += sum(unknown)
         self.unknown_rows += sum(map(bool, unknown))
         self.special_rows += len(truncated.escaped)
-        self.lengths += map(len, encoded)
+        self.lengths.update(map(len, encoded))
         self.seen.update(character for text in texts for character in {*text, *(["  "] if "  " in text else [])})
         return truncated
 
@@ -161,7 +164,7 @@ class _Counts:
         return Side(
             name=self.name,
             rows=self.rows,
-            tokens=sum(self.lengths),
+            tokens=sum(length * count for length, count in self.lengths.items()),
             unknown_tokens=self.unknown_tokens,
             unknown_rows=self.unknown_rows,
             lost={character: count for character, count in common if fates[character] is None},
@@ -171,7 +174,7 @@ class _Counts:
                 if (fate := fates[character]) is not None and fate != character
             },
             special_rows=self.special_rows,
-            lengths=tuple(sorted(self.lengths)),
+            lengths=array("I", sorted(self.lengths.elements())),
             limit=self.limit,
         )
 

@@ -157,7 +157,7 @@ class Mixture:
             offsets[name] = together
             together += len(dataset)
         draws = (self.draw(index) for index in range(start, start + length))
-        rows = [offsets[name] + row for name, row in draws]
+        rows = np.fromiter((offsets[name] + row for name, row in draws), np.int64, length)
         columns = [dataset.select_columns(["input_ids", "labels"]) for dataset in self.datasets.values()]
         return concatenate_datasets(columns).select(rows)
 

@@ -6,7 +6,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from numbers import Integral
 from typing import Any, TypeGuard, overload
 
@@ -38,27 +38,43 @@ class RecordList(list[dict[str, Any]]):
 
 
 class RecordFile(Sequence[dict[str, Any]]):
-    """Records of a large file, in Arrow on the disk: they take no memory until they are read.
-
-    A record is kept as Python wrote it, in one cell. So it comes back as it was, whatever the kinds of its cells.
+    """Many records in Arrow on the disk: they take no memory until they are read.
 
     Args:
-        dataset: One column, ``record``.
-        origin: The file, for errors.
+        dataset: The records.
+        origin: The file or data set, for errors.
+        label_names: Column to the names of its labels, where the cells are their numbers.
+        named: Those of these columns that are read as names.
+        pickled: Whether the one column ``record`` holds each record as Python wrote it.
     """
 
-    label_names: Mapping[str, Sequence[str]] = {}
-
-    def __init__(self, dataset: Dataset, origin: str) -> None:
-        self.dataset, self.origin = dataset, origin
+    def __init__(
+        self,
+        dataset: Dataset,
+        origin: str | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
+        *,
+        named: Iterable[str] = (),
+        pickled: bool = False,
+    ) -> None:
+        self.dataset, self.origin = dataset.with_format("arrow"), origin
+        self._names, self._named, self._pickled = dict(label_names or {}), frozenset(named), pickled
 
     @classmethod
-    def written(cls, records: Iterable[dict[str, Any]], origin: str) -> RecordFile:
+    def written(
+        cls,
+        records: Iterable[dict[str, Any]],
+        origin: str | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
+    ) -> RecordFile:
         """Write records to the temporary files of ``datasets``, which are deleted when the process ends.
+
+        A record is kept as Python wrote it, so it comes back as it was, whatever the kinds of its cells.
 
         Args:
             records: The records, read once.
             origin: Where they come from.
+            label_names: Column to the names of its labels, where the cells are their numbers.
         """
         descriptor, path = tempfile.mkstemp(suffix=".arrow", dir=get_temporary_cache_files_directory())
         schema = pa.schema({"record": pa.large_binary()})
@@ -66,22 +82,40 @@ class RecordFile(Sequence[dict[str, Any]]):
         with os.fdopen(descriptor, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             while batch := [pickle.dumps(record) for record in islice(left, _ROWS_AT_ONCE)]:
                 writer.write_batch(pa.record_batch([pa.array(batch, pa.large_binary())], schema=schema))
-        return cls(Dataset.from_file(path), origin)
+        return cls(Dataset.from_file(path), origin, label_names, pickled=True)
+
+    @property
+    def label_names(self) -> dict[str, Sequence[str]]:
+        """The names of the labels of columns that hold their numbers."""
+        return {column: names for column, names in self._names.items() if column not in self._named}
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for table in self.dataset.with_format("arrow").iter(_ROWS_AT_ONCE):
-            yield from map(pickle.loads, table["record"].to_pylist())
+        for batch in self.batches(_ROWS_AT_ONCE):
+            yield from batch
+
+    def batches(self, rows: int) -> Iterator[Sequence[dict[str, Any]]]:
+        """Yield the records, so many at a time."""
+        yield from map(self._read, self.dataset.iter(rows))
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
-        cells = self.dataset[index]["record"]
-        return RecordList(map(pickle.loads, cells), self.origin) if isinstance(index, slice) else pickle.loads(cells)
+        if isinstance(index, slice):
+            return self._read(self.dataset[index])
+        row = range(len(self))[index]
+        return self._read(self.dataset[row : row + 1])[0]
+
+    def _read(self, table: Any) -> Sequence[dict[str, Any]]:
+        if self._pickled:
+            records = RecordList(map(pickle.loads, table["record"].to_pylist()), self.origin, self._names)
+        else:
+            records = labeled_records(table.to_pylist(), self.dataset.features, self.origin)
+        return with_label_names(records, self._named)
 
     def chosen(self, rows: Iterable[int]) -> RecordFile:
         """Return some of the records, on the same file.
@@ -89,17 +123,67 @@ class RecordFile(Sequence[dict[str, Any]]):
         Args:
             rows: Their numbers.
         """
-        return RecordFile(self.dataset.select(rows), self.origin)
+        return self._with(self.dataset.select(rows), self._named)
+
+    def with_names(self, columns: Iterable[str]) -> RecordFile:
+        """Return the records, on the same file, with the names of labels in the place of their numbers.
+
+        Args:
+            columns: Where to read names.
+        """
+        return self._with(self.dataset, self._named | set(columns))
+
+    def _with(self, dataset: Dataset, named: Iterable[str]) -> RecordFile:
+        return RecordFile(dataset, self.origin, self._names, named=named, pickled=self._pickled)
 
 
 _ROWS_AT_ONCE = 1000
+ROWS_IN_MEMORY = 10_000
+"""Fewer records of a stream, a data set or a folder than this are kept in memory, and fewer tokens are not written to the disk."""
+
+
+def gathered(
+    records: Iterable[dict[str, Any]], origin: str | None = None, label_names: Mapping[str, Sequence[str]] | None = None
+) -> RecordList | RecordFile:
+    """Return a few records as a list, and many as a file.
+
+    Args:
+        records: The records, read once.
+        origin: Where they come from.
+        label_names: Column to the names of its labels, where the cells are their numbers.
+    """
+    left = iter(records)
+    first = list(islice(left, ROWS_IN_MEMORY))
+    if len(first) < ROWS_IN_MEMORY:
+        return RecordList(first, origin, label_names)
+    return RecordFile.written(chain(first, left), origin, label_names)
+
+
+def of_dataset(dataset: Dataset, origin: str | None = None) -> RecordList | RecordFile:
+    """Return the records of a data set, a few as a list and many on its own files.
+
+    Args:
+        dataset: The data set.
+        origin: What errors call it.
+    """
+    if len(dataset) >= ROWS_IN_MEMORY:
+        return RecordFile(dataset, origin, label_names_of(dataset.features))
+    return labeled_records(dataset.to_list(), dataset.features, origin)
 
 
 def read_records(records: Iterable[Any]) -> Sequence[Any]:
-    """Return records as a sequence: a list or file as it is, a ``Dataset`` with the names of its labels, all else as a list."""
+    """Return records as a sequence, with the names of the labels of a ``Dataset``.
+
+    Lists and files stay as they are. Many records of a data set or of an iterator are read from the disk. Any other collection
+    becomes a list.
+    """
+    if isinstance(records, list | RecordFile):
+        return records
     if isinstance(records, Dataset):
-        return labeled_records(records.to_list(), records.features)
-    return records if isinstance(records, list | RecordFile) else list(records)
+        return of_dataset(records)
+    if isinstance(records, IterableDataset):
+        return gathered(chain.from_iterable(batches_of(records)), None, label_names_of(records.features or {}))
+    return gathered(records) if isinstance(records, Iterator) else list(records)
 
 
 def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[Any]]:
@@ -109,7 +193,9 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
         records: A list, a ``Dataset``, a stream, or any iterable.
         rows: Records of a batch.
     """
-    if isinstance(records, Dataset):
+    if isinstance(records, RecordFile):
+        yield from records.batches(rows)
+    elif isinstance(records, Dataset):
         for table in records.with_format("arrow").iter(rows):
             yield labeled_records(table.to_pylist(), records.features)
     elif isinstance(records, list):
@@ -122,6 +208,11 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
             yield batch if features is None else labeled_records(batch, features)
 
 
+def label_names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """Return column to the names of its labels, of the columns of features of ``datasets`` that hold numbers of labels."""
+    return {column: kind.names for column, kind in features.items() if isinstance(kind, ClassLabel)}
+
+
 def labeled_records(records: Records, features: Mapping[str, Any], origin: str | None = None) -> RecordList:
     """Return records with the names of the labels of their ``ClassLabel`` columns.
 
@@ -130,14 +221,13 @@ def labeled_records(records: Records, features: Mapping[str, Any], origin: str |
         features: Column to its feature of ``datasets``.
         origin: The file or data set, for errors.
     """
-    names = {column: kind.names for column, kind in features.items() if isinstance(kind, ClassLabel)}
     for column, kind in features.items():
         inner = getattr(kind, "feature", None)
         if isinstance(inner, ClassLabel):
             for record in records:
                 if isinstance(record[column], list):
                     record[column] = [_name(number, inner.names) for number in record[column]]
-    return RecordList(records, origin, names)
+    return RecordList(records, origin, label_names_of(features))
 
 
 def with_label_names(records: Sequence[Any], columns: Iterable[str]) -> Sequence[Any]:
@@ -147,6 +237,8 @@ def with_label_names(records: Sequence[Any], columns: Iterable[str]) -> Sequence
         records: What ``read_records`` returned.
         columns: Where to write names.
     """
+    if isinstance(records, RecordFile):
+        return records.with_names(columns)
     if not isinstance(records, RecordList):
         return records
     names = {column: records.label_names[column] for column in columns if column in records.label_names}
@@ -162,7 +254,7 @@ def with_label_names(records: Sequence[Any], columns: Iterable[str]) -> Sequence
 
 def part_of(records: Sequence[Any], rows: Iterable[dict[str, Any]]) -> Records:
     """Return rows of ``records`` as a list that knows as much of them as ``records`` does."""
-    if isinstance(records, RecordList):
+    if isinstance(records, RecordList | RecordFile):
         return RecordList(rows, records.origin, records.label_names)
     return list(rows)
 

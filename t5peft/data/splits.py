@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,26 @@ _LAST = b"\xff" * 33  # after every hash
 
 def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return a hash of the records with the task's definition, the same as that of version 0.1."""
-    records = {split: [dict(record) for record in rows] for split, rows in splits.items()}
     fields = asdict(task)
     fields["target_words"] = fields.pop("verbalizer")  # its name in 0.1
     if fields["list_separator"] is None:
         del fields["list_separator"]
-    content = json.dumps([fields, records], sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in _json_of(fields, splits):
+        digest.update(part.encode())
+    return digest.hexdigest()[:16]
+
+
+def _json_of(fields: dict[str, Any], splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield the JSON of ``[fields, splits]`` record by record."""
+    dumps = partial(json.dumps, sort_keys=True, ensure_ascii=False, default=str)
+    yield f"[{dumps(fields)}, {{"
+    for number, split in enumerate(sorted(splits)):
+        yield f"{', ' if number else ''}{dumps(split)}: ["
+        for row, record in enumerate(splits[split]):
+            yield f"{', ' if row else ''}{dumps(dict(record))}"
+        yield "]"
+    yield "}]"
 
 
 def hold_out(
@@ -53,14 +67,14 @@ def hold_out(
     Raises:
         ValueError: Fewer than two different keys.
     """
-    if isinstance(records, RecordFile):
-        return _hold_out_of_file(records, key, share, at_most)
     rows = read_records(records)
+    if isinstance(rows, RecordFile):
+        return _hold_out_of_file(rows, key, share, at_most)
     names = [key(record) for record in rows]
     ranks: dict[str, bytes] = {}
     for name in set(names):
         ranks[one_line(name)] = min(_rank(name), ranks.get(one_line(name), _LAST))
-    count = _count(records, len(ranks), share, at_most)
+    count = _count(rows, len(ranks), share, at_most)
     held = set(sorted(ranks, key=ranks.__getitem__)[:count])
     parted: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
     for name, record in zip(names, rows, strict=True):

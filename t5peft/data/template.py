@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import cached_property
 from numbers import Real
 from string import Formatter
 
@@ -55,7 +56,7 @@ class Template:
                 )
         return cls(text, tuple((literal, column) for literal, column, _, _ in parsed))
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """The columns that the template names, each once, in order."""
         return tuple(dict.fromkeys(column for _, column in self.parts if column is not None))

@@ -27,15 +27,13 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.checks import Findings
-from t5peft.data.sources import batches_of
+from t5peft.data.sources import ROWS_IN_MEMORY, batches_of
 from t5peft.data.template import Template
 from t5peft.data.truncation import Row, Truncated, as_targets, encode, truncate
 
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 1_000
-ROWS_IN_MEMORY = 10_000
-"""Fewer records than this are not written to the disk."""
 SHARD_ROWS = 50_000
 SHARD_CHARACTERS = 16_000_000
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))})

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.data.template import Template
 
 Row = dict[str, str]
+_MANY = 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,12 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     if not texts:
         return []
     end = tokenizer.eos_token_id
-    encoded = tokenizer(texts, verbose=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    many = len(texts) >= _MANY and tokenizer.is_fast
+    first = texts[:1] if many else texts  # the call also drops settings that earlier ones have left
+    encoded = tokenizer(first, verbose=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    if many:
+        # without the places of the tokens in the texts, which take a tenth of the time
+        encoded = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts)]
     return [ids if ids and ids[-1] == end else [*ids, end] for ids in encoded]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -18,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.collate import bucket_by_length, collate
+from t5peft.data.sources import ROWS_IN_MEMORY
 from t5peft.data.task import Task
-from t5peft.data.tokenized import ROWS_IN_MEMORY
 from t5peft.evaluation.calibration import expected_calibration_error
 from t5peft.evaluation.inference import Sources, evaluating
-from t5peft.evaluation.metrics import METRICS, compute
+from t5peft.evaluation.metrics import METRICS, Metric, compute
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
 from t5peft.models.unwrap import unwrap_t5
@@ -86,7 +88,10 @@ class EvaluationSet:
     @property
     def texts(self) -> list[str]:
         """The text that the task makes of each record, without the template."""
-        return [self.task.content(record) for record in self._records]
+        return list(self._texts())
+
+    def _texts(self) -> Iterator[str]:
+        return map(self.task.content, self._records)
 
     @property
     def lead(self) -> str:
@@ -171,13 +176,13 @@ class EvaluationSet:
             One score per record, rounded to four digits.
         """
         metric = METRICS[self.task.metrics[0]]
-        rows = list(zip(predictions, self.references, self.texts, strict=True))
+        pairs = zip(predictions, self.references, strict=True)
         if self.task.verbalizer is not None or metric.name == "matthews":  # the correlation of one example is 0
-            return [float(prediction in answers) for prediction, answers, _ in rows]
-        if metric.sentence is not None:
-            scores = [metric.sentence(p, r, t) if metric.needs_sources else metric.sentence(p, r) for p, r, t in rows]
-        else:
-            scores = [compute(metric.name, [p], [r], sources=[t])[metric.lead] for p, r, t in rows]
+            return [float(prediction in answers) for prediction, answers in pairs]
+        texts = self._texts() if metric.needs_sources else repeat("")
+        sentence = metric.sentence or partial(_score_of_one, metric)
+        rows = zip(pairs, texts, strict=False)
+        scores = (sentence(p, r, text) if metric.needs_sources else sentence(p, r) for (p, r), text in rows)
         return [round(score, 4) for score in scores]
 
     def loss(self, model: nn.Module) -> float:
@@ -227,6 +232,11 @@ def evaluate_task(
 def _shared(known: dict[str, list[str]], answers: list[str]) -> list[str]:
     """Return answers, the same list for the same answer."""
     return known.setdefault(answers[0], answers) if len(answers) == 1 and len(known) < 1000 else answers
+
+
+def _score_of_one(metric: Metric, prediction: str, answers: list[str], text: str | None = None) -> float:
+    sources = None if text is None else [text]
+    return compute(metric.name, [prediction], [answers], sources=sources)[metric.lead]
 
 
 def check_metrics(task: Task) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
 from tiny import tiny_tokenizer
 
 from t5peft import Task
 from t5peft.cli import main
 from t5peft.data import load_records
+from t5peft.data.augmentation import augment
+from t5peft.data.lint import lint
 from t5peft.data.public import load_benchmark
-from t5peft.data.sources import RecordFile
-from t5peft.data.splits import hold_out
+from t5peft.data.rewording import WordSwap
+from t5peft.data.sources import RecordFile, read_records
+from t5peft.data.splits import fingerprint_of_data, hold_out
 from t5peft.evaluation.scores import EvaluationSet
 
 TASK = Task("film", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
@@ -47,6 +56,27 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
     return read
 
 
+NAMED = Features(
+    {
+        "text": Value("string"),
+        "label": ClassLabel(names=["bad", "good"]),
+        "more": List(ClassLabel(names=["x", "y"])),
+        "inner": {"a": Value("int64")},
+    }
+)
+TABLE = Dataset.from_list(
+    [{"text": f"film {i}", "label": i % 2 - (i == 9), "more": [i % 2], "inner": {"a": i}} for i in range(12)],
+    features=NAMED,
+)
+
+
+def arrow_bytes(of: Callable[[io.BytesIO, pa.Schema], Any]) -> bytes:
+    table, sink = TABLE.data.table, io.BytesIO()
+    with of(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
 FILES: dict[str, bytes] = {
     "a.jsonl": "\n".join(map(json.dumps, ROWS)).encode(),
     "b.csv": '\ufefftext,label\r\n"one,\ntwo",1\r\n\r\nthree,0\n'.encode(),
@@ -59,6 +89,14 @@ FILES: dict[str, bytes] = {
     "i.txt": "some text\n".encode("utf-16-le"),
     "j.csv": b"text,text\n1,2\n",
     "k.csv": b"text,label\n",
+    "l.jsonl.gz": gzip.compress("\n".join(map(json.dumps, ROWS)).encode()),
+    "m.csv.bz2": bz2.compress('\ufefftext,label\r\n"one,\ntwo",1\r\n'.encode()),
+    "n.csv.gz": gzip.compress(b"text,label\n" + b"a,1\n" * 999)[:-9],
+    "o.csv.gz": b"text,label\na,1\n",
+    "p.parquet": arrow_bytes(lambda sink, schema: pq.ParquetWriter(sink, schema)),
+    "q.arrow": arrow_bytes(pa.ipc.new_file),
+    "r.arrow": arrow_bytes(pa.ipc.new_stream),
+    "s.parquet": arrow_bytes(lambda sink, schema: pq.ParquetWriter(sink, schema))[:-40],
 }
 
 
@@ -75,6 +113,78 @@ def test_a_large_file_holds_the_same_records_or_gives_the_same_error(
     assert list(large) == small == large[:]
     assert large[len(large) - 1] == small[-1] == large[-1]
     assert (large.origin, large.label_names) == (small.origin, small.label_names)
+
+
+def files(folder: Path) -> str:
+    for number in range(3):
+        TABLE.select(range(4 * number, 4 * number + 4)).to_parquet(folder / f"train-0000{number}-of-00003.parquet")
+    return str(folder)
+
+
+def saved(folder: Path) -> str:
+    TABLE.save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("made", [files, saved])
+def test_many_records_of_a_folder_are_those_of_a_few(
+    made: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path)
+    small = load_records(folder, "train")
+    monkeypatch.setattr("t5peft.data.sources.ROWS_IN_MEMORY", 5)
+    large = load_records(folder, "train")
+    assert isinstance(large, RecordFile)
+    assert not isinstance(small, RecordFile)
+    assert (list(large), large.label_names, large.origin) == (small, small.label_names, small.origin)
+
+
+KINDS: dict[str, Callable[[], Iterable[Any]]] = {
+    "Dataset": lambda: TABLE,
+    "stream": TABLE.to_iterable_dataset,
+    "generator": lambda: iter(ROWS),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_records_of_a_data_set_or_a_stream_are_those_of_a_few(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task("t", "{label} {text}", "{text}")
+    small, named = read_records(KINDS[kind]()), task.with_names(KINDS[kind]())
+    monkeypatch.setattr("t5peft.data.sources.ROWS_IN_MEMORY", 5)
+    large, many = read_records(KINDS[kind]()), task.with_names(KINDS[kind]())
+    assert isinstance(large, RecordFile)
+    assert isinstance(many, RecordFile)
+    assert list(large) == list(small)
+    assert list(many) == list(named)
+    assert task.source(many[-1]) == task.source(named[-1])
+    assert [task.source(record) for record in many[1:3]] == [task.source(record) for record in named[1:3]]
+    if kind != "generator":
+        assert task.source(many[1]) == "good film 1"
+        assert task.source(many[9]) != task.source({"label": "good", "text": "film 9"})
+    assert many.label_names == {}
+    tokens = [task.tokenize(records, tiny_tokenizer()).to_list() for records in (large, small)]
+    assert tokens[0] == tokens[1]
+
+
+def test_augmented_records_and_reports_are_the_same(
+    both: Callable[..., tuple[Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t5peft.data.augmentation.BATCH_ROWS", 7)
+    rows = [{**row, "odd": row["odd"] if isinstance(row["odd"], int) else None} for row in ROWS]
+    rows[20]["late"] = ["only here"]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small, large = both(tmp_path / "a.jsonl")
+    found = [
+        augment(given, TASK, WordSwap(0.3), copies=2, cache_folder=tmp_path / name)
+        for given, name in ((small, "small"), (large, "large"))
+    ]
+    assert found[0].dataset.to_list() == found[1].dataset.to_list()
+    assert found[0].report == found[1].report
+    originals = [row for row in found[1].dataset.to_list() if not row["copy"]]
+    assert [row["text"] for row in originals] == [row["text"] for row in rows]
+    assert [row["late"] for row in originals] == [row.get("late") for row in rows]
+    assert fingerprint_of_data(TASK, {"train": small}) == fingerprint_of_data(TASK, {"train": large})
+    assert str(lint(TASK, small, tiny_tokenizer())) == str(lint(TASK, large, tiny_tokenizer()))
 
 
 def test_hold_out_tokens_and_evaluation_are_the_same(both: Callable[..., tuple[Any, Any]], tmp_path: Path) -> None:
@@ -104,20 +214,26 @@ def test_a_public_data_set_of_several_files_may_be_large(both: Callable[..., Any
     assert isinstance(large["train"], RecordFile)
 
 
-def test_memory_does_not_grow_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
+def test_memory_does_not_grow_with_a_file(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t5peft.data.formats.LARGE_BYTES", 1)
     peaks = []
-    for copies in (20, 200):
-        path = tmp_path / f"{copies}.jsonl"
-        path.write_text(
-            "".join(json.dumps({"text": f"a film {i}", "label": i % 2}) + "\n" for i in range(100 * copies))
-        )
+    for copies in (20, 120):
+        path = tmp_path / f"{copies}.{ending}"
+        rows = [{"text": f"a film {i}", "label": i % 2} for i in range(100 * copies)]
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        if ending == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+        del rows, text
         tracemalloc.start()
         records = load_records(path)
-        hold_out(records, TASK.source)
+        if ending == "jsonl":
+            hold_out(records, TASK.source)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert (peaks[1] - peaks[0]) / 18_000 < 100  # bytes a record; a dictionary of it takes 400
+    assert (peaks[1] - peaks[0]) / 10_000 < 100  # bytes a record; a dictionary of it takes 400
 
 
 def test_an_interrupted_answering_of_a_large_file_goes_on(

@@ -48,7 +48,7 @@ def test_a_packed_file_that_grows_without_end_is_refused_before_it_fills_the_mem
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 384 << 10  # KiB
 
 
-def test_a_parquet_file_of_more_cells_than_fit_into_memory_is_refused(
+def test_a_parquet_file_of_more_cells_than_fit_on_the_disk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
@@ -56,12 +56,12 @@ def test_a_parquet_file_of_more_cells_than_fit_into_memory_is_refused(
     import pyarrow.parquet
 
     path = tmp_path / "data.parquet"
-    cells = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1_000_000, pyarrow.int32()), ["a"])
+    cells = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 400_000, pyarrow.int32()), ["a"])
     pyarrow.parquet.write_table(pyarrow.table({"text": cells}), path)
     assert path.stat().st_size < 1 << 14
-    free = psutil.virtual_memory()
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=90 << 20))
-    with pytest.raises(ValueError, match=r"whose 1,000,000 cells need more than the 90 MiB of free memory"):
+    free = psutil.disk_usage(str(tmp_path))
+    monkeypatch.setattr(psutil, "disk_usage", lambda _: free._replace(free=3 << 20))
+    with pytest.raises(ValueError, match=r"whose 400,000 cells need more than the 3 MiB that are free on the disk"):
         load_records(path)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=200 << 20))
-    assert len(load_records(path)) == 1_000_000
+    monkeypatch.setattr(psutil, "disk_usage", lambda _: free._replace(free=4 << 20))
+    assert len(load_records(path)) == 400_000
