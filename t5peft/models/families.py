@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, cast
 
-Feature = Literal["ladder", "prefix", "kernels", "CTranslate2", "ONNX", "baked prompts", "new tokens"]
+Feature = Literal["ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "new tokens"]
 """A feature that not every family can have."""
 
 
@@ -173,14 +173,12 @@ class Family:
 
 _NO_LADDER = "its side network would be a smaller copy of stacks of another kind"
 _NO_KERNELS = "the kernels compute the relative position bias of T5"
-_NO_ONNX = "the graph is written for the stacks of T5"
 _NO_BAKED = "a prompt is exported as rows of the table and a relative position bias, as T5 has them"
 
 _GEMMA_LACKS: dict[Feature, str] = {
     "ladder": _NO_LADDER,
     "kernels": _NO_KERNELS,
-    "CTranslate2": "its converter is not tested with the adapters of this library",
-    "ONNX": _NO_ONNX,
+    "CTranslate2": "CTranslate2 leaves out the softcaps and the windows of its layers",
     "baked prompts": _NO_BAKED,
 }
 _T5GEMMA = Family(
@@ -221,7 +219,6 @@ _LONGT5 = Family(
         "ladder": _NO_LADDER,
         "kernels": "the kernels compute an attention over whole rows, and its encoder attends within blocks",
         "CTranslate2": "CTranslate2 has no such model",
-        "ONNX": _NO_ONNX,
         "baked prompts": _NO_BAKED,
     },
 )
@@ -244,7 +241,11 @@ FAMILIES = {
             head_reads_decoder_table=False,
             configs=("encoder.text_config", "decoder"),
             untuned=("vision_tower", "multi_modal_projector", "eoi_embedding"),
-            lacks={**_GEMMA_LACKS, "new tokens": "its tables also hold the embedding of the end of an image"},
+            lacks={
+                **_GEMMA_LACKS,
+                "CTranslate2": "CTranslate2 generates other answers and cannot score given ones",
+                "new tokens": "its tables also hold the embedding of the end of an image",
+            },
         ),
     )
 }

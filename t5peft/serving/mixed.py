@@ -216,7 +216,9 @@ class MixedModel:
             # As T5ForSequenceClassification: the decoder reads the source, and the head the state that predicts the end token,
             # or that of this token.
             later = family_of(self.t5.config).class_reads_last_token
-            inputs = _padded([[self.t5.config.decoder_start_token_id, *row][: len(row) + later] for row in rows], self.t5)
+            inputs = _padded(
+                [[self.t5.config.decoder_start_token_id, *row][: len(row) + later] for row in rows], self.t5
+            )
             hidden = self.t5.get_decoder()(
                 input_ids=inputs, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
             ).last_hidden_state

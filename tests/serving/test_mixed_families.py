@@ -1,4 +1,4 @@
-"""Rows of a mixed batch of another family are answered as their adapters answer by themselves, also where they join a running one."""
+"""Rows of a mixed batch of another family are answered as their adapters answer by themselves, also where they join later."""
 
 from __future__ import annotations
 
@@ -189,5 +189,5 @@ def test_classes_of_a_row_are_those_of_its_adapter(family: Other, tmp_path: Path
         with torch.no_grad():
             own = model(**batch).logits.log_softmax(-1)[0]
         torch.testing.assert_close(torch.tensor(got[row]), own, rtol=0, atol=1e-5)
-    assert START == mixed.t5.config.decoder_start_token_id
+    assert mixed.t5.config.decoder_start_token_id == START
     mixed.close()
