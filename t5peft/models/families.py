@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, cast
 
-Feature = Literal["ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "new tokens"]
+Feature = Literal["ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "new tokens", "encoders"]
 """A feature that not every family can have."""
 
 
@@ -180,6 +180,7 @@ _GEMMA_LACKS: dict[Feature, str] = {
     "kernels": _NO_KERNELS,
     "CTranslate2": "CTranslate2 leaves out the softcaps and the windows of its layers",
     "baked prompts": _NO_BAKED,
+    "encoders": "its heads in transformers read the decoder",
 }
 _T5GEMMA = Family(
     "t5gemma",
@@ -220,6 +221,7 @@ _LONGT5 = Family(
         "kernels": "the kernels compute an attention over whole rows, and its encoder attends within blocks",
         "CTranslate2": "CTranslate2 has no such model",
         "baked prompts": _NO_BAKED,
+        "encoders": "transformers has no heads for its encoder",
     },
 )
 

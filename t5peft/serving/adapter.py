@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.adapters.fingerprint import changes_maps
-from t5peft.adapters.load import brings_tokens, ensure_intact, raise_if_problems
+from t5peft.adapters.load import brings_tokens, ensure_intact, head_options, raise_if_problems
 from t5peft.adapters.manifest import backbone_problems, read_config
 from t5peft.compat.bitsandbytes import plain_weight
 from t5peft.compat.peft import adapter_state, stored_state
@@ -34,6 +34,7 @@ from t5peft.models.families import Family, family_of
 from t5peft.models.manifest import non_finite_names
 from t5peft.serving.requests import UnusableAdapterError
 from t5peft.serving.separate import is_separate, load_separate
+from t5peft.serving.shapes import shape_problems
 
 # Fields of peft's configs that change what an adapter computes, and that are served. Others must have their defaults.
 _SERVED_LORA = {"r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
@@ -141,14 +142,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     Raises:
         UnusableAdapterError: The adapter is damaged, of another backbone, or of a kind that cannot stand beside others.
     """
-    try:
-        ensure_intact(folder)
-        raw = read_config(folder)
-        raise_if_problems(folder, backbone_problems(folder, raw.get("base_model_name_or_path"), t5))
-        config = PeftConfig.from_pretrained(str(folder))
-        state = stored_state(folder)
-    except Exception as error:  # peft raises whatever a wrong value leads to
-        raise UnusableAdapterError(str(error)) from error
+    config, state = _opened(name, folder, t5)
     reader = _READERS.get(type(config))
     if reader is None and not is_separate(config):
         raise UnusableAdapterError(
@@ -178,7 +172,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     adapter = AdapterWeights(name, config.peft_type.value.lower(), head=_read_head(tensors, family_of(t5.config)))
     try:
         reader(adapter, cast(Any, config), tensors, t5)
-        problems = _problems(adapter, t5)
+        problems = shape_problems(adapter, t5)
     except (KeyError, ValueError, RuntimeError, _NotServedError) as error:
         problems = [str(error)]
     problems += [f"the tensor {key} has no place in the model" for key in tensors][:3]
@@ -187,6 +181,24 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
             f"Got the adapter {name}, which does not fit the backbone: {'; '.join(problems)}; expected an adapter as it was saved."
         )
     return adapter
+
+
+def _opened(name: str, folder: Path, t5: PreTrainedModel) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Return the config and the tensors of an adapter of ``t5``."""
+    try:
+        ensure_intact(folder)
+        raw, head = read_config(folder), head_options(folder).get("head")
+        if head is None:
+            raise_if_problems(folder, backbone_problems(folder, raw.get("base_model_name_or_path"), t5))
+        config, state = PeftConfig.from_pretrained(str(folder)), stored_state(folder)
+    except Exception as error:  # peft raises whatever a wrong value leads to
+        raise UnusableAdapterError(str(error)) from error
+    if head is not None:
+        raise UnusableAdapterError(
+            f"Got the adapter {name}, which was trained on an encoder without a decoder (head={head!r}); expected one of a whole "
+            "T5. Run it by load_adapter."
+        )
+    return config, state
 
 
 def _module_key(key: str) -> str:
@@ -359,39 +371,3 @@ def parts_of(adapters: Sequence[AdapterWeights | None]) -> list[tuple[PeftModel 
     for i, adapter in enumerate(adapters):
         parts.setdefault(adapter.separate if adapter is not None else None, []).append(i)
     return list(parts.items())
-
-
-def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:
-    """Return what does not fit the shapes of the backbone."""
-    config, family, problems = t5.config, family_of(t5.config), list[str]()
-    modules = dict(t5.named_modules())
-    for name, change in adapter.maps.items():
-        module = modules.get(name)
-        if not isinstance(module, nn.Linear):
-            problems.append(f"{name} is not a linear map of the model")
-            continue
-        inputs, outputs = module.in_features, module.out_features
-        for vector, size in ((change.input_scale, inputs), (change.output_scale, outputs)):
-            if vector is not None and vector.shape != (size,):
-                problems.append(f"{name} has a scale of shape {tuple(vector.shape)}")
-        if change.a is not None and change.b is not None:
-            rank = len(change.a)
-            if change.a.shape != (rank, inputs) or change.b.shape != (outputs, rank):
-                problems.append(f"{name} has LoRA of shapes {tuple(change.a.shape)} and {tuple(change.b.shape)}")
-    for name, weight in adapter.norms.items():
-        if name not in modules or weight.shape != modules[name].weight.shape:
-            problems.append(f"{name} has a norm of shape {tuple(weight.shape)}")
-    for name, one in adapter.bottlenecks.items():
-        size = len(one.down)
-        shapes = [tuple(t.shape) for t in (one.down, one.down_bias, one.up, one.up_bias)]
-        width = family.stack_of(config, name).d_model
-        if name not in modules or shapes != [(size, width), (size,), (width, size), (width,)]:
-            problems.append(f"{name} has a bottleneck of shapes {shapes}")
-    for name, (key, value) in adapter.prefixes.items():
-        stack = family.stack_of(config, name)
-        expected = (stack.key_heads, key.shape[1] if key.dim() == 3 else 0, stack.d_kv)
-        if name not in modules or key.shape != expected or value.shape != expected:
-            problems.append(f"{name} has a prefix of shapes {tuple(key.shape)} and {tuple(value.shape)}")
-    if adapter.prompt is not None and adapter.prompt.shape[1:] != (family.stacks(config)[0].d_model,):
-        problems.append(f"its prompt has the shape {tuple(adapter.prompt.shape)}")
-    return problems

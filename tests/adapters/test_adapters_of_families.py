@@ -100,6 +100,11 @@ def test_lora_trains_beside_quantized_weights(family: Other, quantize: str, fold
 def test_what_only_t5_has_is_refused_with_the_reason(family: Other, folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"which it cannot have, as .*Export to onnx or transformers"):
         export(folders[family], tmp_path / "ct2", to="ct2")
+    for head in ("tokens", "sequence", "embedding", "states"):
+        with pytest.raises(
+            ValueError, match=rf"for an encoder with head='{head}', which it cannot have, as .*expected one of T5"
+        ):
+            load_backbone(folders[family], head=head)  # type: ignore[arg-type]
     if family in GEMMAS:
         with pytest.raises(ValueError, match="for new tokens, which it cannot have"):
             add_tokens(tiny_other(family), tiny_tokenizer(), ["<new>"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import stir
-from tiny import EOS, PAD, tiny_records
+from tiny import EOS, PAD, tiny_records, tiny_tokenizer
 from tiny_families import OTHERS, START, Other, tiny_other, tiny_other_classifier
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
@@ -23,7 +23,11 @@ from t5peft.models.backbone import correct_config
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.adapter import AdapterWeights, read_adapter
 from t5peft.serving.batch import Batch, Row
+from t5peft.serving.engine import Engine
 from t5peft.serving.mixed import MixedModel
+from t5peft.serving.pool import AdapterPool
+from t5peft.serving.requests import GenerateRequest
+from t5peft.serving.scheduler import Limits
 
 ROWS = 30
 RECORDS = tiny_records(ROWS, longest=17)  # sources and answers are longer than a window and than two blocks
@@ -191,3 +195,30 @@ def test_classes_of_a_row_are_those_of_its_adapter(family: Other, tmp_path: Path
         torch.testing.assert_close(torch.tensor(got[row]), own, rtol=0, atol=1e-5)
     assert mixed.t5.config.decoder_start_token_id == START
     mixed.close()
+
+
+@pytest.mark.parametrize("family", ["t5gemma2", "longt5-tglobal"])
+def test_the_engine_answers_as_each_adapter_does(family: Other, tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        save_adapter(stir(lora_wrap(tiny_other(family), rank=2, target_modules="all-linear")), tmp_path / name)
+    pool = AdapterPool(tiny_other(family), tmp_path, tokenizer=tiny_tokenizer())
+    names: list[str | None] = [None, "one", "two", "one"]
+    asked = [
+        GenerateRequest(names[i % 4], SOURCES[i], max_new_tokens=3 + i % 9, num_beams=1 + 2 * (i % 5 == 0))
+        for i in range(16)
+    ]
+    with Engine(pool, Limits(max_rows=5)) as engine:
+        answers = [ticket.result(60) for ticket in [engine.submit(request) for request in asked]]
+    for request, answer in zip(asked, answers, strict=True):
+        folder = None if request.adapter is None else tmp_path / request.adapter
+        model = tiny_other(family) if folder is None else load_adapter(folder, model=tiny_other(family))[0].eval()
+        correct_config(unwrap_t5(model))
+        own = unwrap_t5(model).generate(
+            input_ids=torch.tensor([list(request.source_ids)]),
+            max_new_tokens=request.max_new_tokens,
+            num_beams=request.num_beams,
+            do_sample=False,
+        )
+        assert answer.ids == until_end(own[0].tolist())
+    pool.model.close()
