@@ -221,7 +221,7 @@ def backbone_of(
             revision=read_config(folder).get("revision"),
             quantize=quantize,
             quantize_wo=quantize == "nf4" and manifest is not None and manifest.quantized_wo,
-            **_head_options(folder),
+            **head_options(folder),
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -285,8 +285,18 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
     return wrapped
 
 
-def _head_options(folder: Path) -> dict[str, Any]:
-    """Return the arguments of ``load_backbone`` for the head that the adapter brings."""
+def head_options(folder: Path) -> dict[str, Any]:
+    """Return the arguments of ``load_backbone`` for the head that an adapter brings.
+
+    Args:
+        folder: An adapter.
+
+    Returns:
+        ``head`` for an encoder without a decoder, and what its head or a classification head needs.
+
+    Raises:
+        ValueError: Its model is not one that ``load_backbone`` loads, or its head is missing.
+    """
     config = read_config(folder)
     kind, encoder = config.get("task_type"), encoder_of(config)
     if kind == "QUESTION_ANS":

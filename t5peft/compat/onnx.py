@@ -40,7 +40,7 @@ def export_graph(
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
-        for message in ("Constant folding", "not been mapped", "advanced indexing"):
+        for message in ("Constant folding", "not been mapped", "advanced indexing", "copy construct from a tensor"):
             warnings.filterwarnings("ignore", message=f".*{message}.*", category=UserWarning)
         torch.onnx.export(
             module,

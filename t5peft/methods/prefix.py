@@ -159,7 +159,7 @@ class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        self._site = _site_of(current_key, family_of(self.model.config))
+        self._site = site_of(current_key, family_of(self.model.config))
         super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key, parameter_name)
 
     def new_adapter(self, layer: PrefixLayer, config: PrefixConfig, adapter_name: str) -> nn.Module:
@@ -363,8 +363,8 @@ def _recorded(model: nn.Module, family: Family, record: Callable[[PrefixLayer, s
             handle.remove()
 
 
-def _site_of(name: str, family: Family) -> Site:
-    """Return the site of the attention ``name``."""
+def site_of(name: str, family: Family) -> Site:
+    """Return the site of the attention ``name`` of a T5 of ``family``."""
     *path, own = name.split(".")
     return "cross" if own in family.cross_attention else "decoder" if "decoder" in path else "encoder"
 

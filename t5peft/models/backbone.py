@@ -35,7 +35,7 @@ from t5peft.compat.hub import note_commit
 from t5peft.compat.torch import computes_bfloat16
 from t5peft.models.embedded import EMBEDDED, resolve_backbone
 from t5peft.models.encoders import EncoderHead, encoder_class, head_of_config, trained_head
-from t5peft.models.families import FAMILIES, family_of
+from t5peft.models.families import FAMILIES, ensure_has, family_of
 from t5peft.models.folders import recover
 from t5peft.models.manifest import MANIFEST, non_finite_names, read_json, verify
 from t5peft.models.quantized import Quantization, finish_quantization, quantization_config, quantization_of_model
@@ -288,6 +288,8 @@ def _verify_folder(path: Path) -> None:
 def _check_architecture(name: str | Path, config: Any, head: EncoderHead | None) -> None:
     if config.model_type not in FAMILIES:
         raise ValueError(f"Got {name}, a {config.model_type!r} checkpoint; expected one of {', '.join(FAMILIES)}.")
+    if head is not None:
+        ensure_has(config, "encoders", f"an encoder with head={head!r}", "Load the whole model.")
     if head is None and any("EncoderModel" in kind for kind in config.architectures or ()):
         raise ValueError(
             f"Got {name}, which is only an encoder, and its decoder would be random; expected a whole T5, or a head. Load it with "

@@ -206,20 +206,12 @@ def encoder_class(head: EncoderHead, model_type: str) -> Any:
 
     Args:
         head: The head.
-        model_type: That of the config.
-
-    Raises:
-        ValueError: The family has no such head.
+        model_type: That of the config, of a family that has encoders.
     """
     if head == "tokens":
         return AutoModelForTokenClassification
     if head == "states":
         return AutoModelForTextEncoding
-    if model_type not in _CLASSES[head]:
-        raise ValueError(
-            f"Got head={head!r} for a {model_type!r} checkpoint; expected one of {', '.join(_CLASSES[head])}. Take 'states', the "
-            "encoder without a head."
-        )
     return _CLASSES[head][model_type]
 
 

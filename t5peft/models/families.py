@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, cast
 
-Feature = Literal["ladder", "prefix", "kernels", "mixed batches", "CTranslate2", "ONNX", "baked prompts", "new tokens"]
+Feature = Literal["ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "new tokens", "encoders"]
 """A feature that not every family can have."""
 
 
@@ -53,6 +53,10 @@ class Family:
     norms: tuple[str, ...] = ("layer_norm",)
     """The norms in a layer."""
     final_norm: str = "final_layer_norm"
+    norm_offset: float = 0.0
+    """A norm multiplies by its weight plus this."""
+    norm_epsilon: str = "variance_epsilon"
+    """The attribute of a norm that is added to the mean of the squares."""
     layers: str = "block"
     """The list of the layers of a stack."""
     head: str = "lm_head"
@@ -117,6 +121,14 @@ class Family:
         )
         return encoder, decoder
 
+    def stack_of(self, config: Any, name: str) -> StackShape:
+        """Return the shape of the stack that holds the module ``name``."""
+        return self.stacks(config)["decoder" in name.split(".")]
+
+    def sliding_window(self, config: Any) -> int | None:
+        """Return how many tokens the sliding attentions of the decoder see; None where there are none."""
+        return getattr(self.stack_configs(config)[1], "sliding_window", None)
+
     def with_layers(self, config: Any, encoder: int, decoder: int) -> Any:
         """Return a copy of ``config`` with so many layers."""
         copied = copy.deepcopy(config)
@@ -161,17 +173,14 @@ class Family:
 
 _NO_LADDER = "its side network would be a smaller copy of stacks of another kind"
 _NO_KERNELS = "the kernels compute the relative position bias of T5"
-_NO_MIXED = "the engine knows the attention of T5 only"
-_NO_ONNX = "the graph is written for the stacks of T5"
 _NO_BAKED = "a prompt is exported as rows of the table and a relative position bias, as T5 has them"
 
 _GEMMA_LACKS: dict[Feature, str] = {
     "ladder": _NO_LADDER,
     "kernels": _NO_KERNELS,
-    "mixed batches": _NO_MIXED,
-    "CTranslate2": "its converter is not tested with the adapters of this library",
-    "ONNX": _NO_ONNX,
+    "CTranslate2": "CTranslate2 leaves out the softcaps and the windows of its layers",
     "baked prompts": _NO_BAKED,
+    "encoders": "its heads in transformers read the decoder",
 }
 _T5GEMMA = Family(
     "t5gemma",
@@ -186,6 +195,8 @@ _T5GEMMA = Family(
         f"{place}_{part}_layernorm" for part in ("self_attn", "feedforward", "cross_attn") for place in ("pre", "post")
     ),
     final_norm="norm",
+    norm_offset=1.0,
+    norm_epsilon="eps",
     layers="layers",
     head="lm_head.out_proj",
     class_heads={"classification_head": "score", "classifier": "score"},
@@ -208,10 +219,9 @@ _LONGT5 = Family(
         "prefix": "its encoder attends within blocks, which have no place before the sequence",
         "ladder": _NO_LADDER,
         "kernels": "the kernels compute an attention over whole rows, and its encoder attends within blocks",
-        "mixed batches": _NO_MIXED,
         "CTranslate2": "CTranslate2 has no such model",
-        "ONNX": _NO_ONNX,
         "baked prompts": _NO_BAKED,
+        "encoders": "transformers has no heads for its encoder",
     },
 )
 
@@ -233,7 +243,11 @@ FAMILIES = {
             head_reads_decoder_table=False,
             configs=("encoder.text_config", "decoder"),
             untuned=("vision_tower", "multi_modal_projector", "eoi_embedding"),
-            lacks={**_GEMMA_LACKS, "new tokens": "its tables also hold the embedding of the end of an image"},
+            lacks={
+                **_GEMMA_LACKS,
+                "CTranslate2": "CTranslate2 generates other answers and cannot score given ones",
+                "new tokens": "its tables also hold the embedding of the end of an image",
+            },
         ),
     )
 }

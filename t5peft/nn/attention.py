@@ -17,7 +17,7 @@ Letters: B batch, Q queries, K keys, S source tokens, T target tokens, N heads, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,60 +32,11 @@ from t5peft.nn.grouped_attention import GROUPED
 from t5peft.nn.kernels.attention import BiasByDistance, attend_with_dropout, toeplitz, varlen_attention
 from t5peft.nn.kernels.module import runs_on_cpu
 from t5peft.nn.kernels.varlen import VarlenLayout
+from t5peft.nn.row_prefixes import RowPrefixes
 
 NAME = "t5peft"
 KNOW_PREFIXES = (NAME, GROUPED)
 """The attention functions that take a prefix."""
-
-
-@dataclass(frozen=True)
-class RowPrefixes:
-    """Prefixes of some rows of a batch, each with its own; the other rows have none."""
-
-    rows: slice | Tensor
-    """The rows with a prefix."""
-    others: slice | Tensor | None
-    """The rows without one; None where there are none."""
-    key: Tensor
-    """[rows, N, P, D], the shorter ones filled up on the left."""
-    value: Tensor
-    """[rows, N, P, D]."""
-    hidden: Tensor | None
-    """[rows, 1, 1, P], true where a prefix is filled up; None where all have the same length."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
-        """Attend with the prefixes, without dropout. Rows without one get exactly what they would get by themselves.
-
-        Shapes:
-            query, key, value: [B, N, Q, D], [B, N, K, D].
-            bias: [1 or B, 1 or N, Q or 1, K].
-            Output: [B, N, Q, D].
-        """
-        output = torch.empty_like(query)
-        length = self.key.shape[2]
-        own = None if bias is None else pad(_rows_of(bias, self.rows), (length, 0))
-        if self.hidden is not None:
-            if own is None:
-                own = query.new_zeros(1, 1, 1, length + key.shape[2])
-            own = own.expand(len(self.key), -1, -1, -1).clone()
-            own[..., :length] = own[..., :length].masked_fill(self.hidden, torch.finfo(query.dtype).min)
-        output[self.rows] = scaled_dot_product_attention(
-            query[self.rows],
-            torch.cat([self.key.to(key.dtype), key[self.rows]], dim=2),
-            torch.cat([self.value.to(value.dtype), value[self.rows]], dim=2),
-            attn_mask=own,
-            scale=scaling,
-        )
-        if self.others is not None:
-            rest = None if bias is None else _rows_of(bias, self.others)
-            output[self.others] = scaled_dot_product_attention(
-                query[self.others], key[self.others], value[self.others], attn_mask=rest, scale=scaling
-            )
-        return output
-
-
-def _rows_of(bias: Tensor, rows: slice | Tensor) -> Tensor:
-    return bias if len(bias) == 1 else bias[rows]
 
 
 def attend(
@@ -142,7 +93,8 @@ def attend(
     bias = _bias_of_scores(query, key, attention_mask, position_bias, block_mask)
     if isinstance(prefix, RowPrefixes):
         bias = None if bias is None else bias.to(query.dtype)
-        return prefix.attend(query, key, value, bias, scaling).transpose(1, 2).contiguous(), None
+        scores = partial(_plain, scaling=scaling)
+        return prefix.attend(query, key, value, bias, scores).transpose(1, 2).contiguous(), None
     if prefix is not None:
         prefix_key, prefix_value = prefix
         key = torch.cat([prefix_key.to(key.dtype), key], dim=2)
@@ -155,6 +107,11 @@ def attend(
     else:
         output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
+    """Attend without dropout."""
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
 
 
 def _bias_of_scores(

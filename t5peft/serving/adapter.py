@@ -21,18 +21,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t5peft.adapters.fingerprint import changes_maps
-from t5peft.adapters.load import brings_tokens, ensure_intact, raise_if_problems
+from t5peft.adapters.load import brings_tokens, ensure_intact, head_options, raise_if_problems
 from t5peft.adapters.manifest import backbone_problems, read_config
 from t5peft.compat.bitsandbytes import plain_weight
 from t5peft.compat.peft import adapter_state, stored_state
 from t5peft.methods.bottleneck import Activation, BottleneckConfig
 from t5peft.methods.mam import MamConfig
 from t5peft.methods.norm import NormConfig
-from t5peft.methods.prefix import PrefixConfig
-from t5peft.methods.prompt import PromptConfig
+from t5peft.methods.prefix import PrefixConfig, site_of
+from t5peft.methods.prompt import PromptConfig, scale_of
+from t5peft.models.families import Family, family_of
 from t5peft.models.manifest import non_finite_names
 from t5peft.serving.requests import UnusableAdapterError
 from t5peft.serving.separate import is_separate, load_separate
+from t5peft.serving.shapes import shape_problems
 
 # Fields of peft's configs that change what an adapter computes, and that are served. Others must have their defaults.
 _SERVED_LORA = {"r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
@@ -77,18 +79,20 @@ class BottleneckChange:
 
 @dataclass(eq=False)
 class Head:
-    """A classification head of T5: two linear maps with a tanh between them."""
+    """A classification head: a linear map to the classes, in T5 after another one and a tanh."""
 
-    dense: Tensor
-    """[H, H]."""
-    dense_bias: Tensor
     out: Tensor
     """[C, H]."""
     out_bias: Tensor
+    dense: Tensor | None = None
+    """[H, H]."""
+    dense_bias: Tensor | None = None
 
     def __call__(self, states: Tensor) -> Tensor:
         """Return logits [B, C] in float32 of states [B, H] at the end token."""
-        hidden = torch.tanh(nn.functional.linear(states.to(self.dense.dtype), self.dense, self.dense_bias))
+        hidden = states.to(self.out.dtype)
+        if self.dense is not None:
+            hidden = torch.tanh(nn.functional.linear(hidden, self.dense, self.dense_bias))
         return nn.functional.linear(hidden, self.out, self.out_bias).float()
 
 
@@ -108,7 +112,7 @@ class AdapterWeights:
     prefixes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Keys and values [N, P, D] by the name of an attention."""
     prompt: Tensor | None = None
-    """[P, H]."""
+    """[P, H], with the scale of the table in it."""
     head: Head | None = None
     separate: PeftModel | None = None
     """The adapter on a copy of the backbone, where its rows are computed by themselves."""
@@ -138,14 +142,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     Raises:
         UnusableAdapterError: The adapter is damaged, of another backbone, or of a kind that cannot stand beside others.
     """
-    try:
-        ensure_intact(folder)
-        raw = read_config(folder)
-        raise_if_problems(folder, backbone_problems(folder, raw.get("base_model_name_or_path"), t5))
-        config = PeftConfig.from_pretrained(str(folder))
-        state = stored_state(folder)
-    except Exception as error:  # peft raises whatever a wrong value leads to
-        raise UnusableAdapterError(str(error)) from error
+    config, state = _opened(name, folder, t5)
     reader = _READERS.get(type(config))
     if reader is None and not is_separate(config):
         raise UnusableAdapterError(
@@ -172,10 +169,10 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
         _module_key(key): tensor.to(t5.device, torch.promote_types(tensor.dtype, t5.dtype))
         for key, tensor in state.items()
     }
-    adapter = AdapterWeights(name, config.peft_type.value.lower(), head=_read_head(tensors))
+    adapter = AdapterWeights(name, config.peft_type.value.lower(), head=_read_head(tensors, family_of(t5.config)))
     try:
         reader(adapter, cast(Any, config), tensors, t5)
-        problems = _problems(adapter, t5)
+        problems = shape_problems(adapter, t5)
     except (KeyError, ValueError, RuntimeError, _NotServedError) as error:
         problems = [str(error)]
     problems += [f"the tensor {key} has no place in the model" for key in tensors][:3]
@@ -186,16 +183,34 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     return adapter
 
 
+def _opened(name: str, folder: Path, t5: PreTrainedModel) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Return the config and the tensors of an adapter of ``t5``."""
+    try:
+        ensure_intact(folder)
+        raw, head = read_config(folder), head_options(folder).get("head")
+        if head is None:
+            raise_if_problems(folder, backbone_problems(folder, raw.get("base_model_name_or_path"), t5))
+        config, state = PeftConfig.from_pretrained(str(folder)), stored_state(folder)
+    except Exception as error:  # peft raises whatever a wrong value leads to
+        raise UnusableAdapterError(str(error)) from error
+    if head is not None:
+        raise UnusableAdapterError(
+            f"Got the adapter {name}, which was trained on an encoder without a decoder (head={head!r}); expected one of a whole "
+            "T5. Run it by load_adapter."
+        )
+    return config, state
+
+
 def _module_key(key: str) -> str:
     """Return the name of a tensor from the T5 on; a T5 with a classification head holds its stacks one level deeper."""
     return key.removeprefix("base_model.model.").removeprefix("transformer.")
 
 
-def _read_head(tensors: dict[str, Tensor]) -> Head | None:
-    names = [
-        f"classification_head.{part}" for part in ("dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias")
-    ]
-    return Head(*(tensors.pop(name) for name in names)) if all(name in tensors for name in names) else None
+def _read_head(tensors: dict[str, Tensor], family: Family) -> Head | None:
+    head = family.class_heads.get("classification_head", "classification_head")
+    parts = [f"{head}.{part}" for part in ("out_proj.weight", "out_proj.bias", "dense.weight", "dense.bias")]
+    parts = parts[: 4 if head == "classification_head" else 2]
+    return Head(*(tensors.pop(part) for part in parts)) if all(part in tensors for part in parts) else None
 
 
 def _take(tensors: dict[str, Tensor], ending: str) -> Iterator[tuple[str, Tensor]]:
@@ -240,7 +255,8 @@ def _read_ia3(adapter: AdapterWeights, config: IA3Config, tensors: dict[str, Ten
 
 
 def _read_norm(adapter: AdapterWeights, config: NormConfig, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:
-    adapter.norms.update(_take(tensors, ".t5norm.weight"))
+    offset = family_of(t5.config).norm_offset
+    adapter.norms.update({name: weight + offset for name, weight in _take(tensors, ".t5norm.weight")})
 
 
 def _read_bottleneck(
@@ -270,13 +286,15 @@ def _read_prefix(
         for name, key in _take(tensors, ".t5prefix.key"):
             adapter.prefixes[name] = (key, tensors.pop(f"{name}.t5prefix.value"))
         return
+    family = family_of(t5.config)
     hidden: dict[str, Tensor] = {}  # of the network of each site, which its first attention owns
     for name, embedding in _take(tensors, ".t5prefix.trunk.embedding"):
         weight, bias = (tensors.pop(f"{name}.t5prefix.trunk.linear.{part}") for part in ("weight", "bias"))
-        hidden[_site(name)] = torch.tanh(nn.functional.linear(embedding, weight, bias))
+        hidden[site_of(name, family)] = torch.tanh(nn.functional.linear(embedding, weight, bias))
     for name, weight in _take(tensors, ".t5prefix.projection.weight"):
-        projected = nn.functional.linear(hidden[_site(name)], weight, tensors.pop(f"{name}.t5prefix.projection.bias"))
-        key, value = (part.unflatten(-1, (t5.config.num_heads, -1)).transpose(0, 1) for part in projected.chunk(2, -1))
+        bias, heads = tensors.pop(f"{name}.t5prefix.projection.bias"), family.stack_of(t5.config, name).key_heads
+        projected = nn.functional.linear(hidden[site_of(name, family)], weight, bias)
+        key, value = (part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in projected.chunk(2, -1))
         adapter.prefixes[name] = (key.contiguous(), value.contiguous())
 
 
@@ -286,14 +304,11 @@ def _read_mam(adapter: AdapterWeights, config: MamConfig, tensors: dict[str, Ten
     _read_bottleneck(adapter, config, tensors, t5, "t5mam")
 
 
-def _site(name: str) -> str:
-    return "cross" if name.endswith("EncDecAttention") else name.partition(".")[0]
-
-
 def _read_prompt(
     adapter: AdapterWeights, config: PromptConfig, tensors: dict[str, Tensor], t5: PreTrainedModel
 ) -> None:
-    adapter.prompt = tensors.pop("encoder.t5prompt")
+    ((_, prompt),) = _take(tensors, "encoder.t5prompt")
+    adapter.prompt = prompt * scale_of(t5.get_input_embeddings())
 
 
 Reader = Callable[[AdapterWeights, Any, dict[str, Tensor], PreTrainedModel], None]
@@ -356,42 +371,3 @@ def parts_of(adapters: Sequence[AdapterWeights | None]) -> list[tuple[PeftModel 
     for i, adapter in enumerate(adapters):
         parts.setdefault(adapter.separate if adapter is not None else None, []).append(i)
     return list(parts.items())
-
-
-def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:
-    """Return what does not fit the shapes of the backbone."""
-    config, problems = t5.config, []
-    modules = dict(t5.named_modules())
-    for name, change in adapter.maps.items():
-        module = modules.get(name)
-        if not isinstance(module, nn.Linear):
-            problems.append(f"{name} is not a linear map of the model")
-            continue
-        inputs, outputs = module.in_features, module.out_features
-        for vector, size in ((change.input_scale, inputs), (change.output_scale, outputs)):
-            if vector is not None and vector.shape != (size,):
-                problems.append(f"{name} has a scale of shape {tuple(vector.shape)}")
-        if change.a is not None and change.b is not None:
-            rank = len(change.a)
-            if change.a.shape != (rank, inputs) or change.b.shape != (outputs, rank):
-                problems.append(f"{name} has LoRA of shapes {tuple(change.a.shape)} and {tuple(change.b.shape)}")
-    for name, weight in adapter.norms.items():
-        if name not in modules or weight.shape != modules[name].weight.shape:
-            problems.append(f"{name} has a norm of shape {tuple(weight.shape)}")
-    for name, one in adapter.bottlenecks.items():
-        size = len(one.down)
-        shapes = [tuple(t.shape) for t in (one.down, one.down_bias, one.up, one.up_bias)]
-        if name not in modules or shapes != [
-            (size, config.d_model),
-            (size,),
-            (config.d_model, size),
-            (config.d_model,),
-        ]:
-            problems.append(f"{name} has a bottleneck of shapes {shapes}")
-    for name, (key, value) in adapter.prefixes.items():
-        expected = (config.num_heads, key.shape[1] if key.dim() == 3 else 0, config.d_kv)
-        if name not in modules or key.shape != expected or value.shape != expected:
-            problems.append(f"{name} has a prefix of shapes {tuple(key.shape)} and {tuple(value.shape)}")
-    if adapter.prompt is not None and (adapter.prompt.dim() != 2 or adapter.prompt.shape[1] != config.d_model):
-        problems.append(f"its prompt has the shape {tuple(adapter.prompt.shape)}")
-    return problems

@@ -1,8 +1,9 @@
 """The running batch: rows that join and leave between two steps of the decoder, and their caches.
 
-The positions of T5 are relative, so only distances count. A row may join at the present column of the batch: columns before its
-first one hold zeros and are masked. Sources are padded on the right and masked there. Columns that no row sees any more are cut
-off, on the left of the self-attention and on the right of the cross-attention. The decoder is that of transformers.
+Only distances count, between positions and within a sliding window. A row may join at the present column of the batch: columns
+before its first one hold zeros and are masked. Rotary positions are those of the row, whatever its columns are. Sources are padded
+on the right and masked there. Columns that no row sees any more are cut off, on the left of the self-attention and on the right of
+the cross-attention. The decoder is that of transformers.
 
 The keys and values of all layers lie in one tensor with free rows and columns. A step writes its own column, a row that joins its
 own place, and nearly all other rows stay where they are.
@@ -22,6 +23,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from t5peft.models.families import family_of
 from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.routing import sort_key
@@ -109,7 +111,7 @@ class Batch:
             self._cache, self._masks = self._new_cache(), self._new_masks()
         source_mask, target_mask = self._masks
         # Keys and values of the sources are in the cache. Only the shape of the encoder states counts.
-        states = source_mask.new_zeros(()).expand(len(self.rows), source_mask.shape[-1], model.t5.config.d_model)
+        states = source_mask.new_zeros(()).expand(len(self.rows), source_mask.shape[-1], 1)
         self._last += 1
         return _decode(model, self.rows, states, source_mask, target_mask[..., : self.columns], self._cache)
 
@@ -286,13 +288,27 @@ def _decode(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=source_mask,
             decoder_input_ids=torch.tensor([[row.next_id] for row in rows], device=states.device),
-            decoder_attention_mask=target_mask,
             past_key_values=cache,
             use_cache=True,
+            **_places(model, rows, target_mask),
         ).logits
     for row in rows:
         row.target_columns += 1
     return logits[:, -1]
+
+
+def _places(model: MixedModel, rows: Sequence[Row], mask: Tensor | None) -> dict[str, Any]:
+    """Return the arguments of a step that say what each row sees [B, 1, 1, T] and at which position it is."""
+    family = family_of(model.t5.config)
+    if family.positions == "relative bias":
+        return {"decoder_attention_mask": mask}
+    positions = torch.tensor([[row.target_columns] for row in rows], device=model.t5.device)
+    if mask is None or (window := family.sliding_window(model.t5.config)) is None:
+        return {"decoder_attention_mask": mask, "decoder_position_ids": positions}
+    near = mask.clone()
+    near[..., : max(0, mask.shape[-1] - window)] = torch.finfo(mask.dtype).min
+    masks = {"full_attention": mask, "sliding_attention": near}
+    return {"decoder_attention_mask": masks, "decoder_position_ids": positions}
 
 
 def _by_adapter(row: Row) -> Any:

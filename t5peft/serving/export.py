@@ -279,9 +279,7 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
         )
     correct_config(t5)
     if to == "ct2":
-        ensure_has(t5.config, "CTranslate2", "an export to CTranslate2", "Export to transformers.")
-    if to == "onnx":
-        ensure_has(t5.config, "ONNX", "an export to ONNX", "Export to transformers.")
+        ensure_has(t5.config, "CTranslate2", "an export to CTranslate2", "Export to onnx or transformers.")
     if to == "onnx":
         return
     fixed = unmergeable(loaded) if isinstance(loaded, PeftModel) else []

@@ -43,6 +43,7 @@ from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import use_attention
 from t5peft.serving.export_transformers import TorchModel, save_tokenizer
 from t5peft.serving.exported import Details
+from t5peft.serving.traced import traceable
 
 _SOURCE_AXES = {"input_ids": {0: "batch", 1: "source"}, "attention_mask": {0: "batch", 1: "source"}}
 
@@ -68,10 +69,11 @@ def write_onnx(
     require("onnxruntime", "export")
     t5 = unwrap_t5(model).eval()
     use_attention(t5)  # its masks do not depend on what they hide, which a trace could not follow
-    if t5.can_generate():
-        _write_language_model(t5, folder)
-    else:
-        _write_one_graph(t5, folder)
+    with traceable(t5):
+        if t5.can_generate():
+            _write_language_model(t5, folder)
+        else:
+            _write_one_graph(t5, folder)
     if quantize is not None:
         for path in sorted(folder.glob("*.onnx")):
             _quantize(path)

@@ -30,7 +30,7 @@ from t5peft.data.padding import pad_rows
 from t5peft.evaluation.ranking import score_candidates
 from t5peft.models.backbone import correct_config
 from t5peft.models.encoders import has_decoder
-from t5peft.models.families import ensure_has, family_of
+from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
@@ -55,7 +55,6 @@ class MixedModel:
         ensure_unwrapped(t5)
         if not has_decoder(t5):
             raise ValueError(f"Got a {type(t5).__name__}, which has no decoder; expected a T5 with one.")
-        ensure_has(t5.config, "mixed batches", "batches of several adapters", "Call predict or rank with one adapter.")
         self.t5 = t5.eval().requires_grad_(False)
         correct_config(t5)
         use_attention(t5)
@@ -214,14 +213,18 @@ class MixedModel:
         rows = [list(sources[i]) for i in order]
         states, mask = self.encode(rows, own)
         with self.rows(own):
-            # As T5ForSequenceClassification: the decoder reads the source, and the head its state at the end token.
-            inputs = _padded([[self.t5.config.decoder_start_token_id, *row[:-1]] for row in rows], self.t5)
+            # As T5ForSequenceClassification: the decoder reads the source, and the head the state that predicts the end token,
+            # or that of this token.
+            later = family_of(self.t5.config).class_reads_last_token
+            inputs = _padded(
+                [[self.t5.config.decoder_start_token_id, *row][: len(row) + later] for row in rows], self.t5
+            )
             hidden = self.t5.get_decoder()(
                 input_ids=inputs, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
             ).last_hidden_state
         scores: list[list[float]] = [[]] * len(rows)
         for i, place, adapter in zip(order, range(len(rows)), own, strict=True):
-            logits = cast(Any, adapter).head(hidden[place, len(rows[place]) - 1][None])
+            logits = cast(Any, adapter).head(hidden[place, len(rows[place]) - 1 + later][None])
             scores[i] = logits.log_softmax(-1)[0].tolist()
         return scores
 
@@ -281,13 +284,15 @@ class MixedModel:
 
     def _add_hooks(self) -> Iterator[RemovableHandle]:
         family = family_of(self.t5.config)
-        attentions = (*family.self_attention, *family.cross_attention)
+        attentions, norms = (*family.self_attention, *family.cross_attention), (*family.norms, family.final_norm)
         for name, module in self.t5.named_modules():
+            if not family.is_tuned(name):
+                continue
             if isinstance(module, nn.Linear):
                 yield module.register_forward_pre_hook(partial(self._scale_inputs, name))
                 yield module.register_forward_hook(partial(self._change_outputs, name))
-            elif type(module).__name__.endswith("LayerNorm"):
-                yield module.register_forward_hook(partial(self._renormalize, name))
+            elif name.rpartition(".")[2] in norms:
+                yield module.register_forward_hook(partial(self._renormalize, name, family.norm_epsilon))
             elif name.endswith(family.feed_forward):
                 yield module.register_forward_hook(partial(self._add_bottlenecks, name))
             elif name.endswith(attentions):
@@ -319,9 +324,11 @@ class MixedModel:
             bottleneck.add(inputs[0], output)
         return output
 
-    def _renormalize(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def _renormalize(
+        self, name: str, epsilon: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
         if self._changes(name) and (norms := self._at(output).norms(name)) is not None:
-            norms.replace(inputs[0], output, cast(Any, module).variance_epsilon)
+            norms.replace(inputs[0], output, getattr(module, epsilon))
         return output
 
     def _add_bottlenecks(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from t5peft.methods.bottleneck import ACTIVATIONS, Activation
-from t5peft.nn.attention import RowPrefixes
+from t5peft.nn.row_prefixes import RowPrefixes
 from t5peft.serving.adapter import AdapterWeights, BottleneckChange
 
 Found = TypeVar("Found")
@@ -71,13 +71,14 @@ class RowNorm:
 
     rows: Rows
     weights: Tensor
-    """[rows, 1, H]."""
+    """[rows, H]."""
 
     def replace(self, x: Tensor, y: Tensor, epsilon: float) -> None:
-        """Write into the rows of the output y [B, T, H] what the norm with their own weights makes of x [B, T, H]."""
+        """Write into the rows of the output y [B, .., H] what the norm with their own weights makes of x [B, .., H]."""
         own = self.rows.take(x)
         variance = own.float().square().mean(-1, keepdim=True)
-        self.rows.put(y, own * torch.rsqrt(variance + epsilon) * self.weights)
+        weights = self.weights.view(len(self.weights), *[1] * (x.dim() - 2), -1)
+        self.rows.put(y, own * torch.rsqrt(variance + epsilon) * weights)
 
 
 @dataclass
@@ -226,7 +227,7 @@ class Routing:
         return None if found is None else RowScale(*found)
 
     def _norms(self, name: str) -> RowNorm | None:
-        found = self._per_row({adapter: adapter.norms[name][None] for adapter in self._rows if name in adapter.norms})
+        found = self._per_row({adapter: adapter.norms[name] for adapter in self._rows if name in adapter.norms})
         return None if found is None else RowNorm(*found)
 
     def _groups(self, keys: dict[AdapterWeights, Any]) -> Iterable[tuple[list[AdapterWeights], list[int]]]:

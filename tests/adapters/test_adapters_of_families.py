@@ -17,7 +17,6 @@ from t5peft.adapters import fingerprint, fingerprint_of_maps, load_adapter, merg
 from t5peft.models.tokens import add_tokens
 from t5peft.nn.fast import fast_kernels
 from t5peft.serving.export import export
-from t5peft.serving.mixed import MixedModel
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +98,13 @@ def test_lora_trains_beside_quantized_weights(family: Other, quantize: str, fold
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_what_only_t5_has_is_refused_with_the_reason(family: Other, folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"for batches of several adapters, which it cannot have, as .*expected one of T5"
-    ):
-        MixedModel(load_backbone(folders[family])[0])
-    for to in ("ct2", "onnx"):
-        with pytest.raises(ValueError, match=r"which it cannot have, as .*Export to transformers"):
-            export(folders[family], tmp_path / to, to=to)
+    with pytest.raises(ValueError, match=r"which it cannot have, as .*Export to onnx or transformers"):
+        export(folders[family], tmp_path / "ct2", to="ct2")
+    for head in ("tokens", "sequence", "embedding", "states"):
+        with pytest.raises(
+            ValueError, match=rf"for an encoder with head='{head}', which it cannot have, as .*expected one of T5"
+        ):
+            load_backbone(folders[family], head=head)  # type: ignore[arg-type]
     if family in GEMMAS:
         with pytest.raises(ValueError, match="for new tokens, which it cannot have"):
             add_tokens(tiny_other(family), tiny_tokenizer(), ["<new>"])

@@ -22,7 +22,7 @@ from tiny_families import GEMMAS, OTHERS, Other, case_of, other_batch, precise, 
 from t5peft import METHODS, lora_wrap, prefix_wrap, prompt_wrap
 from t5peft.methods.prefix import PrefixLayer
 from t5peft.methods.served import is_served
-from t5peft.models.families import FAMILIES, family_of
+from t5peft.models.families import FAMILIES
 from t5peft.models.unwrap import unwrap_t5
 
 _FORMS = [
@@ -50,8 +50,9 @@ all_adapters = pytest.mark.parametrize(
 
 def wrap(family: Other, case: Case, seed: int = 1) -> PeftModel:
     options = dict(case.options)
-    if case.method == "dora":
-        options["target_modules"] = [family_of(tiny_other(family).config).attention[0]]
+    if case.method in ("dora", "adalora"):  # whose cases name maps of T5
+        own = row_of(family)
+        options["target_modules"] = [own.attention[0], own.gated[-1]]
     torch.manual_seed(seed)
     return cast(PeftModel, METHODS[case.method].wrap(tiny_other(family), **options).eval())
 
@@ -95,7 +96,7 @@ def test_padding_changes_nothing(family: Other, case: Case) -> None:
     assert_same(logits_of(model, other_batch(extra_pads=5)) / size, expected / size)
     # LongT5 counts its blocks of global tokens from the first column, padding or not. T5Gemma counts positions so, and a query
     # meets the keys of a prefix, which are not rotated, at its own position.
-    counts_padding = family == "longt5-tglobal" or (family in GEMMAS and case.method == "prefix")
+    counts_padding = family == "longt5-tglobal" or (family in GEMMAS and METHODS[case.method].needs == "prefix")
     if not counts_padding:
         assert_same(logits_of(model, other_batch(side="left", extra_pads=5)) / size, expected / size, 1e-5)
 

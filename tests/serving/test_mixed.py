@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from t5peft.adapters import load_adapter, save_adapter
 from t5peft.evaluation.inference import padded
 from t5peft.methods import METHODS, lora_wrap
-from t5peft.models.backbone import correct_config
+from t5peft.models.backbone import correct_config, load_backbone
+from t5peft.models.encoders import EncoderHead
 from t5peft.models.tokens import train_tokens
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.adapter import AdapterWeights, read_adapter
@@ -346,3 +347,16 @@ def test_a_batch_that_is_not_a_multiple_of_the_rows_is_refused(served: Served) -
         pytest.raises(ValueError, match="Got a batch of 3 rows; expected a multiple of the 32"),
     ):
         served.mixed.t5.get_encoder()(input_ids=torch.tensor([[5, 1]] * 3))
+
+
+@pytest.mark.parametrize("head", ["sequence", "tokens", "embedding", "states"])
+def test_an_adapter_of_an_encoder_is_refused_with_the_true_reason(head: EncoderHead, tmp_path: Path) -> None:
+    tiny_t5().save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    labels = 3 if head in ("sequence", "tokens") else None
+    encoder, _ = load_backbone(tmp_path / "backbone", head=head, num_labels=labels)
+    path = saved(METHODS["lora"].wrap(encoder), tmp_path / "adapters" / "one")
+    with pytest.raises(
+        UnusableAdapterError, match=rf"an encoder without a decoder \(head='{head}'\).*Run it by load_adapter"
+    ):
+        read_adapter("one", path, tiny_t5())
