@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5peft.cli import names
 from t5peft.cli.data import SPLITS, pairs_of
@@ -258,7 +258,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
         flush=True,
     )
     line = _ProgressLine(sys.stderr.isatty() and not args.workers)
-    settings = {"log": (folder / "log.txt").resolve(), "preload": ("t5peft.benchmark.runner",)}
+    settings: dict[str, Any] = {"log": (folder / "log.txt").resolve(), "preload": ("t5peft.benchmark.runner",)}
     try:
         with hold_folder(folder), contextlib.ExitStack() as opened:
             executor: Executor | None = None

@@ -83,7 +83,7 @@ def head_scores(
     rows = _of_each(
         model, ids, ("ForSequenceClassification",), lambda t5, batch: t5(**batch).logits.float(), tokens_per_batch
     )
-    return torch.stack(rows) if rows else torch.empty(0, unwrap_t5(model).config.num_labels)
+    return torch.stack(rows) if rows else torch.empty(0, int(unwrap_t5(model).config.num_labels or 0))
 
 
 def tag(
