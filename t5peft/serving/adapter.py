@@ -137,6 +137,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
 
     Raises:
         UnusableAdapterError: The adapter is damaged, of another backbone, or of a kind that cannot stand beside others.
+        OSError: A file cannot be read.
     """
     try:
         ensure_intact(folder)
@@ -144,6 +145,8 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
         raise_if_problems(folder, backbone_problems(folder, raw.get("base_model_name_or_path"), t5))
         config = PeftConfig.from_pretrained(str(folder))
         state = stored_state(folder)
+    except OSError:
+        raise
     except Exception as error:  # peft raises whatever a wrong value leads to
         raise UnusableAdapterError(str(error)) from error
     reader = _READERS.get(type(config))

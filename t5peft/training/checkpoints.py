@@ -185,8 +185,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             if self.order is not None and self.state.epoch % 1 != 0:
                 torch.save(self.order.drawn_from, folder / ORDER_FILE)
-            (folder / UNFINISHED).unlink()
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
+            (folder / UNFINISHED).unlink()
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def batches_file(self, checkpoint: Path) -> Path:
