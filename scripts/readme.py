@@ -236,9 +236,16 @@ def _non_finite(found: dict[str, Any]) -> list[list[str]]:
 
 def _soak(found: dict[str, Any]) -> list[list[str]]:
     training, serving = found["training"], found["serving"]
+    what = "one long training with evaluations and checkpoints; one engine that serves four adapters and the backbone"
+    how_often = f"{training['steps']:,} steps; {serving['requests']:,} requests"
+    grown = " and ".join(f"{part['growth_after_the_first_tenth']:+.1%}" for part in (training, serving))
+    handles, threads = (training[name] + serving[name] for name in ("handles_left", "threads_left"))
     return [
-        ["one long training, with evaluations and checkpoints", f"{training['steps']:,} steps", _left(training)],
-        ["one long-lived engine, four adapters and the backbone", f"{serving['requests']:,} requests", _left(serving)],
+        [
+            what,
+            how_often,
+            f"resident memory {grown} after the first tenth, {handles} handles and {threads} threads left",
+        ]
     ]
 
 
@@ -251,13 +258,6 @@ _CAMPAIGNS: dict[str, Callable[[dict[str, Any]], list[list[str]]]] = {
 def _ended(outcomes: dict[str, int], well: str) -> str:
     others = ", ".join(f"{count} {name}" for name, count in outcomes.items() if name != "same")
     return f"{outcomes.get('same', 0):,} {well}" + (f"; {others}" if others else ", none did not")
-
-
-def _left(soak: dict[str, Any]) -> str:
-    return (
-        f"resident memory {soak['growth_after_the_first_tenth']:+.1%} after the first tenth, {soak['handles_left']} handles and "
-        f"{soak['threads_left']} threads left"
-    )
 
 
 def load() -> str:

@@ -17,6 +17,7 @@ from t5peft.benchmark.records import RunRecord, RunRecords
 from t5peft.benchmark.suites import Expected
 from t5peft.benchmark.summary import summarize
 from t5peft.benchmark.tables import csv_text, markdown, markdown_table
+from t5peft.compat.filesystem import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def write_report(
             logger.warning("Wrote no page, because Jinja2 is not installed: %s.", INSTALL)
         else:
             report.paths[kind] = output / name
-            report.paths[kind].write_text(content, encoding="utf-8")
+            write_whole(report.paths[kind], content)
     return report
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.statistics import Difference, MeanStd
 from t5peft.benchmark.summary import Row, TaskTable
+from t5peft.compat.filesystem import write_whole
 from t5peft.planning.units import bytes_text, seconds_text
 
 BAR = r"\|"
@@ -214,7 +215,7 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
             "Write "
             f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` on two lines where the table belongs."
         )
-    path.write_text(content, encoding="utf-8", newline="")
+    write_whole(path, content)
 
 
 def _between(text: str, match: re.Match[str]) -> str:

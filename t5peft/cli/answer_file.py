@@ -249,9 +249,10 @@ class AnswerFile(Answers):
         self.close()
         if self.kind == "parquet":
             self._write_parquet()
-        self._progress.unlink()
+        # Without its answers the progress begins anew. Answers without the progress would be another command's.
         if self._growing != self.path:
             self._growing.unlink()
+        self._progress.unlink()
 
     def _write_parquet(self) -> None:
         import pyarrow as pa

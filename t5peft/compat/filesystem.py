@@ -70,7 +70,7 @@ def write_whole(path: Path, text: str) -> None:
 
     Args:
         path: The file.
-        text: Its content, written in UTF-8.
+        text: Its content, written in UTF-8, with its ends of lines.
 
     Raises:
         DiskError: The disk is full, read-only or broken, or the folder of the file went away.
@@ -79,7 +79,7 @@ def write_whole(path: Path, text: str) -> None:
     with disk_errors(path.parent):
         if not path.parent.is_dir():
             raise gone(path.parent)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
         sync(temporary)
         temporary.replace(path)
 

@@ -25,7 +25,7 @@ from t5peft.models.quantized import Quantization
 
 MANIFEST = "t5peft.json"
 TEMPORARY_MANIFEST = f".{MANIFEST}"
-# transformers writes it beside a checkpoint that it saves on a signal, until the checkpoint is saved.
+# It is in a checkpoint while that is saved. transformers gives the same name to those that it saves on a signal.
 UNFINISHED = "checkpoint-is-incomplete.txt"
 # Files that decide what is loaded: one that the manifest does not list was put there later.
 _ESSENTIAL = (

@@ -7,6 +7,7 @@ self-supervised tasks. Text and tasks have the same weight: each gives a mean ov
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -303,10 +304,16 @@ class Pretrainer:
             write_whole(self.directory / LOG_FILE, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Return the lines of the log, without one that was not finished."""
+        """Return the lines of the log, without one that was not finished.
+
+        After an error of the disk Python writes the buffer once more, behind the part that was written.
+        """
         path = self.directory / LOG_FILE
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+        return lines
 
 
 def _plan(config: PretrainConfig, sentinels: int) -> Corruption:

@@ -141,6 +141,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
 
     Raises:
         UnusableAdapterError: The adapter is damaged, of another backbone, or of a kind that cannot stand beside others.
+        OSError: A file cannot be read.
     """
     config, state = _opened(name, folder, t5)
     reader = _READERS.get(type(config))

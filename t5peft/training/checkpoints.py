@@ -28,14 +28,13 @@ from t5peft.compat.lock import hold_folder
 from t5peft.methods.activation_cache import Activations
 from t5peft.methods.adalora import Reallocation
 from t5peft.models.folders import replacing
-from t5peft.models.manifest import non_finite_names, verify
+from t5peft.models.manifest import UNFINISHED, non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training.order import ORDER_FILE, RepeatableOrder
 
 logger = logging.getLogger("t5peft")
 
 ALLOCATOR_STATE = "adalora.pt"
-UNFINISHED = "_unfinished"  # a file that is in a checkpoint while it is saved
 
 
 class CheckpointTrainer(Seq2SeqTrainer):
@@ -186,8 +185,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             if self.order is not None and self.state.epoch % 1 != 0:
                 torch.save(self.order.drawn_from, folder / ORDER_FILE)
-            (folder / UNFINISHED).unlink()
             write_manifest(folder, cast(PreTrainedModel, self.model), self._data_order())
+            (folder / UNFINISHED).unlink()
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def batches_file(self, checkpoint: Path) -> Path:

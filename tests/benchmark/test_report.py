@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import shutil
@@ -29,6 +30,7 @@ from t5peft.benchmark.tables import (
     seconds_text,
 )
 from t5peft.cli import main
+from t5peft.compat.disk import DiskError
 
 
 def test_a_report_of_some_tasks_and_methods(folder: Path, tmp_path: Path) -> None:
@@ -277,6 +279,27 @@ def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path: Path
         ValueError, match=r"Got the tables 'real' for .*README\.md, which has places for quick; expected a place"
     ):
         fill_markers(readme, {"real": ""})
+
+
+def test_a_full_disk_is_told_with_its_folder_and_the_earlier_files_stay(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table:one -->\n<!-- /table -->\n")
+    write_report(folder, tmp_path, title="", about="", command="")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def write_half(self: Path, text: str, **options: Any) -> int:
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    message = f"no space left on the disk of the folder {tmp_path}"
+    with pytest.raises(DiskError, match=message):
+        write_report(folder, tmp_path, title="another", about="", command="", methods=["lora"])
+    with pytest.raises(DiskError, match=message):
+        fill_markers(readme, {"one": "a table"})
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_bench_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import re
@@ -250,6 +251,31 @@ def test_the_batches_of_an_answering_are_written_while_it_runs(
     assert len(seen) > 3
     assert seen == sorted(set(seen))
     assert seen[-1] == 40
+
+
+@pytest.mark.parametrize("left", [".answers.parquet.part", ".answers.parquet.progress"])
+def test_the_same_command_goes_on_where_left_overs_could_not_be_deleted(
+    left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, records, unlink = tmp_path / "answers.parquet", [{"text": "a"}, {"text": "b"}], Path.unlink
+
+    def write() -> None:
+        file = AnswerFile(path, records, ["answer"], {"task": "t"})
+        file.write([(record, {"answer": record["text"]}) for record in records[file.done :]])
+        file.finish()
+
+    def fail(self: Path, missing_ok: bool = False) -> None:
+        if self.name == left:
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        unlink(self, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(OSError, match="Read-only"):
+            write()
+    write()
+    assert parquet.read_table(path).to_pylist() == [{"text": "a", "answer": "a"}, {"text": "b", "answer": "b"}]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_csv_has_a_column_for_each_label_and_parquet_keeps_types(backbone: str, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("after", ["a state", "a line", "half a line", "no state"])
+@pytest.mark.parametrize("after", ["a state", "a line", "half a line", "half a line before a whole one", "no state"])
 def test_the_log_of_a_run_that_was_killed_has_each_step_once(
     after: str, store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +136,8 @@ def test_the_log_of_a_run_that_was_killed_has_each_step_once(
     monkeypatch.undo()
     log = tmp_path / "killed" / "log.jsonl"
     if after != "a state":
-        log.write_text(log.read_text() + '{"step": 3, "tokens_seen": 9' + ("}\n" if after == "a line" else ""))
+        end = {"a line": "}\n", "half a line before a whole one": '{"step": 3, "tokens_seen": 96}\n'}.get(after, "")
+        log.write_text(log.read_text() + '{"step": 3, "tokens_seen": 9' + end)
     again = _pretrainer(store, tokenizer, tmp_path / "killed", **options)
     assert again.resume() == (after != "no state")
     again.train()

@@ -15,6 +15,7 @@ from tiny import tiny_t5, tiny_tokenizer
 
 from t5peft.adapters import load_adapter, manifest_sha256
 from t5peft.methods import METHODS
+from t5peft.serving import adapter as adapter_module
 from t5peft.serving import pool as pool_module
 from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import QueueFullError, UnknownAdapterError, UnusableAdapterError
@@ -262,7 +263,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_folder_and_read_later(
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(pool_module, "read_adapter", fail)
+    monkeypatch.setattr(adapter_module, "stored_state", fail)
     expected = rf"Got {folder / 'a'}, of which a file cannot be read \(Input/output error\); expected readable files"
     with pytest.raises(UnusableAdapterError, match=expected):
         pool.acquire("a")

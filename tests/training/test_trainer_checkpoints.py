@@ -21,8 +21,8 @@ from t5peft import METHODS, T5PeftTrainer, full_wrap, load_adapter, lora_wrap, s
 from t5peft.adapters import write_manifest
 from t5peft.adapters.checkpoints import newest_complete
 from t5peft.methods.adalora import Reallocation
-from t5peft.models.manifest import verify
-from t5peft.training.checkpoints import UNFINISHED, newest_resumable
+from t5peft.models.manifest import UNFINISHED, verify
+from t5peft.training.checkpoints import newest_resumable
 
 
 @pytest.mark.parametrize("method", TUNED)
