@@ -287,7 +287,7 @@ def fitting_methods(
         )
         changes = _changes(job, memory)
         if changes is None:
-            least = step_bytes(replace(job, micro_batch=1, checkpointing=True)).peak_bytes
+            least = step_bytes(replace(job, micro_batch=1, checkpointing=True)).needed_bytes
             dropped.append(f"{name} is left out: it needs {bytes_text(least)}, and there are {bytes_text(memory)}.")
         else:
             fitting[name] = changes
@@ -304,7 +304,7 @@ def _changes(job: Job, memory: int) -> dict[str, Any] | None:
     for checkpointing in (False, True):
         tried = replace(job, checkpointing=checkpointing)
         changed = {"gradient_checkpointing": True} if checkpointing else {}
-        if step_bytes(tried).peak_bytes <= memory:
+        if step_bytes(tried).needed_bytes <= memory:
             return changed
         if (smaller := largest_micro_batch(tried, memory)) is not None:
             tokens = smaller.job.micro_batch * (job.source_tokens + job.target_tokens)

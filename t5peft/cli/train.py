@@ -126,11 +126,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _within_memory(config: TrainConfig, task: Task, splits: Splits, memory_bytes: int) -> TrainConfig:
     """Return the config that a plan advises, and print what it changes."""
+    from t5peft.benchmark.memory import return_freed_memory
     from t5peft.models.backbone import load_tokenizer
     from t5peft.planning.advice import within_memory
     from t5peft.planning.settings import options_text
     from t5peft.planning.units import bytes_text
 
+    return_freed_memory()  # what glibc keeps in holes is not in the plan
     tokenizer = load_tokenizer(config.backbone)
     config, advice = within_memory(config, task, splits["train"], tokenizer, memory_bytes)
     print(f"plan: {advice.text} ({bytes_text(advice.peak_bytes)}) {options_text(advice.settings)}".rstrip(), flush=True)

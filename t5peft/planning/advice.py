@@ -51,13 +51,14 @@ def advise(job: Job, memory_bytes: int) -> Advice:
     Raises:
         ValueError: Nothing makes it fit.
     """
-    if step_bytes(job).peak_bytes <= memory_bytes:
+    if step_bytes(job).needed_bytes <= memory_bytes:
         return Advice({}, "it fits as it is", step_bytes(job).peak_bytes)
     for change in changes(job, memory_bytes):
         if change.job.method == job.method:
             return Advice(settings_of(job, change.job), change.text, change.bytes.peak_bytes)
+    needed = bytes_text(step_bytes(job).needed_bytes)
     raise ValueError(
-        f"Got {bytes_text(memory_bytes)} for {job.describe()}, whose step takes {bytes_text(step_bytes(job).peak_bytes)}; expected "
+        f"Got {bytes_text(memory_bytes)} for {job.describe()}, whose step needs {needed}; expected "
         "more memory. Take a smaller backbone, shorter sources or method qlora; t5peft plan shows what each takes."
     )
 

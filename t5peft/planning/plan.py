@@ -62,14 +62,14 @@ def largest_micro_batch(job: Job, memory_bytes: int) -> Change | None:
     if job.micro_batch == 1 or step_bytes(job).held_bytes > memory_bytes:
         return None
     one = step_bytes(replace(job, micro_batch=1))
-    if one.peak_bytes > memory_bytes:
+    if one.needed_bytes > memory_bytes:
         return None
-    per_row = (step_bytes(job).peak_bytes - one.peak_bytes) / (job.micro_batch - 1)
+    per_row = (step_bytes(job).needed_bytes - one.needed_bytes) / (job.micro_batch - 1)
     for rows in sorted((rows for rows in range(1, job.micro_batch) if job.batch % rows == 0), reverse=True):
-        if one.peak_bytes + (rows - 1) * per_row > 1.05 * memory_bytes:
+        if one.needed_bytes + (rows - 1) * per_row > 1.05 * memory_bytes:
             continue
         candidate = replace(job, micro_batch=rows)
-        if step_bytes(candidate).peak_bytes <= memory_bytes:
+        if step_bytes(candidate).needed_bytes <= memory_bytes:
             text = f"micro-batches of {rows}, {job.batch // rows} of them a step: the same gradient"
             return Change(text, candidate, step_bytes(candidate))
     return None
@@ -81,11 +81,11 @@ def changes(job: Job, memory_bytes: int) -> list[Change]:
 
 
 def _changes(job: Job, memory_bytes: int) -> Iterator[Change]:
-    if step_bytes(job).peak_bytes <= memory_bytes:
+    if step_bytes(job).needed_bytes <= memory_bytes:
         return
     for text, changed in _alternatives(job):
         bytes_ = step_bytes(changed)
-        if bytes_.peak_bytes <= memory_bytes:
+        if bytes_.needed_bytes <= memory_bytes:
             yield Change(text, changed, bytes_)
             return
         if (smaller := largest_micro_batch(changed, memory_bytes)) is not None:
@@ -94,7 +94,7 @@ def _changes(job: Job, memory_bytes: int) -> Iterator[Change]:
 
 def fits(job: Job, memory_bytes: int) -> bool:
     """Return whether ``job`` fits, as it is or with one of the changes."""
-    return step_bytes(job).peak_bytes <= memory_bytes or bool(changes(job, memory_bytes))
+    return step_bytes(job).needed_bytes <= memory_bytes or bool(changes(job, memory_bytes))
 
 
 def _alternatives(job: Job) -> list[tuple[str, Job]]:
@@ -140,7 +140,7 @@ def plan_lines(job: Job, memory_bytes: int | None) -> Iterator[str]:
         "peak of a step": [bytes_text(step.peak_bytes) for step in steps],
     }
     if memory_bytes is not None:
-        verdicts = ["fits" if step.peak_bytes <= memory_bytes else "does not fit" for step in steps]
+        verdicts = ["fits" if step.needed_bytes <= memory_bytes else "does not fit" for step in steps]
         rows[f"in {bytes_text(memory_bytes)}"] = verdicts
     yield from (f"{label:34}" + "".join(f"{cell:>16}" for cell in cells) for label, cells in rows.items())
     if memory_bytes is not None:
@@ -149,8 +149,8 @@ def plan_lines(job: Job, memory_bytes: int | None) -> Iterator[str]:
 
 
 def _advice(job: Job, memory_bytes: int) -> Iterator[str]:
-    if step_bytes(job).peak_bytes <= memory_bytes:
-        left = memory_bytes - step_bytes(job).peak_bytes
+    if step_bytes(job).needed_bytes <= memory_bytes:
+        left = memory_bytes - step_bytes(job).needed_bytes
         yield f"It fits, with {bytes_text(left)} to spare."
         return
     found = 0

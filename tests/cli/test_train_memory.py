@@ -19,17 +19,17 @@ RECORDS = [{"text": f"a {'fine ' * (i % 5)}film {i}", "label": "good" if i % 2 e
 TASK = Task("film", "film: {text}", "{label}", {"good": "good", "bad": "bad"})
 
 
-def peak_of(backbone: str) -> int:
+def memory_of(backbone: str) -> int:
     tokens = TASK.tokenize(RECORDS, load_tokenizer(backbone))
     lengths = [max(lengths_of(tokens, column)) for column in ("input_ids", "labels")]
     assert lengths == [max(map(len, tokens[column][:])) for column in ("input_ids", "labels")]
     job = Job(backbone, "lora", lengths[0], lengths[1], batch=8, micro_batch=8, device="cpu")
-    return step_bytes(job).peak_bytes
+    return step_bytes(job).needed_bytes
 
 
 def test_a_config_gets_the_settings_that_fit_and_keeps_its_own(backbone: str) -> None:
     config = TrainConfig(backbone=backbone, batch_size=4, gradient_accumulation=2, training_options={"z_loss": 0.1})
-    tokenizer, memory = load_tokenizer(backbone), LIBRARIES_BYTES + peak_of(backbone)
+    tokenizer, memory = load_tokenizer(backbone), LIBRARIES_BYTES + memory_of(backbone)
     same, advice = within_memory(config, TASK, RECORDS, tokenizer, memory, device="cpu")
     assert (same, advice.settings) == (config, {})
     found, advice = within_memory(config, TASK, RECORDS, tokenizer, memory - 1, device="cpu")

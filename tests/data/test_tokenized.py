@@ -14,6 +14,7 @@ from tiny import tiny_tokenizer
 from t5peft.data import Task, tokenized
 from t5peft.data.files import load_records
 from t5peft.data.sources import RecordList
+from t5peft.data.truncation import encode
 
 LABELS = {"0": "good", "1": "bad"}
 FILM = Task("film", "film: {text}", "{label}", LABELS, max_source_length=24)
@@ -185,3 +186,13 @@ def test_a_file_without_records_is_still_an_error(tmp_path: Path) -> None:
     for records in nothing:
         with pytest.raises(ValueError, match="There are no records"):
             FILM.tokenize(records, tiny_tokenizer())
+
+
+def test_many_texts_are_encoded_as_each_of_them() -> None:
+    tokenizer = tiny_tokenizer()
+    texts = ["", *(f"a film </s> {'long ' * (i % 5)}{i}" for i in range(40))]
+    expected = [encode([text], tokenizer)[0] for text in texts]
+    tokenizer(
+        texts[:2], padding="max_length", max_length=6, truncation=True
+    )  # which the tokenizer keeps for later calls
+    assert encode(texts, tokenizer) == expected

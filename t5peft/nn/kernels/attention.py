@@ -165,9 +165,8 @@ class _Block:
         own = scores[..., prefix:]
         if bias is not None:
             own.add_(bias[:, : own.shape[-2], : own.shape[-1]])
-        if self.keys.mask is not None:
-            hidden = torch.zeros(self.keys.mask.shape).masked_fill_(~self.keys.mask, -torch.inf)
-            own.add_(hidden[:, None, None])
+        if self.keys.hidden is not None:
+            own.add_(self.keys.hidden)
 
     def _take(self, segment: Segment, row: Tensor) -> Tensor:
         if len(segment.lengths) == 1:

@@ -44,6 +44,15 @@ class Segment:
             return None
         return torch.arange(self.max_length) < torch.tensor(self.lengths)[:, None]
 
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """The mask for scores, [G, 1, 1, M]: minus infinity at padding. None where there is no padding."""
+        return (
+            None
+            if self.mask is None
+            else torch.zeros(self.mask.shape).masked_fill_(~self.mask, -torch.inf)[:, None, None]
+        )
+
     def to_block(self, heads: int) -> Tensor:
         """Return for each entry of a block [G, N, M] its (token, head) in the row. Padding repeats the first token."""
         starts = torch.tensor(self.lengths).cumsum(0) - torch.tensor(self.lengths) + self.start
