@@ -56,16 +56,16 @@ def inboxes(mails: list[dict[str, str]], count: int, random: Random) -> list[dic
 
 set_seed(0)
 random, mails = Random(0), load_task("subjects")[1]
-train, test = inboxes(mails["train"], 800, random), inboxes(mails["test"], 40, random)
+train, test = inboxes(mails["train"], 480, random), inboxes(mails["test"], 30, random)
 task = Task("digest", "digest: {mails}", "{digest}", max_source_length=1024, max_target_length=160)
 backbone, tokenizer = load_backbone(long_t5_of_mini("runs/long_summaries/longt5"))
 model = lora_wrap(backbone, target_modules="all-linear")
 arguments = T5PeftTrainingArguments(
     "runs/long_summaries",
-    max_steps=150,
-    per_device_train_batch_size=8,
+    max_steps=120,
+    per_device_train_batch_size=4,
     learning_rate=3e-3,
-    logging_steps=25,
+    logging_steps=20,
     save_strategy="no",
     disable_tqdm=True,
 )
