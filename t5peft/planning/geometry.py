@@ -2,8 +2,8 @@
 
 Those of T5, mT5, umT5, ByT5 and CodeT5 are taken from the ``config.json`` of each checkpoint on the hub. The sources of the others:
 
-- MADLAD-400 3B (Kudugunta et al. 2023): the default sizes of CrispStrobe/CrispASR, which runs it (``src/t5_translate.cpp``). No source
-  has those of the larger ones, so their configs are read from the hub.
+- MADLAD-400 3B (Kudugunta et al. 2023): the default sizes of CrispStrobe/CrispASR, which runs it (``src/t5_translate.cpp``). No
+  source has those of the larger ones, so their configs are read from the hub.
 - Aya-101 (Üstün et al. 2024): its paper, which tunes mT5-XXL.
 - Flan-UL2 (Tay et al. 2023): the table of configs in deepjavalibrary/djl-serving. The number of weights gives the width.
 - CodeT5+ 220M and 770M (Wang et al. 2023), monoT5 (Nogueira et al. 2020), Sentence-T5 and GTR (Ni et al. 2022), ProtT5 (Elnaggar et
