@@ -7,7 +7,7 @@ the weights of the embedded T5, whose shapes are the same, and sees 63 tokens to
 same model on only the first 256 tokens shows what the length is worth. The first three sentences are a simple baseline.
 
 Time: about 100 s on 2 cores.
-Last line: ROUGE-L X, first 256 tokens X, first three sentences X
+Last line: ROUGE-L 0.285, first 256 tokens 0.085, first three sentences 0.044
 Promise: ROUGE-L > first 256 tokens; ROUGE-L > first three sentences
 
 For a published LongT5 and a data set of the hub change two lines (for short sources, google-t5/t5-base is cheaper):
