@@ -1,10 +1,19 @@
 """Shapes of the published T5 checkpoints, so that a plan needs neither weights nor a network.
 
-Taken from the ``config.json`` of each checkpoint on the hub; a test counts each one's weights and compares with the number its
-paper or card gives (Raffel et al. 2020; Xue et al. 2021, 2022; Chung et al. 2022, 2023; Wang et al. 2021, 2023; Kudugunta et al.
-2023 for MADLAD-400; Üstün et al. 2024 for Aya-101; Tay et al. 2023 for UL2; Nogueira et al. 2020 for monoT5; Ni et al. 2022 for
-Sentence-T5 and GTR, which are encoders only; Elnaggar et al. 2021 and Heinzinger et al. 2024 for ProtT5 and ProstT5; Ansari et al.
-2024 for Chronos).
+Those of T5, mT5, umT5, ByT5 and CodeT5 are taken from the ``config.json`` of each checkpoint on the hub. The sources of the others:
+
+- MADLAD-400 3B (Kudugunta et al. 2023): the default sizes of CrispStrobe/CrispASR, which runs it (``src/t5_translate.cpp``). No
+  source has those of the larger ones, so their configs are read from the hub.
+- Aya-101 (Üstün et al. 2024): its paper, which tunes mT5-XXL.
+- Flan-UL2 (Tay et al. 2023): the table of configs in deepjavalibrary/djl-serving. The number of weights gives the width.
+- CodeT5+ 220M and 770M (Wang et al. 2023), monoT5 (Nogueira et al. 2020), Sentence-T5 and GTR (Ni et al. 2022), ProtT5 (Elnaggar et
+  al. 2021): their cards, which name the T5 or CodeT5 that they start from. Sentence-T5 and GTR are encoders only.
+- ProstT5 (Heinzinger et al. 2024): its config, which has 150 tokens and the other sizes of T5 3B.
+- Chronos (Ansari et al. 2024): its README, which names the T5-Efficient of each, and the cards of those. A key has 64 numbers, as
+  the weights on the cards (15.58 and 31.23 million) show.
+
+A test counts the weights of each, and compares with the number that its paper or card gives (Raffel et al. 2020; Xue et al. 2021,
+2022; Chung et al. 2022, 2023; Wang et al. 2021, and those above).
 """
 
 from __future__ import annotations
@@ -40,11 +49,7 @@ _BYT5 = {
     "xl": (2560, 64, 6720, 36, 12, 32),
     "xxl": (4672, 64, 12352, 36, 12, 64),
 }
-_MADLAD = {
-    "3b": (1024, 128, 8192, 32, 32, 16),
-    "7b": (2048, 128, 8192, 48, 48, 16),
-    "10b": (2048, 128, 16384, 32, 32, 32),
-}
+_MADLAD = {"3b": (1024, 128, 8192, 32, 32, 16)}
 _CHRONOS = {
     "tiny": (256, 64, 1024, 4, 4, 4),
     "mini": (384, 64, 1536, 4, 4, 8),

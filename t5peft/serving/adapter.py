@@ -1,21 +1,17 @@
-"""Adapters as plain tensors, which any row of a batch can be given.
+"""Reading an adapter as plain tensors, verified against its backbone.
 
-A ``PeftModel`` holds its adapters as modules inside of the backbone, and one set of them is active for the whole batch. Here an
-adapter is only what it changes, by the name of the module that it changes. So the backbone stays as it is, and hundreds of adapters
-beside it cost their weights and nothing more.
-
-Letters: H d_model, N heads, D d_kv, P length of a prefix or prompt, I inputs, O outputs, R rank, M size of a bottleneck, C classes.
+Letters: see ``weights.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,8 +20,8 @@ from t5peft.adapters.fingerprint import changes_maps
 from t5peft.adapters.load import brings_tokens, ensure_intact, head_options, raise_if_problems
 from t5peft.adapters.manifest import backbone_problems, read_config
 from t5peft.compat.bitsandbytes import plain_weight
-from t5peft.compat.peft import adapter_state, stored_state
-from t5peft.methods.bottleneck import Activation, BottleneckConfig
+from t5peft.compat.peft import stored_state
+from t5peft.methods.bottleneck import BottleneckConfig
 from t5peft.methods.mam import MamConfig
 from t5peft.methods.norm import NormConfig
 from t5peft.methods.prefix import PrefixConfig, site_of
@@ -34,7 +30,7 @@ from t5peft.models.families import Family, family_of
 from t5peft.models.manifest import non_finite_names
 from t5peft.serving.requests import UnusableAdapterError
 from t5peft.serving.separate import is_separate, load_separate
-from t5peft.serving.shapes import shape_problems
+from t5peft.serving.weights import AdapterWeights, BottleneckChange, Head, MapChange
 
 # Fields of peft's configs that change what an adapter computes, and that are served. Others must have their defaults.
 _SERVED_LORA = {"r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
@@ -47,85 +43,6 @@ _WITHOUT_EFFECT = {
     "lora_dropout", "init_lora_weights", "init_ia3_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "runtime_config", "megatron_core", "ensure_weight_tying",
 }  # fmt: skip
-
-
-@dataclass(eq=False)
-class MapChange:
-    """A change of one linear map: ``output_scale * (W (input_scale * x) + B A x)``. None leaves a part out."""
-
-    a: Tensor | None = None
-    """[R, I]."""
-    b: Tensor | None = None
-    """[O, R], with the scale of LoRA in it."""
-    input_scale: Tensor | None = None
-    """[I]."""
-    output_scale: Tensor | None = None
-    """[O]."""
-
-
-@dataclass(eq=False)
-class BottleneckChange:
-    """``y + scale * (up activation(down x))`` at one module, of its input (parallel) or of its output y."""
-
-    down: Tensor
-    """[M, H]."""
-    down_bias: Tensor
-    up: Tensor
-    """[H, M], with the scale in it."""
-    up_bias: Tensor
-    activation: Activation
-    is_parallel: bool
-
-
-@dataclass(eq=False)
-class Head:
-    """A classification head: a linear map to the classes, in T5 after another one and a tanh."""
-
-    out: Tensor
-    """[C, H]."""
-    out_bias: Tensor
-    dense: Tensor | None = None
-    """[H, H]."""
-    dense_bias: Tensor | None = None
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Return logits [B, C] in float32 of states [B, H] at the end token."""
-        hidden = states.to(self.out.dtype)
-        if self.dense is not None:
-            hidden = torch.tanh(nn.functional.linear(hidden, self.dense, self.dense_bias))
-        return nn.functional.linear(hidden, self.out, self.out_bias).float()
-
-
-@dataclass(eq=False)
-class AdapterWeights:
-    """One adapter in memory. It compares by identity, as the same name may stand for another version later."""
-
-    name: str
-    kind: str
-    """The method, in lower case, as peft knows it."""
-    maps: dict[str, MapChange] = field(default_factory=dict)
-    """By the name of a linear map of the T5."""
-    norms: dict[str, Tensor] = field(default_factory=dict)
-    """Weights [H] by the name of a norm."""
-    bottlenecks: dict[str, BottleneckChange] = field(default_factory=dict)
-    """By the name of a feed-forward or of the output map of an attention."""
-    prefixes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Keys and values [N, P, D] by the name of an attention."""
-    prompt: Tensor | None = None
-    """[P, H], with the scale of the table in it."""
-    head: Head | None = None
-    separate: PeftModel | None = None
-    """The adapter on a copy of the backbone, where its rows are computed by themselves."""
-
-    @property
-    def prompt_length(self) -> int:
-        """Return the number of states that the adapter adds to those of a source."""
-        return 0 if self.prompt is None else len(self.prompt)
-
-    @property
-    def num_bytes(self) -> int:
-        """Return the memory of its tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self))
 
 
 def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights:
@@ -173,7 +90,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     adapter = AdapterWeights(name, config.peft_type.value.lower(), head=_read_head(tensors, family_of(t5.config)))
     try:
         reader(adapter, cast(Any, config), tensors, t5)
-        problems = shape_problems(adapter, t5)
+        problems = _problems(adapter, t5)
     except (KeyError, ValueError, RuntimeError, _NotServedError) as error:
         problems = [str(error)]
     problems += [f"the tensor {key} has no place in the model" for key in tensors][:3]
@@ -346,29 +263,37 @@ def _ensure_served(config: PeftConfig, kind: type[PeftConfig], served: set[str])
         raise _NotServedError(f"its config sets {', '.join(wrong)}, which mixed batches do not serve")
 
 
-def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
-    changes = (*adapter.maps.values(), *adapter.bottlenecks.values(), *([adapter.head] if adapter.head else []))
-    for change in changes:
-        yield from (value for value in vars(change).values() if isinstance(value, Tensor))
-    yield from adapter.norms.values()
-    for key, value in adapter.prefixes.values():
-        yield from (key, value)
-    if adapter.prompt is not None:
-        yield adapter.prompt
-    if adapter.separate is not None:
-        yield from adapter_state(adapter.separate, str(adapter.separate.active_adapter)).values()
-
-
-def parts_of(adapters: Sequence[AdapterWeights | None]) -> list[tuple[PeftModel | None, list[int]]]:
-    """Group the rows of a call: those that share a batch, and those of each separate adapter.
-
-    Args:
-        adapters: One for each row.
-
-    Returns:
-        The model of a separate adapter, or None, with the numbers of its rows.
-    """
-    parts: dict[PeftModel | None, list[int]] = {}
-    for i, adapter in enumerate(adapters):
-        parts.setdefault(adapter.separate if adapter is not None else None, []).append(i)
-    return list(parts.items())
+def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:
+    """Return what in an adapter does not fit the shapes of a backbone."""
+    config, family, problems = t5.config, family_of(t5.config), list[str]()
+    modules = dict(t5.named_modules())
+    for name, change in adapter.maps.items():
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear):
+            problems.append(f"{name} is not a linear map of the model")
+            continue
+        inputs, outputs = module.in_features, module.out_features
+        for vector, size in ((change.input_scale, inputs), (change.output_scale, outputs)):
+            if vector is not None and vector.shape != (size,):
+                problems.append(f"{name} has a scale of shape {tuple(vector.shape)}")
+        if change.a is not None and change.b is not None:
+            rank = len(change.a)
+            if change.a.shape != (rank, inputs) or change.b.shape != (outputs, rank):
+                problems.append(f"{name} has LoRA of shapes {tuple(change.a.shape)} and {tuple(change.b.shape)}")
+    for name, weight in adapter.norms.items():
+        if name not in modules or weight.shape != modules[name].weight.shape:
+            problems.append(f"{name} has a norm of shape {tuple(weight.shape)}")
+    for name, one in adapter.bottlenecks.items():
+        size = len(one.down)
+        shapes = [tuple(t.shape) for t in (one.down, one.down_bias, one.up, one.up_bias)]
+        width = family.stack_of(config, name).d_model
+        if name not in modules or shapes != [(size, width), (size,), (width, size), (width,)]:
+            problems.append(f"{name} has a bottleneck of shapes {shapes}")
+    for name, (key, value) in adapter.prefixes.items():
+        stack = family.stack_of(config, name)
+        expected = (stack.key_heads, key.shape[1] if key.dim() == 3 else 0, stack.d_kv)
+        if name not in modules or key.shape != expected or value.shape != expected:
+            problems.append(f"{name} has a prefix of shapes {tuple(key.shape)} and {tuple(value.shape)}")
+    if adapter.prompt is not None and adapter.prompt.shape[1:] != (family.stacks(config)[0].d_model,):
+        problems.append(f"its prompt has the shape {tuple(adapter.prompt.shape)}")
+    return problems

@@ -24,9 +24,9 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.models.families import family_of
-from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.routing import sort_key
+from t5peft.serving.weights import AdapterWeights
 
 
 @dataclass(eq=False, kw_only=True)

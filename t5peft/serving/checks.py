@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.requests import (
     ClassifyRequest,
     GenerateRequest,
@@ -14,6 +13,7 @@ from t5peft.serving.requests import (
     UnusableAdapterError,
 )
 from t5peft.serving.scheduler import Limits, Request
+from t5peft.serving.weights import AdapterWeights
 
 
 def check_request(request: Request, limits: Limits, vocabulary_size: int) -> None:

@@ -34,9 +34,9 @@ from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
-from t5peft.serving.adapter import AdapterWeights, parts_of
 from t5peft.serving.routing import Routing, sort_key
 from t5peft.serving.separate import generate_separately, rank_separately
+from t5peft.serving.weights import AdapterWeights, parts_of
 
 _KEPT_ROUTINGS = 4  # of the encoder, the decoder and their beams
 

@@ -28,9 +28,10 @@ from t5peft.models.backbone import load_backbone
 from t5peft.models.folders import recover
 from t5peft.models.manifest import MANIFEST
 from t5peft.models.quantized import Quantization
-from t5peft.serving.adapter import AdapterWeights, read_adapter
+from t5peft.serving.adapter import read_adapter
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import QueueFullError, UnknownAdapterError, UnusableAdapterError
+from t5peft.serving.weights import AdapterWeights
 from t5peft.training.config import TASK_FILE
 
 Stamp = tuple[tuple[str, int, int, int], ...]

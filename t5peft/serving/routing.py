@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from t5peft.methods.bottleneck import ACTIVATIONS, Activation
 from t5peft.nn.row_prefixes import RowPrefixes
-from t5peft.serving.adapter import AdapterWeights, BottleneckChange
+from t5peft.serving.weights import AdapterWeights, BottleneckChange
 
 Found = TypeVar("Found")
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.padding import pad_rows
-from t5peft.serving.adapter import AdapterWeights, parts_of
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Scores
 from t5peft.serving.sampling import tokens_of
 from t5peft.serving.scheduler import Job
 from t5peft.serving.separate import logits_separately
+from t5peft.serving.weights import AdapterWeights, parts_of
 
 _MAX_LOGITS = 2**24  # 64 MiB in float32
 

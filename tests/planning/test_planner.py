@@ -39,7 +39,7 @@ PUBLISHED_MILLIONS = {
     "google/byt5-small": 300, "google/byt5-base": 582, "google/byt5-large": 1230, "google/byt5-xl": 3740,
     "google/byt5-xxl": 12900,
     "Salesforce/codet5p-220m": 223, "Salesforce/codet5p-770m": 738,
-    "google/madlad400-3b-mt": 2940, "google/madlad400-7b-mt": 8300, "google/madlad400-10b-mt": 10700,
+    "google/madlad400-3b-mt": 2940,
     "CohereLabs/aya-101": 12900, "google/flan-ul2": 19460,
     "castorini/monot5-base-msmarco": 222.9, "castorini/monot5-3b-msmarco": 2851.6,
     "Rostlab/prot_t5_xl_uniref50": 2818, "Rostlab/ProstT5": 2818,

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from t5peft.evaluation.inference import padded
 from t5peft.models.backbone import correct_config
 from t5peft.nn.attention import use_attention
-from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.mixed import calling
 from t5peft.serving.requests import UnknownAdapterError
+from t5peft.serving.weights import AdapterWeights
 
 
 @torch.no_grad()

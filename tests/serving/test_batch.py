@@ -16,9 +16,9 @@ from transformers import MT5Config, MT5ForConditionalGeneration, UMT5Config, UMT
 
 from t5peft import load_backbone
 from t5peft.serving import batch as batch_file
-from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.batch import Batch, Row, similar_lengths
 from t5peft.serving.routing import sort_key
+from t5peft.serving.weights import AdapterWeights
 
 ADAPTERS = [None, *(AdapterWeights(name, "fake") for name in "abb")]
 ANSWER = [int(i) for i in torch.randint(3, VOCABULARY, (40,), generator=torch.Generator().manual_seed(5))]

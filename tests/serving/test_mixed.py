@@ -21,9 +21,10 @@ from t5peft.models.backbone import correct_config, load_backbone
 from t5peft.models.encoders import EncoderHead
 from t5peft.models.tokens import train_tokens
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.serving.adapter import AdapterWeights, read_adapter
+from t5peft.serving.adapter import read_adapter
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import UnusableAdapterError
+from t5peft.serving.weights import AdapterWeights
 
 SERVED = [name for name, method in METHODS.items() if method.has_adapter and name not in ("qlora", "ladder")]
 ROWS = 32

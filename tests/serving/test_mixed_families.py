@@ -21,13 +21,14 @@ from t5peft.methods import METHODS, lora_wrap
 from t5peft.methods.served import is_served
 from t5peft.models.backbone import correct_config
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.serving.adapter import AdapterWeights, read_adapter
+from t5peft.serving.adapter import read_adapter
 from t5peft.serving.batch import Batch, Row
 from t5peft.serving.engine import Engine
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import GenerateRequest
 from t5peft.serving.scheduler import Limits
+from t5peft.serving.weights import AdapterWeights
 
 ROWS = 30
 RECORDS = tiny_records(ROWS, longest=17)  # sources and answers are longer than a window and than two blocks
@@ -209,7 +210,7 @@ def test_the_engine_answers_as_each_adapter_does(family: Other, tmp_path: Path) 
         for i in range(16)
     ]
     with Engine(pool, Limits(max_rows=5)) as engine:
-        answers = [ticket.result(60) for ticket in [engine.submit(request) for request in asked]]
+        answers = [ticket.result.result(60) for ticket in [engine.submit(request) for request in asked]]
     for request, answer in zip(asked, answers, strict=True):
         folder = None if request.adapter is None else tmp_path / request.adapter
         model = tiny_other(family) if folder is None else load_adapter(folder, model=tiny_other(family))[0].eval()

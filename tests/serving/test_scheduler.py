@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from t5peft.serving.adapter import AdapterWeights
 from t5peft.serving.requests import ClassifyRequest, GenerateRequest, RankRequest
 from t5peft.serving.scheduler import Job, Limits, Scheduler
+from t5peft.serving.weights import AdapterWeights
 
 _numbers = count(1)
 
