@@ -109,6 +109,8 @@ def _opened(name: str, folder: Path, t5: PreTrainedModel) -> tuple[PeftConfig, d
         if head is None:
             raise_if_problems(folder, backbone_problems(folder, raw.get("base_model_name_or_path"), t5))
         config, state = PeftConfig.from_pretrained(str(folder)), stored_state(folder)
+    except OSError:
+        raise
     except Exception as error:  # peft raises whatever a wrong value leads to
         raise UnusableAdapterError(str(error)) from error
     if head is not None:
