@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -71,4 +72,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    name = names[0] if names else platform.machine()
+    limited = "ATEN_CPU_CAPABILITY" in os.environ  # as older processors are stood in for
+    return f"{name}, limited to {torch.backends.cpu.get_cpu_capability()}" if limited else name
