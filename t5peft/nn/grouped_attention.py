@@ -101,7 +101,8 @@ def _attend(
     if mask is not None:
         scores = scores + mask
     exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return drop(scores.softmax(-1, dtype=exact).to(query.dtype), dropout) @ value
+    weights = scores.softmax(-1, dtype=exact).to(query.dtype)
+    return (drop(weights, dropout) if dropout else weights) @ value
 
 
 ALL_ATTENTION_FUNCTIONS.register(GROUPED, attend_grouped)

@@ -101,7 +101,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     return adapter
 
 
-def _opened(name: str, folder: Path, t5: PreTrainedModel) -> tuple[PeftConfig, dict[str, Tensor]]:
+def _opened(name: str, folder: Path, t5: PreTrainedModel) -> tuple[Any, dict[str, Tensor]]:
     """Return the config and the tensors of an adapter of ``t5``."""
     try:
         ensure_intact(folder)

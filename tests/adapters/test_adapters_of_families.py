@@ -104,7 +104,7 @@ def test_what_only_t5_has_is_refused_with_the_reason(family: Other, folders: dic
         with pytest.raises(
             ValueError, match=rf"for an encoder with head='{head}', which it cannot have, as .*expected one of T5"
         ):
-            load_backbone(folders[family], head=head)  # type: ignore[arg-type]
+            load_backbone(folders[family], head=head)
     if family in GEMMAS:
         with pytest.raises(ValueError, match="for new tokens, which it cannot have"):
             add_tokens(tiny_other(family), tiny_tokenizer(), ["<new>"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +32,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def cases() -> list[object]:
-    found = []
+def cases() -> list[Any]:
+    found: list[Any] = []
     for family in OTHERS:
         for method in ("lora", "dora", "ia3", "norm", "houlsby", "prompt", "prefix"):
             targets: list[Target] = ["onnx", "transformers"] if METHODS[method].merges else ["onnx"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import stir
+from narrow import generate
 from tiny import EOS, PAD, tiny_records, tiny_tokenizer
 from tiny_families import OTHERS, START, Other, tiny_other, tiny_other_classifier
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from t5peft.serving.batch import Batch, Row
 from t5peft.serving.engine import Engine
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.pool import AdapterPool
-from t5peft.serving.requests import GenerateRequest
+from t5peft.serving.requests import Generated, GenerateRequest
 from t5peft.serving.scheduler import Limits
 from t5peft.serving.weights import AdapterWeights
 
@@ -58,8 +59,8 @@ class Served:
         if "prefix" in methods:
             model = stir(METHODS["prefix"].wrap(tiny_other(family), length=5, projection_size=6))
             self.add("network", save_adapter(model, folder / "network"), family)
-        for model in self.plain.values():
-            correct_config(unwrap_t5(model))
+        for plain in self.plain.values():
+            correct_config(unwrap_t5(plain))
         names = list(self.weights)
         self.names = [names[(i * i + i // 5) % len(names)] for i in range(ROWS)]
         self.adapters = [self.weights[name] for name in self.names]
@@ -136,8 +137,12 @@ def test_every_row_generates_what_its_adapter_generates(served: Served, beams: i
     ids = served.mixed.generate(SOURCES, served.adapters, max_new_tokens=8, num_beams=beams)
     answers = set()
     for row, name in enumerate(served.names):
-        own = unwrap_t5(served.plain[name]).generate(
-            input_ids=torch.tensor([SOURCES[row]]), max_new_tokens=8, num_beams=beams, do_sample=False
+        own = generate(
+            unwrap_t5(served.plain[name]),
+            input_ids=torch.tensor([SOURCES[row]]),
+            max_new_tokens=8,
+            num_beams=beams,
+            do_sample=False,
         )
         assert until_end(ids[row].tolist()) == until_end(own[0].tolist()), (row, name)
         answers.add(tuple(until_end(ids[row].tolist())))
@@ -215,11 +220,13 @@ def test_the_engine_answers_as_each_adapter_does(family: Other, tmp_path: Path) 
         folder = None if request.adapter is None else tmp_path / request.adapter
         model = tiny_other(family) if folder is None else load_adapter(folder, model=tiny_other(family))[0].eval()
         correct_config(unwrap_t5(model))
-        own = unwrap_t5(model).generate(
+        own = generate(
+            unwrap_t5(model),
             input_ids=torch.tensor([list(request.source_ids)]),
             max_new_tokens=request.max_new_tokens,
             num_beams=request.num_beams,
             do_sample=False,
         )
+        assert isinstance(answer, Generated)
         assert answer.ids == until_end(own[0].tolist())
     pool.model.close()
