@@ -244,8 +244,8 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
     from t5peft.benchmark.records import RunRecords
     from t5peft.benchmark.runner import run as worker
     from t5peft.benchmark.schedule import run_suite, sweeps
-    from t5peft.compat.ray import RayExecutor
-    from t5peft.compat.workers import has_cluster, threads_of_each
+    from t5peft.compat.ray import RayExecutor, has_cluster
+    from t5peft.compat.workers import threads_of_each
 
     device = _device(args.device)
     base = base_configs(suite, device)

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if path is not None:
         kind_of(path)
     from t5peft.adapters import local_adapter
-    from t5peft.compat.workers import open_workers
+    from t5peft.compat.ray import open_workers
 
     args.model = str(local_adapter(args.model))
     task = read_task(args)

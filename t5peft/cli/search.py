@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
-    from t5peft.compat.workers import open_workers
+    from t5peft.compat.ray import open_workers
     from t5peft.training.search import search
 
     config = read_config(args)

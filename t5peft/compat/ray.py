@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from t5peft.compat.extras import require
 from t5peft.compat.threads import available_cores
-from t5peft.compat.workers import Workers
+from t5peft.compat.workers import LocalWorkers, Workers
 
 Result = TypeVar("Result")
 RETRIES = 3
@@ -85,6 +85,26 @@ class RayExecutor(Workers):
             import ray
 
             ray.shutdown()
+
+
+def has_cluster() -> bool:
+    """Return whether there is a Ray to spread over: that of RAY_ADDRESS, or one that this process has started."""
+    ray = sys.modules.get("ray")
+    return "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())
+
+
+def open_workers(workers: int) -> Workers:
+    """Return an executor: the cluster of Ray where there is one, and processes of this machine otherwise.
+
+    Args:
+        workers: Calls that run at once.
+
+    Returns:
+        A context manager, which ends what it started.
+    """
+    if has_cluster():
+        return RayExecutor(workers)
+    return LocalWorkers(workers)
 
 
 def _call(folder: str, environment: dict[str, str], fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -1,11 +1,10 @@
-"""Calls that run at once in several processes: of this machine, or of a cluster of Ray."""
+"""Calls that run at once in several processes of this machine, and what every such executor has."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from abc import abstractmethod
 from collections import deque
@@ -183,25 +182,3 @@ def threads_of_each(workers: int) -> int:
     if workers < 1:
         raise ValueError(f"Got workers={workers}; expected at least 1.")
     return max(1, available_cores() // workers)
-
-
-def has_cluster() -> bool:
-    """Return whether there is a Ray to spread over: that of RAY_ADDRESS, or one that this process has started."""
-    ray = sys.modules.get("ray")
-    return "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())
-
-
-def open_workers(workers: int) -> Workers:
-    """Return an executor: the cluster of Ray where there is one, and processes of this machine otherwise.
-
-    Args:
-        workers: Calls that run at once.
-
-    Returns:
-        A context manager, which ends what it started.
-    """
-    if has_cluster():
-        from t5peft.compat.ray import RayExecutor
-
-        return RayExecutor(workers)
-    return LocalWorkers(workers)

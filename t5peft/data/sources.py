@@ -281,7 +281,7 @@ def read_sources(values: object) -> list[str] | list[list[int]]:
     Raises:
         ValueError: One text, a mapping, a table, missing values, or anything else that is not one of the two.
     """
-    items = _items(values)
+    items = items_of(values)
     texts = [isinstance(item, str) for item in items]
     if all(texts):
         return [str(item) for item in items]
@@ -313,36 +313,13 @@ def read_texts(values: object, name: str) -> list[str]:
     Raises:
         ValueError: One text, a mapping, a table, or values that are not texts.
     """
-    items = _items(values, name)
+    items = items_of(values, name)
     wrong = [number for number, item in enumerate(items) if not isinstance(item, str)]
     if wrong:
         raise ValueError(
             f"Got {_shown(items[wrong[0]])} as number {wrong[0]} of {name}; expected a text. Leave missing ones out."
         )
     return [str(item) for item in items]
-
-
-def read_words(values: object) -> list[list[str]]:
-    """Return sentences as lists of words.
-
-    Args:
-        values: Any iterable of sentences, each any iterable of words.
-
-    Raises:
-        ValueError: One text, a mapping, a table, a sentence that is a text or has no words, or words that are not texts or empty.
-    """
-    sentences = []
-    for number, item in enumerate(_items(values, "sentences")):
-        if isinstance(item, str):
-            raise ValueError(
-                f"Got the text {item[:60]!r} as sentence {number}; expected its words. item.split() makes them, and list(item) "
-                "those of one letter each."
-            )
-        words = read_texts(item, f"sentence {number}")
-        if not words or not all(word.strip() for word in words):
-            raise ValueError(f"Got {words[:5]} as sentence {number}; expected words that are not empty. Leave it out.")
-        sentences.append(words)
-    return sentences
 
 
 def read_candidates(values: object) -> list[str] | list[list[str]]:
@@ -354,7 +331,7 @@ def read_candidates(values: object) -> list[str] | list[list[str]]:
     Raises:
         ValueError: See ``read_texts``.
     """
-    items = _items(values, "candidates")
+    items = items_of(values, "candidates")
     if all(isinstance(item, str) for item in items):
         return [str(item) for item in items]
     if any(isinstance(item, str) or not isinstance(item, Iterable) for item in items):
@@ -368,7 +345,16 @@ def without_padding(ids: list[int], pad_token_id: int | None) -> list[int]:
     return ids[places[0] : places[-1] + 1] if places else ids
 
 
-def _items(values: object, name: str = "sources") -> list[object]:
+def items_of(values: object, name: str = "sources") -> list[object]:
+    """Return the items of any iterable but a text, a mapping or a table.
+
+    Args:
+        values: The iterable.
+        name: What errors call it.
+
+    Raises:
+        ValueError: It is one of these, or nothing iterable.
+    """
     kind = f"{type(values).__module__.split('.')[0]}.{type(values).__qualname__}"
     advice = ""
     if isinstance(values, str):

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.data.sources import read_words
+from t5peft.data.sources import items_of, read_texts
 from t5peft.nn.loss import IGNORED_LABEL
 
 
@@ -35,7 +35,7 @@ def tokenize_words(
     Raises:
         ValueError: A sentence has no words or an empty one, or another number of labels than of words.
     """
-    sentences = read_words(sentences)
+    sentences = _read(sentences)
     _check(sentences, labels)
     features = []
     for index, words in enumerate(sentences):
@@ -47,6 +47,22 @@ def tokenize_words(
                 feature["labels"][place] = int(label)
         features.append(feature)
     return features
+
+
+def _read(values: object) -> list[list[str]]:
+    """Return sentences as lists of words."""
+    sentences = []
+    for number, item in enumerate(items_of(values, "sentences")):
+        if isinstance(item, str):
+            raise ValueError(
+                f"Got the text {item[:60]!r} as sentence {number}; expected its words. item.split() makes them, and list(item) "
+                "those of one letter each."
+            )
+        words = read_texts(item, f"sentence {number}")
+        if not words or not all(word.strip() for word in words):
+            raise ValueError(f"Got {words[:5]} as sentence {number}; expected words that are not empty. Leave it out.")
+        sentences.append(words)
+    return sentences
 
 
 def _check(sentences: Sequence[Sequence[str]], labels: Sequence[Sequence[int]] | None) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from t5peft.compat.ray import has_cluster, open_workers
 from t5peft.compat.threads import available_cores
-from t5peft.compat.workers import LocalWorkers, has_cluster, open_workers, threads_of_each
+from t5peft.compat.workers import LocalWorkers, threads_of_each
 
 
 @pytest.fixture(scope="module")
