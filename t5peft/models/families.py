@@ -13,7 +13,9 @@ from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, cast
 
-Feature = Literal["ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "new tokens", "encoders"]
+Feature = Literal[
+    "ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "prompts in ONNX", "class heads in ONNX", "new tokens", "encoders"
+]  # fmt: skip
 """A feature that not every family can have."""
 
 
@@ -246,6 +248,8 @@ FAMILIES = {
             lacks={
                 **_GEMMA_LACKS,
                 "CTranslate2": "CTranslate2 generates other answers and cannot score given ones",
+                "prompts in ONNX": "its table writes the embedding of the end of an image at places that a graph does not keep",
+                "class heads in ONNX": "the mask of its decoder needs an operator that ONNX lacks",
                 "new tokens": "its tables also hold the embedding of the end of an image",
             },
         ),

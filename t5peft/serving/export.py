@@ -280,9 +280,13 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
     correct_config(t5)
     if to == "ct2":
         ensure_has(t5.config, "CTranslate2", "an export to CTranslate2", "Export to onnx or transformers.")
-    if to == "onnx":
-        return
     fixed = unmergeable(loaded) if isinstance(loaded, PeftModel) else []
+    if to == "onnx":
+        if "prompt" in fixed:
+            ensure_has(t5.config, "prompts in ONNX", "a prompt in ONNX", "Serve the adapter.")
+        if kind != "language model":
+            ensure_has(t5.config, "class heads in ONNX", "a class head in ONNX", "Export to transformers.")
+        return
     if others := [name for name in fixed if name != "prompt"]:
         raise ValueError(
             f"Got a {' and a '.join(others)}, for which {to} has no place; expected a method that changes weights, or a prompt. "
