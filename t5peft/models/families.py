@@ -14,7 +14,8 @@ from functools import reduce
 from typing import Any, Literal, cast
 
 Feature = Literal[
-    "ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "prompts in ONNX", "class heads in ONNX", "new tokens", "encoders"
+    "ladder", "prefix", "kernels", "CTranslate2", "baked prompts", "prompts in ONNX", "class heads in ONNX", "new tokens",
+    "encoders",
 ]  # fmt: skip
 """A feature that not every family can have."""
 
