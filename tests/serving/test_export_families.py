@@ -69,7 +69,7 @@ def test_a_head_of_classes_is_exported(family: Other, to: Target, folders: dict[
      ("lora", {"num_labels": 3}, "a class head in ONNX, which it cannot have, as the mask")],
 )  # fmt: skip
 def test_what_a_graph_of_t5gemma2_cannot_hold_is_refused(
-    method: str, options: dict[str, int], message: str, folders: dict[str, Path], tmp_path: Path
+    method: str, options: Any, message: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     save_adapter(METHODS[method].wrap(load_backbone(folders["t5gemma2"], **options)[0]), tmp_path / "adapter")
     with pytest.raises(ValueError, match=f"Got a T5Gemma 2 for {message}"):
