@@ -49,10 +49,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     "t5peft/adapters/": ON_DISK,
     "t5peft/adapters/merge.py": ("tests/cli/test_merge.py", *ON_DISK),
     "t5peft/methods/": LAWS,
+    "t5peft/methods/adalora.py": ("tests/methods/test_adalora.py", *LAWS),
+    "t5peft/methods/starts.py": ("tests/methods/test_starts.py",),
     "t5peft/methods/activation_cache.py": ("tests/methods/test_activation_cache.py",),
     "t5peft/methods/registry.py": (*LAWS, "tests/methods/test_own_method.py", "tests/methods/test_stored_configs.py"),
     "t5peft/nn/attention.py": (*KERNELS, "tests/methods/test_more_methods.py"),
     "t5peft/nn/fast.py": KERNELS,
+    "t5peft/nn/grouped_attention.py": ("tests/methods/test_laws_of_families.py",),
+    "t5peft/nn/half_frozen.py": ("tests/methods/test_starts.py",),
+    "t5peft/nn/row_prefixes.py": ("tests/serving/test_mixed.py",),
     "t5peft/nn/loss.py": ("tests/nn/test_loss.py",),
     "t5peft/nn/kernels/": KERNELS,
     "t5peft/nn/kernels/norm.py": KERNELS[:1],
@@ -63,6 +68,8 @@ TESTS: dict[str, tuple[str, ...]] = {
 }
 """Tests of each file, or of each file in a folder. The longest name that fits counts."""
 WORDS = {
+    "t5peft/methods/adalora.py": "adalora or rank or orthogonal",
+    "t5peft/methods/mam.py": "mam",
     "t5peft/methods/bottleneck.py": "houlsby or pfeiffer or parallel",
     "t5peft/methods/full.py": "full",
     "t5peft/methods/ia3.py": "ia3",

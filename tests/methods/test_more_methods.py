@@ -37,12 +37,14 @@ from t5peft import (
     load_backbone,
     lora_wrap,
     norm_wrap,
+    prefix_wrap,
     save_adapter,
 )
 from t5peft.adapters import fingerprint
 from t5peft.methods.bottleneck import BottleneckLayer
 from t5peft.methods.ladder import LadderStack, SideStack, side_cache, side_config
 from t5peft.methods.norm import NormConfig, NormLayer
+from t5peft.methods.prefix import PrefixLayer
 from t5peft.models.backbone import Quantization
 from t5peft.models.unwrap import unwrap_t5
 
@@ -109,6 +111,21 @@ def test_two_bottlenecks_at_once_follow_on_each_other() -> None:
         first = base["output"] + layer.adapters["default"](base["output"])
         expected = first + layer.adapters["other"](first)
     torch.testing.assert_close(whole["output"], expected, rtol=0, atol=0)
+
+
+def test_two_prefixes_at_once_are_one_of_both_lengths() -> None:
+    model = stir(prefix_wrap(ready_t5("v1.0"), length=2).eval())
+    model.add_adapter("other", model.peft_config["default"])
+    cast(BaseTuner, model.base_model).set_adapter(["default", "other"])
+    stir(model, 7).eval()
+    longer = prefix_wrap(ready_t5("v1.0"), length=4).eval()
+    layers = [[part for part in one.modules() if isinstance(part, PrefixLayer)] for one in (model, longer)]
+    with torch.no_grad():
+        for two, one in zip(*layers, strict=True):
+            for name in ("key", "value"):
+                parts = [two.adapters[adapter].get_parameter(name) for adapter in ("default", "other")]
+                one.adapters["default"].get_parameter(name).copy_(torch.cat(parts, dim=1))
+        torch.testing.assert_close(model(**tiny_batch()).logits, longer(**tiny_batch()).logits, rtol=0, atol=1e-6)
 
 
 def test_options_of_a_bottleneck_out_of_range_are_told_all_at_once() -> None:
