@@ -1,10 +1,12 @@
-"""Successive halving over methods and learning rates within a time, resumable after every trial.
+"""Choose a method and a learning rate within a time, resumable after every trial.
 
-All methods are trained for few steps at one rate each. The better half tries the next higher rate, or the next lower one where this
-is not better, and so on as long as the loss falls: a rate is tried only beside the best one of its method. The better third of
-all that was tried is trained for more steps, and the best two take as much time as two rungs (Jamieson and Talwalkar 2016). Every
-trial begins anew, so that its learning rate falls to zero within its own steps. ``t5peft.training.search`` draws the rates of one
-method; here methods compete too, and the time is fixed and not the number of trials.
+Most of the time belongs to the model that is kept; two fifths of it choose. Every method that there is time for is trained for few
+steps at one rate. The better half tries the next higher rate, or the next lower one where this is not better, and so on as long as
+the loss falls. The better third of all that was tried is trained for at least twice as many steps, if there is time for them
+(successive halving, Jamieson and Talwalkar 2016). The best one then takes all that is left. Where its training ends earlier, the
+next ones are trained as long, and the best of these finalists is kept. Every trial begins anew, so that its learning rate falls to
+zero within its own steps. ``t5peft.training.search`` draws the rates of one method; here methods compete too, and the time is fixed
+and not the number of trials.
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ from t5peft.methods import METHODS
 from t5peft.training.config import TrainConfig
 from t5peft.training.train import Splits, train
 
-PROBE_STEPS, PROBE_RECORDS, PROBE_SHARE = 6, 32, 0.15
+PROBE_STEPS, PROBE_RECORDS = 6, 32
+CHOOSING = 0.4  # of the time: a quarter of it for methods, one for rates, and half for more steps
 FINAL_EVALUATIONS = 4
-RUNG_RECORDS = 100  # of validation, for the losses of all rungs but the last
+SCORING = 4  # evaluations of the loss that take about as long as the score of a finalist
+RUNG_RECORDS = 100  # of validation, for the losses of all trials but the finalists
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
 MOST_EPOCHS = 30
 FACTORS = (
@@ -95,36 +99,33 @@ class Halving:
         Raises:
             ValueError: No method could be trained.
         """
-        probes: dict[str, Trial] = {}
+        probes = self._probes()
+        left = max(1.0, seconds - sum(probe.seconds for probe in probes))
+        share = CHOOSING * left / 4
+        failed = {probe.arm.method for probe in probes[:-1]}
+        arms = [self._arm(name, _first_place(name)) for name in self.methods if name not in failed]
+        steps, arms = self._plan(1, arms, probes[-1:], share, LEAST_STEPS)
+        tried = [self._trial(1, arm, steps, 1.5 * share / len(arms)) for arm in arms]
+        tried += self._other_rates(tried, steps, share)
+        left -= sum(trial.seconds for trial in tried)
+        ranked = _ranked(tried)
+        better = [trial.arm for trial in ranked[: max(2, math.ceil(len(ranked) / 3))]]
+        steps, arms = self._plan(2, better, ranked, 2 * share, 2 * steps)
+        if len(arms) > 1:
+            tried = [self._trial(2, arm, steps, 3 * share / len(arms)) for arm in arms]
+            left -= sum(trial.seconds for trial in tried)
+            ranked = _ranked(tried)
+        return self._best(self._finalists(ranked, left))
+
+    def _probes(self) -> list[Trial]:
+        """Return trials of a few steps, up to the first method that can be trained: it tells how long a step takes."""
+        probes: list[Trial] = []
         for name in self.methods:
-            if len(probes) < 2 or sum(probe.seconds for probe in probes.values()) < PROBE_SHARE * seconds:
-                probes[name] = self._trial(0, Arm(name, METHODS[name].learning_rate), PROBE_STEPS, math.inf)
-        works = {name: probe for name, probe in probes.items() if probe.loss is not None}
-        if not works:
-            reasons = "; ".join(f"{name}: {probe.error}" for name, probe in probes.items())
-            raise ValueError(f"Got no method that could be trained ({reasons}); expected at least one.")
-        left = max(1.0, seconds - sum(probe.seconds for probe in probes.values()))
-        arms = [self._arm(name, _first_place(name)) for name in works]  # the last ones are given up where time is short
-        rung, known = 0, list(works.values())
-        while True:
-            rung += 1
-            if rung not in self.log.rungs:
-                arms, steps = self._affordable(arms, known, left, first=rung == 1)
-                self.log.plan(rung, steps, arms)
-            steps, arms = self.log.rungs[rung]
-            last = rung > 1 and len(arms) <= 2
-            share = self._share(len(arms), left, first=rung == 1)
-            began = [self._trial(rung, arm, steps, 1.5 * share / len(arms), final=last) for arm in arms]
-            if rung == 1:
-                began += self._other_rates(began, steps, share)
-            left = max(1.0, left - sum(trial.seconds for trial in began))
-            done = sorted((trial for trial in began if trial.loss is not None), key=_loss)
-            if not done:
-                raise ValueError("Got trials none of which had a finite loss; expected at least one.")
-            if last:
-                return self._best(done)
-            known = done
-            arms = [trial.arm for trial in done[: max(2, math.ceil(len(done) / 3))]]
+            probes.append(self._trial(0, Arm(name, METHODS[name].learning_rate), PROBE_STEPS, math.inf))
+            if probes[-1].loss is not None:
+                return probes
+        reasons = "; ".join(f"{probe.arm.method}: {probe.error}" for probe in probes)
+        raise ValueError(f"Got no method that could be trained ({reasons}); expected at least one.")
 
     def _other_rates(self, first: Sequence[Trial], steps: int, seconds: float) -> list[Trial]:
         """Try other rates of the better half of the methods, the best one first, for about ``seconds``.
@@ -154,6 +155,29 @@ class Halving:
                     break  # higher rates are better, so lower ones are not
         return tried
 
+    def _finalists(self, ranked: Sequence[Trial], left: float) -> list[Trial]:
+        """Train the best arm in all of the time that is left, and then the next ones as long as there is time for as many steps.
+
+        Args:
+            ranked: The arms, the best one first.
+            left: The time in seconds.
+
+        Returns:
+            The finalists, that with the lowest loss first.
+        """
+        done: list[Trial] = []
+        steps = 0
+        for trial in ranked:
+            records = (FINAL_EVALUATIONS + SCORING) * len(self.splits["validation"])
+            fixed = self._beside(ranked) + records * self._evaluation(ranked)
+            affordable = min(self._most_steps, int((left - fixed) / trial.step_seconds))
+            if any(finalist.loss is not None for finalist in done) and affordable < steps:
+                break
+            steps = steps or max(LEAST_STEPS, affordable)
+            done.append(self._trial(3, trial.arm, steps, max(left, 1.0), final=True))
+            left -= done[-1].seconds
+        return _ranked(done)
+
     def _best(self, finalists: Sequence[Trial]) -> Trial:
         """Return the finalist with the lowest loss, unless one scores clearly better on the validation records.
 
@@ -181,48 +205,49 @@ class Halving:
     def _arm(method: str, place: int) -> Arm:
         return Arm(method, float(f"{METHODS[method].learning_rate * FACTORS[place]:.3g}"))
 
+    @property
+    def _most_steps(self) -> int:
+        return max(LEAST_STEPS, math.ceil(MOST_EPOCHS * len(self.splits["train"]) / self.config.batch_size))
+
+    def _evaluation(self, known: Sequence[Trial]) -> float:
+        """Return the seconds of an evaluation for each record, which all methods need about alike."""
+        records = PROBE_RECORDS if known[0].rung == 0 else RUNG_RECORDS
+        return statistics.median(trial.evaluation_seconds for trial in known) / len(self._few[:records])
+
     @staticmethod
-    def _share(arms: int, left: float, *, first: bool) -> float:
-        """Return the part of the time that is left for a rung of so many arms. All rungs take the same, the last one twice.
-
-        Of the first rung it is half, as other rates take the other half, with as many arms again.
-        """
-        size, rungs = (max(2, math.ceil(2 * arms / 3)), 2) if first else (arms, 1)
-        while size > 2:
-            rungs, size = rungs + 1, max(2, math.ceil(size / 3))
-        share = left if rungs == 1 else left / (rungs + 1)
-        return share / 2 if first else share
-
-    def _affordable(
-        self, arms: Sequence[Arm], known: Sequence[Trial], left: float, *, first: bool
-    ) -> tuple[list[Arm], int]:
-        """Return the arms that get enough steps in their share of the time, and these steps.
-
-        Args:
-            arms: Those that could be trained.
-            known: The trials before, which tell the times. An evaluation, and what stands beside training, takes about the same
-                time for all methods; the median leaves out what only the first trials pay.
-            left: The time.
-            first: Whether it is the first rung.
-        """
-        chosen = list(arms)
-        examples = len(self.splits["train"])
-        most = max(LEAST_STEPS, math.ceil(MOST_EPOCHS * examples / self.config.batch_size))
-        step_seconds = {trial.arm.method: trial.step_seconds for trial in known}
-        evaluation = statistics.median(trial.evaluation_seconds for trial in known)
-        evaluation /= len(self._few[:PROBE_RECORDS] if first else self._few)
-        beside = statistics.median(
+    def _beside(known: Sequence[Trial]) -> float:
+        """Return the seconds that stand beside steps and evaluations; the median leaves out what only a first trial pays."""
+        return statistics.median(
             max(0.0, trial.seconds - trial.steps * trial.step_seconds - trial.evaluation_seconds) for trial in known
         )
-        while True:
-            final = len(chosen) <= 2 and not first
-            records = (FINAL_EVALUATIONS + 1) * len(self.splits["validation"]) if final else len(self._few)
-            fixed = len(chosen) * (beside + records * evaluation)
-            share = self._share(len(chosen), left, first=first)
-            steps = int((share - fixed) / sum(step_seconds[arm.method] for arm in chosen))
-            if steps >= LEAST_STEPS or len(chosen) == 1 or not first:
-                return chosen, max(LEAST_STEPS, min(steps, most))
-            chosen.pop()
+
+    def _plan(
+        self, rung: int, arms: Sequence[Arm], known: Sequence[Trial], seconds: float, least: int
+    ) -> tuple[int, list[Arm]]:
+        """Return as many steps as fit into the time, and the first arms, as many as get at least ``least`` steps.
+
+        Args:
+            rung: Its number.
+            arms: Those that could be trained, the most promising first.
+            known: The trials before, which tell the times. A method that was not tried yet takes those of the slowest.
+            seconds: The time.
+            least: Of the steps, unless one arm is left.
+
+        Returns:
+            The steps and the arms.
+        """
+        if rung not in self.log.rungs:
+            chosen = list(arms)
+            times = {trial.arm.method: trial.step_seconds for trial in known}
+            fixed = self._beside(known) + len(self._few) * self._evaluation(known)
+            while True:
+                each = [times.get(arm.method, max(times.values())) for arm in chosen]
+                steps = min(self._most_steps, int((seconds - len(chosen) * fixed) / sum(each)))
+                if steps >= least or len(chosen) == 1:
+                    break
+                chosen.pop()
+            self.log.plan(rung, max(LEAST_STEPS, steps), chosen)
+        return self.log.rungs[rung]
 
     def _trial(self, rung: int, arm: Arm, steps: int, seconds: float, *, final: bool = False) -> Trial:
         """Return the trial, which is run unless the log has it."""
@@ -329,3 +354,11 @@ def _first_place(method: str) -> int:
 
 def _loss(trial: Trial) -> float:
     return math.inf if trial.loss is None else trial.loss
+
+
+def _ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials with a finite loss, the lowest first."""
+    done = sorted((trial for trial in trials if trial.loss is not None), key=_loss)
+    if not done:
+        raise ValueError("Got trials none of which had a finite loss; expected at least one.")
+    return done

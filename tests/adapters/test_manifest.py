@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,19 @@ def checkpoint(run: Path, step: int, value: float = 0.1) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with four checkpoints, which every test copies."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for step in (2, 4, 6, 8):
+        checkpoint(folder, step)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(checkpoints: Path, tmp_path: Path) -> Path:
     for step in (2, 4, 6):
-        checkpoint(tmp_path, step)
+        shutil.copytree(checkpoints / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     return tmp_path
 
 
@@ -133,9 +143,9 @@ def test_a_checkpoint_with_a_damaged_manifest_is_passed_over(damage: Damage, run
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_rotation_goes_on_beside_a_damaged_manifest(damage: Damage, run: Path) -> None:
+def test_rotation_goes_on_beside_a_damaged_manifest(damage: Damage, run: Path, checkpoints: Path) -> None:
     damage(run / "checkpoint-2" / MANIFEST)
-    new = checkpoint(run, 8)
+    new = shutil.copytree(checkpoints / "checkpoint-8", run / "checkpoint-8")
     rotate(run, 2, None)
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint-6", "checkpoint-8"]
     assert newest_complete(run) == new

@@ -47,6 +47,7 @@ def run_in_its_process(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return RunProcesses(run, log=tmp_path / "log.txt", threads=1)(made)
 
 
+@pytest.mark.processes
 def test_a_run_records_what_the_trainer_and_the_evaluation_give_by_hand(tmp_path: Path) -> None:
     record = run_in_its_process(tmp_path, rate=1e-2)
     assert record["outcome"] == "finished", record

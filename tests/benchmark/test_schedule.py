@@ -117,6 +117,7 @@ def run_at_once(folder: Path, execute: RunProcesses[RunConfig]) -> list[dict[str
         return run_suite(GRID, RunRecords(folder), execute, log=lambda text: None, **settings)
 
 
+@pytest.mark.processes
 def test_runs_of_two_methods_are_made_at_once_with_the_records_of_one_by_one(tmp_path: Path) -> None:
     most = 0
 

@@ -180,11 +180,21 @@ def test_methods_that_do_not_fit_are_left_out(backbone: str) -> None:
         fitting_methods(config, checked, ["lroa"], None)
 
 
-def trial(rung: int, arm: Arm, loss: float | None, examples: tuple[float, ...] = ()) -> Trial:
-    return Trial(rung, arm, 20, loss, 0.5 if examples else None, 1.0, 0.01, 0.1, 10, examples)
+def trial(
+    rung: int,
+    arm: Arm,
+    loss: float | None,
+    examples: tuple[float, ...] = (),
+    steps: int = 20,
+    step_seconds: float = 0.01,
+) -> Trial:
+    seconds = 0.8 + steps * step_seconds
+    return Trial(rung, arm, steps, loss, 0.5 if examples else None, seconds, step_seconds, 0.1, 10, examples)
 
 
-def searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...]) -> tuple[Halving, list[Any]]:
+def searching(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...], step_seconds: float = 0.01
+) -> tuple[Halving, list[Any]]:
     """A search whose trials are not run: the loss is the learning rate's distance from 0.003."""
     done: list[Any] = []
     halving = Halving(
@@ -199,7 +209,9 @@ def searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: tuple[st
 
     def run(rung: int, arm: Arm, config: TrainConfig, *_: Any, **__: Any) -> Trial:
         done.append((rung, arm, config.steps))
-        return trial(rung, arm, abs(arm.learning_rate - 0.003) + (arm.method == "ia3"), (0.0, 1.0))
+        loss = abs(arm.learning_rate - 0.003) + (arm.method == "ia3")
+        assert config.steps is not None
+        return trial(rung, arm, loss, (0.0, 1.0), config.steps, step_seconds)
 
     monkeypatch.setattr(halving, "_run", run)
     return halving, done
@@ -216,7 +228,8 @@ def test_rates_are_tried_beside_the_best_one_and_the_better_third_goes_on(
     # The better half goes on: one step up and one down where these are worse, and up as long as it is better.
     assert rungs[1][4:] == [Arm("lora", 0.01), Arm("lora", 0.001), Arm("full", 0.003)]
     assert rungs[2] == [Arm("lora", 0.003), Arm("full", 0.003), Arm("full", 0.001)]
-    assert [len(rungs[3]), len(rungs[4])] == [2, 0]
+    # The finalists end earlier than the time, so all of the better third are trained as long.
+    assert rungs[3] == [Arm("lora", 0.003), Arm("full", 0.003), Arm("full", 0.001)]
     assert best.arm == Arm("lora", 0.003)
     steps = {rung: {number for r, _, number in done if r == rung} for rung in (1, 2, 3)}
     assert 20 <= max(steps[1]) < max(steps[2]) <= max(steps[3])
@@ -230,7 +243,20 @@ def test_rates_are_tried_beside_the_best_one_and_the_better_third_goes_on(
 def test_one_method_is_a_search_of_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halving, done = searching(tmp_path, monkeypatch, ("lora",))
     assert halving.run(45.0).arm == Arm("lora", 0.003)
-    assert [rung for rung, _, _ in done] == [0, 1, 1, 1, 2, 2]
+    # All records thirty times are few steps: the first trials take as many as the finalists, which are all three.
+    assert [rung for rung, _, _ in done] == [0, 1, 1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("step_seconds", [0.25, 0.5, 1.0])
+def test_the_best_one_takes_most_of_the_time(
+    step_seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halving, done = searching(tmp_path, monkeypatch, ("lora", "full", "ia3", "norm"), step_seconds)
+    monkeypatch.setattr("t5peft.cli.auto_search.MOST_EPOCHS", 1000)
+    best = halving.run(240.0)
+    assert [arm for rung, arm, _ in done if rung == 3] == [best.arm] == [Arm("lora", 0.003)]
+    assert best.seconds > 0.55 * 240
+    assert 0.9 * 240 < halving.log.seconds < 1.1 * 240
 
 
 def test_short_time_gives_up_arms_and_not_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -199,12 +200,15 @@ def test_only_the_trained_half_moves_and_a_checkpoint_brings_both_halves_back(st
 
 
 def test_the_fused_kernel_takes_both_halves() -> None:
+    """The kernel takes single precision only, so its error is held against that of torch's own layers."""
     model, batch = stir(started("pissa")), tiny_batch()
-    expected, wanted = logits_of(model, batch), gradients_of(model, batch)
+    plain, wanted = logits_of(model, batch), gradients_of(model, batch)
+    exact = logits_of(precise(deepcopy(model)), batch)
     with fast_kernels(model):
         layer = next(iter(layers(model).values()))
         assert cast(FastLoraLinear, layer)._adapter_to_fuse() == "default"
-        torch.testing.assert_close(logits_of(model, batch), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        fused = logits_of(model, batch)
+        assert (fused - exact).abs().max() < 3 * (plain - exact).abs().max() < 1e-3 * exact.abs().max()
         assert_same_gradients(gradients_of(model, batch), wanted, 1e-4)
 
 

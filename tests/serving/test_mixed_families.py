@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import stir
+from laws import precise
 from narrow import generate
 from tiny import EOS, PAD, tiny_records, tiny_tokenizer
 from tiny_families import OTHERS, START, Other, tiny_other, tiny_other_classifier
@@ -49,15 +50,15 @@ class Served:
     """A mixed model, its adapters, and the same adapters by themselves."""
 
     def __init__(self, family: Other, folder: Path, methods: list[str]) -> None:
-        t5 = tiny_other(family)
+        t5 = precise(tiny_other(family))
         self.mixed = MixedModel(t5)
-        self.plain: dict[str | None, nn.Module] = {None: tiny_other(family)}
+        self.plain: dict[str | None, nn.Module] = {None: precise(tiny_other(family))}
         self.weights: dict[str | None, AdapterWeights | None] = {None: None}
         for name in methods:
-            model = stir(METHODS[name].wrap(tiny_other(family), **OPTIONS.get(name, {})))
+            model = stir(METHODS[name].wrap(precise(tiny_other(family)), **OPTIONS.get(name, {})))
             self.add(name, save_adapter(model, folder / name), family)
         if "prefix" in methods:
-            model = stir(METHODS["prefix"].wrap(tiny_other(family), length=5, projection_size=6))
+            model = stir(METHODS["prefix"].wrap(precise(tiny_other(family)), length=5, projection_size=6))
             self.add("network", save_adapter(model, folder / "network"), family)
         for plain in self.plain.values():
             correct_config(unwrap_t5(plain))
@@ -67,7 +68,7 @@ class Served:
 
     def add(self, name: str, path: Path, family: Other) -> None:
         self.weights[name] = read_adapter(name, path, self.mixed.t5)
-        self.plain[name] = load_adapter(path, model=tiny_other(family))[0].eval()
+        self.plain[name] = load_adapter(path, model=precise(tiny_other(family)))[0].eval()
 
     @torch.no_grad()
     def alone(self, row: int) -> Tensor:
@@ -188,9 +189,9 @@ def test_rows_join_a_running_batch_at_any_column(served: Served) -> None:
 
 @pytest.mark.parametrize("family", ["t5gemma", "t5gemma2"])
 def test_classes_of_a_row_are_those_of_its_adapter(family: Other, tmp_path: Path) -> None:
-    model = stir(lora_wrap(tiny_other_classifier(family))).eval()
+    model = stir(lora_wrap(precise(tiny_other_classifier(family)))).eval()
     path = save_adapter(model, tmp_path / "classes")
-    mixed = MixedModel(tiny_other(family))
+    mixed = MixedModel(precise(tiny_other(family)))
     adapter = read_adapter("classes", path, mixed.t5)
     got = mixed.classify(SOURCES[:6], [adapter] * 6)
     for row in range(6):
@@ -198,7 +199,7 @@ def test_classes_of_a_row_are_those_of_its_adapter(family: Other, tmp_path: Path
         batch = with_room({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, unwrap_t5(model).config)
         with torch.no_grad():
             own = model(**batch).logits.log_softmax(-1)[0]
-        torch.testing.assert_close(torch.tensor(got[row]), own, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(got[row], dtype=own.dtype), own, rtol=0, atol=1e-5)
     assert mixed.t5.config.decoder_start_token_id == START
     mixed.close()
 
@@ -207,8 +208,8 @@ def test_classes_of_a_row_are_those_of_its_adapter(family: Other, tmp_path: Path
 def test_the_engine_answers_as_each_adapter_does(family: Other, tmp_path: Path) -> None:
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
-        save_adapter(stir(lora_wrap(tiny_other(family), rank=2, target_modules="all-linear")), tmp_path / name)
-    pool = AdapterPool(tiny_other(family), tmp_path, tokenizer=tiny_tokenizer())
+        save_adapter(stir(lora_wrap(precise(tiny_other(family)), rank=2, target_modules="all-linear")), tmp_path / name)
+    pool = AdapterPool(precise(tiny_other(family)), tmp_path, tokenizer=tiny_tokenizer())
     names: list[str | None] = [None, "one", "two", "one"]
     asked = [
         GenerateRequest(names[i % 4], SOURCES[i], max_new_tokens=3 + i % 9, num_beams=1 + 2 * (i % 5 == 0))
@@ -218,7 +219,9 @@ def test_the_engine_answers_as_each_adapter_does(family: Other, tmp_path: Path) 
         answers = [ticket.result.result(60) for ticket in [engine.submit(request) for request in asked]]
     for request, answer in zip(asked, answers, strict=True):
         folder = None if request.adapter is None else tmp_path / request.adapter
-        model = tiny_other(family) if folder is None else load_adapter(folder, model=tiny_other(family))[0].eval()
+        model = precise(tiny_other(family))
+        if folder is not None:
+            model = load_adapter(folder, model=model)[0].eval()
         correct_config(unwrap_t5(model))
         own = generate(
             unwrap_t5(model),

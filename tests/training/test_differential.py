@@ -207,7 +207,7 @@ QUIET["suppress_health_check"] = list(HealthCheck)
 
 
 @seed(SEED)
-@settings(max_examples=20, **QUIET)  # type: ignore[arg-type]
+@settings(max_examples=8, **QUIET)  # type: ignore[arg-type]
 @given(run=runs())
 def test_a_drawn_run_is_that_of_plain_trainer(run: dict[str, Any]) -> None:
     compare(run)

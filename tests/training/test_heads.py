@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,17 @@ def test_data_without_labels_are_predicted(name: str, tmp_path: Path) -> None:
 FITTING = [method for method in METHODS if METHODS[method].quantize is None and method not in ("full", "ladder")]
 
 
-@pytest.mark.parametrize("method", FITTING)
-@pytest.mark.parametrize("name", ["one class", "one number", "labels", "tokens", "spans", "class of an encoder"])
+HEADS = ["one class", "one number", "labels", "tokens", "spans", "class of an encoder"]
+
+
+def pairs_of_head_and_method() -> Iterator[Any]:
+    """Every head with every method; two heads of each method and four methods of each head are not slow."""
+    for place, name in enumerate(HEADS):
+        for index, method in enumerate(FITTING):
+            yield pytest.param(name, method, marks=[] if (place + index) % 3 == 0 else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("name", "method"), pairs_of_head_and_method())
 def test_every_method_trains_saves_and_loads_every_head(name: str, method: str, tmp_path: Path) -> None:
     base, records = case(name)
     torch.manual_seed(0)
