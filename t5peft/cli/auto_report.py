@@ -166,8 +166,8 @@ def write_report(
         f"# {task.name}: {best.arm}",
         "",
         *(f"- {reason}" for reason in reasons),
-        f"- Chosen: {best.arm}, with loss {best.loss:.4f} and {lead} {best.score:.4f} on validation. Of the finalists, the one "
-        f"with the lowest loss is chosen, unless another has a clearly better {lead} on the same records.",
+        f"- Chosen: {best.arm}, with loss {best.loss:.4f} and {lead} {best.score:.4f} on validation. Of several finalists "
+        f"(rung 3), the one with the lowest loss is chosen, unless another has a clearly better {lead} on the same records.",
         "",
         f"## Test, {len(result.per_example)} records",
         "",
@@ -188,8 +188,8 @@ def write_report(
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *map(_row, sorted(trials, key=lambda one: (-one.rung, one.loss is None, one.loss or 0.0))),
         "",
-        "Rung 0 measures the time of a step. In rung 1 the better half of the methods tries more learning rates. Every later rung "
-        "trains the better third of the one before for more steps.",
+        "Rung 0 measures the time of a step. In rung 1 the better half of the methods tries more learning rates. Rung 2, if there "
+        "is time for it, trains the better third for more steps. Rung 3 trains the best one in the time that is left.",
         "",
         "## Next",
         "",

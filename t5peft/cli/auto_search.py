@@ -43,7 +43,7 @@ from t5peft.training.train import Splits, train
 PROBE_STEPS, PROBE_RECORDS = 6, 32
 CHOOSING = 0.4  # of the time: a quarter of it for methods, one for rates, and half for more steps
 FINAL_EVALUATIONS = 4
-SCORING = 4  # evaluations of the loss that take about as long as the score of a finalist
+SCORING = 4  # evaluations of the loss that take about as long as one of the score
 RUNG_RECORDS = 100  # of validation, for the losses of all trials but the finalists
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
 MOST_EPOCHS = 30
@@ -168,7 +168,7 @@ class Halving:
         done: list[Trial] = []
         steps = 0
         for trial in ranked:
-            records = (FINAL_EVALUATIONS + SCORING) * len(self.splits["validation"])
+            records = (FINAL_EVALUATIONS + 1) * SCORING * len(self.splits["validation"])
             fixed = self._beside(ranked) + records * self._evaluation(ranked)
             affordable = min(self._most_steps, int((left - fixed) / trial.step_seconds))
             if any(finalist.loss is not None for finalist in done) and affordable < steps:
@@ -226,6 +226,8 @@ class Halving:
     ) -> tuple[int, list[Arm]]:
         """Return as many steps as fit into the time, and the first arms, as many as get at least ``least`` steps.
 
+        One arm takes no more than half of the time: with few steps, there are others to try.
+
         Args:
             rung: Its number.
             arms: Those that could be trained, the most promising first.
@@ -241,8 +243,8 @@ class Halving:
             times = {trial.arm.method: trial.step_seconds for trial in known}
             fixed = self._beside(known) + len(self._few) * self._evaluation(known)
             while True:
-                each = [times.get(arm.method, max(times.values())) for arm in chosen]
-                steps = min(self._most_steps, int((seconds - len(chosen) * fixed) / sum(each)))
+                step = statistics.mean(times.get(arm.method, max(times.values())) for arm in chosen)
+                steps = min(self._most_steps, int((seconds / max(2, len(chosen)) - fixed) / step))
                 if steps >= least or len(chosen) == 1:
                     break
                 chosen.pop()
@@ -254,13 +256,14 @@ class Halving:
         if (rung, arm) in self.log.trials:
             return self.log.trials[rung, arm]
         folder = self._run_folder(rung, arm)
-        evaluations = FINAL_EVALUATIONS if final else 1
+        # In a long training the loss of labels rises again while more of them are right, so the score decides.
+        kept = {"evaluations": FINAL_EVALUATIONS, "best_metric": self.task.metrics[0]} if final else {"evaluations": 1}
         config = replace(
             self.config,
             method=arm.method,
             learning_rate=arm.learning_rate,
             steps=steps,
-            evaluations=evaluations,
+            **kept,
             **self.methods[arm.method],
         )
         trial = self._run(rung, arm, config, folder, seconds, final=final)
