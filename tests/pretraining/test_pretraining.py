@@ -121,7 +121,14 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("after", ["a state", "a line", "half a line", "half a line before a whole one", "no state"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        "half a line before a whole one",
+        "no state",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("a state", "a line", "half a line")),
+    ],
+)
 def test_the_log_of_a_run_that_was_killed_has_each_step_once(
     after: str, store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

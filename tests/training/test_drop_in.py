@@ -66,7 +66,15 @@ class Sum:
 OWN_LOSSES = [Mean, MeanWithKeywords, Sum]
 
 
-@pytest.mark.parametrize(("loss", "pack"), [*((loss, None) for loss in OWN_LOSSES), (Mean, False)])
+@pytest.mark.parametrize(
+    ("loss", "pack"),
+    [
+        (Mean, None),
+        (Sum, None),
+        pytest.param(MeanWithKeywords, None, marks=pytest.mark.slow),
+        pytest.param(Mean, False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_overridden_loss_is_that_of_plain_trainer(loss: type, pack: bool | None, tmp_path: Path) -> None:
     long = [{**record, "input_ids": record["input_ids"][:-1] * 60 + [EOS]} for record in RECORDS]
     ours = trainer_of(
