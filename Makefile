@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Processes that tests start share what Python compiles, also where the environment turns that off.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-processes test-slow torture mutation lint types bench speed gpu docs release clean
 
 demo: $(INSTALLED)

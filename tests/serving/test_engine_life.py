@@ -120,11 +120,15 @@ def test_no_request_hangs_where_an_adapter_cannot_be_released(pool: Any) -> None
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_no_request_hangs_where_the_thread_of_the_model_dies(pool: Any) -> None:
+    both_wait = threading.Event()
+
     def leave(token: Any) -> None:
+        assert both_wait.wait(SECONDS)
         raise GeneratorExit
 
     engine = Engine(pool, Limits(max_rows=1))
     tickets = [engine.submit(request(i, adapter="a"), on_token=leave) for i in range(2)]
+    both_wait.set()
     with pytest.raises(GeneratorExit):
         get(tickets[0])
     with pytest.raises(EngineClosedError):

@@ -168,7 +168,7 @@ def pairs_of_head_and_method() -> Iterator[Any]:
             yield pytest.param(name, method, marks=[] if (place + index) % 3 == 0 else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize(("name", "method"), pairs_of_head_and_method())
+@pytest.mark.parametrize(("name", "method"), list(pairs_of_head_and_method()))
 def test_every_method_trains_saves_and_loads_every_head(name: str, method: str, tmp_path: Path) -> None:
     base, records = case(name)
     torch.manual_seed(0)
