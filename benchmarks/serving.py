@@ -1,6 +1,6 @@
 """Load of the server: clients times adapters, Zipf and uniform, every answer checked against that of its adapter on its own.
 
-    python benchmarks/serving.py                                     # about ten minutes: 24 cells, and one adapter by itself
+    python benchmarks/serving.py                                     # about ten minutes: 18 cells, and 8 of one adapter
     python benchmarks/serving.py --clients 8 --adapters 32 --seconds 60
     python benchmarks/serving.py --url http://127.0.0.1:8000         # of a server of that folder, such as one on Ray
     python benchmarks/serving.py --picture                           # docs/load.svg, of the records that are there
@@ -43,7 +43,7 @@ RETRIES = 100
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement."""
+    """One measurement. With one adapter, the distribution is the name of its method."""
 
     clients: int
     adapters: int
@@ -55,6 +55,12 @@ class Cell:
     def path(self) -> Path:
         """Return the file of its record."""
         return RECORDS / f"{self.clients}-clients-{self.adapters}-adapters-{self.distribution}.json"
+
+    def names(self, known: Sequence[str]) -> list[str]:
+        """Return the names of its adapters."""
+        if self.adapters == 1:
+            return [next(name for name in known if name.endswith(f"-{self.distribution}"))]
+        return list(known[: self.adapters])
 
     def weights(self) -> list[float]:
         """Return how often each adapter is asked, beside the others."""
@@ -79,13 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     deadline = time.monotonic() + args.seconds
     asked = questions(args.folder)
-    count = max(args.adapters)
+    count = max(*args.adapters, len(METHODS))
     write_adapters(args.folder, count)
     expected = answers_of(args.folder, count, asked)
     cells = [
         Cell(clients, adapters, distribution, args.cell_seconds, args.max_rows)
-        for adapters, distribution, clients in product(args.adapters, args.distributions, args.clients)
-        if adapters > 1 or distribution == args.distributions[0]
+        for adapters, clients in product(args.adapters, args.clients)
+        for distribution in (args.distributions if adapters > 1 else _methods(clients == max(args.clients)))
     ]
     wrong = 0
     with running(args) as url:
@@ -145,6 +151,11 @@ def running(args: argparse.Namespace) -> Iterator[str]:
             process.terminate()
 
 
+def _methods(most_clients: bool) -> list[str]:
+    """Return the methods that are asked by themselves: LoRA, and with the most clients all that several adapters have."""
+    return list(METHODS) if most_clients else ["lora"]
+
+
 def has_record(cell: Cell) -> bool:
     """Return whether a cell was measured with the same settings."""
     return cell.path.is_file() and json.loads(cell.path.read_text(encoding="utf-8"))["cell"] == asdict(cell)
@@ -184,7 +195,7 @@ async def ask_all(
     url: str, cell: Cell, asked: Sequence[Question], expected: dict[str, list[str]]
 ) -> tuple[Counts, float]:
     """Let the clients of a cell ask until its time is over; return the counts and the seconds that it took."""
-    names = list(expected)[: cell.adapters]
+    names = cell.names(list(expected))
     counts = Counts()
     limits = httpx.Limits(max_connections=cell.clients)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120) as client:
@@ -224,7 +235,8 @@ async def ask(client: httpx.AsyncClient, name: str, question: Question, expected
 
 def points() -> list[dict[str, Any]]:
     """Return one point for each record and figure."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*-clients-*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*-clients-*.json"))]
+    records = [record for record in found if record["cell"]["distribution"] in ("lora", "zipf", "uniform")]
     figures = {"requests a second": ("requests_per_second", 1)} | {
         f"{name}, ms": (f"{name}_seconds", 1000) for name in ("p50", "p95", "p99")
     }
@@ -258,7 +270,7 @@ def picture() -> str:
             },
             "color": {"field": "adapters", "type": "ordinal", "scale": {"scheme": "viridis"}},
         }
-        dashes = {"field": "distribution", "sort": ["zipf", "uniform"], "title": "asked for"}
+        dashes = {"field": "distribution", "sort": ["zipf", "uniform", "lora"], "title": "asked for"}
         line = {"mark": "line", "encoding": encoding | {"strokeDash": dashes | {"type": "nominal"}}}
         dots = {"mark": {"type": "point", "filled": True, "size": 40}, "encoding": encoding}
         values = {"values": [point for point in found if point["figure"] == figure]}

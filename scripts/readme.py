@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import yaml
@@ -276,8 +277,26 @@ def load() -> str:
         ]
         for one in cells
     ]
-    head = ["adapters", "distribution", "clients", "requests/s", "p50", "p95", "p99", "wrong answers"]
-    return markdown_table(head, rows)
+    head = ["adapters", "asked for", "clients", "requests/s", "p50", "p95", "p99", "wrong answers"]
+    return f"{markdown_table(head, rows)}\n\n{_shares(cells)}"
+
+
+def _shares(cells: list[dict[str, Any]]) -> str:
+    """Return the rates of several adapters as shares of that of one, the harmonic mean over the methods; all with most clients."""
+    most = max(one["cell"]["clients"] for one in cells)
+    rates: dict[tuple[int, str], float] = {
+        (one["cell"]["adapters"], one["cell"]["distribution"]): one["requests_per_second"]
+        for one in cells
+        if one["cell"]["clients"] == most
+    }
+    alone = harmonic_mean([rate for (adapters, _), rate in rates.items() if adapters == 1])
+    shares = [
+        f"{adapters} adapters ({distribution}) {rate / alone:.2f}"
+        for (adapters, distribution), rate in rates.items()
+        if adapters > 1
+    ]
+    text = f"With {most} clients, requests/s as a share of those of one adapter (harmonic mean of the methods): "
+    return f"{text}{', '.join(shares)}."
 
 
 @cache
