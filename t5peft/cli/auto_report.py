@@ -167,7 +167,7 @@ def write_report(
         "",
         *(f"- {reason}" for reason in reasons),
         f"- Chosen: {best.arm}, with loss {best.loss:.4f} and {lead} {best.score:.4f} on validation. Of several finalists "
-        f"(rung 3), the one with the lowest loss is chosen, unless another has a clearly better {lead} on the same records.",
+        f"(rung 3), the one with the best {lead} is chosen.",
         "",
         f"## Test, {len(result.per_example)} records",
         "",

@@ -35,8 +35,8 @@ from t5peft.planning.units import bytes_text
 from t5peft.training.card import card_scores, write_run_card
 from t5peft.training.config import TASK_FILE, TrainConfig
 
-CANDIDATES = ("lora-all", "full", "houlsby", "lora", "ia3", "prefix")
-"""The methods that are tried, those that stand highest in benchmarks/RESULTS.md first."""
+CANDIDATES = ("lora-all", "full", "lora")
+"""The methods that are tried, the most promising first (benchmarks/RESULTS.md)."""
 MOST_VALIDATED, MOST_TESTED = 300, 1000  # records that are scored
 REPORT, RESULTS, TRIALS = "report.md", "results.json", "trials.jsonl"
 

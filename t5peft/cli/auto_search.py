@@ -4,7 +4,7 @@ Most of the time belongs to the model that is kept; two fifths of it choose. Eve
 steps at one rate. The better half tries the next higher rate, or the next lower one where this is not better, and so on as long as
 the loss falls. The better third of all that was tried is trained for at least twice as many steps, if there is time for them
 (successive halving, Jamieson and Talwalkar 2016). The best one then takes all that is left. Where its training ends earlier, the
-next ones are trained as long, and the best of these finalists is kept. Every trial begins anew, so that its learning rate falls to
+next ones are trained as long, and the one with the best score is kept. Every trial begins anew, so that its learning rate falls to
 zero within its own steps. ``t5peft.training.search`` draws the rates of one method; here methods compete too, and the time is fixed
 and not the number of trials.
 """
@@ -23,14 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5peft.adapters import save_adapter, save_model
 from t5peft.adapters.checkpoints import newest_complete
-from t5peft.benchmark.statistics import paired_bootstrap
 from t5peft.cli.auto_trials import Arm, Trial, TrialLog
 from t5peft.data import Task
 from t5peft.data.sources import part_of
@@ -46,7 +44,7 @@ FINAL_EVALUATIONS = 4
 SCORING = 4  # evaluations of the loss that take about as long as one of the score
 RUNG_RECORDS = 100  # of validation, for the losses of all trials but the finalists
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
-MOST_EPOCHS = 30
+MOST_EPOCHS = 15
 FACTORS = (
     1.0,
     3.0,
@@ -115,7 +113,7 @@ class Halving:
             tried = [self._trial(2, arm, steps, 3 * share / len(arms)) for arm in arms]
             left -= sum(trial.seconds for trial in tried)
             ranked = _ranked(tried)
-        return self._best(self._finalists(ranked, left))
+        return max(self._finalists(ranked, left), key=self._quality)
 
     def _probes(self) -> list[Trial]:
         """Return trials of a few steps, up to the first method that can be trained: it tells how long a step takes."""
@@ -163,7 +161,7 @@ class Halving:
             left: The time in seconds.
 
         Returns:
-            The finalists, that with the lowest loss first.
+            The finalists.
         """
         done: list[Trial] = []
         steps = 0
@@ -177,18 +175,6 @@ class Halving:
             done.append(self._trial(3, trial.arm, steps, max(left, 1.0), final=True))
             left -= done[-1].seconds
         return _ranked(done)
-
-    def _best(self, finalists: Sequence[Trial]) -> Trial:
-        """Return the finalist with the lowest loss, unless one scores clearly better on the validation records.
-
-        The loss tells more of few records than a score does.
-        """
-        best = finalists[0]
-        for other in finalists[1:]:
-            scores = np.array([other.examples]), np.array([best.examples])
-            if paired_bootstrap(scores).low > 0:
-                best = other
-        return best
 
     def saved(self, trial: Trial) -> Path:
         """Return the folder of a finalist's adapter or model.
@@ -204,6 +190,11 @@ class Halving:
     @staticmethod
     def _arm(method: str, place: int) -> Arm:
         return Arm(method, float(f"{METHODS[method].learning_rate * FACTORS[place]:.3g}"))
+
+    def _quality(self, finalist: Trial) -> tuple[float, float]:
+        """Return what is higher for the better finalist: its score on validation, and the loss where scores are equal."""
+        score = math.nan if finalist.score is None else finalist.score
+        return (score if METRICS[self.task.metrics[0]].greater_is_better else -score), -_loss(finalist)
 
     @property
     def _most_steps(self) -> int:
@@ -303,7 +294,6 @@ class Halving:
             steps=watch.step or cast(int, config.steps),
             loss=loss,
             score=None if result is None else result.scores[self.lead],
-            examples=() if result is None else tuple(result.per_example),
             seconds=time.monotonic() - began,
             step_seconds=watch.step_seconds,
             evaluation_seconds=watch.evaluation_seconds,

@@ -37,7 +37,6 @@ class Trial:
         step_seconds: Of one step.
         evaluation_seconds: Of one evaluation.
         trained: Number of trained weights.
-        examples: The score of each validation record, of finalists.
         error: Why it failed.
     """
 
@@ -50,7 +49,6 @@ class Trial:
     step_seconds: float
     evaluation_seconds: float
     trained: int
-    examples: tuple[float, ...] = ()
     error: str | None = None
 
 
@@ -81,8 +79,7 @@ class TrialLog:
                 )
             if "trial" in entry:
                 fields = entry["trial"]
-                read = {"arm": Arm(**fields["arm"]), "examples": tuple(fields["examples"])}
-                self._add(Trial(**{**fields, **read}))
+                self._add(Trial(**{**fields, "arm": Arm(**fields["arm"])}))
             if "rung" in entry:
                 self.rungs[entry["rung"]] = (entry["steps"], [Arm(**arm) for arm in entry["arms"]])
         if not known:
@@ -126,9 +123,5 @@ def fields_of(trial: Trial) -> dict[str, Any]:
     Returns:
         Its fields, with those of the arm among them.
     """
-    plain = {
-        field.name: getattr(trial, field.name)
-        for field in dataclasses.fields(trial)
-        if field.name not in ("arm", "examples")
-    }
+    plain = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial) if field.name != "arm"}
     return {**asdict(trial.arm), **plain}

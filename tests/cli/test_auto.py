@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +182,9 @@ def test_methods_that_do_not_fit_are_left_out(backbone: str) -> None:
 
 
 def trial(
-    rung: int,
-    arm: Arm,
-    loss: float | None,
-    examples: tuple[float, ...] = (),
-    steps: int = 20,
-    step_seconds: float = 0.01,
+    rung: int, arm: Arm, loss: float | None, score: float | None = None, steps: int = 20, step_seconds: float = 0.01
 ) -> Trial:
-    seconds = 0.8 + steps * step_seconds
-    return Trial(rung, arm, steps, loss, 0.5 if examples else None, seconds, step_seconds, 0.1, 10, examples)
+    return Trial(rung, arm, steps, loss, score, 0.8 + steps * step_seconds, step_seconds, 0.1, 10)
 
 
 def searching(
@@ -211,7 +206,7 @@ def searching(
         done.append((rung, arm, config.steps))
         loss = abs(arm.learning_rate - 0.003) + (arm.method == "ia3")
         assert config.steps is not None
-        return trial(rung, arm, loss, (0.0, 1.0), config.steps, step_seconds)
+        return trial(rung, arm, loss, 1.0 - loss, config.steps, step_seconds)
 
     monkeypatch.setattr(halving, "_run", run)
     return halving, done
@@ -266,14 +261,13 @@ def test_short_time_gives_up_arms_and_not_steps(tmp_path: Path, monkeypatch: pyt
     assert min(steps for rung, _, steps in done if rung) >= 20
 
 
-def test_a_finalist_with_more_loss_is_chosen_only_where_it_is_clearly_better(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_finalist_with_the_best_score_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halving, _ = searching(tmp_path, monkeypatch, ("lora",))
-    low = trial(2, Arm("lora", 1e-3), 0.1, (0.0, 1.0) * 20)
-    assert halving._best([low, trial(2, Arm("full", 1e-3), 0.2, (1.0, 0.0) * 19 + (1.0, 1.0))]) is low
-    clear = trial(2, Arm("full", 1e-3), 0.2, (1.0,) * 40)
-    assert halving._best([low, clear]) is clear
+    low, high = trial(3, Arm("lora", 1e-3), 0.1, 0.5), trial(3, Arm("lora", 1e-3), 0.2, 0.6)
+    assert halving._quality(high) > halving._quality(low)
+    assert halving._quality(replace(low, score=0.6)) > halving._quality(high)
+    halving.task = replace(halving.task, metrics=("perplexity",))
+    assert halving._quality(low) > halving._quality(high)
 
 
 def test_the_report_says_where_a_baseline_is_better() -> None:
