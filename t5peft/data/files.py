@@ -60,7 +60,7 @@ def load_records(
     Returns:
         The records, with ``origin`` and the ``label_names`` of columns that hold numbers of labels. Many stay on the disk and
         are read from there, as a sequence: those of a file of 32 MiB (packed, 3 MiB; Parquet, also of 335,000 cells), and 10,000
-        of a folder or a hub data set. A JSON array and standard input are always read into memory.
+        of a folder or a hub data set. A JSON object and standard input are always read into memory.
 
     Raises:
         FileNotFoundError: There is no such file or split, or the hub cannot be reached or has no such data set.

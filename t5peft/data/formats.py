@@ -27,6 +27,7 @@ import pyarrow.parquet
 from datasets import Features
 from datasets.fingerprint import get_temporary_cache_files_directory
 
+from t5peft.data.json_files import objects_of, objects_of_array
 from t5peft.data.sources import RecordFile, RecordList, Records, label_names_of, labeled_records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
@@ -84,7 +85,7 @@ def read_file(path: Path, form: TextFormat) -> RecordList | RecordFile:
     if kind in (".parquet", ".arrow"):
         return _read_arrow(path, kind)
     packed_to = _PACKED_TO if path.suffix.lower() in OPENERS else 1
-    if kind in _READERS and path.stat().st_size >= LARGE_BYTES // packed_to:
+    if path.stat().st_size >= LARGE_BYTES // packed_to and (kind != ".json" or _begins_with_an_array(path)):
         return _read_large(path, kind, form)
     return RecordList(map(flat, read_text(read_bytes(path), kind, str(path), form)), str(path))
 
@@ -103,7 +104,7 @@ def read_text(data: bytes, kind: str, origin: str, form: TextFormat) -> Records:
     """
     text = decoded(data, origin, form.encoding)
     if kind == ".json":
-        return _json(origin, text)
+        return objects_of(origin, text)
     return list(_READERS[kind](origin, io.StringIO(text, newline="" if kind in (".csv", ".tsv") else "\n"), form))
 
 
@@ -122,6 +123,11 @@ def _read_large(path: Path, kind: str, form: TextFormat) -> RecordFile:
     except (UnicodeError, LookupError):
         decoded(read_bytes(path), str(path), form.encoding)  # which raises the error that names the place
         raise
+
+
+def _begins_with_an_array(path: Path) -> bool:
+    with _unpacked(path) as data:
+        return data.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,25 +376,10 @@ def _plain_lines(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[s
 _READERS: dict[str, Callable[[str, TextIO, TextFormat], Iterator[dict[str, Any]]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
+    ".json": lambda origin, text, form: objects_of_array(origin, text),
     ".jsonl": _json_lines,
     ".txt": _plain_lines,
 }
-
-
-def _json(origin: str, text: str) -> Records:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"Got {origin}, which is not JSON ({error}); expected it. One object a line is .jsonl."
-        ) from None
-    if isinstance(content, dict) and len(lists := [v for v in content.values() if isinstance(v, list)]) == 1:
-        content = lists[0]
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise ValueError(
-            f"Got {origin}, which holds {type(content).__name__}; expected a list of objects, one a record."
-        )
-    return content
 
 
 def _raise_lines(origin: str, problems: list[str], advice: str) -> None:

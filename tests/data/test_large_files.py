@@ -214,7 +214,7 @@ def test_a_public_data_set_of_several_files_may_be_large(both: Callable[..., Any
     assert isinstance(large["train"], RecordFile)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("ending", ["json", "jsonl", "jsonl.gz", "parquet"])
 def test_memory_does_not_grow_with_a_file(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t5peft.data.formats.LARGE_BYTES", 1)
     peaks = []
@@ -224,6 +224,8 @@ def test_memory_does_not_grow_with_a_file(ending: str, tmp_path: Path, monkeypat
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
         if ending == "parquet":
             pq.write_table(pa.Table.from_pylist(rows), path)
+        elif ending == "json":
+            path.write_text(json.dumps(rows))
         else:
             path.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
         del rows, text
