@@ -56,10 +56,17 @@ def measure(task_name: str, limits: dict[str, int], minutes: float) -> dict[str,
         What was chosen, its score, the score of each test record, and the seconds of the whole call.
     """
     task, splits = load_data(describe_data(SuiteTask(task_name)), {"test": limits["test"]})
-    given = {split: splits[split] for split in ("validation", "test")}
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        result = t5peft.auto(splits["train"], folder, task=task, minutes=minutes, tell=lambda line: None, **given)
+        result = t5peft.auto(
+            splits["train"],
+            folder,
+            validation=splits["validation"],
+            test=splits["test"],
+            task=task,
+            minutes=minutes,
+            tell=lambda line: None,
+        )
         seconds = time.monotonic() - began
         model, tokenizer = load_tuned_model(result.folder)
         scored = EvaluationSet(task, splits["test"], tokenizer).score(model)

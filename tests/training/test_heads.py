@@ -158,12 +158,12 @@ def test_data_without_labels_are_predicted(name: str, tmp_path: Path) -> None:
 FITTING = [method for method in METHODS if METHODS[method].quantize is None and method not in ("full", "ladder")]
 
 
-HEADS = ["one class", "one number", "labels", "tokens", "spans", "class of an encoder"]
+TRAINED = ["one class", "one number", "labels", "tokens", "spans", "class of an encoder"]
 
 
 def pairs_of_head_and_method() -> Iterator[Any]:
     """Every head with every method; two heads of each method and four methods of each head are not slow."""
-    for place, name in enumerate(HEADS):
+    for place, name in enumerate(TRAINED):
         for index, method in enumerate(FITTING):
             yield pytest.param(name, method, marks=[] if (place + index) % 3 == 0 else [pytest.mark.slow])
 
