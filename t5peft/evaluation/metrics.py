@@ -12,7 +12,7 @@ Each metric is also an ``evaluate`` module in ``modules/``: a file that ``evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -101,7 +101,7 @@ def compute(
     if name not in METRICS:
         raise ValueError(f"Got the metric {name!r}; expected one of {', '.join(METRICS)}.")
     metric = METRICS[name]
-    problems = _problems(metric, predictions, [answers_of(reference) for reference in references], sources)
+    problems = _problems(metric, predictions, references, sources)
     if problems:
         raise ValueError(
             f"Got inputs that the metric {name!r} cannot take: {'; '.join(problems)}; expected inputs without these problems."
@@ -117,7 +117,7 @@ def compute(
 def _problems(
     metric: Metric,
     predictions: Sequence[Any] | NDArray[Any],
-    references: list[list[Any]],
+    references: References,
     sources: Sequence[str] | None,
 ) -> list[str]:
     problems = []
@@ -125,7 +125,7 @@ def _problems(
         problems.append("no predictions, expected at least one")
     if len(predictions) != len(references):
         problems.append(f"{len(predictions)} predictions and {len(references)} references, expected equal numbers")
-    without = [i for i, reference in enumerate(references) if not reference]
+    without = [i for i, reference in enumerate(references) if not answers_of(reference)]
     if without:
         problems.append(
             f"{len(without)} examples without a reference, the first of them example {without[0]}, expected at least one each"
@@ -134,8 +134,8 @@ def _problems(
         problems += [
             f"{side} such as {found[0]!r}, the first of them example {found[1]}, expected texts or whole numbers"
             for side, found in (
-                ("predictions", _other([answers_of([p]) or [None] for p in predictions])),
-                ("references", _other(references)),
+                ("predictions", _other(answers_of([prediction]) or [None] for prediction in predictions)),
+                ("references", _other(map(answers_of, references))),
             )
             if found
         ]
@@ -146,7 +146,7 @@ def _problems(
     return problems
 
 
-def _other(answers: list[list[Any]]) -> tuple[Any, int] | None:
+def _other(answers: Iterable[list[Any]]) -> tuple[Any, int] | None:
     """Return the first answer that is neither text nor a whole number, with its example."""
     wrong = (
         (answer, i) for i, several in enumerate(answers) for answer in several if not isinstance(answer, str | Integral)

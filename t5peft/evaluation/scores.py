@@ -178,7 +178,7 @@ class EvaluationSet:
         metric = METRICS[self.task.metrics[0]]
         pairs = zip(predictions, self.references, strict=True)
         if self.task.verbalizer is not None or metric.name == "matthews":  # the correlation of one example is 0
-            return [float(prediction in answers) for prediction, answers in pairs]
+            return [1.0 if prediction in answers else 0.0 for prediction, answers in pairs]
         texts = self._texts() if metric.needs_sources else repeat("")
         sentence = metric.sentence or partial(_score_of_one, metric)
         rows = zip(pairs, texts, strict=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,12 @@ def test_compute_says_everything_that_is_wrong_at_once() -> None:
     assert "expected the uncorrected texts as sources=" in text
     with pytest.raises(ValueError, match="no predictions, expected at least one"):
         compute("rouge", [], [])
+
+
+def test_scoring_many_answers_copies_none_of_them() -> None:
+    answers, references = ["0", "1"] * 10_000, [["0"], ["0"]] * 10_000
+    tracemalloc.start()
+    assert compute("accuracy", answers, references)["accuracy"] == 0.5
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / len(answers) < 60  # bytes an answer; a list of one text takes 64
