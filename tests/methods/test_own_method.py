@@ -182,6 +182,7 @@ def test_it_is_searched() -> None:
     assert (drawn.learning_rate, drawn.options) == (2e-2, {"groups": 2})
 
 
+@pytest.mark.processes
 def test_it_is_run_and_reported_by_the_benchmark(tmp_path: Path) -> None:
     suite = suite_from(
         "own",
