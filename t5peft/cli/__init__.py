@@ -38,12 +38,12 @@ ALIASES = {"retune": "continue"}  # the name of version 0.1
 DONE, FAILED, WRONG_INPUT, DISK, IN_USE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
 EXIT_CODES = {
     DONE: "done",
-    FAILED: "the run failed, or its result is negative: training diverged, lint found problems, nothing fits into memory",
-    WRONG_INPUT: "wrong input or options; nothing was changed",
-    DISK: "the disk of an output is full, read-only or broken",
-    IN_USE: "another run holds the output",
-    INTERRUPTED: "interrupted; what was saved stays",
-    BROKEN_PIPE: "the reader of the standard output is gone",
+    FAILED: "the run failed or its result is negative: training diverged, lint found problems, nothing fits into memory",
+    WRONG_INPUT: "invalid input or options; nothing was changed",
+    DISK: "the output disk is full, read-only or failing",
+    IN_USE: "another run is using the output folder",
+    INTERRUPTED: "interrupted; saved files are intact",
+    BROKEN_PIPE: "standard output was closed by its reader",
 }
 
 
