@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at
 
 
 SPLITS = {
-    "train": "training records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with such a split; - is standard input",
-    "validation": "validation records, in the same forms; default: a tenth of the training records",
-    "test": "test records, in the same forms",
+    "train": "training records: a CSV, TSV, JSONL, JSON or Parquet file, a folder or hub name with such a split, or - for standard "
+    "input",
+    "validation": "validation records, in the same formats; default: a tenth of the training records",
+    "test": "test records, in the same formats",
 }
 
 
@@ -38,8 +39,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, task_required: bool =
     group.add_argument(
         "--task",
         required=task_required,
-        help=f"a family for files of your own ({', '.join(names.PRESETS)}), a task of the package (support_intent, finance, "
-        "...), or a YAML file" + ("" if task_required else "; default: told from the data"),
+        help=f"a preset for your own files ({', '.join(names.PRESETS)}), a built-in task (support_intent, finance, ...), or a "
+        "YAML file" + ("" if task_required else "; default: inferred from the data"),
     )
     for split, text in SPLITS.items():
         group.add_argument(f"--{split}", metavar="FILE", help=text)
@@ -71,7 +72,7 @@ def add_format_arguments(group: Group) -> None:
         "--delimiter",
         metavar="MARK",
         type=_delimiter,
-        help="between the cells of a table, e.g. ';' or tab; default: a comma for CSV, a tab for TSV",
+        help="the delimiter of table cells, e.g. ';' or tab; default: a comma for CSV, a tab for TSV",
     )
 
 

@@ -44,9 +44,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of a command.
     """
     parser.add_argument(
-        "model", metavar="FOLDER", help="an adapter of `t5peft train`, a whole model, or a name on the hub"
+        "model", metavar="FOLDER", help="an adapter from `t5peft train`, a whole model, or a name on the hub"
     )
-    parser.add_argument("--task", help="a YAML file or a task of the package; default: the task saved with the model")
+    parser.add_argument("--task", help="a YAML file or a built-in task; default: the task saved with the model")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.add_argument(
-        "model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or its name on the hub"
-    )
+    parser.add_argument("model", metavar="FOLDER", help="an adapter from `t5peft train`, or its name on the hub")
     parser.epilog = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
     group = parser.add_argument_group("output")
     add_option(group, "--output")
