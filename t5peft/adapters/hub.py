@@ -33,27 +33,27 @@ def push_adapter(
     message: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Push a saved adapter to the hub, in one commit, and create the repository if there is none.
+    """Push a saved adapter to the hub in one commit. The repository is created if it does not exist.
 
-    The card, the task and the scores go with the weights. Checkpoints and other files in the folder stay where they are.
+    The commit contains the weights, the model card, the task and the scores. Checkpoints and other files are not pushed.
 
     Args:
-        folder: What ``save_adapter`` or ``t5peft train`` saved.
+        folder: A folder from ``save_adapter`` or ``t5peft train``.
         repo_id: The repository, such as ``"user/reviews"``. ``"folder:PATH"`` writes the same files to a new folder instead.
-        base_model: The name by which others find the backbone, where the adapter was trained on a folder of this machine.
-        private: Whether a new repository is private; None takes the account's setting.
-        revision: The branch, created if there is none; None takes the main one.
-        message: The message of the commit.
-        token: An access token; None takes the one that ``hf auth login`` or ``HF_TOKEN`` set.
+        base_model: The name of the backbone on the hub, if the adapter was trained on a local folder.
+        private: Whether a new repository is private; None for the account's default.
+        revision: The branch, created if it does not exist; None for the main branch.
+        message: The commit message.
+        token: An access token; None for the token of ``hf auth login`` or ``HF_TOKEN``.
 
     Returns:
-        The address of the commit, or the folder.
+        The URL of the commit, or the folder.
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter.
+        FileNotFoundError: ``folder`` does not contain an adapter.
         FileExistsError: The folder of ``"folder:PATH"`` exists and is not empty.
-        ValueError: The adapter is damaged, ``repo_id`` is not the name of a repository, or the backbone is a folder.
-        OSError: The hub did not take it.
+        ValueError: The adapter is damaged, ``repo_id`` is not the name of a repository, or the backbone is a local folder.
+        OSError: The hub rejected the push.
     """
     folder = Path(folder)
     target = _check_repo(repo_id)

@@ -65,23 +65,23 @@ def load_adapter(
     sha256: str | None = None,
     revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase | None]:
-    """Load an adapter beside its backbone.
+    """Load an adapter and its backbone.
 
     Args:
-        folder: What ``save_adapter``, the Trainer or peft itself saved, or its name on the hub, such as ``"user/reviews"``.
-        model: The backbone, without an adapter. None: loaded under the name that the adapter's configuration holds.
-        trainable: Whether to train on.
-        quantize: How to load the backbone; ``"nf4"`` with ``quantize_wo`` where the adapter was trained so.
-        sha256: The hash of the adapter's manifest, as ``manifest_sha256`` returned it. The hashes in the folder find damage. This
-            one is kept elsewhere, and also finds an adapter that somebody has replaced.
+        folder: A folder from ``save_adapter``, the Trainer or peft, or a name on the hub, such as ``"user/reviews"``.
+        model: The backbone, without an adapter. None: load the backbone named in the adapter's configuration.
+        trainable: Whether the adapter can be trained further.
+        quantize: How to quantize the backbone; ``"nf4"`` includes ``quantize_wo`` if the adapter was trained with it.
+        sha256: The expected hash of the adapter's manifest, from ``manifest_sha256``. The hashes in the folder detect damage.
+            This one is stored elsewhere, so it also detects that the adapter was replaced.
         revision: The branch, tag or commit of a name on the hub.
 
     Returns:
-        The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
+        The wrapped model, and the tokenizer of the backbone (None if ``model`` is given).
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter.
-        ValueError: The adapter is damaged or of another backbone, or ``model`` has an adapter already.
+        FileNotFoundError: ``folder`` does not contain an adapter.
+        ValueError: The adapter is damaged or belongs to another backbone, or ``model`` already has an adapter.
     """
     folder = local_adapter(folder, revision)
     if model is not None:

@@ -51,19 +51,19 @@ class Parity:
 
 
 def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Parity]:
-    """Merge the adapter in ``folder`` into its backbone, unquantized.
+    """Merge the adapter in ``folder`` into its unquantized backbone.
 
-    ``t5peft.adapters.save_model(model, path)`` then writes a checkpoint that any T5 runtime reads.
+    To write a checkpoint that any T5 runtime can read, use ``t5peft.adapters.save_model(model, path)``.
 
     Args:
-        folder: What ``save_adapter`` saved.
+        folder: A folder from ``save_adapter``.
 
     Returns:
         The merged model, its tokenizer, and the parity with the adapter.
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter, or its backbone is not found.
-        ValueError: As for ``load_adapter``, or the adapter does not change weights.
+        FileNotFoundError: ``folder`` does not contain an adapter, or its backbone is not found.
+        ValueError: As for ``load_adapter``, or the method cannot be merged into weights.
     """
     model, tokenizer = load_saved(folder)
     if kinds := unmergeable(model):

@@ -28,19 +28,19 @@ def save_adapter(
 ) -> Path:
     """Save the active adapter of ``model`` to ``folder``, completely or not at all.
 
-    An earlier adapter in the folder is replaced. Whenever the process is killed, the old adapter or the new one can be loaded.
+    An earlier adapter in the folder is replaced. If the process is killed, either the old or the new adapter can be loaded.
 
     Args:
         model: A model with one active adapter.
-        folder: Where to save it.
-        tokenizer: The tokenizer, where the adapter trains tokens of its own.
+        folder: The folder to save to.
+        tokenizer: The tokenizer, if the adapter adds new tokens.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: The model has no adapter or several active ones, the adapter holds NaN or infinity, or the folder holds
-            anything else than an earlier adapter.
+        ValueError: The model has no adapter or several active ones, the adapter contains NaN or infinity, or the folder contains
+            anything other than an earlier adapter.
     """
     folder = Path(folder)
     model, name = _active_adapter(model)

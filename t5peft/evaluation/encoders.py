@@ -33,9 +33,9 @@ def embed(
         model: An encoder of ``load_backbone(name, head="embedding")``, plain or wrapped. Of one with ``head="states"`` the mean
             of the states is taken.
         tokenizer: Its tokenizer.
-        sources: Texts, or token ids as ``Task.tokenize`` makes them.
-        tokens_per_batch: Most rows x longest source of one batch.
-        max_source_length: Truncate sources to so many tokens, with ``</s>``.
+        sources: Texts, or token IDs from ``Task.tokenize``.
+        tokens_per_batch: Maximum of rows x longest source per batch.
+        max_source_length: Truncate sources to this many tokens, including ``</s>``.
 
     Returns:
         Embeddings [N, E] in float32, on the CPU.

@@ -65,25 +65,24 @@ def export(
     overwrite: bool = False,
     records: Sequence[Mapping[str, Any]] | None = None,
 ) -> Parity:
-    """Export an adapter, or a whole model, completely or not at all.
+    """Export an adapter or a whole model. The export is written completely or not at all.
 
     Args:
         model: The folder of an adapter or of a whole model.
-        output: Where to write.
+        output: The folder to write to.
         to: ``"transformers"`` (plain transformers 4 and 5), ``"ct2"`` (CTranslate2) or ``"onnx"``.
-        quantize: ``"int8"`` stores linear maps in 8 bits; for ``"ct2"`` and ``"onnx"``.
-        overwrite: Replace an earlier export in ``output``.
-        records: Records of the task in ``task.yaml`` beside the model, on which the export is compared with it. None: built-in
-            texts.
+        quantize: ``"int8"`` stores linear layers in 8 bits, for ``"ct2"`` and ``"onnx"``.
+        overwrite: Whether to replace an earlier export in ``output``.
+        records: Records of the task in the model's ``task.yaml``, to compare the export with the model on. None: built-in texts.
 
     Returns:
         The comparison with the adapter, which is also in ``parity.json``.
 
     Raises:
-        ValueError: The method, the model or the output does not go with the target.
-        FileNotFoundError: ``model`` does not hold a model, or its backbone is not found.
+        ValueError: The target does not support the method or the model, or ``output`` cannot be used.
+        FileNotFoundError: ``model`` does not contain a model, or its backbone is not found.
         ImportError: The engine is not installed.
-        ParityError: The export does not answer as the adapter does.
+        ParityError: The export differs from the adapter by more than the tolerance.
     """
     folder, output = Path(model), Path(output)
     _check_arguments(to, quantize)
@@ -105,10 +104,11 @@ def load_exported(folder: str | Path) -> Exported:
         folder: The folder.
 
     Returns:
-        An object with ``predict``, ``rank`` and ``classify`` of the library, without their model and tokenizer.
+        An object with the methods ``predict``, ``rank`` and ``classify``. They work like the functions of this library, without
+        the arguments model and tokenizer.
 
     Raises:
-        FileNotFoundError: The folder holds no export.
+        FileNotFoundError: The folder does not contain an export.
         ValueError: Its files are damaged.
         ImportError: The engine is not installed.
     """
