@@ -168,7 +168,7 @@ def _score_lines(scores: Sequence[CardScore], baseline: str) -> list[str]:
     return [
         "## Scores",
         "\n".join(rows),
-        "The interval covers the choice of the records, and not the chance of training.",
+        "The interval covers the sampling of the records, but not the variation of training.",
     ]
 
 
@@ -186,5 +186,5 @@ def _usage(task: Task | None) -> str:
         "```",
     ]
     if task is not None and task.columns:
-        lines += ["", f"Replace {', '.join(f'`{{{column}}}`' for column in task.columns)} by the text of a record."]
+        lines += ["", f"Replace {', '.join(f'`{{{column}}}`' for column in task.columns)} with the text of a record."]
     return "\n".join(lines)

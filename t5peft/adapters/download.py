@@ -31,7 +31,7 @@ def local_adapter(name: str | Path, revision: str | None = None) -> Path:
     if path.exists() or not REPO_ID.fullmatch(str(name)):
         if revision is not None:
             raise ValueError(
-                f"Got revision={revision!r} with {name}, which is not a name of the hub; expected one without the other."
+                f"Got revision={revision!r} with {name}, which is not a name on the hub; expected a revision only with a hub name."
             )
         return path
     try:

@@ -79,8 +79,8 @@ def push_adapter(
             ).commit_url
         except Exception as error:  # the client raises classes of its HTTP library, and RuntimeError for a file
             raise OSError(
-                f"Got no success from the hub with {repo_id!r} ({first_line(error)}); expected that it takes the adapter. Log in "
-                "by `hf auth login` with a token that may write, or set HF_TOKEN."
+                f"Got no success from the hub with {repo_id!r} ({first_line(error)}); expected it to accept the adapter. Log in "
+                "with `hf auth login` with a token that has write access, or set HF_TOKEN."
             ) from error
 
 
@@ -99,7 +99,7 @@ def check_push(repo_id: str, backbone: str, *, has_adapter: bool) -> None:
     _check_repo(repo_id)
     if not has_adapter:
         raise ValueError(
-            "Got a method without an adapter to push; expected one that trains an adapter. Push the folder of a whole model by "
+            "Got a method without an adapter to push; expected one that trains an adapter. Push the folder of a whole model with "
             "`hf upload`."
         )
     _check_base(backbone, backbone)
@@ -127,8 +127,8 @@ def _check_base(adapter: str, base: str) -> None:
     """Raise ValueError where others would not find the backbone of the adapter."""
     if not is_embedded(base) and not is_hub_name(base):
         raise ValueError(
-            f"Got {adapter} to push, whose backbone is {base or 'not named'!r}; expected a backbone that others find. Push the "
-            "backbone first, and give its name: push_adapter(folder, repo_id, base_model=)."
+            f"Got {adapter} to push, whose backbone is {base or 'not named'!r}; expected a backbone that others can load. Push the "
+            "backbone first, and pass its name: push_adapter(folder, repo_id, base_model=)."
         )
 
 

@@ -130,7 +130,7 @@ def load_with_tokens(
         saved = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"Got {folder}, which holds no tokenizer; expected one beside the adapter. Save the adapter by save_adapter(model, "
+            f"Got {folder}, which holds no tokenizer; expected one with the adapter. Save the adapter with save_adapter(model, "
             "folder, tokenizer=tokenizer)."
         ) from error
     model, tokenizer = backbone_of(folder, quantize=quantize)
@@ -226,7 +226,7 @@ def backbone_of(
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Got the adapter {folder}, whose backbone cannot be loaded as in training, by {base_of(folder)!r} (in {Path.cwd()}); "
-            "expected it there. Put it, or a link to it, there, or load it from elsewhere and give it to load_adapter(folder, "
+            "expected it there. Put it or a link to it there, or load it from elsewhere and pass it to load_adapter(folder, "
             f"model=). {error}"
         ) from error
 
@@ -236,7 +236,7 @@ def raise_if_problems(folder: Path, problems: list[str]) -> None:
     if problems:
         raise ValueError(
             f"Got the adapter {folder}, which is not loaded: {'; '.join(problems)}; expected an adapter as it was saved. Load it "
-            "beside the backbone that it was trained on, from a folder as it was saved."
+            "with the backbone that it was trained on, from a folder as it was saved."
         )
 
 
@@ -278,7 +278,7 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
         except Exception as error:  # peft raises whatever a wrong value leads to
             raise ValueError(
                 f"Got the adapter {folder}, which does not fit this model, or whose {CONFIG} was changed: {error}; expected an "
-                "adapter as it was saved. Restore the folder, or load it beside the backbone that it was trained on."
+                "adapter as it was saved. Restore the folder, or load it with the backbone that it was trained on."
             ) from error
     if rows and marks:
         rows.update(marks)
@@ -335,5 +335,5 @@ def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
             f"{len(missing)} of {len(expected)} tensors of the model are missing from it, such as {missing[0]}"
         )
     if foreign := sorted(saved - expected):
-        problems.append(f"{len(foreign)} of its {len(saved)} tensors have no place in the model, such as {foreign[0]}")
+        problems.append(f"{len(foreign)} of its {len(saved)} tensors do not belong to the model, such as {foreign[0]}")
     return problems

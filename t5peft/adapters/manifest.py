@@ -94,8 +94,8 @@ def manifest_sha256(folder: str | Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise FileNotFoundError(
-            f"Got {folder} without {MANIFEST} ({error.strerror}), of which a hash can be taken; expected a folder that "
-            "save_adapter wrote. Load it and save it again."
+            f"Got {folder} without {MANIFEST} ({error.strerror}), which is needed for the hash; expected a folder "
+            "from save_adapter. Load it and save it again."
         ) from error
 
 
@@ -150,8 +150,8 @@ def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedMode
     rows = len(backbone_embeddings(model))
     if manifest.rows > rows:
         problems.append(
-            f"it was trained beside a table of {manifest.rows} tokens and the given one has {rows}: add the tokens first, or load "
-            "it by load_with_tokens where add_tokens added them"
+            f"it was trained with an embedding table of {manifest.rows} tokens and the given one has {rows}: add the tokens "
+            "first, or use load_with_tokens if add_tokens added them"
         )
     return problems
 

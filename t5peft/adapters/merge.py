@@ -45,7 +45,7 @@ class Parity:
 
     def __str__(self) -> str:
         trained = (
-            "" if self.quantized is None else f", {self.quantized:.1e} to the quantized model it was trained beside"
+            "" if self.quantized is None else f", {self.quantized:.1e} to the quantized model that it was trained on"
         )
         return f"largest relative difference of logits: {self.unmerged:.1e} to the unmerged adapter{trained}"
 

@@ -84,7 +84,7 @@ def save_model(model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrai
     folder = Path(folder)
     if isinstance(model, PeftModel):
         raise ValueError(
-            "Got a model with an adapter; expected a whole model. Save it by save_adapter, or merge it first."
+            "Got a model with an adapter; expected a whole model. Save it with save_adapter, or merge it first."
         )
     if broken := non_finite_names(model.named_parameters()):
         raise ValueError(
@@ -111,8 +111,8 @@ def check_output(folder: str | Path) -> None:
     folder = Path(folder)
     if foreign := _foreign(folder):
         raise ValueError(
-            f"Got {folder} to save an adapter to, which holds files that are not of an earlier adapter and would be lost: "
-            f"{foreign[:5]}; expected a new or empty folder, or that of an adapter. Take one of its own, such as "
+            f"Got {folder} to save an adapter to, which contains files that do not belong to an earlier adapter and would be lost: "
+            f"{foreign[:5]}; expected a new folder, an empty folder, or the folder of an adapter. Choose a separate one, such as "
             f"{folder / 'adapter'}."
         )
 
@@ -128,7 +128,7 @@ def ensure_no_adapter(folder: str | Path) -> None:
     """
     if (Path(folder) / CONFIG).is_file():
         raise ValueError(
-            f"Got {folder}, which holds an adapter that would be loaded in the place of a model saved beside it; expected another "
+            f"Got {folder}, which contains an adapter that would be loaded instead of a model in the same folder; expected another "
             "folder."
         )
 
@@ -160,14 +160,14 @@ def write_portable_base(folder: Path, *, revision: str | None = None) -> str:
 def _active_adapter(model: PreTrainedModel | PeftModel) -> tuple[PeftModel, str]:
     if not isinstance(model, PeftModel):
         raise ValueError(
-            f"Got a {type(model).__name__} without an adapter; expected a PeftModel. Save a fully tuned model by "
+            f"Got a {type(model).__name__} without an adapter; expected a PeftModel. Save a fully tuned model with "
             "t5peft.adapters.save_model(model, folder)."
         )
     active = model.active_adapters
     if len(active) != 1:
         raise ValueError(
-            f"Got a model in which the adapters {active} are active at once; expected one, as one folder holds one. Save each "
-            "after model.set_adapter(name)."
+            f"Got a model in which the adapters {active} are active at once; expected one, because a folder contains one. Save "
+            "each after model.set_adapter(name)."
         )
     return model, str(active[0])
 

@@ -160,11 +160,11 @@ def prepare(
     if "test" not in splits:
         rest, held = hold_out(splits["train"], task.source, share=0.15, at_most=MOST_TESTED)
         splits = {**splits, "train": rest, "test": held}
-        reasons.append(f"{len(held)} test records were held out, none of whose sources is in the training records.")
+        reasons.append(f"{len(held)} test records were held out. None of their sources is in the training records.")
     splits = with_validation(task, splits)
     if len(splits["test"]) > MOST_TESTED:
         splits = {**splits, "test": _sample(splits["test"], MOST_TESTED)}
-        reasons.append(f"{MOST_TESTED} test records were drawn for the scores.")
+        reasons.append(f"{MOST_TESTED} test records were sampled for the scores.")
     if len(splits["validation"]) > MOST_VALIDATED:
         splits = {**splits, "validation": _sample(splits["validation"], MOST_VALIDATED)}
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
@@ -213,7 +213,7 @@ def _auto(
         tell(line)
     log = TrialLog(folder / TRIALS, identity)
     if log.trials:
-        tell(f"{len(log.trials)} trials of an interrupted search are there; going on from them.")
+        tell(f"{len(log.trials)} trials of an interrupted search were found; resuming.")
     searched = {split: splits[split] for split in ("train", "validation")}
     halving = Halving(task, searched, config, fitting, folder / ".trials", log, tell)
     best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
@@ -293,7 +293,7 @@ def fitting_methods(
             fitting[name] = changes
     if not fitting:
         raise ValueError(
-            f"Got {bytes_text(memory)} of memory, into which no method fits ({' '.join(dropped)}); expected more. Take a smaller "
+            f"Got {bytes_text(memory)} of memory, in which no method fits ({' '.join(dropped)}); expected more. Use a smaller "
             "backbone, or shorter sources (--max-source-length)."
         )
     return fitting, dropped

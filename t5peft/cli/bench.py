@@ -158,9 +158,7 @@ def suite_of(args: argparse.Namespace) -> Suite:
                  "--label-column": args.label_column, "--template": args.template}  # fmt: skip
     unused = [option for option, value in for_files.items() if value]
     if unused and not (args.train or args.test):
-        raise ValueError(
-            f"Got {', '.join(unused)}, which go with files of your own; expected --train and --test beside."
-        )
+        raise ValueError(f"Got {', '.join(unused)}, which need your own files; expected --train and --test too.")
     if args.task is None and not any((args.train, args.validation, args.test)):
         suite = load_suite(args.suite or "quick")
         if suite.name == "quick" and args.backbone not in (None, suite.backbone):
@@ -202,7 +200,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     missing = [name for name, given in needed.items() if not given]
     if missing:
         raise ValueError(
-            f"Got files of your own without {', '.join(missing)}; expected {', '.join(needed)}, where --task is one of the "
+            f"Got your own files without {', '.join(missing)}; expected {', '.join(needed)}, because --task is one of the "
             f"presets {', '.join(PRESETS)} (it is {args.task!r})."
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
@@ -283,7 +281,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
                 workers=args.workers or 1,
             )
     except KeyboardInterrupt:
-        line.log("Interrupted. The same command continues with the run that was cut off.")
+        line.log("Interrupted. Run the same command again to resume.")
         raise SystemExit(130) from None
 
 
@@ -294,7 +292,7 @@ def _device(asked: str | None) -> str:
     found = "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and found == "cpu":
         raise ValueError(
-            "Got --device cuda, but torch finds no CUDA device; expected one. Leave the option out for the CPU, or install a torch "
+            "Got --device cuda, but torch finds no CUDA device; expected one. Omit the option to use the CPU, or install a torch "
             "for CUDA."
         )
     return asked or found

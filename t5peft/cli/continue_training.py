@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.replace:
         return 0
     try:
-        print(f"replaced {replace(args.model, report, tolerance=args.tolerance)}; the old version is kept beside it")
+        print(f"replaced {replace(args.model, report, tolerance=args.tolerance)}; the old version is kept next to it")
     except ValueError as refusal:
         print(f"t5peft continue: {refusal}", file=sys.stderr)
         return 1

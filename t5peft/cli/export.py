@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         records = read_file(args, args.data, "test") if args.data else _package_records(task)
     elif args.data:
         raise ValueError(
-            f"Got --data for {args.model} without {TASK_FILE}; expected it, as it says how records are read."
+            f"Got --data for {args.model} without {TASK_FILE}; expected it, because it says how to read the records."
         )
     parity = export(
         args.model, args.output, to=args.to, quantize=args.quantize, overwrite=args.overwrite, records=records

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         ensure_no_adapter(output)
         if (output / "config.json").is_file() and not args.overwrite:
             raise ValueError(
-                f"Got the output {output}, which holds a model; expected a folder without one. Give another folder, or "
+                f"Got the output {output}, which holds a model; expected a folder without one. Choose another folder, or use "
                 "--overwrite to replace it."
             )
         model, tokenizer, parity = merge(args.model)

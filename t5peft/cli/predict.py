@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         _open_output(args, path, task, records) as output,
     ):
         if output.done:
-            print(f"{path} holds {output.done} answers of {len(records)}; going on from there", file=sys.stderr)
+            print(f"{path} holds {output.done} answers of {len(records)}; resuming from there", file=sys.stderr)
         if args.workers:
             with open_workers(args.workers) as executor:
                 _write_answers(_answers_of_workers(executor, args, task, records, output.done), len(records), output)
@@ -120,14 +120,14 @@ def _load(folder: str, engine: str | None) -> tuple[PreTrainedModel | PeftModel 
     if not is_exported(folder):
         if engine in ("ct2", "onnx"):
             raise ValueError(
-                f"Got --engine {engine} for {folder}, which is not exported to it; expected a folder of `t5peft export`. Run "
-                f"`t5peft export {folder} --to {engine} --output DIR`, and give DIR."
+                f"Got --engine {engine} for {folder}, which is not exported to it; expected a folder from `t5peft export`. Run "
+                f"`t5peft export {folder} --to {engine} --output DIR`, and use DIR."
             )
         return load_tuned(folder)
     target = Details.read(Path(folder)).target
     if engine is not None and target != {"torch": "transformers"}.get(engine, engine):
         raise ValueError(
-            f"Got --engine {engine} for {folder}, an export to {target}; expected that engine, or none. Leave --engine out."
+            f"Got --engine {engine} for {folder}, an export to {target}; expected that engine, or none. Omit --engine."
         )
     exported = load_exported(folder)
     return exported, exported.tokenizer
@@ -293,7 +293,7 @@ def _records_of(task: Task, texts: Sequence[str]) -> list[Record]:
     if not texts or len(columns) != 1:
         raise ValueError(
             f"Got {'--text' if texts else 'no records'}; expected --data FILE with the columns {list(columns)}, or --text for a "
-            "template of one column."
+            "template with one column."
         )
     return [{columns[0]: text} for text in texts]
 

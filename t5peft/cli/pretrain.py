@@ -132,7 +132,8 @@ def _check_new(args: argparse.Namespace) -> None:
     if args.backbone is not None and changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise ValueError(
-            f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of both, as a backbone has its own."
+            f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of them, because a backbone "
+            "has its own."
         )
 
 

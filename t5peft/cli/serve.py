@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     keys = read_keys(args.api_key_file)
     if not keys and not is_loopback(args.host):
         raise ValueError(
-            f"Got the host {args.host} without an API key; expected one, as others can reach this address. Give --api-key-file or "
-            f"set {KEY_VARIABLE}."
+            f"Got the host {args.host} without an API key; expected one, because others can reach this address. Use "
+            f"--api-key-file or set {KEY_VARIABLE}."
         )
     pins = read_pins(Path(args.pins)) if args.pins else {}
     _ensure_installed()
@@ -210,11 +210,13 @@ def read_keys(path: str | None) -> tuple[str, ...]:
     else:
         keys = [line.strip() for line in _lines(path, "keys")]
         if not any(keys):
-            raise ValueError(f"Got no key in {path}; expected one a line. Write one, such as 32 random letters.")
+            raise ValueError(f"Got no key in {path}; expected one per line. Add one, such as 32 random letters.")
     found = tuple(filter(None, keys))
     if any(not (key.isascii() and key.isprintable() and " " not in key) for key in found):
         where = path or KEY_VARIABLE
-        raise ValueError(f"Got a key in {where} with spaces or foreign letters; expected ASCII. Choose another one.")
+        raise ValueError(
+            f"Got a key in {where} with spaces or non-ASCII characters; expected ASCII without spaces. Choose another one."
+        )
     return found
 
 
@@ -237,8 +239,8 @@ def read_pins(path: Path) -> dict[str, str]:
             continue
         if not (found := re.fullmatch(r"([0-9a-fA-F]{64})\s+(\S.*)", text)) or found[2] in pins:
             raise ValueError(
-                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 digits and the name of an adapter, each "
-                "name once. `sha256sum` of the manifest t5peft.json prints such a hash."
+                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 hexadecimal digits and the name of an "
+                "adapter, each name once. `sha256sum` of the manifest t5peft.json prints this hash."
             )
         pins[found[2]] = found[1].lower()
     return pins
@@ -249,7 +251,7 @@ def _lines(path: str | Path, what: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise ValueError(
-            f"Got no file of {what} at {path} that can be read ({error}); expected text. Write it."
+            f"Got no file of {what} at {path} that can be read ({error}); expected a text file. Create it."
         ) from error
 
 
@@ -272,8 +274,8 @@ def _bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise ValueError(
-            f"Got the address {host} port {port}, which cannot be listened on ({error}); expected a free one. Give another --port, "
-            "or 0 for any."
+            f"Got the address {host} port {port}, on which the server cannot listen ({error}); expected a free one. Choose "
+            "another --port, or 0 for any."
         ) from error
 
 

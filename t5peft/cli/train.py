@@ -109,9 +109,7 @@ def _run(args: argparse.Namespace) -> int:
     save_task(task, folder)
     write_config_file(Path(args.output) / CONFIG_FILE, args, args.named)
     sha256 = manifest_sha256(folder)
-    print(
-        f"saved to {folder}\nsha256 {sha256}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)"
-    )
+    print(f"saved to {folder}\nsha256 {sha256}  (of its manifest, for `t5peft serve --pins` and load_adapter(sha256=))")
     scored = score_run(model, tokenizer, task, splits)
     write_whole(folder / "scores.json", json.dumps(scored.scores, indent=1))
     results = {"output": str(folder), "sha256": sha256, "scores": scored.scores}

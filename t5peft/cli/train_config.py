@@ -116,7 +116,7 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         options["target_modules"] = "all-linear"
     named = read_options(args.option, "--option")
     if twice := sorted(options.keys() & named.keys()):
-        raise ValueError(f"Got {', '.join(twice)} twice, by --option and by an argument of its own; expected it once.")
+        raise ValueError(f"Got {', '.join(twice)} twice, with --option and with its own argument; expected it once.")
     given = {name: getattr(args, name) for name in ("method", "backbone", *_MODEL)}
     return replace(read_training(args), **given, options=options | named)
 

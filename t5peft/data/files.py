@@ -1,8 +1,8 @@
 """Records from files, folders, standard input and the hub: ``load_records("train.csv")`` is a sequence of dictionaries.
 
-The kind of file is read from its name: ``.csv .tsv .jsonl .json .parquet .arrow .txt``, the text ones also with ``.gz``,
-``.xz`` or ``.bz2`` after it (``formats.py``). Folders are read by split (``folders.py``). Columns of columns become
-``"translation.de"``, which a template can name, of files and of the hub alike.
+The extension determines the format: ``.csv .tsv .jsonl .json .parquet .arrow .txt``. Text files may also be compressed, with
+``.gz``, ``.xz`` or ``.bz2`` after it (``formats.py``). Folders are read by split (``folders.py``). Nested columns of files and of
+the hub become ``"translation.de"``, which a template can name.
 """
 
 from __future__ import annotations
@@ -105,10 +105,10 @@ def load_aligned(paths: Mapping[str, str | Path], *, encoding: str = "utf-8") ->
     counts = {column: len(lines) for column, lines in columns.items()}
     listed = ", ".join(f"{paths[column]} has {count}" for column, count in counts.items())
     if len(set(counts.values())) > 1:
-        raise ValueError(f"Got aligned files that must have as many lines each: {listed}; expected equal numbers.")
+        raise ValueError(f"Got aligned files with different numbers of lines: {listed}; expected equal numbers.")
     if not any(counts.values()):
         raise ValueError(
-            f"Got {', '.join(map(str, paths.values()))}, which are empty; expected at least one line each."
+            f"Got {', '.join(map(str, paths.values()))}, which are empty; expected at least one line in each."
         )
     return RecordList(
         (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)),
@@ -178,7 +178,7 @@ def _from_hub(name: str, config: str | None, split: str | None) -> RecordList | 
         dataset = load_dataset(name, config, split=split or "train")
     except (OSError, ValueError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"Got {name!r}, which is not a file here, and as a data set of the hub cannot be read: {error}. Without a network "
-            f"give a local file ({', '.join(KINDS)}), a folder as the hub has it, or a task of the package."
+            f"Got {name!r}, which is not a file here, and cannot be read as a data set on the hub: {error}. Without a network, "
+            f"give a local file ({', '.join(KINDS)}), a folder in the format of the hub, or a built-in task."
         ) from error
     return of_dataset(dataset.flatten(), f"{name}, split {split or 'train'}")

@@ -223,19 +223,19 @@ def _advice(side: Side) -> list[str]:
     column = side.name[:-1]  # "source" or "target"
     if side.lost:
         advice.append(
-            f"{side.name}: replace {_names(side.lost)} by text that the tokenizer knows, or add them as tokens "
-            "(t5peft.models.tokens.add_tokens); ByT5 knows every character"
+            f"{side.name}: replace {_names(side.lost)} with text that the tokenizer knows, or add them as tokens "
+            "(t5peft.models.tokens.add_tokens); ByT5 can encode every character"
         )
     breaks = [character for character, (fate, _) in side.changed.items() if not fate.strip() and character != " "]
     if breaks:
         advice.append(
-            f"{side.name}: {_names(breaks)} reach the model as a space or not at all; where they carry meaning, put a "
-            "word or a mark such as ' | ' in their place, or add a token, or take a tokenizer that keeps them, as ByT5's"
+            f"{side.name}: {_names(breaks)} reach the model as a space or not at all; if they carry meaning, replace them "
+            "with a word or a mark such as ' | ', add a token, or use a tokenizer that keeps them, such as that of ByT5"
         )
     if side.special_rows:
         advice.append(
             f"{side.name}: special tokens in the text are broken up (</s> becomes < /s>) so that they do not end it; if "
-            "they are left over from an earlier tokenization, take them out"
+            "they are left over from an earlier tokenization, remove them"
         )
     if side.cut_rows:
         advice.append(

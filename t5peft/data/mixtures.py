@@ -76,7 +76,7 @@ class Mixture:
             if name not in self.datasets
         ]
         problems += [
-            f"the rate of {name!r} is {rate}; a number above 0 was expected, or leave the task out"
+            f"the rate of {name!r} is {rate}; a number above 0 was expected, or remove the task"
             for name, rate in self.rates.items()
             if not 0 < rate < float("inf")
         ]

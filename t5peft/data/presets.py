@@ -165,7 +165,7 @@ def preset_task(
     """
     if family not in PRESETS:
         raise ValueError(
-            f"Got no family {family!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(family, PRESETS)}"
+            f"Got no preset {family!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(family, PRESETS)}"
         )
     preset = PRESETS[family]
     records, scored = read_records(records), read_records(scored)
@@ -227,7 +227,7 @@ def _find_columns(
 ) -> dict[str, str]:
     if not records:
         raise ValueError(
-            f"Got no records for the family {family!r}; expected some to read columns from. The file is empty."
+            f"Got no records for the preset {family!r}; expected some to read columns from. The file is empty."
         )
     there = list(records[0])
     problems = [
@@ -243,14 +243,14 @@ def _find_columns(
             found[role] = free[0]
         else:
             problems.append(
-                f"no column for the role {role!r}; say which, by columns={{{role!r}: ...}}, or --column {role}=NAME"
+                f"no column for the role {role!r}; name it with columns={{{role!r}: ...}}, or --column {role}=NAME"
             )
     if problems:
         origin = origin_of(records)
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(
-            f"Got columns{' in ' + origin if origin else ''} that the family {family!r} cannot use; expected none of:\n{listed}\n"
-            f"The columns there are: {', '.join(map(repr, there))}."
+            f"Got columns{' in ' + origin if origin else ''} that the preset {family!r} cannot use; expected none of:\n{listed}\n"
+            f"The columns are: {', '.join(map(repr, there))}."
         )
     return found
 
@@ -270,8 +270,8 @@ def _warn_of_left_out(
             own = f"{{{found[role]}}}"
             both = template.replace(own, " ".join([own, *(f"{{{name}}}" for name in left_out)]))
             logger.warning(
-                "Family %r: the source has the column %r, not %s; give a template over all, such as '%s' (--template), or say "
-                "which is the role %r (--column).",
+                "Family %r: the source has the column %r, not %s; give a template with all of them, such as '%s' (--template), "
+                "or name the column for the role %r (--column).",
                 family, found[role], ", ".join(map(repr, left_out)), both, role,
             )  # fmt: skip
 
@@ -289,7 +289,8 @@ def _languages(columns: Sequence[str]) -> list[str]:
     found = [by_name.get(column.rsplit(".", 1)[-1].lower()) for column in columns]
     if unknown := [column for column, language in zip(columns, found, strict=True) if language is None]:
         raise ValueError(
-            f"Got a translation whose columns {', '.join(map(repr, unknown))} name no language; expected one, in full or of "
+            f"Got a translation whose columns {', '.join(map(repr, unknown))} do not name a language; expected a name or a "
+            "code, such as "
             f"{', '.join(LANGUAGES)}. Rename them, or give a template that does (--template), such as 'translate English to "
             f"German: {{{columns[0]}}}'."
         )
@@ -309,12 +310,12 @@ def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
         number = int(min(twice))
         raise ValueError(
             f"Got {number} and {number}.0 as numbers in the column {column!r}{where}, which would be two labels; expected one of "
-            "them. Write them alike."
+            "them. Write them in the same way."
         )
     if blank := [i for i, cell in enumerate(cells) if isinstance(cell, str) and not cell.strip()]:
         raise ValueError(
             f"Got a column {column!r} of labels{where} that is empty in {some_rows(blank)} of the training records; expected a "
-            "label in each. Fill it, or leave those records out."
+            "label in each. Fill it, or remove those records."
         )
     labels = sorted({label for cell in cells if (label := as_text(cell)) is not None})
     if len(labels) > MOST_LABELS:
@@ -324,6 +325,6 @@ def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
 
 def _too_many(column: str, count: int) -> ValueError:
     return ValueError(
-        f"Got {count} different values in the column {column!r}; expected at most {MOST_LABELS}: is it a label? If so, give a "
-        "verbalizer (--target-word); else choose the column of labels (--column label=NAME)."
+        f"Got {count} different values in the column {column!r}; expected at most {MOST_LABELS}. If it is a label, give a "
+        "verbalizer (--target-word). Otherwise choose the label column (--column label=NAME)."
     )

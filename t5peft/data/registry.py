@@ -101,8 +101,8 @@ def _problems_with_data(data: Any) -> list[str]:
     given = [kind for kind in KINDS_OF_DATA if isinstance(data, Mapping) and kind in data]
     if len(given) != 1:
         return [
-            "Its definition must say under 'data' where records come from, by one of "
-            f"{', '.join(KINDS_OF_DATA)}; it has {', '.join(given) or 'none of them'}."
+            f"Its definition must name the source of its records under 'data', as one of {', '.join(KINDS_OF_DATA)}; it has "
+            f"{', '.join(given) or 'none of them'}."
         ]
     problems = [
         f"{key} under 'data' is {data[key]!r:.60}; a name was expected."

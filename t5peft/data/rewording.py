@@ -74,8 +74,8 @@ class Thesaurus:
             version = wordnet.get_version()
         except (ImportError, LookupError) as error:
             raise FileNotFoundError(
-                f"Got no WordNet ({type(error).__name__}); expected it. Install t5peft[wordnet] and run `python -m nltk.downloader "
-                "wordnet`; without a network use Thesaurus.load(), the package's own or a JSON file."
+                f"Got no WordNet ({type(error).__name__}); expected it. Install t5peft[wordnet], and run `python -m "
+                "nltk.downloader wordnet`; without a network use Thesaurus.load(), the built-in one or a JSON file."
             ) from error
 
         @cache
@@ -118,7 +118,7 @@ class _WordByWord:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise ValueError(f"Got rate={self.rate}; expected a share of the words, above 0 and at most 1.")
+            raise ValueError(f"Got rate={self.rate}; expected a fraction of the words, above 0 and at most 1.")
 
     def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
         """See ``Rewording``."""

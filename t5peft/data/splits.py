@@ -105,8 +105,8 @@ def _count(records: Sequence[Any], keys: int, share: float, at_most: int) -> int
     """Return how many of the keys to hold out."""
     if keys < 2:
         raise ValueError(
-            f"Got {len(records)} records with {keys} different keys{_of(records)}; expected two or more keys to hold some "
-            "out. Give more records, or a file of validation records."
+            f"Got {len(records)} records with {keys} different keys{_of(records)}; expected at least two, to hold some records "
+            "out. Give more records, or a file with validation records."
         )
     return min(max(1, round(share * keys)), at_most, keys - 1)
 

@@ -345,7 +345,7 @@ class Task:
             if len(labels) > 1:
                 pieces = " ".join(tokenizer.convert_ids_to_tokens(list(ids)))
                 problems.append(
-                    f"The words of labels {', '.join(map(repr, labels))} are the same tokens ({pieces}); choose words that this "
+                    f"The words of labels {', '.join(map(repr, labels))} have the same tokens ({pieces}); choose words that this "
                     "tokenizer knows (--target-word)."
                 )
         return problems

@@ -201,7 +201,7 @@ class _Reading:
             try:
                 return self._from_disk(shard)
             except OSError as error:
-                logger.warning("Tokens cannot be kept on the disk (%s); they take memory instead.", error)
+                logger.warning("Tokens cannot be stored on disk (%s); they are kept in memory instead.", error)
         changes = Changes()
         table = pa.Table.from_batches(self._batches(shard, changes), _SCHEMA)
         columns = {name: table.column(name) for name in table.column_names}

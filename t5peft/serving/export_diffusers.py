@@ -65,8 +65,8 @@ def diffusers_state(
     if problems:
         raise ValueError(
             f"Got {', and '.join(problems)}; expected LoRA without DoRA and tokens, as of load_backbone(name, head='states'), for "
-            f"one of {', '.join(get_args(TextEncoder))}. Export the merged encoder by export(folder, output, "
-            "to='transformers'), and give it to the pipeline."
+            f"one of {', '.join(get_args(TextEncoder))}. Export the merged encoder with export(folder, output, "
+            "to='transformers'), and pass it to the pipeline."
         )
     state = {}
     for name, inner in names.items():

@@ -59,7 +59,7 @@ class Details:
         """
         if not (folder / DETAILS).is_file():
             raise FileNotFoundError(
-                f"Got {folder}, which holds no export; expected a folder that `t5peft export` wrote. Export the adapter."
+                f"Got {folder}, which is not an export; expected a folder from `t5peft export`. Export the adapter."
             )
         content = read_json(folder / DETAILS)
         names = {one.name for one in fields(cls)}
@@ -95,7 +95,7 @@ def kind_of_model(t5: PreTrainedModel) -> Kind:
         return "encoder"
     raise ValueError(
         f"Got a {name}, which is not exported; expected a T5 with a language model or classification head, or a plain encoder. "
-        "Serve it by load_adapter, or merge it and save it by t5peft.adapters.save_model."
+        "Run it with load_adapter, or merge it and save it with t5peft.adapters.save_model."
     )
 
 
@@ -238,7 +238,7 @@ class Exported(ABC):
         if (classes := ranking.log_probabilities.shape[-1]) != len(task.labels):
             raise ValueError(
                 f"Got an export whose head has {classes} classes; expected {len(task.labels)}, the target words of the task "
-                f"{task.name!r}. Give the task that it was tuned on."
+                f"{task.name!r}. Pass the task that it was tuned on."
             )
         return ranking
 

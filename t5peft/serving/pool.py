@@ -125,9 +125,7 @@ class AdapterPool:
         """
         found = self._find(name) if _is_name(name) else None
         if found is None:
-            raise UnknownAdapterError(
-                f"Got the adapter {name!r}; expected one of the folders that the server was started with."
-            )
+            raise UnknownAdapterError(f"Got the adapter {name!r}; expected one of the adapters of the server.")
         return found
 
     def task(self, name: str) -> Task | None:
@@ -181,7 +179,7 @@ class AdapterPool:
                 return self._keep(entry, weights, task)
             self._abandon(name, entry)
         raise UnusableAdapterError(
-            f"Got the adapter {name}, which was replaced while it was read; expected a stable folder."
+            f"Got the adapter {name}, which was replaced while it was being read; expected a stable folder."
         )
 
     def release(self, adapter: AdapterWeights | None) -> None:
@@ -341,7 +339,7 @@ class AdapterPool:
                     self._drop(min(idle)[1])
                 elif not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     raise QueueFullError(
-                        f"Got a request for {name} while others hold all {self.max_bytes} bytes for adapters; expected free "
+                        f"Got a request for {name} while others use all {self.max_bytes} bytes for adapters; expected free "
                         "memory. Try again."
                     )
             entry.num_bytes = need
@@ -397,4 +395,4 @@ def _reason(error: ValueError | OSError, path: Path) -> str:
     """Return what an error says; one of the system with the folder that it is of."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
-    return f"Got {path}, of which a file cannot be read ({error.strerror}); expected readable files. Look at its disk."
+    return f"Got {path}, in which a file cannot be read ({error.strerror}); expected readable files. Check its disk."

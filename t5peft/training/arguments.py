@@ -125,7 +125,7 @@ def check_arguments(args: TrainingArguments) -> None:
     wrong = [f"{name}={value}" for name, value in given.items() if not (math.isfinite(value) and value >= 0)]
     temperature = getattr(args, "contrastive_temperature", 1.0)
     if not temperature > 0:
-        wrong.append(f"contrastive_temperature={temperature}, by which nothing can be divided")
+        wrong.append(f"contrastive_temperature={temperature}, which must be above 0")
     if args.max_grad_norm is not None and math.isnan(args.max_grad_norm):
         wrong.append(f"max_grad_norm={args.max_grad_norm}")
     if wrong:
@@ -137,6 +137,6 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (args.use_cpu or torch.accelerator.is_available()):
         raise ValueError(
-            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; expected it, as "
-            "gradients would not be exchanged otherwise. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
+            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; expected it, "
+            "because gradients are not exchanged otherwise. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
         )

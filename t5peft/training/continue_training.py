@@ -136,7 +136,7 @@ def continue_training(
     """
     output = Path(output)
     if replay < 0:
-        raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
+        raise ValueError(f"Got replay={replay}; expected at least 0 old records for each new one.")
     _check_place(output, Path(adapter), overwrite)
     work = output.with_name(f".{output.name}-work")
     with hold_folder(work):
@@ -185,12 +185,12 @@ def _check_place(output: Path, adapter: Path, overwrite: bool) -> None:
     """Check that a new version of ``adapter`` can be saved to ``output``."""
     if output.resolve() == adapter.resolve():
         raise ValueError(
-            f"Got the output {output}, which is the adapter itself; expected another folder. Put the new version in the old "
-            "one's place afterwards, by `replace` (--replace)."
+            f"Got the output {output}, which is the adapter itself; expected another folder. Replace the old version "
+            "afterwards with `replace` (--replace)."
         )
     if is_adapter(output) and not overwrite:
         raise ValueError(
-            f"Got the output {output}, which holds an adapter; expected a folder without one. Give another folder, or "
+            f"Got the output {output}, which holds an adapter; expected a folder without one. Choose another folder, or use "
             "--overwrite (overwrite=True) to replace it."
         )
     check_output(output)

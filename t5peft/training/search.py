@@ -122,7 +122,7 @@ def search(
     try:
         import optuna
     except ImportError as error:
-        raise ImportError("Got no Optuna, which a search needs; run `pip install t5peft[search]`.") from error
+        raise ImportError("Got no Optuna, which the search needs; run `pip install t5peft[search]`.") from error
 
     if trials < 1:
         raise ValueError(f"Got trials={trials}; expected at least 1.")
@@ -216,8 +216,8 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
         name: (stored.get(name), value) for name, value in given.items() if stored.get(name, value) != value
     }:
         raise ValueError(
-            f"Got a study in {folder} that was started with another config or on other data; expected the same ones, as trials "
-            f"would not compare. Stored and given values: {changed}. Give the same ones, or another folder."
+            f"Got a study in {folder} that was started with another config or on other data; expected the same ones, because "
+            f"trials could not be compared. Stored and given values: {changed}. Give the same ones, or another folder."
         )
     study.set_user_attr(_CONFIG, given)
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):  # of a killed search
@@ -241,7 +241,7 @@ def _check_database(path: Path) -> None:
 
 def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(
-        f"Got a damaged study {path}: {' '.join(reason.split())[:300]}; expected one that a search wrote. Restore the file, or "
+        f"Got a damaged study {path}: {' '.join(reason.split())[:300]}; expected a study from a search. Restore the file, or "
         "search in another folder."
     )
 
@@ -254,7 +254,7 @@ def _best(study: optuna.Study, folder: Path, config: TrainConfig, metric: str) -
     if pruned == len(ended):
         raise ValueError(
             f"Got {pruned} trials in {folder}, none of which had a finite loss; expected at least one. Lower the learning rate "
-            "that the search starts from, and search in another folder."
+            "at which the search starts, and search in another folder."
         )
     return SearchResult(
         config=_with_drawn(config, study.best_params),

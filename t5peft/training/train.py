@@ -172,7 +172,7 @@ def train(
             delete_checkpoints(output)
         newest = newest_resumable(Path(output)) if resume else None
         if resume and newest is None:
-            logger.warning("%s holds no complete checkpoint; the training starts at its beginning.", output)
+            logger.warning("%s has no complete checkpoint; training starts from the beginning.", output)
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return wrapped, tokenizer
 
@@ -245,7 +245,7 @@ def evaluated_task(task: Task, records: Records) -> Task:
     if not checks.missing_references(records, task.references):
         return task
     logger.warning(
-        "No record of a split of the task %s has the references %r; the split is scored by its one target.",
+        "No record of a split of the task %s has the references %r; the split is scored with its single target.",
         task.name,
         task.references,
     )

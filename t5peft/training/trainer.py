@@ -98,7 +98,7 @@ class T5PeftTrainer(BatchingTrainer):
     ) -> None:
         if isinstance(train_dataset, Mapping):
             raise ValueError(
-                f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Give one of these."
+                f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Pass one of these."
             )
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_dataset(dataset, name)
@@ -189,8 +189,8 @@ class T5PeftTrainer(BatchingTrainer):
         head = self.head.module
         if head and not any(parameter.requires_grad for parameter in self.t5.get_submodule(head).parameters()):
             logger.warning(
-                "The head of the model is frozen. Of an adapter that add_adapter added, name it in modules_to_save=[%r] of its "
-                "config, as the first one's wrap does.",
+                "The head of the model is frozen. For an adapter from add_adapter, name it in modules_to_save=[%r] of its "
+                "config, as the wrap of the first adapter does.",
                 head,
             )
         made = self.optimizer is None

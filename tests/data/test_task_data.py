@@ -165,7 +165,7 @@ def test_a_users_yaml_file_brings_aligned_files(tmp_path: Path) -> None:
 
 def test_a_definition_without_data_or_a_task_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text("name: mine\ntemplate: '{text}'\n")
-    with pytest.raises(ValueError, match="must say under 'data' where records come from"):
+    with pytest.raises(ValueError, match="must name the source of its records under 'data', as one of"):
         load_task(tmp_path / "task.yaml")
     with pytest.raises(ValueError, match="no task 'sst2' with embedded data; expected one of"):
         embedded_task("sst2")

@@ -293,7 +293,7 @@ def test_a_model_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
 
 
 def test_z_loss_of_a_class_head_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="z_loss for a class head"):
+    with pytest.raises(ValueError, match="z_loss for a classification head"):
         T5PeftTrainer(tiny_classifier(), arguments(tmp_path, z_loss=1e-4))
 
 
