@@ -14,10 +14,10 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def local_adapter(name: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of an adapter: ``name`` itself if it exists, else what the hub has under it, loaded into its cache.
+    """Return the folder of an adapter: ``name`` itself if it exists, else a download from the hub in the cache.
 
     Args:
-        name: A folder, or a repository of the hub such as ``"user/reviews"``.
+        name: A folder, or a repository on the hub, such as ``"user/reviews"``.
         revision: A branch, tag or commit of the repository.
 
     Returns:

@@ -109,19 +109,19 @@ def load_with_tokens(
     quantize: Quantization | None = None,
     revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Load an adapter that was saved with its tokenizer, beside its backbone with the tokens added.
+    """Load an adapter that was saved with its tokenizer, and add its new tokens to the backbone.
 
     Args:
-        folder: What ``save_adapter(..., tokenizer=tokenizer)`` saved, or its name on the hub.
-        trainable: Whether to train on.
-        quantize: How to load the backbone.
+        folder: A folder from ``save_adapter(..., tokenizer=tokenizer)``, or a name on the hub.
+        trainable: Whether the adapter can be trained further.
+        quantize: How to quantize the backbone.
         revision: As for ``load_adapter``.
 
     Returns:
         The wrapped model and the tokenizer.
 
     Raises:
-        FileNotFoundError: The folder holds no adapter or no tokenizer.
+        FileNotFoundError: The folder does not contain an adapter and a tokenizer.
         ValueError: As for ``load_adapter``.
     """
     folder = local_adapter(folder, revision)
@@ -148,19 +148,19 @@ def load_saved(
     quantize: Quantization | None = None,
     revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Load an adapter beside its backbone, with the tokens that it brings if it does.
+    """Load an adapter and its backbone, including new tokens that the adapter adds.
 
     Args:
-        folder: What ``save_adapter`` saved, or its name on the hub.
-        trainable: Whether to train on.
-        quantize: How to load the backbone.
+        folder: A folder from ``save_adapter``, or a name on the hub.
+        trainable: Whether the adapter can be trained further.
+        quantize: How to quantize the backbone.
         revision: As for ``load_adapter``.
 
     Returns:
         The wrapped model and the tokenizer.
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter.
+        FileNotFoundError: ``folder`` does not contain an adapter.
         ValueError: As for ``load_adapter``.
     """
     folder = local_adapter(folder, revision)

@@ -79,9 +79,9 @@ def encoder_of(config: Mapping[str, Any]) -> EncoderHead | None:
 
 
 def manifest_sha256(folder: str | Path) -> str:
-    """Return the SHA-256 of the manifest of ``folder``, which stands for all files that the manifest lists.
+    """Return the SHA-256 of the manifest of ``folder``, which covers all files that the manifest lists.
 
-    Whoever changes a file and the manifest with it changes this. So it is kept apart from the folder.
+    It changes whenever a file and the manifest change. Store it outside of the folder to detect a replaced adapter.
 
     Args:
         folder: An adapter or a model with a manifest.

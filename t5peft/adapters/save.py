@@ -68,7 +68,7 @@ def save_adapter(
 def save_model(model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
     """Save a fully tuned or merged model with a manifest, which ``load_backbone`` verifies.
 
-    Other files in the folder stay, such as the checkpoints of its training.
+    Other files in the folder are kept, such as checkpoints.
 
     Args:
         model: A model without an adapter.

@@ -67,15 +67,15 @@ class Side:
 
 @dataclass(frozen=True)
 class LintReport:
-    """The findings of ``lint``; ``str(report)`` is for reading, before training.
+    """The findings of ``lint``. ``str(report)`` is readable text.
 
     Args:
-        task: Its name.
+        task: The name of the task.
         sources: The findings in sources.
         targets: The findings in targets.
-        unwritable: Rows whose target the tokenizer cannot give back, so that no answer can equal it.
+        unwritable: Rows whose target the tokenizer cannot reproduce, so no answer can equal it.
         problems: The problems that ``Task.encode`` would raise.
-        advice: Things to do, most harmful first; empty where nothing is lost.
+        advice: Recommendations, the most important first; empty if nothing is lost.
     """
 
     task: str
@@ -95,10 +95,10 @@ class LintReport:
 
 
 def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> LintReport:
-    """Report every record as the tokenizer will take it. Nothing is changed, and nothing raised that can be reported.
+    """Report what the tokenizer does to the records. Nothing is changed, and problems are reported instead of raised.
 
     Raises:
-        ValueError: Columns are missing or hold no text; nothing can be reported of such records.
+        ValueError: Columns are missing or have no text, so nothing can be reported.
     """
     template, target = Template.parse(task.template), Template.parse(task.target)
     words = task.verbalizer or {}

@@ -145,23 +145,24 @@ def preset_task(
     references: str | None = None,
     scored: Iterable[Mapping[str, Any]] = (),
 ) -> Task:
-    """Return a task of a preset for records of the user's.
+    """Return a task of a preset for your own records.
 
-    Where the column of labels holds lists, the target is all labels of a record, and the task has no verbalizer.
+    If the label column contains lists, the target consists of all labels of a record, and the task has no verbalizer.
 
     Args:
         family: A key of ``PRESETS``.
-        records: The training records; labels are read from them, and their names where a ``Dataset`` or file has them.
-        name: Of the task; the preset's by default.
-        columns: Role to column, such as ``{"text": "review"}``; the others are found by their common names.
-        verbalizer: Label, or its name, to word, where the preset has labels; each label is its own word by default.
-        template: Over the columns, instead of the preset's.
+        records: The training records. Labels are read from them, and label names if a ``Dataset`` or file has them.
+        name: The name of the task; by default the preset's.
+        columns: The column of each role, such as ``{"text": "review"}``; other columns are found by common names.
+        verbalizer: A mapping from labels, or their names, to words, if the preset has labels; by default each label is its word.
+        template: A template to use instead of the preset's.
         references: A column with a list of references for each record.
-        scored: Validation and test records. A column ``references`` that holds a list, here or in ``records``, is the task's.
+        scored: Validation and test records. A column ``references`` with lists, here or in ``records``, becomes the task's.
 
     Raises:
-        ValueError: There is no such preset or role, a role whose column is neither named nor found, or too many labels: all
-            at once; or the columns of a translation name no language, without a template.
+        ValueError: The preset or a role is unknown, the column of a role is neither named nor found, or there are too many
+            labels. One error reports all problems. Also, if the columns of a translation do not name a language and there is no
+            template.
     """
     if family not in PRESETS:
         raise ValueError(

@@ -68,7 +68,7 @@ class _Texts(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenized records, and which rows were changed: truncated to the limits, or freed of special tokens.
+    """Tokenized records, and the rows that were changed by truncation or by removal of special tokens.
 
     Args:
         sources: The sources.

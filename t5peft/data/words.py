@@ -22,18 +22,18 @@ def tokenize_words(
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return features for a model with a head for tokens.
+    """Return features for a model with a token classification head.
 
     Args:
         sentences: The words of each sentence.
-        tokenizer: Of the model.
-        labels: A label id for each word, or -100 where it does not count; None for data without labels.
+        tokenizer: The tokenizer of the model.
+        labels: A label ID for each word, or -100 to ignore it; None for data without labels.
 
     Returns:
-        ``input_ids`` [S], ``first``, the place of the first token of each word, and ``labels`` [S] where there are some.
+        ``input_ids`` [S], ``first``, the position of the first token of each word, and ``labels`` [S] if labels are given.
 
     Raises:
-        ValueError: A sentence has no words or an empty one, or another number of labels than of words.
+        ValueError: A sentence has no words, an empty word, or different numbers of labels and words.
     """
     sentences = _read(sentences)
     _check(sentences, labels)

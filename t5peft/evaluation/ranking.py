@@ -344,7 +344,7 @@ def classify(
     tokens_per_batch: int = 8192,
     max_source_length: int | None = None,
 ) -> Ranking:
-    """Score the classes of a T5, or of its encoder, with a trained head for sequences.
+    """Score the classes of a T5, or of its encoder, with a trained sequence classification head.
 
     Args:
         model: A T5 with a classification head, plain or wrapped.

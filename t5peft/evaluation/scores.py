@@ -51,13 +51,13 @@ class EvaluationResult:
 
 
 class EvaluationSet:
-    """Records of one split, tokenized once, to be scored any number of times.
+    """Records of one split, tokenized once and scored any number of times.
 
     Args:
         task: The task of the records.
-        records: With the columns of the task's source and target.
+        records: Records with the columns of the task's source and target.
         tokenizer: The tokenizer of the models.
-        max_new_tokens: The most tokens of a generated answer; the longest target of the task by default.
+        max_new_tokens: Maximum tokens of a generated answer; by default the longest target of the task.
 
     Attributes:
         features: Token ids of sources and targets.
@@ -87,7 +87,7 @@ class EvaluationSet:
 
     @property
     def texts(self) -> list[str]:
-        """The text that the task makes of each record, without the template."""
+        """The text of each record's source columns, without the template."""
         return list(self._texts())
 
     def _texts(self) -> Iterator[str]:

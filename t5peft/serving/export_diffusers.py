@@ -78,7 +78,7 @@ def diffusers_state(
 
 
 def export_diffusers(folder: str | Path, output: str | Path, *, text_encoder: TextEncoder = "text_encoder_2") -> Path:
-    """Write the LoRA of a text encoder in the form that diffusers loads.
+    """Write the LoRA of a text encoder in a format that diffusers can load.
 
     Args:
         folder: The adapter of an encoder.

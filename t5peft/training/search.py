@@ -44,7 +44,7 @@ class SearchResult:
     Attributes:
         config: The config of the best trial.
         value: The task's leading metric on validation.
-        trials: Trials in the study, finished and pruned ones.
+        trials: Number of finished and pruned trials in the study.
         pruned: Trials that were stopped early.
         picture: The plot; None without matplotlib.
     """
@@ -64,11 +64,11 @@ class SearchResult:
         return self.config
 
     def command(self, task: str, output: str, data: Sequence[str] = ()) -> str:
-        """Return the command that trains once more with the best config.
+        """Return the command that trains again with the best config.
 
         Args:
-            task: What ``--task`` gets.
-            output: What ``--output`` gets.
+            task: The value of ``--task``.
+            output: The value of ``--output``.
             data: Further words of the command, for files and columns.
 
         Returns:
@@ -104,20 +104,20 @@ def search(
     Args:
         task: The task.
         splits: Train and validation records; test is not used.
-        config: Method, backbone and budget of every trial, and where the search starts.
+        config: Method, backbone and budget of every trial, and the starting point of the search.
         output: Folder of the study (``study.db``), the checkpoints, and the plot (``search.png``).
-        trials: Trials in all; those of earlier calls count.
-        executor: Trains the trials, in other processes; None trains them here, one by one.
-        workers: Trials at once. They do not know of each other, so that other numbers may find other trials.
+        trials: Total number of trials, including those of earlier calls.
+        executor: Trains the trials in other processes; None trains them here, one by one.
+        workers: Number of parallel trials. They do not see each other's results, so their number changes which trials are tried.
 
     Returns:
         The best trial.
 
     Raises:
         ImportError: Optuna is not installed (``pip install t5peft[search]``).
-        FolderInUseError: Another search holds ``output``.
-        ValueError: There are fewer than one trial, or no training or validation records; the study was started with another
-            config or on other data; or no trial came to its end.
+        FolderInUseError: Another search is using ``output``.
+        ValueError: ``trials`` is below 1, there are no training or validation records, the study was started with another config
+            or on other data, or no trial finished.
     """
     try:
         import optuna
