@@ -397,6 +397,4 @@ class Engine:
 
 
 def _closed() -> EngineClosedError:
-    return EngineClosedError(
-        "Got a request that was not answered before the engine closed; expected more time. Send it again."
-    )
+    return EngineClosedError("Got a request unanswered before the engine closed; expected more time. Send it again.")
