@@ -32,7 +32,7 @@ class TrainConfig:
         weight_decay: Weight decay; by default 0, except in a search, which varies it.
         label_smoothing: Label smoothing; by default 0, except in a search, which varies it.
         max_grad_norm: The norm to which gradients are clipped; 0 turns clipping off.
-        batch_size: Examples per device and batch; an optimizer step has several batches with gradient accumulation.
+        batch_size: Examples per device in a batch; with gradient accumulation, an optimizer step has several batches.
         gradient_accumulation: Batches per optimizer step.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         epochs: Passes over the training records.
