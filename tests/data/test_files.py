@@ -86,7 +86,7 @@ def test_the_file_of_a_split_has_its_name_and_an_ending_and_is_the_only_one(tmp_
     assert load_records(tmp_path, "test") == [{"x": "test.csv"}]
     write(tmp_path / "test.jsonl")
     with pytest.raises(
-        ValueError, match=r"several files of split 'test': test.csv, test.jsonl; expected one. Give one of them"
+        ValueError, match=r"several files of split 'test': test.csv, test.jsonl; expected one. Give the path of one of them"
     ):
         load_records(tmp_path, "test")
 
@@ -283,7 +283,7 @@ def test_standard_input_is_read(data: bytes, mark: str | None, monkeypatch: pyte
 def test_standard_input_is_named_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     for data, message in (
         (b"", "Got standard input, which is empty"),
-        (b'{"a": 1}\n{"a"', "Got standard input, which is broken"),
+        (b'{"a": 1}\n{"a"', "Got standard input, which is damaged"),
         (b"a;b\n1;2\n", "Got standard input with one column by its header"),
         (b"x\n\x80\n", r"Got standard input, which is not utf-8.*--encoding cp1252"),
     ):

@@ -44,7 +44,7 @@ def test_holding_out_keeps_equal_sources_together_and_ignores_the_order_of_the_f
 
 
 def test_holding_out_of_one_source_is_refused() -> None:
-    with pytest.raises(ValueError, match="Got 2 records with 1 different keys; expected two or more"):
+    with pytest.raises(ValueError, match="Got 2 records with 1 different keys; expected at least two"):
         hold_out([{"a": "x"}, {"a": "x"}], lambda record: record["a"])
 
 
@@ -176,7 +176,7 @@ def test_missing_public_data_names_the_variable(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(FileNotFoundError, match="Set the environment variable T5PEFT_DATA to it"):
         real_task("sst2")
     monkeypatch.setenv("T5PEFT_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"no folder .*sst2_glue; the data set sst2 belongs there"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*sst2_glue; put the data set sst2 there"):
         real_task("sst2")
 
 
@@ -186,7 +186,7 @@ def test_the_folder_of_public_data_may_be_given(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(FileNotFoundError, match="Set the environment variable T5PEFT_DATA"):
         real_task("rte")
     assert len(real_task("rte", PUBLIC_DATA)[1]["test"]) == 277
-    with pytest.raises(FileNotFoundError, match=r"no folder .*rte_glue; the data set rte belongs there"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*rte_glue; put the data set rte there"):
         real_task("rte", tmp_path)
 
 
