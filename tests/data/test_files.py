@@ -86,7 +86,8 @@ def test_the_file_of_a_split_has_its_name_and_an_ending_and_is_the_only_one(tmp_
     assert load_records(tmp_path, "test") == [{"x": "test.csv"}]
     write(tmp_path / "test.jsonl")
     with pytest.raises(
-        ValueError, match=r"several files of split 'test': test.csv, test.jsonl; expected one. Give the path of one of them"
+        ValueError,
+        match=r"several files of split 'test': test.csv, test.jsonl; expected one. Give the path of one of them",
     ):
         load_records(tmp_path, "test")
 

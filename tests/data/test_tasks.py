@@ -304,6 +304,6 @@ def test_a_family_says_all_that_it_cannot_find() -> None:
 
 def test_a_column_with_hundreds_of_values_is_no_label() -> None:
     with pytest.raises(
-        ValueError, match="Got 201 different values in the column 'label'; expected at most 200. If it is a label"
+        ValueError, match=r"Got 201 different values in the column 'label'; expected at most 200. If it is a label"
     ):
         preset_task("classification", [{"text": "a", "label": str(i)} for i in range(201)])

@@ -74,7 +74,10 @@ def test_a_stream_in_several_processes_is_refused_with_workers(tmp_path: Path, m
         ([{"input_ids": [3, EOS], "labels": [-100, -100]}], "targets that are all padding"),
         ([{"input_ids": [], "labels": [3, EOS]}], "sources of no tokens"),
         ([{"input_ids": [3, EOS], "target": [3, EOS]}], "expected `input_ids` and `labels`"),
-        ([{"input_ids": [384, EOS], "labels": [3, EOS]}], "`input_ids` reach from 1 to 384; expected 0 to 383 .do the tok"),
+        (
+            [{"input_ids": [384, EOS], "labels": [3, EOS]}],
+            "`input_ids` reach from 1 to 384; expected 0 to 383 .do the tok",
+        ),
         (
             [{"input_ids": [3, EOS], "labels": [3, -100, 384]}],
             "`labels` reach from 3 to 384; expected 0 to 383, or -100 to ignore",
