@@ -1,11 +1,11 @@
-"""Parameter-efficient tuning of T5: LoRA, prefix tuning, prompt tuning, 8-bit QLoRA and IA3, beside full fine-tuning.
+"""Parameter-efficient fine-tuning of T5: LoRA, prefix tuning, prompt tuning, 8-bit QLoRA, IA3 and more.
 
     from t5peft import load_backbone, lora_wrap
 
     model, tokenizer = load_backbone("mini")
     model = lora_wrap(model)
 
-Names are imported when they are first used, so that ``import t5peft`` costs next to nothing.
+Names are imported when they are first used, so ``import t5peft`` is fast.
 """
 
 from __future__ import annotations

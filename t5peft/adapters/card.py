@@ -33,8 +33,8 @@ class CardScore:
         split: ``validation`` or ``test``.
         metric: The name of the score.
         value: The score.
-        interval: The 95 % interval over the records; None where the score is not a mean of records.
-        baseline: The same score of the simple answer that ``write_card`` names; None if it was not taken.
+        interval: The 95 % interval over the records; None if the score is not a mean over records.
+        baseline: The score of the baseline; None if it was not computed.
         records: The number of records.
     """
 
@@ -54,14 +54,14 @@ def write_card(
     baseline: str = "",
     training: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write the model card of the adapter in ``folder``, in the place of an earlier one.
+    """Write the model card of the adapter in ``folder``, replacing an earlier one.
 
     Args:
         folder: A saved adapter.
-        task: What it was trained on.
+        task: The task that it was trained on.
         scores: Its scores, the leading one of each split first.
-        baseline: The simple answer that the scores are compared with, such as ``"the most frequent label"``.
-        training: Facts of the run by name, such as the learning rate.
+        baseline: The baseline that the scores are compared with, such as ``"the most frequent label"``.
+        training: Details of the run by name, such as the learning rate.
 
     Returns:
         The file.
@@ -168,7 +168,7 @@ def _score_lines(scores: Sequence[CardScore], baseline: str) -> list[str]:
     return [
         "## Scores",
         "\n".join(rows),
-        "The interval covers the choice of the records, and not the chance of training.",
+        "The interval covers the sampling of the records, but not the variation of training.",
     ]
 
 
@@ -186,5 +186,5 @@ def _usage(task: Task | None) -> str:
         "```",
     ]
     if task is not None and task.columns:
-        lines += ["", f"Replace {', '.join(f'`{{{column}}}`' for column in task.columns)} by the text of a record."]
+        lines += ["", f"Replace {', '.join(f'`{{{column}}}`' for column in task.columns)} with the text of a record."]
     return "\n".join(lines)

@@ -88,12 +88,12 @@ def of_another_model(checkpoint: Path, model: PreTrainedModel | PeftModel) -> li
         Problems: other adapters, another frozen backbone, or a damaged configuration.
     """
     if not isinstance(model, PeftModel):
-        return ["it holds an adapter, which the model has not"] if (checkpoint / CONFIG).is_file() else []
+        return ["it contains an adapter, but the model has none"] if (checkpoint / CONFIG).is_file() else []
     problems: list[str] = []
     for name in model.active_adapters:
         folder = folder_of(checkpoint, name)
         if not (folder / CONFIG).is_file():
-            problems.append(f"it holds no adapter {name!r}")
+            problems.append(f"it has no adapter {name!r}")
             continue
         try:
             saved = read_config(folder)
@@ -108,7 +108,7 @@ def of_another_model(checkpoint: Path, model: PreTrainedModel | PeftModel) -> li
             for key in sorted((saved.keys() & own.keys()) - _FREE_SETTINGS)
         }
         if changed := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
-            problems.append(f"its adapter has other settings than the model's ({changed})")
+            problems.append(f"the settings of its adapter differ from the model's ({changed})")
     return problems
 
 

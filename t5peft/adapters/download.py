@@ -14,10 +14,10 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def local_adapter(name: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of an adapter: ``name`` itself if it exists, else what the hub has under it, loaded into its cache.
+    """Return the folder of an adapter: ``name`` itself if it exists, else a download from the hub in the cache.
 
     Args:
-        name: A folder, or a repository of the hub such as ``"user/reviews"``.
+        name: A folder, or a repository on the hub, such as ``"user/reviews"``.
         revision: A branch, tag or commit of the repository.
 
     Returns:
@@ -31,7 +31,7 @@ def local_adapter(name: str | Path, revision: str | None = None) -> Path:
     if path.exists() or not REPO_ID.fullmatch(str(name)):
         if revision is not None:
             raise ValueError(
-                f"Got revision={revision!r} with {name}, which is not a name of the hub; expected one without the other."
+                f"Got revision={revision!r} with {name}, which is not a name on the hub; expected a revision only with a hub name."
             )
         return path
     try:

@@ -33,27 +33,27 @@ def push_adapter(
     message: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Push a saved adapter to the hub, in one commit, and create the repository if there is none.
+    """Push a saved adapter to the hub in one commit. The repository is created if it does not exist.
 
-    The card, the task and the scores go with the weights. Checkpoints and other files in the folder stay where they are.
+    The commit contains the weights, the model card, the task and the scores. Checkpoints and other files are not pushed.
 
     Args:
-        folder: What ``save_adapter`` or ``t5peft train`` saved.
+        folder: A folder from ``save_adapter`` or ``t5peft train``.
         repo_id: The repository, such as ``"user/reviews"``. ``"folder:PATH"`` writes the same files to a new folder instead.
-        base_model: The name by which others find the backbone, where the adapter was trained on a folder of this machine.
-        private: Whether a new repository is private; None takes the account's setting.
-        revision: The branch, created if there is none; None takes the main one.
-        message: The message of the commit.
-        token: An access token; None takes the one that ``hf auth login`` or ``HF_TOKEN`` set.
+        base_model: The name of the backbone on the hub, if the adapter was trained on a local folder.
+        private: Whether a new repository is private; None for the account's default.
+        revision: The branch, created if it does not exist; None for the main branch.
+        message: The commit message.
+        token: An access token; None for the token of ``hf auth login`` or ``HF_TOKEN``.
 
     Returns:
-        The address of the commit, or the folder.
+        The URL of the commit, or the folder.
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter.
+        FileNotFoundError: ``folder`` does not contain an adapter.
         FileExistsError: The folder of ``"folder:PATH"`` exists and is not empty.
-        ValueError: The adapter is damaged, ``repo_id`` is not the name of a repository, or the backbone is a folder.
-        OSError: The hub did not take it.
+        ValueError: The adapter is damaged, ``repo_id`` is not the name of a repository, or the backbone is a local folder.
+        OSError: The hub rejected the push.
     """
     folder = Path(folder)
     target = _check_repo(repo_id)
@@ -79,8 +79,8 @@ def push_adapter(
             ).commit_url
         except Exception as error:  # the client raises classes of its HTTP library, and RuntimeError for a file
             raise OSError(
-                f"Got no success from the hub with {repo_id!r} ({first_line(error)}); expected that it takes the adapter. Log in "
-                "by `hf auth login` with a token that may write, or set HF_TOKEN."
+                f"Got no success from the hub with {repo_id!r} ({first_line(error)}); expected it to accept the adapter. Log in "
+                "with `hf auth login` with a token that has write access, or set HF_TOKEN."
             ) from error
 
 
@@ -99,7 +99,7 @@ def check_push(repo_id: str, backbone: str, *, has_adapter: bool) -> None:
     _check_repo(repo_id)
     if not has_adapter:
         raise ValueError(
-            "Got a method without an adapter to push; expected one that trains an adapter. Push the folder of a whole model by "
+            "Got a method without an adapter to push; expected one that trains an adapter. Push the folder of a whole model with "
             "`hf upload`."
         )
     _check_base(backbone, backbone)
@@ -127,8 +127,8 @@ def _check_base(adapter: str, base: str) -> None:
     """Raise ValueError where others would not find the backbone of the adapter."""
     if not is_embedded(base) and not is_hub_name(base):
         raise ValueError(
-            f"Got {adapter} to push, whose backbone is {base or 'not named'!r}; expected a backbone that others find. Push the "
-            "backbone first, and give its name: push_adapter(folder, repo_id, base_model=)."
+            f"Got {adapter} to push, whose backbone is {base or 'not named'!r}; expected a backbone that others can load. Push the "
+            "backbone first, and pass its name: push_adapter(folder, repo_id, base_model=)."
         )
 
 

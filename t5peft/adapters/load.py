@@ -65,23 +65,23 @@ def load_adapter(
     sha256: str | None = None,
     revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase | None]:
-    """Load an adapter beside its backbone.
+    """Load an adapter and its backbone.
 
     Args:
-        folder: What ``save_adapter``, the Trainer or peft itself saved, or its name on the hub, such as ``"user/reviews"``.
-        model: The backbone, without an adapter. None: loaded under the name that the adapter's configuration holds.
-        trainable: Whether to train on.
-        quantize: How to load the backbone; ``"nf4"`` with ``quantize_wo`` where the adapter was trained so.
-        sha256: The hash of the adapter's manifest, as ``manifest_sha256`` returned it. The hashes in the folder find damage. This
-            one is kept elsewhere, and also finds an adapter that somebody has replaced.
+        folder: A folder from ``save_adapter``, the Trainer or peft, or a name on the hub, such as ``"user/reviews"``.
+        model: The backbone, without an adapter. None: load the backbone named in the adapter's configuration.
+        trainable: Whether the adapter can be trained further.
+        quantize: How to quantize the backbone; ``"nf4"`` includes ``quantize_wo`` if the adapter was trained with it.
+        sha256: The expected hash of the adapter's manifest, from ``manifest_sha256``. The hashes in the folder detect damage.
+            This one is stored elsewhere, so it also detects that the adapter was replaced.
         revision: The branch, tag or commit of a name on the hub.
 
     Returns:
-        The wrapped model, and the tokenizer of the backbone (None where ``model`` was given).
+        The wrapped model, and the tokenizer of the backbone (None if ``model`` is given).
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter.
-        ValueError: The adapter is damaged or of another backbone, or ``model`` has an adapter already.
+        FileNotFoundError: ``folder`` does not contain an adapter.
+        ValueError: The adapter is damaged or belongs to another backbone, or ``model`` already has an adapter.
     """
     folder = local_adapter(folder, revision)
     if model is not None:
@@ -109,19 +109,19 @@ def load_with_tokens(
     quantize: Quantization | None = None,
     revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Load an adapter that was saved with its tokenizer, beside its backbone with the tokens added.
+    """Load an adapter that was saved with its tokenizer, and add its new tokens to the backbone.
 
     Args:
-        folder: What ``save_adapter(..., tokenizer=tokenizer)`` saved, or its name on the hub.
-        trainable: Whether to train on.
-        quantize: How to load the backbone.
+        folder: A folder from ``save_adapter(..., tokenizer=tokenizer)``, or a name on the hub.
+        trainable: Whether the adapter can be trained further.
+        quantize: How to quantize the backbone.
         revision: As for ``load_adapter``.
 
     Returns:
         The wrapped model and the tokenizer.
 
     Raises:
-        FileNotFoundError: The folder holds no adapter or no tokenizer.
+        FileNotFoundError: The folder does not contain an adapter and a tokenizer.
         ValueError: As for ``load_adapter``.
     """
     folder = local_adapter(folder, revision)
@@ -130,7 +130,7 @@ def load_with_tokens(
         saved = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"Got {folder}, which holds no tokenizer; expected one beside the adapter. Save the adapter by save_adapter(model, "
+            f"Got {folder}, which holds no tokenizer; expected one with the adapter. Save the adapter with save_adapter(model, "
             "folder, tokenizer=tokenizer)."
         ) from error
     model, tokenizer = backbone_of(folder, quantize=quantize)
@@ -148,19 +148,19 @@ def load_saved(
     quantize: Quantization | None = None,
     revision: str | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Load an adapter beside its backbone, with the tokens that it brings if it does.
+    """Load an adapter and its backbone, including new tokens that the adapter adds.
 
     Args:
-        folder: What ``save_adapter`` saved, or its name on the hub.
-        trainable: Whether to train on.
-        quantize: How to load the backbone.
+        folder: A folder from ``save_adapter``, or a name on the hub.
+        trainable: Whether the adapter can be trained further.
+        quantize: How to quantize the backbone.
         revision: As for ``load_adapter``.
 
     Returns:
         The wrapped model and the tokenizer.
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter.
+        FileNotFoundError: ``folder`` does not contain an adapter.
         ValueError: As for ``load_adapter``.
     """
     folder = local_adapter(folder, revision)
@@ -226,7 +226,7 @@ def backbone_of(
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"Got the adapter {folder}, whose backbone cannot be loaded as in training, by {base_of(folder)!r} (in {Path.cwd()}); "
-            "expected it there. Put it, or a link to it, there, or load it from elsewhere and give it to load_adapter(folder, "
+            "expected it there. Put it or a link to it there, or load it from elsewhere and pass it to load_adapter(folder, "
             f"model=). {error}"
         ) from error
 
@@ -236,7 +236,7 @@ def raise_if_problems(folder: Path, problems: list[str]) -> None:
     if problems:
         raise ValueError(
             f"Got the adapter {folder}, which is not loaded: {'; '.join(problems)}; expected an adapter as it was saved. Load it "
-            "beside the backbone that it was trained on, from a folder as it was saved."
+            "with the backbone that it was trained on, from a folder as it was saved."
         )
 
 
@@ -278,7 +278,7 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
         except Exception as error:  # peft raises whatever a wrong value leads to
             raise ValueError(
                 f"Got the adapter {folder}, which does not fit this model, or whose {CONFIG} was changed: {error}; expected an "
-                "adapter as it was saved. Restore the folder, or load it beside the backbone that it was trained on."
+                "adapter as it was saved. Restore the folder, or load it with the backbone that it was trained on."
             ) from error
     if rows and marks:
         rows.update(marks)
@@ -335,5 +335,5 @@ def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
             f"{len(missing)} of {len(expected)} tensors of the model are missing from it, such as {missing[0]}"
         )
     if foreign := sorted(saved - expected):
-        problems.append(f"{len(foreign)} of its {len(saved)} tensors have no place in the model, such as {foreign[0]}")
+        problems.append(f"{len(foreign)} of its {len(saved)} tensors do not belong to the model, such as {foreign[0]}")
     return problems

@@ -79,9 +79,9 @@ def encoder_of(config: Mapping[str, Any]) -> EncoderHead | None:
 
 
 def manifest_sha256(folder: str | Path) -> str:
-    """Return the SHA-256 of the manifest of ``folder``, which stands for all files that the manifest lists.
+    """Return the SHA-256 of the manifest of ``folder``, which covers all files that the manifest lists.
 
-    Whoever changes a file and the manifest with it changes this. So it is kept apart from the folder.
+    It changes whenever a file and the manifest change. Store it outside of the folder to detect a replaced adapter.
 
     Args:
         folder: An adapter or a model with a manifest.
@@ -94,8 +94,8 @@ def manifest_sha256(folder: str | Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise FileNotFoundError(
-            f"Got {folder} without {MANIFEST} ({error.strerror}), of which a hash can be taken; expected a folder that "
-            "save_adapter wrote. Load it and save it again."
+            f"Got {folder} without {MANIFEST} ({error.strerror}), which is needed for the hash; expected a folder "
+            "from save_adapter. Load it and save it again."
         ) from error
 
 
@@ -150,8 +150,8 @@ def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedMode
     rows = len(backbone_embeddings(model))
     if manifest.rows > rows:
         problems.append(
-            f"it was trained beside a table of {manifest.rows} tokens and the given one has {rows}: add the tokens first, or load "
-            "it by load_with_tokens where add_tokens added them"
+            f"it was trained with an embedding table of {manifest.rows} tokens and the given one has {rows}: add the tokens "
+            "first, or use load_with_tokens if add_tokens added them"
         )
     return problems
 

@@ -45,25 +45,25 @@ class Parity:
 
     def __str__(self) -> str:
         trained = (
-            "" if self.quantized is None else f", {self.quantized:.1e} to the quantized model it was trained beside"
+            "" if self.quantized is None else f", {self.quantized:.1e} to the quantized model that it was trained on"
         )
         return f"largest relative difference of logits: {self.unmerged:.1e} to the unmerged adapter{trained}"
 
 
 def merge(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Parity]:
-    """Merge the adapter in ``folder`` into its backbone, unquantized.
+    """Merge the adapter in ``folder`` into its unquantized backbone.
 
-    ``t5peft.adapters.save_model(model, path)`` then writes a checkpoint that any T5 runtime reads.
+    To write a checkpoint that any T5 runtime can read, use ``t5peft.adapters.save_model(model, path)``.
 
     Args:
-        folder: What ``save_adapter`` saved.
+        folder: A folder from ``save_adapter``.
 
     Returns:
         The merged model, its tokenizer, and the parity with the adapter.
 
     Raises:
-        FileNotFoundError: ``folder`` does not hold an adapter, or its backbone is not found.
-        ValueError: As for ``load_adapter``, or the adapter does not change weights.
+        FileNotFoundError: ``folder`` does not contain an adapter, or its backbone is not found.
+        ValueError: As for ``load_adapter``, or the method cannot be merged into weights.
     """
     model, tokenizer = load_saved(folder)
     if kinds := unmergeable(model):

@@ -28,19 +28,19 @@ def save_adapter(
 ) -> Path:
     """Save the active adapter of ``model`` to ``folder``, completely or not at all.
 
-    An earlier adapter in the folder is replaced. Whenever the process is killed, the old adapter or the new one can be loaded.
+    An earlier adapter in the folder is replaced. If the process is killed, either the old or the new adapter can be loaded.
 
     Args:
         model: A model with one active adapter.
-        folder: Where to save it.
-        tokenizer: The tokenizer, where the adapter trains tokens of its own.
+        folder: The folder to save to.
+        tokenizer: The tokenizer, if the adapter adds new tokens.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: The model has no adapter or several active ones, the adapter holds NaN or infinity, or the folder holds
-            anything else than an earlier adapter.
+        ValueError: The model has no adapter or several active ones, the adapter contains NaN or infinity, or the folder contains
+            anything other than an earlier adapter.
     """
     folder = Path(folder)
     model, name = _active_adapter(model)
@@ -68,7 +68,7 @@ def save_adapter(
 def save_model(model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
     """Save a fully tuned or merged model with a manifest, which ``load_backbone`` verifies.
 
-    Other files in the folder stay, such as the checkpoints of its training.
+    Other files in the folder are kept, such as checkpoints.
 
     Args:
         model: A model without an adapter.
@@ -84,7 +84,7 @@ def save_model(model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrai
     folder = Path(folder)
     if isinstance(model, PeftModel):
         raise ValueError(
-            "Got a model with an adapter; expected a whole model. Save it by save_adapter, or merge it first."
+            "Got a model with an adapter; expected a whole model. Save it with save_adapter, or merge it first."
         )
     if broken := non_finite_names(model.named_parameters()):
         raise ValueError(
@@ -111,8 +111,8 @@ def check_output(folder: str | Path) -> None:
     folder = Path(folder)
     if foreign := _foreign(folder):
         raise ValueError(
-            f"Got {folder} to save an adapter to, which holds files that are not of an earlier adapter and would be lost: "
-            f"{foreign[:5]}; expected a new or empty folder, or that of an adapter. Take one of its own, such as "
+            f"Got {folder} to save an adapter to, which contains files that do not belong to an earlier adapter and would be lost: "
+            f"{foreign[:5]}; expected a new folder, an empty folder, or the folder of an adapter. Choose a separate one, such as "
             f"{folder / 'adapter'}."
         )
 
@@ -128,7 +128,7 @@ def ensure_no_adapter(folder: str | Path) -> None:
     """
     if (Path(folder) / CONFIG).is_file():
         raise ValueError(
-            f"Got {folder}, which holds an adapter that would be loaded in the place of a model saved beside it; expected another "
+            f"Got {folder}, which contains an adapter that would be loaded instead of a model in the same folder; expected another "
             "folder."
         )
 
@@ -160,14 +160,14 @@ def write_portable_base(folder: Path, *, revision: str | None = None) -> str:
 def _active_adapter(model: PreTrainedModel | PeftModel) -> tuple[PeftModel, str]:
     if not isinstance(model, PeftModel):
         raise ValueError(
-            f"Got a {type(model).__name__} without an adapter; expected a PeftModel. Save a fully tuned model by "
+            f"Got a {type(model).__name__} without an adapter; expected a PeftModel. Save a fully tuned model with "
             "t5peft.adapters.save_model(model, folder)."
         )
     active = model.active_adapters
     if len(active) != 1:
         raise ValueError(
-            f"Got a model in which the adapters {active} are active at once; expected one, as one folder holds one. Save each "
-            "after model.set_adapter(name)."
+            f"Got a model in which the adapters {active} are active at once; expected one, because a folder contains one. Save "
+            "each after model.set_adapter(name)."
         )
     return model, str(active[0])
 

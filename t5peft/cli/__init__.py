@@ -18,32 +18,35 @@ from t5peft.compat.lock import FolderInUseError
 from t5peft.compat.suggestions import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "auto": ("t5peft.cli.auto", "choose and tune a method on a file within a time, with a report"),
+    "auto": ("t5peft.cli.auto", "choose and tune a method on a file within a time limit, and write a report"),
     "train": ("t5peft.cli.train", "tune one method on a file or a named task"),
     "evaluate": ("t5peft.cli.evaluate", "score a tuned adapter on a file or a named task"),
-    "predict": ("t5peft.cli.predict", "write a tuned adapter's answers to the records of a file"),
+    "predict": ("t5peft.cli.predict", "run a tuned adapter on the records of a file and write its answers"),
     "search": ("t5peft.cli.search", "search for hyper-parameters, resumable"),
-    "continue": ("t5peft.cli.continue_training", "tune an adapter again on new data, and report what it forgot"),
+    "continue": ("t5peft.cli.continue_training", "tune an adapter further on new data, and report what it forgot"),
     "export": ("t5peft.cli.export", "export an adapter to plain transformers, CTranslate2 or ONNX"),
     "merge": ("t5peft.cli.merge", "merge an adapter into its unquantized backbone"),
     "bench": ("t5peft.cli.bench", "compare methods with full fine-tuning: a table and a report"),
-    "plan": ("t5peft.cli.plan", "plan what fits into memory, from the config only"),
-    "lint": ("t5peft.cli.lint", "report what a tokenizer loses of a data set, before training"),
-    "pretrain": ("t5peft.cli.pretrain", "span corruption on plain text, from scratch or from a checkpoint"),
-    "serve": ("t5peft.cli.serve", "serve a backbone and its adapters over HTTP, by OpenAI's API"),
-    "completion": ("t5peft.cli.completion", "print the script by which bash, zsh or fish completes commands"),
+    "plan": ("t5peft.cli.plan", "estimate the memory of a training run, from the config only"),
+    "lint": ("t5peft.cli.lint", "report what a tokenizer would lose from a data set, before training"),
+    "pretrain": (
+        "t5peft.cli.pretrain",
+        "pretrain with span corruption on plain text, from scratch or from a checkpoint",
+    ),
+    "serve": ("t5peft.cli.serve", "serve a backbone and its adapters over HTTP, with an OpenAI-compatible API"),
+    "completion": ("t5peft.cli.completion", "print the completion script for bash, zsh or fish"),
 }
 ALIASES = {"retune": "continue"}  # the name of version 0.1
 
 DONE, FAILED, WRONG_INPUT, DISK, IN_USE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
 EXIT_CODES = {
     DONE: "done",
-    FAILED: "the run failed, or its result is negative: training diverged, lint found problems, nothing fits into memory",
-    WRONG_INPUT: "wrong input or options; nothing was changed",
-    DISK: "the disk of an output is full, read-only or broken",
-    IN_USE: "another run holds the output",
-    INTERRUPTED: "interrupted; what was saved stays",
-    BROKEN_PIPE: "the reader of the standard output is gone",
+    FAILED: "the run failed or its result is negative: training diverged, lint found problems, nothing fits into memory",
+    WRONG_INPUT: "invalid input or options; nothing was changed",
+    DISK: "the output disk is full, read-only or failing",
+    IN_USE: "another run is using the output folder",
+    INTERRUPTED: "interrupted; saved files are intact",
+    BROKEN_PIPE: "standard output was closed by its reader",
 }
 
 
@@ -82,7 +85,7 @@ def _help() -> str:
     codes = "\n".join(f"  {code:>{width}}  {text}" for code, text in EXIT_CODES.items())
     return (
         f"usage: t5peft COMMAND ...\n\ncommands:\n{commands}\n\nexit codes:\n{codes}\n\n"
-        "t5peft COMMAND --help shows the options of a command; t5peft --version shows the versions of the software."
+        "t5peft COMMAND --help shows the options of a command. t5peft --version shows the versions of t5peft and its dependencies."
     )
 
 
@@ -96,7 +99,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         sys.stdout.flush()  # so that a full disk behind it is told here
         return code
     except KeyboardInterrupt:
-        return _fail(name, "Interrupted; what was saved stays.", INTERRUPTED)
+        return _fail(name, "Interrupted; saved files are intact.", INTERRUPTED)
     except BrokenPipeError:
         _discard_output()
         return BROKEN_PIPE
@@ -128,7 +131,7 @@ def parser_of(name: str) -> Parser:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="a YAML file with options by name, such as the config.yaml of train; those of the command line win",
+        help="a YAML file with options by name, such as the config.yaml of train; command-line options override it",
     )
     return parser
 

@@ -168,14 +168,14 @@ class AnswerFile(Answers):
     def _check_new(self, overwrite: bool) -> int:
         if self.path.is_file() and self.path.stat().st_size and not overwrite:
             raise ValueError(
-                f"Got the output {self.path}, which exists already; expected a new file. Give another file, or --overwrite to "
-                "replace it."
+                f"Got the output {self.path}, which exists already; expected a new file. Choose another file, or use --overwrite "
+                "to replace it."
             )
         return 0
 
     def _resume(self) -> int:
         """Read the progress of an interrupted command; return how many bytes of its file are whole."""
-        remedy = "Give another file, or --overwrite to begin anew."
+        remedy = "Choose another file, or use --overwrite to start again."
         try:
             state = json.loads(self._progress.read_text(encoding="utf-8"))
             identity, done, length, digest = (state[name] for name in ("identity", "done", "bytes", "sha256"))
@@ -186,7 +186,7 @@ class AnswerFile(Answers):
         if others := [name for name, value in self._identity.items() if identity.get(name) != value]:
             raise ValueError(
                 f"Got the output {self.path}, which holds {done} answers of an interrupted command with other {', '.join(others)}; "
-                f"expected the same to go on with it. {remedy}"
+                f"expected the same, to resume it. {remedy}"
             )
         whole = self._growing.read_bytes()[:length] if self._growing.is_file() else b""
         if not whole and (length == 0 or not self._growing.is_file()):
@@ -207,7 +207,7 @@ class AnswerFile(Answers):
             pa.Table.from_pylist(self.records)
         except (pa.ArrowException, UnicodeEncodeError) as error:
             raise ValueError(
-                f"Got records that Parquet cannot hold ({error}); expected columns of one type each. Give an output .jsonl."
+                f"Got records that Parquet cannot hold ({error}); expected one type per column. Use an output file .jsonl."
             ) from error
 
     def write(self, answers: Sequence[tuple[Record, Record]]) -> None:

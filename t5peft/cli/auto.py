@@ -1,4 +1,4 @@
-"""From a file to a tuned model: tell the task, try methods and learning rates within a time, compare with baselines, report."""
+"""Tune a model on a file: infer the task, try methods and learning rates within a time limit, compare with baselines, report."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Examples:
   t5peft auto train.csv --minutes 30 --output runs/reviews
   t5peft auto train.csv --test test.csv --column text=review --column label=stars --memory 8GB --output runs/reviews
   t5peft auto train.csv --template 'mood of: {review}' --target-word 1=bad --target-word 2=good --output runs/mood
-The output holds adapter/ (or model/, where full fine-tuning is best) with task.yaml and a model card, report.md, results.json
-and test.jsonl. The same command goes on with a search that was interrupted.
+The output contains adapter/ (or model/, if full fine-tuning is best) with task.yaml and a model card, report.md, results.json
+and test.jsonl. Run the same command again to resume an interrupted search.
 """
 
 
@@ -34,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.epilog = EPILOG
-    parser.add_argument("train", nargs="?", metavar="FILE", help=f"{SPLITS['train']}; default: those of --task")
+    parser.add_argument("train", nargs="?", metavar="FILE", help=f"{SPLITS['train']}; default: the records of --task")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--task",
-        help="a family for files of your own, a task of the package, or a YAML file; default: told from the data",
+        help="a preset for your own files, a built-in task, or a YAML file; default: inferred from the data",
     )
     for split in ("validation", "test"):
         data.add_argument(f"--{split}", metavar="FILE", help=SPLITS[split])
@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model and method")
     add_option(model, "--backbone")
     model.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="the methods to try; default: those that are often best"
+        "--methods", nargs="+", metavar="METHOD", help="the methods to try; default: the methods that are often best"
     )
     search = parser.add_argument_group("search")
-    search.add_argument("--minutes", type=float, default=30.0, help="time of all trials")
+    search.add_argument("--minutes", type=float, default=30.0, help="time limit for all trials, in minutes")
     add_option(
-        search, "--memory", type=memory_size, help="the memory of the device, such as 8GB; default: what is free"
+        search, "--memory", type=memory_size, help="the memory of the device, such as 8GB; default: the free memory"
     )
     for name in ("batch_size", "bf16", "seed"):
         add_field(search, name)
@@ -148,7 +148,7 @@ def _ask(choices: tuple[str, ...], record: Any) -> str:
     for number, name in enumerate(choices, 1):
         print(f"  {number}  {name}, such as {str(record.get(name))[:60]!r}", file=sys.stderr)
     while True:
-        print("Which column is to be predicted? ", end="", file=sys.stderr, flush=True)
+        print("Which column should be predicted? ", end="", file=sys.stderr, flush=True)
         answer = sys.stdin.readline()
         if not answer:
             raise ValueError("Got no answer; expected a column. Give --column label=NAME.")

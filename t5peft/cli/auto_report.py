@@ -128,10 +128,10 @@ def advice_of(baselines: Sequence[Baseline]) -> list[str]:
     lines = []
     for one in baselines:
         if one.difference.high < 0:
-            lines.append(f"**{one.name} is better than the tuned model. Take it, or tune a larger backbone.**")
+            lines.append(f"**{one.name} is better than the tuned model. Use it, or tune a larger backbone.**")
         elif not one.difference.clear:
             lines.append(
-                f"The test records do not tell the tuned model from {one.name}. Give more records, or more time."
+                f"The test records cannot separate the tuned model from {one.name}. Give more records, or more time."
             )
     return lines or ["The tuned model is clearly better than every baseline."]
 
@@ -180,7 +180,8 @@ def write_report(
         "",
         *advice_of(baselines),
         "",
-        "Intervals are of the paired bootstrap over test records. There is one seed, so they do not cover the chance of training.",
+        "Intervals come from a paired bootstrap over the test records. There is one seed, so they do not cover the variation "
+        "of training.",
         "",
         "## Trials",
         "",
@@ -188,8 +189,8 @@ def write_report(
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *map(_row, sorted(trials, key=lambda one: (-one.rung, one.loss is None, one.loss or 0.0))),
         "",
-        "Rung 0 measures the time of a step. In rung 1 the better half of the methods tries more learning rates. Rung 2, if there "
-        "is time for it, trains the better third for more steps. Rung 3 trains the best one in the time that is left.",
+        "Rung 0 measures the time of a step. In rung 1, the better half of the methods tries more learning rates. Rung 2 trains "
+        "the best third for more steps, if there is time. Rung 3 trains the best one for the rest of the time.",
         "",
         "## Next",
         "",

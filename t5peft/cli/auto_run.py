@@ -82,33 +82,33 @@ def auto(
     overwrite: bool = False,
     tell: Callable[[str], None] = print,
 ) -> AutoResult:
-    """Choose a method and its learning rate for records, tune it, and write model, model card and report.
+    """Choose a method and its learning rate for the records, tune a model, and write it with a model card and a report.
 
-    Called again with the same data and output, it goes on where it was interrupted.
+    To resume an interrupted search, call this again with the same data and output.
 
     Args:
-        train: The training records. Validation and test records are held out from them where none are given.
-        output: The folder of the result.
+        train: The training records. Validation and test records are held out from them unless they are given.
+        output: The output folder.
         test: The test records.
         validation: The validation records.
-        task: A task, or a key of ``PRESETS``; None tells it from the columns.
-        columns: Role to column, as far as they are not found.
-        target: The column that is predicted, where only this is not clear.
-        wording: What is known of the task, such as its template, where it is told from the columns or by a key.
+        task: A task, or a key of ``PRESETS``; None infers it from the columns.
+        columns: The column of each role, for roles that cannot be found by name.
+        target: The column to predict, if only this is unclear.
+        wording: Known parts of the task, such as its template, if ``task`` is None or a key.
         backbone: ``"mini"``, a hub name or a folder.
-        methods: Names of methods to try; None tries those that are often best.
-        minutes: The time of all trials.
-        memory_bytes: The memory of the device; None takes what it has.
-        config: What all trials share, such as the batch size and the seed.
-        overwrite: Whether to begin anew where the folder holds another search.
-        tell: Gets a line of progress at a time.
+        methods: Names of methods to try; None for the methods that are often best.
+        minutes: The time limit for all trials.
+        memory_bytes: The memory of the device; None for the free memory.
+        config: Settings that all trials share, such as the batch size and the seed.
+        overwrite: Whether to start again if the folder contains another search.
+        tell: A function that gets each line of progress.
 
     Returns:
-        The model's folder, its scores, and what to do next.
+        The model's folder, its scores, and commands for the next steps.
 
     Raises:
-        FolderInUseError: Another run holds ``output``.
-        ValueError: The columns do not tell the task, records do not fit it, or no method fits into the memory.
+        FolderInUseError: Another run is using ``output``.
+        ValueError: The task is not clear from the columns, records do not fit it, or no method fits into the memory.
     """
     folder = Path(output)
     with hold_folder(folder):
@@ -160,11 +160,11 @@ def prepare(
     if "test" not in splits:
         rest, held = hold_out(splits["train"], task.source, share=0.15, at_most=MOST_TESTED)
         splits = {**splits, "train": rest, "test": held}
-        reasons.append(f"{len(held)} test records were held out, none of whose sources is in the training records.")
+        reasons.append(f"{len(held)} test records were held out. None of their sources is in the training records.")
     splits = with_validation(task, splits)
     if len(splits["test"]) > MOST_TESTED:
         splits = {**splits, "test": _sample(splits["test"], MOST_TESTED)}
-        reasons.append(f"{MOST_TESTED} test records were drawn for the scores.")
+        reasons.append(f"{MOST_TESTED} test records were sampled for the scores.")
     if len(splits["validation"]) > MOST_VALIDATED:
         splits = {**splits, "validation": _sample(splits["validation"], MOST_VALIDATED)}
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
@@ -213,7 +213,7 @@ def _auto(
         tell(line)
     log = TrialLog(folder / TRIALS, identity)
     if log.trials:
-        tell(f"{len(log.trials)} trials of an interrupted search are there; going on from them.")
+        tell(f"{len(log.trials)} trials of an interrupted search were found; resuming.")
     searched = {split: splits[split] for split in ("train", "validation")}
     halving = Halving(task, searched, config, fitting, folder / ".trials", log, tell)
     best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
@@ -293,7 +293,7 @@ def fitting_methods(
             fitting[name] = changes
     if not fitting:
         raise ValueError(
-            f"Got {bytes_text(memory)} of memory, into which no method fits ({' '.join(dropped)}); expected more. Take a smaller "
+            f"Got {bytes_text(memory)} of memory, in which no method fits ({' '.join(dropped)}); expected more. Use a smaller "
             "backbone, or shorter sources (--max-source-length)."
         )
     return fitting, dropped

@@ -212,7 +212,7 @@ def _of_roles(columns: Mapping[str, str], found: Sequence[Column]) -> TaskGuess:
     ]
     if not (ready or fitting):
         raise UnclearTaskError(
-            f"Got --column with {', '.join(columns)}; expected roles of one family. Give --task, one of {', '.join(PRESETS)}.",
+            f"Got --column with {', '.join(columns)}; expected roles of one preset. Give --task, one of {', '.join(PRESETS)}.",
             (),
         )
     family = (ready or fitting)[0]
@@ -221,11 +221,11 @@ def _of_roles(columns: Mapping[str, str], found: Sequence[Column]) -> TaskGuess:
     if PRESETS[family].has_labels and len(columns) == 1 and goal is not None:
         texts = [one.name for one in found if one.kind == "text" and one.name != goal]
         if texts:
-            return _labels(goal, texts, (f"The column {goal!r} is the label, by --column.",), None)
+            return _labels(goal, texts, (f"The column {goal!r} is the label, as set by --column.",), None)
     if PRESETS[family].has_labels and goal is not None and kinds.get(goal) == "text":
         family = "generation" if "text" not in columns else family
     return TaskGuess(
-        family, dict(columns), None, None, (f"The roles {', '.join(columns)} are of the family {family}.",)
+        family, dict(columns), None, None, (f"The roles {', '.join(columns)} belong to the preset {family}.",)
     )
 
 
@@ -329,7 +329,7 @@ def _unclear(found: Sequence[Column]) -> UnclearTaskError:
     choices = [one for one in found if one.kind in ("label", "number", "list", "text")]
     listed = "".join(f"\n  - {one}" for one in found)
     return UnclearTaskError(
-        "Got columns that do not tell the task; expected one column of labels or numbers beside texts, or two columns of "
-        f"texts. Say which column is predicted, by --column label=NAME for labels, or by --task and --column. Columns:{listed}",
+        "Got columns from which the task is not clear; expected texts with one column of labels or numbers, or two columns of "
+        f"texts. Name the column to predict, with --column label=NAME for labels, or with --task and --column. Columns:{listed}",
         [one.name for one in choices],
     )

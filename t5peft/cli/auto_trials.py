@@ -74,8 +74,8 @@ class TrialLog:
             if "identity" in entry and entry["identity"] != dict(identity):
                 changed = sorted(name for name in identity if entry["identity"].get(name) != identity[name])
                 raise ValueError(
-                    f"Got the output {path.parent}, which holds a search with another {', '.join(changed)}; expected the same, "
-                    "to go on with it. Give another folder, or --overwrite to begin anew."
+                    f"Got the output {path.parent}, which holds a search with another {', '.join(changed)}; expected the "
+                    "same, to resume it. Choose another folder, or use --overwrite to start again."
                 )
             if "trial" in entry:
                 fields = entry["trial"]

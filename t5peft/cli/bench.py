@@ -1,4 +1,4 @@
-"""Compare the methods with full fine-tuning, on a suite or on files of your own."""
+"""Compare the methods with full fine-tuning, on a suite or on your own files."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ EPILOG = """
 Examples:
   t5peft bench --suite quick
   t5peft bench --task classification --train train.tsv --test test.tsv --column text=sentence --column label=label
-A suite that was interrupted goes on when the same command is given again. Runs that are recorded are not run again: delete
-their records to repeat them.
+Run the same command again to resume an interrupted suite. Runs with a record are not repeated; to repeat them, delete their
+records.
 """
 
 
@@ -48,36 +48,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "--backbone", default=None, help=backbone)
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these methods of the suite")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks of the suite")
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, metavar="SEED", help="seeds of the runs, in place of the suite's"
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds of the runs; default: the suite's")
     parser.add_argument("--steps", type=int, help="optimizer steps of a run; default: the suite's")
     add_hidden(parser, "--data", "data_folder")
     parser.add_argument(
         "--data-folder",
         metavar="FOLDER",
-        help="folder of the public data sets (else the variable T5PEFT_DATA)",
+        help="folder of the public data sets; default: the environment variable T5PEFT_DATA",
     )
-    output = "the folder that results are written to; default: t5peft-bench/SUITE, or the folder's name of train.*"
+    output = "the folder to write results to; default: t5peft-bench/SUITE, or the name of the folder of train.*"
     add_option(parser, "--output", type=Path, required=False, help=output)
-    parser.add_argument("--threads", type=int, help="CPU threads of a run; default: all, or their share of each worker")
+    parser.add_argument("--threads", type=int, help="CPU threads per run; default: all, split evenly among the workers")
     add_option(parser, "--workers")
     add_option(parser, "--device")
     parser.add_argument(
         "--report-only",
         action="store_true",
-        help="write the report of the records there are, only those of --tasks and --methods where given",
+        help="run nothing, and write the report of the existing records; --tasks and --methods limit them",
     )
     parser.add_argument(
         "--readme",
         type=Path,
         metavar="FILE",
-        help="put the tables between <!-- table:SUITE --> and <!-- /table --> there, and all tasks in one between "
-        "<!-- table:SUITE-overview --> and <!-- /table -->",
+        help="write the tables into this file between <!-- table:SUITE --> and <!-- /table -->, and one table of all tasks "
+        "between <!-- table:SUITE-overview --> and <!-- /table -->",
     )
     add_output_options(parser)
-    own = parser.add_argument_group("another task, or files of your own, in place of a suite's tasks")
-    own.add_argument("--task", help="a family with --train, a task of the package, or a YAML file; default: a suite's")
+    own = parser.add_argument_group("another task or your own files, instead of the tasks of a suite")
+    own.add_argument(
+        "--task", help="a preset with --train, a built-in task, or a YAML file; default: the suite's tasks"
+    )
     for split, text in SPLITS.items():
         own.add_argument(f"--{split}", metavar="FILE", help=text)
     for name in ("--column", "--template"):
@@ -158,9 +158,7 @@ def suite_of(args: argparse.Namespace) -> Suite:
                  "--label-column": args.label_column, "--template": args.template}  # fmt: skip
     unused = [option for option, value in for_files.items() if value]
     if unused and not (args.train or args.test):
-        raise ValueError(
-            f"Got {', '.join(unused)}, which go with files of your own; expected --train and --test beside."
-        )
+        raise ValueError(f"Got {', '.join(unused)}, which need your own files; expected --train and --test too.")
     if args.task is None and not any((args.train, args.validation, args.test)):
         suite = load_suite(args.suite or "quick")
         if suite.name == "quick" and args.backbone not in (None, suite.backbone):
@@ -202,7 +200,7 @@ def _own_task(args: argparse.Namespace) -> SuiteTask:
     missing = [name for name, given in needed.items() if not given]
     if missing:
         raise ValueError(
-            f"Got files of your own without {', '.join(missing)}; expected {', '.join(needed)}, where --task is one of the "
+            f"Got your own files without {', '.join(missing)}; expected {', '.join(needed)}, because --task is one of the "
             f"presets {', '.join(PRESETS)} (it is {args.task!r})."
         )
     files = {"train": args.train, "validation": args.validation, "test": args.test}
@@ -283,7 +281,7 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
                 workers=args.workers or 1,
             )
     except KeyboardInterrupt:
-        line.log("Interrupted. The same command continues with the run that was cut off.")
+        line.log("Interrupted. Run the same command again to resume.")
         raise SystemExit(130) from None
 
 
@@ -294,7 +292,7 @@ def _device(asked: str | None) -> str:
     found = "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and found == "cpu":
         raise ValueError(
-            "Got --device cuda, but torch finds no CUDA device; expected one. Leave the option out for the CPU, or install a torch "
+            "Got --device cuda, but torch finds no CUDA device; expected one. Omit the option to use the CPU, or install a torch "
             "for CUDA."
         )
     return asked or found

@@ -1,4 +1,4 @@
-"""Print a script by which a shell completes commands, options and their choices."""
+"""Print a script with which a shell completes commands, options and their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Examples:
   bash:  t5peft completion bash > ~/.local/share/bash-completion/completions/t5peft
   zsh:   t5peft completion zsh > ~/.t5peft-completion.zsh, and `source` it in ~/.zshrc
   fish:  t5peft completion fish > ~/.config/fish/completions/t5peft.fish
-Print it again after an update.
+Print the script again after an update.
 """
 # Values that an option does not insist on.
 _VALUES = {"--task": names.PRESETS, "--methods": names.METHODS, "--backbone": ("mini",)}

@@ -1,4 +1,4 @@
-"""Tune a saved adapter again on new data, with replay of the old; report what was forgotten, replace only what is not worse."""
+"""Tune a saved adapter further on new data, with replay of old data, and report what it forgot."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.add_argument("model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it")
+    parser.add_argument("model", metavar="FOLDER", help="an adapter from `t5peft train`")
     parser.epilog = EPILOG
     group = parser.add_argument_group("data")
     for name in ("train", "test"):
         group.add_argument(f"--{name}", required=True, metavar="FILE", help=SPLITS[name])
     for name, text in (
         ("old-train", "old training records, to replay"),
-        ("old-test", "old test records, to see what is forgotten"),
+        ("old-test", "old test records, to measure forgetting"),
     ):
         group.add_argument(f"--{name}", required=True, metavar="FILE", help=text)
-    group.add_argument("--replay", type=float, default=0.5, help="old records replayed for each new one")
+    group.add_argument("--replay", type=float, default=0.5, help="old records to replay per new record")
     add_format_arguments(group)
     add_training_arguments(parser)
     group = parser.add_argument_group("output")
     add_option(group, "--output")
     add_option(group, "--overwrite")
     group.add_argument(
-        "--replace", action="store_true", help="put the new version in the place of the old one, unless it is worse"
+        "--replace", action="store_true", help="replace the old version with the new one, unless the new one is worse"
     )
-    group.add_argument("--tolerance", type=float, default=0.0, help="how much the old records may lose with --replace")
+    group.add_argument(
+        "--tolerance", type=float, default=0.0, help="the largest loss of score on old records that --replace accepts"
+    )
     add_output_options(parser)
 
 
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.replace:
         return 0
     try:
-        print(f"replaced {replace(args.model, report, tolerance=args.tolerance)}; the old version is kept beside it")
+        print(f"replaced {replace(args.model, report, tolerance=args.tolerance)}; the old version is kept next to it")
     except ValueError as refusal:
         print(f"t5peft continue: {refusal}", file=sys.stderr)
         return 1

@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at
 
 
 SPLITS = {
-    "train": "training records: CSV, TSV, JSONL, JSON, Parquet, or a folder or hub name with such a split; - is standard input",
-    "validation": "validation records, in the same forms; default: a tenth of the training records",
-    "test": "test records, in the same forms",
+    "train": "training records: a CSV, TSV, JSONL, JSON or Parquet file, a folder or hub name with such a split, or - for standard "
+    "input",
+    "validation": "validation records, in the same formats; default: a tenth of the training records",
+    "test": "test records, in the same formats",
 }
 
 
@@ -38,8 +39,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, task_required: bool =
     group.add_argument(
         "--task",
         required=task_required,
-        help=f"a family for files of your own ({', '.join(names.PRESETS)}), a task of the package (support_intent, finance, "
-        "...), or a YAML file" + ("" if task_required else "; default: told from the data"),
+        help=f"a preset for your own files ({', '.join(names.PRESETS)}), a built-in task (support_intent, finance, ...), or a "
+        "YAML file" + ("" if task_required else "; default: inferred from the data"),
     )
     for split, text in SPLITS.items():
         group.add_argument(f"--{split}", metavar="FILE", help=text)
@@ -71,7 +72,7 @@ def add_format_arguments(group: Group) -> None:
         "--delimiter",
         metavar="MARK",
         type=_delimiter,
-        help="between the cells of a table, e.g. ';' or tab; default: a comma for CSV, a tab for TSV",
+        help="the delimiter of table cells, e.g. ';' or tab; default: a comma for CSV, a tab for TSV",
     )
 
 
@@ -100,12 +101,12 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
 
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     if list(given.values()).count(STANDARD_INPUT) > 1:
-        raise ValueError("Got '-', standard input, for several files; expected it for one.")
+        raise ValueError("Got '-', standard input, for several files; expected it for only one.")
     splits: Splits = {split: read_file(args, path, split) for split, path in given.items()}
     if args.task in PRESETS and (splits or args.task not in definition_names()):
         if not splits:
             raise ValueError(
-                f"Got the family {args.task!r} without records; expected files, by --train, --validation, --test."
+                f"Got the preset {args.task!r} without records; expected files, with --train, --validation, --test."
             )
         task = preset_task(
             args.task,
@@ -147,8 +148,8 @@ def _defined(args: argparse.Namespace, splits: Splits) -> tuple[Task, Splits]:
     options = {"--column": args.column, "--target-word": args.target_word, "--template": args.template}
     if unused := [option for option, value in options.items() if value]:
         raise ValueError(
-            f"Got {', '.join(unused)} with {args.task!r}; expected a family ({', '.join(PRESETS)}) with files. Write what you want "
-            "to change into a YAML file of your own."
+            f"Got {', '.join(unused)} with {args.task!r}; expected a preset ({', '.join(PRESETS)}) with files. Put your "
+            "changes into your own YAML file."
         )
     task, splits = (Task.from_yaml(args.task), splits) if splits else load_task(args.task)
     return (replace(task, references=args.references) if args.references else task), splits
@@ -158,10 +159,10 @@ def _no_such_task(name: str, known: Sequence[str]) -> FileNotFoundError:
     """Return an error with the nearest name, or with all names where none is near."""
     if meant := did_you_mean(name, [*PRESETS, *known]):
         return FileNotFoundError(
-            f"Got no task {name!r}; expected a family with files, a task of the package, or a YAML file.{meant}"
+            f"Got no task {name!r}; expected a preset with files, a built-in task, or a YAML file.{meant}"
         )
     return FileNotFoundError(
-        f"Got no task {name!r}; expected a family with files ({', '.join(PRESETS)}), a task of the package "
+        f"Got no task {name!r}; expected a preset with files ({', '.join(PRESETS)}), a built-in task "
         f"({', '.join(known)}), or a YAML file."
     )
 
@@ -181,12 +182,12 @@ def load_saved_task(folder: str | Path) -> Task:
 
     path = Path(folder) / TASK_FILE
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"Got no folder {folder}; expected one that `t5peft train` has written.")
+        raise FileNotFoundError(f"Got no folder {folder}; expected a folder from `t5peft train`.")
     if not path.is_file() and (path.parent / "adapter" / TASK_FILE).is_file():
         raise FileNotFoundError(f"Got {folder}, the folder of a run; expected its adapter, {path.parent / 'adapter'}.")
     if not path.is_file():
         raise FileNotFoundError(
-            f"Got {folder} without {TASK_FILE}, which `t5peft train` writes beside an adapter; expected it, or --task."
+            f"Got {folder} without {TASK_FILE}, which `t5peft train` saves with an adapter; expected it, or --task."
         )
     return Task.from_yaml(path)
 

@@ -44,9 +44,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of a command.
     """
     parser.add_argument(
-        "model", metavar="FOLDER", help="an adapter of `t5peft train`, a whole model, or a name on the hub"
+        "model", metavar="FOLDER", help="an adapter from `t5peft train`, a whole model, or a name on the hub"
     )
-    parser.add_argument("--task", help="a YAML file or a task of the package; default: the task saved with the model")
+    parser.add_argument("--task", help="a YAML file or a built-in task; default: the task saved with the model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     records = read_file(args, args.data, "test") if args.data else own_test_records(task, args.task)
     if task.references is None and not task.verbalizer and any(has_references(record) for record in records):
         logger.warning(
-            "The records have lists of references, which the task %s does not name, so it is scored by its one target. Give "
-            "--references references to score by them.",
+            "The records have lists of references, which the task %s does not name, so it is scored with its single target. To "
+            "score with the references, use --references references.",
             task.name,
         )
     model, tokenizer = load_tuned(args.model)
@@ -116,8 +116,8 @@ def load_tuned(folder: str | Path) -> tuple[PreTrainedModel | PeftModel, PreTrai
 
     if is_exported(folder):
         raise ValueError(
-            f"Got {folder}, which is an export; expected an adapter or a whole model. Give the folder that it was exported from; "
-            "`t5peft predict` takes exports."
+            f"Got {folder}, which is an export; expected an adapter or a whole model. Use the folder that it was exported from. "
+            "`t5peft predict` accepts exports."
         )
     if not is_adapter(folder):
         return load_backbone(folder)
@@ -143,15 +143,15 @@ def own_test_records(task: Task, named: str | None) -> Records:
 
     origin = named or task.name
     if (named is None and origin not in definition_names()) or "data" not in read_definition(origin):
-        raise ValueError(f"Got the task {task.name!r}, which brings no records of its own; expected --data FILE.")
+        raise ValueError(f"Got the task {task.name!r}, which has no records; expected --data FILE.")
     found, splits = load_task(origin)
     if found != task:
         raise ValueError(
-            f"Got a saved task {task.name!r} that is not the package's task of this name; expected --data FILE, as it brings no "
+            f"Got a saved task {task.name!r} that is not the package's task of this name; expected --data FILE, because it has no "
             f"test records, or --task {task.name} to score the model on the test records of the package."
         )
     if "test" not in splits:
         raise ValueError(
-            f"Got the task {task.name!r}, which brings only {', '.join(splits)} records; expected --data FILE."
+            f"Got the task {task.name!r}, which has only {', '.join(splits)} records; expected --data FILE."
         )
     return splits["test"]

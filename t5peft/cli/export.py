@@ -1,4 +1,4 @@
-"""Export an adapter to plain transformers, CTranslate2, ONNX or diffusers, and print and store how far it differs from it."""
+"""Export an adapter to plain transformers, CTranslate2, ONNX or diffusers, and compare the export with the adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPILOG = """
 Examples:
   t5peft export runs/reviews/adapter --to transformers --output exported/reviews
   t5peft export runs/reviews/adapter --to ct2 --quantize int8 --output exported/reviews-int8
-An export that differs by more than the tolerance is not written, and the exit code is 1.
+If the export differs from the adapter by more than the tolerance, nothing is written and the exit code is 1.
 """
 
 
@@ -29,26 +29,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.add_argument(
-        "model", metavar="FOLDER", help="an adapter of `t5peft train`, a whole model, or a name on the hub"
+        "model", metavar="FOLDER", help="an adapter from `t5peft train`, a whole model, or a name on the hub"
     )
     parser.add_argument(
-        "--to", required=True, choices=("transformers", "ct2", "onnx", "diffusers"), help="the engine that runs it"
+        "--to", required=True, choices=("transformers", "ct2", "onnx", "diffusers"), help="the engine to export to"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="where the export is written")
-    parser.add_argument("--quantize", choices=("int8",), help="store linear maps in 8 bits (ct2, onnx)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write the export to")
+    parser.add_argument("--quantize", choices=("int8",), help="store linear layers in 8 bits (ct2, onnx)")
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="records on which the export is compared with the adapter; default: the task's own test records where the package "
-        "has them, else built-in texts",
+        help="records to compare the export with the adapter on; default: the test records of a built-in task, else built-in texts",
     )
     add_format_arguments(parser)
     parser.add_argument(
         "--text-encoder",
         default="text_encoder_2",
         choices=("text_encoder", "text_encoder_2", "text_encoder_3"),
-        help="the part of the pipeline that the adapter belongs to (diffusers): text_encoder_2 of FLUX, text_encoder_3 of Stable "
-        "Diffusion 3",
+        help="the component of the pipeline to which the adapter belongs (diffusers): text_encoder_2 in FLUX, text_encoder_3 in "
+        "Stable Diffusion 3",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
     add_output_options(parser)
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         records = read_file(args, args.data, "test") if args.data else _package_records(task)
     elif args.data:
         raise ValueError(
-            f"Got --data for {args.model} without {TASK_FILE}; expected it, as it says how records are read."
+            f"Got --data for {args.model} without {TASK_FILE}; expected it, because it says how to read the records."
         )
     parity = export(
         args.model, args.output, to=args.to, quantize=args.quantize, overwrite=args.overwrite, records=records

@@ -1,4 +1,4 @@
-"""Report what a tokenizer loses of a data set, before training: unknown pieces, lost characters, truncated texts."""
+"""Report what a tokenizer would lose from a data set, before training: unknown pieces, lost characters, truncated texts."""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.add_argument(
-        "model", metavar="FOLDER", help="an adapter, as `t5peft train` saves it, or its name on the hub"
-    )
+    parser.add_argument("model", metavar="FOLDER", help="an adapter from `t5peft train`, or its name on the hub")
     parser.epilog = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
     group = parser.add_argument_group("output")
     add_option(group, "--output")
@@ -49,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         ensure_no_adapter(output)
         if (output / "config.json").is_file() and not args.overwrite:
             raise ValueError(
-                f"Got the output {output}, which holds a model; expected a folder without one. Give another folder, or "
+                f"Got the output {output}, which holds a model; expected a folder without one. Choose another folder, or use "
                 "--overwrite to replace it."
             )
         model, tokenizer, parity = merge(args.model)

@@ -22,18 +22,18 @@ PRESETS = (
     "correction", "generation", "recommendation",
 )  # fmt: skip
 PRETRAIN_CONFIG = {
-    "source_tokens": (512, "source tokens of every row"),
-    "rows": (16, "rows of a micro-batch"),
-    "micro_batches": (1, "batches of span corruption in a step"),
-    "task_rows": (0, "examples of self-supervised tasks in a step"),
-    "warmup": (100, "steps in which the learning rate rises from 0"),
-    "decay_start_step": (1000, "step at which the inverse square root decay begins"),
+    "source_tokens": (512, "source tokens per row"),
+    "rows": (16, "rows per micro-batch"),
+    "micro_batches": (1, "micro-batches of span corruption per step"),
+    "task_rows": (0, "examples of self-supervised tasks per step"),
+    "warmup": (100, "steps over which the learning rate rises from 0"),
+    "decay_start_step": (1000, "the step at which the inverse square root decay begins"),
     "steps": (1000, "optimizer steps"),
     "cooldown": (0, "last steps, over which the learning rate falls to 0"),
     "seed": (0, "seed of weights, data order and dropout"),
-    "log_every": (10, "steps between two lines of the log"),
-    "eval_every": (200, "steps between two evaluations of the held-out loss"),
-    "save_every": (200, "steps between two saves of the state"),
+    "log_every": (10, "steps between log lines"),
+    "eval_every": (200, "steps between evaluations of the held-out loss"),
+    "save_every": (200, "steps between saves of the state"),
 }
 """Default and help of each number of ``PretrainConfig``."""
 PRETRAIN_SHAPE = {"d_model": 256, "d_ff": 1024, "layers": 4, "heads": 4, "d_kv": 64}

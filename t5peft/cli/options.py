@@ -21,22 +21,22 @@ class Group(Protocol):
 _BACKBONE = "mini, a hub name such as google/flan-t5-base, or a folder"
 OPTIONS: dict[str, dict[str, Any]] = {
     "--backbone": {"default": "mini", "metavar": "NAME", "help": _BACKBONE},
-    "--device": {"choices": ("cpu", "cuda"), "help": "the device to run on; default: cuda where there is one"},
-    "--encoding": {"default": "utf-8", "help": "of text files, e.g. cp1252"},
+    "--device": {"choices": ("cpu", "cuda"), "help": "the device to run on; default: cuda if available"},
+    "--encoding": {"default": "utf-8", "help": "the encoding of text files, e.g. cp1252"},
     "--memory": {"metavar": "SIZE", "help": "the memory of the device, such as 8GB; default: no limit"},
-    "--output": {"required": True, "metavar": "FOLDER", "help": "the folder that results are written to"},
+    "--output": {"required": True, "metavar": "FOLDER", "help": "the folder to write results to"},
     "--overwrite": {"action": "store_true", "help": "replace an earlier result in --output"},
-    "--resume": {"action": "store_true", "help": "go on from the newest complete checkpoint in --output"},
+    "--resume": {"action": "store_true", "help": "resume from the newest complete checkpoint in --output"},
     "--references": {
         "metavar": "COLUMN",
         "help": "a column with a list of references for each record; default: the task's",
     },
-    "--template": {"help": "the source over the columns, e.g. 'review: {review}'"},
+    "--template": {"help": "the source text with column names in braces, e.g. 'review: {review}'"},
     "--column": {
         "action": "append",
         "default": [],
         "metavar": "ROLE=COLUMN",
-        "help": "which column plays a role, e.g. text=review; default: found by common names",
+        "help": "the column for a role, e.g. text=review; default: found by common names",
     },
     "--target-word": {
         "action": "append",
@@ -47,22 +47,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--max-source-length": {
         "type": int,
         "metavar": "TOKENS",
-        "help": "tokens of a source; longer ones are truncated; default: the task's",
+        "help": "maximum tokens of a source; longer sources are truncated; default: the task's",
     },
     "--max-target-length": {
         "type": int,
         "metavar": "TOKENS",
-        "help": "tokens of a target; longer ones are truncated; default: the task's",
+        "help": "maximum tokens of a target; longer targets are truncated; default: the task's",
     },
     "--workers": {
         "type": int,
         "metavar": "N",
-        "help": "do N pieces of the work at once, on the Ray cluster of RAY_ADDRESS or in processes of this machine",
+        "help": "number of parallel workers, on the Ray cluster at RAY_ADDRESS or as processes on this machine",
     },
     "--data": {
         "metavar": "FILE",
-        "help": "records: CSV, TSV, JSONL, JSON, Parquet, the test split of a folder or hub name, - for standard input; "
-        "default: the task's own test records",
+        "help": "records: a CSV, TSV, JSONL, JSON or Parquet file, a folder or hub name with a test split, or - for standard "
+        "input; default: the task's own test records",
     },
 }
 

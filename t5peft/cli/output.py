@@ -18,11 +18,13 @@ def add_output_options(parser: argparse.ArgumentParser, *, results: bool = True)
         parser: The parser of a command.
         results: Whether the command calls ``print_results``.
     """
-    group = parser.add_argument_group("what is printed")
-    group.add_argument("--quiet", action="store_true", help="print results, warnings and errors only, without progress")
+    group = parser.add_argument_group("printed output")
+    group.add_argument("--quiet", action="store_true", help="print only results, warnings and errors, not progress")
     if results:
         group.add_argument(
-            "--json", action="store_true", help="print the results as one JSON object, and all else to standard error"
+            "--json",
+            action="store_true",
+            help="print the results as one JSON object, and everything else to standard error",
         )
 
 

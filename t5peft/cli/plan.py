@@ -1,4 +1,4 @@
-"""Plan the memory of a training run, from the configuration only."""
+"""Estimate the memory of a training run, from the config only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from t5peft.cli.train_config import add_field
 
 EPILOG = """
 Example: t5peft plan --backbone google/flan-t5-xl --method qlora --max-source-length 512 --max-target-length 64 --memory 24GB
-The plan counts tensors. A run fits with 8 % of its peak to spare, as measured peaks are up to 7 % above the plan. On CUDA the
-driver's context takes some hundred MB more.
+The plan counts tensors. A run fits if the memory is at least 8 % above its planned peak, because measured peaks are up to 7 %
+above the plan. On CUDA, the context of the driver takes a few hundred MB more.
 """
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(step, "--max-source-length", default=512, help="tokens of a source")
     add_option(step, "--max-target-length", default=128, help="tokens of a target")
     add_field(step, "batch_size")
-    step.add_argument("--micro-batch", type=int, help="examples at once; default: all of them")
+    step.add_argument("--micro-batch", type=int, help="examples per micro-batch; default: the whole batch")
     device = parser.add_argument_group("device")
     add_option(device, "--device", default="cuda", help="the device to plan for")
     add_option(device, "--memory", type=memory_size)

@@ -1,4 +1,4 @@
-"""Write a tuned model's answers to the records of a file, as they come; the same command goes on after an interruption."""
+"""Run a tuned model on the records of a file, and write its answers as they are computed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOKENS_AT_ONCE = 1 << 15
 
 EPILOG = """
 Example: t5peft predict runs/reviews/adapter --data new.csv --output answers.csv
-The same command goes on with a file of answers that an interruption left unfinished.
+Run the same command again to complete a file of answers after an interruption.
 """
 
 
@@ -49,19 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     without_default = OPTIONS["--data"]["help"].partition("; default")[0]
     add_option(group, "--data", help=without_default)
     group.add_argument(
-        "--text", action="append", default=[], help="a text instead of a file, for a template of one column"
+        "--text", action="append", default=[], help="a text instead of a file, for a template with one column"
     )
     add_format_arguments(group)
     parser.add_argument_group("model").add_argument(
         "--engine",
         choices=("torch", "ct2", "onnx"),
-        help="what computes; ct2 and onnx take a folder that `t5peft export` wrote. default: what the folder is for",
+        help="the engine to run; ct2 and onnx need a folder from `t5peft export`; default: the engine of the folder",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output",
         metavar="FILE",
-        help="JSON Lines, CSV or Parquet by its ending (.jsonl, .csv, .parquet); default: JSON Lines on the standard output (-)",
+        help="a JSON Lines, CSV or Parquet file (.jsonl, .csv, .parquet); default: JSON Lines on standard output (-)",
     )
     add_option(group, "--overwrite")
     add_option(parser, "--workers")
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         _open_output(args, path, task, records) as output,
     ):
         if output.done:
-            print(f"{path} holds {output.done} answers of {len(records)}; going on from there", file=sys.stderr)
+            print(f"{path} holds {output.done} answers of {len(records)}; resuming from there", file=sys.stderr)
         if args.workers:
             with open_workers(args.workers) as executor:
                 _write_answers(_answers_of_workers(executor, args, task, records, output.done), len(records), output)
@@ -120,14 +120,14 @@ def _load(folder: str, engine: str | None) -> tuple[PreTrainedModel | PeftModel 
     if not is_exported(folder):
         if engine in ("ct2", "onnx"):
             raise ValueError(
-                f"Got --engine {engine} for {folder}, which is not exported to it; expected a folder of `t5peft export`. Run "
-                f"`t5peft export {folder} --to {engine} --output DIR`, and give DIR."
+                f"Got --engine {engine} for {folder}, which is not exported to it; expected a folder from `t5peft export`. Run "
+                f"`t5peft export {folder} --to {engine} --output DIR`, and use DIR."
             )
         return load_tuned(folder)
     target = Details.read(Path(folder)).target
     if engine is not None and target != {"torch": "transformers"}.get(engine, engine):
         raise ValueError(
-            f"Got --engine {engine} for {folder}, an export to {target}; expected that engine, or none. Leave --engine out."
+            f"Got --engine {engine} for {folder}, an export to {target}; expected that engine, or none. Omit --engine."
         )
     exported = load_exported(folder)
     return exported, exported.tokenizer
@@ -293,7 +293,7 @@ def _records_of(task: Task, texts: Sequence[str]) -> list[Record]:
     if not texts or len(columns) != 1:
         raise ValueError(
             f"Got {'--text' if texts else 'no records'}; expected --data FILE with the columns {list(columns)}, or --text for a "
-            "template of one column."
+            "template with one column."
         )
     return [{columns[0]: text} for text in texts]
 

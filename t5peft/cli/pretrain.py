@@ -1,4 +1,4 @@
-"""Span corruption or prefix language modeling on text files, from new weights or any T5."""
+"""Pretrain with span corruption or prefix language modeling on text files, from new weights or from any T5."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EPILOG = """
 A new model:           t5peft pretrain --text *.txt.xz --output runs/mini --optimizer muon --task-rows 48 --steps 20000
 On your own domain:    t5peft pretrain --text notes.txt --output runs/notes --backbone google/flan-t5-small
 LM adaptation:         t5peft pretrain --text *.txt --output runs/lm --backbone mini --objective prefix
-Called again with the same --output, a run resumes where it stopped. The result lies in OUTPUT/model.
+Run the same command again to resume. The result is saved in OUTPUT/model.
 """
 
 
@@ -38,22 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = EPILOG
     add = parser.add_argument_group("data").add_argument
-    add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines between documents")
-    add("--held-out", type=Path, help="text file for the held-out loss")
+    add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines separate documents")
+    add("--held-out", type=Path, help="a text file for the held-out loss")
     add("--objective", choices=["spans", "prefix"], default="spans", help="span corruption or prefix language modeling")
     add(
         "--valences",
-        help="file of words and valences (word<TAB>number), such as VADER's, for the task of praise and blame",
+        help="a file of words and valences (word<TAB>number), such as VADER's, for the self-supervised sentiment task",
     )
     group = parser.add_argument_group("model")
     add_option(group, "--backbone", default=None, help=f"{OPTIONS['--backbone']['help']}; default: a new model")
     add = group.add_argument
-    add("--vocabulary", type=int, default=8192, help="pieces of a new vocabulary, bytes and sentinels included")
-    add("--vocabulary-share", type=float, default=0.08, help="share of the text to train the vocabulary on")
-    add("--embeddings", choices=["pmi", "random"], default="pmi", help="start of a new model's table")
-    add("--matching-head", action="store_true", help="let one head start by looking for the same piece elsewhere")
+    add("--vocabulary", type=int, default=8192, help="size of a new vocabulary, including bytes and sentinels")
+    add("--vocabulary-share", type=float, default=0.08, help="fraction of the text to train the vocabulary on")
+    add("--embeddings", choices=["pmi", "random"], default="pmi", help="initialization of a new model's embeddings")
+    add("--matching-head", action="store_true", help="initialize one head to attend to the same piece elsewhere")
     for name, size in names.PRETRAIN_SHAPE.items():
-        add(f"--{name.replace('_', '-')}", type=int, default=size, help="of a new model")
+        add(f"--{name.replace('_', '-')}", type=int, default=size, help=f"{name} of a new model")
     group = parser.add_argument_group("training")
     add = group.add_argument
     for name, (number, text) in names.PRETRAIN_CONFIG.items():
@@ -66,11 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the peak learning rate; default: " + ", ".join(f"{rate:g} for {name}" for name, rate in rates.items()),
     )
     add_field(group, "bf16")
-    add("--seconds", type=float, help="stop and save after so long; default: all steps")
+    add("--seconds", type=float, help="stop and save after this many seconds; default: run all steps")
     group = parser.add_argument_group("output")
     add_option(group, "--output", type=Path)
     group.add_argument(
-        "--save-dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights in OUTPUT/model"
+        "--save-dtype", choices=["float32", "bfloat16"], default="float32", help="type of the weights in OUTPUT/model"
     )
     add_hidden(parser, "--flat", "decay_start_step", type=int)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help=argparse.SUPPRESS)
@@ -132,7 +132,8 @@ def _check_new(args: argparse.Namespace) -> None:
     if args.backbone is not None and changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise ValueError(
-            f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of both, as a backbone has its own."
+            f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of them, because a backbone "
+            "has its own."
         )
 
 

@@ -1,4 +1,4 @@
-"""Search for hyper-parameters with Optuna; resumable, prints the best run's command."""
+"""Search for hyper-parameters with Optuna, and print the command of the best run. The search is resumable."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from t5peft.cli.train_config import add_config_arguments, read_config
 
 EPILOG = """
 Example: t5peft search --task classification --train train.csv --method lora --trials 20 --output studies/reviews
-Searched are the learning rate, within ten times of --learning-rate either way, and those of --weight-decay,
---label-smoothing and the method's --rank or --length that are not given.
+The search varies the learning rate, from a tenth to ten times --learning-rate. It also varies --weight-decay,
+--label-smoothing and the method's --rank or --length, unless they are given.
 """
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     add_config_arguments(parser)
     group = parser.add_argument_group("search")
-    group.add_argument("--trials", type=int, default=20, help="trials in all; those of an interrupted search count")
+    group.add_argument("--trials", type=int, default=20, help="total trials, including those of an interrupted search")
     add_option(group, "--workers")
     add_option(parser.add_argument_group("output"), "--output")
     add_output_options(parser)

@@ -1,4 +1,4 @@
-"""Serve a backbone and the adapters of a folder over HTTP, by OpenAI's API; see docs/serving.md."""
+"""Serve a backbone and the adapters of a folder over HTTP, with an OpenAI-compatible API. See docs/serving.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Examples:
   t5peft serve --backbone mini --adapters adapters
   t5peft serve --backbone google/flan-t5-base --adapters adapters --host 0.0.0.0 --api-key-file keys --memory 2GB
   t5peft serve --backbone google/flan-t5-base --adapters adapters --ray --replicas 4
-Ask it: curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"model": "reviews", "prompt": "a text"}'
+  curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"model": "reviews", "prompt": "a text"}'
+SIGTERM and Ctrl+C stop the server: new requests are refused, and running requests may finish.
 """
 
 
@@ -36,40 +37,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = EPILOG
     parser.add_argument("--backbone", required=True, metavar="NAME", help="mini, a hub name or a folder")
-    parser.add_argument("--adapters", required=True, metavar="DIR", help="a folder with one folder for each adapter")
-    parser.add_argument("--host", default="127.0.0.1", help="another one than the loopback needs an API key")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--adapters", required=True, metavar="DIR", help="a folder with one folder per adapter")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on; any other than the loopback requires an API key"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="the port to listen on; 0 chooses a free port")
     parser.add_argument(
         "--api-key-file",
         metavar="FILE",
-        help=f"keys, one a line, of which each request must bring one; default: the key in {KEY_VARIABLE}, if it is set",
+        help=f"accepted API keys, one per line; default: the key in {KEY_VARIABLE}, if it is set",
     )
     parser.add_argument("--quantize", choices=("int8", "nf4"), help="how to load the backbone")
     parser.add_argument(
-        "--memory", metavar="SIZE", type=_bytes, help="memory of loaded adapters, such as 2GB; default: no limit"
+        "--memory", metavar="SIZE", type=_bytes, help="memory for loaded adapters, such as 2GB; default: no limit"
     )
     parser.add_argument(
-        "--pin", metavar="NAME", action="append", default=[], help="an adapter that is loaded at the start and stays"
+        "--pin", metavar="NAME", action="append", default=[], help="an adapter to load at startup and keep loaded"
     )
     parser.add_argument(
-        "--pins", metavar="FILE", help="lines of `SHA256  NAME`: an adapter whose manifest differs is refused"
+        "--pins", metavar="FILE", help="lines of `SHA256  NAME`: refuse an adapter whose manifest has another hash"
     )
-    parser.add_argument("--max-rows", type=int, default=64, help="answers that are generated at a time")
-    parser.add_argument("--max-waiting", type=int, default=256, help="requests that wait; more are refused with 503")
-    parser.add_argument("--max-source-tokens", type=int, default=1024, help="of a source")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer")
-    parser.add_argument("--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="bytes of a request")
+    parser.add_argument("--max-rows", type=int, default=64, help="how many answers are generated at once")
+    parser.add_argument(
+        "--max-waiting", type=int, default=256, help="how many requests may wait; more are refused with 503"
+    )
+    parser.add_argument("--max-source-tokens", type=int, default=1024, help="maximum tokens of a source")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="maximum tokens of an answer")
+    parser.add_argument(
+        "--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="maximum size of a request body"
+    )
     parser.add_argument(
         "--stop-seconds",
         type=int,
         default=30,
         help="how long running requests may take to finish when the server stops",
     )
-    parser.add_argument("--ray", action="store_true", help="serve by replicas on Ray, of a cluster or of this machine")
-    parser.add_argument("--replicas", type=int, default=1, help="with --ray: how many, or at least")
-    parser.add_argument("--max-replicas", type=int, help="with --ray: most, where their number follows the load")
-    parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of each replica")
-    parser.epilog = "SIGTERM and Ctrl+C stop the server: new requests are refused, and those that run are finished."
+    parser.add_argument("--ray", action="store_true", help="serve replicas with Ray, on a cluster or on this machine")
+    parser.add_argument("--replicas", type=int, default=1, help="with --ray: the number of replicas, or the minimum")
+    parser.add_argument(
+        "--max-replicas", type=int, help="with --ray: the maximum number of replicas; their number follows the load"
+    )
+    parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs per replica")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     keys = read_keys(args.api_key_file)
     if not keys and not is_loopback(args.host):
         raise ValueError(
-            f"Got the host {args.host} without an API key; expected one, as others can reach this address. Give --api-key-file or "
-            f"set {KEY_VARIABLE}."
+            f"Got the host {args.host} without an API key; expected one, because others can reach this address. Use "
+            f"--api-key-file or set {KEY_VARIABLE}."
         )
     pins = read_pins(Path(args.pins)) if args.pins else {}
     _ensure_installed()
@@ -202,11 +210,13 @@ def read_keys(path: str | None) -> tuple[str, ...]:
     else:
         keys = [line.strip() for line in _lines(path, "keys")]
         if not any(keys):
-            raise ValueError(f"Got no key in {path}; expected one a line. Write one, such as 32 random letters.")
+            raise ValueError(f"Got no key in {path}; expected one per line. Add one, such as 32 random letters.")
     found = tuple(filter(None, keys))
     if any(not (key.isascii() and key.isprintable() and " " not in key) for key in found):
         where = path or KEY_VARIABLE
-        raise ValueError(f"Got a key in {where} with spaces or foreign letters; expected ASCII. Choose another one.")
+        raise ValueError(
+            f"Got a key in {where} with spaces or non-ASCII characters; expected ASCII without spaces. Choose another one."
+        )
     return found
 
 
@@ -229,8 +239,8 @@ def read_pins(path: Path) -> dict[str, str]:
             continue
         if not (found := re.fullmatch(r"([0-9a-fA-F]{64})\s+(\S.*)", text)) or found[2] in pins:
             raise ValueError(
-                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 digits and the name of an adapter, each "
-                "name once. `sha256sum` of the manifest t5peft.json prints such a hash."
+                f"Got line {number} of {path}, {text[:90]!r}; expected a SHA-256 of 64 hexadecimal digits and the name of an "
+                "adapter, each name once. `sha256sum` of the manifest t5peft.json prints this hash."
             )
         pins[found[2]] = found[1].lower()
     return pins
@@ -241,7 +251,7 @@ def _lines(path: str | Path, what: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise ValueError(
-            f"Got no file of {what} at {path} that can be read ({error}); expected text. Write it."
+            f"Got no file of {what} at {path} that can be read ({error}); expected a text file. Create it."
         ) from error
 
 
@@ -264,8 +274,8 @@ def _bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise ValueError(
-            f"Got the address {host} port {port}, which cannot be listened on ({error}); expected a free one. Give another --port, "
-            "or 0 for any."
+            f"Got the address {host} port {port}, on which the server cannot listen ({error}); expected a free one. Choose "
+            "another --port, or 0 for any."
         ) from error
 
 

@@ -28,12 +28,12 @@ EPILOG = """
 Examples:
   t5peft train --task classification --train train.csv --column text=review --column label=stars --output runs/reviews
   t5peft train --config runs/reviews/config.yaml --method ia3 --output runs/ia3
-The output holds adapter/ (with its task.yaml and scores.json), checkpoints, and config.yaml, which repeats the run.
+The output contains adapter/ (with task.yaml and scores.json), checkpoints, and config.yaml, which can repeat the run.
 """
 
 
 _MEMORY_HELP = (
-    "plan to stay within so much, such as 8GB, by smaller micro-batches, checkpointing or bfloat16; default: no plan"
+    "stay within this memory, such as 8GB, with smaller micro-batches, checkpointing or bfloat16; default: no limit"
 )
 
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--push-to-hub",
         metavar="REPO",
-        help="push the adapter to user/name on the hub, or write it in the form of the hub to folder:PATH",
+        help="push the adapter to user/name on the hub, or write the files for the hub to folder:PATH",
     )
     add_option(parser.add_argument_group("memory"), "--memory", type=memory_size, help=_MEMORY_HELP)
     add_output_options(parser)
@@ -109,9 +109,7 @@ def _run(args: argparse.Namespace) -> int:
     save_task(task, folder)
     write_config_file(Path(args.output) / CONFIG_FILE, args, args.named)
     sha256 = manifest_sha256(folder)
-    print(
-        f"saved to {folder}\nsha256 {sha256}  (of its manifest; `t5peft serve --pins` and load_adapter(sha256=) take it)"
-    )
+    print(f"saved to {folder}\nsha256 {sha256}  (of its manifest, for `t5peft serve --pins` and load_adapter(sha256=))")
     scored = score_run(model, tokenizer, task, splits)
     write_whole(folder / "scores.json", json.dumps(scored.scores, indent=1))
     results = {"output": str(folder), "sha256": sha256, "scores": scored.scores}

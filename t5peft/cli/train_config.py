@@ -32,19 +32,19 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add_method(group)
     for option, number in names.NUMERIC_OPTIONS.items():
         flag = f"--{option.replace('_', '-')}"
-        group.add_argument(flag, type=number, help=f"{option} of the method, where it has one; default: the method's")
+        group.add_argument(flag, type=number, help=f"{option} of the method, if it has one; default: the method's")
     group.add_argument(
         "--target-modules",
         nargs="+",
         metavar="NAME",
-        help="linear maps of LoRA, such as q v, or all-linear; default: the method's",
+        help="linear layers for LoRA, such as q v, or all-linear; default: the method's",
     )
     group.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other argument of the method's wrap: dora=true, sites=[encoder,decoder]; may be given again",
+        help="any other argument of the method's wrap function: dora=true, sites=[encoder,decoder]; can be repeated",
     )
     add_hidden(parser, "--reparametrise", "projection_size", type=int)
     add_hidden(parser, "--targets", "target_modules", nargs="+")
@@ -65,7 +65,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other argument of T5PeftTrainingArguments: lora_plus_ratio=8, report_to=tensorboard; may be given again",
+        help="any other argument of T5PeftTrainingArguments: lora_plus_ratio=8, report_to=tensorboard; can be repeated",
     )
 
 
@@ -116,7 +116,7 @@ def read_config(args: argparse.Namespace) -> TrainConfig:
         options["target_modules"] = "all-linear"
     named = read_options(args.option, "--option")
     if twice := sorted(options.keys() & named.keys()):
-        raise ValueError(f"Got {', '.join(twice)} twice, by --option and by an argument of its own; expected it once.")
+        raise ValueError(f"Got {', '.join(twice)} twice, with --option and with its own argument; expected it once.")
     given = {name: getattr(args, name) for name in ("method", "backbone", *_MODEL)}
     return replace(read_training(args), **given, options=options | named)
 

@@ -73,8 +73,8 @@ class Augmented:
     """Records and reworded copies.
 
     Args:
-        dataset: With columns ``row``, the record's number, and ``copy``: 0 for the record itself, then 1, 2.
-        report: The numbers.
+        dataset: The records and copies, with columns ``row`` (the record's number) and ``copy`` (0 for the record, then 1, 2).
+        report: The numbers of records, copies and changes.
     """
 
     dataset: Dataset
@@ -94,13 +94,13 @@ def augment(
     """Add reworded copies of training records.
 
     Args:
-        records: With text in the task's columns.
-        task: Its template names the columns of the source.
+        records: Records with text in the task's columns.
+        task: The task; its template names the columns of the source.
         rewording: ``Synonyms``, ``WordDropout``, ``WordSwap``, ``BackTranslation``, or your own.
-        copies: Of each record.
-        seed: Of all random choices.
-        columns: Of the source, to reword; all of them by default. A column of the target is never reworded.
-        cache_folder: For the result; a folder in that of ``datasets`` by default.
+        copies: Number of copies per record.
+        seed: Seed of all random choices.
+        columns: Source columns to reword; by default all. Columns of the target are never reworded.
+        cache_folder: The folder for the result; by default in the cache folder of ``datasets``.
 
     Raises:
         ValueError: No records, or none that are mappings, less than one copy, columns that are not the source's or that are the

@@ -47,7 +47,7 @@ class BackTranslation:
         if not len(texts) == len(there) == len(back):
             raise ValueError(
                 f"Got {len(there)} translations of {len(texts)} texts, and {len(back)} texts back; expected one for each text. "
-                "Mend the translators."
+                "Fix the translators."
             )
         return [
             new if middle.strip() and new.strip() else old for old, middle, new in zip(texts, there, back, strict=True)

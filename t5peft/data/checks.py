@@ -93,8 +93,8 @@ def raise_all(name: object, problems: Iterable[RowProblem | str], records: objec
 def no_records(records: Sequence[Any], first_row: int = 0) -> list[str]:
     """Return a problem where records are not mappings but, say, the names of columns or splits."""
     return [
-        f"Record {first_row + i} is {record!r:.60}, and a mapping from columns to cells was expected. Of a pandas DataFrame give "
-        "df.to_dict('records'), of a DatasetDict one of its splits."
+        f"Record {first_row + i} is {record!r:.60}; a mapping from columns to cells was expected. For a pandas DataFrame, pass "
+        "df.to_dict('records'). For a DatasetDict, pass one of its splits."
         for i, record in enumerate(records)
         if not isinstance(record, Mapping)
     ][:1]
@@ -121,9 +121,9 @@ def missing_columns(records: Rows, template: Template, separator: str | None = N
             problems.append(_without_text(column, records[untextual[0]][column], untextual, place))
         halved = [i for i, text in enumerate(texts) if SURROGATE.search(text or "")]
         if halved:
-            before = f"The column {column!r} holds half of a character, a lone surrogate, in "
+            before = f"The column {column!r} contains half of a character (a lone surrogate) in "
             after = (
-                ", which no tokenizer reads. Cut texts between characters, or leave those halves out by "
+                ", which tokenizers cannot read. Cut texts between characters, or remove these halves with "
                 "text.encode('utf-8', 'ignore').decode()."
             )
             problems.append(RowProblem(("halved", template.text, column), before, halved, after, (place, 2)))
@@ -135,15 +135,13 @@ def _without_column(
 ) -> RowProblem:
     there = ", ".join(map(repr, record)) or "none"
     before = f"The template {template.text!r} names the column {column!r}, which is not in "
-    after = (
-        f"; the columns there are: {there}. Change the template (--template), name the column (--column), or rename it."
-    )
+    after = f"; the columns are: {there}. Change the template (--template), name the column (--column), or rename it."
     return RowProblem(("absent", template.text, column), before, rows, after, (place, 0))
 
 
 def _without_text(column: str, cell: object, rows: list[int], place: int) -> RowProblem:
     kind = "NaN, a missing cell," if isinstance(cell, Real) else type(cell).__name__
-    advice = "make it text, or leave those records out"
+    advice = "make it text, or remove those records"
     if isinstance(cell, list):
         advice = "give the task a list_separator such as ', ', or make it text"
     elif isinstance(cell, bytes):
@@ -158,8 +156,8 @@ def missing_references(records: Rows, column: str | None) -> list[str]:
         return []
     there = ", ".join(map(repr, records[0] if records else ())) or "none"
     return [
-        f"Its references are in the column {column!r}, which is in none of the {len(records)} records; the columns there "
-        f"are: {there}. Rename the column, or leave out 'references' (of an adapter: in its task.yaml) to score by the one "
+        f"Its references are in the column {column!r}, which is in none of the {len(records)} records; the columns "
+        f"are: {there}. Rename the column, or remove 'references' (for an adapter: from its task.yaml) to score with the single "
         "target."
     ]
 
@@ -173,10 +171,10 @@ def mapped_references(records: Rows, column: str | None) -> list[RowProblem]:
     rows = [i for i, record in enumerate(records) if column is not None and is_mapped(record.get(column))]
     if not rows:
         return []
-    before = f"Its references are in the column {column!r}, which holds columns of its own in "
+    before = f"Its references are in the column {column!r}, which contains nested columns in "
     after = (
-        "; a text or a list of texts was expected. Name the one that has them, as load_records does ('answers.text'), or make "
-        "them lists of texts."
+        "; a text or a list of texts was expected. Name the nested column as load_records does ('answers.text'), or convert the "
+        "references to lists of texts."
     )
     return [RowProblem(("mapped",), before, rows, after)]
 
@@ -189,8 +187,8 @@ def unknown_labels(records: Rows, column: str, labels: Sequence[str]) -> list[Ro
         if label is not None and label not in labels:
             unknown.setdefault(label, []).append(i)
     after = (
-        f" has no word; the labels are: {', '.join(map(repr, labels))}. Add it to the verbalizer (--target-word), or leave those "
-        "records out."
+        f" has no word; the labels are: {', '.join(map(repr, labels))}. Add it to the verbalizer (--target-word), or remove "
+        "those records."
     )
     return [
         RowProblem(("label", label), f"The label {label!r} of the column {column!r} in ", rows, after)
@@ -207,7 +205,7 @@ def unusable(truncated: Truncated, template: Template, side: str, max_tokens: in
         after = f": it would be truncated. Raise max_{side}_length, or shorten the template."
         problems.append(RowProblem(("crowded", side), before, truncated.crowded_out, after, (0, 0)))
     if truncated.empty:
-        consequence = ", so its labels would be nothing but padding" if side == "target" else ""
-        after = f" (columns: {', '.join(template.columns)}){consequence}. Leave those records out."
+        consequence = ", so its labels would be only padding" if side == "target" else ""
+        after = f" (columns: {', '.join(template.columns)}){consequence}. Remove those records."
         problems.append(RowProblem(("empty", side), f"The {side} is empty in ", truncated.empty, after, (0, 1)))
     return problems

@@ -55,12 +55,12 @@ def collate_sources(features: Sequence[Feature], *, pad_token_id: int) -> dict[s
 
 def _check_features(features: Sequence[Feature]) -> None:
     if not features:
-        raise ValueError("Got no features; expected at least one. Leave out empty batches.")
+        raise ValueError("Got no features; expected at least one. Remove empty batches.")
     empty = [index for index, feature in enumerate(features) if not feature["input_ids"] or not feature["labels"]]
     if empty:
         raise ValueError(
             f"Got features {empty[:10]} with an empty source or target; expected at least one token in `input_ids` and `labels`,"
-            " such as </s>. Leave such examples out, or tokenize them with </s>."
+            " such as </s>. Remove such examples, or tokenize them with </s>."
         )
 
 
@@ -282,7 +282,7 @@ def _fill_rows(features: Sequence[Feature], max_source_tokens: int, max_target_t
     if long:
         raise ValueError(
             f"Got features {long[:10]} that do not fit into a row of {max_source_tokens} source and {max_target_tokens} target "
-            "tokens; expected shorter ones. Truncate them, or give longer rows."
+            "tokens; expected shorter ones. Truncate them, or allow longer rows."
         )
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []

@@ -58,7 +58,7 @@ def check_columns(columns: Collection[str], dataset: str) -> None:
         meant = get_close_matches(column, missing, n=1, cutoff=0.8)
         if meant and column not in LABEL_ALIASES:
             raise ValueError(
-                f"Got records that T5 would misread: {dataset} has a column {column!r} and none called {meant[0]!r}; expected "
+                f"Got records with wrong columns: {dataset} has a column {column!r} and none called {meant[0]!r}; expected "
                 f"columns are {', '.join(COLUMNS)}. Rename it to {meant[0]!r}, or remove it if it is something else."
             )
 
@@ -129,8 +129,10 @@ def _column_problems(features: Sequence[Feature], name: str, vocabulary: int) ->
     problems = []
     if empty := sum(not row for row in rows):
         contents = "targets that are all padding" if name == "labels" else "sources of no tokens"
-        problems.append(f"{empty} of {len(rows)} examples have {contents}; leave them out of the data")
-    return problems + range_problems(set().union(*rows), name, vocabulary, "do tokenizer and model belong together?")
+        problems.append(f"{empty} of {len(rows)} examples have {contents}; remove them from the data")
+    return problems + range_problems(
+        set().union(*rows), name, vocabulary, "do the tokenizer and the model belong together?"
+    )
 
 
 def kind_problems(values: Sequence[Any], name: str, is_right: Callable[[Any], bool], expected: str) -> list[str]:
@@ -146,7 +148,7 @@ def range_problems(ids: set[int], name: str, limit: int, hint: str) -> list[str]
     ids = ids - ({IGNORED_LABEL} if name == "labels" else set())
     if not ids or 0 <= min(ids) <= max(ids) < limit:
         return []
-    ignored = f", or {IGNORED_LABEL} where it does not count" if name == "labels" else ""
+    ignored = f", or {IGNORED_LABEL} to ignore it" if name == "labels" else ""
     return [f"`{name}` reach from {min(ids)} to {max(ids)}; expected 0 to {limit - 1}{ignored} ({hint})"]
 
 

@@ -43,7 +43,7 @@ def _wrong_types(fields: Mapping[str, Any]) -> dict[str, str]:
         if key in fields and not isinstance(fields[key], str)
     }
     wrong |= {
-        key: "text was expected, or leave it out"
+        key: "text was expected; otherwise remove it"
         for key in ("references", "list_separator")
         if not isinstance(fields.get(key), str | None)
     }
@@ -68,7 +68,7 @@ def _wrong_types(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _contradictions(fields: Mapping[str, Any]) -> list[str]:
-    problems = [] if fields.get("name", "x").strip() else ["Its name is empty; give one, tables need it."]
+    problems = [] if fields.get("name", "x").strip() else ["Its name is empty; tables need a name."]
     for role in ("template", "target"):
         try:
             if role in fields and not Template.parse(fields[role]).columns:
@@ -76,12 +76,14 @@ def _contradictions(fields: Mapping[str, Any]) -> list[str]:
         except ValueError as error:
             problems.append(str(error))
     if "metrics" in fields and not fields["metrics"]:
-        problems.append("It has no metric; name at least one under metrics, the first leads tables.")
+        problems.append("It has no metric; name at least one under metrics. The first one comes first in tables.")
     for limit in ("max_source_length", "max_target_length"):
         if fields.get(limit, 2) < 2:
-            problems.append(f"{limit} is {fields[limit]}; at least 2 are needed, a token and </s>.")
+            problems.append(f"{limit} is {fields[limit]}; at least 2 is needed, for one token and </s>.")
     if fields.get("num_beams", 1) < 1:
-        problems.append(f"num_beams is {fields['num_beams']}; 1 is greedy search, more are beams.")
+        problems.append(
+            f"num_beams is {fields['num_beams']}; 1 means greedy search, and larger numbers mean beam search."
+        )
     return problems
 
 
@@ -91,10 +93,10 @@ def _contradictions_of_labels(fields: Mapping[str, Any]) -> list[str]:
         return []
     problems = []
     if len(words) < 2:
-        problems.append(f"Its verbalizer has {len(words)} labels; a choice needs two or more.")
+        problems.append(f"Its verbalizer has {len(words)} labels; two or more are needed.")
     if fields.get("list_separator") is not None:
         problems.append(
-            "It has a verbalizer, which chooses one label, and a list_separator, for several; leave out one."
+            "It has a verbalizer, which selects one label, and a list_separator, which is for several labels; remove one of them."
         )
     problems += _target_of_labels(fields.get("target"))
     by_word: dict[str, list[str]] = {}
@@ -105,12 +107,16 @@ def _contradictions_of_labels(fields: Mapping[str, Any]) -> list[str]:
                 f"Label {str(label)!r} has {'an empty' if word is not None else 'no'} word in the verbalizer."
             )
         elif SURROGATE.search(word):
-            problems.append(f"The word {word!r} of label {str(label)!r} holds half of a character, a lone surrogate.")
+            problems.append(
+                f"The word {word!r} of label {str(label)!r} contains half of a character (a lone surrogate)."
+            )
         else:
             by_word.setdefault(word.strip(), []).append(str(label))
     for word, labels in by_word.items():
         if len(labels) > 1:
-            problems.append(f"Labels {', '.join(map(repr, labels))} share the word {word!r}; give each its own.")
+            problems.append(
+                f"Labels {', '.join(map(repr, labels))} share the word {word!r}; use a different word for each."
+            )
     return problems
 
 

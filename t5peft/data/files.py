@@ -1,8 +1,8 @@
 """Records from files, folders, standard input and the hub: ``load_records("train.csv")`` is a sequence of dictionaries.
 
-The kind of file is read from its name: ``.csv .tsv .jsonl .json .parquet .arrow .txt``, the text ones also with ``.gz``,
-``.xz`` or ``.bz2`` after it (``formats.py``). Folders are read by split (``folders.py``). Columns of columns become
-``"translation.de"``, which a template can name, of files and of the hub alike.
+The extension determines the format: ``.csv .tsv .jsonl .json .parquet .arrow .txt``. Text files may also be compressed, with
+``.gz``, ``.xz`` or ``.bz2`` after it (``formats.py``). Folders are read by split (``folders.py``). Nested columns of files and of
+the hub become ``"translation.de"``, which a template can name.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ def load_records(
     Args:
         path_or_name: A file, a folder, the name of a data set on the hub, such as ``"nyu-mll/glue"``, or ``"-"`` for standard
             input: JSON Lines, JSON, or else a table with a header.
-        split: Of a folder or hub data set.
-        config: Of a folder or hub data set with several, such as ``"sst2"``.
-        encoding: Of text files.
-        delimiter: Between the cells of a table; by default a comma for CSV and a tab for TSV.
-        header: Names of the columns of a table that has none of its own.
-        quoted: Whether quotation marks in a table enclose cells. By default they do in CSV and do not between tabs (GLUE's
-            files hold single ones as text). Give ``True`` for a TSV file that a spreadsheet has written.
-        required: Columns that must be there.
+        split: The split of a folder or hub data set.
+        config: The configuration of a folder or hub data set with several, such as ``"sst2"``.
+        encoding: The encoding of text files.
+        delimiter: The delimiter of table cells; by default a comma for CSV and a tab for TSV.
+        header: Column names of a table without a header.
+        quoted: Whether quotation marks in a table enclose cells. By default they do in CSV but not in TSV (GLUE's files have
+            single ones as text). Pass ``True`` for a TSV file from a spreadsheet.
+        required: Columns that must exist.
 
     Returns:
-        The records, with ``origin`` and the ``label_names`` of columns that hold numbers of labels. Many stay on the disk and
-        are read from there, as a sequence: those of a file of 32 MiB (packed, 3 MiB; Parquet, also of 335,000 cells), and 10,000
-        of a folder or a hub data set. A JSON object and standard input are always read into memory.
+        The records, with ``origin`` and the ``label_names`` of columns with label numbers. Large data are stored on disk and
+        read as a sequence: files from 32 MiB (compressed, 3 MiB; Parquet, also from 335,000 cells), and folders and hub data
+        sets from 10,000 records. A JSON object and standard input are always read into memory.
 
     Raises:
-        FileNotFoundError: There is no such file or split, or the hub cannot be reached or has no such data set.
-        ValueError: The file is empty, of an unknown kind, damaged (all bad lines at once), or lacks a required column; the
-            folder has several files of the split.
+        FileNotFoundError: The file, split or data set does not exist, or the hub cannot be reached.
+        ValueError: The file is empty, of an unknown type, damaged (all bad lines at once), or lacks a required column, or the
+            folder has several files for the split.
     """
     form = TextFormat(encoding, delimiter, header, quoted)
     path = Path(path_or_name)
@@ -87,14 +87,14 @@ def load_records(
 
 
 def load_aligned(paths: Mapping[str, str | Path], *, encoding: str = "utf-8") -> Records:
-    """Read text files whose lines belong together: ``{"english": "train.en.gz", "german": "train.de.gz"}``.
+    """Read line-aligned text files: ``{"english": "train.en.gz", "german": "train.de.gz"}``.
 
     Args:
-        paths: Column to file.
-        encoding: Of all files.
+        paths: The file of each column.
+        encoding: The encoding of all files.
 
     Raises:
-        FileNotFoundError: One of the files is not there.
+        FileNotFoundError: A file does not exist.
         ValueError: The files are empty or have different numbers of lines.
     """
     columns = {}
@@ -105,10 +105,10 @@ def load_aligned(paths: Mapping[str, str | Path], *, encoding: str = "utf-8") ->
     counts = {column: len(lines) for column, lines in columns.items()}
     listed = ", ".join(f"{paths[column]} has {count}" for column, count in counts.items())
     if len(set(counts.values())) > 1:
-        raise ValueError(f"Got aligned files that must have as many lines each: {listed}; expected equal numbers.")
+        raise ValueError(f"Got aligned files with different numbers of lines: {listed}; expected equal numbers.")
     if not any(counts.values()):
         raise ValueError(
-            f"Got {', '.join(map(str, paths.values()))}, which are empty; expected at least one line each."
+            f"Got {', '.join(map(str, paths.values()))}, which are empty; expected at least one line in each."
         )
     return RecordList(
         (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)),
@@ -178,7 +178,7 @@ def _from_hub(name: str, config: str | None, split: str | None) -> RecordList | 
         dataset = load_dataset(name, config, split=split or "train")
     except (OSError, ValueError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"Got {name!r}, which is not a file here, and as a data set of the hub cannot be read: {error}. Without a network "
-            f"give a local file ({', '.join(KINDS)}), a folder as the hub has it, or a task of the package."
+            f"Got {name!r}, which is not a file here, and cannot be read as a data set on the hub: {error}. Without a network, "
+            f"give a local file ({', '.join(KINDS)}), a folder in the format of the hub, or a built-in task."
         ) from error
     return of_dataset(dataset.flatten(), f"{name}, split {split or 'train'}")

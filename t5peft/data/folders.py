@@ -35,7 +35,7 @@ def saved_dataset(folder: Path, split: str | None) -> Dataset | None:
     except Exception as error:  # a damaged file makes pyarrow and json raise whatever its bytes lead to
         raise ValueError(
             f"Got {folder}, which save_to_disk wrote and which cannot be read ({str(error) or type(error).__name__}); expected "
-            "whole files. Save it again."
+            "complete files. Save it again."
         ) from None
     if not isinstance(loaded, DatasetDict):
         return loaded
@@ -85,8 +85,8 @@ def files_of_split(folder: Path, split: str | None, config: str | None = None) -
 def _no_split(folder: Path, split: str | None, there: list[str]) -> FileNotFoundError:
     wanted = f"a folder with a file of the split {split!r}" if split else "a file, or a folder and a split"
     return FileNotFoundError(
-        f"Got the folder {folder}, which has {', '.join(there) or 'no file of a known kind'}; expected {wanted}. Give a file "
-        "itself, or rename it."
+        f"Got the folder {folder}, which has {', '.join(there) or 'no file of a known kind'}; expected {wanted}. Give the path of "
+        "a file, or rename it."
     )
 
 
@@ -133,7 +133,7 @@ def _one_family(place: Path, split: str, families: dict[str, list[Path]]) -> lis
     if len(families) > 1:
         listed = ", ".join(path.name for paths in families.values() for path in paths[:1])
         raise ValueError(
-            f"Got {place} with several files of split {split!r}: {listed}; expected one. Give one of them itself."
+            f"Got {place} with several files of split {split!r}: {listed}; expected one. Give the path of one of them."
         )
     paths = next(iter(families.values()))
     shards = [shard for path in paths if (shard := SHARD.match(path.name[: _stem_length(path)]))]
@@ -168,7 +168,7 @@ def _by_card(folder: Path, config: str | None) -> Found | None:
     if name not in configs or (not config and not first and len(configs) > 1):
         raise ValueError(
             f"Got {'the configuration ' + repr(config) if config else 'no configuration'} of {folder}; expected one of "
-            f"{', '.join(map(str, configs))}. Give load_records config=, or a file itself."
+            f"{', '.join(map(str, configs))}. Give load_records config=, or the path of a file."
         )
     return {
         split: paths

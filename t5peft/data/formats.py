@@ -171,14 +171,14 @@ class _Unpacked(io.RawIOBase):
             data = self._file.read(len(buffer))
         except (OSError, EOFError, ValueError, MemoryError, lzma.LZMAError, zlib.error) as error:
             raise ValueError(
-                f"Got {self._path}, which cannot be unpacked ({error}); expected a whole file of the kind that its ending says. "
-                "Copy it again, or rename it."
+                f"Got {self._path}, which cannot be decompressed ({error}); expected a complete file whose format matches its "
+                "extension. Copy it again, or rename it."
             ) from None
         self._read += len(data)
         if self._limit is not None and self._read > self._limit:
             raise ValueError(
                 f"Got {self._path}, which grows to more than {self._limit >> 20} MiB, {_HIGHEST_RATIO} times its size; expected "
-                "text, which does not. Unpack it yourself if you trust it."
+                "text, which compresses less. Decompress it yourself if you trust it."
             )
         buffer[: len(data)] = data
         return len(data)
@@ -201,7 +201,7 @@ def decoded(data: bytes, origin: str, encoding: str) -> str:
         line = data.count(b"\n", 0, start) + 1
         byte = data[start : start + 1].hex() or "missing"
         raise ValueError(
-            f"Got {origin}, which is not {encoding}: byte {start}, in line {line}, is {byte}; expected the encoding that it has. "
+            f"Got {origin}, which is not {encoding}: byte {start}, in line {line}, is {byte}; expected the encoding of the file. "
             + _advice_on_encoding(data, line)
         ) from None
     except LookupError:
@@ -211,7 +211,7 @@ def decoded(data: bytes, origin: str, encoding: str) -> str:
     if text.count("\0", 0, 1000) > len(text[:1000]) // 4:
         order = "le" if data[1:2] == b"\0" else "be"
         raise ValueError(
-            f"Got {origin}, which holds zero characters; expected text. It seems to be UTF-16: give encoding='utf-16-{order}' "
+            f"Got {origin}, which contains NUL characters; expected text. It seems to be UTF-16: give encoding='utf-16-{order}' "
             f"(--encoding utf-16-{order})."
         )
     return text
@@ -219,19 +219,19 @@ def decoded(data: bytes, origin: str, encoding: str) -> str:
 
 def _advice_on_encoding(data: bytes, line: int) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "By its first bytes it is UTF-16: give encoding='utf-16' (--encoding utf-16)."
+        return "Its first bytes are those of UTF-16: give encoding='utf-16' (--encoding utf-16)."
     replaced = data.decode("utf-8", "replace")
     if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
-        return f"Most of it is UTF-8, so line {line} is damaged or comes from another file: mend that line."
+        return f"Most of it is UTF-8, so line {line} is damaged or comes from another file: fix that line."
     old = "cp1252" if re.search(rb"[\x80-\x9f]", data) else "latin-1"
     try:
         data.decode(old)
     except UnicodeDecodeError:
         return (
-            "It is none of Western Europe's: ask whoever wrote it, and give encoding=... (--encoding); mac_roman, cp437, "
-            "shift_jis and gb18030 are others."
+            "It is not a Western European encoding: ask the author of the file, and give encoding=... (--encoding); mac_roman, "
+            "cp437, shift_jis and gb18030 are others."
         )
-    return f"Older files are often {old}: give encoding='{old}' (--encoding {old}), or save it as UTF-8."
+    return f"Old files are often {old}: give encoding='{old}' (--encoding {old}), or save it as UTF-8."
 
 
 def lines_of(text: str) -> list[str]:
@@ -249,8 +249,8 @@ def _kind(path: Path) -> str:
     plain = Path(path.name[: -len(path.suffix)]) if path.suffix.lower() in OPENERS else path
     if ending is None or (ending[2] and ending[1].lower() in (".parquet", ".arrow")):
         raise ValueError(
-            f"Got {path}, which has no ending that says what it is ({plain.suffix or 'none'}); expected {', '.join(KINDS)}, the "
-            f"text ones also with {', '.join(OPENERS)} after it. Rename the file."
+            f"Got {path}, whose extension is unknown ({plain.suffix or 'none'}); expected {', '.join(KINDS)}; text files "
+            f"may also be compressed, with {', '.join(OPENERS)} after it. Rename the file."
         )
     return ending[1].lower()
 
@@ -262,7 +262,7 @@ def _read_arrow(path: Path, kind: str) -> RecordList | RecordFile:
     if large and cells * _BYTES_PER_CELL_ON_DISK > free:  # a small file may hold billions of equal cells
         raise ValueError(
             f"Got {path}, whose {cells:,} cells need more than the {free >> 20:,} MiB that are free on the disk of temporary "
-            "files; expected fewer. Split the file, or set TMPDIR to a larger disk."
+            "files; expected fewer. Split the file, or set TMPDIR to a folder on a larger disk."
         )
     with _arrow(path, kind) as (schema, batches):
         features = Features.from_arrow_schema(schema).flatten()
@@ -289,8 +289,8 @@ def _arrow(path: Path, kind: str) -> Iterator[tuple[pyarrow.Schema, Iterable[pya
                 yield reader.schema, chain.from_iterable(map(_parts, whole))
     except Exception as error:  # a damaged file makes pyarrow raise whatever its bytes lead to
         raise ValueError(
-            f"Got {path}, which cannot be read as {kind[1:].capitalize()} ({str(error) or type(error).__name__}); expected a whole "
-            "file. Copy or write it again."
+            f"Got {path}, which cannot be read as {kind[1:].capitalize()} ({str(error) or type(error).__name__}); expected a "
+            "complete file. Copy or write it again."
         ) from None
 
 
@@ -348,7 +348,8 @@ def _table(origin: str, text: TextIO, delimiter: str, form: TextFormat) -> Itera
     _raise_lines(
         origin,
         problems,
-        "Mend those lines. If it is the quotation marks, save the file as JSONL, or give load_records quoted=True or False",
+        "Fix those lines. If quotation marks are the cause, save the file as JSONL, or pass quoted=True or quoted=False to "
+        "load_records",
     )
 
 
@@ -386,4 +387,4 @@ def _raise_lines(origin: str, problems: list[str], advice: str) -> None:
     if problems:
         more = f"\n  - and {len(problems) - 5} more" if len(problems) > 5 else ""
         listed = "\n".join(f"  - {problem}" for problem in problems[:5])
-        raise ValueError(f"Got {origin}, which is broken; expected whole lines:\n{listed}{more}\n{advice}.")
+        raise ValueError(f"Got {origin}, which is damaged; expected complete lines:\n{listed}{more}\n{advice}.")

@@ -107,9 +107,11 @@ class _Scanner:
 
 
 def _not_json(origin: str, problem: str) -> ValueError:
-    return ValueError(f"Got {origin}, which is not JSON ({problem}); expected it. One object a line is .jsonl.")
+    return ValueError(
+        f"Got {origin}, which is not JSON ({problem}); expected JSON. For one object per line, use the extension .jsonl."
+    )
 
 
 def _not_objects(origin: str, content: Any) -> ValueError:
     held = type(content).__name__
-    return ValueError(f"Got {origin}, which holds {held}; expected a list of objects, one a record.")
+    return ValueError(f"Got {origin}, which holds {held}; expected a list of objects, one per record.")

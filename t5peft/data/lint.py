@@ -67,15 +67,15 @@ class Side:
 
 @dataclass(frozen=True)
 class LintReport:
-    """The findings of ``lint``; ``str(report)`` is for reading, before training.
+    """The findings of ``lint``. ``str(report)`` is readable text.
 
     Args:
-        task: Its name.
+        task: The name of the task.
         sources: The findings in sources.
         targets: The findings in targets.
-        unwritable: Rows whose target the tokenizer cannot give back, so that no answer can equal it.
+        unwritable: Rows whose target the tokenizer cannot reproduce, so no answer can equal it.
         problems: The problems that ``Task.encode`` would raise.
-        advice: Things to do, most harmful first; empty where nothing is lost.
+        advice: Recommendations, the most important first; empty if nothing is lost.
     """
 
     task: str
@@ -95,10 +95,10 @@ class LintReport:
 
 
 def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> LintReport:
-    """Report every record as the tokenizer will take it. Nothing is changed, and nothing raised that can be reported.
+    """Report what the tokenizer does to the records. Nothing is changed, and problems are reported instead of raised.
 
     Raises:
-        ValueError: Columns are missing or hold no text; nothing can be reported of such records.
+        ValueError: Columns are missing or have no text, so nothing can be reported.
     """
     template, target = Template.parse(task.template), Template.parse(task.target)
     words = task.verbalizer or {}
@@ -223,19 +223,19 @@ def _advice(side: Side) -> list[str]:
     column = side.name[:-1]  # "source" or "target"
     if side.lost:
         advice.append(
-            f"{side.name}: replace {_names(side.lost)} by text that the tokenizer knows, or add them as tokens "
-            "(t5peft.models.tokens.add_tokens); ByT5 knows every character"
+            f"{side.name}: replace {_names(side.lost)} with text that the tokenizer knows, or add them as tokens "
+            "(t5peft.models.tokens.add_tokens); ByT5 can encode every character"
         )
     breaks = [character for character, (fate, _) in side.changed.items() if not fate.strip() and character != " "]
     if breaks:
         advice.append(
-            f"{side.name}: {_names(breaks)} reach the model as a space or not at all; where they carry meaning, put a "
-            "word or a mark such as ' | ' in their place, or add a token, or take a tokenizer that keeps them, as ByT5's"
+            f"{side.name}: {_names(breaks)} reach the model as a space or not at all; if they carry meaning, replace them "
+            "with a word or a mark such as ' | ', add a token, or use a tokenizer that keeps them, such as that of ByT5"
         )
     if side.special_rows:
         advice.append(
             f"{side.name}: special tokens in the text are broken up (</s> becomes < /s>) so that they do not end it; if "
-            "they are left over from an earlier tokenization, take them out"
+            "they are left over from an earlier tokenization, remove them"
         )
     if side.cut_rows:
         advice.append(

@@ -30,9 +30,9 @@ def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperatu
     """Return examples-proportional rates that sum to 1.
 
     Args:
-        sizes: Examples of each task.
-        cap: The most examples that a task may count; ``None`` is without a cap.
-        temperature: 1 is proportional, more is closer to equal.
+        sizes: Number of examples of each task.
+        cap: Maximum number of examples that count per task; None for no cap.
+        temperature: 1 for proportional rates; higher values are closer to equal rates.
 
     Raises:
         ValueError: No tasks, an empty one, a cap below 1 or a temperature that is not positive.
@@ -52,12 +52,12 @@ def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperatu
 
 @dataclass(frozen=True)
 class Mixture:
-    """Tokenized tasks and the rates they are drawn at.
+    """Tokenized tasks, and the rates at which they are sampled.
 
     Args:
-        datasets: By task; columns ``input_ids`` and ``labels``, as ``Task.tokenize`` returns them.
-        rates: By task; positive numbers, which are scaled to sum to 1 and kept to a thousandth.
-        seed: Of the order.
+        datasets: The data set of each task, with columns ``input_ids`` and ``labels`` from ``Task.tokenize``.
+        rates: The rate of each task, above 0. Rates are scaled to sum to 1 and rounded to a thousandth.
+        seed: Seed of the order.
 
     Raises:
         ValueError: Tasks and rates do not match, a rate is not positive, or a data set is empty.
@@ -76,7 +76,7 @@ class Mixture:
             if name not in self.datasets
         ]
         problems += [
-            f"the rate of {name!r} is {rate}; a number above 0 was expected, or leave the task out"
+            f"the rate of {name!r} is {rate}; a number above 0 was expected, or remove the task"
             for name, rate in self.rates.items()
             if not 0 < rate < float("inf")
         ]
@@ -100,11 +100,11 @@ class Mixture:
         """Return the examples-proportional mixture of tasks over their training records.
 
         Args:
-            tasks: Name to task and records.
-            tokenizer: Of the model.
+            tasks: The task and records of each name.
+            tokenizer: The tokenizer of the model.
             cap: See ``mixture_rates``.
             temperature: See ``mixture_rates``.
-            seed: Of the order.
+            seed: Seed of the order.
 
         Raises:
             ValueError: See ``Task.encode`` and ``mixture_rates``.
@@ -128,10 +128,10 @@ class Mixture:
         return counts
 
     def draw(self, index: int) -> tuple[str, int]:
-        """Return the task of draw ``index`` and the row of its data set, whatever was drawn before.
+        """Return the task of draw ``index`` and the row of its data set, independent of earlier draws.
 
         Raises:
-            IndexError: A negative index.
+            IndexError: The index is negative.
         """
         if index < 0:
             raise IndexError(f"Got draw {index}; expected 0 or more.")
@@ -146,11 +146,11 @@ class Mixture:
         return name, int(self._order(name, epoch, size)[position])
 
     def dataset(self, length: int, *, start: int = 0) -> Dataset:
-        """Return draws ``start`` to ``start + length`` as one data set, for a trainer; it shares the tasks' memory.
+        """Return draws ``start`` to ``start + length`` as one data set for a trainer. It shares the memory of the tasks.
 
         Args:
-            length: Should cover the run: a second epoch over it repeats the same draws.
-            start: Number of the first draw.
+            length: Number of draws; it should cover the whole run, because a second epoch repeats the same draws.
+            start: Index of the first draw.
         """
         offsets, together = {}, 0
         for name, dataset in self.datasets.items():

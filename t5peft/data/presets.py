@@ -145,27 +145,28 @@ def preset_task(
     references: str | None = None,
     scored: Iterable[Mapping[str, Any]] = (),
 ) -> Task:
-    """Return a task of a preset for records of the user's.
+    """Return a task of a preset for your own records.
 
-    Where the column of labels holds lists, the target is all labels of a record, and the task has no verbalizer.
+    If the label column contains lists, the target consists of all labels of a record, and the task has no verbalizer.
 
     Args:
         family: A key of ``PRESETS``.
-        records: The training records; labels are read from them, and their names where a ``Dataset`` or file has them.
-        name: Of the task; the preset's by default.
-        columns: Role to column, such as ``{"text": "review"}``; the others are found by their common names.
-        verbalizer: Label, or its name, to word, where the preset has labels; each label is its own word by default.
-        template: Over the columns, instead of the preset's.
+        records: The training records. Labels are read from them, and label names if a ``Dataset`` or file has them.
+        name: The name of the task; by default the preset's.
+        columns: The column of each role, such as ``{"text": "review"}``; other columns are found by common names.
+        verbalizer: A mapping from labels, or their names, to words, if the preset has labels; by default each label is its word.
+        template: A template to use instead of the preset's.
         references: A column with a list of references for each record.
-        scored: Validation and test records. A column ``references`` that holds a list, here or in ``records``, is the task's.
+        scored: Validation and test records. A column ``references`` with lists, here or in ``records``, becomes the task's.
 
     Raises:
-        ValueError: There is no such preset or role, a role whose column is neither named nor found, or too many labels: all
-            at once; or the columns of a translation name no language, without a template.
+        ValueError: The preset or a role is unknown, the column of a role is neither named nor found, or there are too many
+            labels. One error reports all problems. Also, if the columns of a translation do not name a language and there is no
+            template.
     """
     if family not in PRESETS:
         raise ValueError(
-            f"Got no family {family!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(family, PRESETS)}"
+            f"Got no preset {family!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(family, PRESETS)}"
         )
     preset = PRESETS[family]
     records, scored = read_records(records), read_records(scored)
@@ -227,7 +228,7 @@ def _find_columns(
 ) -> dict[str, str]:
     if not records:
         raise ValueError(
-            f"Got no records for the family {family!r}; expected some to read columns from. The file is empty."
+            f"Got no records for the preset {family!r}; expected some to read columns from. The file is empty."
         )
     there = list(records[0])
     problems = [
@@ -243,14 +244,14 @@ def _find_columns(
             found[role] = free[0]
         else:
             problems.append(
-                f"no column for the role {role!r}; say which, by columns={{{role!r}: ...}}, or --column {role}=NAME"
+                f"no column for the role {role!r}; name it with columns={{{role!r}: ...}}, or --column {role}=NAME"
             )
     if problems:
         origin = origin_of(records)
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise ValueError(
-            f"Got columns{' in ' + origin if origin else ''} that the family {family!r} cannot use; expected none of:\n{listed}\n"
-            f"The columns there are: {', '.join(map(repr, there))}."
+            f"Got columns{' in ' + origin if origin else ''} that the preset {family!r} cannot use; expected none of:\n{listed}\n"
+            f"The columns are: {', '.join(map(repr, there))}."
         )
     return found
 
@@ -270,8 +271,8 @@ def _warn_of_left_out(
             own = f"{{{found[role]}}}"
             both = template.replace(own, " ".join([own, *(f"{{{name}}}" for name in left_out)]))
             logger.warning(
-                "Family %r: the source has the column %r, not %s; give a template over all, such as '%s' (--template), or say "
-                "which is the role %r (--column).",
+                "Family %r: the source has the column %r, not %s; give a template with all of them, such as '%s' (--template), "
+                "or name the column for the role %r (--column).",
                 family, found[role], ", ".join(map(repr, left_out)), both, role,
             )  # fmt: skip
 
@@ -289,7 +290,8 @@ def _languages(columns: Sequence[str]) -> list[str]:
     found = [by_name.get(column.rsplit(".", 1)[-1].lower()) for column in columns]
     if unknown := [column for column, language in zip(columns, found, strict=True) if language is None]:
         raise ValueError(
-            f"Got a translation whose columns {', '.join(map(repr, unknown))} name no language; expected one, in full or of "
+            f"Got a translation whose columns {', '.join(map(repr, unknown))} do not name a language; expected a name or a "
+            "code, such as "
             f"{', '.join(LANGUAGES)}. Rename them, or give a template that does (--template), such as 'translate English to "
             f"German: {{{columns[0]}}}'."
         )
@@ -309,12 +311,12 @@ def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
         number = int(min(twice))
         raise ValueError(
             f"Got {number} and {number}.0 as numbers in the column {column!r}{where}, which would be two labels; expected one of "
-            "them. Write them alike."
+            "them. Write them in the same way."
         )
     if blank := [i for i, cell in enumerate(cells) if isinstance(cell, str) and not cell.strip()]:
         raise ValueError(
             f"Got a column {column!r} of labels{where} that is empty in {some_rows(blank)} of the training records; expected a "
-            "label in each. Fill it, or leave those records out."
+            "label in each. Fill it, or remove those records."
         )
     labels = sorted({label for cell in cells if (label := as_text(cell)) is not None})
     if len(labels) > MOST_LABELS:
@@ -324,6 +326,6 @@ def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
 
 def _too_many(column: str, count: int) -> ValueError:
     return ValueError(
-        f"Got {count} different values in the column {column!r}; expected at most {MOST_LABELS}: is it a label? If so, give a "
-        "verbalizer (--target-word); else choose the column of labels (--column label=NAME)."
+        f"Got {count} different values in the column {column!r}; expected at most {MOST_LABELS}. If it is a label, give a "
+        "verbalizer (--target-word). Otherwise choose the label column (--column label=NAME)."
     )

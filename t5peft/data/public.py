@@ -78,7 +78,7 @@ def _phrasebank(folder: Path) -> Splits:
         else:
             broken.append(number)
     if broken:
-        logger.info("%s: lines %s have no label and were left out.", path, ", ".join(map(str, broken)))
+        logger.info("%s: lines %s have no label and were skipped.", path, ", ".join(map(str, broken)))
     rest, test = hold_out(list(records.values()), lambda record: record["sentence"], share=0.2)
     return _dev_as_test(rest, test, "sentence")
 
@@ -196,5 +196,7 @@ def load_benchmark(name: str, folder: str | Path | None = None) -> Splits:
     subfolder, read = BENCHMARKS[name]
     found = (Path(folder) if folder else data_folder()) / subfolder
     if not found.is_dir():
-        raise FileNotFoundError(f"Got no folder {found}; the data set {name} belongs there, as its authors publish it.")
+        raise FileNotFoundError(
+            f"Got no folder {found}; put the data set {name} there, in the format in which its authors publish it."
+        )
     return read(found)

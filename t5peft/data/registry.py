@@ -28,14 +28,14 @@ KINDS_OF_DATA = ("embedded", "benchmark", "hub", "files")
 
 
 def load_task(path_or_name: str | Path) -> tuple[Task, Splits]:
-    """Load a task and its records by split; validation is held out from train where the definition names none.
+    """Load a task and its records by split. Validation records are held out from train if the definition has none.
 
     Args:
-        path_or_name: A YAML file, or the name of one of the package's definitions.
+        path_or_name: A YAML file, or the name of a built-in task.
 
     Raises:
-        FileNotFoundError: There is no such definition, or its data are missing, or on the hub, which cannot be reached.
-        ValueError: The definition is wrong, or says nothing of data.
+        FileNotFoundError: The definition does not exist, its data are missing, or the hub cannot be reached.
+        ValueError: The definition is invalid, or has no data.
     """
     definition = read_definition(path_or_name)
     task = Task.from_yaml(path_or_name)
@@ -63,7 +63,7 @@ def real_task(name: str, folder: str | Path | None = None) -> tuple[Task, Splits
 
     Args:
         name: Its name.
-        folder: Holds the public data sets; that of ``T5PEFT_DATA`` by default.
+        folder: The folder of the public data sets; by default that of ``T5PEFT_DATA``.
 
     Raises:
         ValueError: There is no such name.
@@ -74,7 +74,7 @@ def real_task(name: str, folder: str | Path | None = None) -> tuple[Task, Splits
 
 
 def embedded_task(name: str) -> tuple[Task, Splits]:
-    """Load one of ``task_names("embedded")``, from data that the package holds.
+    """Load one of ``task_names("embedded")``, from data in the package.
 
     Raises:
         ValueError: There is no such name.
@@ -84,7 +84,7 @@ def embedded_task(name: str) -> tuple[Task, Splits]:
 
 
 def task_names(kind: str) -> tuple[str, ...]:
-    """Return the names of the package's definitions whose data are ``embedded``, of a ``benchmark`` or on the ``hub``."""
+    """Return the names of built-in tasks with data of a kind: ``embedded``, ``benchmark`` or ``hub``."""
     return tuple(name for name in definition_names() if kind in read_definition(name).get("data", {}))
 
 
@@ -101,8 +101,8 @@ def _problems_with_data(data: Any) -> list[str]:
     given = [kind for kind in KINDS_OF_DATA if isinstance(data, Mapping) and kind in data]
     if len(given) != 1:
         return [
-            "Its definition must say under 'data' where records come from, by one of "
-            f"{', '.join(KINDS_OF_DATA)}; it has {', '.join(given) or 'none of them'}."
+            f"Its definition must name the source of its records under 'data', as one of {', '.join(KINDS_OF_DATA)}; it has "
+            f"{', '.join(given) or 'none of them'}."
         ]
     problems = [
         f"{key} under 'data' is {data[key]!r:.60}; a name was expected."

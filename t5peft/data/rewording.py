@@ -47,7 +47,7 @@ class Thesaurus:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Thesaurus:
-        """Load a JSON file, word to list of synonyms; without a path the package's own small English one.
+        """Load a JSON file that maps words to lists of synonyms; without a path, the small built-in English one.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -74,8 +74,8 @@ class Thesaurus:
             version = wordnet.get_version()
         except (ImportError, LookupError) as error:
             raise FileNotFoundError(
-                f"Got no WordNet ({type(error).__name__}); expected it. Install t5peft[wordnet] and run `python -m nltk.downloader "
-                "wordnet`; without a network use Thesaurus.load(), the package's own or a JSON file."
+                f"Got no WordNet ({type(error).__name__}); expected it. Install t5peft[wordnet], and run `python -m "
+                "nltk.downloader wordnet`; without a network use Thesaurus.load(), the built-in one or a JSON file."
             ) from error
 
         @cache
@@ -118,7 +118,7 @@ class _WordByWord:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise ValueError(f"Got rate={self.rate}; expected a share of the words, above 0 and at most 1.")
+            raise ValueError(f"Got rate={self.rate}; expected a fraction of the words, above 0 and at most 1.")
 
     def reword(self, texts: list[str], randoms: list[Random]) -> list[str]:
         """See ``Rewording``."""
@@ -131,11 +131,11 @@ class _WordByWord:
 
 @dataclass(frozen=True)
 class Synonyms(_WordByWord):
-    """Replace words by synonyms, in the case that the word has.
+    """Replace words with synonyms, and keep upper and lower case.
 
     Args:
-        thesaurus: The package's own by default.
-        rate: Share of the words that have a synonym.
+        thesaurus: The thesaurus; by default the built-in one.
+        rate: Fraction of the words with a synonym to replace.
     """
 
     thesaurus: Thesaurus = field(default_factory=Thesaurus.load)
@@ -169,10 +169,10 @@ class Synonyms(_WordByWord):
 
 @dataclass(frozen=True)
 class WordDropout(_WordByWord):
-    """Leave words out; never a negation, never all of them.
+    """Drop words, but never negations and never all words.
 
     Args:
-        rate: Share of the words.
+        rate: Fraction of the words to drop.
     """
 
     rate: float = 0.1
@@ -191,10 +191,10 @@ class WordDropout(_WordByWord):
 
 @dataclass(frozen=True)
 class WordSwap(_WordByWord):
-    """Swap words that are next to each other; the text between them stays.
+    """Swap adjacent words, and keep the text between them.
 
     Args:
-        rate: Share of the words.
+        rate: Fraction of the words to swap.
     """
 
     rate: float = 0.1

@@ -289,17 +289,17 @@ def read_sources(values: object) -> list[str] | list[list[int]]:
         other = texts.index(not texts[0])
         raise ValueError(
             f"Got sources of several kinds: source 0 is {_shown(items[0])}, source {other} is {_shown(items[other])}; expected "
-            "either texts or lists of token ids. Leave missing ones out."
+            "either texts or lists of token ids. Remove missing ones."
         )
     rows = [_token_ids(item) for item in items]
     for number, row in enumerate(rows):
         if row is None:
             raise ValueError(
                 f"Got {_shown(items[number])} as source {number}; expected a text, or a list of token ids that ends in </s>. "
-                "Leave missing texts out, and make texts of numbers by str()."
+                "Remove missing texts, and convert numbers with str()."
             )
         if not row:
-            raise ValueError(f"Got no token ids as source {number}; expected at least one, </s>. Leave it out.")
+            raise ValueError(f"Got no token ids as source {number}; expected at least </s>. Remove it.")
     return [row for row in rows if row is not None]
 
 
@@ -317,7 +317,7 @@ def read_texts(values: object, name: str) -> list[str]:
     wrong = [number for number, item in enumerate(items) if not isinstance(item, str)]
     if wrong:
         raise ValueError(
-            f"Got {_shown(items[wrong[0]])} as number {wrong[0]} of {name}; expected a text. Leave missing ones out."
+            f"Got {_shown(items[wrong[0]])} as number {wrong[0]} of {name}; expected a text. Remove missing ones."
         )
     return [str(item) for item in items]
 
@@ -360,13 +360,13 @@ def items_of(values: object, name: str = "sources") -> list[object]:
     if isinstance(values, str):
         raise ValueError(f"Got one text as {name}, {values[:60]!r}; expected a list of texts. Write [text].")
     if isinstance(values, Mapping):
-        advice = "Give one of its values, as batch['input_ids'], without padding."
+        advice = "Pass one of its values without padding, such as batch['input_ids']."
     elif hasattr(values, "columns") or hasattr(values, "column_names"):
-        advice = "Give one of its columns, as table['text']; Task.sources makes them from records."
+        advice = "Pass one of its columns, such as table['text']. Task.sources creates texts from records."
     elif isinstance(values, bytes | bytearray) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         advice = "Write [text]."
     if advice or not isinstance(values, Iterable):
-        raise ValueError(f"Got {kind} as {name}; expected a list, or another iterable, of texts. {advice}")
+        raise ValueError(f"Got {kind} as {name}; expected a list or another iterable of texts. {advice}")
     return [item.item() if getattr(item, "ndim", None) == 0 else _plain(item) for item in values]
 
 

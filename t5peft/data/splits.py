@@ -49,17 +49,16 @@ def _json_of(fields: dict[str, Any], splits: Mapping[str, Sequence[Mapping[str, 
 def hold_out(
     records: Records, key: Callable[[dict[str, Any]], str], *, share: float = 0.1, at_most: int = 1000
 ) -> tuple[Records, Records]:
-    """Split records into the rest and a held-out share, both in their old order.
+    """Split records into the rest and a held-out part, both in their original order.
 
-    Records with the same key go together, so that a source with several targets, or one that is there twice, is never
-    on both sides. Keys that differ only in white space are the same, as they are to T5. A hash of the key decides which keys
-    are held out.
+    Records with the same key stay together, so a duplicate source, or a source with several targets, is never in both parts. Keys
+    that differ only in white space are the same, as they are for T5. A hash of the key decides which keys are held out.
 
     Args:
         records: All records.
-        key: Returns the text that makes two records the same; most often the source.
-        share: Share of the keys to hold out; at least one key.
-        at_most: Keys to hold out at most.
+        key: A function that returns the text by which records are grouped, usually the source.
+        share: Fraction of the keys to hold out; at least one key.
+        at_most: Maximum number of keys to hold out.
 
     Returns:
         The rest, and the held-out records.
@@ -105,8 +104,8 @@ def _count(records: Sequence[Any], keys: int, share: float, at_most: int) -> int
     """Return how many of the keys to hold out."""
     if keys < 2:
         raise ValueError(
-            f"Got {len(records)} records with {keys} different keys{_of(records)}; expected two or more keys to hold some "
-            "out. Give more records, or a file of validation records."
+            f"Got {len(records)} records with {keys} different keys{_of(records)}; expected at least two, to hold some records "
+            "out. Give more records, or a file with validation records."
         )
     return min(max(1, round(share * keys)), at_most, keys - 1)
 

@@ -39,25 +39,24 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """A task: how records become sources and targets, and how answers are read and scored.
 
     Args:
-        name: Its name in tables and mixtures.
-        template: The source, an instruction over the record's columns.
-        target: The target over the record's columns.
-        verbalizer: For classification: each label, as text, and the word that T5 writes for it. ``target`` then names one
-            column, which holds labels.
-        metrics: Names in ``t5peft.evaluation.METRICS``; the first leads tables. ``exact_match`` of a free target is SQuAD's,
-            without punctuation, case and articles; ``accuracy`` compares texts as they are.
-        max_source_length: Tokens, with ``</s>``.
-        max_target_length: Tokens, with ``</s>``.
-        num_beams: Beams when answers are generated.
-        references: A column with a list of references, where answers have several.
-        list_separator: Put between the texts of a cell that holds a list, such as several labels; by default a list is an
-            error.
+        name: The name in tables and mixtures.
+        template: The source text, with column names in braces.
+        target: The target text, with column names in braces.
+        verbalizer: For classification: a mapping from labels, as text, to the words that T5 writes for them. ``target`` then
+            names the label column.
+        metrics: Names in ``t5peft.evaluation.METRICS``; the first comes first in tables. ``exact_match`` of generated answers is
+            that of SQuAD, without punctuation, case and articles; ``accuracy`` compares the exact texts.
+        max_source_length: Maximum tokens of a source, including ``</s>``.
+        max_target_length: Maximum tokens of a target, including ``</s>``.
+        num_beams: Number of beams in generation.
+        references: A column with a list of references, if a record has several correct answers.
+        list_separator: The text between the items of a cell with a list, such as several labels; None makes a list an error.
 
     Raises:
-        ValueError: Fields of wrong types or that contradict each other, all at once.
+        ValueError: Fields have wrong types or contradict each other. One error reports all problems.
     """
 
     name: str
@@ -86,7 +85,7 @@ class Task:
         """Return a task from the fields of a YAML file; numbers may be text, and ``references: null`` means none.
 
         Raises:
-            ValueError: Fields that a task does not have, that are missing, or of the wrong kind, all at once.
+            ValueError: Fields are unknown, missing or of a wrong type. One error reports all problems.
         """
         converted = fields_of_file(values)
         known = {field.name for field in fields(cls)}
@@ -104,12 +103,12 @@ class Task:
 
     @classmethod
     def from_yaml(cls, path_or_name: str | Path) -> Task:
-        """Return the task of a YAML file, or one of the package's own by name (``"sst2"``).
+        """Return the task of a YAML file, or a built-in task by name (``"sst2"``).
 
-        The file holds the fields of a task and may hold ``data``, where its records come from (``load_task``).
+        The file contains the fields of a task, and optionally ``data``, the source of its records (``load_task``).
 
         Raises:
-            FileNotFoundError: Neither a file nor a name of the package.
+            FileNotFoundError: It is neither a file nor the name of a built-in task.
             ValueError: See ``from_mapping``.
         """
         return cls.from_mapping({key: value for key, value in read_definition(path_or_name).items() if key != "data"})
@@ -118,7 +117,7 @@ class Task:
         """Write the task to a YAML file, which ``from_yaml`` reads.
 
         Args:
-            path: The file; ``task.yaml`` beside an adapter is found by every command.
+            path: The file. Every command finds ``task.yaml`` in the folder of an adapter.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in values.items() if value is not None} | {"metrics": list(self.metrics)}
@@ -127,7 +126,7 @@ class Task:
 
     @property
     def target_words(self) -> Mapping[str, str] | None:
-        """The verbalizer, by its name in 0.1."""
+        """The verbalizer, under its name in version 0.1."""
         message = "Task.target_words is deprecated and goes in t5peft 0.3; use Task.verbalizer."
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return self.verbalizer
@@ -154,12 +153,12 @@ class Task:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of a record that the source is made of."""
+        """The columns of a record that the source uses."""
         return self._template.columns
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in the order of ``verbalizer``; none where the target is free."""
+        """The labels in the order of ``verbalizer``; empty if there is no verbalizer."""
         return tuple(self.verbalizer or ())
 
     @property
@@ -169,7 +168,7 @@ class Task:
         return tuple(self._target.render({column: word}) for word in (self.verbalizer or {}).values())
 
     def source(self, record: Record) -> str:
-        """Return the source of one record as the template renders it, neither truncated nor checked for special tokens."""
+        """Return the rendered source of one record, without truncation and without a check for special tokens."""
         self.check_sources([record])
         return self._template.render(self.source_row(record))
 
@@ -178,15 +177,15 @@ class Task:
         checks.raise_all(self.name, checks.missing_columns(records, self._template, self.list_separator), records)
 
     def with_names(self, records: Iterable[Record]) -> Sequence[Any]:
-        """Return records as a list, with the names of labels in the place of their numbers, where a file or data set names them.
+        """Return records as a list, with label names instead of label numbers if the file or data set has names.
 
-        The labels of a verbalizer stay numbers, which are its keys.
+        The labels of a verbalizer stay numbers, because its keys are numbers.
         """
         verbalized = set(self._target.columns if self.verbalizer is not None else ())
         return with_label_names(read_records(records), {*self._template.columns, *self._target.columns} - verbalized)
 
     def content(self, record: Record) -> str:
-        """Return the columns of a record's source without the template's words; GLEU compares an answer with them."""
+        """Return the texts of a record's source columns, without the words of the template. GLEU compares answers with them."""
         self.check_sources([record])
         return " ".join(self.source_row(record).values())
 
@@ -194,33 +193,33 @@ class Task:
         """Return the target of one record: the label's word, or the columns, in the target template.
 
         Raises:
-            ValueError: A column is missing or holds no text, or the verbalizer lacks a label.
+            ValueError: A column is missing or has no text, or the verbalizer lacks a label.
         """
         problems = checks.missing_columns([record], self._target, self.list_separator)
         checks.raise_all(self.name, [*problems, *self._unknown([record])])
         return self._target.render(self.target_row(record))
 
     def read(self, text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        """Return the label whose target an answer is, else the answer itself with all its white space.
+        """Return the label that an answer stands for, or else the answer itself with its white space unchanged.
 
         Args:
-            text: An answer of T5, as ``predict`` returns it.
-            tokenizer: Where the target template has special tokens, such as sentinels: the tokenizer of the model. The
-                answer then has the template's spaces around them, which T5's tokenizer does not keep.
+            text: An answer of T5, as returned by ``predict``.
+            tokenizer: The tokenizer of the model, if the target template has special tokens, such as sentinels. It restores the
+                template's spaces around them, which T5's tokenizer drops.
         """
         found = self._labels_by_answer.get(text) or self._labels_by_answer.get(one_line(text))
         return found or self._with_spaces_of_template(text, tokenizer)
 
     def answers(self, record: Record, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-        """Return what ``read`` should give for a record: its references if it has several, else its one target.
+        """Return the correct results of ``read`` for a record: its references if it has several, else its only target.
 
         Args:
-            record: With the columns of the target, or of ``references``.
-            tokenizer: The tokenizer of the model that is scored. References then have the white space that it can write:
-                T5's own has no line break, and an answer with a space in its place is right.
+            record: A record with the columns of the target, or of ``references``.
+            tokenizer: The tokenizer of the scored model. References then have only white space that it can write. T5's own
+                tokenizer cannot write a line break, so an answer with a space instead is correct.
 
         Raises:
-            ValueError: References that hold columns of their own, or see ``target_text``.
+            ValueError: References contain columns, or as for ``target_text``.
         """
         checks.raise_all(self.name, checks.mapped_references([record], self.references))
         texts = texts_of(record.get(self.references)) if self.references is not None else []
@@ -230,7 +229,7 @@ class Task:
         return [self.read(text, tokenizer) for text in texts]
 
     def special_tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """Return the special tokens that the target template writes, such as ``<extra_id_0>``; answers keep them."""
+        """Return the special tokens in the target template, such as ``<extra_id_0>``. Answers keep them."""
         if not self._target.empty().strip():
             return ()
         written = encode([self._target.empty()], tokenizer)[0][:-1]
@@ -246,9 +245,9 @@ class Task:
         return text
 
     def sources(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return the sources as ``tokenize`` makes them, as text: truncated in the columns, special tokens broken up.
+        """Return the sources as text, with columns truncated and special tokens broken up as in ``tokenize``.
 
-        The records need no target. One log line is written for each kind of change.
+        The records do not need a target. Each kind of change is logged in one line.
 
         Raises:
             ValueError: All problems with the records, at once.
@@ -262,13 +261,13 @@ class Task:
         return truncated.texts
 
     def check(self, records: Sequence[Record], more: Sequence[str] = ()) -> None:
-        """Raise one ValueError for all rows without a source or a target, and for the problems in ``more``."""
+        """Raise one ValueError for all rows without a source or target, and for the problems in ``more``."""
         checks.raise_all(self.name, checks.no_records(records), records)
         problems = [problem for found in self.problems_of(records) for problem in found]
         checks.raise_all(self.name, [*problems, *more], records)
 
     def problems_of(self, records: Sequence[Record]) -> list[checks.Problems]:
-        """Return what each check finds in rows without a source or a target."""
+        """Return the problems that each check finds in rows without a source or target."""
         return [
             checks.missing_columns(records, self._template, self.list_separator),
             checks.missing_columns(records, self._target, self.list_separator),
@@ -277,11 +276,11 @@ class Task:
         ]
 
     def encode(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-        """Tokenize records and return which were changed.
+        """Tokenize records, and return them with the rows that were changed.
 
         Raises:
             ValueError: All problems with the records and the tokenizer, at once: missing columns, labels outside the
-                verbalizer, words that are the same tokens, empty sources or targets, a template that leaves no room for its
+                verbalizer, words with the same tokens, empty sources or targets, or a template that leaves no room for its
                 columns.
         """
         records = self.with_names(records)
@@ -293,10 +292,11 @@ class Task:
         return Encoded(sources, targets)
 
     def tokenize(self, records: Iterable[Record], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Return what ``encode`` does as a data set, and write one log line for each kind of change.
+        """Tokenize records like ``encode``, return a data set, and log each kind of change in one line.
 
-        Records are read and tokenized batch by batch, a ``datasets.Dataset`` and a stream too. From 10,000 records on, the tokens
-        are files in the cache folder of ``datasets``, which a later call with the same records finds. So memory does not grow.
+        Records, including those of a ``datasets.Dataset`` or a stream, are tokenized batch by batch. With 10,000 records or more,
+        the tokens are stored in the cache folder of ``datasets``, so memory does not grow. Later calls with the same records
+        reuse them.
 
         Returns:
             Columns ``input_ids`` [S] and ``labels`` [T].
@@ -313,7 +313,7 @@ class Task:
         """Return a data set for a trained classification head.
 
         Returns:
-            Columns ``input_ids`` [S] and ``labels``, the label's place in ``Task.labels``.
+            Columns ``input_ids`` [S] and ``labels``, the index of the label in ``Task.labels``.
 
         Raises:
             ValueError: The task has no verbalizer, or see ``encode``.
@@ -329,7 +329,7 @@ class Task:
         return dataset.add_column("labels", [places[label] for label in labels])
 
     def collisions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return problems with words that a model could not tell apart or could not write within the limit."""
+        """Return problems with words that have the same tokens or do not fit into the limit."""
         if self.verbalizer is None:
             return []
         problems: list[str] = []
@@ -345,22 +345,22 @@ class Task:
             if len(labels) > 1:
                 pieces = " ".join(tokenizer.convert_ids_to_tokens(list(ids)))
                 problems.append(
-                    f"The words of labels {', '.join(map(repr, labels))} are the same tokens ({pieces}); choose words that this "
+                    f"The words of labels {', '.join(map(repr, labels))} have the same tokens ({pieces}); choose words that this "
                     "tokenizer knows (--target-word)."
                 )
         return problems
 
     def side(self, name: str) -> tuple[Template, int]:
-        """Return the template and the limit in tokens of ``"source"`` or ``"target"``."""
+        """Return the template and the token limit of ``"source"`` or ``"target"``."""
         source = (self._template, self.max_source_length)
         return source if name == "source" else (self._target, self.max_target_length)
 
     def source_row(self, record: Record) -> dict[str, str]:
-        """Return the texts of the source's columns in a record that was checked."""
+        """Return the texts of the source columns in a checked record."""
         return self._values(record, self._template)
 
     def target_row(self, record: Record) -> dict[str, str]:
-        """Return the texts of the target's columns in a record that was checked, words for labels."""
+        """Return the texts of the target columns in a checked record, with words instead of labels."""
         values = self._values(record, self._target)
         if self.verbalizer is None:
             return values

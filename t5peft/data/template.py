@@ -45,14 +45,14 @@ class Template:
             parsed = list(Formatter().parse(text))
         except ValueError as error:
             raise ValueError(
-                f"Got the template {text!r}, which cannot be read ({error}); expected a column as {{column}} and a brace of the "
-                "text itself twice: {{ or }}."
+                f"Got the template {text!r}, which cannot be read ({error}); expected a column as {{column}} and a literal "
+                "brace twice: {{ or }}."
             ) from None
         for _, column, specification, conversion in parsed:
             if column is not None and (not column or specification or conversion):
                 raise ValueError(
                     f"Got the template {text!r} with a field that is not the plain name of a column; expected {{column}} without "
-                    "':' or '!'. Write a brace of the text itself twice, or rename a column that has them in its name."
+                    "':' or '!'. Write a literal brace twice, or rename a column that has them in its name."
                 )
         return cls(text, tuple((literal, column) for literal, column, _, _ in parsed))
 

@@ -68,7 +68,7 @@ class _Texts(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenized records, and which rows were changed: truncated to the limits, or freed of special tokens.
+    """Tokenized records, and the rows that were changed by truncation or by removal of special tokens.
 
     Args:
         sources: The sources.
@@ -201,7 +201,7 @@ class _Reading:
             try:
                 return self._from_disk(shard)
             except OSError as error:
-                logger.warning("Tokens cannot be kept on the disk (%s); they take memory instead.", error)
+                logger.warning("Tokens cannot be stored on disk (%s); they are kept in memory instead.", error)
         changes = Changes()
         table = pa.Table.from_batches(self._batches(shard, changes), _SCHEMA)
         columns = {name: table.column(name) for name in table.column_names}

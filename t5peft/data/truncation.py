@@ -137,7 +137,7 @@ def _escape(
         ids[i] = encode([texts[i]], tokenizer)[0]
         if count(ids[i]) > allowed:
             raise ValueError(
-                f"Got a special token in row {first_row + i} that the template {template.text!r} and its columns spell together, "
+                f"Got a special token in row {first_row + i} that the template {template.text!r} and its columns form together, "
                 f"in {texts[i][:80]!r}; expected none. Put a space between the template's text and the column."
             )
     return changed

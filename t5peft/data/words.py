@@ -22,18 +22,18 @@ def tokenize_words(
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return features for a model with a head for tokens.
+    """Return features for a model with a token classification head.
 
     Args:
         sentences: The words of each sentence.
-        tokenizer: Of the model.
-        labels: A label id for each word, or -100 where it does not count; None for data without labels.
+        tokenizer: The tokenizer of the model.
+        labels: A label ID for each word, or -100 to ignore it; None for data without labels.
 
     Returns:
-        ``input_ids`` [S], ``first``, the place of the first token of each word, and ``labels`` [S] where there are some.
+        ``input_ids`` [S], ``first``, the position of the first token of each word, and ``labels`` [S] if labels are given.
 
     Raises:
-        ValueError: A sentence has no words or an empty one, or another number of labels than of words.
+        ValueError: A sentence has no words, an empty word, or different numbers of labels and words.
     """
     sentences = _read(sentences)
     _check(sentences, labels)
@@ -55,12 +55,12 @@ def _read(values: object) -> list[list[str]]:
     for number, item in enumerate(items_of(values, "sentences")):
         if isinstance(item, str):
             raise ValueError(
-                f"Got the text {item[:60]!r} as sentence {number}; expected its words. item.split() makes them, and list(item) "
-                "those of one letter each."
+                f"Got the text {item[:60]!r} as sentence {number}; expected its words. Use item.split() for words, "
+                "or list(item) for single letters."
             )
         words = read_texts(item, f"sentence {number}")
         if not words or not all(word.strip() for word in words):
-            raise ValueError(f"Got {words[:5]} as sentence {number}; expected words that are not empty. Leave it out.")
+            raise ValueError(f"Got {words[:5]} as sentence {number}; expected non-empty words. Remove it.")
         sentences.append(words)
     return sentences
 
@@ -73,7 +73,7 @@ def _check(sentences: Sequence[Sequence[str]], labels: Sequence[Sequence[int]] |
         problems.append(f"labels for {len(labels)} of {len(sentences)} sentences")
     counts = [(len(words), len(own)) for words, own in zip(sentences, labels, strict=False)]
     if unequal := [i for i, (words, own) in enumerate(counts) if words != own]:
-        problems.append(f"sentences {unequal[:5]} with another number of labels than of words")
+        problems.append(f"sentences {unequal[:5]} whose number of labels differs from the number of words")
     if problems:
         raise ValueError(f"Got {', and '.join(problems)}; expected a label for each word.")
 

@@ -27,21 +27,21 @@ def embed(
     tokens_per_batch: int = 8192,
     max_source_length: int | None = None,
 ) -> Tensor:
-    """Return an embedding of unit length for each text; the product of two is their cosine.
+    """Return a unit-length embedding for each text. The product of two embeddings is their cosine similarity.
 
     Args:
-        model: An encoder of ``load_backbone(name, head="embedding")``, plain or wrapped. Of one with ``head="states"`` the mean
-            of the states is taken.
+        model: An encoder from ``load_backbone(name, head="embedding")``, plain or wrapped. With ``head="states"``, the mean of
+            the hidden states is used.
         tokenizer: Its tokenizer.
-        sources: Texts, or token ids as ``Task.tokenize`` makes them.
-        tokens_per_batch: Most rows x longest source of one batch.
-        max_source_length: Truncate sources to so many tokens, with ``</s>``.
+        sources: Texts, or token IDs from ``Task.tokenize``.
+        tokens_per_batch: Maximum of rows x longest source per batch.
+        max_source_length: Truncate sources to this many tokens, including ``</s>``.
 
     Returns:
         Embeddings [N, E] in float32, on the CPU.
 
     Raises:
-        ValueError: The model is not an encoder that makes embeddings.
+        ValueError: The model is not an encoder that returns embeddings.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
 
@@ -64,10 +64,10 @@ def head_scores(
     tokens_per_batch: int = 8192,
     max_source_length: int | None = None,
 ) -> Tensor:
-    """Return what a head for sequences computes: the numbers of a regression, or scores of labels before the sigmoid.
+    """Return the outputs of a head for sequences: the numbers of a regression, or the logits of labels.
 
     Args:
-        model: A T5 or an encoder with a head for sequences, plain or wrapped. For one class a text call ``classify``.
+        model: A T5 or an encoder with a head for sequences, plain or wrapped. For one class per text, use ``classify``.
         tokenizer: Its tokenizer.
         sources: As for ``embed``.
         tokens_per_batch: As for ``embed``.
@@ -93,10 +93,10 @@ def tag(
     *,
     tokens_per_batch: int = 8192,
 ) -> list[list[int]]:
-    """Return the label id of each word.
+    """Return the label ID of each word.
 
     Args:
-        model: An encoder of ``load_backbone(name, head="tokens", num_labels=L)``, plain or wrapped.
+        model: An encoder from ``load_backbone(name, head="tokens", num_labels=L)``, plain or wrapped.
         tokenizer: Its tokenizer.
         sentences: The words of each sentence, as for ``tokenize_words``; ``list("MKV")`` for the residues of a protein.
         tokens_per_batch: As for ``embed``.

@@ -42,18 +42,18 @@ def predict(
     """Generate an answer for each source.
 
     Args:
-        model: A T5 with a language model head, plain or wrapped. Its training mode is the same afterwards.
+        model: A T5 with a language model head, plain or wrapped. Its training mode is restored afterwards.
         tokenizer: Its tokenizer.
-        sources: Texts, or token ids as ``Task.tokenize`` makes them.
-        max_new_tokens: Tokens of the longest answer, with ``</s>``.
-        num_beams: 1 is greedy search. Other settings are those of the model's generation config, never sampling.
-        tokens_per_batch: Rows x beams x (longest source + max_new_tokens) of one batch; a single long source may exceed it.
-        max_source_length: Truncate sources to so many tokens, with ``</s>``.
-        progress: Show a bar.
-        keep: Special tokens that stay in the texts, such as ``Task.special_tokens``.
+        sources: Texts, or token IDs from ``Task.tokenize``.
+        max_new_tokens: Maximum tokens of an answer, including ``</s>``.
+        num_beams: Number of beams; 1 for greedy search. Other settings come from the model's generation config, without sampling.
+        tokens_per_batch: Maximum of rows x beams x (longest source + max_new_tokens) per batch; a single long source may exceed it.
+        max_source_length: Truncate sources to this many tokens, including ``</s>``.
+        progress: Whether to show a progress bar.
+        keep: Special tokens to keep in the texts, such as ``Task.special_tokens``.
 
     Returns:
-        The texts in the order of the sources, without other special tokens, and the share that was cut.
+        The texts in the order of the sources, without other special tokens, and the fraction that was truncated.
 
     Raises:
         ValueError: The model has no language model head, or a number is below 1.

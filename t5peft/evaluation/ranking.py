@@ -93,17 +93,17 @@ def rank(
     Args:
         model: A T5 with a language model head, plain or wrapped.
         tokenizer: Its tokenizer.
-        sources: Texts, or token ids as ``Task.tokenize`` makes them.
+        sources: Texts, or token IDs from ``Task.tokenize``.
         candidates: One list of texts for all sources, or one list for each source.
-        normalize_by_length: Whether to divide each log-probability by its number of tokens, for candidates of unlike lengths.
-        tokens_per_batch: Most rows x (longest source + positions of the candidates) of one batch.
-        max_source_length: Truncate sources to so many tokens, with ``</s>``.
+        normalize_by_length: Whether to divide each log-probability by its number of tokens, for candidates of different lengths.
+        tokens_per_batch: Maximum of rows x (longest source + positions of the candidates) per batch.
+        max_source_length: Truncate sources to this many tokens, including ``</s>``.
 
     Returns:
         The scores [N, C].
 
     Raises:
-        ValueError: The model has no language model head, a source has no candidates, candidates are the same tokens, or the
+        ValueError: The model has no language model head, a source has no candidates, two candidates have the same tokens, or the
             numbers of sources and candidate lists differ.
     """
     ids = source_ids(sources, tokenizer, max_source_length)
@@ -344,14 +344,14 @@ def classify(
     tokens_per_batch: int = 8192,
     max_source_length: int | None = None,
 ) -> Ranking:
-    """Score the classes of a T5, or of its encoder, with a trained head for sequences.
+    """Score the classes of a T5, or of its encoder, with a trained sequence classification head.
 
     Args:
         model: A T5 with a classification head, plain or wrapped.
         tokenizer: Its tokenizer.
-        sources: Texts, or token ids as ``Task.tokenize`` makes them.
-        tokens_per_batch: Most rows x longest source of one batch.
-        max_source_length: Truncate sources to so many tokens, with ``</s>``.
+        sources: Texts, or token IDs from ``Task.tokenize``.
+        tokens_per_batch: Maximum of rows x longest source per batch.
+        max_source_length: Truncate sources to this many tokens, including ``</s>``.
 
     Returns:
         The scores [N, C]; columns are label ids.

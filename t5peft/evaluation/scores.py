@@ -51,13 +51,13 @@ class EvaluationResult:
 
 
 class EvaluationSet:
-    """Records of one split, tokenized once, to be scored any number of times.
+    """Records of one split, tokenized once and scored any number of times.
 
     Args:
         task: The task of the records.
-        records: With the columns of the task's source and target.
+        records: Records with the columns of the task's source and target.
         tokenizer: The tokenizer of the models.
-        max_new_tokens: The most tokens of a generated answer; the longest target of the task by default.
+        max_new_tokens: Maximum tokens of a generated answer; by default the longest target of the task.
 
     Attributes:
         features: Token ids of sources and targets.
@@ -87,7 +87,7 @@ class EvaluationSet:
 
     @property
     def texts(self) -> list[str]:
-        """The text that the task makes of each record, without the template."""
+        """The text of each record's source columns, without the template."""
         return list(self._texts())
 
     def _texts(self) -> Iterator[str]:
@@ -103,7 +103,7 @@ class EvaluationSet:
 
         Args:
             model: A T5, plain or wrapped.
-            tokens_per_batch: Most tokens of a batch, padding included.
+            tokens_per_batch: Maximum tokens per batch, including padding.
 
         Returns:
             The scores.
@@ -205,24 +205,24 @@ def evaluate_task(
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> dict[str, float]:
-    """Score a model by ``task.metrics`` on records.
+    """Evaluate a model on records with ``task.metrics``.
 
-    A task with target words is scored by ranking them, or by the head of a ``T5ForSequenceClassification``, whose label ids are
-    the target words in their order. Any other task is scored by generation.
+    A task with a verbalizer is scored by ranking its words, or by the head of a ``T5ForSequenceClassification``, whose label IDs
+    follow the order of the words. Any other task is scored by generation.
 
     Args:
         model: A T5, plain or wrapped.
         tokenizer: Its tokenizer.
         task: The task of the records.
-        records: With the columns of the task's source and target.
-        tokens_per_batch: Most tokens of a batch, padding included.
+        records: Records with the columns of the task's source and target.
+        tokens_per_batch: Maximum tokens per batch, including padding.
 
     Returns:
-        Every score of every metric, and beside them ``expected_calibration_error`` for target words, ``truncated_fraction`` for
+        The scores of all metrics. Also ``expected_calibration_error`` for tasks with a verbalizer, ``truncated_fraction`` for
         generated answers, and ``loss`` with perplexity.
 
     Raises:
-        ValueError: Records are missing, a metric is unknown, no record has the column of references, or a record cannot be
+        ValueError: There are no records, a metric is unknown, no record has the column of references, or a record cannot be
             tokenized.
     """
     found = EvaluationSet(task, records, tokenizer).score(model, tokens_per_batch=tokens_per_batch)
@@ -276,7 +276,7 @@ def rank_targets(
         tokenizer: Its tokenizer.
         task: A task with a verbalizer.
         sources: Texts, or token ids that end in ``</s>``.
-        tokens_per_batch: Most tokens of a batch, padding included.
+        tokens_per_batch: Maximum tokens per batch, including padding.
 
     Returns:
         The ranking [N, C] of N sources and C labels.
@@ -303,7 +303,7 @@ def loss_and_perplexity(
     Args:
         model: A T5 with a language model head, plain or wrapped.
         features: ``input_ids`` and ``labels``, lists of ids without padding.
-        tokens_per_batch: Most tokens of a batch, padding included.
+        tokens_per_batch: Maximum tokens per batch, including padding.
 
     Returns:
         ``loss`` and ``perplexity``.

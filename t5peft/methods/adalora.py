@@ -189,20 +189,20 @@ def adalora_wrap(
     target_modules: Sequence[str] | Literal["all-linear"] = "all-linear",
     orthogonality: float = 0.1,
 ) -> PeftModel:
-    """Wrap ``model`` for AdaLoRA, in place. Train it by ``T5PeftTrainer``, which reallocates the ranks.
+    """Wrap ``model`` for AdaLoRA, in place. Train it with ``T5PeftTrainer``, which reallocates the ranks.
 
     Args:
         model: A T5.
-        rank: The average rank of a map at the end.
-        initial_rank: The rank of each map at the start; None for one and a half times ``rank``, as in the paper.
-        target_modules: Names of linear maps, or ``"all-linear"`` for those of attention and feed-forward.
-        orthogonality: The weight of the loss of orthogonality; 0.1 in most runs of the paper.
+        rank: The average rank per layer at the end of training.
+        initial_rank: The rank of each layer at the start; None for 1.5 times ``rank``, as in the paper.
+        target_modules: Names of linear layers, or ``"all-linear"`` for every linear layer of attention and feed-forward.
+        orthogonality: The weight of the orthogonality loss; 0.1 in most runs of the paper.
 
     Returns:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, options out of range, or targets that match nothing.
+        ValueError: The model is already wrapped, an option is out of range, or a target matches nothing.
     """
     ensure_unwrapped(model)
     problems: list[str] = []

@@ -144,14 +144,14 @@ def bottleneck_wrap(
     Args:
         model: A T5.
         size: M, the width of the bottleneck.
-        placement: Where the adapters stand.
-        activation: The function between the two maps; Pfeiffer and He et al. have relu.
+        placement: The position of the adapters in each block.
+        activation: The activation between the two layers; Pfeiffer et al. and He et al. use relu.
 
     Returns:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, a size below one, or an unknown placement or activation.
+        ValueError: The model is already wrapped, the size is below one, or the placement or activation is unknown.
     """
     ensure_unwrapped(model)
     problems: list[str] = []

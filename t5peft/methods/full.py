@@ -19,7 +19,7 @@ def full_wrap(model: PreTrainedModel) -> PreTrainedModel:
         The model.
 
     Raises:
-        ValueError: For a wrapped model or a quantized one.
+        ValueError: The model is already wrapped, or quantized.
     """
     ensure_unwrapped(model)
     if getattr(model, "is_quantized", False):

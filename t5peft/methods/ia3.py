@@ -43,7 +43,7 @@ def ia3_wrap(model: PreTrainedModel) -> PeftModel:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model.
+        ValueError: The model is already wrapped.
     """
     ensure_unwrapped(model)
     family = family_of(model.config)

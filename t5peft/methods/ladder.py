@@ -345,7 +345,7 @@ def ladder_wrap(model: PreTrainedModel, *, reduction: int = 8) -> PeftModel:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, an encoder without a decoder, or a reduction that leaves nothing.
+        ValueError: The model is already wrapped or has no decoder, or the reduction leaves no dimensions.
     """
     ensure_unwrapped(model)
     ensure_has(model.config, "ladder", "a ladder", "Take another method, such as lora_wrap.")

@@ -50,27 +50,27 @@ def lora_wrap(
 ) -> PeftModel:
     """Wrap ``model`` for LoRA, in place.
 
-    With a ``start`` the adapter has rank 2R, of which R are trained (see ``t5peft.methods.starts``).
+    With ``start``, the adapter has rank 2R, and half of it is trained (see ``t5peft.methods.starts``).
 
     Args:
         model: A T5.
-        rank: R.
+        rank: R, the rank of A and B.
         alpha: Numerator of the scale; None for twice the rank.
-        dropout: Probability that an input of A is dropped in training.
-        target_modules: Names of linear maps; None for query and value, as in the paper. ``"all-linear"`` stands for every linear
-            map of attention and feed-forward.
+        dropout: Dropout probability of the inputs of A during training.
+        target_modules: Names of linear layers; None for query and value, as in the paper. ``"all-linear"`` selects every linear
+            layer of attention and feed-forward.
         dora: Whether to train the norms of the rows as well (DoRA).
         rank_stabilized: Whether to scale by ``alpha / sqrt(R)``.
-        start: Where A and B start: ``"pissa"`` and ``"olora"`` from the weight, ``"lora-ga"`` from the gradient of the first step
-            of full fine-tuning. None starts A at random and B at zero.
+        start: The initialization of A and B: ``"pissa"`` and ``"olora"`` use the weight, ``"lora-ga"`` uses the gradient of the
+            first step of full fine-tuning. None initializes A randomly and B with zeros.
         start_records: Some tokenized training records, with ``input_ids`` and ``labels``, for the gradient of LoRA-GA.
 
     Returns:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, options out of range, targets that match nothing, in whole or in part, DoRA beside
-            8-bit weights on a CPU, or a start beside quantized weights or without records that it needs.
+        ValueError: The model is already wrapped, an option is out of range, a target matches nothing, DoRA is used with 8-bit
+            weights on a CPU, or ``start`` is used with quantized weights or without the records that it needs.
     """
     ensure_unwrapped(model)
     problems: list[str] = []

@@ -78,19 +78,19 @@ class MamTuner(PrefixTuner):
 def mam_wrap(
     model: PreTrainedModel, *, length: int = 30, size: int = 64, initial_ids: Sequence[int] | None = None
 ) -> PeftModel:
-    """Wrap ``model`` for a prefix together with a parallel adapter, in place.
+    """Wrap ``model`` with a prefix and parallel adapters (mix-and-match), in place.
 
     Args:
         model: A T5.
-        length: P, the number of keys and values before each attention; 30 in the paper.
+        length: P, the number of keys and values prepended in each attention layer; 30 in the paper.
         size: M, the width of the adapter beside each feed-forward.
-        initial_ids: Token ids whose keys and values the prefix starts from, as in ``prefix_wrap``.
+        initial_ids: Token IDs whose keys and values initialize the prefix, as in ``prefix_wrap``.
 
     Returns:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, a size below one, or token ids outside the vocabulary.
+        ValueError: The model is already wrapped, a size is below one, or token IDs are outside the vocabulary.
     """
     ensure_unwrapped(model)
     ensure_has(

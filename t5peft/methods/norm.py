@@ -117,7 +117,7 @@ def norm_wrap(model: PreTrainedModel) -> PeftModel:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model.
+        ValueError: The model is already wrapped.
     """
     ensure_unwrapped(model)
     return wrap(model, NormConfig())

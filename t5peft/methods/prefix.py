@@ -190,22 +190,22 @@ def prefix_wrap(
     """Wrap ``model`` for prefix tuning, in place.
 
     Args:
-        model: A T5 of any geometry.
-        length: P, the number of keys and values before each attention.
-        sites: The attentions that get a prefix; None for all that the model has. T5Gemma 2 has no "cross", as its decoder attends
-            to itself and to the encoder at once.
-        projection_size: The hidden size M of the network that makes the prefix; the paper has 512 to 800. None: the keys and
-            values themselves are trained.
-        initial_ids: Token ids whose keys and values the prefix starts from, repeated up to ``length``. Those of a source of the
-            task gave a lower loss than random ones (benchmarks/RESULTS.md), as in the paper. None: random ones. With
-            ``projection_size`` the prefix starts at random, as in the paper.
+        model: A T5 of any size.
+        length: P, the number of keys and values prepended in each attention layer.
+        sites: The attention types that get a prefix; None for all of the model. T5Gemma 2 has no "cross", because its decoder
+            attends to itself and to the encoder in one layer.
+        projection_size: The hidden size M of the network that generates the prefix; 512 to 800 in the paper. None: train the keys
+            and values directly.
+        initial_ids: Token IDs whose keys and values initialize the prefix, repeated up to ``length``; None for random tokens. A
+            source of the task gave a lower loss than random tokens (benchmarks/RESULTS.md), as in the paper. With
+            ``projection_size``, the prefix is initialized randomly, as in the paper.
 
     Returns:
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, an unknown site, a size below one, token ids outside the vocabulary, or both
-            ``projection_size`` and ``initial_ids``.
+        ValueError: The model is already wrapped, a site is unknown, a size is below one, token IDs are outside the vocabulary, or
+            both ``projection_size`` and ``initial_ids`` are given.
     """
     ensure_unwrapped(model)
     ensure_has(model.config, "prefix", "a prefix", "Take another method, such as prompt_wrap or lora_wrap.")

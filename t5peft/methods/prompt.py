@@ -287,7 +287,7 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialize: Initial
     """Wrap ``model`` for prompt tuning, in place.
 
     Args:
-        model: A T5 of any geometry, with or without a head or a decoder.
+        model: A T5 of any size, with or without a head or a decoder.
         length: P, the number of trained vectors.
         initialize: ``"vocabulary"`` (``from_vocabulary``, better than random in the paper), ``"random"`` (``from_random``),
             ``from_text``, ``from_class_labels``, or a function from embeddings [V, H] and P to [P, H].
@@ -296,7 +296,7 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialize: Initial
         The wrapped model.
 
     Raises:
-        ValueError: For a wrapped model, a length below one, or an initializer that is unknown or returns another shape.
+        ValueError: The model is already wrapped, the length is below one, or the initializer is unknown or returns another shape.
     """
     ensure_unwrapped(model)
     problems: list[str] = []

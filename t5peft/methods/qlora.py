@@ -33,16 +33,16 @@ def qlora_wrap(
 
     Args:
         model: A T5 from ``load_backbone(name, quantize="int8")`` or ``"nf4"``.
-        rank: R.
+        rank: R, the rank of A and B.
         alpha: Numerator of the scale; None for twice the rank.
-        dropout: Probability that an input of A is dropped in training.
-        target_modules: Names of linear maps, or ``"all-linear"`` for those of attention and feed-forward.
+        dropout: Dropout probability of the inputs of A during training.
+        target_modules: Names of linear layers, or ``"all-linear"`` for every linear layer of attention and feed-forward.
 
     Returns:
         The wrapped model.
 
     Raises:
-        ValueError: For a model that is not quantized, and as ``lora_wrap`` does.
+        ValueError: The model is not quantized, or as for ``lora_wrap``.
     """
     ensure_unwrapped(model)
     if not getattr(model, "is_quantized", False):

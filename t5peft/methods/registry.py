@@ -164,16 +164,16 @@ METHODS: dict[str, Method] = {
 
 
 def register_method(name: str, method: Method) -> None:
-    """Add a method to the table, so that training, planning, search and the benchmark know it by ``name``.
+    """Register a method under ``name`` for training, planning, search and the benchmark.
 
-    Its tuner must be registered with peft as well, by ``t5peft.compat.peft.register``.
+    Register its tuner with peft as well, using ``t5peft.compat.peft.register``.
 
     Args:
-        name: Lower-case letters, digits and hyphens.
+        name: The name, of lower-case letters, digits and hyphens.
         method: The method.
 
     Raises:
-        ValueError: For a name of another form, or one that is taken by another method.
+        ValueError: The name has other characters, or belongs to another method.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or METHODS.get(name, method) != method:
         raise ValueError(

@@ -39,7 +39,7 @@ Record = Mapping[str, Any]
 
 
 def start_records(records: Sequence[Record]) -> list[Record]:
-    """Return the records of a training set that the gradient of LoRA-GA is taken of: some, from all parts of it."""
+    """Return some records, from all parts of a training set, for the gradient of LoRA-GA."""
     count = min(RECORDS, len(records))
     return [records[index * len(records) // count] for index in range(count)]
 

@@ -74,27 +74,27 @@ def load_backbone(
     Args:
         name: ``"mini"`` (the embedded backbone), a hub name such as ``"google/flan-t5-base"``, or a local folder. A folder with a
             manifest is verified.
-        quantize: ``"int8"`` (LLM.int8) or ``"nf4"`` (4 bit with double quantization), both of bitsandbytes.
-        quantize_wo: With ``"nf4"``, quantize the output maps of the feed-forward too, which are 15 to 28 % of a T5. transformers
-            leaves them out because they break in 8 bits. What it costs in 4 is measured in benchmarks/RESULTS.md.
+        quantize: ``"int8"`` (LLM.int8) or ``"nf4"`` (4 bits with double quantization), both from bitsandbytes.
+        quantize_wo: With ``"nf4"``, also quantize the output layers of the feed-forward, which are 15 to 28 % of a T5.
+            transformers does not, because they break in 8 bits. benchmarks/RESULTS.md has the cost in 4 bits.
         dtype: The dtype of the weights that are not quantized. A classification head is trained and stays in float32. None:
             float32, or bfloat16 for a quantized backbone on a machine that computes in bfloat16.
-        head: Load the encoder only, with this head: ``"sequence"`` (a class, labels or numbers, over the mean of the states),
-            ``"tokens"`` (a class of each token), ``"embedding"`` (one vector of unit length) or ``"states"`` (no head, as the
-            text encoder of an image model). None: the whole T5, or the encoder and head that the checkpoint holds.
-        num_labels: The labels of a head for sequences or tokens: that of the checkpoint where it has as many, else a new one.
-            Without ``head``, load ``T5ForSequenceClassification``, which has a decoder. None: with the checkpoint's own head if
-            there is one, else a language model.
-        embedding_size: Put embeddings through a new linear map to this size. None: the map of the checkpoint if it has one.
-        revision: The branch, tag or commit of a hub name; None: the main branch.
+        head: Load only the encoder, with this head: ``"sequence"`` (a class, labels or numbers, from the mean of the hidden
+            states), ``"tokens"`` (a class per token), ``"embedding"`` (a unit-length vector) or ``"states"`` (no head, as in the
+            text encoder of an image model). None: the whole T5, or the encoder and head of the checkpoint.
+        num_labels: The number of labels of the head. The head of the checkpoint is used if it has this number, else a new one.
+            Without ``head``, load ``T5ForSequenceClassification``, which has a decoder. None: the head of the checkpoint, else a
+            language model head.
+        embedding_size: Add a new linear layer that maps embeddings to this size. None: the layer of the checkpoint, if any.
+        revision: The branch, tag or commit on the hub; None: the main branch.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
 
     Raises:
-        ValueError: The arguments are wrong, the checkpoint is not a T5, or only an encoder and ``head`` is None, its files are
-            damaged, or its weights hold NaN or infinity.
-        FileNotFoundError: Nothing is found under ``name``, locally or on the hub, or no tokenizer beside the weights.
+        ValueError: The arguments are invalid, the checkpoint is not a T5, it is only an encoder and ``head`` is None, its files
+            are damaged, or its weights contain NaN or infinity.
+        FileNotFoundError: ``name`` is not found locally or on the hub, or it has no tokenizer.
     """
     _check_arguments(quantize, quantize_wo, dtype, num_labels)
     path = resolve_backbone(name)

@@ -33,9 +33,9 @@ NOT_FOR_PEFT = "(rows beside an untied head: load this adapter by load_adapter o
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
     """Add tokens to a plain T5 and its tokenizer, in place.
 
-    Each row [H] starts as the mean of the rows of the pieces that spelled the token, in the embeddings and in an untied head. A
-    token of unknown letters starts as the mean of all pieces. Old rows, head and tying stay bit for bit. Spare rows of the table,
-    of which T5 has 28, are used before it grows.
+    Each new row [H] is initialized with the mean of the rows of the pieces that spell the token, in the embeddings and in an untied
+    head. A token of unknown letters is initialized with the mean of all pieces. Old rows, head and tying do not change. Unused rows
+    of the table, of which T5 has 28, are filled before it grows.
 
     Args:
         model: A plain T5.

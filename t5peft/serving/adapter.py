@@ -64,14 +64,14 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
     reader = _READERS.get(type(config))
     if reader is None and not is_separate(config):
         raise UnusableAdapterError(
-            f"Got the adapter {name} with the method {config.peft_type.value.lower()}, which is not served beside others; expected "
-            f"one of {', '.join(sorted(kind.__name__.removesuffix('Config') for kind in _READERS))} or Ladder. Run it by "
-            "load_adapter, or export it."
+            f"Got the adapter {name} with the method {config.peft_type.value.lower()}, which cannot be served with others; "
+            f"expected one of {', '.join(sorted(kind.__name__.removesuffix('Config') for kind in _READERS))} or Ladder. Run it "
+            "with load_adapter, or export it."
         )
     if brings_tokens(folder):
         raise UnusableAdapterError(
-            f"Got the adapter {name}, which brings tokens of its own; expected one for the tokenizer of the backbone. Run it "
-            "by load_saved."
+            f"Got the adapter {name}, which adds new tokens; expected one for the tokenizer of the backbone. Run it "
+            "with load_saved."
         )
     if broken := non_finite_names(state.items()):
         raise UnusableAdapterError(
@@ -93,7 +93,7 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
         problems = _problems(adapter, t5)
     except (KeyError, ValueError, RuntimeError, _NotServedError) as error:
         problems = [str(error)]
-    problems += [f"the tensor {key} has no place in the model" for key in tensors][:3]
+    problems += [f"the tensor {key} does not belong to the model" for key in tensors][:3]
     if problems:
         raise UnusableAdapterError(
             f"Got the adapter {name}, which does not fit the backbone: {'; '.join(problems)}; expected an adapter as it was saved."
@@ -116,7 +116,7 @@ def _opened(name: str, folder: Path, t5: PreTrainedModel) -> tuple[Any, dict[str
     if head is not None:
         raise UnusableAdapterError(
             f"Got the adapter {name}, which was trained on an encoder without a decoder (head={head!r}); expected one of a whole "
-            "T5. Run it by load_adapter."
+            "T5. Run it with load_adapter."
         )
     return config, state
 
@@ -253,7 +253,7 @@ def _ensure_served(config: PeftConfig, kind: type[PeftConfig], served: set[str])
     plain = kind()
     if changes_maps(config):
         raise _NotServedError(
-            "it starts from a part of the weights (PiSSA and the like), which it takes out of the backbone"
+            "it starts from a part of the weights (PiSSA and the like), which it removes from the backbone"
         )
     wrong = [
         one.name
@@ -262,7 +262,7 @@ def _ensure_served(config: PeftConfig, kind: type[PeftConfig], served: set[str])
         and getattr(config, one.name) not in (getattr(plain, one.name, None), None, False, [], {})
     ]
     if wrong:
-        raise _NotServedError(f"its config sets {', '.join(wrong)}, which mixed batches do not serve")
+        raise _NotServedError(f"its config sets {', '.join(wrong)}, which mixed batches do not support")
 
 
 def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:
@@ -272,7 +272,7 @@ def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:
     for name, change in adapter.maps.items():
         module = modules.get(name)
         if not isinstance(module, nn.Linear):
-            problems.append(f"{name} is not a linear map of the model")
+            problems.append(f"{name} is not a linear layer of the model")
             continue
         inputs, outputs = module.in_features, module.out_features
         for vector, size in ((change.input_scale, inputs), (change.output_scale, outputs)):

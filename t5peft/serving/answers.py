@@ -129,7 +129,7 @@ class Asking:
         result = asyncio.wrap_future(ticket.result)
         await asyncio.wait({result})
         if result.cancelled():
-            raise EngineClosedError("Got a request that the server gave up; expected time for it. Ask again.")
+            raise EngineClosedError("Got a request that the server dropped; expected time for it. Send it again.")
         try:
             return result.result()
         except UnusableAdapterError as error:
@@ -169,7 +169,7 @@ class Asking:
         candidates = await self.read(lambda: served.candidate_ids)
         if not candidates:
             raise ApiError(
-                f"Got {served.name!r}, which has neither a head nor a task with labels; expected one of them. Ask /v1/rank with "
+                f"Got {served.name!r}, which has neither a head nor a task with labels; expected one of them. Use /v1/rank with "
                 "candidates, or /v1/completions.",
                 param="model",
             )

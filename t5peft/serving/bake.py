@@ -86,7 +86,7 @@ def with_prompt(tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[PreTra
     writing = _byte_tokenizer(tokenizer) if isinstance(tokenizer, ByT5Tokenizer) else deepcopy(tokenizer)
     if not writing.is_fast:
         raise ValueError(
-            f"Got a {type(tokenizer).__name__}, which cannot write a prompt before a text by itself; expected a tokenizer with a "
+            f"Got a {type(tokenizer).__name__}, which cannot add a prompt before a text; expected a tokenizer with a "
             "tokenizer.json. Save the backbone with one, or export to ONNX, whose graph has the prompt."
         )
     names = [prompt_token(i) for i in range(length)]

@@ -52,8 +52,8 @@ def check_adapter(request: Request, adapter: AdapterWeights | None) -> None:
     """
     if adapter is not None and adapter.separate is not None and getattr(request, "temperature", 0) > 0:
         raise UnusableAdapterError(
-            f"Got a temperature for the adapter {request.adapter!r} of the method {adapter.kind}, whose rows are computed by "
-            "themselves; expected temperature 0."
+            f"Got a temperature for the adapter {request.adapter!r} of the method {adapter.kind}, whose rows are run "
+            "separately; expected temperature 0."
         )
     has_classes = adapter is not None and adapter.head is not None
     if has_classes == isinstance(request, ClassifyRequest):
@@ -104,8 +104,8 @@ def _too_long(request: Request, limits: Limits) -> Iterator[str]:
     if source > limits.max_source_tokens:
         yield f"Got a source of {source} tokens; expected at most {limits.max_source_tokens}. Shorten it."
     if max(targets) > limits.max_new_tokens:
-        yield f"Got an answer of up to {max(targets)} tokens; expected at most {limits.max_new_tokens}. Ask for fewer."
+        yield f"Got an answer of up to {max(targets)} tokens; expected at most {limits.max_new_tokens}. Request fewer."
     if rows > limits.max_rows:
-        yield f"Got {rows} beams; expected at most {limits.max_rows}. Ask for fewer."
+        yield f"Got {rows} beams; expected at most {limits.max_rows}. Request fewer."
     if (tokens := rows * (source + sum(targets))) > limits.max_tokens:
-        yield f"Got a request of {tokens} tokens in all; expected at most {limits.max_tokens}. Ask for less."
+        yield f"Got a request of {tokens} tokens in all; expected at most {limits.max_tokens}. Request fewer."

@@ -117,7 +117,8 @@ def plan_of(body: CompletionBody, served: Served, settings: ServerSettings) -> P
     task, as_records = served.task, body.task is not None
     if served.has_head and not as_records:
         raise ApiError(
-            f"Got a completion of {served.name!r}, which classifies by a head; expected one that generates. Ask /v1/classify.",
+            f"Got a completion of {served.name!r}, which has a classification head; expected a model that generates. Use "
+            "/v1/classify.",
             param="model",
         )
     count = body.n or 1
@@ -309,14 +310,14 @@ def _refuse_unsupported(body: CompletionBody) -> None:
     for name, value in neutral.items():
         if (given := getattr(body, name)) is not None and given != value:
             raise ApiError(
-                f"Got {name}; expected none: a T5 writes its answer anew and has no {name}. Leave it out.",
+                f"Got {name}; expected none: T5 writes a new answer and has no {name}. Leave it out.",
                 code="unsupported_field",
                 param=name,
             )
     if body.temperature and body.num_beams and body.num_beams > 1:
         raise ApiError(
-            f"Got num_beams={body.num_beams} with temperature={body.temperature}; expected one of them. Beams take the most "
-            "probable answer.",
+            f"Got num_beams={body.num_beams} with temperature={body.temperature}; expected one of them. Beam search returns the "
+            "most probable answer.",
             param="num_beams",
         )
     if body.stream_options is not None and not body.stream:

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "A request that is wrong, unknown or not allowed"},
-    "503": {"model": ErrorBody, "description": "Too many requests wait, or the server stops; see Retry-After"},
+    "4XX": {"model": ErrorBody, "description": "An invalid, unknown or forbidden request"},
+    "503": {
+        "model": ErrorBody,
+        "description": "Too many requests are waiting, or the server is stopping; see Retry-After",
+    },
 }
 """The errors that every route may answer, for the OpenAPI page."""
 

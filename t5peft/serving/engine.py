@@ -95,7 +95,7 @@ class Engine:
                 waiting -= self._drop_cancelled()
             if waiting >= self._limits.max_waiting:
                 raise QueueFullError(
-                    f"Got a request while {waiting} wait; expected fewer than {self._limits.max_waiting}. Try again later."
+                    f"Got a request while {waiting} are waiting; expected fewer than {self._limits.max_waiting}. Try again later."
                 )
             self._number += 1
             job = Job(
@@ -397,4 +397,4 @@ class Engine:
 
 
 def _closed() -> EngineClosedError:
-    return EngineClosedError("Got a request not answered before the engine closed; expected more time. Ask again.")
+    return EngineClosedError("Got a request unanswered before the engine closed; expected more time. Send it again.")

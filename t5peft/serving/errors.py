@@ -152,7 +152,7 @@ def _of_fields(problems: Sequence[Mapping[str, Any]], request: Request) -> ApiEr
     for problem in problems:
         field = next((str(part) for part in problem["loc"][1:]), "body")
         if problem["type"] == "extra_forbidden":
-            text = f"it is not known.{did_you_mean(field, _fields_of(request))}"
+            text = f"it is unknown.{did_you_mean(field, _fields_of(request))}"
         elif field in _EXPECTED:
             text = f"expected {_EXPECTED[field]}."
         else:
@@ -160,7 +160,7 @@ def _of_fields(problems: Sequence[Mapping[str, Any]], request: Request) -> ApiEr
         found.setdefault(field[:80], text)
     listed = " ".join(f"{field}: {text}" for field, text in list(found.items())[:10])
     param = next(iter(found), None)
-    message = f"Got wrong fields; expected those of {request.url.path} in /openapi.json. Correct them. {listed}"
+    message = f"Got invalid fields; expected those of {request.url.path} in /openapi.json. Correct them. {listed}"
     return ApiError(message, 400, "invalid_fields", None if param == "body" else param)
 
 

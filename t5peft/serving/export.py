@@ -65,25 +65,24 @@ def export(
     overwrite: bool = False,
     records: Sequence[Mapping[str, Any]] | None = None,
 ) -> Parity:
-    """Export an adapter, or a whole model, completely or not at all.
+    """Export an adapter or a whole model. The export is written completely or not at all.
 
     Args:
         model: The folder of an adapter or of a whole model.
-        output: Where to write.
+        output: The folder to write to.
         to: ``"transformers"`` (plain transformers 4 and 5), ``"ct2"`` (CTranslate2) or ``"onnx"``.
-        quantize: ``"int8"`` stores linear maps in 8 bits; for ``"ct2"`` and ``"onnx"``.
-        overwrite: Replace an earlier export in ``output``.
-        records: Records of the task in ``task.yaml`` beside the model, on which the export is compared with it. None: built-in
-            texts.
+        quantize: ``"int8"`` stores linear layers in 8 bits, for ``"ct2"`` and ``"onnx"``.
+        overwrite: Whether to replace an earlier export in ``output``.
+        records: Records of the task in the model's ``task.yaml``, to compare the export with the model on. None: built-in texts.
 
     Returns:
         The comparison with the adapter, which is also in ``parity.json``.
 
     Raises:
-        ValueError: The method, the model or the output does not go with the target.
-        FileNotFoundError: ``model`` does not hold a model, or its backbone is not found.
+        ValueError: The target does not support the method or the model, or ``output`` cannot be used.
+        FileNotFoundError: ``model`` does not contain a model, or its backbone is not found.
         ImportError: The engine is not installed.
-        ParityError: The export does not answer as the adapter does.
+        ParityError: The export differs from the adapter by more than the tolerance.
     """
     folder, output = Path(model), Path(output)
     _check_arguments(to, quantize)
@@ -105,10 +104,11 @@ def load_exported(folder: str | Path) -> Exported:
         folder: The folder.
 
     Returns:
-        An object with ``predict``, ``rank`` and ``classify`` of the library, without their model and tokenizer.
+        An object with the methods ``predict``, ``rank`` and ``classify``. They work like the functions of this library, without
+        the arguments model and tokenizer.
 
     Raises:
-        FileNotFoundError: The folder holds no export.
+        FileNotFoundError: The folder does not contain an export.
         ValueError: Its files are damaged.
         ImportError: The engine is not installed.
     """
@@ -152,13 +152,13 @@ def _export(
     found = _read(staging)
     if encode(TEXTS, found.tokenizer) != encode(TEXTS, tokenizer):
         raise ParityError(
-            f"Got a tokenizer in {folder} that gives other tokens once it is saved; expected the same. Nothing was written. Save "
-            "the backbone with a tokenizer.json."
+            f"Got a tokenizer in {folder} that gives other tokens after it is saved; expected the same tokens. Nothing was "
+            "written. Save the backbone with a tokenizer.json."
         )
     parity = compare(own, found, inputs)
     if not parity.passes:
         raise ParityError(
-            f"Got an export to {to} that does not answer as {folder} does; expected differences within {parity.tolerance:g}. "
+            f"Got an export to {to} that differs from {folder}; expected differences within {parity.tolerance:g}. "
             f"Nothing was written.\n{parity}"
         )
     parity.write(staging, details)
@@ -249,7 +249,7 @@ def _check_arguments(to: str, quantize: str | None) -> None:
         problems.append(f"Got quantize={quantize!r}; expected None or 'int8'.")
     elif quantize is not None and to == "transformers":
         problems.append(
-            "Got quantize='int8' for transformers, which quantizes when it loads; expected None. Load the export by "
+            "Got quantize='int8' for transformers, which quantizes when it loads; expected None. Load the export with "
             "load_backbone(folder, quantize='int8'), or export to ct2 or onnx."
         )
     if problems:
@@ -263,8 +263,8 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         )
     if is_exported(output) and not overwrite:
         raise ValueError(
-            f"Got the output {output}, which holds an export; expected a folder without one. Give another folder, or --overwrite "
-            "to replace it."
+            f"Got the output {output}, which holds an export; expected a folder without one. Choose another folder, or use "
+            "--overwrite to replace it."
         )
 
 
@@ -274,7 +274,7 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
     kind = kind_of_model(t5)
     if has_peft_prompt(loaded):
         raise ValueError(
-            "Got a prompt or prefix of peft itself, which lives outside of the model; expected one of t5peft. Tune it by "
+            "Got a prompt or prefix of peft itself, which is stored outside of the model; expected one from t5peft. Tune it with "
             "prompt_wrap or prefix_wrap."
         )
     correct_config(t5)
@@ -289,7 +289,7 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
         return
     if others := [name for name in fixed if name != "prompt"]:
         raise ValueError(
-            f"Got a {' and a '.join(others)}, for which {to} has no place; expected a method that changes weights, or a prompt. "
+            f"Got a {' and a '.join(others)}, which {to} does not support; expected a method that changes weights, or a prompt. "
             "Export to onnx, whose graph has it, or serve the adapter."
         )
     if fixed:
@@ -301,12 +301,13 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
         )
     if to == "transformers" and type(t5).__module__.startswith("t5peft."):
         raise ValueError(
-            f"Got a {type(t5).__name__}, which plain transformers has not; expected a head of transformers. Export to onnx, or run "
-            "`t5peft merge` and load the folder by load_backbone."
+            f"Got a {type(t5).__name__}, which plain transformers does not have; expected a head of transformers. Export to "
+            "onnx, or run `t5peft merge` and load the folder with load_backbone."
         )
     if to == "ct2" and kind != "language model":
         raise ValueError(
-            f"Got a {type(t5).__name__}, which CTranslate2 has not; expected a language model. Export to onnx or transformers."
+            f"Got a {type(t5).__name__}, which CTranslate2 does not support; expected a language model. Export to onnx or "
+            "transformers."
         )
     if (
         to == "transformers"
@@ -316,5 +317,5 @@ def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
     ):
         raise ValueError(
             "Got a umT5, whose head transformers 5 scales as if it were tied, whatever its config says; expected T5, mT5 or ByT5. "
-            "Export to onnx or ct2, or run `t5peft merge` and load the folder by load_backbone, which mends it."
+            "Export to onnx or ct2, or run `t5peft merge` and load the folder with load_backbone, which corrects it."
         )

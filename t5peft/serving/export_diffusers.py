@@ -65,8 +65,8 @@ def diffusers_state(
     if problems:
         raise ValueError(
             f"Got {', and '.join(problems)}; expected LoRA without DoRA and tokens, as of load_backbone(name, head='states'), for "
-            f"one of {', '.join(get_args(TextEncoder))}. Export the merged encoder by export(folder, output, "
-            "to='transformers'), and give it to the pipeline."
+            f"one of {', '.join(get_args(TextEncoder))}. Export the merged encoder with export(folder, output, "
+            "to='transformers'), and pass it to the pipeline."
         )
     state = {}
     for name, inner in names.items():
@@ -78,7 +78,7 @@ def diffusers_state(
 
 
 def export_diffusers(folder: str | Path, output: str | Path, *, text_encoder: TextEncoder = "text_encoder_2") -> Path:
-    """Write the LoRA of a text encoder in the form that diffusers loads.
+    """Write the LoRA of a text encoder in a format that diffusers can load.
 
     Args:
         folder: The adapter of an encoder.

@@ -59,7 +59,7 @@ class Details:
         """
         if not (folder / DETAILS).is_file():
             raise FileNotFoundError(
-                f"Got {folder}, which holds no export; expected a folder that `t5peft export` wrote. Export the adapter."
+                f"Got {folder}, which is not an export; expected a folder from `t5peft export`. Export the adapter."
             )
         content = read_json(folder / DETAILS)
         names = {one.name for one in fields(cls)}
@@ -95,7 +95,7 @@ def kind_of_model(t5: PreTrainedModel) -> Kind:
         return "encoder"
     raise ValueError(
         f"Got a {name}, which is not exported; expected a T5 with a language model or classification head, or a plain encoder. "
-        "Serve it by load_adapter, or merge it and save it by t5peft.adapters.save_model."
+        "Run it with load_adapter, or merge it and save it with t5peft.adapters.save_model."
     )
 
 
@@ -124,11 +124,11 @@ class Exported(ABC):
         """Generate an answer for each source, as ``t5peft.predict`` does.
 
         Args:
-            sources: Texts, or token ids as ``Task.tokenize`` makes them.
-            max_new_tokens: Tokens of the longest answer, with ``</s>``.
+            sources: Texts, or token IDs from ``Task.tokenize``.
+            max_new_tokens: Maximum tokens of an answer, including ``</s>``.
             num_beams: 1 is greedy search.
-            tokens_per_batch: Rows x beams x (longest source + max_new_tokens) of one batch.
-            max_source_length: Truncate sources to so many tokens, with ``</s>``.
+            tokens_per_batch: Maximum of rows x beams x (longest source + max_new_tokens) per batch.
+            max_source_length: Truncate sources to this many tokens, including ``</s>``.
             progress: Show a bar.
             keep: Special tokens that stay in the texts.
 
@@ -191,11 +191,11 @@ class Exported(ABC):
         """Score every candidate target for every source, as ``t5peft.rank`` does.
 
         Args:
-            sources: Texts, or token ids as ``Task.tokenize`` makes them.
+            sources: Texts, or token IDs from ``Task.tokenize``.
             candidates: One list of texts for all sources, or one list for each source.
             normalize_by_length: Whether to divide each log-probability by its number of tokens.
-            tokens_per_batch: Most tokens of one batch.
-            max_source_length: Truncate sources to so many tokens, with ``</s>``.
+            tokens_per_batch: Maximum tokens per batch.
+            max_source_length: Truncate sources to this many tokens, including ``</s>``.
 
         Returns:
             The scores [N, C].
@@ -213,7 +213,7 @@ class Exported(ABC):
         Args:
             sources: Token ids of each source.
             targets: Token ids of each target, ending in ``</s>``.
-            tokens_per_batch: Most tokens of one batch.
+            tokens_per_batch: Maximum tokens per batch.
 
         Returns:
             Natural logarithms [T] for each target.
@@ -238,7 +238,7 @@ class Exported(ABC):
         if (classes := ranking.log_probabilities.shape[-1]) != len(task.labels):
             raise ValueError(
                 f"Got an export whose head has {classes} classes; expected {len(task.labels)}, the target words of the task "
-                f"{task.name!r}. Give the task that it was tuned on."
+                f"{task.name!r}. Pass the task that it was tuned on."
             )
         return ranking
 
@@ -254,9 +254,9 @@ class Exported(ABC):
         """Score the classes of a trained head, as ``t5peft.evaluation.classify`` does.
 
         Args:
-            sources: Texts, or token ids as ``Task.tokenize`` makes them.
-            tokens_per_batch: Most rows x longest source of one batch.
-            max_source_length: Truncate sources to so many tokens, with ``</s>``.
+            sources: Texts, or token IDs from ``Task.tokenize``.
+            tokens_per_batch: Maximum of rows x longest source per batch.
+            max_source_length: Truncate sources to this many tokens, including ``</s>``.
 
         Returns:
             The scores [N, C]; columns are label ids.
@@ -272,7 +272,7 @@ class Exported(ABC):
 
         Args:
             sources: Texts, or token ids.
-            max_source_length: Truncate sources to so many tokens, with ``</s>``.
+            max_source_length: Truncate sources to this many tokens, including ``</s>``.
 
         Returns:
             States [S, H] for each source.

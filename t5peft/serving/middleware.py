@@ -147,7 +147,7 @@ class BodyLimit:
 
 def _too_large(max_bytes: int) -> ApiError:
     return ApiError(
-        f"Got a body of more than {max_bytes} bytes; expected at most as many. Send several requests.",
+        f"Got a body of more than {max_bytes} bytes; expected at most this many. Send several requests.",
         413,
         "body_too_large",
     )

@@ -128,7 +128,7 @@ class MixedModel:
         Args:
             sources: Token ids of each row, which end in ``</s>``.
             adapters: One for each row.
-            max_new_tokens: Tokens of the longest answer, with ``</s>``.
+            max_new_tokens: Maximum tokens of an answer, including ``</s>``.
             num_beams: 1 is greedy search.
             between: Called between two steps, where other rows may use this model.
 

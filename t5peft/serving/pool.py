@@ -3,9 +3,9 @@
     pool = AdapterPool("google/flan-t5-base", "adapters", max_bytes=2 << 30)
     pool.predict(["Where is my parcel?", "I want to pay by card"], ["support", "intent"], max_new_tokens=20)
 
-An adapter is loaded when it is first asked for, and verified as ``load_adapter`` does. It is dropped when memory is short and
-nobody holds it, the least recently used first. A folder that has changed is loaded anew. Requests that run on the earlier version
-end on it.
+An adapter is loaded and verified, as in ``load_adapter``, when it is first used. When memory is short, unused adapters are evicted,
+the least recently used first. If a folder has changed, the next request loads the new version. Running requests finish on the old
+one.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ class _Entry:
 
 
 class AdapterPool:
-    """Adapters by name on one backbone. All methods may be called from any thread.
+    """Adapters of a folder on one backbone. All methods are thread-safe.
 
     Args:
-        backbone: What ``load_backbone`` takes, or a plain T5.
-        folder: Its folders are the adapters, by their names. The folder of a run that holds ``adapter`` counts too.
-        tokenizer: Of the backbone, where a T5 is given.
-        quantize: How to load the backbone.
-        max_bytes: Memory of adapters; None for no limit.
-        pinned: Names of adapters that are loaded now and stay.
-        sha256: The SHA-256 of the manifest of some adapters. One that differs is refused.
+        backbone: A name or folder for ``load_backbone``, or a plain T5.
+        folder: A folder with one folder per adapter, or per run with a folder ``adapter``. The folder names are the adapter names.
+        tokenizer: The tokenizer of the backbone, if a T5 is given.
+        quantize: How to quantize the backbone.
+        max_bytes: Maximum memory of adapters; None for no limit.
+        pinned: Names of adapters to load now and never evict.
+        sha256: Manifest hashes by adapter name. An adapter with another hash is refused.
 
     Raises:
-        FileNotFoundError: ``folder`` is not there.
+        FileNotFoundError: ``folder`` does not exist.
         UnknownAdapterError, UnusableAdapterError: A pinned adapter cannot be loaded.
     """
 
@@ -121,20 +121,18 @@ class AdapterPool:
         """Return the folder of an adapter.
 
         Raises:
-            UnknownAdapterError: There is none of this name.
+            UnknownAdapterError: No adapter has this name.
         """
         found = self._find(name) if _is_name(name) else None
         if found is None:
-            raise UnknownAdapterError(
-                f"Got the adapter {name!r}; expected one of the folders that the server was started with."
-            )
+            raise UnknownAdapterError(f"Got the adapter {name!r}; expected one of the adapters of the server.")
         return found
 
     def task(self, name: str) -> Task | None:
-        """Return the task that lies beside an adapter, or None.
+        """Return the task that is saved with an adapter, or None.
 
         Raises:
-            UnknownAdapterError: There is no adapter of this name.
+            UnknownAdapterError: No adapter has this name.
             UnusableAdapterError: Its task cannot be read.
         """
         path = self.path(name)
@@ -145,15 +143,15 @@ class AdapterPool:
         return _read_task(path)
 
     def acquire(self, name: str | None) -> AdapterWeights | None:
-        """Return an adapter, loaded and verified, and hold it until ``release``.
+        """Return an adapter, loaded and verified, and hold it in memory until ``release``.
 
         Args:
-            name: Its name; None for the backbone as it is.
+            name: The adapter's name; None for the plain backbone.
 
         Raises:
-            UnknownAdapterError: There is none of this name.
-            UnusableAdapterError: It is damaged, of another backbone, of a kind that cannot be served, or larger than the memory.
-            QueueFullError: Other requests held the memory for too long.
+            UnknownAdapterError: No adapter has this name.
+            UnusableAdapterError: It is damaged, belongs to another backbone, cannot be served, or exceeds the memory.
+            QueueFullError: Other requests used the memory for too long.
         """
         if name is None:
             return None
@@ -181,14 +179,14 @@ class AdapterPool:
                 return self._keep(entry, weights, task)
             self._abandon(name, entry)
         raise UnusableAdapterError(
-            f"Got the adapter {name}, which was replaced while it was read; expected a stable folder."
+            f"Got the adapter {name}, which was replaced while it was being read; expected a stable folder."
         )
 
     def release(self, adapter: AdapterWeights | None) -> None:
-        """Let go of an adapter that ``acquire`` has returned.
+        """Release an adapter that ``acquire`` returned.
 
         Args:
-            adapter: The adapter; None for the backbone as it is.
+            adapter: The adapter; None for the plain backbone.
         """
         if adapter is None:
             return
@@ -202,10 +200,10 @@ class AdapterPool:
             self._changed.notify_all()
 
     def unload(self, name: str) -> bool:
-        """Drop an adapter from memory, as soon as nobody holds it; return whether it was there.
+        """Remove an adapter from memory as soon as it is unused, and return whether it was loaded.
 
         Args:
-            name: Its name.
+            name: The adapter's name.
         """
         with self._changed:
             entry = self._entries.get(name)
@@ -224,14 +222,14 @@ class AdapterPool:
         num_beams: int = 1,
         tokens_per_batch: int = 8192,
     ) -> list[str]:
-        """Generate an answer for each source by its adapter, in mixed batches.
+        """Generate an answer for each source with its adapter, in mixed batches.
 
         Args:
-            sources: Texts, or token ids as ``Task.tokenize`` makes them.
-            adapters: The name of the adapter of each source; None for the backbone as it is.
-            max_new_tokens: Tokens of the longest answer, with ``</s>``.
-            num_beams: 1 is greedy search.
-            tokens_per_batch: Rows x beams x (longest source + max_new_tokens) of one batch.
+            sources: Texts, or token IDs from ``Task.tokenize``.
+            adapters: The adapter name of each source; None for the plain backbone.
+            max_new_tokens: Maximum tokens of an answer, including ``</s>``.
+            num_beams: Number of beams; 1 for greedy search.
+            tokens_per_batch: Maximum of rows x beams x (longest source + max_new_tokens) per batch.
 
         Returns:
             The texts in the order of the sources.
@@ -257,13 +255,13 @@ class AdapterPool:
         *,
         tokens_per_batch: int = 8192,
     ) -> Ranking:
-        """Score every candidate for every source by its adapter, in mixed batches.
+        """Score every candidate for every source with its adapter, in mixed batches.
 
         Args:
-            sources: Texts, or token ids as ``Task.tokenize`` makes them.
-            candidates: One list of texts for all sources, or one list for each source.
-            adapters: The name of the adapter of each source; None for the backbone as it is.
-            tokens_per_batch: Most rows x (longest source + tokens of the candidates) of one batch.
+            sources: Texts, or token IDs from ``Task.tokenize``.
+            candidates: One list of texts for all sources, or one list per source.
+            adapters: The adapter name of each source; None for the plain backbone.
+            tokens_per_batch: Maximum of rows x (longest source + tokens of the candidates) per batch.
 
         Returns:
             The scores, as ``t5peft.rank`` returns them.
@@ -341,7 +339,7 @@ class AdapterPool:
                     self._drop(min(idle)[1])
                 elif not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     raise QueueFullError(
-                        f"Got a request for {name} while others hold all {self.max_bytes} bytes for adapters; expected free "
+                        f"Got a request for {name} while others use all {self.max_bytes} bytes for adapters; expected free "
                         "memory. Try again."
                     )
             entry.num_bytes = need
@@ -397,4 +395,4 @@ def _reason(error: ValueError | OSError, path: Path) -> str:
     """Return what an error says; one of the system with the folder that it is of."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
-    return f"Got {path}, of which a file cannot be read ({error.strerror}); expected readable files. Look at its disk."
+    return f"Got {path}, in which a file cannot be read ({error.strerror}); expected readable files. Check its disk."

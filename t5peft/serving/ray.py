@@ -137,13 +137,13 @@ class Gateway:
         if request.url.path.rstrip("/") in ("/v1/adapters/unload", "/metrics"):
             every = dict(await self._replicas.broadcast("answer_at_once", scope, body).results_async())
             return _metrics(every) if request.url.path.startswith("/metrics") else _whole(next(iter(every.values())))
-        error = ApiError("Got a request for replicas that are gone; expected one. Retry it.", 503, "no_replica")
+        error = ApiError("Got a request, but no replica is running; expected one. Retry it.", 503, "no_replica")
         for number in range(_TRIES):
             try:
                 return await self._ask(scope, body)
             except BackPressureError:
                 error = ApiError(
-                    "Got a request while too many wait; expected fewer. Try again later.", 503, "queue_full"
+                    "Got a request while too many are waiting; expected fewer. Try again later.", 503, "queue_full"
                 )
                 break
             except (RayActorError, RayServeException):
@@ -167,7 +167,9 @@ async def _chunks(first: Message, messages: AsyncIterator[Message]) -> AsyncIter
         async for message in messages:
             yield message.get("body", b"")
     except RayError:
-        lost = ApiError("Got a stream whose replica died; expected its end. Ask again.", 503, "replica_died")
+        lost = ApiError(
+            "Got a stream whose replica died; expected its end. Send the request again.", 503, "replica_died"
+        )
         yield b"data: " + to_json(lost.body()) + b"\n\n"
 
 

@@ -46,7 +46,8 @@ async def _rank(body: RankBody, context: Context) -> Response:
     served = await asking.read(lambda: context.catalog.find(body.model))
     if served.has_head:
         raise ApiError(
-            f"Got a ranking by {served.name!r}, which classifies by a head; expected one that generates. Ask /v1/classify.",
+            f"Got a ranking by {served.name!r}, which has a classification head; expected a model that generates. Use "
+            "/v1/classify.",
             param="model",
         )
     sources = await asking.read(lambda: sources_of(body, served, settings.max_answers))
@@ -175,7 +176,9 @@ async def health() -> Response:
 async def ready(request: Request) -> Response:
     """Answer 200 while new requests are accepted, else 503."""
     if context_of(request).stopping:
-        raise ApiError("Got a request while the server stops; expected none. Ask another one.", 503, "shutting_down")
+        raise ApiError(
+            "Got a request while the server is stopping; expected none. Use another server.", 503, "shutting_down"
+        )
     return Json({"status": "ready"})
 
 

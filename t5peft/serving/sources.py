@@ -60,7 +60,7 @@ def encode_candidates(texts: Sequence[str], served: Served, max_candidates: int)
     for place, one in enumerate(ids):
         if (other := first.setdefault(tuple(one), place)) != place:
             raise ApiError(
-                f"Got candidates {other} and {place}, which are the same tokens; expected different ones. Leave one out.",
+                f"Got candidates {other} and {place}, which have the same tokens; expected different ones. Remove one.",
                 param="candidates",
             )
     return ids
@@ -77,8 +77,8 @@ def _as_list(prompt: object) -> list[str] | list[list[int]]:
 def _of_records(records: Sequence[Record], served: Served) -> list[list[int]]:
     if served.task is None:
         raise ApiError(
-            f"Got a record for {served.name!r}, which has no task; expected prompt, its source text. Save a task.yaml beside the "
-            "adapter, as `t5peft train` does, to ask by records.",
+            f"Got a record for {served.name!r}, which has no task; expected prompt, its source text. To send records, save "
+            "a task.yaml with the adapter, as `t5peft train` does.",
             param="task",
         )
     try:
@@ -105,10 +105,10 @@ def _check_text(texts: Sequence[str], param: str) -> None:
     """Refuse texts that are blank or that no tokenizer reads."""
     for place, text in enumerate(texts):
         if not text.strip():
-            raise ApiError(f"Got a blank text as number {place} of {param}; expected words. Leave it out.", param=param)
+            raise ApiError(f"Got a blank text as number {place} of {param}; expected words. Remove it.", param=param)
         if SURROGATE.search(text):
             raise ApiError(
-                f"Got half of a character, a lone surrogate, in number {place} of {param}; expected whole characters. Cut texts "
+                f"Got half of a character (a lone surrogate) in number {place} of {param}; expected whole characters. Cut texts "
                 "between characters.",
                 param=param,
             )

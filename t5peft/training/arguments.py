@@ -21,37 +21,36 @@ from t5peft.deprecated import renamed_arguments
 class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     """Arguments of ``T5PeftTrainer``.
 
-    ``per_device_train_batch_size * gradient_accumulation_steps`` examples make one optimizer step on one device. How they
-    are cut into micro-batches changes memory and speed, and not the gradient. Give a ``learning_rate``: the default of
-    transformers, 5e-5, is too low for adapters; ``METHODS[name].learning_rate`` is where to start.
+    One optimizer step has ``per_device_train_batch_size * gradient_accumulation_steps`` examples per device. Their split into
+    micro-batches affects memory and speed, but not the gradient. Set ``learning_rate``, because the default of transformers,
+    5e-5, is too low for adapters. Start with ``METHODS[name].learning_rate``.
 
     Raises:
-        ValueError: Got ``fp16``, in which T5 overflows.
-        ImportError: DeepSpeed is asked for and not installed.
+        ValueError: ``fp16`` is set, in which T5 overflows.
+        ImportError: DeepSpeed is requested but not installed.
     """
 
     tokens_per_micro_batch: int | None = None
     """Most source and target tokens of one micro-batch, with padding. None: chosen from the free memory."""
     bucket_by_length: bool = True
-    """Whether to cut an optimizer step into micro-batches of similar lengths. False: one padded batch a step."""
+    """Whether to split an optimizer step into micro-batches of similar length. False: one padded batch per step."""
     pack: bool | None = None
-    """Whether several examples share a row. True: by block masks on a GPU, end to end on a CPU. False: never. None: end to end
-    on a CPU with ``fast_kernels``, else never."""
+    """Whether several examples share a row. True: with block masks on a GPU, padding-free on a CPU. False: never. None:
+    padding-free on a CPU with ``fast_kernels``, else never."""
     fast_kernels: bool = True
-    """Whether dropout, linear and LoRA maps, norms, attention and 8-bit maps run on kernels of this library, which give the
-    same results and cost less."""
+    """Whether dropout, linear layers, LoRA, norms, attention and 8-bit layers use the kernels of this library, which give the
+    same results and are faster."""
     z_loss: float = 0.0
-    """Factor of the squared logarithm of the softmax's denominator, which is added to the training loss. T5X pretrains with
-    1e-4."""
+    """Weight of the z-loss, the squared logarithm of the softmax denominator, in the training loss. T5X pretrains with 1e-4."""
     activation_cache_bytes: int = 0
-    """Bytes of main memory for what the frozen backbone of a ladder computes of each example, kept over epochs. The
-    backbone then has no dropout. 0: computed in every step."""
+    """Bytes of main memory to cache the activations of a ladder's frozen backbone across epochs. The backbone then has no
+    dropout. 0: compute them in every step."""
 
     contrastive_temperature: float = 0.05
-    """Temperature: the cosines in the loss of embeddings are divided by it. Sentence-T5 has 0.01."""
+    """The temperature by which cosine similarities are divided in the loss of embeddings. Sentence-T5 uses 0.01."""
     lora_plus_ratio: float = 1.0
-    """Learning rate of LoRA's B divided by that of A, which is ``learning_rate`` (LoRA+, Hayou et al. 2024). The paper advises a
-    lower learning rate with it. On the embedded backbone a ratio of 8 gained 1.3 points on TREC and lost 1.8 on SST-2."""
+    """Learning rate of LoRA's B divided by that of A, which is ``learning_rate`` (LoRA+, Hayou et al. 2024). The paper recommends
+    a lower learning rate with it. On the embedded backbone, a ratio of 8 gained 1.3 points on TREC and lost 1.8 on SST-2."""
 
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what does not work on T5."""
@@ -126,7 +125,7 @@ def check_arguments(args: TrainingArguments) -> None:
     wrong = [f"{name}={value}" for name, value in given.items() if not (math.isfinite(value) and value >= 0)]
     temperature = getattr(args, "contrastive_temperature", 1.0)
     if not temperature > 0:
-        wrong.append(f"contrastive_temperature={temperature}, by which nothing can be divided")
+        wrong.append(f"contrastive_temperature={temperature}, which must be above 0")
     if args.max_grad_norm is not None and math.isnan(args.max_grad_norm):
         wrong.append(f"max_grad_norm={args.max_grad_norm}")
     if wrong:
@@ -138,6 +137,6 @@ def check_arguments(args: TrainingArguments) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (args.use_cpu or torch.accelerator.is_available()):
         raise ValueError(
-            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; expected it, as "
-            "gradients would not be exchanged otherwise. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
+            "Got several processes on a machine without an accelerator, and arguments without use_cpu=True; expected it, "
+            "because gradients are not exchanged otherwise. Set use_cpu=True, or use T5PeftTrainingArguments, which does."
         )

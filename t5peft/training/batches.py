@@ -96,7 +96,7 @@ class BatchingTrainer(EvaluatingTrainer):
         total = self.accelerator.reduce(items, reduction="sum") if self.accelerator.num_processes > 1 else items
         if total == 0:
             raise ValueError(
-                "Got a step whose targets are all padding (-100); expected at least one target token. Look at the `labels` of "
+                "Got a step whose targets are all padding (-100); expected at least one target token. Check the `labels` of "
                 "the data."
             )
         if self._cuts_steps:  # a stream has ended within a step

@@ -123,16 +123,18 @@ class CheckpointTrainer(Seq2SeqTrainer):
         if problems:
             raise ValueError(
                 f"Got the checkpoint {folder}, which cannot be resumed from: {'; '.join(problems)}; expected a complete one, and "
-                "the model that it was saved of. Make that model again, or train into another folder."
+                "the same model as when it was saved. Create that model again, or train into another folder."
             )
         if not self._is_sharded and not (folder / OPTIMIZER_NAME).is_file():
-            logger.warning("%s holds no optimizer: its state and the learning rate schedule start anew.", folder)
+            logger.warning(
+                "%s has no optimizer: its state and the learning rate schedule start from the beginning.", folder
+            )
         own = self._data_order()
         changed = {name: (old, own[name]) for name, old in read_run_state(folder).items() if old != own.get(name, old)}
         if changed:
             logger.warning(
-                "The checkpoint %s is of a run with other training data (%s): the steps that it took are skipped in another order, "
-                "so that some examples come twice and others not at all.",
+                "The checkpoint %s is from a run with other training data (%s): its steps are skipped in another order, "
+                "so some examples are seen twice and others never.",
                 folder,
                 ", ".join(f"{name} {now}, not {old}" for name, (old, now) in changed.items()),
             )
@@ -270,7 +272,7 @@ def _load_adapters(model: PeftModel, checkpoint: Path) -> None:
         if not (folder / WEIGHTS).is_file():
             raise ValueError(
                 f"Got the checkpoint {checkpoint} without weights of the adapter {name!r}; expected {WEIGHTS} in {folder}. "
-                "Take a checkpoint of this model."
+                "Use a checkpoint of this model."
             )
         model.load_adapter(str(folder), name)
 
@@ -299,7 +301,7 @@ def newest_resumable(run_folder: Path) -> Path | None:
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
         if _is_complete_without_manifest(folder):
             return folder
-        logger.warning("Passing over %s: saving it was not finished.", folder)
+        logger.warning("Skipping %s: its save was not finished.", folder)
     return None
 
 

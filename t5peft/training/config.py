@@ -17,29 +17,29 @@ Optimizer = Literal["adamw", "adafactor", "adamw_8bit", "sgd"]
 class TrainConfig:
     """The method, the backbone and the budget of a training run.
 
-    The command line makes one option of each attribute, and shows the text below as its help.
+    The command line has one option per attribute and shows the text below as its help.
 
     Attributes:
         method: The tuning method, one of ``METHODS``.
         backbone: ``mini``, a hub name such as google/flan-t5-base, or a folder.
         options: Arguments of the method's wrap, such as ``rank`` or ``length``.
-        dtype: Type of the weights; by default float32, or bfloat16 for a quantized backbone where that is fast.
-        quantize: Load the weights of the backbone in 8 or 4 bits; by default as the method does.
-        learning_rate: The peak learning rate; by default the method's own.
-        scheduler: How the learning rate falls after the warm-up.
-        warmup: Steps in which the learning rate rises from 0; below 1, the share of all steps.
+        dtype: Type of the weights; by default float32, or bfloat16 for a quantized backbone if the device is fast at it.
+        quantize: Load the weights of the backbone in 8 or 4 bits; by default as the method requires.
+        learning_rate: The peak learning rate; by default the method's.
+        scheduler: The schedule of the learning rate after the warm-up.
+        warmup: Steps over which the learning rate rises from 0; below 1, a fraction of all steps.
         optimizer: The optimizer of the trained weights.
-        weight_decay: Weight decay; by default 0, or searched in a search.
-        label_smoothing: Label smoothing; by default 0, or searched in a search.
-        max_grad_norm: Largest norm of the gradient, which is clipped to it; 0 does not clip.
-        batch_size: Examples of one optimizer step on one device, if gradients are not accumulated.
-        gradient_accumulation: Batches of one optimizer step.
-        gradient_checkpointing: Compute activations again in the backward pass: less memory, a third more time.
-        epochs: Rounds over the training records.
+        weight_decay: Weight decay; by default 0, except in a search, which varies it.
+        label_smoothing: Label smoothing; by default 0, except in a search, which varies it.
+        max_grad_norm: The norm to which gradients are clipped; 0 turns clipping off.
+        batch_size: Examples per device in a batch; with gradient accumulation, an optimizer step has several batches.
+        gradient_accumulation: Batches per optimizer step.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        epochs: Passes over the training records.
         steps: Optimizer steps, instead of epochs.
-        evaluations: How often at most validation is scored and a checkpoint saved; the best checkpoint is kept.
-        best_metric: What the best checkpoint is chosen by on validation: loss, or a metric of the task such as accuracy.
-        patience: Stop after so many evaluations without a better one; by default never.
+        evaluations: Maximum number of evaluations on validation, each with a checkpoint; the best checkpoint is kept.
+        best_metric: How to choose the best checkpoint on validation: loss, or a metric of the task such as accuracy.
+        patience: Stop after this many evaluations without improvement; by default never.
         bf16: Compute in bfloat16, with weights in float32.
         seed: Seed of weights, data order and dropout.
         training_options: Any other arguments of ``T5PeftTrainingArguments``.

@@ -77,7 +77,7 @@ class ContinuedTraining:
         """Return the reasons why the new version should not replace the old one; empty if it should.
 
         Args:
-            tolerance: How much the old records may lose.
+            tolerance: The largest accepted loss of score on the old records.
 
         Returns:
             One sentence per reason.
@@ -112,31 +112,31 @@ def continue_training(
 ) -> ContinuedTraining:
     """Train the adapter again and save the new version to ``output``, with its report.
 
-    A call that was interrupted goes on from its newest checkpoint when it is repeated with the same adapter, records and config.
+    To resume an interrupted call from its newest checkpoint, repeat it with the same adapter, records and config.
 
     Args:
         adapter: Folder of the old version, which is only read.
         task: The task of both the new and the old records.
-        new: Training records that came since.
-        old: Training records of the old version, a part of which is replayed.
-        new_test: Test records of the new kind.
-        old_test: Test records of the old kind.
-        config: Budget and learning rate (None: that of the adapter's method). Method and backbone are the adapter's own.
+        new: New training records.
+        old: Training records of the old version, some of which are replayed.
+        new_test: New test records.
+        old_test: Old test records.
+        config: Budget and learning rate (None: that of the adapter's method). Method and backbone are the adapter's.
         output: Folder of the new version.
-        replay: Old records that are replayed for each new one; 0 replays none.
+        replay: Old records to replay per new record; 0 replays none.
         overwrite: Whether an adapter in ``output`` may be replaced.
 
     Returns:
         The scores before and after.
 
     Raises:
-        FolderInUseError: Another run trains into ``output``.
-        ValueError: ``output`` is the adapter itself or holds an adapter; ``replay`` is negative; or the adapter cannot be
+        FolderInUseError: Another run is using ``output``.
+        ValueError: ``output`` is the adapter itself or contains an adapter, ``replay`` is negative, or the adapter cannot be
             loaded or saved.
     """
     output = Path(output)
     if replay < 0:
-        raise ValueError(f"Got replay={replay}; expected at least 0, old records for each new one.")
+        raise ValueError(f"Got replay={replay}; expected at least 0 old records for each new one.")
     _check_place(output, Path(adapter), overwrite)
     work = output.with_name(f".{output.name}-work")
     with hold_folder(work):
@@ -185,26 +185,26 @@ def _check_place(output: Path, adapter: Path, overwrite: bool) -> None:
     """Check that a new version of ``adapter`` can be saved to ``output``."""
     if output.resolve() == adapter.resolve():
         raise ValueError(
-            f"Got the output {output}, which is the adapter itself; expected another folder. Put the new version in the old "
-            "one's place afterwards, by `replace` (--replace)."
+            f"Got the output {output}, which is the adapter itself; expected another folder. Replace the old version "
+            "afterwards with `replace` (--replace)."
         )
     if is_adapter(output) and not overwrite:
         raise ValueError(
-            f"Got the output {output}, which holds an adapter; expected a folder without one. Give another folder, or "
+            f"Got the output {output}, which holds an adapter; expected a folder without one. Choose another folder, or use "
             "--overwrite (overwrite=True) to replace it."
         )
     check_output(output)
 
 
 def replace(adapter: str | Path, report: ContinuedTraining, *, tolerance: float = 0.0) -> Path:
-    """Put the new version in the place of ``adapter``; the old one is kept as ``ADAPTER.old``.
+    """Replace ``adapter`` with the new version, and keep the old one as ``ADAPTER.old``.
 
-    Whenever the process is killed, ``adapter`` is the old version or the new one.
+    If the process is killed, ``adapter`` is either the old or the new version.
 
     Args:
         adapter: Folder of the old version.
         report: The result of ``continue_training``.
-        tolerance: How much the old records may lose.
+        tolerance: The largest accepted loss of score on the old records.
 
     Returns:
         The folder of the adapter, now the new version.

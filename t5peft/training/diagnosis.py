@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from t5peft.training.evaluation_loop import EvaluatingTrainer
 
 NAMED = 5  # as many weights or examples are named at most
-REMEDY = "Training stops, the last checkpoint is kept. "
+REMEDY = "Training stops, and the last checkpoint is kept. "
 
 
 def non_finite_loss(trainer: EvaluatingTrainer, loss: float, features: Sequence[Feature]) -> str:
@@ -26,7 +26,7 @@ def non_finite_loss(trainer: EvaluatingTrainer, loss: float, features: Sequence[
         cause = f"all weights were finite, so the step itself overflowed (learning rate {rate:.2e})"
     return (
         f"The loss is {loss} at step {trainer.state.global_step + 1}; {cause}{_examples(trainer, features, bool(broken))}. "
-        f"{REMEDY}Lower the learning rate, clip gradients (max_grad_norm), or look for broken weights in what was loaded."
+        f"{REMEDY}Lower the learning rate, clip gradients (max_grad_norm), or check the loaded weights."
     )
 
 
@@ -38,7 +38,7 @@ def non_finite_gradients(trainer: EvaluatingTrainer, features: Callable[[], Sequ
         return None
     return (
         f"The gradients of these weights contain NaN or infinity at step {trainer.state.global_step + 1}, whose loss is finite: "
-        f"{broken[:NAMED]}{_examples(trainer, features(), True)}. {REMEDY}Lower the learning rate, or look at these examples."
+        f"{broken[:NAMED]}{_examples(trainer, features(), True)}. {REMEDY}Lower the learning rate, or check these examples."
     )
 
 

@@ -120,7 +120,7 @@ class EvaluatingTrainer(CheckpointTrainer):
         if halves := [name for name, p in self.wrapped_model.named_parameters() if p.dtype == torch.float16]:
             raise ValueError(
                 f"Got weights in float16, such as {halves[0]}, in which the feed-forward activations of T5 overflow to inf and "
-                "NaN; expected float32 or bfloat16. Load the model by load_backbone, or call model.float()."
+                "NaN; expected float32 or bfloat16. Load the model with load_backbone, or call model.float()."
             )
 
     def evaluation_loop(
@@ -232,8 +232,8 @@ class EvaluatingTrainer(CheckpointTrainer):
     def _outputs(self, model: nn.Module, batch: Batch) -> Any:
         if isinstance(self.head, TextHead) and "decoder_input_ids" not in batch:
             raise ValueError(
-                "Got data without labels, and predict_with_generate=False; expected either, as a language model has no logits "
-                "without targets. Set predict_with_generate=True."
+                "Got data without labels, and predict_with_generate=False; expected one of them, because a language model has no "
+                "logits without targets. Set predict_with_generate=True."
             )
         return model(**batch)
 

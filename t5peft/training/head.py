@@ -106,7 +106,7 @@ class Head:
         expected = " and ".join(f"`{name}`" for name in ("input_ids", *self.labels))
         return (
             f"Got examples that the model cannot take: the columns are {sorted(columns)}; expected {expected} "
-            "(Task.tokenize makes them from records)."
+            "(Task.tokenize creates them from records)."
         )
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:

@@ -102,7 +102,7 @@ class TokenBudget:
         if not ran_out_of_memory(error) or self.tokens <= MIN_TOKENS:
             return False
         self.tokens //= 2
-        logger.warning("Out of memory: from here on a micro-batch has at most %d tokens.", self.tokens)
+        logger.warning("Out of memory: from now on, a micro-batch has at most %d tokens.", self.tokens)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return True

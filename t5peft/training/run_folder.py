@@ -21,7 +21,7 @@ def check_run_folder(output: str | Path, *, resume: bool = False, overwrite: boo
     """
     if resume and overwrite:
         raise ValueError(
-            "Got both resume and overwrite; expected one of them: go on with the earlier run, or replace it."
+            "Got both resume and overwrite; expected one of them: either resume the earlier run, or replace it."
         )
     output = Path(output)
     found = [name for name in _RESULTS if (output / name).is_file()]
@@ -29,7 +29,7 @@ def check_run_folder(output: str | Path, *, resume: bool = False, overwrite: boo
     if found and not (resume or overwrite):
         raise ValueError(
             f"Got the output {output}, which holds {' and '.join(found)} of an earlier run; expected a folder without results. "
-            "Give another folder, --resume (resume=True) to go on from its newest checkpoint, or --overwrite (overwrite=True) "
+            "Choose another folder, --resume (resume=True) to resume from its newest checkpoint, or --overwrite (overwrite=True) "
             "to replace it."
         )
 

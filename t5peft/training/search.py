@@ -44,7 +44,7 @@ class SearchResult:
     Attributes:
         config: The config of the best trial.
         value: The task's leading metric on validation.
-        trials: Trials in the study, finished and pruned ones.
+        trials: Number of finished and pruned trials in the study.
         pruned: Trials that were stopped early.
         picture: The plot; None without matplotlib.
     """
@@ -64,11 +64,11 @@ class SearchResult:
         return self.config
 
     def command(self, task: str, output: str, data: Sequence[str] = ()) -> str:
-        """Return the command that trains once more with the best config.
+        """Return the command that trains again with the best config.
 
         Args:
-            task: What ``--task`` gets.
-            output: What ``--output`` gets.
+            task: The value of ``--task``.
+            output: The value of ``--output``.
             data: Further words of the command, for files and columns.
 
         Returns:
@@ -104,25 +104,25 @@ def search(
     Args:
         task: The task.
         splits: Train and validation records; test is not used.
-        config: Method, backbone and budget of every trial, and where the search starts.
+        config: Method, backbone and budget of every trial, and the starting point of the search.
         output: Folder of the study (``study.db``), the checkpoints, and the plot (``search.png``).
-        trials: Trials in all; those of earlier calls count.
-        executor: Trains the trials, in other processes; None trains them here, one by one.
-        workers: Trials at once. They do not know of each other, so that other numbers may find other trials.
+        trials: Total number of trials, including those of earlier calls.
+        executor: Trains the trials in other processes; None trains them here, one by one.
+        workers: Number of parallel trials. They do not see each other's results, so their number changes which trials are tried.
 
     Returns:
         The best trial.
 
     Raises:
         ImportError: Optuna is not installed (``pip install t5peft[search]``).
-        FolderInUseError: Another search holds ``output``.
-        ValueError: There are fewer than one trial, or no training or validation records; the study was started with another
-            config or on other data; or no trial came to its end.
+        FolderInUseError: Another search is using ``output``.
+        ValueError: ``trials`` is below 1, there are no training or validation records, the study was started with another config
+            or on other data, or no trial finished.
     """
     try:
         import optuna
     except ImportError as error:
-        raise ImportError("Got no Optuna, which a search needs; run `pip install t5peft[search]`.") from error
+        raise ImportError("Got no Optuna, which the search needs; run `pip install t5peft[search]`.") from error
 
     if trials < 1:
         raise ValueError(f"Got trials={trials}; expected at least 1.")
@@ -216,8 +216,8 @@ def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -
         name: (stored.get(name), value) for name, value in given.items() if stored.get(name, value) != value
     }:
         raise ValueError(
-            f"Got a study in {folder} that was started with another config or on other data; expected the same ones, as trials "
-            f"would not compare. Stored and given values: {changed}. Give the same ones, or another folder."
+            f"Got a study in {folder} that was started with another config or on other data; expected the same ones, because "
+            f"trials could not be compared. Stored and given values: {changed}. Give the same ones, or another folder."
         )
     study.set_user_attr(_CONFIG, given)
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):  # of a killed search
@@ -241,7 +241,7 @@ def _check_database(path: Path) -> None:
 
 def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(
-        f"Got a damaged study {path}: {' '.join(reason.split())[:300]}; expected one that a search wrote. Restore the file, or "
+        f"Got a damaged study {path}: {' '.join(reason.split())[:300]}; expected a study from a search. Restore the file, or "
         "search in another folder."
     )
 
@@ -254,7 +254,7 @@ def _best(study: optuna.Study, folder: Path, config: TrainConfig, metric: str) -
     if pruned == len(ended):
         raise ValueError(
             f"Got {pruned} trials in {folder}, none of which had a finite loss; expected at least one. Lower the learning rate "
-            "that the search starts from, and search in another folder."
+            "at which the search starts, and search in another folder."
         )
     return SearchResult(
         config=_with_drawn(config, study.best_params),

@@ -124,10 +124,10 @@ def check_served(trainer: EvaluatingTrainer) -> None:
     else:
         problems += _unserved_by_head(trainer, head)
     if trainer.own.lora_plus_ratio != 1 and trainer.optimizer is not None:
-        problems.append("lora_plus_ratio with an optimizer of the user's (give its groups their learning rates)")
+        problems.append("lora_plus_ratio with your own optimizer (set the learning rates of its groups)")
     if isinstance(trainer.model, PeftModel) and has_peft_prompt(trainer.model):
         kind = trainer.model.active_peft_config.peft_type.value
-        problems.append(f"peft's own {kind} (wrap by prompt_wrap or prefix_wrap)")
+        problems.append(f"peft's own {kind} (wrap with prompt_wrap or prefix_wrap)")
     asked_for_fsdp = (
         trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     )  # as accelerate launch sets it
@@ -137,17 +137,17 @@ def check_served(trainer: EvaluatingTrainer) -> None:
         problems.append("dispatch_batches in several processes (each reads its own part of the data)")
     if problems:
         raise ValueError(
-            f"Got arguments that T5PeftTrainer does not serve: {'; '.join(problems)}; expected none of them. Leave them out."
+            f"Got arguments that T5PeftTrainer does not support: {'; '.join(problems)}; expected none of them. Leave them out."
         )
 
 
 def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
     problems = []
     if not isinstance(head, TextHead) and trainer.own.z_loss:
-        problems.append("z_loss for a class head (it is of the vocabulary's logits)")
+        problems.append("z_loss for a classification head (it applies to logits of the vocabulary)")
     regression = isinstance(head, SequenceHead) and head.problem([]) == "regression"
     if trainer.args.label_smoothing_factor and (regression or isinstance(head, SpanHead | EmbeddingHead)):
-        problems.append("label_smoothing_factor for numbers, spans or pairs (it is of classes)")
+        problems.append("label_smoothing_factor for numbers, spans or pairs (it applies to classes)")
     if not {*(trainer.args.label_names or ())} <= {*head.labels} and not trainer.has_own_loss():
         names = ", ".join(head.labels)
         problems.append(f"label_names={trainer.args.label_names} (the labels of this model are {names})")
@@ -157,7 +157,5 @@ def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
         problems.append("a tuner that adds to the loss of a model that makes embeddings (the model has no loss)")
     micro_batches = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
     if isinstance(head, EmbeddingHead) and trainer.args.train_batch_size * micro_batches < 2:
-        problems.append(
-            "steps of one pair, which has no other target to be told from (raise per_device_train_batch_size)"
-        )
+        problems.append("steps of one pair, which has no negatives (raise per_device_train_batch_size)")
     return problems

@@ -88,17 +88,17 @@ def train_and_evaluate(
         splits: Records of train, validation, and test if there are any.
         config: How to train.
         output: Folder of the checkpoints.
-        model: A wrapped model to train on, and its tokenizer; None makes a new one from the config.
-        resume: Whether to go on from the newest complete checkpoint in ``output``.
+        model: A wrapped model to train, and its tokenizer; None creates one from the config.
+        resume: Whether to resume from the newest complete checkpoint in ``output``.
         overwrite: Whether to replace an earlier run in ``output``.
-        callbacks: Callbacks of the trainer, beside early stopping.
+        callbacks: Callbacks of the trainer, in addition to early stopping.
 
     Returns:
         The model, the tokenizer and the scores.
 
     Raises:
-        FolderInUseError: Another run holds ``output``.
-        ValueError: As ``train`` says.
+        FolderInUseError: Another run is using ``output``.
+        ValueError: As for ``train``.
     """
     wrapped, tokenizer = train(
         task, splits, config, output, model=model, resume=resume, overwrite=overwrite, callbacks=callbacks
@@ -120,23 +120,23 @@ def train(
 ) -> ModelAndTokenizer:
     """Train on ``splits["train"]`` and keep the checkpoint that is best on validation, by ``config.best_metric``.
 
-    What would stop the scoring afterwards stops the run before the training.
+    Problems that would stop the scoring afterwards are raised before training.
 
     Args:
         task: The task of all splits.
         splits: Records of train, validation, and test if there are any.
         config: How to train.
         output: Folder of the checkpoints.
-        model: A wrapped model to train on, and its tokenizer; None makes a new one from the config.
-        resume: Whether to go on from the newest complete checkpoint in ``output``, or to start where there is none.
+        model: A wrapped model to train, and its tokenizer; None creates one from the config.
+        resume: Whether to resume from the newest complete checkpoint in ``output``, if there is one.
         overwrite: Whether to replace an earlier run in ``output``, whose checkpoints are deleted.
-        callbacks: Callbacks of the trainer, beside early stopping.
+        callbacks: Callbacks of the trainer, in addition to early stopping.
 
     Returns:
         The tuned model and its tokenizer.
 
     Raises:
-        FolderInUseError: Another run holds ``output``.
+        FolderInUseError: Another run is using ``output``.
         ValueError: ``output`` holds an earlier run; training or validation records are missing; the method, an option of it
             or a metric is unknown; no record has the column of references; or a record cannot be encoded.
     """
@@ -172,7 +172,7 @@ def train(
             delete_checkpoints(output)
         newest = newest_resumable(Path(output)) if resume else None
         if resume and newest is None:
-            logger.warning("%s holds no complete checkpoint; the training starts at its beginning.", output)
+            logger.warning("%s has no complete checkpoint; training starts from the beginning.", output)
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return wrapped, tokenizer
 
@@ -245,7 +245,7 @@ def evaluated_task(task: Task, records: Records) -> Task:
     if not checks.missing_references(records, task.references):
         return task
     logger.warning(
-        "No record of a split of the task %s has the references %r; the split is scored by its one target.",
+        "No record of a split of the task %s has the references %r; the split is scored with its single target.",
         task.name,
         task.references,
     )

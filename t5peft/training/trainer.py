@@ -51,34 +51,33 @@ logger = logging.getLogger("t5peft")
 
 
 class T5PeftTrainer(BatchingTrainer):
-    """Drop-in for ``Seq2SeqTrainer`` that trains a T5, plain (full fine-tuning) or wrapped.
+    """Drop-in replacement for ``Seq2SeqTrainer`` that trains a T5, plain (full fine-tuning) or wrapped.
 
-    It takes the arguments of ``Seq2SeqTrainer`` in the same order, and calls the same methods of a subclass. Where
-    ``compute_loss`` is overridden or ``compute_loss_func`` given, a step is not cut: the loss is taken of the batches that
-    plain Trainer would take it of, and is a mean over a batch unless it uses ``num_items_in_batch`` or ``loss_is_scaled_for_ga``
-    says otherwise.
+    It takes the same arguments as ``Seq2SeqTrainer`` in the same order, and calls the same methods of a subclass. If
+    ``compute_loss`` is overridden or ``compute_loss_func`` is given, steps are not split into micro-batches. The loss is then
+    computed on the batches of plain Trainer. It is a mean over a batch unless it uses ``num_items_in_batch`` or
+    ``loss_is_scaled_for_ga`` says otherwise.
 
     Args:
-        model: A T5 with a head for text, classes, numbers, classes of tokens, spans or embeddings, or what a ``*_wrap`` made of
-            it.
-        args: ``T5PeftTrainingArguments`` or ``Seq2SeqTrainingArguments``; trained on as it is, not on a copy.
-        data_collator: None cuts steps by length. One that returns tensors is used as it is, without cutting.
-        train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them. Padding and other columns
-            are ignored, and ``label`` is taken for ``labels``.
+        model: A T5 with a head for text, sequence classification, regression, token classification, spans or embeddings, plain
+            or wrapped.
+        args: ``T5PeftTrainingArguments`` or ``Seq2SeqTrainingArguments``; the object itself is used, not a copy.
+        data_collator: None splits steps by length. A collator that returns tensors turns this off.
+        train_dataset: Records with ``input_ids`` and ``labels``, or a stream of them. Padding and other columns are ignored, and
+            ``label`` is accepted for ``labels``.
         eval_dataset: The same; a stream is read to its end each time.
         processing_class: The tokenizer, which is saved with checkpoints.
-        model_init: Makes the model anew for each training.
-        compute_loss_func: Loss of the outputs, the labels and ``num_items_in_batch``.
-        compute_metrics: From ``EvalPrediction`` to a dictionary. With ``predict_with_generate`` it gets token ids without
-            -100, [B, G] and [B, T], padded with the padding token. Without, it gets logits, and labels padded with -100.
-        callbacks: Beside those of the arguments.
+        model_init: A function that creates a new model for each training.
+        compute_loss_func: A function of the outputs, the labels and ``num_items_in_batch`` that returns the loss.
+        compute_metrics: A function from ``EvalPrediction`` to a dictionary. With ``predict_with_generate``, it gets token IDs
+            [B, G] and [B, T], padded with the padding token instead of -100. Otherwise it gets logits, and labels padded with -100.
+        callbacks: Callbacks in addition to those of the arguments.
         optimizers: An optimizer and a scheduler, or None for those of the arguments.
-        preprocess_logits_for_metrics: From logits and labels of a batch to what is kept of it.
+        preprocess_logits_for_metrics: A function of the logits and labels of a batch that returns what to keep of them.
 
     Raises:
-        ValueError: Got an empty data set, misspelled columns, sources without tokens, targets that are all padding, token ids
-            or labels that the model does not have, weights in float16, or arguments that are not
-            served.
+        ValueError: The data set is empty, columns are misspelled, sources have no tokens, targets are all padding, the model lacks
+            token IDs or labels, weights are in float16, or arguments are not supported.
         FloatingPointError: The loss or a gradient became NaN or infinite; training stops at that step.
     """
 
@@ -99,7 +98,7 @@ class T5PeftTrainer(BatchingTrainer):
     ) -> None:
         if isinstance(train_dataset, Mapping):
             raise ValueError(
-                f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Give one of these."
+                f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Pass one of these."
             )
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_dataset(dataset, name)
@@ -190,8 +189,8 @@ class T5PeftTrainer(BatchingTrainer):
         head = self.head.module
         if head and not any(parameter.requires_grad for parameter in self.t5.get_submodule(head).parameters()):
             logger.warning(
-                "The head of the model is frozen. Of an adapter that add_adapter added, name it in modules_to_save=[%r] of its "
-                "config, as the first one's wrap does.",
+                "The head of the model is frozen. For an adapter from add_adapter, name it in modules_to_save=[%r] of its "
+                "config, as the wrap of the first adapter does.",
                 head,
             )
         made = self.optimizer is None

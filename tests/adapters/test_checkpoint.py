@@ -129,7 +129,7 @@ def test_saving_again_replaces_what_the_commands_wrote_beside_the_old_adapter(sa
 def test_saving_never_deletes_a_file_of_another(name: str, tmp_path: Path) -> None:
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).write_text("mine")
-    with pytest.raises(ValueError, match=rf"would be lost: \[.*'{name}'\].*Take one of its own"):
+    with pytest.raises(ValueError, match=rf"would be lost: \[.*'{name}'\].*Choose a separate one"):
         save_adapter(lora_wrap(tiny_t5()), tmp_path / "run")
     assert (tmp_path / "run" / name).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -186,7 +186,7 @@ def test_an_adapter_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
             drop_a_tensor,
             r"1 of \d+ tensors of the model are missing from it",
         ),
-        (rename_every_tensor, "have no place in the model"),
+        (rename_every_tensor, "do not belong to the model"),
         (lose_the_weights, "adapter_model.safetensors is missing"),
     ],
 )
@@ -263,7 +263,7 @@ def test_rows_that_resizing_added_and_no_adapter_holds_are_told(tmp_path: Path) 
     model.resize_token_embeddings(model.config.vocab_size + 2)
     folder = save_adapter(lora_wrap(model), tmp_path / "adapter")
     rows = tiny_t5().config.vocab_size
-    with pytest.raises(ValueError, match=f"beside a table of {rows + 2} tokens and the given one has {rows}"):
+    with pytest.raises(ValueError, match=f"with an embedding table of {rows + 2} tokens and the given one has {rows}"):
         load_adapter(folder, model=tiny_t5())
 
 

@@ -146,7 +146,7 @@ def test_a_folder_in_the_form_of_the_hub_holds_the_same_files(hub: Hub, adapter:
 def test_the_path_of_a_backbone_on_this_machine_is_not_published(hub: Hub, backbone: str, tmp_path: Path) -> None:
     model = stir(lora_wrap(load_backbone(backbone)[0], rank=1))
     folder = save_adapter(model, tmp_path / "adapter")
-    with pytest.raises(ValueError, match="expected a backbone that others find"):
+    with pytest.raises(ValueError, match="expected a backbone that others can load"):
         push_adapter(folder, "someone/of_a_folder")
     assert "someone/of_a_folder" not in hub.repos
     target = Path(push_adapter(folder, f"folder:{tmp_path / 'out'}", base_model=BASE))
@@ -175,7 +175,7 @@ def test_wrong_names_and_damaged_adapters_are_refused_before_anything_is_sent(
     sent = len(hub.requests)
     with pytest.raises(ValueError, match="expected a name such as 'user/reviews'"):
         push_adapter(adapter, "reviews")
-    with pytest.raises(ValueError, match="is not a name of the hub"):
+    with pytest.raises(ValueError, match="is not a name on the hub"):
         load_adapter(adapter, revision="main")
     copy = Path(push_adapter(adapter, f"folder:{tmp_path / 'copy'}"))
     (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:-1])
@@ -186,7 +186,7 @@ def test_wrong_names_and_damaged_adapters_are_refused_before_anything_is_sent(
 
 def test_a_hub_that_refuses_is_one_clear_error(hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match=r"expected that it takes the adapter\. Log in by `hf auth login`"):
+    with pytest.raises(OSError, match=r"expected it to accept the adapter\. Log in with `hf auth login`"):
         push_adapter(adapter, "someone/refused")
     assert "someone/refused" not in hub.repos
 

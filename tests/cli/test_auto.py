@@ -102,7 +102,7 @@ def test_several_texts_with_a_label_are_one_template() -> None:
     ],
 )
 def test_columns_that_do_not_tell_the_task_are_listed(columns: dict[str, Any]) -> None:
-    with pytest.raises(UnclearTaskError, match=r"Say which column is predicted, by --column label=NAME") as error:
+    with pytest.raises(UnclearTaskError, match=r"Name the column to predict, with --column label=NAME") as error:
         guess_task(rows(**columns))
     assert all(f"\n  - {name} (" in str(error.value) for name in columns)
 
@@ -175,7 +175,7 @@ def test_methods_that_do_not_fit_are_left_out(backbone: str) -> None:
     assert set(fitting) < set(everything)
     assert any(line.startswith("full is left out: it needs ") for line in dropped)
     assert any("tokens_per_micro_batch" in change.get("training_options", {}) for change in fitting.values())
-    with pytest.raises(ValueError, match="into which no method fits"):
+    with pytest.raises(ValueError, match="in which no method fits"):
         fitting_methods(config, checked, None, 1000)
     with pytest.raises(ValueError, match="Got methods lroa; expected some of"):
         fitting_methods(config, checked, ["lroa"], None)
@@ -276,7 +276,7 @@ def test_the_report_says_where_a_baseline_is_better() -> None:
 
     assert advice_of([baseline(0.1, 0.2)]) == ["The tuned model is clearly better than every baseline."]
     assert f"{TFIDF} is better than the tuned model" in advice_of([baseline(-0.2, -0.1)])[0]
-    assert "do not tell the tuned model from" in advice_of([baseline(-0.1, 0.1)])[0]
+    assert "cannot separate the tuned model from" in advice_of([baseline(-0.1, 0.1)])[0]
 
 
 def command(backbone: str, films: str, output: Path) -> list[str]:
@@ -317,7 +317,7 @@ def test_an_unclear_file_is_one_error_with_the_flag_to_give(tmp_path: Path, caps
     path.write_text("text,mood,topic\n" + "".join(f"a long text {i},{i % 2},{i % 3}\n" for i in range(60)))
     assert main(["auto", str(path), "--output", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
-    assert "by --column label=NAME" in told
+    assert "with --column label=NAME" in told
     assert "- topic (label, 3 different values)" in told
     assert main(["auto", "--output", str(tmp_path / "out")]) == 2
     assert "Got neither a file nor --task" in capsys.readouterr().err
@@ -341,7 +341,7 @@ def test_a_killed_search_goes_on_and_repeats_no_finished_trial(backbone: str, fi
     assert len(before) >= 3
     assert not (output / "results.json").exists()
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "trials of an interrupted search are there" in done.stdout
+    assert "trials of an interrupted search were found" in done.stdout
     after = finished()
     assert after[: len(before)] == before
     keys = [

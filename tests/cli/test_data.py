@@ -66,7 +66,7 @@ def test_a_table_is_read_as_the_errors_say(tmp_path: Path) -> None:
 def test_standard_input_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(REVIEWS.encode())))
     assert len(read(*family("-", "--delimiter", ";"))[1]["train"]) == 18
-    with pytest.raises(ValueError, match="Got '-', standard input, for several files; expected it for one"):
+    with pytest.raises(ValueError, match="Got '-', standard input, for several files; expected it for only one"):
         read(*family("-", "--test", "-"))
 
 

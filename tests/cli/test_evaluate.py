@@ -27,7 +27,7 @@ def test_evaluate_asks_for_data_where_the_task_brings_no_test_records(
     backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", backbone, "--task", own_task(tmp_path, "own", "train")]) == 2
-    assert "'own', which brings only train, validation records; expected --data FILE" in capsys.readouterr().err
+    assert "'own', which has only train, validation records; expected --data FILE" in capsys.readouterr().err
 
 
 def test_evaluate_asks_for_data_where_a_task_is_only_called_as_one_of_the_package(
@@ -47,7 +47,7 @@ def test_references_that_the_task_does_not_name_are_told(
     )
     task = str(tmp_path / "own.yaml")
     assert main(["evaluate", backbone, "--task", task, "--data", str(tmp_path / "a.jsonl")]) == 0
-    assert "--references references to score by them" in caplog.text
+    assert "To score with the references, use --references references." in caplog.text
 
 
 def test_a_whole_model_beside_the_adapter_of_another_run_is_evaluated(

@@ -72,9 +72,9 @@ def test_a_whole_model_is_not_saved_over_an_adapter_which_would_be_served_in_its
     monkeypatch.setattr("t5peft.adapters.merge", lambda folder: pytest.fail("the adapter was merged"))
     monkeypatch.setattr("t5peft.training.train.train", lambda *args, **kwargs: pytest.fail("the model was trained"))
     assert main(["merge", str(adapter), "--output", str(adapter)]) == 2
-    assert f"Got {adapter}, which holds an adapter that would be loaded in the place" in capsys.readouterr().err
+    assert f"Got {adapter}, which contains an adapter that would be loaded instead" in capsys.readouterr().err
     assert train(backbone, table, adapter, "--method", "full", "--overwrite") == 2
-    assert f"Got {adapter}, which holds an adapter that would be loaded in the place" in capsys.readouterr().err
+    assert f"Got {adapter}, which contains an adapter that would be loaded instead" in capsys.readouterr().err
 
 
 def test_a_prefix_is_not_merged_and_the_error_says_why(

@@ -184,7 +184,7 @@ def test_an_answering_that_was_killed_goes_on_and_ends_as_one_that_was_not(
     monkeypatch.setattr(AnswerFile, "write", counted)
     assert main([*arguments, str(killed)]) == 0
     assert 0 < sum(answered) < 40
-    assert f"holds {40 - sum(answered)} answers of 40; going on from there" in capsys.readouterr().err
+    assert f"holds {40 - sum(answered)} answers of 40; resuming from there" in capsys.readouterr().err
     assert killed.read_bytes() == whole.read_bytes()
     assert [row["n"] for row in load_records(killed)] == [str(i) if ending == "csv" else i for i in range(40)]
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
@@ -359,7 +359,7 @@ def test_an_engine_that_does_not_go_with_the_folder_is_told(
     task = own_task(tmp_path, "own", "test")
     command = ["predict", backbone, "--task", task, "--text", "film", "--engine"]
     assert main([*command, "ct2"]) == 2
-    assert f"Run `t5peft export {backbone} --to ct2 --output DIR`, and give DIR" in capsys.readouterr().err
+    assert f"Run `t5peft export {backbone} --to ct2 --output DIR`, and use DIR" in capsys.readouterr().err
     assert main([*command, "torch"]) == 0
     command[1] = str(tmp_path / "exported")
     assert main(["export", backbone, "--to", "transformers", "--output", command[1]]) == 0

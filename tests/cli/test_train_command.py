@@ -145,7 +145,7 @@ def test_an_interrupted_run_is_not_begun_anew_over_its_checkpoints(
     with monkeypatch.context() as broken:
         broken.setattr("t5peft.adapters.save_adapter", interrupt)
         assert main(command) == 130
-    assert "Interrupted; what was saved stays" in capsys.readouterr().err
+    assert "Interrupted; saved files are intact" in capsys.readouterr().err
     assert main(command) == 2
     assert "holds checkpoint-2 of an earlier run; expected a folder without results" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0

@@ -11,9 +11,9 @@ from t5peft.cli import COMMANDS, parser_of
 
 # What a command has otherwise, with the reason.
 DIFFERENT = {
-    ("auto", "--memory"): "what is free",
+    ("auto", "--memory"): "the free memory",
     ("auto", "--methods"): "there is no suite",
-    ("auto", "--task"): "told from the data",
+    ("auto", "--task"): "inferred from the data",
     ("auto", "train"): "the first word",
     ("bench", "--backbone"): "the suite has one",
     ("bench", "--output"): "named after the suite",

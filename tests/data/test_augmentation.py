@@ -335,9 +335,9 @@ def test_what_cannot_be_augmented_is_told_at_once(tmp_path: Path) -> None:
     records = [{"text": 1, "more": "x", "label": 0, "copy": 3}]
     with pytest.raises(ValueError, match=r"copies is 0; .* holds no text in row 0 .* augmentation adds \(copy\)"):
         augment(records, TASK, WordSwap(), copies=0, cache_folder=tmp_path)
-    with pytest.raises(ValueError, match=r"Record 0 is 'text', and a mapping .*DataFrame"):
+    with pytest.raises(ValueError, match=r"Record 0 is 'text'; a mapping .*DataFrame"):
         augment(cast(Any, dict.fromkeys(("text", "more", "label"))), TASK, WordSwap(), cache_folder=tmp_path)
-    with pytest.raises(ValueError, match=r"The column 'more' holds half of a character"):
+    with pytest.raises(ValueError, match=r"The column 'more' contains half of a character"):
         augment([{"text": "a b", "more": "\ud83d", "label": 0}], TASK, WordSwap(), cache_folder=tmp_path)
-    with pytest.raises(ValueError, match="Got rate=2; expected a share of the words"):
+    with pytest.raises(ValueError, match="Got rate=2; expected a fraction of the words"):
         WordSwap(2)

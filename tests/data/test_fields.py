@@ -106,7 +106,7 @@ def test_data_of_another_type_are_named(data: Any, tmp_path: Path) -> None:
         ({"metrics": (1,)}, r"metrics is \(1,\); a list of names"),
         ({"verbalizer": ["no", "yes"]}, "a mapping from label to word"),
         ({"references": 3}, "references is 3; text was expected"),
-        ({"list_separator": ", "}, "a verbalizer, which chooses one label, and a list_separator"),
+        ({"list_separator": ", "}, "a verbalizer, which selects one label, and a list_separator"),
     ],
 )
 def test_the_same_in_code(fields: dict[str, Any], message: str) -> None:

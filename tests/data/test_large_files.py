@@ -260,5 +260,5 @@ def test_an_interrupted_answering_of_a_large_file_goes_on(
         with pytest.raises(pytest.fail.Exception):
             main([*command, str(tmp_path / "cut.jsonl")])
     assert main([*command, str(tmp_path / "cut.jsonl")]) == 0
-    assert "holds 12 answers of 12; going on from there" in capsys.readouterr().err
+    assert "holds 12 answers of 12; resuming from there" in capsys.readouterr().err
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

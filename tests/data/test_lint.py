@@ -129,7 +129,7 @@ def test_what_would_stop_training_is_reported_and_not_raised() -> None:
     text = str(report)
     assert len(report.problems) == 3
     assert "error: The label '2' of the column 'label' in row 2 has no word" in text
-    assert "error: The words of labels '0', '1' are the same tokens" in text
+    assert "error: The words of labels '0', '1' have the same tokens" in text
     assert "error: The source is empty in row 1" in text
     assert "the words of 2 of 3 (66.7 %) hold characters that the tokenizer loses; choose other words" in text
 
@@ -152,4 +152,4 @@ def test_the_command_prints_a_report_a_split_and_fails_on_problems(
     assert "== validation" in out
     words = ["--target-word", "0=\U0001f641", "--target-word", "1=\U0001f642"]
     assert main([*arguments, *words]) == 1
-    assert "are the same tokens" in capsys.readouterr().out
+    assert "have the same tokens" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_holding_out_keeps_equal_sources_together_and_ignores_the_order_of_the_f
 
 
 def test_holding_out_of_one_source_is_refused() -> None:
-    with pytest.raises(ValueError, match="Got 2 records with 1 different keys; expected two or more"):
+    with pytest.raises(ValueError, match="Got 2 records with 1 different keys; expected at least two"):
         hold_out([{"a": "x"}, {"a": "x"}], lambda record: record["a"])
 
 
@@ -165,7 +165,7 @@ def test_a_users_yaml_file_brings_aligned_files(tmp_path: Path) -> None:
 
 def test_a_definition_without_data_or_a_task_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text("name: mine\ntemplate: '{text}'\n")
-    with pytest.raises(ValueError, match="must say under 'data' where records come from"):
+    with pytest.raises(ValueError, match="must name the source of its records under 'data', as one of"):
         load_task(tmp_path / "task.yaml")
     with pytest.raises(ValueError, match="no task 'sst2' with embedded data; expected one of"):
         embedded_task("sst2")
@@ -176,7 +176,7 @@ def test_missing_public_data_names_the_variable(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(FileNotFoundError, match="Set the environment variable T5PEFT_DATA to it"):
         real_task("sst2")
     monkeypatch.setenv("T5PEFT_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"no folder .*sst2_glue; the data set sst2 belongs there"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*sst2_glue; put the data set sst2 there"):
         real_task("sst2")
 
 
@@ -186,7 +186,7 @@ def test_the_folder_of_public_data_may_be_given(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(FileNotFoundError, match="Set the environment variable T5PEFT_DATA"):
         real_task("rte")
     assert len(real_task("rte", PUBLIC_DATA)[1]["test"]) == 277
-    with pytest.raises(FileNotFoundError, match=r"no folder .*rte_glue; the data set rte belongs there"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*rte_glue; put the data set rte there"):
         real_task("rte", tmp_path)
 
 

@@ -21,7 +21,7 @@ from t5peft.data.registry import with_validation
 def test_a_template_that_names_a_missing_column_lists_those_there(mini: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ValueError, match="names the column 'sentence', which is not in rows 0, 1") as error:
         SENTIMENT.tokenize([{"text": "a", "label": 1}] * 2, mini)
-    assert "the columns there are: 'text', 'label'" in text_of(error)
+    assert "the columns are: 'text', 'label'" in text_of(error)
 
 
 def test_a_label_outside_the_target_words_names_its_rows_and_the_labels(mini: PreTrainedTokenizerBase) -> None:
@@ -36,7 +36,7 @@ def test_a_label_outside_the_target_words_names_its_rows_and_the_labels(mini: Pr
 
 def test_target_words_that_collide_after_tokenisation_are_refused() -> None:
     task = Task("emoji", "{text}", "{label}", {"sad": "\U0001f641", "glad": "\U0001f642"})
-    with pytest.raises(ValueError, match="The words of labels 'sad', 'glad' are the same tokens"):
+    with pytest.raises(ValueError, match="The words of labels 'sad', 'glad' have the same tokens"):
         task.tokenize([{"text": "a", "label": "sad"}], small_tokenizer())
 
 
@@ -52,7 +52,7 @@ def test_empty_sources_and_targets_are_named_together(nothing: str, mini: PreTra
     records = [{"text": nothing, "title": "x"}, {"text": "a", "title": nothing}]
     with pytest.raises(ValueError, match="The source is empty in row 0") as error:
         SUMMARY.tokenize(records, mini)
-    assert "The target is empty in row 1 (columns: title), so its labels would be nothing but padding" in text_of(error)
+    assert "The target is empty in row 1 (columns: title), so its labels would be only padding" in text_of(error)
 
 
 def test_no_records_are_refused(mini: PreTrainedTokenizerBase) -> None:
@@ -92,11 +92,15 @@ def test_half_a_character_is_named_by_its_column_and_rows(mini: PreTrainedTokeni
         {"text": "b", "title": "b \udc00"},
         {"text": "\ud83d", "title": "c"},
     ]
-    with pytest.raises(ValueError, match="The column 'text' holds half of a character, a lone surrogate, in rows 0, 2"):
+    with pytest.raises(
+        ValueError, match=r"The column 'text' contains half of a character \(a lone surrogate\) in rows 0, 2"
+    ):
         with_validation(SUMMARY, {"train": records})
-    with pytest.raises(ValueError, match="The column 'title' holds half of a character, a lone surrogate, in row 1"):
+    with pytest.raises(
+        ValueError, match=r"The column 'title' contains half of a character \(a lone surrogate\) in row 1"
+    ):
         SUMMARY.tokenize(records, mini)
-    with pytest.raises(ValueError, match=r"of label '.ud83d' holds half of a character"):
+    with pytest.raises(ValueError, match=r"of label '.ud83d' contains half of a character"):
         preset_task("classification", [{"text": "a", "label": "\ud83d"}, {"text": "b", "label": "c"}])
 
 
@@ -142,7 +146,7 @@ def test_family_tells_of_columns_that_it_leaves_out(caplog: pytest.LogCaptureFix
 
 
 def test_labels_that_share_a_word_are_refused() -> None:
-    with pytest.raises(ValueError, match="Labels '0', '1' share the word 'yes'; give each its own"):
+    with pytest.raises(ValueError, match="Labels '0', '1' share the word 'yes'; use a different word for each"):
         Task("x", "{a}", "{b}", {"0": "yes", "1": " yes"})
 
 

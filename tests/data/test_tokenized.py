@@ -153,7 +153,7 @@ def test_where_the_cache_cannot_be_written_tokens_stay_in_memory(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache.parent / "file"))
     records, tokenizer = films(30), tiny_tokenizer()
     assert FILM.tokenize(records, tokenizer)["input_ids"][:] == FILM.encode(records, tokenizer).sources.ids
-    assert "cannot be kept on the disk" in caplog.text
+    assert "cannot be stored on disk" in caplog.text
 
 
 def test_no_shard_is_kept_where_caching_is_off(cache: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_task_with_free_targets_is_scored_by_generation() -> None:
 def test_a_column_of_references_that_no_record_has_is_told() -> None:
     task = Task("echo", "{text}", "{answer}", references="refs")
     with pytest.raises(
-        ValueError, match=r"'refs', which is in none of the 1 records; the columns there are: 'text', 'answer'"
+        ValueError, match=r"'refs', which is in none of the 1 records; the columns are: 'text', 'answer'"
     ):
         evaluate_task(v1_0(), TOKENIZER, task, [{"text": "a", "answer": "b"}])
 

@@ -115,13 +115,13 @@ def test_the_first_token_of_a_word_has_its_label(make: Any) -> None:
     ("words", "labels", "message"),
     [
         (["MKV"], None, "Got the text 'MKV' as sentence 0; expected its words"),
-        ([["a", " "]], None, r"Got \['a', ' '\] as sentence 0; expected words that are not empty"),
+        ([["a", " "]], None, r"Got \['a', ' '\] as sentence 0; expected non-empty words"),
         ([["a"], []], None, r"Got \[\] as sentence 1"),
         ([["a", None]], None, "Got None .* as number 1 of sentence 0; expected a text"),
         ([[3, 4, 1]], None, "Got 3 .* as number 0 of sentence 0; expected a text"),
         ("MKV", None, r"Got one text as sentences, 'MKV'"),
         ({"words": ["a"]}, None, "Got builtins.dict as sentences"),
-        ([["a", "b"]], [[1]], r"sentences \[0\] with another number of labels than of words"),
+        ([["a", "b"]], [[1]], r"sentences \[0\] whose number of labels differs from the number of words"),
         ([["a"], ["b"]], [[1]], "labels for 1 of 2 sentences"),
     ],
 )

@@ -48,5 +48,5 @@ def test_an_id_outside_the_table_is_told() -> None:
 def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     wrapped, _, _ = trained("v1.0")
     save_adapter(wrapped, tmp_path / "adapter")
-    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer; expected one beside the adapter\. Save"):
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer; expected one with the adapter\. Save"):
         load_with_tokens(tmp_path / "adapter")

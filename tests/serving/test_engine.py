@@ -229,7 +229,7 @@ def test_a_full_queue_refuses(pool: Any, gate: Any) -> None:
         assert gate.reached.wait(SECONDS)
         waiting = [engine.submit(request(i)) for i in range(3)]
         until(lambda: engine.stats().waiting == 3)
-        with pytest.raises(QueueFullError, match="Got a request while 3 wait; expected fewer than 3"):
+        with pytest.raises(QueueFullError, match="Got a request while 3 are waiting; expected fewer than 3"):
             engine.submit(request(4))
         waiting[1].cancel()
         waiting.append(engine.submit(request(5)))

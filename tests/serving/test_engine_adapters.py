@@ -138,5 +138,5 @@ def test_a_ladder_tells_its_tokens_and_takes_no_samples(served: Served) -> None:
         served.check(request, answer, 0)
         assert told == cast(Any, answer).ids
         assert all(len(token.alternatives) == 2 for token in cast(Any, answer).tokens)
-        with pytest.raises(UnusableAdapterError, match="themselves; expected temperature 0"):
+        with pytest.raises(UnusableAdapterError, match="separately; expected temperature 0"):
             engine.submit(GenerateRequest("ladder", SOURCES[0], 11, temperature=1.0)).result.result(30)

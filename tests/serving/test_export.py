@@ -181,7 +181,7 @@ def test_a_prefix_is_a_part_of_the_graphs_of_onnx(prefix: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("to", ["transformers", "ct2"])
 def test_what_an_engine_cannot_run_is_refused_by_name(to: Target, prefix: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"Got a prefix, for which {to} has no place; expected .* Export to onnx"):
+    with pytest.raises(ValueError, match=f"Got a prefix, which {to} does not support; expected .* Export to onnx"):
         export(prefix, tmp_path / "out", to=to)
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +193,7 @@ def test_wrong_arguments_are_told_at_once(lora: Path, tmp_path: Path) -> None:
         export(lora, tmp_path / "out", to="torch", quantize="nf4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Got quantize='int8' for transformers, which quantizes when it loads"):
         export(lora, tmp_path / "out", to="transformers", quantize="int8")
-    with pytest.raises(FileNotFoundError, match="holds no export; expected a folder that `t5peft export` wrote"):
+    with pytest.raises(FileNotFoundError, match="is not an export; expected a folder from `t5peft export`"):
         load_exported(lora)
 
 
@@ -208,7 +208,7 @@ def test_an_export_that_answers_otherwise_leaves_nothing(
     monkeypatch.setattr(module, "write_transformers", flatten)
     output = tmp_path / "new" / "out"
     with pytest.raises(
-        ParityError, match=r"(?s)does not answer as .*; expected differences within 0.001.*log-probabilities"
+        ParityError, match=r"(?s)that differs from .*; expected differences within 0.001.*log-probabilities"
     ):
         export(lora, output, to="transformers")
     assert not (tmp_path / "new").exists()
@@ -248,7 +248,7 @@ def test_export_on_the_command_line(lora: Path, tmp_path: Path, capsys: pytest.C
     assert main(["predict", str(output), "--text", "film"]) == 2
     assert "with the target 'ct2' and the fields target; expected one of transformers, ct2" in capsys.readouterr().err
     assert main(["export", str(lora), "--to", "ct2", "--output", str(lora)]) == 2
-    assert "holds an adapter" in capsys.readouterr().err
+    assert "contains an adapter" in capsys.readouterr().err
 
 
 def test_a_classification_head_and_an_encoder_are_exported_too(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_classification_head_and_an_encoder_are_exported_too(tmp_path: Path) -
     for to in ("transformers", "ct2"):
         with pytest.raises(ValueError, match=r"Got a prompt beside a classifier, .* Export to onnx"):
             export(tmp_path / "prompt", tmp_path / "out", to=to)
-    with pytest.raises(ValueError, match="Got a T5ForSequenceClassification, which CTranslate2 has not"):
+    with pytest.raises(ValueError, match="Got a T5ForSequenceClassification, which CTranslate2 does not support"):
         export(base, tmp_path / "out", to="ct2")
     encoder = fill_unevenly(T5EncoderModel(tiny_config())).eval()
     encoder.save_pretrained(tmp_path / "encoder")
@@ -314,7 +314,7 @@ FAMILIES = ("T5", "Flan-T5", "ByT5", "mT5", "umT5")
 def reason(family: str, method: str, to: Target) -> str | None:
     """The error of a combination that is refused; None for one that is exported."""
     if to != "onnx" and method not in (*MERGED, "prompt", "full"):
-        return rf"Got a (prefix|bottleneck adapter|ladder), for which {to} has no place; .* Export to onnx"
+        return rf"Got a (prefix|bottleneck adapter|ladder), which {to} does not support; .* Export to onnx"
     if to == "transformers" and family == "umT5":
         return r"Got a umT5, whose head transformers 5 scales as if it were tied, .* Export to onnx or ct2, or run `t5peft merge`"
     return None
@@ -384,7 +384,7 @@ def test_a_head_over_an_encoder_is_exported_to_onnx_and_others_are_refused(tmp_p
     expected = classify(model, tokenizer, texts).probabilities
     found = load_exported(tmp_path / "onnx").classify(texts).probabilities
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="T5EncoderForSequenceClassification, which plain transformers has not"):
+    with pytest.raises(ValueError, match="T5EncoderForSequenceClassification, which plain transformers does not have"):
         export(tmp_path / "adapter", tmp_path / "plain", to="transformers")
     save_adapter(lora_wrap(load_backbone("mini", head="tokens", num_labels=3)[0]), tmp_path / "tokens")
     with pytest.raises(ValueError, match="T5ForTokenClassification, which is not exported"):

@@ -270,7 +270,7 @@ def test_loras_that_peft_made_are_served(tmp_path: Path, options: dict[str, Any]
     [
         ({"init_lora_weights": "pissa"}, "starts from a part of the weights"),
         ({"bias": "all"}, "sets bias"),
-        ({"modules_to_save": ["final_layer_norm"]}, "has no place in the model"),
+        ({"modules_to_save": ["final_layer_norm"]}, "does not belong to the model"),
     ],
 )
 def test_what_peft_makes_and_a_row_cannot_have_is_refused_by_name(
@@ -338,7 +338,7 @@ def test_an_adapter_with_a_tokenizer_of_its_own_is_refused(tmp_path: Path) -> No
     model = lora_wrap(tiny_t5(), rank=2)
     train_tokens(model, [5])
     save_adapter(model, tmp_path / "own", tokenizer=tiny_tokenizer())
-    with pytest.raises(UnusableAdapterError, match="brings tokens of its own; expected one for the tokenizer"):
+    with pytest.raises(UnusableAdapterError, match="adds new tokens; expected one for the tokenizer"):
         read_adapter("own", tmp_path / "own", tiny_t5())
 
 
@@ -358,6 +358,6 @@ def test_an_adapter_of_an_encoder_is_refused_with_the_true_reason(head: EncoderH
     encoder, _ = load_backbone(tmp_path / "backbone", head=head, num_labels=labels)
     path = saved(METHODS["lora"].wrap(encoder), tmp_path / "adapters" / "one")
     with pytest.raises(
-        UnusableAdapterError, match=rf"an encoder without a decoder \(head='{head}'\).*Run it by load_adapter"
+        UnusableAdapterError, match=rf"an encoder without a decoder \(head='{head}'\).*Run it with load_adapter"
     ):
         read_adapter("one", path, tiny_t5())

@@ -109,7 +109,7 @@ def test_what_is_held_is_not_dropped_and_a_full_pool_says_so(folder: Path, monke
     one = size(folder)
     pool = open_pool(folder, max_bytes=one + one // 2)
     held = pool.acquire("a")
-    with pytest.raises(QueueFullError, match="others hold all"):
+    with pytest.raises(QueueFullError, match="others use all"):
         pool.acquire("b")
     assert set(pool.loaded()) == {"a"}
     pool.release(held)
@@ -264,7 +264,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_folder_and_read_later(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(adapter_module, "stored_state", fail)
-    expected = rf"Got {folder / 'a'}, of which a file cannot be read \(Input/output error\); expected readable files"
+    expected = rf"Got {folder / 'a'}, in which a file cannot be read \(Input/output error\); expected readable files"
     with pytest.raises(UnusableAdapterError, match=expected):
         pool.acquire("a")
     monkeypatch.undo()

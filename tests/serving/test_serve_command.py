@@ -24,8 +24,8 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
     assert read_keys(None) == ()
     for content, words in (
         ("\n \n", "Got no key"),
-        ("a b\n", "with spaces or foreign letters"),
-        ("é\n", "foreign letters"),
+        ("a b\n", "with spaces or non-ASCII characters"),
+        ("é\n", "non-ASCII characters"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
@@ -38,7 +38,7 @@ def test_pins_are_hashes_and_names(tmp_path: Path) -> None:
     assert read_pins(path) == {"lora": "a" * 64, "an adapter": "b" * 64}
     for line in ("lora", f"{'a' * 63}  lora", f"{'a' * 64}", f"{'a' * 64}  x\n{'b' * 64}  x", f"lora {'a' * 64}"):
         path.write_text(line)
-        with pytest.raises(ValueError, match="expected a SHA-256 of 64 digits and the name"):
+        with pytest.raises(ValueError, match="expected a SHA-256 of 64 hexadecimal digits and the name"):
             read_pins(path)
 
 
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_told_before_the_backbone_is_loaded(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"port {port}, which cannot be listened on" in refused(
+        assert f"port {port}, on which the server cannot listen" in refused(
             capsys, "--adapters", str(tmp_path), "--port", port
         )
     assert "Got --port 70000" in refused(capsys, "--adapters", str(tmp_path), "--port", "70000")

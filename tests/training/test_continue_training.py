@@ -175,12 +175,12 @@ def test_an_output_that_cannot_be_saved_to_is_told_before_the_training(
         "config": config(backbone),
         "output": tmp_path / "v2",
     }
-    with pytest.raises(ValueError, match=r"v2 to save an adapter to, which holds .*\['notes.txt'\]"):
+    with pytest.raises(ValueError, match=r"v2 to save an adapter to, which contains .*\['notes.txt'\]"):
         continue_training(old, TASK, records(4, 20), records(4), **given)
     (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(f"film {i},{i % 2}" for i in range(24)))
     data = ["--task", "classification", "--train", str(tmp_path / "films.csv"), "--backbone", backbone]
     assert main(["train", *data, "--output", str(tmp_path / "run")]) == 2
-    assert "which holds files that are not of an earlier adapter" in capsys.readouterr().err
+    assert "which contains files that do not belong to an earlier adapter" in capsys.readouterr().err
 
 
 def test_checkpoints_of_tuning_again_stay_until_the_new_version_is_saved(

@@ -98,7 +98,7 @@ def test_a_refused_argument_is_named(name: str, tmp_path: Path) -> None:
         return
     made = trainer_of(T5PeftTrainer, tiny_t5(), tmp_path)
     setattr(made.args, name, REFUSED[name])
-    with pytest.raises(ValueError, match=rf"does not serve: {name} \("):
+    with pytest.raises(ValueError, match=rf"does not support: {name} \("):
         served.check_served(made)
 
 

@@ -81,7 +81,7 @@ def test_a_damaged_study_is_told_in_words(damage: str, backbone: str, tmp_path: 
         zeros = content[:half] + bytes(4096) + content[half + 4096 :]
         path.write_bytes({"no database": b"never" * 999, "cut": content[:half], "a page of zeros": zeros}[damage])
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"Got a damaged study .*study\.db: .*; expected one that a search wrote"):
+    with pytest.raises(ValueError, match=r"Got a damaged study .*study\.db: .*; expected a study from a search"):
         search(TASK, splits, config(backbone), tmp_path / "study", trials=2)
     assert path.read_bytes() == before or damage == "another database"
 

@@ -93,7 +93,7 @@ def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: P
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_data_frame_in_place_of_records_is_told(split: str, backbone: str, tmp_path: Path) -> None:
     splits = {"train": records(4), "validation": records(4), "test": records(4)}
-    with pytest.raises(ValueError, match=r"Record 0 is 'text'.*Of a pandas DataFrame give df\.to_dict"):
+    with pytest.raises(ValueError, match=r"Record 0 is 'text'.*For a pandas DataFrame, pass df\.to_dict"):
         train_and_evaluate(TASK, splits | {split: pd.DataFrame(records(4))}, config(backbone), tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_resumes_at_its_beginn
     whole, _ = train(TASK, splits, config(backbone), tmp_path / "whole")
     (tmp_path / "killed" / "checkpoint-1").mkdir(parents=True)  # without a manifest: its save was not finished
     killed, _ = train(TASK, splits, config(backbone), tmp_path / "killed", resume=True)
-    assert "holds no complete checkpoint; the training starts at its beginning" in caplog.text
+    assert "has no complete checkpoint; training starts from the beginning" in caplog.text
     for (name, expected), found in zip(whole.named_parameters(), killed.parameters(), strict=True):
         assert torch.equal(expected, found), name
 

@@ -74,10 +74,13 @@ def test_a_stream_in_several_processes_is_refused_with_workers(tmp_path: Path, m
         ([{"input_ids": [3, EOS], "labels": [-100, -100]}], "targets that are all padding"),
         ([{"input_ids": [], "labels": [3, EOS]}], "sources of no tokens"),
         ([{"input_ids": [3, EOS], "target": [3, EOS]}], "expected `input_ids` and `labels`"),
-        ([{"input_ids": [384, EOS], "labels": [3, EOS]}], "`input_ids` reach from 1 to 384; expected 0 to 383 .do tok"),
+        (
+            [{"input_ids": [384, EOS], "labels": [3, EOS]}],
+            "`input_ids` reach from 1 to 384; expected 0 to 383 .do the tok",
+        ),
         (
             [{"input_ids": [3, EOS], "labels": [3, -100, 384]}],
-            "`labels` reach from 3 to 384; expected 0 to 383, or -100 where",
+            "`labels` reach from 3 to 384; expected 0 to 383, or -100 to ignore",
         ),
         ([{"input_ids": [3, EOS], "labels": [-1, EOS]}], "`labels` reach from -1 to 1; expected 0 to 383, or -100"),
         ([{"input_ids": [3, EOS], "labels": 2}], "`labels` such as 2; expected a list of token ids"),
@@ -293,7 +296,7 @@ def test_a_model_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
 
 
 def test_z_loss_of_a_class_head_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="z_loss for a class head"):
+    with pytest.raises(ValueError, match="z_loss for a classification head"):
         T5PeftTrainer(tiny_classifier(), arguments(tmp_path, z_loss=1e-4))
 
 
