@@ -155,6 +155,14 @@ def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {OPTIONS.get(name, name): value for name, value in options.items()}
 
 
+def current_preset(name: str) -> str:
+    """Return the name that a preset has in this version, with a DeprecationWarning for an old one."""
+    if name == "summarisation":
+        _warn("The preset summarisation", "summarization", stacklevel=3)
+        return "summarization"
+    return name
+
+
 def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function take its arguments by their old names too, with a DeprecationWarning.
 

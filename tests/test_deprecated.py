@@ -14,6 +14,7 @@ from paths import ROOT
 from tiny import tiny_t5
 
 from t5peft import T5PeftTrainingArguments, lora_wrap, prefix_wrap
+from t5peft.data import preset_task
 from t5peft.deprecated import MODULES, MOVED, OPTIONS, RENAMED, current_options
 
 # Module to names: what 0.1.0 had in the ``__all__`` of its packages, and what its README and examples imported.
@@ -66,3 +67,10 @@ def test_stored_options_are_read_without_a_warning(recwarn: pytest.WarningsRecor
     assert current_options({"targets": "all-linear", "rank": 8}) == {"target_modules": "all-linear", "rank": 8}
     assert set(OPTIONS.values()).isdisjoint(OPTIONS)
     assert not recwarn.list
+
+
+def test_a_preset_has_its_old_name_too() -> None:
+    records = [{"article": "a long text", "summary": "text"}]
+    with pytest.warns(DeprecationWarning, match="The preset summarisation is deprecated .* use summarization"):
+        old = preset_task("summarisation", records)
+    assert old == preset_task("summarization", records)

@@ -195,7 +195,9 @@ def _own_suite(args: argparse.Namespace) -> Suite:
 def _own_task(args: argparse.Namespace) -> SuiteTask:
     from t5peft.benchmark.suites import SuiteTask
     from t5peft.data import PRESETS, load_records, preset_task
+    from t5peft.deprecated import current_preset
 
+    args.task = args.task and current_preset(args.task)
     needed = {"--task": args.task in PRESETS, "--train": args.train, "--test": args.test}
     missing = [name for name, given in needed.items() if not given]
     if missing:

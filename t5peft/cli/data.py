@@ -98,11 +98,13 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     from t5peft.data.definition import definition_names
     from t5peft.data.files import STANDARD_INPUT
     from t5peft.data.registry import with_validation
+    from t5peft.deprecated import current_preset
 
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     if list(given.values()).count(STANDARD_INPUT) > 1:
         raise ValueError("Got '-', standard input, for several files; expected it for only one.")
     splits: Splits = {split: read_file(args, path, split) for split, path in given.items()}
+    args.task = args.task and current_preset(args.task)
     if args.task in PRESETS and (splits or args.task not in definition_names()):
         if not splits:
             raise ValueError(

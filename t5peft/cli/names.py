@@ -18,7 +18,7 @@ NUMERIC_OPTIONS: dict[str, type[int] | type[float]] = {
     "projection_size": int, "size": int, "reduction": int,
 }  # fmt: skip
 PRESETS = (
-    "classification", "sentence_pairs", "summarisation", "question_answering", "translation", "dialogue", "data_to_text",
+    "classification", "sentence_pairs", "summarization", "question_answering", "translation", "dialogue", "data_to_text",
     "correction", "generation", "recommendation",
 )  # fmt: skip
 PRETRAIN_CONFIG = {

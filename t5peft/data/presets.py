@@ -17,7 +17,7 @@ from t5peft.data import checks
 from t5peft.data.sources import RecordList, origin_of, read_records
 from t5peft.data.task import Task
 from t5peft.data.template import Template, as_text, some_rows
-from t5peft.deprecated import renamed_arguments
+from t5peft.deprecated import current_preset, renamed_arguments
 
 logger = logging.getLogger("t5peft")
 
@@ -71,7 +71,7 @@ PRESETS: dict[str, TaskPreset] = {
         max_target_length=16,
         has_labels=True,
     ),
-    "summarisation": TaskPreset(
+    "summarization": TaskPreset(
         "summarize: {document}",
         {"document": DOCUMENT, "summary": ("summary", "highlights", "subject", "title", "target")},
         ("rouge",),
@@ -164,6 +164,7 @@ def preset_task(
             labels. One error reports all problems. Also, if the columns of a translation do not name a language and there is no
             template.
     """
+    family = current_preset(family)
     if family not in PRESETS:
         raise ValueError(
             f"Got no preset {family!r}; expected one of {', '.join(PRESETS)}.{did_you_mean(family, PRESETS)}"

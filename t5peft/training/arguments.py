@@ -123,13 +123,12 @@ def check_arguments(args: TrainingArguments) -> None:
     names = ("learning_rate", "weight_decay", "label_smoothing_factor", "z_loss", "lora_plus_ratio")
     given = {name: getattr(args, name, 0.0) for name in names}
     wrong = [f"{name}={value}" for name, value in given.items() if not (math.isfinite(value) and value >= 0)]
-    temperature = getattr(args, "contrastive_temperature", 1.0)
-    if not temperature > 0:
-        wrong.append(f"contrastive_temperature={temperature}, which must be above 0")
     if args.max_grad_norm is not None and math.isnan(args.max_grad_norm):
         wrong.append(f"max_grad_norm={args.max_grad_norm}")
     if wrong:
         raise ValueError(f"Got {', '.join(wrong)}; expected finite numbers of at least 0.")
+    if not 0 < (temperature := getattr(args, "contrastive_temperature", 1.0)) < math.inf:
+        raise ValueError(f"Got contrastive_temperature={temperature}; expected a finite number above 0.")
     if args.fp16 or args.fp16_full_eval:
         raise ValueError(
             "Got fp16, in which the feed-forward activations of T5 overflow to inf and NaN; expected bf16=True where the "

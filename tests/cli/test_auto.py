@@ -63,7 +63,7 @@ def text(word: str) -> Any:
         ),
         (
             {"title": text("a"), "section": lambda i: "abc"[i % 3], "article": text("b"), "summary": text("c")},
-            "summarisation",
+            "summarization",
             ("article", "summary"),
         ),
         ({"en": text("a"), "de": text("b")}, "translation", ("en", "de")),

@@ -83,7 +83,7 @@ def test_columns_in_place_of_records_are_told_what_to_give(records: Any, mini: P
         with pytest.raises(ValueError, match=r"Record 0 is 'text'.* df.to_dict\('records'\)"):
             use(records, mini)
     with pytest.raises(ValueError, match=r"Record 0 is 'text'.* df.to_dict\('records'\)"):
-        preset_task("summarisation", records)
+        preset_task("summarization", records)
 
 
 def test_half_a_character_is_named_by_its_column_and_rows(mini: PreTrainedTokenizerBase) -> None:

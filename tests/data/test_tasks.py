@@ -238,7 +238,7 @@ def test_a_task_that_is_neither_file_nor_name_lists_the_names() -> None:
 EXAMPLES = {
     "classification": ({"text": "a", "label": "x"}, "classify: a", "x"),
     "sentence_pairs": ({"premise": "a", "hypothesis": "b", "label": "x"}, "sentence1: a sentence2: b", "x"),
-    "summarisation": ({"dialogue": "a", "summary": "b"}, "summarize: a", "b"),
+    "summarization": ({"dialogue": "a", "summary": "b"}, "summarize: a", "b"),
     "question_answering": ({"passage": "a", "question": "b", "answer": "c"}, "question: b context: a", "c"),
     "translation": ({"en": "a", "fr": "b"}, "translate English to French: a", "b"),
     "dialogue": ({"message": "a", "reply": "b"}, "reply: a", "b"),

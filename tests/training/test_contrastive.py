@@ -195,7 +195,7 @@ def test_a_pair_without_a_target_counts_nothing(tmp_path: Path) -> None:
     [
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor for numbers, spans or pairs"),
         ({"per_device_train_batch_size": 1}, "steps of one pair, which has no negatives"),
-        ({"contrastive_temperature": 0.0}, r"contrastive_temperature=0.0, which must be above 0"),
+        ({"contrastive_temperature": 0.0}, r"contrastive_temperature=0.0; expected a finite number above 0"),
         ({"contrastive_temperature": float("nan")}, "contrastive_temperature=nan"),
         ({"z_loss": 1e-4}, "z_loss for a classification head"),
     ],
