@@ -277,8 +277,10 @@ def _arrow(path: Path, kind: str) -> Iterator[tuple[pyarrow.Schema, Iterable[pya
     """Open a file as its schema and its batches, which are read one by one."""
     try:
         if kind == ".parquet":
-            # not read_table, which adds columns for folders named key=value
-            with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20) as file:
+            # not read_table, which adds columns for folders named key=value; not pre-buffered, which holds the whole file
+            with pyarrow.parquet.ParquetFile(
+                path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False
+            ) as file:
                 yield file.schema_arrow, file.iter_batches(_ROWS_AT_ONCE)
         else:
             with pyarrow.memory_map(str(path)) as source:

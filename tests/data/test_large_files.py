@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import random
 import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from tiny import tiny_tokenizer
 
 from t5peft import Task
 from t5peft.cli import main
-from t5peft.data import load_records
+from t5peft.data import formats, load_records
 from t5peft.data.augmentation import augment
 from t5peft.data.lint import lint
 from t5peft.data.public import load_benchmark
@@ -236,6 +237,19 @@ def test_memory_does_not_grow_with_a_file(ending: str, tmp_path: Path, monkeypat
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / 10_000 < 100  # bytes a record; a dictionary of it takes 400
+
+
+def test_a_parquet_file_is_not_held_as_a_whole(tmp_path: Path) -> None:
+    path, draw = tmp_path / "films.parquet", random.Random(0)
+    table = pa.table({"text": [f"{draw.getrandbits(800):x}" for _ in range(20_000)]})
+    pq.write_table(table, path, row_group_size=1000)
+    del table
+    before, held = pa.total_allocated_bytes(), []
+    with formats._arrow(path, ".parquet") as (_, batches):
+        for _ in batches:
+            held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 20
+    assert max(held) < path.stat().st_size / 4
 
 
 def test_an_interrupted_answering_of_a_large_file_goes_on(
