@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from t5peft.data.sources import RecordFile, Records, origin_of, part_of, read_records
 from t5peft.data.template import one_line
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 Splits = dict[str, Records]
 """Records by split: "train", "validation", "test"."""
 _LAST = b"\xff" * 33  # after every hash
+_PART = 1_000_000  # rows that are compared at a time
 
 
 def fingerprint_of_data(task: Task, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -84,20 +88,33 @@ def hold_out(
 def _hold_out_of_file(
     records: RecordFile, key: Callable[[dict[str, Any]], str], share: float, at_most: int
 ) -> tuple[RecordFile, RecordFile]:
-    """Do the same with sixteen bytes of memory a record: the starts of the hashes."""
-    groups, ranks = np.empty(len(records), np.uint64), np.empty(len(records), np.uint64)
+    """Do the same with sixteen bytes of memory a record: the start of the hash of its key, and the number of its row."""
+    groups = np.empty(len(records), np.uint64)
+    lowest, bound = dict[int, int](), 1 << 64  # the rank of each group that may be held out, and that of the last one
     for row, record in enumerate(records):
         name = key(record)
-        groups[row] = int.from_bytes(_rank(one_line(name))[:8], "big")
-        ranks[row] = int.from_bytes(_rank(name)[:8], "big")
-    count = _count(records, len(np.unique(groups)), share, at_most)
-    held: dict[int, None] = {}
-    for row in np.argsort(ranks, kind="stable"):
-        held[int(groups[row])] = None
-        if len(held) == count:
-            break
-    is_held = np.isin(groups, np.fromiter(held, np.uint64))
+        group, rank = (int.from_bytes(_rank(text)[:8], "big") for text in (one_line(name), name))
+        groups[row] = group
+        if rank < bound:
+            lowest[group] = min(rank, lowest.get(group, rank))
+            if len(lowest) > 2 * at_most:
+                lowest = dict(_lowest(lowest, at_most))
+                bound = max(lowest.values(), default=0)
+    count = _count(records, _distinct(groups), share, at_most)
+    held = np.array([group for group, _ in _lowest(lowest, count)], np.uint64)
+    is_held = np.concatenate([np.isin(part, held) for part in np.split(groups, range(_PART, len(groups), _PART))])
+    del groups
     return records.chosen(np.flatnonzero(~is_held)), records.chosen(np.flatnonzero(is_held))
+
+
+def _lowest(ranks: Mapping[int, int], count: int) -> list[tuple[int, int]]:
+    return heapq.nsmallest(count, ranks.items(), key=itemgetter(1))
+
+
+def _distinct(values: NDArray[np.uint64]) -> int:
+    """Return the number of different values. ``np.unique`` would take twice the memory."""
+    ordered = np.sort(values)
+    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + 1 if len(ordered) else 0
 
 
 def _count(records: Sequence[Any], keys: int, share: float, at_most: int) -> int:

@@ -276,3 +276,18 @@ def test_an_interrupted_answering_of_a_large_file_goes_on(
     assert main([*command, str(tmp_path / "cut.jsonl")]) == 0
     assert "holds 12 answers of 12; resuming from there" in capsys.readouterr().err
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("at_most", [1, 2, 7, 1000])
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_a_large_file_holds_out_what_a_small_one_does(
+    share: float, at_most: int, both: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t5peft.data.splits._PART", 50)
+    draw = random.Random(at_most)
+    rows = [{"text": f"a{' ' * draw.choice((1, 2))}film {draw.randrange(60)}", "label": 0} for _ in range(400)]
+    (tmp_path / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small, large = both(tmp_path / "films.jsonl")
+    wanted, found = (hold_out(read, TASK.source, share=share, at_most=at_most) for read in (small, large))
+    assert [list(part) for part in found] == [list(part) for part in wanted]
+    assert isinstance(large, RecordFile)
