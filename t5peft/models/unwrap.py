@@ -20,6 +20,8 @@ def unwrap_t5(model: nn.Module) -> PreTrainedModel:
     Raises:
         ValueError: There is no T5 in it.
     """
+    if not isinstance(model, nn.Module):
+        raise _no_module(model)
     inner = model
     while not isinstance(inner, PreTrainedModel):
         # Read from what the module itself holds: peft's modules answer for attributes of the model inside of them too.
@@ -45,6 +47,8 @@ def ensure_unwrapped(model: nn.Module) -> PreTrainedModel:
     Raises:
         ValueError: It is already wrapped, or not a T5.
     """
+    if not isinstance(model, nn.Module):
+        raise _no_module(model)
     # Here and not above: importing peft imports our methods, which import the module that imports this one.
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -63,3 +67,25 @@ def ensure_unwrapped(model: nn.Module) -> PreTrainedModel:
             "load_backbone(name) returns one."
         )
     return model
+
+
+def ensure_unmerged(model: nn.Module) -> None:
+    """Refuse to train a model whose adapter is merged, as its weights then get no gradient.
+
+    Args:
+        model: A T5, plain or wrapped.
+
+    Raises:
+        ValueError: An adapter is merged into the weights.
+    """
+    if merged := sorted({name for module in model.modules() for name in getattr(module, "merged_adapters", None) or ()}):
+        raise ValueError(
+            f"Got a model into whose weights the adapter(s) {merged} are merged; expected them beside the weights, to train. Call "
+            "model.unmerge_adapter()."
+        )
+
+
+def _no_module(given: object) -> ValueError:
+    """Return the error for what is not a model, such as the pair that ``load_backbone`` returns."""
+    advice = "Give the first of its two." if isinstance(given, tuple) else "load_backbone(name) returns one, and its tokenizer."
+    return ValueError(f"Got {given!r:.60} ({type(given).__name__}) as model; expected a T5. {advice}")

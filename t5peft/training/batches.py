@@ -7,7 +7,7 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,6 +88,14 @@ class BatchingTrainer(EvaluatingTrainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return [], None
+        for batch in batches:
+            lists = [name for name, value in batch.items() if isinstance(value, list)] if isinstance(batch, Mapping) else []
+            if lists or not isinstance(batch, Mapping):
+                found = f"lists as {', '.join(lists)}" if lists else f"a {type(batch).__name__}"
+                raise ValueError(
+                    f"Got {found} from the data_collator; expected a dictionary of tensors. Let it return tensors, such as by "
+                    "return_tensors='pt'."
+                )
         if not all(map(self.head.is_labeled, batches)):
             raise ValueError(self.head.columns_error(batches[0]))
         if self.accelerator.gradient_state.end_of_dataloader:

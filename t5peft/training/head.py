@@ -92,6 +92,13 @@ class Head:
             ValueError: It cannot; names all problems.
         """
         needed = ("input_ids", *self.labels) if labeled else ("input_ids",)
+        for name in needed:
+            without = sum(name not in feature for feature in features)
+            if 0 < without < len(features):
+                raise ValueError(
+                    f"Got examples of which {without} of {len(features)} have no `{name}`; expected it in all, or in none. Leave "
+                    "those out, or evaluate them apart."
+                )
         if any(name not in feature for feature in features for name in needed):
             raise ValueError(self.columns_error({name for feature in features for name in feature}))
         problems = source_problems(features, self.config.vocab_size)

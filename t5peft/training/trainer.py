@@ -32,6 +32,7 @@ from t5peft.methods.activation_cache import read_batches
 from t5peft.methods.ladder import cached_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.models.backbone import correct_config
+from t5peft.models.unwrap import ensure_unmerged, unwrap_t5
 from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
@@ -101,6 +102,8 @@ class T5PeftTrainer(BatchingTrainer):
             raise ValueError(
                 f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Give one of these."
             )
+        if model is not None:
+            unwrap_t5(model)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_dataset(dataset, name)
         self._pending, self.throughput = [], Throughput()
@@ -179,7 +182,7 @@ class T5PeftTrainer(BatchingTrainer):
         """Return the optimizer of the arguments or of the user, with LoRA's B at its own learning rate where asked.
 
         Raises:
-            ValueError: The model has no parameter to train, or weights in float16.
+            ValueError: The model has no parameter to train, a merged adapter, or weights in float16.
         """
         if not any(parameter.requires_grad for parameter in self.wrapped_model.parameters()):
             raise ValueError(
@@ -187,6 +190,7 @@ class T5PeftTrainer(BatchingTrainer):
                 "returned, or load_adapter(folder, trainable=True)."
             )
         self._check_precision()
+        ensure_unmerged(self.wrapped_model)
         head = self.head.module
         if head and not any(parameter.requires_grad for parameter in self.t5.get_submodule(head).parameters()):
             logger.warning(
