@@ -176,7 +176,11 @@ def read_records(records: Iterable[Any]) -> Sequence[Any]:
 
     Lists and files stay as they are. Many records of a data set or of an iterator are read from the disk. Any other collection
     becomes a list.
+
+    Raises:
+        ValueError: Got nothing that can be read one by one.
     """
+    _ensure_iterable(records)
     if isinstance(records, list | RecordFile):
         return records
     if isinstance(records, Dataset):
@@ -192,7 +196,11 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
     Args:
         records: A list, a ``Dataset``, a stream, or any iterable.
         rows: Records of a batch.
+
+    Raises:
+        ValueError: Got nothing that can be read one by one.
     """
+    _ensure_iterable(records)
     if isinstance(records, RecordFile):
         yield from records.batches(rows)
     elif isinstance(records, Dataset):
@@ -206,6 +214,11 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
         left = iter(records)
         while batch := list(islice(left, rows)):
             yield batch if features is None else labeled_records(batch, features)
+
+
+def _ensure_iterable(records: object) -> None:
+    if not isinstance(records, Iterable):
+        raise ValueError(f"Got {records!r:.60} as records; expected a list of mappings, a Dataset or a stream. Give one.")
 
 
 def label_names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
