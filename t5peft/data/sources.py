@@ -218,7 +218,9 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
 
 def _ensure_iterable(records: object) -> None:
     if not isinstance(records, Iterable):
-        raise ValueError(f"Got {records!r:.60} as records; expected a list of mappings, a Dataset or a stream. Give one.")
+        raise ValueError(
+            f"Got {records!r:.60} as records; expected a list of mappings, a Dataset or a stream. Give one."
+        )
 
 
 def label_names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:

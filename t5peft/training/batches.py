@@ -18,6 +18,8 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from t5peft.compat.accelerate import CountedStream, examples_of_last_batch
+from t5peft.models.unwrap import has_own_forward
+from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
 from t5peft.training.head import Batch
 from t5peft.training.order import repeatable_order
@@ -89,7 +91,9 @@ class BatchingTrainer(EvaluatingTrainer):
         if not batches:
             return [], None
         for batch in batches:
-            lists = [name for name, value in batch.items() if isinstance(value, list)] if isinstance(batch, Mapping) else []
+            lists = (
+                [name for name, value in batch.items() if isinstance(value, list)] if isinstance(batch, Mapping) else []
+            )
             if lists or not isinstance(batch, Mapping):
                 found = f"lists as {', '.join(lists)}" if lists else f"a {type(batch).__name__}"
                 raise ValueError(
@@ -134,7 +138,12 @@ class BatchingTrainer(EvaluatingTrainer):
     @property
     def _cuts_steps(self) -> bool:
         """Whether the batches of a step are taken together and cut by length."""
-        return isinstance(self.data_collator, Collator) and not self.has_own_loss() and not self.is_deepspeed_enabled
+        cuts = isinstance(self.data_collator, Collator) and not self.is_deepspeed_enabled
+        return (
+            cuts
+            and not self.has_own_loss()
+            and (isinstance(self.head, EmbeddingHead) or not has_own_forward(self.wrapped_model))
+        )
 
 
 def uses_items(function: Callable[..., Any]) -> bool:

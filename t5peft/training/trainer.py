@@ -57,7 +57,7 @@ class T5PeftTrainer(BatchingTrainer):
     It takes the arguments of ``Seq2SeqTrainer`` in the same order, and calls the same methods of a subclass. Where
     ``compute_loss`` is overridden or ``compute_loss_func`` given, a step is not cut: the loss is taken of the batches that
     plain Trainer would take it of, and is a mean over a batch unless it uses ``num_items_in_batch`` or ``loss_is_scaled_for_ga``
-    says otherwise.
+    says otherwise. The same holds of a model whose ``forward`` the user has changed: its own loss is trained.
 
     Args:
         model: A T5 with a head for text, classes, numbers, classes of tokens, spans or embeddings, or what a ``*_wrap`` made of

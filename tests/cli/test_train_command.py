@@ -110,7 +110,10 @@ def test_an_option_that_contradicts_itself_is_an_error(
     [
         (["--training-option", "report_to=nothing_known"], "report_to=nothing_known, which is not installed"),
         (["--training-option", "torch_compile=maybe"], "torch_compile='maybe'; expected torch_compile of bool"),
-        (["--training-option", "dataloader_num_workers=1.5"], "dataloader_num_workers=1.5; expected dataloader_num_workers"),
+        (
+            ["--training-option", "dataloader_num_workers=1.5"],
+            "dataloader_num_workers=1.5; expected dataloader_num_workers",
+        ),
         (["--training-option", "activation_cache_bytes=1GB"], "activation_cache_bytes='1GB'"),
         (["--training-option", "pack=perhaps"], "pack='perhaps'; expected pack of bool | None"),
         (["--seed", "-1"], "Got seed=-1; expected a whole number from 0"),

@@ -185,7 +185,11 @@ def test_the_table_of_families_names_what_the_models_have(kind: Family, activati
 def test_the_folder_of_an_adapter_or_of_a_run_is_no_backbone(tmp_path: Path) -> None:
     save_adapter(lora_wrap(tiny_t5()), tmp_path / "run" / "adapter")
     (tmp_path / "empty").mkdir()
-    for name, found in (("run/adapter", "which holds an adapter"), ("run", "the folder of a run"), ("empty", "config.json")):
+    for name, found in (
+        ("run/adapter", "which holds an adapter"),
+        ("run", "the folder of a run"),
+        ("empty", "config.json"),
+    ):
         for load in (load_backbone, config_of):
             with pytest.raises(FileNotFoundError, match=f"Got .*/{name}, .*{found}.*; expected a whole model"):
                 load(str(tmp_path / name))

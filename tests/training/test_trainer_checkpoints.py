@@ -130,7 +130,9 @@ def test_a_checkpoint_of_another_model_is_not_resumed(other: Any, message: str, 
     ],
     ids=str,
 )
-def test_a_checkpoint_of_another_optimizer_is_not_resumed(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_optimizer_is_not_resumed(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     args = arguments(tmp_path, save_strategy="steps", max_steps=1)
     T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
     args = arguments(tmp_path, max_steps=2, **changed)

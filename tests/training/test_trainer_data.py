@@ -85,7 +85,10 @@ def test_a_stream_in_several_processes_is_refused_with_workers(tmp_path: Path, m
             [{"input_ids": [3, EOS]}, {"input_ids": [3, EOS], "labels": [3, EOS]}],
             "examples of which 1 of 2 have no `labels`; expected it in all",
         ),
-        ((record for record in tiny_records(4)), "a generator as train_dataset, which can be read once; expected records"),
+        (
+            (record for record in tiny_records(4)),
+            "a generator as train_dataset, which can be read once; expected records",
+        ),
         (Dataset.from_list(tiny_records(4)).with_format("arrow"), "train_dataset in the format of Arrow"),
         (["text"], r"Got 'text' \(str\) as an example; expected a mapping with `input_ids`"),
         ([{"input_ids": [3, EOS], "labels": 2}], "`labels` such as 2; expected a list of token ids"),
@@ -320,7 +323,10 @@ def test_metrics_that_are_no_dictionary_are_refused(tmp_path: Path) -> None:
     ("batch", "message"),
     [
         (None, "a NoneType from the data_collator; expected a dictionary of tensors"),
-        ({"input_ids": [[3, EOS]], "labels": [[3, EOS]]}, "lists as input_ids, labels from the data_collator; expected"),
+        (
+            {"input_ids": [[3, EOS]], "labels": [[3, EOS]]},
+            "lists as input_ids, labels from the data_collator; expected",
+        ),
     ],
 )
 def test_batches_that_are_no_tensors_are_refused(batch: Any, message: str, tmp_path: Path) -> None:
@@ -341,7 +347,9 @@ def test_a_merged_adapter_is_not_trained(tmp_path: Path) -> None:
     model = lora_wrap(tiny_t5())
     model.merge_adapter()
     trainer = T5PeftTrainer(model, arguments(tmp_path), train_dataset=tiny_records(4))
-    with pytest.raises(ValueError, match=r"into whose weights the adapter\(s\) \['default'\] are merged; .*unmerge_adapter"):
+    with pytest.raises(
+        ValueError, match=r"into whose weights the adapter\(s\) \['default'\] are merged; .*unmerge_adapter"
+    ):
         trainer.train()
     model.unmerge_adapter()
     trainer.train()
