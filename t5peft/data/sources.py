@@ -176,9 +176,6 @@ def read_records(records: Iterable[Any]) -> Sequence[Any]:
 
     Lists and files stay as they are. Many records of a data set or of an iterator are read from the disk. Any other collection
     becomes a list.
-
-    Raises:
-        ValueError: Got nothing that can be read one by one.
     """
     _ensure_iterable(records)
     if isinstance(records, list | RecordFile):
@@ -196,9 +193,6 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
     Args:
         records: A list, a ``Dataset``, a stream, or any iterable.
         rows: Records of a batch.
-
-    Raises:
-        ValueError: Got nothing that can be read one by one.
     """
     _ensure_iterable(records)
     if isinstance(records, RecordFile):
@@ -218,9 +212,7 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
 
 def _ensure_iterable(records: object) -> None:
     if not isinstance(records, Iterable):
-        raise ValueError(
-            f"Got {records!r:.60} as records; expected a list of mappings, a Dataset or a stream. Give one."
-        )
+        raise ValueError(f"Got {records!r:.60} as records; expected a list of mappings, a Dataset or a stream.")
 
 
 def label_names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:

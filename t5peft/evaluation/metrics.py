@@ -97,8 +97,8 @@ def compute(
         Fractions, but BLEU and chrF from 0 to 100, Matthews from -1 to 1, and perplexity from 1.
 
     Raises:
-        ValueError: The name is unknown, one text stands for many, examples are missing, their numbers differ, an example has no reference, an answer is
-            neither text nor a whole number, or gleu gets no sources.
+        ValueError: The name is unknown, one text stands for many, examples are missing, their numbers differ, an example has
+            no reference, an answer is neither text nor a whole number, or gleu gets no sources.
     """
     if name not in METRICS:
         raise ValueError(f"Got the metric {name!r}; expected one of {', '.join(METRICS)}.")

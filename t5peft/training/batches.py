@@ -139,11 +139,8 @@ class BatchingTrainer(EvaluatingTrainer):
     def _cuts_steps(self) -> bool:
         """Whether the batches of a step are taken together and cut by length."""
         cuts = isinstance(self.data_collator, Collator) and not self.is_deepspeed_enabled
-        return (
-            cuts
-            and not self.has_own_loss()
-            and (isinstance(self.head, EmbeddingHead) or not has_own_forward(self.wrapped_model))
-        )
+        own_forward = has_own_forward(self.wrapped_model) and not isinstance(self.head, EmbeddingHead)
+        return cuts and not self.has_own_loss() and not own_forward
 
 
 def uses_items(function: Callable[..., Any]) -> bool:

@@ -54,8 +54,7 @@ class Collator:
         """
         if other := next((feature for feature in features if not isinstance(feature, Mapping)), None):
             raise ValueError(
-                f"Got {other!r:.60} ({type(other).__name__}) as an example; expected a mapping with `input_ids`. Give a list of "
-                "those, such as Task.tokenize makes."
+                f"Got {other!r:.60} ({type(other).__name__}) as an example; expected a mapping with `input_ids`. See Task.tokenize."
             )
         unpadded = [self.head.unpad(feature) for feature in features]
         labeled = any(name in feature for feature in unpadded for name in self.head.labels)
@@ -334,9 +333,7 @@ class EvaluatingTrainer(CheckpointTrainer):
             inputs = self._in_order(parts, "inputs", IGNORED_LABEL)
             computed = self.compute_metrics(EvalPrediction(predictions, labels, inputs=inputs, losses=losses))
             if not isinstance(computed, Mapping):
-                raise ValueError(
-                    f"Got {computed!r:.60} from compute_metrics; expected a dictionary. Return {{'name': value}}."
-                )
+                raise ValueError(f"Got {computed!r:.60} from compute_metrics; expected a dictionary. Return one.")
             metrics.update({k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in computed.items()})
         return EvalLoopOutput(predictions, labels, denumpify_detensorize(metrics), rows)
 

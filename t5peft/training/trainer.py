@@ -98,14 +98,7 @@ class T5PeftTrainer(BatchingTrainer):
         optimizers: tuple[Optimizer | None, Any] = (None, None),
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        if isinstance(train_dataset, Mapping):
-            raise ValueError(
-                f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Give one of these."
-            )
-        if model is not None:
-            unwrap_t5(model)
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_dataset(dataset, name)
+        _check_given(model, train_dataset, eval_dataset)
         self._pending, self.throughput = [], Throughput()
         self._during_training = contextlib.ExitStack()
         super().__init__(
@@ -389,3 +382,15 @@ class T5PeftTrainer(BatchingTrainer):
         if "loss" in logs:
             logs.update(self.throughput.read())
         super().log(logs, start_time)
+
+
+def _check_given(model: nn.Module | None, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse what is not a T5, and data that cannot be trained or evaluated on."""
+    if model is not None:
+        unwrap_t5(model)
+    if isinstance(train_dataset, Mapping):
+        raise ValueError(
+            f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Give one of these."
+        )
+    check_dataset(train_dataset, "train_dataset")
+    check_dataset(eval_dataset, "eval_dataset")

@@ -196,7 +196,7 @@ def test_numbers_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match="Got max_new_tokens=0 and num_beams=1; expected whole numbers, at least 1"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=0)
     with pytest.raises(
-        ValueError, match="Got max_new_tokens=1.5 and num_beams='2'; expected whole numbers, at least 1"
+        ValueError, match=r"Got max_new_tokens=1\.5 and num_beams='2'; expected whole numbers, at least 1"
     ):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=1.5, num_beams="2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Got tokens_per_batch=0; expected at least 1"):

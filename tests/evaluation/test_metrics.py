@@ -394,8 +394,5 @@ def test_one_text_or_a_mapping_is_no_list_of_answers_and_an_iterator_is(name: st
             with pytest.raises(ValueError, match=f"Got {message.format(side)}"):
                 compute(name, predictions, references)
     assert compute(name, iter(answers), iter(answers)) == compute(name, answers, answers)  # type: ignore[arg-type]
-
-
-def test_perplexity_is_of_numbers() -> None:
     with pytest.raises(ValueError, match="metric 'perplexity' cannot take: 'a', expected numbers"):
         compute("perplexity", ["a"], [2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from narrow import array, as_dataset, model_of
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, AdaLoraConfig, AdaLoraModel, get_peft_model
 from peft.utils import PeftType
 from stacks import GradientRecorder, quiet_arguments, relative_difference
-from tiny import EOS, PAD, fill_unevenly, tiny_classifier, tiny_config, tiny_t5, tiny_tokenizer
+from tiny import EOS, PAD, tiny_classifier, tiny_t5, tiny_tokenizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from trainers import RECORDS, assert_same_training, losses_and_gradients, trainer_of, with_loss
@@ -140,64 +139,6 @@ def test_a_loss_that_adds_to_ours_keeps_it(accumulation: int, tmp_path: Path) ->
     assert weighted == pytest.approx([3 * loss for loss in losses], rel=1e-6)
     tripled = {name: 3 * gradient for name, gradient in expected[0].items()}
     assert relative_difference(gradients[0], tripled) < 1e-5
-
-
-class WeightedT5ForConditionalGeneration(T5ForConditionalGeneration):
-    """A model with class weights in its loss, which is no mean over tokens."""
-
-    @functools.wraps(T5ForConditionalGeneration.forward)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = super().forward(*args, **kwargs)
-        return weigh(outputs, kwargs.get("labels"))
-
-
-def weigh(outputs: Any, labels: Any) -> Any:
-    if labels is not None:
-        weights = torch.linspace(0.2, 3, outputs.logits.shape[-1])
-        outputs.loss = cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), weights) + 1
-    return outputs
-
-
-class Wrapper(torch.nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model, self.config = model, model.config
-
-    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-        return weigh(outputs, labels)
-
-
-def weighted_model(how: str) -> Any:
-    torch.manual_seed(0)
-    if how == "class":
-        return lora_wrap(fill_unevenly(WeightedT5ForConditionalGeneration(tiny_config())))
-    model = lora_wrap(tiny_t5())
-    if how == "wrapper":
-        return Wrapper(model)
-    base: Any = model.get_base_model()
-    if how == "hook":
-        base.register_forward_hook(
-            lambda _, __, kwargs, outputs: weigh(outputs, kwargs.get("labels")), with_kwargs=True
-        )
-        return model
-    forward = base.forward
-    base.forward = functools.wraps(forward)(
-        lambda *args, **kwargs: weigh(forward(*args, **kwargs), kwargs.get("labels"))
-    )
-    return model
-
-
-@pytest.mark.parametrize("cutting", [{}, {"tokens_per_micro_batch": 40}], ids=str)
-@pytest.mark.parametrize("how", ["class", "wrapper", "hook", "instance"])
-def test_the_loss_of_a_model_of_the_users_is_that_of_plain_trainer(
-    how: str, cutting: dict[str, Any], tmp_path: Path
-) -> None:
-    ours = trainer_of(T5PeftTrainer, weighted_model(how), tmp_path, per_device_eval_batch_size=8, **cutting)
-    plain = trainer_of(Seq2SeqTrainer, weighted_model(how), tmp_path, per_device_eval_batch_size=8)
-    found, expected = (trainer.evaluate(as_dataset(RECORDS))["eval_loss"] for trainer in (ours, plain))
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert_same_training(ours, plain)
 
 
 def ada_lora() -> Any:
