@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
@@ -103,7 +103,8 @@ def compute(
     if name not in METRICS:
         raise ValueError(f"Got the metric {name!r}; expected one of {', '.join(METRICS)}.")
     metric = METRICS[name]
-    predictions, references = items_of(predictions, "predictions"), items_of(references, "references")
+    predictions = items_of(predictions, "predictions")
+    references = cast(References, items_of(references, "references"))
     problems = _problems(metric, predictions, [answers_of(reference) for reference in references], sources)
     if problems:
         raise ValueError(

@@ -382,11 +382,12 @@ def test_compute_says_everything_that_is_wrong_at_once() -> None:
 @pytest.mark.parametrize("name", ["accuracy", "f1", "rouge", "perplexity"])
 def test_one_text_or_a_mapping_is_no_list_of_answers_and_an_iterator_is(name: str) -> None:
     answers: list[Any] = [1, 2] if name == "perplexity" else ["a", "b"]
-    for wrong, message in (
+    given: list[tuple[Any, str]] = [
         ("ab", "one text as {}, 'ab'"),
         ({"a": 1, "b": 2}, "builtins.dict as {}"),
         (2, "builtins.int as {}"),
-    ):
+    ]
+    for wrong, message in given:
         for side, (predictions, references) in {
             "predictions": (wrong, answers),
             "references": (answers, wrong),

@@ -20,7 +20,7 @@ from t5peft import T5PeftTrainer, lora_wrap
 class WeightedT5ForConditionalGeneration(T5ForConditionalGeneration):
     """A model with class weights in its loss, which is no mean over tokens."""
 
-    @functools.wraps(T5ForConditionalGeneration.forward)
+    @functools.wraps(T5ForConditionalGeneration.forward)  # type: ignore[override]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().forward(*args, **kwargs)
         return weigh(outputs, kwargs.get("labels"))
