@@ -20,8 +20,8 @@ from t5peft import T5PeftTrainer, lora_wrap
 class WeightedT5ForConditionalGeneration(T5ForConditionalGeneration):
     """A model with class weights in its loss, which is no mean over tokens."""
 
-    @functools.wraps(T5ForConditionalGeneration.forward)  # type: ignore[override]
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(T5ForConditionalGeneration.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         outputs = super().forward(*args, **kwargs)
         return weigh(outputs, kwargs.get("labels"))
 
