@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from t5peft.cli.config_file import read_config_file, words_of
 from t5peft.compat.suggestions import did_you_mean
 
+_PATHS = ("FOLDER", "FILE", "NAME")  # metavars of paths, of which an empty one would be the current folder
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help that keeps the line breaks of the epilog and shows defaults."""
@@ -64,6 +66,10 @@ class Parser(argparse.ArgumentParser):
         if args is not None and (path := self._config_of(args)) is not None:
             args = [*self._read_config(path, args), *args]
         parsed, unknown = self.parse_known_args(args, namespace)
+        for action in self._actions:
+            if action.metavar in _PATHS and getattr(parsed, action.dest, None) == "":
+                name = action.option_strings[-1] if action.option_strings else action.metavar
+                self.error(f"got an empty {name}; expected a name. Is a variable of the shell unset?")
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
             words = [word.partition("=")[0] for word in unknown if word.startswith("-")]

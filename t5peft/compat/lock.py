@@ -51,7 +51,11 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
     Raises:
         FolderInUseError: Another process or thread holds the folder.
         DiskError: The disk is full, read-only or broken.
+        OSError: The folder cannot be created or written to.
+        ValueError: Its name is empty, which would be the current folder.
     """
+    if not str(folder):
+        raise ValueError("Got an empty name of a folder; expected one. Write '.' for the current folder.")
     folder = Path(folder)
     if _distributed_rank() > 0:
         with disk_errors(folder):
@@ -83,7 +87,7 @@ def hold_file(path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _create(path.parent)
         with disk_errors(path.parent), _hold(path.with_name(f".{path.name}.lock"), f"the file {path}"):
             yield
 
@@ -91,8 +95,23 @@ def hold_file(path: str | Path) -> Iterator[None]:
 def _make_folders(folder: Path) -> list[Path]:
     """Create ``folder`` and return the folders that were missing, outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    _create(folder)
     return missing[::-1]
+
+
+def _create(folder: Path) -> None:
+    """Create ``folder`` where it is missing.
+
+    Raises:
+        OSError: It cannot be created, or a file is in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        places = (folder, *folder.parents)
+        file = next((path for path in places if not path.is_dir() and (path.exists() or path.is_symlink())), None)
+        reason = f"where {file} is a file" if file is not None else f"which cannot be created ({error.strerror})"
+        raise type(error)(f"Got the folder {folder}, {reason}; expected one to write to. Give another one.") from error
 
 
 @contextmanager
@@ -141,7 +160,11 @@ def _hold_nothing() -> None:
 def _acquire(lock: Path, subject: str) -> int:
     """Lock the file ``lock`` and return its descriptor."""
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileNotFoundError, PermissionError) as error:
+            text = f"Got {subject}, which cannot be written to ({error.strerror}); expected one that can. Give another one."
+            raise type(error)(text) from error
         try:
             if not _lock(descriptor, lock, subject):
                 raise FolderInUseError(_message(subject, lock, _read(descriptor)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from t5peft.data.sources import origin_of
 from t5peft.data.template import SURROGATE, Template, as_text, some_rows
@@ -163,20 +163,34 @@ def missing_references(records: Rows, column: str | None) -> list[str]:
 
 
 def mapped_references(records: Rows, column: str | None) -> list[RowProblem]:
-    """Return a problem where references hold columns of their own, as SQuAD's do, whose names would pass for answers."""
+    """Return a problem for each kind of references that are neither texts nor lists of texts.
 
-    def is_mapped(cell: object) -> bool:
-        return isinstance(cell, Mapping) or (isinstance(cell, list) and any(isinstance(one, Mapping) for one in cell))
-
-    rows = [i for i, record in enumerate(records) if column is not None and is_mapped(record.get(column))]
-    if not rows:
+    Those of SQuAD are nested columns, whose names would pass for answers. Lists of lists would pass for none.
+    """
+    if column is None:
         return []
-    before = f"Its references are in the column {column!r}, which contains nested columns in "
+    rows: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        cell = record.get(column)
+        several = isinstance(cell, Iterable) and not isinstance(cell, str | bytes | Mapping)
+        items = list(cast("Iterable[object]", cell)) if several else [cell]
+        if any(isinstance(one, Mapping) for one in items):
+            rows.setdefault("nested columns", []).append(i)
+        elif any(isinstance(one, Iterable) and not isinstance(one, str) for one in items):
+            rows.setdefault("lists of lists, or bytes,", []).append(i)
     after = (
         "; a text or a list of texts was expected. Name the nested column as load_records does ('answers.text'), or convert the "
         "references to lists of texts."
     )
-    return [RowProblem(("mapped",), before, rows, after)]
+    return [
+        RowProblem(
+            ("references", kind),
+            f"Its references are in the column {column!r}, which contains {kind} in ",
+            where,
+            after,
+        )
+        for kind, where in rows.items()
+    ]
 
 
 def unknown_labels(records: Rows, column: str, labels: Sequence[str]) -> list[RowProblem]:

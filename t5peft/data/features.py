@@ -9,7 +9,7 @@ Letters: B batch, S source tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -34,17 +34,27 @@ def check_dataset(dataset: Any, name: str) -> None:
         name: What errors call it.
 
     Raises:
-        ValueError: It is empty, or a column looks like a misspelled one of ``COLUMNS``.
+        ValueError: It is empty, an iterator or one of tables, or a column looks like a misspelled one of ``COLUMNS``.
     """
     if isinstance(dataset, Mapping):
         for key, part in dataset.items():
             check_dataset(part, f"{name}[{key!r}]")
         return
+    if isinstance(dataset, Iterator) and name != "test_dataset":
+        raise ValueError(
+            f"Got a {type(dataset).__name__} as {name}, which can be read once; expected records that every epoch and evaluation "
+            "can read. Give a list, or IterableDataset.from_generator(function)."
+        )
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(f"Got an empty {name}; expected at least one record with `input_ids` and `labels`.")
     indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
-    if indexed and isinstance(dataset[0], Mapping):
-        check_columns(dataset[0].keys(), name)
+    first = dataset[0] if indexed else None
+    if hasattr(first, "column_names"):
+        raise ValueError(
+            f"Got {name} in the format of Arrow, whose examples are tables; expected mappings. Call dataset.with_format(None)."
+        )
+    if isinstance(first, Mapping):
+        check_columns(first.keys(), name)
 
 
 def check_columns(columns: Collection[str], dataset: str) -> None:

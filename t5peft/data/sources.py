@@ -177,6 +177,7 @@ def read_records(records: Iterable[Any]) -> Sequence[Any]:
     Lists and files stay as they are. Many records of a data set or of an iterator are read from the disk. Any other collection
     becomes a list.
     """
+    _ensure_iterable(records)
     if isinstance(records, list | RecordFile):
         return records
     if isinstance(records, Dataset):
@@ -193,6 +194,7 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
         records: A list, a ``Dataset``, a stream, or any iterable.
         rows: Records of a batch.
     """
+    _ensure_iterable(records)
     if isinstance(records, RecordFile):
         yield from records.batches(rows)
     elif isinstance(records, Dataset):
@@ -206,6 +208,11 @@ def batches_of(records: Iterable[Any], rows: int = 1000) -> Iterator[Sequence[An
         left = iter(records)
         while batch := list(islice(left, rows)):
             yield batch if features is None else labeled_records(batch, features)
+
+
+def _ensure_iterable(records: object) -> None:
+    if not isinstance(records, Iterable):
+        raise ValueError(f"Got {records!r:.60} as records; expected a list of mappings, a Dataset or a stream.")
 
 
 def label_names_of(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data.words import tokenize_words
-from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+from t5peft.evaluation.inference import Sources, check_ids, evaluating, length_batches, padded, source_ids
 from t5peft.models.encoders import mean_over_tokens
 from t5peft.models.unwrap import unwrap_t5
 
@@ -130,6 +130,7 @@ def _of_each(
                 f"Got a {type(t5).__name__}; expected a class that ends in {' or '.join(ends)}. Load the backbone by "
                 "load_backbone(name, head=...)."
             )
+        check_ids(ids, t5)
         for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=1):
             input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
             rows = compute(t5, {"input_ids": input_ids, "attention_mask": attention_mask}).cpu()

@@ -121,6 +121,32 @@ def source_ids(
     return [one if len(one) <= max_source_length else [*one[: max_source_length - 1], one[-1]] for one in ids]
 
 
+def check_ids(ids: Sequence[Sequence[int]], t5: PreTrainedModel) -> None:
+    """Check that a model has every token of sources or candidates; a GPU would only say so in a way that ends the process.
+
+    Args:
+        ids: Token ids of each text.
+        t5: The model.
+
+    Raises:
+        ValueError: A token id is not below the size of its vocabulary.
+    """
+    highest = max((max(row) for row in ids if row), default=0)
+    if highest >= t5.config.vocab_size:
+        raise ValueError(
+            f"Got the token id {highest}; expected ids below {t5.config.vocab_size}, the vocabulary of the model. Give "
+            "the tokenizer that belongs to the model; load_with_tokens loads an adapter with the tokens that it brings."
+        )
+
+
+def check_generation(max_new_tokens: int, num_beams: int) -> None:
+    """Raise one ValueError for numbers of tokens and beams that are not whole numbers of at least 1."""
+    if not all(isinstance(number, int) and number >= 1 for number in (max_new_tokens, num_beams)):
+        raise ValueError(
+            f"Got max_new_tokens={max_new_tokens!r} and num_beams={num_beams!r}; expected whole numbers, at least 1 of each."
+        )
+
+
 def length_batches(
     sources: Sequence[Sequence[int]], tokens_per_batch: int, *, more_per_row: int, passes: int, copies: int = 1
 ) -> list[list[int]]:

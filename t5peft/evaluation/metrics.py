@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
+from t5peft.data.sources import items_of
 from t5peft.evaluation.calibration import perplexity
 from t5peft.evaluation.classification import References, accepted_answers, accuracy, answers_of, f1, f1_binary, matthews
 from t5peft.evaluation.gleu import gleu, google_bleu, sentence_gleu
@@ -95,12 +97,14 @@ def compute(
         Fractions, but BLEU and chrF from 0 to 100, Matthews from -1 to 1, and perplexity from 1.
 
     Raises:
-        ValueError: The name is unknown, examples are missing, their numbers differ, an example has no reference, an answer is
-            neither text nor a whole number, or gleu gets no sources.
+        ValueError: The name is unknown, one text stands for many, examples are missing, their numbers differ, an example has
+            no reference, an answer is neither text nor a whole number, or gleu gets no sources.
     """
     if name not in METRICS:
         raise ValueError(f"Got the metric {name!r}; expected one of {', '.join(METRICS)}.")
     metric = METRICS[name]
+    predictions = items_of(predictions, "predictions")
+    references = cast(References, items_of(references, "references"))
     problems = _problems(metric, predictions, references, sources)
     if problems:
         raise ValueError(
@@ -130,7 +134,18 @@ def _problems(
         problems.append(
             f"{len(without)} examples without a reference, the first of them example {without[0]}, expected at least one each"
         )
-    if metric.name != "perplexity":
+    if metric.name == "perplexity":
+        wrong = next(
+            (
+                one
+                for one in chain(predictions, chain.from_iterable(map(answers_of, references)))
+                if not isinstance(one, Real)
+            ),
+            None,
+        )
+        if wrong is not None:
+            problems.append(f"{wrong!r}, expected numbers")
+    else:
         problems += [
             f"{side} such as {found[0]!r}, the first of them example {found[1]}, expected texts or whole numbers"
             for side, found in (

@@ -11,7 +11,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data.decoding import decode
-from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+from t5peft.evaluation.inference import (
+    Sources,
+    check_generation,
+    check_ids,
+    evaluating,
+    length_batches,
+    padded,
+    source_ids,
+)
 from t5peft.methods.base import has_peft_prompt
 
 
@@ -58,8 +66,7 @@ def predict(
     Raises:
         ValueError: The model has no language model head, or a number is below 1.
     """
-    if max_new_tokens < 1 or num_beams < 1:
-        raise ValueError(f"Got max_new_tokens={max_new_tokens} and num_beams={num_beams}; expected at least 1 of each.")
+    check_generation(max_new_tokens, num_beams)
     ids = source_ids(sources, tokenizer, max_source_length)
     batches = length_batches(
         ids, tokens_per_batch, more_per_row=max_new_tokens, passes=1 + max_new_tokens, copies=num_beams
@@ -67,6 +74,7 @@ def predict(
     texts, cut = [""] * len(ids), 0
     with evaluating(model) as t5:
         _check_generates(t5)
+        check_ids(ids, t5)
         for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
             generated = _generate(model, t5, [ids[i] for i in batch], max_new_tokens, num_beams)
             cut += _unfinished(generated, t5)

@@ -24,7 +24,7 @@ from t5peft.data.sources import read_candidates
 from t5peft.data.truncation import as_targets, encode
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_places, trees
-from t5peft.evaluation.inference import Sources, evaluating, length_batches, padded, source_ids
+from t5peft.evaluation.inference import Sources, check_ids, evaluating, length_batches, padded, source_ids
 from t5peft.evaluation.peft_prompts import target_log_probabilities
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.unwrap import unwrap_t5
@@ -159,6 +159,7 @@ def _rank(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[in
     """Return the log-probabilities [N, C], by one pass of the encoder over each source."""
     scores = _empty_scores(tokens, len(ids))
     with evaluating(model) as t5:
+        check_ids([*ids, *(row for rows in tokens.values() for row in rows)], t5)
         start, shared = t5.config.decoder_start_token_id, can_share(t5)
         made = {key: trees(several, start, shared) for key, several in tokens.items()}
         trees_of = [made[i if i in made else -1] for i in range(len(ids))]
@@ -368,6 +369,7 @@ def classify(
                 f"Got a {type(t5).__name__}, which has {kind}; expected a classification head. Use rank with target words, or tag "
                 "or embed of t5peft.evaluation for the other heads of an encoder."
             )
+        check_ids(ids, t5)
         scores = torch.empty(len(ids), int(t5.config.num_labels or 0))
         for batch in length_batches(ids, tokens_per_batch, more_per_row=1, passes=2):
             input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)

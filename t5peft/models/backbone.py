@@ -36,7 +36,7 @@ from t5peft.compat.torch import computes_bfloat16
 from t5peft.models.embedded import EMBEDDED, resolve_backbone
 from t5peft.models.encoders import EncoderHead, encoder_class, head_of_config, trained_head
 from t5peft.models.families import FAMILIES, ensure_has, family_of
-from t5peft.models.folders import recover
+from t5peft.models.folders import ensure_holds_model, recover
 from t5peft.models.manifest import MANIFEST, non_finite_names, read_json, verify
 from t5peft.models.quantized import Quantization, finish_quantization, quantization_config, quantization_of_model
 from t5peft.models.sentence_transformers import stored_projection
@@ -273,8 +273,9 @@ def _at(revision: str | None) -> dict[str, str]:
 
 
 def _verify_folder(path: Path) -> None:
-    """Complete an interrupted save of a local folder, and verify it if it has a manifest."""
+    """Complete an interrupted save of a local folder, and verify that it holds a model, by its manifest if it has one."""
     recover(path)
+    ensure_holds_model(path)
     if (path / "config.json").is_file():
         read_json(path / "config.json")
     problems = verify(path) if (path / MANIFEST).is_file() else []

@@ -190,3 +190,22 @@ def _delete_leftovers(folder: Path) -> None:
         with claim(path) as is_abandoned:
             if is_abandoned:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def ensure_holds_model(folder: Path) -> None:
+    """Refuse a folder that is there and does not hold a model, such as that of an adapter.
+
+    Args:
+        folder: A folder, or a name of the hub.
+
+    Raises:
+        FileNotFoundError: The folder has no config.json.
+    """
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    found, advice = "which has no config.json", "Give the folder of a model."
+    for place, what in ((folder, "which holds an adapter"), (folder / "adapter", "the folder of a run")):
+        if (place / "adapter_config.json").is_file():
+            found, advice = what, f"load_adapter({str(place)!r}) loads an adapter beside its own backbone."
+            break
+    raise FileNotFoundError(f"Got {folder}, {found}; expected a whole model, with config.json and weights. {advice}")

@@ -25,6 +25,7 @@ from transformers import AutoConfig, MT5Config, PretrainedConfig, T5Config, UMT5
 
 from t5peft.models.embedded import resolve_backbone
 from t5peft.models.families import FAMILIES
+from t5peft.models.folders import ensure_holds_model
 from t5peft.planning.other_geometry import OTHER_CHECKPOINTS
 
 # d_model, d_kv, d_ff, encoder layers, decoder layers, heads
@@ -136,6 +137,7 @@ def config_of(backbone: str) -> PretrainedConfig:
             config.architectures, config.embedding_size = ["T5EncoderModel"], 768
         return config
     path = Path(resolve_backbone(backbone)).expanduser()
+    ensure_holds_model(path)
     try:
         config = AutoConfig.from_pretrained(path if path.is_dir() else backbone)
     except OSError as error:

@@ -37,7 +37,7 @@ from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import correct_config, has_untied_head, load_backbone, load_tokenizer
 from t5peft.models.embedded import backbone_name, resolve_backbone
 from t5peft.models.families import ensure_has, family_of
-from t5peft.models.folders import recover, replacing
+from t5peft.models.folders import ensure_holds_model, recover, replacing
 from t5peft.models.manifest import MANIFEST, read_json, verify, write_manifest_file
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.bake import bake, into_one_table, prompt_of
@@ -209,6 +209,7 @@ def _write(
 def _load(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load an adapter beside its unquantized backbone, or a whole model; encoders too."""
     if not is_adapter(folder):
+        ensure_holds_model(folder)
         architectures = read_json(folder / "config.json").get("architectures") or [""] if folder.is_dir() else [""]
         if not str(architectures[0]).endswith("EncoderModel"):
             return load_backbone(folder)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data import Task
 from t5peft.data.decoding import decode
-from t5peft.evaluation.inference import Sources, source_ids
+from t5peft.evaluation.inference import Sources, check_generation, source_ids
 from t5peft.evaluation.prediction import Predictions
 from t5peft.evaluation.ranking import Feature, Ranking
 from t5peft.models.manifest import read_json
@@ -139,10 +139,7 @@ class Exported(ABC):
             ValueError: The model has no language model head, or a number is below 1.
         """
         self._ensure("language model", "predict", "Use classify or encode.")
-        if max_new_tokens < 1 or num_beams < 1:
-            raise ValueError(
-                f"Got max_new_tokens={max_new_tokens} and num_beams={num_beams}; expected at least 1 of each."
-            )
+        check_generation(max_new_tokens, num_beams)
         ids = source_ids(sources, self.tokenizer, max_source_length)
         answers = self.answer_ids(
             ids,

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from t5peft.compat.accelerate import CountedStream, examples_of_last_batch
+from t5peft.models.unwrap import has_own_forward
+from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.evaluation_loop import Collator, EvaluatingTrainer
 from t5peft.training.head import Batch
 from t5peft.training.order import repeatable_order
@@ -88,6 +90,16 @@ class BatchingTrainer(EvaluatingTrainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return [], None
+        for batch in batches:
+            lists = (
+                [name for name, value in batch.items() if isinstance(value, list)] if isinstance(batch, Mapping) else []
+            )
+            if lists or not isinstance(batch, Mapping):
+                found = f"lists as {', '.join(lists)}" if lists else f"a {type(batch).__name__}"
+                raise ValueError(
+                    f"Got {found} from the data_collator; expected a dictionary of tensors. Let it return tensors, such as by "
+                    "return_tensors='pt'."
+                )
         if not all(map(self.head.is_labeled, batches)):
             raise ValueError(self.head.columns_error(batches[0]))
         if self.accelerator.gradient_state.end_of_dataloader:
@@ -126,7 +138,9 @@ class BatchingTrainer(EvaluatingTrainer):
     @property
     def _cuts_steps(self) -> bool:
         """Whether the batches of a step are taken together and cut by length."""
-        return isinstance(self.data_collator, Collator) and not self.has_own_loss() and not self.is_deepspeed_enabled
+        cuts = isinstance(self.data_collator, Collator) and not self.is_deepspeed_enabled
+        own_forward = has_own_forward(self.wrapped_model) and not isinstance(self.head, EmbeddingHead)
+        return cuts and not self.has_own_loss() and not own_forward
 
 
 def uses_items(function: Callable[..., Any]) -> bool:

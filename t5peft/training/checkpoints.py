@@ -15,6 +15,8 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
@@ -118,8 +120,12 @@ class CheckpointTrainer(Seq2SeqTrainer):
     def _check_checkpoint(self, folder: Path) -> None:
         unfinished = (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists()
         problems = ["its save was not finished"] if unfinished else verify(folder)
+        if not folder.is_dir():
+            problems = ["there is no such folder"]
         if not problems and not self._is_sharded:
             problems = of_another_model(folder, self.wrapped_model)
+        if not problems and not (folder / TRAINER_STATE_NAME).is_file():
+            problems = [f"it has no {TRAINER_STATE_NAME}, as an adapter has none that was saved by itself"]
         if problems:
             raise ValueError(
                 f"Got the checkpoint {folder}, which cannot be resumed from: {'; '.join(problems)}; expected a complete one, and "
@@ -138,6 +144,21 @@ class CheckpointTrainer(Seq2SeqTrainer):
                 folder,
                 ", ".join(f"{name} {now}, not {old}" for name, (old, now) in changed.items()),
             )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Make the scheduler, after a check that the state in a checkpoint is of such an optimizer.
+
+        Args:
+            num_training_steps: Steps of the run.
+            optimizer: The optimizer; None for that of the Trainer.
+
+        Raises:
+            ValueError: The checkpoint was saved of another optimizer.
+        """
+        stored = None if self.resumed_from is None or self._is_sharded else self.resumed_from / OPTIMIZER_NAME
+        if stored is not None and stored.is_file() and (made := optimizer or self.optimizer) is not None:
+            _check_optimizer(stored, made)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _data_order(self) -> dict[str, int]:
         """Return what decides the order of the training examples; empty for a stream, or for a loader of the user's."""
@@ -264,6 +285,20 @@ class CheckpointTrainer(Seq2SeqTrainer):
         _load_adapters(model, Path(resume_from_checkpoint))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
+
+
+def _check_optimizer(path: Path, optimizer: Optimizer) -> None:
+    """Refuse the state of another optimizer, which torch would take, and fail at the next step."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # inside of that of accelerate
+    groups = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["param_groups"]
+    missing = sorted({name for group in optimizer.param_groups for name in group if name not in groups[0]})
+    if missing or len(groups) != len(optimizer.param_groups):
+        reason = f"it has no {', '.join(missing)}" if missing else f"it has {len(groups)} groups of parameters"
+        raise ValueError(
+            f"Got {path} of another optimizer than {type(optimizer).__name__} with {len(optimizer.param_groups)} groups "
+            f"({reason}); expected the optimizer that the run began with. Resume with the same optim and lora_plus_ratio, or begin "
+            "another run from its weights."
+        )
 
 
 def _load_adapters(model: PeftModel, checkpoint: Path) -> None:

@@ -92,5 +92,7 @@ class TrainConfig:
                 problems.append(f"Got {name}={getattr(self, name)}; expected at least 0.")
         if not 0 <= (self.label_smoothing or 0) < 1:
             problems.append(f"Got label_smoothing={self.label_smoothing}; expected at least 0 and less than 1.")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"Got seed={self.seed}; expected a whole number from 0 to {2**32 - 1}.")
         if problems:
             raise ValueError(" ".join(problems))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Seq2SeqTrainingArguments
+from transformers import GenerationConfig, Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import nested_detach, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
@@ -52,6 +52,10 @@ class Collator:
         Raises:
             ValueError: The model cannot take them.
         """
+        if other := next((feature for feature in features if not isinstance(feature, Mapping)), None):
+            raise ValueError(
+                f"Got {other!r:.60} ({type(other).__name__}) as an example; expected a mapping with `input_ids`. See Task.tokenize."
+            )
         unpadded = [self.head.unpad(feature) for feature in features]
         labeled = any(name in feature for feature in unpadded for name in self.head.labels)
         self.head.check(unpadded, labeled=labeled)
@@ -251,8 +255,9 @@ class EvaluatingTrainer(CheckpointTrainer):
         """Generate tokens without the start token."""
         given = gen_kwargs or {**getattr(self, "_gen_kwargs", {})}
         given = {name: value for name, value in given.items() if value is not None}
-        if "max_new_tokens" not in given and "max_length" not in given:
+        if not _limit_of(given):
             given |= self._generation_limit
+        given["return_dict_in_generate"] = False  # which a generation config may ask for
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         return cast(Any, unwrap_t5(model)).generate(**inputs, **given)[:, 1:]
 
@@ -327,16 +332,15 @@ class EvaluatingTrainer(CheckpointTrainer):
             )
             inputs = self._in_order(parts, "inputs", IGNORED_LABEL)
             computed = self.compute_metrics(EvalPrediction(predictions, labels, inputs=inputs, losses=losses))
+            if not isinstance(computed, Mapping):
+                raise ValueError(f"Got {computed!r:.60} from compute_metrics; expected a dictionary. Return one.")
             metrics.update({k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in computed.items()})
         return EvalLoopOutput(predictions, labels, denumpify_detensorize(metrics), rows)
 
     @property
     def _counts_cut_answers(self) -> bool:
         """Whether predictions are generated tokens up to a number of new tokens."""
-        given = {**getattr(self, "_gen_kwargs", {})}
-        return "max_new_tokens" in (
-            given if given.get("max_length") or given.get("max_new_tokens") else self._generation_limit
-        )
+        return "max_new_tokens" in (_limit_of(getattr(self, "_gen_kwargs", {})) or self._generation_limit)
 
     def _in_order(self, parts: list[Part], name: str, pad: int) -> Any:
         """Rows of all batches in the order of the data, or a list of batches where those are not to be concatenated."""
@@ -350,6 +354,15 @@ class EvaluatingTrainer(CheckpointTrainer):
             return together
         order = np.argsort(np.concatenate([part.indices for part in parts]))
         return _map(lambda array: _reorder(array, order), together)
+
+
+def _limit_of(given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the most tokens that arguments of ``generate`` ask for; empty where neither they nor their config say it."""
+    for source in (given, vars(given.get("generation_config") or GenerationConfig())):
+        found = {name: source[name] for name in ("max_new_tokens", "max_length") if source.get(name) is not None}
+        if found:
+            return found
+    return {}
 
 
 def _numpify(nested: Any) -> Any:

@@ -20,6 +20,7 @@ from t5peft.compat.peft import adds_to_loss
 from t5peft.data.collate import bucket_by_length
 from t5peft.data.features import LabelLayout, source_problems, unpadded
 from t5peft.models.families import family_of
+from t5peft.models.unwrap import has_own_forward
 from t5peft.nn.loss import IGNORED_LABEL
 
 Feature = Mapping[str, Any]
@@ -92,6 +93,13 @@ class Head:
             ValueError: It cannot; names all problems.
         """
         needed = ("input_ids", *self.labels) if labeled else ("input_ids",)
+        for name in needed:
+            without = sum(name not in feature for feature in features)
+            if 0 < without < len(features):
+                raise ValueError(
+                    f"Got examples of which {without} of {len(features)} have no `{name}`; expected it in all, or in none. Leave "
+                    "those out, or evaluate them apart."
+                )
         if any(name not in feature for feature in features for name in needed):
             raise ValueError(self.columns_error({name for feature in features for name in feature}))
         problems = source_problems(features, self.config.vocab_size)
@@ -135,17 +143,22 @@ class Head:
     ) -> tuple[Tensor, float, Any]:
         """Return the summed loss [], the number of items, and what the model returned.
 
-        Some tuners of peft add to the loss of the model. Their addition counts once a step, as in the mean that the model
-        itself returns.
+        Some tuners of peft add to the loss of the model, and a user's own forward may give any loss. What is added counts once a
+        step, as in the mean that the model itself returns.
         """
         items = self.count(batch)
-        adds = items > 0 and adds_to_loss(model)
+        adds = items > 0 and self.asks_model(model)
         inputs = batch if adds else {name: value for name, value in batch.items() if name not in self.labels}
         outputs = model(**inputs, **self.options)
         loss = self.loss_of(outputs, batch, label_smoothing, z_loss)
         if adds:
-            loss = loss + items * (outputs.loss - self.loss_of(outputs, batch, 0.0, 0.0) / items)
+            own = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+            loss = loss + items * (own - self.loss_of(outputs, batch, 0.0, 0.0) / items)
         return loss, items, outputs
+
+    def asks_model(self, model: nn.Module) -> bool:
+        """Return whether the loss is that which the model returns: a tuner or code of the user's may have changed it."""
+        return adds_to_loss(model) or has_own_forward(model)
 
     def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
         """Return the summed loss [] of what the model returned for a batch."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import PreTrainedModel
 
-from t5peft.compat.peft import adds_to_loss
 from t5peft.data.collate import (
     bucket_by_length,
     collate,
@@ -70,7 +69,7 @@ class TextHead(Head):
         self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
     ) -> tuple[Tensor, float]:
         """Return the loss [] summed over the target tokens, without making all logits, and their number."""
-        if adds_to_loss(model):
+        if self.asks_model(model):
             return super().loss(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
         return target_loss(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
 
@@ -214,6 +213,10 @@ class SpanHead(Head):
                 [f[name] for f in features], name, is_whole_number, "one position, a whole number"
             )
         ]
+
+    def asks_model(self, model: nn.Module) -> bool:
+        """Return False: the loss that the model returns depends on padding, and ``served`` refuses tuners that add to it."""
+        return False
 
     def count(self, batch: Batch) -> float:
         """Count the examples with a span, where half a span is a start or an end."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 
 ORDER_FILE = "epoch_order.pt"
 
@@ -56,6 +56,8 @@ def repeatable_order(loader: DataLoader[Any], checkpoint: Path | None) -> Repeat
     Returns:
         The sampler that the loader has now; None where its order does not depend on the state of a generator.
     """
+    if isinstance(loader.dataset, IterableDataset):  # whose sampler draws nothing
+        return None
     batches: Any = loader.batch_sampler
     while hasattr(batches, "batch_sampler"):  # one process of several
         batches = batches.batch_sampler

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType
+from typing import Any, cast, get_args, get_type_hints
 
 import torch
 from peft import PeftModel
@@ -26,6 +27,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from t5peft.compat.lock import hold_folder
 from t5peft.compat.suggestions import did_you_mean
@@ -340,3 +342,21 @@ def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]
             f"Got training_options {', '.join(wrong)}; expected arguments of T5PeftTrainingArguments that no other option "
             f"sets.{suggestions}"
         )
+    hints = get_type_hints(T5PeftTrainingArguments)
+    problems = [f"{name}={value!r}" for name, value in options.items() if not _fits(value, hints[name])]
+    reporters = options.get("report_to") or []
+    known = {"all", "none", *get_available_reporting_integrations()}
+    missing = {*([reporters] if isinstance(reporters, str) else reporters)} - known
+    if missing:
+        problems.append(f"report_to={', '.join(sorted(missing))}, which is not installed")
+    if problems:
+        expected = ", ".join(f"{name} of {getattr(hints[name], '__name__', hints[name])}" for name in options)
+        raise ValueError(f"Got training_options {'; '.join(problems)}; expected {expected}. Correct or install them.")
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Return whether a value is of a type hint, as far as that names simple types; a whole number is a float too."""
+    kinds = set(get_args(hint) or (hint,))
+    if not kinds <= {bool, int, float, str, NoneType}:
+        return True
+    return type(value) in kinds or (type(value) is int and float in kinds)

@@ -32,6 +32,7 @@ from t5peft.methods.activation_cache import read_batches
 from t5peft.methods.ladder import cached_activations
 from t5peft.methods.lora import set_lora_plus
 from t5peft.models.backbone import correct_config
+from t5peft.models.unwrap import ensure_unmerged, unwrap_t5
 from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
@@ -56,7 +57,7 @@ class T5PeftTrainer(BatchingTrainer):
     It takes the same arguments as ``Seq2SeqTrainer`` in the same order, and calls the same methods of a subclass. If
     ``compute_loss`` is overridden or ``compute_loss_func`` is given, steps are not split into micro-batches. The loss is then
     computed on the batches of plain Trainer. It is a mean over a batch unless it uses ``num_items_in_batch`` or
-    ``loss_is_scaled_for_ga`` says otherwise.
+    ``loss_is_scaled_for_ga`` says otherwise. The same applies to a model whose ``forward`` was changed: its own loss is trained.
 
     Args:
         model: A T5 with a head for text, sequence classification, regression, token classification, spans or embeddings, plain
@@ -96,12 +97,7 @@ class T5PeftTrainer(BatchingTrainer):
         optimizers: tuple[Optimizer | None, Any] = (None, None),
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        if isinstance(train_dataset, Mapping):
-            raise ValueError(
-                f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Pass one of these."
-            )
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_dataset(dataset, name)
+        _check_given(model, train_dataset, eval_dataset)
         self._pending, self.throughput = [], Throughput()
         self._during_training = contextlib.ExitStack()
         super().__init__(
@@ -178,7 +174,7 @@ class T5PeftTrainer(BatchingTrainer):
         """Return the optimizer of the arguments or of the user, with LoRA's B at its own learning rate where asked.
 
         Raises:
-            ValueError: The model has no parameter to train, or weights in float16.
+            ValueError: The model has no parameter to train, a merged adapter, or weights in float16.
         """
         if not any(parameter.requires_grad for parameter in self.wrapped_model.parameters()):
             raise ValueError(
@@ -186,6 +182,7 @@ class T5PeftTrainer(BatchingTrainer):
                 "returned, or load_adapter(folder, trainable=True)."
             )
         self._check_precision()
+        ensure_unmerged(self.wrapped_model)
         head = self.head.module
         if head and not any(parameter.requires_grad for parameter in self.t5.get_submodule(head).parameters()):
             logger.warning(
@@ -384,3 +381,15 @@ class T5PeftTrainer(BatchingTrainer):
         if "loss" in logs:
             logs.update(self.throughput.read())
         super().log(logs, start_time)
+
+
+def _check_given(model: nn.Module | None, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse what is not a T5, and data that cannot be trained or evaluated on."""
+    if model is not None:
+        unwrap_t5(model)
+    if isinstance(train_dataset, Mapping):
+        raise ValueError(
+            f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Pass one of these."
+        )
+    check_dataset(train_dataset, "train_dataset")
+    check_dataset(eval_dataset, "eval_dataset")

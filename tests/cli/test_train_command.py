@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from tiny import Geometry, tiny_t5
 from t5peft import load_adapter, load_backbone
 from t5peft.cli import main
 from t5peft.cli.data import load_saved_task
+from t5peft.cli.train_config import read_options
 from t5peft.data import load_records
 from t5peft.evaluation import evaluate_task, rank
+from t5peft.training.config import TrainConfig
+from t5peft.training.train import training_arguments
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "full"])
@@ -99,6 +103,47 @@ def test_an_option_that_contradicts_itself_is_an_error(
 ) -> None:
     assert train(backbone, table, tmp_path / "out", "--target-word", "1=fine", "--column", "text=stars") == 2
     assert "Got --column with 'text' more than once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--training-option", "report_to=nothing_known"], "report_to=nothing_known, which is not installed"),
+        (["--training-option", "torch_compile=maybe"], "torch_compile='maybe'; expected torch_compile of bool"),
+        (
+            ["--training-option", "dataloader_num_workers=1.5"],
+            "dataloader_num_workers=1.5; expected dataloader_num_workers",
+        ),
+        (["--training-option", "activation_cache_bytes=1GB"], "activation_cache_bytes='1GB'"),
+        (["--training-option", "pack=perhaps"], "pack='perhaps'; expected pack of bool | None"),
+        (["--seed", "-1"], "Got seed=-1; expected a whole number from 0"),
+        (["--output", ""], "Got an empty --output; expected a name"),
+        (["--backbone", ""], "Got an empty --backbone; expected a name"),
+    ],
+    ids=str,
+)
+def test_a_value_that_an_option_does_not_take_is_an_error(
+    option: list[str], message: str, backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code: Any = train(backbone, table, tmp_path / "out", *option)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["logging_steps=1", "z_loss=1", "pack=true", "report_to=[]", "report_to=none", "optim=adamw_torch"]
+)
+def test_a_value_that_a_training_option_takes_is_used(option: str) -> None:
+    name, value = option.split("=")
+    given = read_options([option], "--training-option")
+    made = training_arguments(TrainConfig(training_options=given), 8, "out")
+    assert getattr(made, name) in (given[name], [], [value])
 
 
 @pytest.mark.parametrize("geometry", ["v1.0", "v1.1"])

@@ -211,3 +211,22 @@ def test_a_lock_that_cannot_be_deleted_ends_nothing_and_is_free(
         with hold_folder(tmp_path):
             pass
     assert (tmp_path / LOCK).exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "x")
+    held: list[tuple[Callable[[Path], AbstractContextManager[None]], Path, str]] = [
+        (hold_folder, tmp_path / "table.csv", "table.csv is a file; expected one to write to"),
+        (hold_folder, tmp_path / "table.csv" / "run", "table.csv is a file; expected one to write to"),
+        (hold_folder, tmp_path / "link", "link is a file"),
+        (hold_file, tmp_path / "table.csv" / "out.csv", "table.csv is a file; expected one to write to"),
+        (hold_folder, Path("/proc/run"), "which cannot be created .No such file"),
+        (hold_file, Path("/proc/out.csv"), "which cannot be written to .No such file"),
+    ]
+    for hold, path, message in held:
+        with pytest.raises(OSError, match=f"^Got the (folder|file) .*{message}"), hold(path):
+            pass
+    with pytest.raises(ValueError, match="Got an empty name of a folder"), hold_folder(""):
+        pass
+    assert (tmp_path / "table.csv").read_text() == "a"

@@ -27,6 +27,7 @@ from t5peft.data.public import load_benchmark
 from t5peft.data.rewording import WordSwap
 from t5peft.data.sources import RecordFile, read_records
 from t5peft.data.splits import fingerprint_of_data, hold_out
+from t5peft.evaluation import compute
 from t5peft.evaluation.scores import EvaluationSet
 
 TASK = Task("film", "film: {text}", "{label}", {"0": "bad", "1": "good"}, metrics=("accuracy",))
@@ -291,3 +292,12 @@ def test_a_large_file_holds_out_what_a_small_one_does(
     wanted, found = (hold_out(read, TASK.source, share=share, at_most=at_most) for read in (small, large))
     assert [list(part) for part in found] == [list(part) for part in wanted]
     assert isinstance(large, RecordFile)
+
+
+def test_scoring_many_answers_copies_none_of_them() -> None:
+    answers, references = ["0", "1"] * 10_000, [["0"], ["0"]] * 10_000
+    tracemalloc.start()
+    assert compute("accuracy", answers, references)["accuracy"] == 0.5
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / len(answers) < 60  # bytes an answer; a list of one text takes 64

@@ -76,13 +76,30 @@ def test_a_reference_that_is_missing_is_no_word() -> None:
         assert task.answers({"mr": "x", "text": "a", "texts": missing}) == ["a"]
 
 
-@pytest.mark.parametrize("cell", [{"text": ["Bob"], "answer_start": [1]}, [{"text": "Bob"}]])
-def test_references_that_hold_columns_of_their_own_are_refused(cell: object, mini: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        ({"text": ["Bob"], "answer_start": [1]}, "nested columns"),
+        ([{"text": "Bob"}], "nested columns"),
+        (np.array([{"text": "Bob"}]), "nested columns"),
+        ([["Bob"]], "lists of lists, or bytes,"),
+        (b"Bob", "lists of lists, or bytes,"),
+    ],
+    ids=str,
+)
+def test_references_that_are_no_texts_are_refused(cell: object, kind: str, mini: PreTrainedTokenizerBase) -> None:
     task = Task("qa", "{question}", "{answer}", references="answers")
     record = {"question": "who?", "answer": "Bob", "answers": cell}
     for read in (task.answers, lambda record: task.tokenize([record], mini)):
-        with pytest.raises(ValueError, match="in the column 'answers', which contains nested columns in row 0"):
+        with pytest.raises(ValueError, match=f"in the column 'answers', which contains {kind} in row 0"):
             read(record)
+
+
+def test_records_that_are_none_are_refused(mini: PreTrainedTokenizerBase) -> None:
+    task = Task("qa", "{question}", "{answer}")
+    for read in (task.encode, task.tokenize, task.sources):
+        with pytest.raises(ValueError, match="Got None as records; expected a list of mappings"):
+            read(None, mini)  # type: ignore[arg-type]
 
 
 def test_references_to_labels_are_read_as_labels() -> None:

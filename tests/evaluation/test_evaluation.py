@@ -193,12 +193,27 @@ def test_one_text_in_place_of_candidates_is_refused() -> None:
 
 def test_numbers_below_one_are_refused() -> None:
     model = v1_0()
-    with pytest.raises(ValueError, match="Got max_new_tokens=0 and num_beams=1; expected at least 1 of each"):
+    with pytest.raises(ValueError, match="Got max_new_tokens=0 and num_beams=1; expected whole numbers, at least 1"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=0)
+    with pytest.raises(
+        ValueError, match=r"Got max_new_tokens=1\.5 and num_beams='2'; expected whole numbers, at least 1"
+    ):
+        predict(model, TOKENIZER, SOURCES, max_new_tokens=1.5, num_beams="2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Got tokens_per_batch=0; expected at least 1"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, tokens_per_batch=0)
     with pytest.raises(ValueError, match="Got max_source_length=1; expected at least 2"):
         predict(model, TOKENIZER, SOURCES, max_new_tokens=3, max_source_length=1)
+
+
+def test_tokens_that_the_model_has_not_are_refused() -> None:
+    model, size = v1_0(), v1_0().config.vocab_size
+    for use in (
+        lambda: predict(model, TOKENIZER, [[5, size, 1]], max_new_tokens=2),
+        lambda: rank(model, TOKENIZER, [[5, size, 1]], WORDS),
+    ):
+        with pytest.raises(ValueError, match=f"Got the token id {size}; expected ids below {size}, the vocabulary"):
+            use()
+    predict(model, TOKENIZER, [[5, size - 1, 1]], max_new_tokens=2)
 
 
 def peft_prompt(kind: str) -> PreTrainedModel:

@@ -36,6 +36,12 @@ def test_a_model_that_is_no_t5_is_an_error(case: Case) -> None:
         METHODS[case.method].wrap(nn.Linear(2, 2), **case.options)
 
 
+@pytest.mark.parametrize("given", [(tiny_t5(), "tokenizer"), "mini", None], ids=["pair", "name", "none"])
+def test_what_is_no_model_is_an_error(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"as model; expected a T5\. (Give the first|load_backbone)"):
+        lora_wrap(given)
+
+
 @all_adapters
 def test_the_inside_of_a_wrapped_model_is_an_error_too(case: Case) -> None:
     """``lora_wrap(model)`` changes its argument in place; wrapping that argument again must not stack two adapters."""

@@ -34,6 +34,7 @@ from t5peft.models.backbone import MINI, Quantization, ensure_trainable_dtype, h
 from t5peft.models.embedded import backbone_name, is_embedded, resolve_backbone
 from t5peft.models.families import FAMILIES, Family, family_of
 from t5peft.models.unwrap import unwrap_t5
+from t5peft.planning.geometry import config_of
 from t5peft.training.train import TrainConfig, train_and_evaluate
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -179,6 +180,19 @@ def test_the_table_of_families_names_what_the_models_have(kind: Family, activati
     attentions = {name: set(kind.attention) for name in (*kind.self_attention, *kind.cross_attention)}
     assert maps == attentions | {kind.feed_forward: set(kind.feed_forward_maps(config))}
     assert norms == {*kind.norms, kind.final_norm}
+
+
+def test_the_folder_of_an_adapter_or_of_a_run_is_no_backbone(tmp_path: Path) -> None:
+    save_adapter(lora_wrap(tiny_t5()), tmp_path / "run" / "adapter")
+    (tmp_path / "empty").mkdir()
+    for name, found in (
+        ("run/adapter", "which holds an adapter"),
+        ("run", "the folder of a run"),
+        ("empty", "config.json"),
+    ):
+        for load in (load_backbone, config_of):
+            with pytest.raises(FileNotFoundError, match=f"Got .*/{name}, .*{found}.*; expected a whole model"):
+                load(str(tmp_path / name))
 
 
 def test_a_head_of_no_classes_is_refused() -> None:

@@ -121,6 +121,33 @@ def test_a_checkpoint_of_another_model_is_not_resumed(other: Any, message: str, 
     assert all(torch.equal(p, before[name]) for name, p in model_of(trainer).named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optim": "sgd"}, r"another optimizer than SGD with 2 groups \(it has no .*momentum"),
+        ({"optim": "adafactor"}, r"another optimizer than Adafactor .*decay_rate"),
+        ({"lora_plus_ratio": 4.0}, r"another optimizer than AdamW with 3 groups \(it has 2 groups of parameters\)"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_optimizer_is_not_resumed(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, save_strategy="steps", max_steps=1)
+    T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()
+    args = arguments(tmp_path, max_steps=2, **changed)
+    with pytest.raises(ValueError, match=rf"optimizer\.pt of {message}"):
+        T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train(True)
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_resumed(tmp_path: Path) -> None:
+    save_adapter(lora_wrap(tiny_t5()), tmp_path / "adapter")
+    for name, message in (("adapter", "it has no trainer_state.json"), ("nothing", "there is no such folder")):
+        trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path), train_dataset=tiny_records(8))
+        with pytest.raises(ValueError, match=f"cannot be resumed from: {message}"):
+            trainer.train(str(tmp_path / name))
+
+
 def test_other_dropout_and_initialisation_do_not_stop_resuming(tmp_path: Path) -> None:
     args = arguments(tmp_path, save_strategy="steps", max_steps=1)
     T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8)).train()

@@ -45,14 +45,15 @@ def test_streams_are_trained_and_evaluated_on(make: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_stream_is_resumed_in_a_later_epoch(accumulation: int, tmp_path: Path) -> None:
+def test_a_stream_is_resumed_in_any_epoch(accumulation: int, tmp_path: Path) -> None:
     losses = []
     for checkpoint in (None, "checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"):
         args = arguments(
             tmp_path, max_steps=6, logging_steps=1, per_device_train_batch_size=2, save_strategy="steps", save_steps=1,
             gradient_accumulation_steps=accumulation,
         )  # fmt: skip
-        trainer = T5PeftTrainer(lora_wrap(seeded(tiny_t5)), args, train_dataset=Stream())  # of three batches
+        model = seeded(lambda: tiny_t5(dropout_rate=0.1))
+        trainer = T5PeftTrainer(lora_wrap(model), args, train_dataset=Stream())  # of three batches
         trainer.train(resume_from_checkpoint=checkpoint and str(tmp_path / checkpoint))
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert len(losses[0]) == 6
@@ -83,6 +84,16 @@ def test_a_stream_in_several_processes_is_refused_with_workers(tmp_path: Path, m
             "`labels` reach from 3 to 384; expected 0 to 383, or -100 to ignore",
         ),
         ([{"input_ids": [3, EOS], "labels": [-1, EOS]}], "`labels` reach from -1 to 1; expected 0 to 383, or -100"),
+        (
+            [{"input_ids": [3, EOS]}, {"input_ids": [3, EOS], "labels": [3, EOS]}],
+            "examples of which 1 of 2 have no `labels`; expected it in all",
+        ),
+        (
+            (record for record in tiny_records(4)),
+            "a generator as train_dataset, which can be read once; expected records",
+        ),
+        (Dataset.from_list(tiny_records(4)).with_format("arrow"), "train_dataset in the format of Arrow"),
+        (["text"], r"Got 'text' \(str\) as an example; expected a mapping with `input_ids`"),
         ([{"input_ids": [3, EOS], "labels": 2}], "`labels` such as 2; expected a list of token ids"),
         ([{"input_ids": [3, EOS], "labels": None}], "`labels` such as None; expected a list of token ids"),
         ([{"input_ids": [3, EOS], "labels": [0.5]}], r"`labels` such as \[0.5\]; expected a list of token ids"),
@@ -240,6 +251,19 @@ def test_a_generation_config_is_followed(by: str, wrap: Any, tmp_path: Path) -> 
     trainer = T5PeftTrainer(wrap(model), args)
     assert array(trainer.predict(as_dataset(tiny_records(3))).predictions).shape == (3, 2)
     assert array(trainer.predict(as_dataset(tiny_records(3)), max_new_tokens=4).predictions).shape == (3, 4)
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 2}, {"max_length": 3}, {"max_new_tokens": 2, "num_beams": 2}])
+def test_a_generation_config_of_one_prediction_is_followed(options: dict[str, Any], tmp_path: Path) -> None:
+    config = GenerationConfig(
+        decoder_start_token_id=PAD, eos_token_id=EOS, pad_token_id=PAD, return_dict_in_generate=True, **options
+    )
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), arguments(tmp_path, predict_with_generate=True))
+    found = trainer.predict(as_dataset(tiny_records(3)), generation_config=config)
+    assert array(found.predictions).shape == (3, 2)
+    assert ("test_cut_share" in (found.metrics or {})) == ("max_new_tokens" in options)
+    longer = trainer.predict(as_dataset(tiny_records(3)), generation_config=config, max_new_tokens=4)
+    assert array(longer.predictions).shape == (3, 4)
 
 
 def test_a_classification_head_is_trained_and_its_scores_reach_the_metrics(tmp_path: Path) -> None:
