@@ -10,9 +10,13 @@ from itertools import chain, islice
 from numbers import Integral
 from typing import Any, TypeGuard, overload
 
+import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, IterableDataset
 from datasets.fingerprint import get_temporary_cache_files_directory
+from numpy.typing import NDArray
+
+from t5peft.compat.datasets import chosen_rows
 
 Records = Sequence[dict[str, Any]]
 
@@ -117,13 +121,9 @@ class RecordFile(Sequence[dict[str, Any]]):
             records = labeled_records(table.to_pylist(), self.dataset.features, self.origin)
         return with_label_names(records, self._named)
 
-    def chosen(self, rows: Iterable[int]) -> RecordFile:
-        """Return some of the records, on the same file.
-
-        Args:
-            rows: Their numbers.
-        """
-        return self._with(self.dataset.select(rows), self._named)
+    def chosen(self, rows: NDArray[np.int64]) -> RecordFile:
+        """Return the records of these numbers, on the same file."""
+        return self._with(chosen_rows(self.dataset, rows), self._named)
 
     def with_names(self, columns: Iterable[str]) -> RecordFile:
         """Return the records, on the same file, with the names of labels in the place of their numbers.

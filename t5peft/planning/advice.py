@@ -103,7 +103,13 @@ def within_memory(
             (name, tuple(value) if isinstance(value, list) else value) for name, value in config.options.items()
         ),
     )
-    advice = advise(job, memory_bytes - (LIBRARIES_BYTES if device == "cpu" else 0))
+    libraries = LIBRARIES_BYTES if device == "cpu" else 0
+    if memory_bytes <= libraries:
+        raise ValueError(
+            f"Got {bytes_text(memory_bytes)} of memory; expected more than the {bytes_text(libraries)} that torch, transformers and "
+            "peft take on a CPU. Give more memory."
+        )
+    advice = advise(job, memory_bytes - libraries)
     settings = dict(advice.settings)
     options = {**config.training_options, **settings.pop("training_options", {})}
     return replace(config, training_options=options, **settings), advice
