@@ -106,8 +106,8 @@ def within_memory(
     libraries = LIBRARIES_BYTES if device == "cpu" else 0
     if memory_bytes <= libraries:
         raise ValueError(
-            f"Got {bytes_text(memory_bytes)} of memory; expected more than the {bytes_text(libraries)} that torch, transformers and "
-            "peft take on a CPU. Give more memory."
+            f"Got {bytes_text(memory_bytes)} of memory; expected more than the {bytes_text(libraries)} that torch, transformers "
+            "and peft take on a CPU. Give more memory."
         )
     advice = advise(job, memory_bytes - libraries)
     settings = dict(advice.settings)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -137,9 +138,13 @@ def finished_run(made: RunConfig) -> dict[str, Any]:
 
 
 def test_runs_that_are_made_at_once_end_with_the_command(tmp_path: Path) -> None:
+    once = threading.Lock()  # a second interrupt would stop the stopping
+
     def interrupt(step: int, steps: int) -> None:
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)  # Python raises it in the main thread
+        if step == 3 and once.acquire(blocking=False):
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)  # as a terminal does, so that it wakes
 
     execute = RunProcesses(work, log=tmp_path / "log.txt", threads=1, on_progress=interrupt)
     start = time.monotonic()
