@@ -195,7 +195,13 @@ def picture(cells: list[dict[str, Any]]) -> str:
             "data": {"values": values},
             "mark": {"type": "line", "point": True},
             "encoding": {
-                "x": {"field": "rows", "type": "quantitative", "scale": {"type": "log"}, "title": "rows"},
+                "x": {
+                    "field": "rows",
+                    "type": "quantitative",
+                    "scale": {"type": "log"},
+                    "axis": {"values": sorted({c["rows"] for c in cells})},
+                    "title": "rows",
+                },
                 "y": {"field": "value", "type": "quantitative", "title": title, "scale": {"domainMin": 0}},
                 "color": {"field": "work", "type": "nominal", "sort": list(SYSTEMS), "legend": right},
             },
