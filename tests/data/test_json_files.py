@@ -33,7 +33,7 @@ def outcome(read: Callable[[], Any]) -> Any:
 
 
 def both(text: str, chunk: int) -> tuple[Any, Any]:
-    """What a text holds, read at once and in pieces."""
+    """Return the records of a text, read at once and in pieces."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_files, "CHUNK", chunk)
         pieces = outcome(lambda: objects_of_array("a.json", io.StringIO(text, newline="")))

@@ -18,7 +18,7 @@ from t5peft import T5PeftTrainer, lora_wrap
 
 
 class WeightedT5ForConditionalGeneration(T5ForConditionalGeneration):
-    """A model with class weights in its loss, which is no mean over tokens."""
+    """A model with class weights in its loss, so that it is not a mean over tokens."""
 
     @functools.wraps(T5ForConditionalGeneration.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
