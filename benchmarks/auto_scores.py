@@ -1,6 +1,7 @@
-"""``t5peft.auto`` against the best single method of the embedded suite, on the same test records.
+"""``t5peft.auto`` against the best single method of a suite, on the same test records.
 
     python benchmarks/auto_scores.py                  # half an hour; writes the record and the table in RESULTS.md
+    python benchmarks/auto_scores.py --suite real     # the public data sets, on which ``auto`` was not developed
     python benchmarks/auto_scores.py --tasks finance  # this task anew, beside the earlier records of the others
     python benchmarks/auto_scores.py --report-only
 
@@ -35,13 +36,13 @@ from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import EvaluationSet
 
 RECORDS = Path(__file__).parent / "records"
-RECORD = RECORDS / "auto.json"
+SUITES = ("embedded", "real")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
-def tables() -> dict[str, TaskTable]:
-    """Return the tables of the embedded suite by task."""
-    return {table.task: table for table in summarize(RunRecords(RECORDS / "bench" / "embedded").load())}
+def tables(suite: str) -> dict[str, TaskTable]:
+    """Return the tables of a suite by task."""
+    return {table.task: table for table in summarize(RunRecords(RECORDS / "bench" / suite).load())}
 
 
 def measure(task_name: str, limits: dict[str, int], minutes: float) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def best_of(table: TaskTable) -> Row:
 
 def report(record: dict[str, Any]) -> str:
     """Return the table: what ``auto`` chose, its score, that of the best method, and the difference with its interval."""
-    suite = tables()
+    suite = tables(record["suite"])
     rows, pairs = [], []
     for found in record["tasks"]:
         best = best_of(suite[found["task"]])
@@ -126,30 +127,36 @@ def _text(*pairs: tuple[np.ndarray, np.ndarray]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the tasks, write the record, and fill the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=tables(), default=list(tables()), help="tasks to measure")
+    parser.add_argument("--suite", choices=SUITES, default="embedded", help="whose tasks (default: %(default)s)")
+    parser.add_argument("--tasks", nargs="+", help="tasks to measure (default: all of the suite)")
     parser.add_argument(
         "--minutes", type=float, default=4.0, help="time of the trials of a task (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--record", type=Path, help="another file for the record; RESULTS.md is left alone")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
     args = parser.parse_args(arguments)
+    suite = tables(args.suite)
+    if unknown := set(args.tasks or ()) - set(suite):
+        parser.error(f"got the tasks {sorted(unknown)}; the suite {args.suite} has {list(suite)}")
+    path = args.record or RECORDS / f"auto_{args.suite}.json"
     if not args.report_only:
         torch.set_num_threads(args.threads)
-        known = json.loads(args.record.read_text(encoding="utf-8")) if args.record.is_file() else {"tasks": []}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tasks": []}
         done = {found["task"]: found for found in known["tasks"] if known.get("minutes") == args.minutes}
-        for name in args.tasks:
-            done[name] = measure(name, tables()[name].conditions["limits"], args.minutes)
+        for name in args.tasks or suite:
+            done[name] = measure(name, suite[name].conditions["limits"], args.minutes)
             record = {
+                "suite": args.suite,
                 "minutes": args.minutes,
                 **environment("cpu"),
-                "tasks": [done[task] for task in tables() if task in done],
+                "tasks": [done[task] for task in suite if task in done],
             }
-            args.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = report(json.loads(args.record.read_text(encoding="utf-8")))
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text = report(json.loads(path.read_text(encoding="utf-8")))
     print(text)
-    if args.record == RECORD:
-        fill_markers(RESULTS, {"auto": text})
+    if not args.record:
+        fill_markers(RESULTS, {f"auto {args.suite}": text})
     return 0
 
 

@@ -311,9 +311,11 @@ def test_bench_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "lora-all" in Path(told["paths"]["table"]).read_text()
 
 
-def test_the_table_of_auto_is_that_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suite", ["embedded", "real"])
+def test_the_table_of_auto_is_that_of_its_record(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     auto_scores = importlib.import_module("auto_scores")
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    shown = text.split("<!-- table:auto -->\n")[1].split("\n<!-- /table -->")[0]
-    assert shown == auto_scores.report(json.loads(auto_scores.RECORD.read_text(encoding="utf-8")))
+    shown = text.split(f"<!-- table:auto {suite} -->\n")[1].split("\n<!-- /table -->")[0]
+    record = auto_scores.RECORDS / f"auto_{suite}.json"
+    assert shown == auto_scores.report(json.loads(record.read_text(encoding="utf-8")))
