@@ -2,7 +2,8 @@
 
 Most of the time belongs to the model that is kept; two fifths of it choose. Every method that there is time for is trained for few
 steps at one rate. The better half tries the next higher rate, or the next lower one where this is not better, and so on as long as
-the loss falls. The better third of all that was tried is trained for at least twice as many steps, if there is time for them
+the loss falls. A high rate is ahead in short trials and behind in long ones, so higher rates are tried only where the best one will
+not train much longer. The better third of all that was tried is trained for at least twice as many steps, if there is time for them
 (successive halving, Jamieson and Talwalkar 2016). The best one then takes all that is left. Where its training ends earlier, the
 next ones are trained as long, and the one with the best score is kept. Every trial begins anew, so that its learning rate falls to
 zero within its own steps. ``t5peft.training.search`` draws the rates of one method; here methods compete too, and the time is fixed
@@ -40,8 +41,10 @@ from t5peft.training.train import Splits, train
 
 PROBE_STEPS, PROBE_RECORDS = 6, 32
 CHOOSING = 0.4  # of the time: a quarter of it for methods, one for rates, and half for more steps
-FINAL_EVALUATIONS = 4
-SCORING = 4  # evaluations of the loss that take about as long as one of the score
+EVALUATING = 0.25  # of the time of a finalist, at most, for its score on validation
+MOST_EVALUATIONS, LEAST_SCORED = 4, 30  # checkpoints of a finalist, and records that tell them apart
+PROBE_SCORED = 8
+HIGHER_RATES = 4  # times the steps of a trial: as many may follow where a higher rate that won it is taken
 RUNG_RECORDS = 100  # of validation, for the losses of all trials but the finalists
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
 MOST_EPOCHS = 15
@@ -82,8 +85,9 @@ class Halving:
         self.folder, self.log, self.tell = folder, log, tell
         self.lead = METRICS[task.metrics[0]].lead
         validation = [dict(record) for record in splits["validation"]]
-        few = random.Random(0).sample(validation, min(RUNG_RECORDS, len(validation)))
-        self._few = part_of(splits["validation"], few)
+        self._validation = random.Random(0).sample(validation, len(validation))
+        self._few = part_of(splits["validation"], self._validation[:RUNG_RECORDS])
+        self._final, self._evaluations = self._few, MOST_EVALUATIONS
 
     def run(self, seconds: float) -> Trial:
         """Search for about ``seconds``, those of earlier calls included.
@@ -104,7 +108,7 @@ class Halving:
         arms = [self._arm(name, _first_place(name)) for name in self.methods if name not in failed]
         steps, arms = self._plan(1, arms, probes[-1:], share, LEAST_STEPS)
         tried = [self._trial(1, arm, steps, 1.5 * share / len(arms)) for arm in arms]
-        tried += self._other_rates(tried, steps, share)
+        tried += self._other_rates(tried, steps, share, left - 4 * share)
         left -= sum(trial.seconds for trial in tried)
         ranked = _ranked(tried)
         better = [trial.arm for trial in ranked[: max(2, math.ceil(len(ranked) / 3))]]
@@ -125,13 +129,14 @@ class Halving:
         reasons = "; ".join(f"{probe.arm.method}: {probe.error}" for probe in probes)
         raise ValueError(f"Got no method that could be trained ({reasons}); expected at least one.")
 
-    def _other_rates(self, first: Sequence[Trial], steps: int, seconds: float) -> list[Trial]:
+    def _other_rates(self, first: Sequence[Trial], steps: int, seconds: float, left: float) -> list[Trial]:
         """Try other rates of the better half of the methods, the best one first, for about ``seconds``.
 
         Args:
             first: The trial of each method.
             steps: As many as those took.
             seconds: The time.
+            left: The time of the best one, which tells how many steps it will take.
 
         Returns:
             The trials.
@@ -140,7 +145,8 @@ class Halving:
         better = sorted((trial for trial in first if trial.loss is not None), key=_loss)
         for start in better[: max(1, math.ceil(len(first) / 2))]:
             best, place = start, _first_place(start.arm.method)
-            for direction in (1, -1):
+            to_come = min(self._most_steps, left / start.step_seconds)
+            for direction in (1, -1) if to_come <= HIGHER_RATES * steps else (-1,):
                 while 0 <= place + direction < len(FACTORS):
                     if sum(trial.seconds for trial in tried) + start.seconds > seconds:
                         return tried
@@ -165,9 +171,10 @@ class Halving:
         """
         done: list[Trial] = []
         steps = 0
+        self._evaluations, records = self._affordable_evaluations(left)
+        self._final = part_of(self.splits["validation"], self._validation[:records])
         for trial in ranked:
-            records = (FINAL_EVALUATIONS + 1) * SCORING * len(self.splits["validation"])
-            fixed = self._beside(ranked) + records * self._evaluation(ranked)
+            fixed = self._beside(ranked) + (self._evaluations + 1) * records * self._scoring
             affordable = min(self._most_steps, int((left - fixed) / trial.step_seconds))
             if any(finalist.loss is not None for finalist in done) and affordable < steps:
                 break
@@ -175,6 +182,29 @@ class Halving:
             done.append(self._trial(3, trial.arm, steps, max(left, 1.0), final=True))
             left -= done[-1].seconds
         return _ranked(done)
+
+    def _affordable_evaluations(self, seconds: float) -> tuple[int, int]:
+        """Return the checkpoints of a finalist and the validation records that score each, for its share of the time.
+
+        Long answers take seconds each, so that all records would leave no time to train.
+
+        Args:
+            seconds: The time of the finalist.
+
+        Returns:
+            The number of checkpoints and of records.
+        """
+        for evaluations in range(MOST_EVALUATIONS, 0, -1):
+            records = int(EVALUATING * seconds / ((evaluations + 1) * self._scoring))
+            if records >= min(LEAST_SCORED, len(self._validation)):
+                break
+        return evaluations, min(len(self._validation), max(LEAST_SCORED, records))
+
+    @property
+    def _scoring(self) -> float:
+        """The seconds that the score of a record takes, as the probe found."""
+        probe = next(trial for trial in self.log.trials.values() if trial.rung == 0 and trial.loss is not None)
+        return max(probe.score_seconds / min(PROBE_SCORED, len(self._validation)), 1e-6)
 
     def saved(self, trial: Trial) -> Path:
         """Return the folder of a finalist's adapter or model.
@@ -209,7 +239,8 @@ class Halving:
     def _beside(known: Sequence[Trial]) -> float:
         """Return the seconds that stand beside steps and evaluations; the median leaves out what only a first trial pays."""
         return statistics.median(
-            max(0.0, trial.seconds - trial.steps * trial.step_seconds - trial.evaluation_seconds) for trial in known
+            max(0.0, trial.seconds - trial.steps * trial.step_seconds - trial.evaluation_seconds - trial.score_seconds)
+            for trial in known
         )
 
     def _plan(
@@ -248,7 +279,7 @@ class Halving:
             return self.log.trials[rung, arm]
         folder = self._run_folder(rung, arm)
         # In a long training the loss of labels rises again while more of them are right, so the score decides.
-        kept = {"evaluations": FINAL_EVALUATIONS, "best_metric": self.task.metrics[0]} if final else {"evaluations": 1}
+        kept = {"evaluations": self._evaluations, "best_metric": self.task.metrics[0]} if final else {"evaluations": 1}
         config = replace(
             self.config,
             method=arm.method,
@@ -268,10 +299,10 @@ class Halving:
         return trial
 
     def _run(self, rung: int, arm: Arm, config: TrainConfig, folder: Path, seconds: float, *, final: bool) -> Trial:
-        watch, began, trained = _Watch(seconds), time.monotonic(), 0
+        watch, began, trained, score_seconds = _Watch(seconds), time.monotonic(), 0, 0.0
         result = error = None
-        few = self._few if rung else self._few[:PROBE_RECORDS]
-        splits = self.splits if final else {**self.splits, "validation": few}
+        few = self._final if final else self._few if rung else self._few[:PROBE_RECORDS]
+        splits = {**self.splits, "validation": few}
         resume = final and newest_complete(folder) is not None
         try:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a line for each step
@@ -279,8 +310,10 @@ class Halving:
                     self.task, splits, config, folder, resume=resume, overwrite=not resume, callbacks=[watch]
                 )
             trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+            if rung == 0:
+                score_seconds = _seconds_of(EvaluationSet(self.task, few[:PROBE_SCORED], tokenizer).score, model)
             if final:
-                result = EvaluationSet(self.task, self.splits["validation"], tokenizer).score(model)
+                result = EvaluationSet(self.task, few, tokenizer).score(model)
                 if METHODS[arm.method].has_adapter:
                     save_adapter(cast(PeftModel, model), folder / "saved")
                 else:
@@ -297,6 +330,7 @@ class Halving:
             seconds=time.monotonic() - began,
             step_seconds=watch.step_seconds,
             evaluation_seconds=watch.evaluation_seconds,
+            score_seconds=score_seconds,
             trained=trained,
             error=error if error or loss is not None else "the loss is not finite",
         )
@@ -343,6 +377,12 @@ class _Watch(TrainerCallback):
 
 def _first_place(method: str) -> int:
     return FACTORS.index(FIRST_FACTORS.get(method, 3.0))
+
+
+def _seconds_of(call: Callable[[Any], Any], argument: Any) -> float:
+    began = time.monotonic()
+    call(argument)
+    return time.monotonic() - began
 
 
 def _loss(trial: Trial) -> float:

@@ -35,9 +35,10 @@ class Trial:
         score: The task's leading score on validation, of finalists.
         seconds: All it took.
         step_seconds: Of one step.
-        evaluation_seconds: Of one evaluation.
+        evaluation_seconds: Of one evaluation of the loss.
         trained: Number of trained weights.
         error: Why it failed.
+        score_seconds: Of the score of a few records, in the probe.
     """
 
     rung: int
@@ -50,6 +51,7 @@ class Trial:
     evaluation_seconds: float
     trained: int
     error: str | None = None
+    score_seconds: float = 0.0
 
 
 class TrialLog:

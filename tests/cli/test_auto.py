@@ -235,6 +235,29 @@ def test_rates_are_tried_beside_the_best_one_and_the_better_third_goes_on(
         TrialLog(tmp_path / "trials.jsonl", {"data": "b"})
 
 
+@pytest.mark.parametrize(("epochs", "first"), [(1000, "lora at 0.003"), (1, "lora at 0.03")])
+def test_a_higher_rate_wins_only_trials_that_are_long_enough(
+    epochs: int, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halving, done = searching(tmp_path, monkeypatch, ("lora",), step_seconds=0.25)
+    monkeypatch.setattr("t5peft.cli.auto_search.MOST_EPOCHS", epochs)
+    run = halving._run
+    monkeypatch.setattr(  # as a few steps are: the farther they go, the better
+        halving, "_run", lambda rung, arm, *more, **kw: replace(run(rung, arm, *more, **kw), loss=1 - arm.learning_rate)
+    )
+    halving.run(240.0)
+    assert str(next(arm for rung, arm, _ in done if rung == 3)) == first
+
+
+def test_scores_take_their_share_of_the_time_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halving, _ = searching(tmp_path, monkeypatch, ("lora",))
+    halving.log.add(replace(trial(0, Arm("lora", 1e-3), 1.0), score_seconds=0.08))  # 8 records
+    assert halving._affordable_evaluations(100.0) == (4, 60)  # all of them, in a fraction of the time
+    assert halving._affordable_evaluations(8.0) == (4, 40)
+    assert halving._affordable_evaluations(4.0) == (2, 33)
+    assert halving._affordable_evaluations(1.0) == (1, 30)  # with fewer, scores could not tell checkpoints apart
+
+
 def test_one_method_is_a_search_of_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halving, done = searching(tmp_path, monkeypatch, ("lora",))
     assert halving.run(45.0).arm == Arm("lora", 0.003)
