@@ -1,7 +1,7 @@
 """``t5peft.auto`` against the best single method of a suite, on the same test records.
 
     python benchmarks/auto_scores.py                  # half an hour; writes the record and the table in RESULTS.md
-    python benchmarks/auto_scores.py --suite real     # the public data sets, on which ``auto`` was not developed
+    python benchmarks/auto_scores.py --suite real     # public data sets; also real_tasks
     python benchmarks/auto_scores.py --tasks finance  # this task anew, beside the earlier records of the others
     python benchmarks/auto_scores.py --report-only
 
@@ -36,7 +36,7 @@ from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import EvaluationSet
 
 RECORDS = Path(__file__).parent / "records"
-SUITES = ("embedded", "real")
+SUITES = ("embedded", "real", "real_tasks")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
