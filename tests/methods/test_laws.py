@@ -26,13 +26,13 @@ from cases import (
     trained,
     wrap,
 )
+from grids import sampled
 from laws import (
     BEAMS,
     GREEDY,
     TOLERANCE,
     MakeBase,
     adapters_of_each_form,
-    all_adapters,
     all_cases,
     all_geometries,
     assert_same,
@@ -57,6 +57,7 @@ from peft import (
 )
 from safetensors.torch import load_file
 from tiny import (
+    GEOMETRIES,
     Geometry,
     tiny_batch,
     tiny_t5,
@@ -109,9 +110,7 @@ def test_one_step_moves_every_adapter_tensor_and_no_bit_of_the_base(
 # Against the reference by hand, and against peft
 
 
-@all_geometries
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("case", BY_HAND, ids=str)
+@pytest.mark.parametrize(("case", "side", "geometry"), sampled(BY_HAND, ["right", "left"], GEOMETRIES, every=2))
 def test_logits_are_those_of_the_reference_by_hand(
     case: Case, geometry: Geometry, side: Literal["right", "left"]
 ) -> None:
@@ -225,8 +224,7 @@ def test_padding_on_either_side_and_more_of_it_changes_nothing(
 # Saving and loading
 
 
-@all_geometries
-@all_adapters
+@pytest.mark.parametrize(("case", "geometry"), sampled(ADAPTERS, GEOMETRIES, every=2))
 def test_saving_and_loading_is_exact_and_the_file_holds_the_adapter_alone(
     case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
 ) -> None:
@@ -261,8 +259,7 @@ def test_an_adapter_is_loaded_without_memory_for_a_second_copy(
     assert torch.isfinite(logits_of(loaded, tiny_batch())).all()
 
 
-@all_geometries
-@all_adapters
+@pytest.mark.parametrize(("case", "geometry"), sampled(ADAPTERS, GEOMETRIES, every=2))
 def test_a_loaded_adapter_goes_on_as_if_it_had_never_been_saved(
     case: Case, geometry: Geometry, make_base: MakeBase, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ADAPTERS, Case, ready_t5, trained, wrap
+from grids import sampled
 from laws import all_adapters, all_cases, assert_same, inputs_of, logits_of
 from narrow import as_peft, gradient
 from peft import (
@@ -81,8 +82,9 @@ def test_a_quantized_model_is_refused_by_full(quantize: Quantization, folders: d
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-@pytest.mark.parametrize("quantize", ["int8", "nf4"])
-@pytest.mark.parametrize("case", [case for case in ADAPTERS if not case.variant], ids=str)
+@pytest.mark.parametrize(
+    ("case", "quantize"), sampled([case for case in ADAPTERS if not case.variant], ["int8", "nf4"], every=2)
+)
 def test_every_method_is_trained_and_generates_beside_quantized_weights_in_bfloat16(
     case: Case, quantize: Quantization, folders: dict[Geometry, Path]
 ) -> None:

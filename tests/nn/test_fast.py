@@ -15,6 +15,7 @@ import pytest
 import torch
 from cases import Case, ready_t5, stir, trained, wrap
 from fresh import run_fresh
+from grids import sampled
 from narrow import gradient
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -87,8 +88,7 @@ def step(model: nn.Module) -> tuple[float, dict[str, Tensor]]:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", METHODS_OF_FLOATS)
+@pytest.mark.parametrize(("method", "kind"), sampled(METHODS_OF_FLOATS, KINDS, every=2))
 def test_hooks_of_every_module_are_called_as_without_kernels(method: str, kind: Callable[..., Any]) -> None:
     if method == "adalora" and "backward" in kind.__name__:
         pytest.skip("peft's layer adds to its result in place, which torch refuses of a module with such a hook")
@@ -275,8 +275,7 @@ def test_a_copy_has_the_attention_that_the_model_has_outside(
         assert attentions_of(made) == attentions_of(model) == before
 
 
-@pytest.mark.parametrize("make", COPIES)
-@pytest.mark.parametrize("method", METHODS_OF_FLOATS)
+@pytest.mark.parametrize(("method", "make"), sampled(METHODS_OF_FLOATS, COPIES, every=2))
 def test_a_copy_made_on_kernels_is_plain(method: str, make: Callable[[nn.Module], nn.Module]) -> None:
     model = tuned(method)
     classes = [type(module) for module in model.modules()]

@@ -354,16 +354,21 @@ def test_every_method_was_measured_in_six_shapes() -> None:
     }
 
 
+SLOW_PLANS = {"dora", "adalora", "mam", "houlsby", "parallel"}  # their layers are those of lora, prefix and pfeiffer
+
+
 def slow_if_large(row: dict[str, Any]) -> Any:
     """A parameter of pytest, named by what was measured; slow for the largest backbone, and for a shape that has a sibling.
 
     t5-small was measured in rows of 128 and of 256 tokens without checkpointing. All methods run on the longer ones, where
-    what grows with the square of the length counts for more. In the other shapes runs one method.
+    what grows with the square of the length counts for more, but for those whose layers another method has. In the other
+    shapes runs one method.
     """
     shape = (row["backbone"], row["source_tokens"], row["checkpointing"])
     is_sibling = shape != ("t5-small", 256, False) and row["method"] != "lora"
     name = f"{row['backbone']}-{row['rows']}x{row['source_tokens']}-{row['method']}"
-    return pytest.param(row, id=name, marks=[pytest.mark.slow] if row["backbone"] == "t5-base" or is_sibling else [])
+    slow = row["backbone"] == "t5-base" or is_sibling or row["method"] in SLOW_PLANS
+    return pytest.param(row, id=name, marks=[pytest.mark.slow] if slow else [])
 
 
 @pytest.mark.parametrize("row", [slow_if_large(row) for row in measured()])

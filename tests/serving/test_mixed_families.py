@@ -133,7 +133,7 @@ def until_end(ids: list[int]) -> list[int]:
     return tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_every_row_generates_what_its_adapter_generates(served: Served, beams: int) -> None:
     ids = served.mixed.generate(SOURCES, served.adapters, max_new_tokens=8, num_beams=beams)
     answers = set()

@@ -207,7 +207,9 @@ def test_the_output_of_tuning_again_may_not_be_the_adapter_itself(backbone: str,
         continue_training(tmp_path, TASK, [], [], new_test=[], old_test=[], config=config(backbone), output=tmp_path)
 
 
-@pytest.mark.parametrize("changed", [None, "records", "config", "adapter"])
+@pytest.mark.parametrize(
+    "changed", [None, "records", *(pytest.param(name, marks=pytest.mark.slow) for name in ("config", "adapter"))]
+)
 def test_an_interrupted_call_goes_on_where_it_was_killed(
     changed: str | None, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

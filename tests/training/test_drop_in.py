@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from grids import sampled
 from narrow import array, as_dataset, model_of
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, AdaLoraConfig, AdaLoraModel, get_peft_model
 from peft.utils import PeftType
@@ -70,7 +71,7 @@ OWN_LOSSES = [Mean, MeanWithKeywords, Sum]
     ("loss", "pack"),
     [
         (Mean, None),
-        (Sum, None),
+        pytest.param(Sum, None, marks=pytest.mark.slow),
         pytest.param(MeanWithKeywords, None, marks=pytest.mark.slow),
         pytest.param(Mean, False, marks=pytest.mark.slow),
     ],
@@ -206,9 +207,9 @@ def test_batches_of_the_loaders_are_inputs_of_the_model(loader: str, kind: Any, 
         assert model(**batch).loss > 0
 
 
-@pytest.mark.parametrize("kind", [list, Dataset.from_list])
-@pytest.mark.parametrize("name", ["label", "label_ids"])
-@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize(
+    ("head", "name", "kind"), sampled([False, True], ["label", "label_ids"], [list, Dataset.from_list], every=2)
+)
 def test_a_column_label_is_trained_and_evaluated_on(head: bool, name: str, kind: Any, tmp_path: Path) -> None:
     records = [{"input_ids": r["input_ids"], "labels": i % 3 if head else r["labels"]} for i, r in enumerate(RECORDS)]
     found = []
@@ -241,7 +242,7 @@ PADDINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("padding", sampled(PADDINGS, every=2))
 def test_padding_of_the_users_counts_nowhere(padding: str, tmp_path: Path) -> None:
     padded = [PADDINGS[padding](record) for record in RECORDS]
     found = []
@@ -274,8 +275,9 @@ def test_weights_in_float16_are_refused_whenever_they_came_to_be(wrap: Any, tmp_
         made.evaluate(as_dataset(RECORDS))
 
 
-@pytest.mark.parametrize("wrap", [full_wrap, lora_wrap])
-@pytest.mark.parametrize("damage", [None, "model", "state", "optimizer.pt"])
+@pytest.mark.parametrize(
+    ("wrap", "damage"), sampled([full_wrap, lora_wrap], [None, "model", "state", "optimizer.pt"], every=2)
+)
 def test_a_whole_checkpoint_of_plain_trainer_is_resumed_from(wrap: Any, damage: str | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     saving = {"save_strategy": "steps", "save_steps": 1}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import sampled
 from narrow import as_dataset
 from tiny import fill_unevenly, tiny_config, tiny_t5
 from torch.nn.functional import cross_entropy
@@ -63,8 +64,9 @@ def weighted_model(how: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("cutting", [{}, {"tokens_per_micro_batch": 40}], ids=str)
-@pytest.mark.parametrize("how", ["class", "wrapper", "hook", "instance"])
+@pytest.mark.parametrize(
+    ("how", "cutting"), sampled(["class", "wrapper", "hook", "instance"], [{}, {"tokens_per_micro_batch": 40}], every=2)
+)
 def test_the_loss_of_a_model_of_the_users_is_that_of_plain_trainer(
     how: str, cutting: dict[str, Any], tmp_path: Path
 ) -> None:

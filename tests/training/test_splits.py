@@ -16,6 +16,7 @@ import torch
 from cases import CASES, Case, base_of, stir, trained, wrap
 from distributed_split import EPOCH, EVALUATED, RECORDS, precise_model
 from fresh import run_ranks
+from grids import sampled
 from peft import PeftModel
 from stacks import OURS, GradientRecorder, Records, one_step, plain_fault, relative_difference
 from tiny import Geometry, tiny_records
@@ -74,10 +75,9 @@ def assert_exact(case: Case, loss: float, gradients: dict[str, Tensor], expected
     assert relative_difference(gradients, expected.gradients) < (1e-5 if quantized else 1e-12)
 
 
-@all_methods
-@pytest.mark.parametrize(("accumulation", "batch_size"), SPLITS)
+@pytest.mark.parametrize(("case", "split"), sampled(METHODS_ONCE, SPLITS, every=3))
 def test_a_step_is_the_same_for_every_split_into_batches(
-    case: Case, model: PeftModel, accumulation: int, batch_size: int, tmp_path: Path
+    case: Case, model: PeftModel, split: tuple[int, int], tmp_path: Path
 ) -> None:
     records = tiny_records(RECORDS)
     expected = exact_step(model, records)
@@ -85,14 +85,14 @@ def test_a_step_is_the_same_for_every_split_into_batches(
         model,
         tmp_path,
         records,
-        gradient_accumulation_steps=accumulation,
-        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=split[0],
+        per_device_train_batch_size=split[1],
         max_steps=1,
     )
     assert_exact(case, *one_step(trainer), expected)
 
 
-@all_methods
+@pytest.mark.parametrize("case", sampled(METHODS_ONCE, every=3))
 def test_splits_in_single_precision_agree_with_each_other(
     case: Case, folders: dict[Geometry, Path], tmp_path: Path
 ) -> None:
@@ -112,8 +112,9 @@ def test_splits_in_single_precision_agree_with_each_other(
         assert relative_difference(step.gradients, steps[0].gradients) < TOLERANCE
 
 
-@all_methods
-@pytest.mark.parametrize("cutting", [{"bucket_by_length": False}, {"tokens_per_micro_batch": 50}], ids=str)
+@pytest.mark.parametrize(
+    ("case", "cutting"), sampled(METHODS_ONCE, [{"bucket_by_length": False}, {"tokens_per_micro_batch": 50}], every=2)
+)
 def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
     case: Case, model: PeftModel, cutting: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -148,8 +149,7 @@ def test_a_last_step_of_fewer_examples_is_a_mean_over_its_own_tokens(
         assert_exact(case, loss, gradients, step)
 
 
-@all_methods
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("case", "batch_size"), sampled(METHODS_ONCE, [1, 3], every=2))
 def test_the_evaluation_loss_is_the_same_for_every_batch_size(
     case: Case, model: PeftModel, batch_size: int, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import sampled
 from narrow import model_of
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import PAD, tiny_classifier, tiny_config, tiny_records, tiny_t5
@@ -164,8 +165,7 @@ def test_a_search_draws_the_batches_of_a_step_and_the_examples_of_a_batch(
     assert sizes == [steps["per_device_train_batch_size"] * steps["gradient_accumulation_steps"]] * 2
 
 
-@pytest.mark.parametrize("pack", [None, False], ids=["rows", "padded"])
-@pytest.mark.parametrize("method", TUNED)
+@pytest.mark.parametrize(("method", "pack"), sampled(TUNED, [None, False], every=3))
 def test_training_in_bf16_has_the_loss_of_float32(method: str, pack: bool | None, tmp_path: Path) -> None:
     losses = []
     for bf16 in (False, True):
