@@ -7,8 +7,10 @@ is therefore a class of its own without references: it lowers recall and macro F
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -29,15 +31,22 @@ def accepted_answers(references: References) -> list[list[str]]:
     Returns:
         The answers as text.
     """
+    if are_answers(references):
+        return references
     return [
-        reference if _are_texts(reference) else [str(answer) for answer in answers_of(reference)]
+        reference if are_texts(reference) else [str(answer) for answer in answers_of(reference)]
         for reference in references
     ]
 
 
-def _are_texts(reference: Any) -> TypeGuard[list[str]]:
-    """Return whether a reference is a list of texts, which needs no copy: a million of them are 80 MB."""
-    return type(reference) is list and all(type(answer) is str for answer in reference)
+def are_texts(values: Any) -> TypeGuard[list[str]]:
+    """Return whether the values are a list of texts, which needs no copy: ten million of them are 80 MB."""
+    return type(values) is list and all(type(value) is str for value in values)
+
+
+def are_answers(references: Any) -> TypeGuard[list[list[str]]]:
+    """Return whether references are a list of lists of texts, which need no copy either."""
+    return type(references) is list and all(map(are_texts, references))
 
 
 def answers_of(reference: Any) -> list[Any]:
@@ -68,6 +77,8 @@ def single_labels(references: References) -> list[str]:
     Raises:
         ValueError: An example has several labels or none.
     """
+    if are_texts(references):
+        return references
     answers = accepted_answers(references)
     wrong = [i for i, labels in enumerate(answers) if len(labels) != 1]
     if wrong:
@@ -89,7 +100,8 @@ def accuracy(predictions: Sequence[str], references: References) -> dict[str, fl
         ``accuracy``.
     """
     pairs = zip(predictions, accepted_answers(references), strict=True)
-    return {"accuracy": float(np.mean([prediction in answers for prediction, answers in pairs]))}
+    right = np.fromiter((prediction in answers for prediction, answers in pairs), dtype=bool)
+    return {"accuracy": float(right.mean())}
 
 
 def confusion_matrix(predictions: Labels, references: References, labels: Labels = ()) -> tuple[list[str], np.ndarray]:
@@ -103,13 +115,13 @@ def confusion_matrix(predictions: Labels, references: References, labels: Labels
     Returns:
         The labels, and counts [C, C] with a row per reference label and a column per predicted one.
     """
-    truths, predicted = single_labels(references), single_labels(predictions)
+    pairs = Counter(zip(single_labels(references), single_labels(predictions), strict=True))
     first = [str(label) for label in labels]
-    names = [*first, *sorted({*truths, *predicted} - set(first))]
+    names = [*first, *sorted(set(chain.from_iterable(pairs)) - set(first))]
     index = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    for truth, prediction in zip(truths, predicted, strict=True):
-        counts[index[truth], index[prediction]] += 1
+    for (truth, prediction), count in pairs.items():
+        counts[index[truth], index[prediction]] = count
     return names, counts
 
 

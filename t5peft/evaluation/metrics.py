@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 
 from t5peft.data.sources import items_of
 from t5peft.evaluation.calibration import perplexity
-from t5peft.evaluation.classification import References, accepted_answers, accuracy, answers_of, f1, f1_binary, matthews
+from t5peft.evaluation.classification import (
+    References,
+    accepted_answers,
+    accuracy,
+    answers_of,
+    are_answers,
+    are_texts,
+    f1,
+    f1_binary,
+    matthews,
+)
 from t5peft.evaluation.gleu import gleu, google_bleu, sentence_gleu
 from t5peft.evaluation.overlap import bleu, chrf, rouge, sentence_bleu
 from t5peft.evaluation.squad import exact_match, token_f1
@@ -103,15 +113,18 @@ def compute(
     if name not in METRICS:
         raise ValueError(f"Got the metric {name!r}; expected one of {', '.join(METRICS)}.")
     metric = METRICS[name]
-    predictions = items_of(predictions, "predictions")
-    references = cast(References, items_of(references, "references"))
+    if not are_texts(predictions):
+        predictions = items_of(predictions, "predictions")
+    if not are_answers(references):
+        references = cast(References, items_of(references, "references"))
     problems = _problems(metric, predictions, references, sources)
     if problems:
         raise ValueError(
             f"Got inputs that the metric {name!r} cannot take: {'; '.join(problems)}; expected inputs without these problems."
         )
     if name != "perplexity":
-        predictions = [str(answers_of([prediction])[0]) for prediction in predictions]
+        if not are_texts(predictions):
+            predictions = [str(answers_of([prediction])[0]) for prediction in predictions]
         references = accepted_answers(references)
     if metric.needs_sources:
         return metric.function(predictions, references, sources)

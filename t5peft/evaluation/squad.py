@@ -66,8 +66,8 @@ def _shared_words_f1(prediction: str, answer: str) -> float:
 
 
 def _mean_of_best(score: Callable[[str, str], float], predictions: Sequence[str], references: References) -> float:
-    best = [
+    best = (
         max(score(normalize_answer(prediction), normalize_answer(answer)) for answer in answers)
         for prediction, answers in zip(predictions, accepted_answers(references), strict=True)
-    ]
-    return sum(best) / len(best)
+    )
+    return sum(best) / len(predictions)
