@@ -108,13 +108,14 @@ def report(record: dict[str, Any]) -> str:
                 f"{found['seconds'] / 60:.1f} min",
                 f"{found['score'] * best.factor:.1f}",
                 f"{best.label}, {best.test.mean * best.factor:.1f} ({len(runs)})",
+                "–" if best.train_seconds is None else f"{best.train_seconds.mean / 60:.1f} min",
                 _text(*pairs[-1:]),
             ]
         )
-    rows.append(["all", "", "", "", "", _text(*pairs)])
+    rows.append(["all", "", "", "", "", "", _text(*pairs)])
     machine = record["machine"]
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    header = ["task", "auto chose", "time", "score", "best single method (seeds)", "auto less this"]
+    header = ["task", "auto chose", "time", "score", "best single method (seeds)", "its time", "auto less this"]
     conditions = f"{record['minutes']:g} minutes for the trials of a task, seed 0; {machine['name']}, {threads}."
     return f"{conditions}\n\n{markdown_table(header, rows)}"
 

@@ -311,7 +311,7 @@ def test_bench_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "lora-all" in Path(told["paths"]["table"]).read_text()
 
 
-@pytest.mark.parametrize("suite", ["embedded", "real"])
+@pytest.mark.parametrize("suite", ["embedded", "real", "real_tasks"])
 def test_the_table_of_auto_is_that_of_its_record(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     auto_scores = importlib.import_module("auto_scores")
