@@ -63,7 +63,7 @@ def without_base(result: Tensor) -> Tensor:
 
     torch refuses to change in place what an autograd function returns as a view, and AdaLoRA does so with the output of a map.
     """
-    if not result._is_view() or result.device.type != "cpu":
+    if not result._is_view():
         return result
     return result.new_empty(0).set_(result.untyped_storage(), result.storage_offset(), result.shape, result.stride())
 
