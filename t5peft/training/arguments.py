@@ -138,7 +138,9 @@ def _check_types(args: TrainingArguments) -> None:
     values = {name: value for name, value in vars(args).items() if not is_of(value, _hints().get(name))}
     if values:
         given = ", ".join(f"{name}={value!r}" for name, value in values.items())
-        kinds = ", ".join(f"{name} of {getattr(hint, '__name__', hint)}" for name, hint in _hints().items() if name in values)
+        kinds = ", ".join(
+            f"{name} of {getattr(hint, '__name__', hint)}" for name, hint in _hints().items() if name in values
+        )
         raise ValueError(f"Got {given}; expected {kinds}. Convert them.")
 
 

@@ -93,7 +93,9 @@ class BatchingTrainer(EvaluatingTrainer):
             return [], None
         for batch in batches:
             lists = (
-                [name for name, value in batch.items() if isinstance(value, list | np.ndarray)] if isinstance(batch, Mapping) else []
+                [name for name, value in batch.items() if isinstance(value, list | np.ndarray)]
+                if isinstance(batch, Mapping)
+                else []
             )
             if lists or not isinstance(batch, Mapping):
                 found = f"lists or arrays as {', '.join(lists)}" if lists else f"a {type(batch).__name__}"

@@ -139,6 +139,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
             )
         own = self._data_order()
         changed = {name: (old, own[name]) for name, old in read_run_state(folder).items() if old != own.get(name, old)}
+        if "examples" in changed:
+            changed.pop("content", None)
         if changed:
             logger.warning(
                 "The checkpoint %s is from a run with other training data (%s): its steps are skipped in another order, "
@@ -170,7 +172,9 @@ class CheckpointTrainer(Seq2SeqTrainer):
             self._content = (self.train_dataset, content_of(self.train_dataset))
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         content = self._content[1]
-        return {"examples": len(cast(Any, self.train_dataset)), "seed": seed} | ({"content": content} if content else {})
+        return {"examples": len(cast(Any, self.train_dataset)), "seed": seed} | (
+            {"content": content} if content else {}
+        )
 
     def check_weights(self) -> None:
         """Check that a step has left numbers in the trained weights.

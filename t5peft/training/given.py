@@ -57,7 +57,9 @@ def check_parts(parts: Mapping[str, Any], **functions: Any) -> None:
             "an optimizer whose step needs no closure and a scheduler, of which each may be None",
         )
     if wrong:
-        given = "; ".join(f"{name}={value!r:.60} ({type(value).__name__})" for name, (value, _) in wrong.items())
+        given = "; ".join(
+            f"{name}={' '.join(repr(value).split()):.60} ({type(value).__name__})" for name, (value, _) in wrong.items()
+        )
         expected = "; ".join(f"{name} to be {kind}" for name, (_, kind) in wrong.items())
         raise ValueError(f"Got {given}; expected {expected}. Give these.")
 

@@ -157,7 +157,9 @@ def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
     if isinstance(head, EmbeddingHead) and adds_to_loss(trainer.wrapped_model):
         problems.append("a tuner that adds to the loss of a model that makes embeddings (the model has no loss)")
     if isinstance(head, EmbeddingHead) and takes_labels(trainer.wrapped_model) and not trainer.has_own_loss():
-        problems.append("a model that makes embeddings and takes labels (its own loss would not count; override compute_loss)")
+        problems.append(
+            "a model that makes embeddings and takes labels (its own loss would not count; override compute_loss)"
+        )
     micro_batches = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
     if isinstance(head, EmbeddingHead) and trainer.args.train_batch_size * micro_batches < 2:
         problems.append("steps of one pair, which has no negatives (raise per_device_train_batch_size)")

@@ -333,9 +333,17 @@ def training_arguments(config: TrainConfig, examples: int, output: str | Path) -
     return T5PeftTrainingArguments(**given, **{**defaults, **config.training_options})
 
 
+# Steps are counted from ``epochs``, and transformers leaves these to scripts.
+_WITHOUT_EFFECT = {"num_train_epochs", "resume_from_checkpoint", "do_train", "do_eval", "do_predict"}
+
+
 def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise one error for all arguments that do not exist, or that the config has fields for."""
-    known = {field.name for field in dataclasses.fields(T5PeftTrainingArguments) if field.init} - given.keys()
+    known = (
+        {field.name for field in dataclasses.fields(T5PeftTrainingArguments) if field.init}
+        - given.keys()
+        - _WITHOUT_EFFECT
+    )
     if wrong := [name for name in options if name not in known]:
         suggestions = "".join(did_you_mean(name, known) for name in wrong if name not in given)
         raise ValueError(
