@@ -34,7 +34,8 @@ def check_dataset(dataset: Any, name: str) -> None:
         name: What errors call it.
 
     Raises:
-        ValueError: It is empty, a path, a DataFrame, an iterator or one of tables, or a column looks like a misspelled one of ``COLUMNS``.
+        ValueError: It is empty, was not read, is an iterator or one of tables, or a column looks like a misspelled one of
+            ``COLUMNS``.
     """
     if isinstance(dataset, Mapping):
         for key, part in dataset.items():

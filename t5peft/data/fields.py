@@ -94,7 +94,7 @@ def _contradictions_of_labels(fields: Mapping[str, Any]) -> list[str]:
     problems = []
     if len(words) < 2:
         problems.append(
-            f"Its verbalizer has words for {', '.join(map(repr, words)) or 'no label'} only; give a word for each of two or more labels."
+            f"Its verbalizer has a word for {', '.join(map(repr, words)) or 'no label'} only; give two or more labels a word."
         )
     if fields.get("list_separator") is not None:
         problems.append(

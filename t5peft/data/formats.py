@@ -32,6 +32,7 @@ from t5peft.data.sources import RecordFile, RecordList, Records, label_names_of,
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
 _PACKED = {"gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ", "bzip2": b"BZh", "a ZIP or Excel file": b"PK\x03\x04"}
+_MARKS = {32: (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), 16: (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
 ENDING = re.compile(rf"({'|'.join(map(re.escape, KINDS))})({'|'.join(map(re.escape, OPENERS))})?$", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com"
@@ -219,12 +220,12 @@ def decoded(data: bytes, origin: str, encoding: str) -> str:
 
 
 def _advice_on_encoding(data: bytes, line: int) -> str:
-    if packed := next((name for name, start in _PACKED.items() if data.startswith(start)), None):
-        return f"Its first bytes are those of {packed}: unpack it, or give the file the extension that it has."
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "Its first bytes are those of UTF-32: give encoding='utf-32' (--encoding utf-32)."
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "Its first bytes are those of UTF-16: give encoding='utf-16' (--encoding utf-16)."
+    for packed, start in _PACKED.items():
+        if data.startswith(start):
+            return f"Its first bytes are those of {packed}: unpack it, or give the file the extension that it has."
+    for size, marks in _MARKS.items():  # the longer one first, as it begins with the shorter one
+        if data.startswith(marks):
+            return f"Its first bytes are those of UTF-{size}: give encoding='utf-{size}' (--encoding utf-{size})."
     replaced = data.decode("utf-8", "replace")
     if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
         return f"Most of it is UTF-8, so line {line} is damaged or comes from another file: fix that line."
@@ -273,12 +274,9 @@ def _read_arrow(path: Path, kind: str) -> RecordList | RecordFile:
         if not (twice := sorted({name for name in schema.names if schema.names.count(name) > 1})):
             features = Features.from_arrow_schema(schema).flatten()
             parts = (labeled_records([flat(record) for record in batch.to_pylist()], features) for batch in batches)
-            records = chain.from_iterable(parts)
-            kept = RecordFile.written if large else RecordList
-            return kept(records, str(path), label_names_of(features))
-    raise ValueError(
-        f"Got {path} with several columns {', '.join(map(repr, twice))}; expected each name once. Rename one."
-    )
+            records, names = chain.from_iterable(parts), label_names_of(features)
+            return (RecordFile.written if large else RecordList)(records, str(path), names)
+    raise ValueError(f"Got {path} with several columns {', '.join(map(repr, twice))}; expected one each. Rename them.")
 
 
 @contextmanager

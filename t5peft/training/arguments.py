@@ -148,7 +148,8 @@ def check_arguments(args: TrainingArguments) -> None:
     """Check what T5 and several processes need of the arguments, and that its numbers are possible.
 
     Raises:
-        ValueError: Got a value of another type, a number that is too low, ``fp16``, several processes on a CPU without ``use_cpu``, or a rate that is negative or not finite.
+        ValueError: Got a value of another type, a number that is too low or not finite, ``fp16``, or several processes on a CPU
+            without ``use_cpu``.
     """
     _check_types(args)
     counts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 0}

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
@@ -380,31 +379,3 @@ def test_a_folder_named_like_a_column_adds_none(tmp_path: Path) -> None:
     folder.mkdir()
     Dataset.from_list(ROWS).to_parquet(folder / "a.parquet")
     assert load_records(folder / "a.parquet") == ROWS
-
-
-@pytest.mark.parametrize(
-    ("content", "advice"),
-    [
-        (gzip.compress(b"text\nword\n"), "first bytes are those of gzip: unpack it"),
-        (lzma.compress(b"text\nword\n"), "first bytes are those of xz: unpack it"),
-        (b"PK\x03\x04\xff\xfe", "first bytes are those of a ZIP or Excel file: unpack it"),
-        ("text\nword\n".encode("utf-32"), "give encoding='utf-32'"),
-    ],
-)
-def test_bytes_under_the_name_of_a_table_are_told_by_their_start(content: bytes, advice: str, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=advice):
-        load_records(tmp_path / "a.csv")
-
-
-@pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_columns_of_one_name_are_refused(kind: str, tmp_path: Path) -> None:
-    table = pa.table([pa.array(["a"]), pa.array(["x"]), pa.array(["z"])], names=["text", "label", "label"])
-    path = tmp_path / f"a.{kind}"
-    if kind == "parquet":
-        pa.parquet.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as file:
-            file.write_table(table)
-    with pytest.raises(ValueError, match="with several columns 'label'; expected each name once"):
-        load_records(path)
