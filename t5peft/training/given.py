@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,8 @@ from transformers import TrainerCallback, TrainingArguments
 from t5peft.data.features import check_dataset
 
 logger = logging.getLogger("t5peft")
+
+FUNCTIONS = ("data_collator", "model_init", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
 
 
 def check_data(train_dataset: Any, eval_dataset: Any) -> None:
@@ -34,18 +36,20 @@ def check_data(train_dataset: Any, eval_dataset: Any) -> None:
     check_dataset(eval_dataset, "eval_dataset")
 
 
-def check_parts(parts: Mapping[str, Any], **functions: Any) -> None:
+def check_parts(args: Any, callbacks: Any, optimizers: Any, functions: Sequence[Any]) -> None:
     """Check the types of what a Trainer is made of.
 
     Args:
-        parts: Its ``args``, ``callbacks`` and ``optimizers``.
-        functions: What it calls; each may be None.
+        args: Its arguments, or None.
+        callbacks: A list of callbacks, or None.
+        optimizers: An optimizer and a scheduler, of which each may be None.
+        functions: What it calls, in the order of ``FUNCTIONS``; each may be None.
 
     Raises:
         ValueError: One has another type; names all of them.
     """
-    wrong = {name: (given, "a function") for name, given in functions.items() if not (given is None or callable(given))}
-    args, callbacks, optimizers = parts["args"], parts["callbacks"], parts["optimizers"]
+    called = zip(FUNCTIONS, functions, strict=True)
+    wrong = {name: (given, "a function") for name, given in called if not (given is None or callable(given))}
     if not (args is None or isinstance(args, TrainingArguments)):
         wrong["args"] = (args, "T5PeftTrainingArguments")
     if not (callbacks is None or (isinstance(callbacks, list | tuple) and all(map(_is_callback, callbacks)))):

@@ -98,14 +98,8 @@ class T5PeftTrainer(BatchingTrainer):
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         check_data(train_dataset, eval_dataset)
-        check_parts(
-            {"args": args, "callbacks": callbacks, "optimizers": optimizers},
-            data_collator=data_collator,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        called = (data_collator, model_init, compute_loss_func, compute_metrics, preprocess_logits_for_metrics)
+        check_parts(args, callbacks, optimizers, called)
         if model is not None:
             unwrap_t5(model)
         self._pending, self.throughput = [], Throughput()

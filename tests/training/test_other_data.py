@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -42,7 +43,9 @@ class Drawn(list[Any]):
 
     def __getitem__(self, place: Any) -> Any:
         record = super().__getitem__(place)
-        return record | {"input_ids": [*torch.randint(3, 99, (4,)).tolist(), 1]}
+        return record | {
+            "input_ids": [*torch.randint(3, 99, (4,)).tolist(), np.random.randint(3, 99), random.randint(3, 99), 1]
+        }
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_a_checkpoint_without_a_hash_of_the_data_resumes_in_silence(
 
 def test_the_hash_of_the_data_draws_no_random_number() -> None:
     records = Drawn(tiny_records(8))
-    for generator in (torch.get_rng_state, random.getstate):
+    for generator in (torch.get_rng_state, random.getstate, np.random.get_state):
         before = generator()
         assert content_of(records) is None
         assert str(generator()) == str(before)

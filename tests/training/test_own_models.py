@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from t5peft import T5PeftTrainer, lora_wrap
+from t5peft.models.backbone import has_untied_head
 from t5peft.models.encoders import T5EncoderForEmbedding
 
 
@@ -108,6 +109,14 @@ def model_with_head(when: str, make: Any) -> Any:
 def test_a_head_of_the_users_is_trained_as_by_plain_trainer(when: str, make: Any, tmp_path: Path) -> None:
     ours, plain = (trainer_of(kind, model_with_head(when, make), tmp_path) for kind in (T5PeftTrainer, Seq2SeqTrainer))
     assert_same_training(ours, plain)
+
+
+def test_a_head_of_the_users_has_weights_of_its_own_or_none() -> None:
+    model: Any = tiny_t5()
+    head = model.lm_head
+    for replaced, own in ((torch.nn.Sequential(head), False), (Mapped(head), True)):
+        model.lm_head = replaced
+        assert has_untied_head(model) == own
 
 
 class WeightedT5ForQuestionAnswering(T5ForQuestionAnswering):

@@ -123,6 +123,7 @@ def test_an_optimizer_of_some_of_the_trained_weights_says_so(tmp_path: Path, cap
     [
         ({"learning_rate": "1e-3"}, "Got learning_rate='1e-3'; expected learning_rate of float"),
         ({"pack": "False", "max_steps": 2.5}, "Got max_steps=2.5, pack='False'; expected max_steps of int"),
+        ({"max_steps": True}, "Got max_steps=True; expected max_steps of int"),
         ({"per_device_train_batch_size": 0}, r"Got per_device_train_batch_size=0 \(at least 1\)"),
         ({"gradient_accumulation_steps": 0}, r"Got gradient_accumulation_steps=0 \(at least 1\)"),
         ({"max_steps": -1, "num_train_epochs": -2}, r"Got num_train_epochs=-2 \(at least 0\)"),
