@@ -34,6 +34,7 @@ from typing import Any
 
 import yaml
 
+from t5peft.compat.yaml_files import parse_yaml
 from t5peft.deprecated import current_options
 from t5peft.methods.registry import method_label
 
@@ -207,7 +208,7 @@ def load_suite(name_or_path: str) -> Suite:
             f"Got suite {name_or_path!r}; expected one of {', '.join(suite_names())}, or a YAML file."
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"), as_texts=False)
     except (
         yaml.YAMLError,
         ValueError,

@@ -31,10 +31,12 @@ def read_config_file(path: str | Path, names: Collection[str]) -> dict[str, Any]
     """
     import yaml
 
+    from t5peft.compat.yaml_files import parse_yaml
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"Got no config file {path}; expected a YAML file with options by name.")
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"), as_texts=True)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"Got {path}, which is not YAML in UTF-8 ({reason}); expected options by name.") from None

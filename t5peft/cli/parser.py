@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from t5peft.cli.config_file import read_config_file, words_of
 from t5peft.compat.suggestions import did_you_mean
 
-_PATHS = ("FOLDER", "FILE", "NAME")  # metavars of paths, of which an empty one would be the current folder
+_PATHS = ("FOLDER", "FILE", "NAME", "REPO")  # metavars of paths, of which an empty one would be the current folder
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from t5peft.compat.suggestions import did_you_mean
+from t5peft.compat.yaml_files import parse_yaml
 from t5peft.data.fields import kind_of
 
 DEFINITIONS = files("t5peft.data") / "definitions"
@@ -37,7 +38,7 @@ def read_definition(path_or_name: str | Path) -> dict[str, Any]:
         expected = "a task of the package" if meant else f"one of {', '.join(names)}"
         raise FileNotFoundError(f"Got no task {str(path_or_name)!r}; expected a YAML file or {expected}.{meant}")
     try:
-        values = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)
+        values = parse_yaml(content.decode("utf-8"), as_texts=True)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"Got {path_or_name}, which is not YAML in UTF-8: {error}; expected a task's fields."

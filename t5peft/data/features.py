@@ -34,12 +34,19 @@ def check_dataset(dataset: Any, name: str) -> None:
         name: What errors call it.
 
     Raises:
-        ValueError: It is empty, an iterator or one of tables, or a column looks like a misspelled one of ``COLUMNS``.
+        ValueError: It is empty, was not read, is an iterator or one of tables, or a column looks like a misspelled one of
+            ``COLUMNS``.
     """
     if isinstance(dataset, Mapping):
         for key, part in dataset.items():
             check_dataset(part, f"{name}[{key!r}]")
         return
+    if isinstance(dataset, str | bytes) or type(dataset).__name__ == "DataFrame":
+        advice = "Dataset.from_pandas(frame)" if type(dataset).__name__ == "DataFrame" else "load_records(path)"
+        raise ValueError(
+            f"Got a {type(dataset).__name__} as {name}; expected records with `input_ids`. Read it by {advice}, and call "
+            "Task.tokenize on texts."
+        )
     if isinstance(dataset, Iterator) and name != "test_dataset":
         raise ValueError(
             f"Got a {type(dataset).__name__} as {name}, which can be read once; expected records that every epoch and evaluation "

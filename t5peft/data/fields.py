@@ -93,7 +93,9 @@ def _contradictions_of_labels(fields: Mapping[str, Any]) -> list[str]:
         return []
     problems = []
     if len(words) < 2:
-        problems.append(f"Its verbalizer has {len(words)} labels; two or more are needed.")
+        problems.append(
+            f"Its verbalizer has a word for {', '.join(map(repr, words)) or 'no label'} only; give two or more labels a word."
+        )
     if fields.get("list_separator") is not None:
         problems.append(
             "It has a verbalizer, which selects one label, and a list_separator, which is for several labels; remove one of them."

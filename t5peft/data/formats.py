@@ -31,6 +31,8 @@ from t5peft.data.json_files import objects_of, objects_of_array
 from t5peft.data.sources import RecordFile, RecordList, Records, label_names_of, labeled_records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
+_PACKED = {"gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ", "bzip2": b"BZh", "a ZIP or Excel file": b"PK\x03\x04"}
+_MARKS = {32: (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), 16: (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
 ENDING = re.compile(rf"({'|'.join(map(re.escape, KINDS))})({'|'.join(map(re.escape, OPENERS))})?$", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com"
@@ -218,8 +220,12 @@ def decoded(data: bytes, origin: str, encoding: str) -> str:
 
 
 def _advice_on_encoding(data: bytes, line: int) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "Its first bytes are those of UTF-16: give encoding='utf-16' (--encoding utf-16)."
+    for packed, start in _PACKED.items():
+        if data.startswith(start):
+            return f"Its first bytes are those of {packed}: unpack it, or give the file the extension that it has."
+    for size, marks in _MARKS.items():  # the longer one first, as it begins with the shorter one
+        if data.startswith(marks):
+            return f"Its first bytes are those of UTF-{size}: give encoding='utf-{size}' (--encoding utf-{size})."
     replaced = data.decode("utf-8", "replace")
     if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
         return f"Most of it is UTF-8, so line {line} is damaged or comes from another file: fix that line."
@@ -265,11 +271,12 @@ def _read_arrow(path: Path, kind: str) -> RecordList | RecordFile:
             "files; expected fewer. Split the file, or set TMPDIR to a folder on a larger disk."
         )
     with _arrow(path, kind) as (schema, batches):
-        features = Features.from_arrow_schema(schema).flatten()
-        parts = (labeled_records([flat(record) for record in batch.to_pylist()], features) for batch in batches)
-        records = chain.from_iterable(parts)
-        kept = RecordFile.written if large else RecordList
-        return kept(records, str(path), label_names_of(features))
+        if not (twice := sorted({name for name in schema.names if schema.names.count(name) > 1})):
+            features = Features.from_arrow_schema(schema).flatten()
+            parts = (labeled_records([flat(record) for record in batch.to_pylist()], features) for batch in batches)
+            records, names = chain.from_iterable(parts), label_names_of(features)
+            return (RecordFile.written if large else RecordList)(records, str(path), names)
+    raise ValueError(f"Got {path} with several columns {', '.join(map(repr, twice))}; expected one each. Rename them.")
 
 
 @contextmanager

@@ -320,6 +320,12 @@ def _labels(records: Sequence[Mapping[str, Any]], column: str) -> list[str]:
             "label in each. Fill it, or remove those records."
         )
     labels = sorted({label for cell in cells if (label := as_text(cell)) is not None})
+    if len(labels) < 2:
+        found = f"only the label {labels[0]!r}" if labels else "no label"
+        raise ValueError(
+            f"Got {found} in the column {column!r}{where}; expected two or more in the training records. Choose the label column "
+            "(--column label=NAME), or give a verbalizer (--target-word)."
+        )
     if len(labels) > MOST_LABELS:
         raise _too_many(column, len(labels))
     return labels

@@ -353,7 +353,7 @@ def without_padding(ids: list[int], pad_token_id: int | None) -> list[int]:
 
 
 def items_of(values: object, name: str = "sources") -> list[object]:
-    """Return the items of any iterable but a text, a mapping or a table.
+    """Return the items of any iterable but a text, a mapping, a set or a table.
 
     Args:
         values: The iterable.
@@ -370,16 +370,16 @@ def items_of(values: object, name: str = "sources") -> list[object]:
         advice = "Pass one of its values without padding, such as batch['input_ids']."
     elif hasattr(values, "columns") or hasattr(values, "column_names"):
         advice = "Pass one of its columns, such as table['text']. Task.sources creates texts from records."
+    elif isinstance(values, set | frozenset):
+        advice = "It has no order that answers could follow. Write sorted(values)."
     elif isinstance(values, bytes | bytearray) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         advice = "Write [text]."
     if advice or not isinstance(values, Iterable):
         raise ValueError(f"Got {kind} as {name}; expected a list or another iterable of texts. {advice}")
-    return [item.item() if getattr(item, "ndim", None) == 0 else _plain(item) for item in values]
-
-
-def _plain(item: object) -> object:
-    """Return the Python value of an Arrow scalar, and anything else as it is."""
-    return item.as_py() if hasattr(item, "as_py") else item
+    return [
+        item.item() if getattr(item, "ndim", None) == 0 else item.as_py() if hasattr(item, "as_py") else item
+        for item in values
+    ]
 
 
 def _token_ids(item: object) -> list[int] | None:

@@ -183,7 +183,10 @@ def has_untied_head(model: PreTrainedModel) -> bool:
     if head is None:
         return False
     reads = model.get_decoder() if family_of(model.config).head_reads_decoder_table else model
-    return _weight(head).data_ptr() != _weight(reads.get_input_embeddings()).data_ptr()
+    table = _weight(reads.get_input_embeddings()).data_ptr()
+    # A head of the user's may have several weights, or others than a linear layer.
+    own = [head.weight] if isinstance(getattr(head, "weight", None), torch.Tensor) else head.parameters()
+    return any(weight.data_ptr() != table for weight in own)
 
 
 def correct_config(model: PreTrainedModel) -> None:

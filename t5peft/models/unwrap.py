@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 from torch import nn
@@ -53,6 +54,16 @@ def has_own_forward(model: nn.Module) -> bool:
         model: A T5, plain or wrapped.
     """
     return any(map(_is_changed, _chain(model)))
+
+
+def takes_labels(model: nn.Module) -> bool:
+    """Return whether the forward of a T5, or of a user's wrapper of one, names labels among its arguments.
+
+    Args:
+        model: A T5, plain or wrapped.
+    """
+    own = (module for module in _chain(model) if _is_changed(module) or isinstance(module, PreTrainedModel))
+    return any("labels" in inspect.signature(module.forward).parameters for module in own)
 
 
 def _is_changed(module: nn.Module) -> bool:

@@ -7,7 +7,11 @@ import math
 import os
 from dataclasses import MISSING, dataclass, fields
 from datetime import timedelta
+from functools import cache
 from importlib.util import find_spec
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -26,7 +30,7 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
     5e-5, is too low for adapters. Start with ``METHODS[name].learning_rate``.
 
     Raises:
-        ValueError: ``fp16`` is set, in which T5 overflows.
+        ValueError: ``fp16`` is set, in which T5 overflows, or a value has another type than its argument.
         ImportError: DeepSpeed is requested but not installed.
     """
 
@@ -54,6 +58,7 @@ class T5PeftTrainingArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what does not work on T5."""
+        _check_types(self)
         # Accelerate silently takes several processes without a GPU for one, and exchanges no gradients.
         if not torch.accelerator.is_available():
             self.use_cpu = True
@@ -114,12 +119,48 @@ def own_arguments(args: TrainingArguments) -> T5PeftTrainingArguments:
     return view
 
 
+def is_of(value: object, hint: object) -> bool:
+    """Return whether a value is of a type hint, as far as that names simple types; a whole number is a float too."""
+    kinds = set(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
+    if not kinds <= {bool, int, float, str, NoneType} or type(value) in kinds:
+        return True
+    number = Real if float in kinds else Integral if int in kinds else None
+    return number is not None and isinstance(value, number) and not isinstance(value, bool)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(T5PeftTrainingArguments)
+
+
+def _check_types(args: TrainingArguments) -> None:
+    """Refuse values such as "False", which is true, or "1e-4", as YAML reads 1e-4."""
+    values = {name: value for name, value in vars(args).items() if not is_of(value, _hints().get(name))}
+    if values:
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        kinds = ", ".join(
+            f"{name} of {getattr(hint, '__name__', hint)}" for name, hint in _hints().items() if name in values
+        )
+        raise ValueError(f"Got {given}; expected {kinds}. Convert them.")
+
+
 def check_arguments(args: TrainingArguments) -> None:
-    """Check what T5 and several processes need of the arguments, and that its rates are numbers.
+    """Check what T5 and several processes need of the arguments, and that its numbers are possible.
 
     Raises:
-        ValueError: Got ``fp16``, several processes on a CPU without ``use_cpu``, or a rate that is negative or not finite.
+        ValueError: Got a value of another type, a number that is too low or not finite, ``fp16``, or several processes on a CPU
+            without ``use_cpu``.
     """
+    _check_types(args)
+    counts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 0}
+    counts |= {"tokens_per_micro_batch": 1, "seed": 0}
+    low = [
+        f"{name}={value} (at least {least})"
+        for name, least in counts.items()
+        if (value := getattr(args, name, None)) is not None and not value >= least
+    ]
+    if low:
+        raise ValueError(f"Got {', '.join(low)}; expected numbers that are not lower. Raise them, or leave them out.")
     names = ("learning_rate", "weight_decay", "label_smoothing_factor", "z_loss", "lora_plus_ratio")
     given = {name: getattr(args, name, 0.0) for name in names}
     wrong = [f"{name}={value}" for name, value in given.items() if not (math.isfinite(value) and value >= 0)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -92,10 +93,12 @@ class BatchingTrainer(EvaluatingTrainer):
             return [], None
         for batch in batches:
             lists = (
-                [name for name, value in batch.items() if isinstance(value, list)] if isinstance(batch, Mapping) else []
+                [name for name, value in batch.items() if isinstance(value, list | np.ndarray)]
+                if isinstance(batch, Mapping)
+                else []
             )
             if lists or not isinstance(batch, Mapping):
-                found = f"lists as {', '.join(lists)}" if lists else f"a {type(batch).__name__}"
+                found = f"lists or arrays as {', '.join(lists)}" if lists else f"a {type(batch).__name__}"
                 raise ValueError(
                     f"Got {found} from the data_collator; expected a dictionary of tensors. Let it return tensors, such as by "
                     "return_tensors='pt'."

@@ -27,6 +27,7 @@ from t5peft.adapters.checkpoints import folder_of, newest_complete, of_another_m
 from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
 from t5peft.adapters.save import write_portable_base
 from t5peft.compat.lock import hold_folder
+from t5peft.data.content import content_of
 from t5peft.methods.activation_cache import Activations
 from t5peft.methods.adalora import Reallocation
 from t5peft.models.folders import replacing
@@ -45,6 +46,7 @@ class CheckpointTrainer(Seq2SeqTrainer):
     activations: Activations | None = None  # what is cached of a frozen backbone during the training
     reallocation: Reallocation | None = None  # of the ranks of AdaLoRA during the training
     resumed_from: Path | None = None
+    _content: tuple[Any, str | None] | None = None  # the training data, and a hash over its records
     order: RepeatableOrder | None = None  # of the training examples, where it depends on the state of a generator
 
     @property
@@ -137,10 +139,12 @@ class CheckpointTrainer(Seq2SeqTrainer):
             )
         own = self._data_order()
         changed = {name: (old, own[name]) for name, old in read_run_state(folder).items() if old != own.get(name, old)}
+        if "examples" in changed:
+            changed.pop("content", None)
         if changed:
             logger.warning(
                 "The checkpoint %s is from a run with other training data (%s): its steps are skipped in another order, "
-                "so some examples are seen twice and others never.",
+                "so some examples are seen twice and others never. Resume with the data of that run, or train into another folder.",
                 folder,
                 ", ".join(f"{name} {now}, not {old}" for name, (old, now) in changed.items()),
             )
@@ -160,12 +164,17 @@ class CheckpointTrainer(Seq2SeqTrainer):
             _check_optimizer(stored, made)
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def _data_order(self) -> dict[str, int]:
+    def _data_order(self) -> dict[str, Any]:
         """Return what decides the order of the training examples; empty for a stream, or for a loader of the user's."""
         if not hasattr(self.train_dataset, "__len__"):
             return {}
+        if self._content is None or self._content[0] is not self.train_dataset:
+            self._content = (self.train_dataset, content_of(self.train_dataset))
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return {"examples": len(cast(Any, self.train_dataset)), "seed": seed}
+        content = self._content[1]
+        return {"examples": len(cast(Any, self.train_dataset)), "seed": seed} | (
+            {"content": content} if content else {}
+        )
 
     def check_weights(self) -> None:
         """Check that a step has left numbers in the trained weights.

@@ -152,8 +152,7 @@ class Head:
         outputs = model(**inputs, **self.options)
         loss = self.loss_of(outputs, batch, label_smoothing, z_loss)
         if adds:
-            own = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-            loss = loss + items * (own - self.loss_of(outputs, batch, 0.0, 0.0) / items)
+            loss = loss + items * (own_loss(outputs) - self.loss_of(outputs, batch, 0.0, 0.0) / items)
         return loss, items, outputs
 
     def asks_model(self, model: nn.Module) -> bool:
@@ -167,3 +166,9 @@ class Head:
     def predictions(self, outputs: Any, batch: Batch) -> Any:
         """Return the scores in what the model returned, a tensor or a tuple of them, each [B, ..]."""
         return outputs.logits
+
+
+def own_loss(outputs: Any) -> Tensor:
+    """Return the loss [] that a model returned."""
+    loss: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+    return loss

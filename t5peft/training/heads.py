@@ -35,7 +35,7 @@ from t5peft.data.features import (
 )
 from t5peft.nn.loss import IGNORED_LABEL, logits_loss, target_loss
 from t5peft.training.contrastive import EmbeddingHead
-from t5peft.training.head import Batch, Feature, Head
+from t5peft.training.head import Batch, Feature, Head, own_loss
 
 
 class TextHead(Head):
@@ -214,9 +214,20 @@ class SpanHead(Head):
             )
         ]
 
-    def asks_model(self, model: nn.Module) -> bool:
-        """Return False: the loss that the model returns depends on padding, and ``served`` refuses tuners that add to it."""
-        return False
+    def loss_and_outputs(
+        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> tuple[Tensor, float, Any]:
+        """Return the summed loss [], the number of spans, and what the model returned.
+
+        A user's own forward may give any loss. It reads positions that do not count as transformers does: S, behind the source.
+        """
+        items = self.count(batch)
+        if not (items and self.asks_model(model)):
+            return super().loss_and_outputs(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+        behind = batch["input_ids"].shape[1]
+        spans = {name: batch[name].masked_fill(batch[name] == IGNORED_LABEL, behind) for name in self.labels}
+        outputs = model(**batch | spans, **self.options)
+        return items * own_loss(outputs), items, outputs
 
     def count(self, batch: Batch) -> float:
         """Count the examples with a span, where half a span is a start or an end."""

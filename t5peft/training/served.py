@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from t5peft.compat.peft import adds_to_loss
 from t5peft.methods.base import has_peft_prompt
+from t5peft.models.unwrap import takes_labels
 from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.evaluation_loop import EvaluatingTrainer
 from t5peft.training.head import Head
@@ -155,6 +156,10 @@ def _unserved_by_head(trainer: EvaluatingTrainer, head: Head) -> list[str]:
         problems.append("a tuner that adds to the loss of T5ForQuestionAnswering (padding changes that loss)")
     if isinstance(head, EmbeddingHead) and adds_to_loss(trainer.wrapped_model):
         problems.append("a tuner that adds to the loss of a model that makes embeddings (the model has no loss)")
+    if isinstance(head, EmbeddingHead) and takes_labels(trainer.wrapped_model) and not trainer.has_own_loss():
+        problems.append(
+            "a model that makes embeddings and takes labels (its own loss would not count; override compute_loss)"
+        )
     micro_batches = trainer.args.gradient_accumulation_steps * trainer.accelerator.num_processes
     if isinstance(head, EmbeddingHead) and trainer.args.train_batch_size * micro_batches < 2:
         problems.append("steps of one pair, which has no negatives (raise per_device_train_batch_size)")

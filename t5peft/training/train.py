@@ -12,8 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from peft import PeftModel
@@ -39,6 +38,7 @@ from t5peft.evaluation.scores import check_metrics
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone
 from t5peft.training import T5PeftTrainer, T5PeftTrainingArguments
+from t5peft.training.arguments import is_of
 from t5peft.training.best_checkpoint import ScoringTrainer, best_score
 from t5peft.training.checkpoints import newest_resumable
 from t5peft.training.config import TrainConfig
@@ -333,9 +333,17 @@ def training_arguments(config: TrainConfig, examples: int, output: str | Path) -
     return T5PeftTrainingArguments(**given, **{**defaults, **config.training_options})
 
 
+# Steps are counted from ``epochs``, and transformers leaves these to scripts.
+_WITHOUT_EFFECT = {"num_train_epochs", "resume_from_checkpoint", "do_train", "do_eval", "do_predict"}
+
+
 def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise one error for all arguments that do not exist, or that the config has fields for."""
-    known = {field.name for field in dataclasses.fields(T5PeftTrainingArguments) if field.init} - given.keys()
+    known = (
+        {field.name for field in dataclasses.fields(T5PeftTrainingArguments) if field.init}
+        - given.keys()
+        - _WITHOUT_EFFECT
+    )
     if wrong := [name for name in options if name not in known]:
         suggestions = "".join(did_you_mean(name, known) for name in wrong if name not in given)
         raise ValueError(
@@ -343,7 +351,7 @@ def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]
             f"sets.{suggestions}"
         )
     hints = get_type_hints(T5PeftTrainingArguments)
-    problems = [f"{name}={value!r}" for name, value in options.items() if not _fits(value, hints[name])]
+    problems = [f"{name}={value!r}" for name, value in options.items() if not is_of(value, hints[name])]
     reporters = options.get("report_to") or []
     known = {"all", "none", *get_available_reporting_integrations()}
     missing = {*([reporters] if isinstance(reporters, str) else reporters)} - known
@@ -352,11 +360,3 @@ def _check_training_options(options: Mapping[str, Any], given: Mapping[str, Any]
     if problems:
         expected = ", ".join(f"{name} of {getattr(hints[name], '__name__', hints[name])}" for name in options)
         raise ValueError(f"Got training_options {'; '.join(problems)}; expected {expected}. Correct or install them.")
-
-
-def _fits(value: object, hint: object) -> bool:
-    """Return whether a value is of a type hint, as far as that names simple types; a whole number is a float too."""
-    kinds = set(get_args(hint) or (hint,))
-    if not kinds <= {bool, int, float, str, NoneType}:
-        return True
-    return type(value) in kinds or (type(value) is int and float in kinds)

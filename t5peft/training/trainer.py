@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from t5peft.compat.accelerate import clear_device_cache
-from t5peft.data.features import check_dataset
 from t5peft.methods.activation_cache import read_batches
 from t5peft.methods.ladder import cached_activations
 from t5peft.methods.lora import set_lora_plus
@@ -41,6 +40,7 @@ from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
+from t5peft.training.given import check_data, check_held, check_parts
 from t5peft.training.head import Batch
 from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
@@ -97,7 +97,11 @@ class T5PeftTrainer(BatchingTrainer):
         optimizers: tuple[Optimizer | None, Any] = (None, None),
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        _check_given(model, train_dataset, eval_dataset)
+        check_data(train_dataset, eval_dataset)
+        called = (data_collator, model_init, compute_loss_func, compute_metrics, preprocess_logits_for_metrics)
+        check_parts(args, callbacks, optimizers, called)
+        if model is not None:
+            unwrap_t5(model)
         self._pending, self.throughput = [], Throughput()
         self._during_training = contextlib.ExitStack()
         super().__init__(
@@ -191,6 +195,8 @@ class T5PeftTrainer(BatchingTrainer):
                 head,
             )
         made = self.optimizer is None
+        if self.optimizer is not None and not self._is_sharded:
+            check_held(self.wrapped_model, self.optimizer)
         optimizer = super().create_optimizer(model)
         if made and self.own.lora_plus_ratio != 1:
             set_lora_plus(optimizer, self.wrapped_model, self.own.lora_plus_ratio)
@@ -381,15 +387,3 @@ class T5PeftTrainer(BatchingTrainer):
         if "loss" in logs:
             logs.update(self.throughput.read())
         super().log(logs, start_time)
-
-
-def _check_given(model: nn.Module | None, train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuse what is not a T5, and data that cannot be trained or evaluated on."""
-    if model is not None:
-        unwrap_t5(model)
-    if isinstance(train_dataset, Mapping):
-        raise ValueError(
-            f"Got a train_dataset that is a mapping with {list(train_dataset)}; expected one data set. Pass one of these."
-        )
-    check_dataset(train_dataset, "train_dataset")
-    check_dataset(eval_dataset, "eval_dataset")

@@ -68,7 +68,9 @@ def test_a_config_file_gives_options_and_the_command_line_wins(path: Path) -> No
         ("method: lroa", "Did you mean 'lora'? See"),
         ("batch-size: [1, 2]", 'Got batch-size: ["1", "2"]; expected one value. See'),
         ("bf16: perhaps", "Got bf16: perhaps; expected true or false. See"),
-        ("steps: 1\nsteps: 2\nbatch_size: 1\nbatch-size: 2", "with batch-size more than once"),
+        ("batch_size: 1\nbatch-size: 2", "with batch-size more than once"),
+        ("steps: 1\nsteps: 2", "the key 'steps' stands more than once"),
+        ("target_word: {pos: a, pos: b}", "the key 'pos' stands more than once"),
         ("- a", "which is not a mapping; expected options by name"),
         ("a: [", "which is not YAML in UTF-8"),
         ("config: other.yaml", "with config; expected names of options"),
@@ -139,6 +141,7 @@ def test_lint_and_plan_print_json(table: str, backbone: str, capsys: pytest.Capt
         (["--best-metric", "acuracy"], "Got best_metric='acuracy'; expected one of loss, accuracy, f1"),
         (["--training-option", "warmup_stps=3"], "Got training_options warmup_stps; expected arguments of"),
         (["--training-option", "learning_rate=3"], "Got training_options learning_rate; expected arguments of"),
+        (["--training-option", "num_train_epochs=3"], "Got training_options num_train_epochs; expected arguments of"),
         (["--max-grad-norm", "-1", "--warmup", "-1"], "Got warmup=-1.0; expected at least 0. Got max_grad_norm=-1.0"),
     ],
 )

@@ -67,6 +67,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "table": (lambda: pd.DataFrame({"text": TEXTS}), r"Got pandas.DataFrame as sources; .* table\['text'\]"),
     "Dataset": (lambda: Dataset.from_dict({"text": TEXTS}), "Got datasets.Dataset as sources"),
     "Arrow table": (lambda: pa.table({"text": TEXTS}), "Got pyarrow.Table as sources"),
+    "set": (lambda: {"a", "b"}, r"Got builtins.set as sources; .*no order that answers could follow\. Write sorted"),
     "mapping": (lambda: {"input_ids": IDS}, r"Got builtins.dict as sources; .* batch\['input_ids'\]"),
     "batch": (lambda: TOKENIZER(TEXTS), "Got transformers.BatchEncoding as sources"),
     "missing": (lambda: ["one", None], r"source 1 is None \(NoneType, a missing value\)"),

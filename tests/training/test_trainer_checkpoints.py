@@ -174,27 +174,6 @@ def test_a_run_whose_steps_are_done_is_not_trained_further(tmp_path: Path) -> No
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize(
-    ("examples", "seed", "message"),
-    [
-        (8, 0, None),
-        (9, 0, "(examples 9, not 8)"),
-        (8, 3, "(seed 3, not 0)"),
-        (9, 3, "(examples 9, not 8, seed 3, not 0)"),
-    ],
-)
-def test_resuming_with_other_data_says_so(
-    examples: int, seed: int, message: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for records, order, steps in ((8, 0, 1), (examples, seed, 2)):
-        args = arguments(tmp_path, save_strategy="steps", max_steps=steps, seed=order)
-        trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(records))
-        trainer.train(resume_from_checkpoint=steps == 2)
-    said = [text for text in caplog.messages if "from a run with other training data" in text]
-    assert len(said) == (message is not None)
-    assert message is None or message in said[0]
-
-
 def test_resuming_weights_without_their_optimizer_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for only, words in ((False, 0), (True, 1)):
         folder, settings = tmp_path / str(only), {"save_strategy": "steps", "save_only_model": only}
