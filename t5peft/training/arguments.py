@@ -120,12 +120,18 @@ def own_arguments(args: TrainingArguments) -> T5PeftTrainingArguments:
 
 
 def is_of(value: object, hint: object) -> bool:
-    """Return whether a value is of a type hint, as far as that names simple types; a whole number is a float too."""
+    """Return whether a text, a bool or a number may stand for a type hint, as far as that names simple types.
+
+    None, paths and other objects are left to transformers, which takes some of them for values of another type.
+    """
     kinds = set(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,))
-    if not kinds <= {bool, int, float, str, NoneType} or type(value) in kinds:
+    if not kinds <= {bool, int, float, str, NoneType}:
         return True
-    number = Real if float in kinds else Integral if int in kinds else None
-    return number is not None and isinstance(value, number) and not isinstance(value, bool)
+    if isinstance(value, str | bool):
+        return type(value) in kinds or (isinstance(value, str) and str in kinds)
+    if isinstance(value, Real):
+        return float in kinds or (int in kinds and isinstance(value, Integral)) or (bool in kinds and value in (0, 1))
+    return True
 
 
 @cache

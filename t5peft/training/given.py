@@ -76,7 +76,7 @@ def _is_callback(given: Any) -> bool:
 def _is_optimizer(given: Any) -> bool:
     if given is None:
         return True
-    if not isinstance(given, Optimizer):
+    if isinstance(given, type) or not callable(getattr(given, "step", None)):
         return False
     closure = inspect.signature(given.step).parameters.get("closure")
     return closure is None or closure.default is not inspect.Parameter.empty

@@ -195,7 +195,7 @@ class T5PeftTrainer(BatchingTrainer):
                 head,
             )
         made = self.optimizer is None
-        if self.optimizer is not None and not self._is_sharded:
+        if isinstance(self.optimizer, Optimizer) and not self._is_sharded:
             check_held(self.wrapped_model, self.optimizer)
         optimizer = super().create_optimizer(model)
         if made and self.own.lora_plus_ratio != 1:

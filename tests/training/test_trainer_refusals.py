@@ -138,3 +138,10 @@ def test_arguments_that_cannot_be_meant_are_refused(given: dict[str, Any], messa
 def test_numbers_of_numpy_are_arguments(tmp_path: Path) -> None:
     made = arguments(tmp_path, learning_rate=np.float32(0.5), max_steps=np.int64(3), seed=np.int32(4))
     assert (made.learning_rate, made.max_steps, made.seed) == (0.5, 3, 4)
+
+
+def test_what_transformers_takes_for_another_type_is_taken(tmp_path: Path) -> None:
+    made = T5PeftTrainingArguments(output_dir=tmp_path, max_grad_norm=None, bf16=0, max_steps=3, report_to="none")
+    assert made.output_dir == str(tmp_path)
+    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), made, train_dataset=tiny_records(4))
+    assert trainer.train().global_step == 3
