@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from t5peft import METHODS
 from t5peft.planning.advice import advise
 from t5peft.planning.job import Job
 from t5peft.planning.plan import Change, changes, plan_lines, step_bytes
@@ -140,3 +141,10 @@ def test_a_run_that_follows_the_advice_stays_within_the_memory(share: float, tmp
         )  # fmt: skip
         peaks[name] = json.loads(done.stdout.splitlines()[-1])
     assert peaks["advised"] <= memory < peaks["plain"]
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "adalora" else [pytest.mark.slow]) for name in METHODS]
+)
+def test_rows_that_the_kernels_fill_up_are_planned(method: str) -> None:
+    assert step_bytes(Job("t5-small", method, 35, 9, 2, 2, device="cpu")).peak_bytes > 0

@@ -320,13 +320,6 @@ def test_a_model_that_is_used_for_several_plans_gives_the_same_bytes(
     step_bytes.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name == "adalora" else [pytest.mark.slow]) for name in METHODS]
-)
-def test_rows_that_the_kernels_fill_up_are_planned(method: str) -> None:
-    assert step_bytes(Job("t5-small", method, 35, 9, 2, 2, device="cpu")).peak_bytes > 0
-
-
 def test_the_command_prints_the_plan(backbone: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["plan", "--backbone", backbone, "--source", "64", "--target", "16", "--batch", "8", "--device", "cpu"]
     assert main([*arguments, "--memory", "1GB"]) == 0

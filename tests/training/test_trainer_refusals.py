@@ -86,9 +86,9 @@ def test_a_merged_adapter_is_not_trained(tmp_path: Path) -> None:
     ],
 )
 def test_parts_of_another_type_are_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
-    given = {"args": arguments(tmp_path), "train_dataset": tiny_records(4)} | given
+    parts: dict[str, Any] = {"args": arguments(tmp_path), "train_dataset": tiny_records(4)} | given
     with pytest.raises(ValueError, match=message):
-        T5PeftTrainer(lora_wrap(tiny_t5()), **given)
+        T5PeftTrainer(lora_wrap(tiny_t5()), **parts)
 
 
 @pytest.mark.parametrize("data", [pd.DataFrame(tiny_records(4)), "train.csv"], ids=["frame", "path"])
@@ -141,7 +141,8 @@ def test_numbers_of_numpy_are_arguments(tmp_path: Path) -> None:
 
 
 def test_what_transformers_takes_for_another_type_is_taken(tmp_path: Path) -> None:
-    made = T5PeftTrainingArguments(output_dir=tmp_path, max_grad_norm=None, bf16=0, max_steps=3, report_to="none")
+    given: dict[str, Any] = {"output_dir": tmp_path, "bf16": 0}
+    made = T5PeftTrainingArguments(**given, max_steps=3, report_to="none")
     assert made.output_dir == str(tmp_path)
     trainer = T5PeftTrainer(lora_wrap(tiny_t5()), made, train_dataset=tiny_records(4))
     assert trainer.train().global_step == 3
