@@ -53,7 +53,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         # On a part of wider rows oneDNN falls back to a kernel that takes hundreds of times as long.
         weight = weight.contiguous()
     missing = -rows % row_multiple(rows)
-    if not missing or x.is_meta:  # the planner counts no rows that are filled up, and AdaLoRA changes the result in place
+    # Without values nothing is filled up: the planner counts the rows that there are, and AdaLoRA changes the result in place.
+    if not missing or x.is_meta:
         return by_onednn(x, weight)
     return by_onednn(nn.functional.pad(flat, (0, 0, 0, missing)), weight)[:rows].view(*x.shape[:-1], -1)
 
