@@ -33,9 +33,10 @@ def same_conditions_for_every_test() -> None:
     transformers_logging.disable_progress_bar()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def libraries_are_not_garbage() -> None:
-    """Accelerate collects garbage before every training; without the imported libraries that takes a hundredth."""
+@pytest.fixture(scope="module", autouse=True)
+def what_is_held_is_not_garbage() -> None:
+    """Accelerate collects garbage before every training; without libraries and caches that takes a hundredth."""
+    gc.collect()
     gc.freeze()
 
 
