@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps
+from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps, fingerprints_of_parts
 from t5peft.models.encoders import EncoderHead, head_of_class
 from t5peft.models.manifest import MANIFEST, read_json, read_manifest, write_manifest_file
 from t5peft.models.quantized import Quantization, quantization_of_model, quantizes_wo
@@ -46,6 +46,7 @@ def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     return {
         "backbone": fingerprint(model),
         "maps": fingerprint_of_maps(model),
+        "parts": fingerprints_of_parts(model),
         "rows": len(backbone_embeddings(model)),
         "quantized": quantization_of_model(model),
         "quantized_wo": quantizes_wo(unwrap_t5(model)),
@@ -147,6 +148,13 @@ def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedMode
                 f"{unwrap_t5(model).name_or_path!r})"
             )
             break
+    if not problems and manifest.parts:
+        own_parts = fingerprints_of_parts(model)
+        if other := [part for part, saved in manifest.parts.items() if own_parts.get(part, saved) != saved]:
+            problems.append(
+                f"it was trained beside other weights of {', '.join(other)} than the given backbone has "
+                f"({unwrap_t5(model).name_or_path!r})"
+            )
     rows = len(backbone_embeddings(model))
     if manifest.rows > rows:
         problems.append(
