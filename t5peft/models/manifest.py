@@ -161,7 +161,12 @@ def files_of(folder: Path) -> list[Path]:
 
 def non_finite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Return the names of the tensors that hold NaN or infinity."""
-    return [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    return [name for name, tensor in tensors if tensor.is_floating_point() and not _is_finite(tensor)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # torch cannot tell it of 8 bits.
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
 def _file_problems(folder: Path, files: Mapping[str, str]) -> Iterator[str]:

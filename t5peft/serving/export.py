@@ -29,6 +29,7 @@ from t5peft.adapters.manifest import encoder_of, read_config
 from t5peft.adapters.merge import unmergeable
 from t5peft.adapters.save import ensure_no_adapter
 from t5peft.compat.extras import require
+from t5peft.compat.filesystem import as_path
 from t5peft.compat.lock import hold_folder
 from t5peft.data import Task
 from t5peft.data.truncation import encode
@@ -84,7 +85,7 @@ def export(
         ImportError: The engine is not installed.
         ParityError: The export differs from the adapter by more than the tolerance.
     """
-    folder, output = Path(model), Path(output)
+    folder, output = as_path(model, "model"), as_path(output, "output")
     _check_arguments(to, quantize)
     for package in _PACKAGES[to]:
         require(package, "export")
@@ -112,7 +113,7 @@ def load_exported(folder: str | Path) -> Exported:
         ValueError: Its files are damaged.
         ImportError: The engine is not installed.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     recover(folder)
     Details.read(folder)
     problems = verify(folder) if (folder / MANIFEST).is_file() else [f"{MANIFEST} is missing"]
