@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import t5peft
 from t5peft.adapters.manifest import MANIFEST, manifest_sha256, read_config
-from t5peft.compat.filesystem import as_path
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import stored_state
 from t5peft.data import Task
 from t5peft.models.embedded import backbone_name, is_embedded

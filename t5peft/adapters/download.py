@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from t5peft.adapters.manifest import CONFIG, OLD_WEIGHTS
-from t5peft.compat.filesystem import as_path
+from t5peft.compat.paths import as_path
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

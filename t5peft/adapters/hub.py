@@ -16,7 +16,7 @@ from t5peft.adapters.card import CARD, PLACE, is_hub_name, write_card
 from t5peft.adapters.download import REPO_ID, first_line
 from t5peft.adapters.load import base_of, ensure_intact
 from t5peft.adapters.manifest import CONFIG, MANIFEST, OLD_WEIGHTS
-from t5peft.compat.filesystem import as_path
+from t5peft.compat.paths import as_path
 from t5peft.models.embedded import is_embedded
 from t5peft.models.folders import ADAPTER_FILES
 from t5peft.models.manifest import read_manifest, write_manifest_file

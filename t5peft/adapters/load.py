@@ -24,7 +24,7 @@ from t5peft.adapters.manifest import (
     ensure_sha256,
     read_config,
 )
-from t5peft.compat.filesystem import as_path
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import adapter_state, share_rows, stored_state
 from t5peft.models.backbone import Quantization, correct_config, ensure_trainable_dtype, load_backbone
 from t5peft.models.embedded import backbone_name

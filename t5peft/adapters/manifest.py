@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps, fingerprints_of_parts
-from t5peft.compat.filesystem import as_path
+from t5peft.compat.paths import as_path
 from t5peft.models.encoders import EncoderHead, head_of_class
 from t5peft.models.manifest import MANIFEST, read_json, read_manifest, write_manifest_file
 from t5peft.models.quantized import Quantization, quantization_of_model, quantizes_wo

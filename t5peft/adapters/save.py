@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from t5peft.adapters.card import CARD, write_card
 from t5peft.adapters.manifest import CONFIG, describe, write_manifest
 from t5peft.compat.disk import reports_disk_errors
-from t5peft.compat.filesystem import as_path, unfinished
+from t5peft.compat.filesystem import unfinished
 from t5peft.compat.hub import commit_of
 from t5peft.compat.lock import LOCK
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import adapter_state
 from t5peft.models.embedded import backbone_name, is_embedded
 from t5peft.models.folders import ADAPTER_FILES, leftovers, replacing

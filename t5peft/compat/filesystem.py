@@ -23,27 +23,6 @@ _RENAME_EXCHANGE = 2
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
-def as_path(given: str | os.PathLike[str], name: str = "folder") -> Path:
-    """Return a path that the user gave.
-
-    Args:
-        given: Text or a path.
-        name: The argument, for the error.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    try:
-        return Path(given)
-    except TypeError:
-        raise ValueError(
-            f"Got {name}={given!r:.60} ({type(given).__name__}); expected a path, as text or as a pathlib.Path. Give one."
-        ) from None
-
-
 def exchange(first: Path, second: Path) -> bool:
     """Exchange two paths of one file system in a single step.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from t5peft.compat.filesystem import as_path
+from t5peft.compat.paths import as_path
 
 _PACKAGE = Path(__file__).parents[1]
 EMBEDDED = {"mini": _PACKAGE / "mini"}

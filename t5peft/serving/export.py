@@ -29,8 +29,8 @@ from t5peft.adapters.manifest import encoder_of, read_config
 from t5peft.adapters.merge import unmergeable
 from t5peft.adapters.save import ensure_no_adapter
 from t5peft.compat.extras import require
-from t5peft.compat.filesystem import as_path
 from t5peft.compat.lock import hold_folder
+from t5peft.compat.paths import as_path
 from t5peft.data import Task
 from t5peft.data.truncation import encode
 from t5peft.methods import method_of

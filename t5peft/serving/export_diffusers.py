@@ -25,7 +25,8 @@ from torch import Tensor
 
 from t5peft.adapters.load import ensure_intact
 from t5peft.adapters.manifest import read_config
-from t5peft.compat.filesystem import as_path, unfinished
+from t5peft.compat.filesystem import unfinished
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import stored_state
 
 TextEncoder = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
