@@ -374,21 +374,3 @@ def test_a_run_resumed_in_its_second_epoch_is_the_run_that_nobody_interrupted(
     resumed_losses, resumed_weights = train(tmp_path / "resumed", tmp_path / "whole" / "checkpoint-7")
     assert resumed_losses == losses
     assert all(torch.equal(weight, resumed_weights[name]) for name, weight in weights.items())
-
-
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
-def test_a_longer_run_resumes_at_the_rate_of_its_own_schedule(kind: str, tmp_path: Path) -> None:
-    rates: dict[int, float] = {}
-    for steps in (2, 4):
-        args = arguments(
-            tmp_path, save_strategy="steps", save_steps=2, max_steps=steps, lr_scheduler_type=kind, logging_steps=1
-        )
-        trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8))
-        trainer.train(resume_from_checkpoint=steps == 4)
-        rates = {log["step"]: log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log}
-    whole = arguments(tmp_path / "whole", max_steps=4, lr_scheduler_type=kind, logging_steps=1)
-    trainer = T5PeftTrainer(lora_wrap(tiny_t5()), whole, train_dataset=tiny_records(8))
-    trainer.train()
-    logs = [log for log in trainer.state.log_history if "learning_rate" in log]
-    assert [rates[3], rates[4]] == [log["learning_rate"] for log in logs[2:]]
-    assert rates[3] > 0
