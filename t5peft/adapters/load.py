@@ -282,8 +282,6 @@ def _wrap(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         try:
             config = PeftConfig.from_pretrained(str(folder))
-            if wrong := _wrong_settings(config):
-                raise ValueError(f"these settings have values of a wrong type: {', '.join(wrong)}")
             rows = getattr(config, "trainable_token_indices", None)
             marks = {NOT_FOR_PEFT: rows.pop(NOT_FOR_PEFT)} if isinstance(rows, dict) and NOT_FOR_PEFT in rows else {}
             wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
@@ -350,6 +348,8 @@ def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
     state = adapter_state(model, str(model.active_adapter))
     saved, expected = set(tensors), set(state)
     problems = []
+    if wrong := _wrong_settings(model.peft_config[str(model.active_adapter)]):
+        problems.append(f"these settings have values of a wrong type: {', '.join(wrong)}")
     if broken := non_finite_names(tensors.items()):  # in a file of an early peft, which verify does not read
         problems.append(f"these tensors hold NaN or infinity: {broken[:5]}")
     kinds = (
