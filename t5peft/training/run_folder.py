@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from t5peft.models.folders import ensure_output
-
 _RESULTS = ("adapter/adapter_config.json", "adapter_config.json", "config.json", "scores.json")
 
 
@@ -22,6 +20,8 @@ def check_run_folder(output: str | Path, *, resume: bool = False, overwrite: boo
         ValueError: The folder holds an adapter, a model, scores or checkpoints, or what another command wrote; or both options were
             given.
     """
+    from t5peft.models.folders import ensure_output  # which imports torch, and `t5peft --help` imports this file
+
     if resume and overwrite:
         raise ValueError(
             "Got both resume and overwrite; expected one of them: either resume the earlier run, or replace it."
