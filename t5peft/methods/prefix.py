@@ -187,7 +187,7 @@ class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
 
 
 @renamed_arguments(reparametrise="projection_size")
-def weights_of_prefix(model: PreTrainedModel, sites: Sequence[Site]) -> int:
+def weights_of_prefix(model: PreTrainedModel, sites: Sequence[str]) -> int:
     """Return the keys and values of one token in all attentions of ``sites``."""
     encoder, decoder = family_of(model.config).stacks(model.config)
     stacks = [encoder if site == "encoder" else decoder for site in sites if site == "encoder" or has_decoder(model)]
