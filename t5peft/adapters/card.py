@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import t5peft
 from t5peft.adapters.manifest import MANIFEST, manifest_sha256, read_config
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import stored_state
 from t5peft.data import Task
 from t5peft.models.embedded import backbone_name, is_embedded
@@ -69,7 +70,7 @@ def write_card(
     Raises:
         ValueError: The adapter's configuration is damaged.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config = read_config(folder)
     parts = [
         f"# An adapter for {_base(config) or 'a T5'}",

@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from t5peft.adapters.manifest import CONFIG, OLD_WEIGHTS
+from t5peft.compat.paths import as_path
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -27,7 +28,7 @@ def local_adapter(name: str | Path, revision: str | None = None) -> Path:
         FileNotFoundError: The hub has no such repository or revision, or cannot be reached.
         ValueError: ``revision`` was given with a folder.
     """
-    path = Path(name)
+    path = as_path(name)
     if path.exists() or not REPO_ID.fullmatch(str(name)):
         if revision is not None:
             raise ValueError(

@@ -16,6 +16,7 @@ from t5peft.adapters.card import CARD, PLACE, is_hub_name, write_card
 from t5peft.adapters.download import REPO_ID, first_line
 from t5peft.adapters.load import base_of, ensure_intact
 from t5peft.adapters.manifest import CONFIG, MANIFEST, OLD_WEIGHTS
+from t5peft.compat.paths import as_path
 from t5peft.models.embedded import is_embedded
 from t5peft.models.folders import ADAPTER_FILES
 from t5peft.models.manifest import read_manifest, write_manifest_file
@@ -55,7 +56,7 @@ def push_adapter(
         ValueError: The adapter is damaged, ``repo_id`` is not the name of a repository, or the backbone is a local folder.
         OSError: The hub rejected the push.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     target = _check_repo(repo_id)
     ensure_intact(folder)
     _check_base(str(folder), base_model or base_of(folder))
@@ -107,8 +108,9 @@ def check_push(repo_id: str, backbone: str, *, has_adapter: bool) -> None:
 
 def _check_repo(repo_id: str) -> Path | None:
     """Return the folder of ``folder:PATH``, or None for the name of a repository."""
-    target = _target_folder(repo_id)
-    if target is None and not REPO_ID.fullmatch(repo_id):
+    is_text = isinstance(repo_id, str)
+    target = _target_folder(repo_id) if is_text else None
+    if target is None and not (is_text and REPO_ID.fullmatch(repo_id)):
         raise ValueError(f"Got repo_id={repo_id!r}; expected a name such as 'user/reviews', or 'folder:PATH'.")
     return target
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import warnings
 from pathlib import Path
 from typing import Any, overload
@@ -22,6 +24,7 @@ from t5peft.adapters.manifest import (
     ensure_sha256,
     read_config,
 )
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import adapter_state, share_rows, stored_state
 from t5peft.models.backbone import Quantization, correct_config, ensure_trainable_dtype, load_backbone
 from t5peft.models.embedded import backbone_name
@@ -30,6 +33,8 @@ from t5peft.models.folders import recover
 from t5peft.models.manifest import non_finite_names, read_manifest, verify
 from t5peft.models.tokens import NOT_FOR_PEFT, add_tokens
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
+
+logger = logging.getLogger("t5peft")
 
 
 @overload
@@ -98,6 +103,13 @@ def load_adapter(
     correct_config(unwrap_t5(model))
     wrapped = _wrap(model, folder, trainable=trainable)
     raise_if_problems(folder, _wrong_keys(wrapped, folder))
+    if not (folder / MANIFEST).exists():
+        logger.info(
+            "%s has no %s, as peft saves none. Shapes, types and finite numbers were verified. The backbone, and settings that no "
+            "tensor shows, such as lora_alpha and use_rslora, were not.",
+            folder,
+            MANIFEST,
+        )
     share_rows(unwrap_t5(wrapped), str(wrapped.active_adapter))
     return wrapped, tokenizer
 
@@ -172,7 +184,7 @@ def load_saved(
 
 def is_adapter(folder: str | Path) -> bool:
     """Return whether ``folder`` holds an adapter, after completing a save that was interrupted."""
-    recover(Path(folder))
+    recover(as_path(folder))
     return (Path(folder) / CONFIG).is_file()
 
 
@@ -193,7 +205,7 @@ def base_of(folder: str | Path) -> str:
     Raises:
         ValueError: The adapter's configuration is damaged.
     """
-    name = read_config(Path(folder)).get("base_model_name_or_path") or ""
+    name = read_config(as_path(folder)).get("base_model_name_or_path") or ""
     return backbone_name(name) if name else ""
 
 
@@ -213,7 +225,7 @@ def backbone_of(
         FileNotFoundError: It is not under the name that it was trained by.
         ValueError: The adapter is damaged, or of a model that ``load_backbone`` does not load.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     manifest = read_manifest(folder)
     try:
         return load_backbone(
@@ -324,12 +336,27 @@ def head_options(folder: Path) -> dict[str, Any]:
     return {"num_labels": labels} if head is None else {"head": head, "num_labels": labels}
 
 
+def _wrong_settings(config: PeftConfig) -> list[str]:
+    """Return the flags and numbers of a configuration that are neither, as of a text each would be true."""
+    kinds = {field.name: getattr(field.type, "__name__", field.type) for field in dataclasses.fields(config)}
+    given = {name: getattr(config, name) for name, kind in kinds.items() if kind in ("bool", "int", "float")}
+    return [f"{name}={value!r}" for name, value in given.items() if not isinstance(value, int | float | None)]
+
+
 def _wrong_keys(model: PeftModel, folder: Path) -> list[str]:
     tensors = stored_state(folder)
-    saved, expected = set(tensors), set(adapter_state(model, str(model.active_adapter)))
+    state = adapter_state(model, str(model.active_adapter))
+    saved, expected = set(tensors), set(state)
     problems = []
+    if wrong := _wrong_settings(model.peft_config[str(model.active_adapter)]):
+        problems.append(f"these settings have values of a wrong type: {', '.join(wrong)}")
     if broken := non_finite_names(tensors.items()):  # in a file of an early peft, which verify does not read
         problems.append(f"these tensors hold NaN or infinity: {broken[:5]}")
+    kinds = (
+        (name, tensors[name].is_floating_point(), state[name].is_floating_point()) for name in sorted(expected & saved)
+    )
+    if others := [name for name, stored, own in kinds if stored != own]:
+        problems.append(f"these tensors hold {tensors[others[0]].dtype}, not numbers like the model's: {others[:5]}")
     if missing := sorted(expected - saved):
         problems.append(
             f"{len(missing)} of {len(expected)} tensors of the model are missing from it, such as {missing[0]}"

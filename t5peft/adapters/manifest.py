@@ -11,7 +11,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps
+from t5peft.adapters.fingerprint import backbone_embeddings, fingerprint, fingerprint_of_maps, fingerprints_of_parts
+from t5peft.compat.paths import as_path
 from t5peft.models.encoders import EncoderHead, head_of_class
 from t5peft.models.manifest import MANIFEST, read_json, read_manifest, write_manifest_file
 from t5peft.models.quantized import Quantization, quantization_of_model, quantizes_wo
@@ -46,6 +47,7 @@ def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     return {
         "backbone": fingerprint(model),
         "maps": fingerprint_of_maps(model),
+        "parts": fingerprints_of_parts(model),
         "rows": len(backbone_embeddings(model)),
         "quantized": quantization_of_model(model),
         "quantized_wo": quantizes_wo(unwrap_t5(model)),
@@ -89,7 +91,7 @@ def manifest_sha256(folder: str | Path) -> str:
     Raises:
         FileNotFoundError: There is no manifest.
     """
-    path = Path(folder) / MANIFEST
+    path = as_path(folder) / MANIFEST
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -111,7 +113,7 @@ def ensure_sha256(folder: Path, sha256: str) -> None:
         ValueError: It has another hash.
     """
     found = manifest_sha256(folder)
-    if not hmac.compare_digest(found.encode(), sha256.strip().lower().encode()):
+    if not hmac.compare_digest(found.encode(), str(sha256).strip().lower().encode()):
         raise ValueError(
             f"Got the adapter {folder}, whose manifest has the SHA-256 {found}; expected {sha256}. It is not the adapter that was "
             "pinned. Restore it, or pin the new one."
@@ -124,7 +126,7 @@ def quantization_of(folder: str | Path) -> Quantization | None:
     Raises:
         ValueError: The manifest is damaged.
     """
-    manifest = read_manifest(Path(folder))
+    manifest = read_manifest(as_path(folder))
     return manifest.quantized if manifest else None
 
 
@@ -147,6 +149,13 @@ def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedMode
                 f"{unwrap_t5(model).name_or_path!r})"
             )
             break
+    if not problems and manifest.parts:
+        own_parts = fingerprints_of_parts(model)
+        if other := [part for part, saved in manifest.parts.items() if own_parts.get(part, saved) != saved]:
+            problems.append(
+                f"it was trained beside other weights of {', '.join(other)} than the given backbone has "
+                f"({unwrap_t5(model).name_or_path!r})"
+            )
     rows = len(backbone_embeddings(model))
     if manifest.rows > rows:
         problems.append(

@@ -15,6 +15,7 @@ from t5peft.compat.disk import reports_disk_errors
 from t5peft.compat.filesystem import unfinished
 from t5peft.compat.hub import commit_of
 from t5peft.compat.lock import LOCK
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import adapter_state
 from t5peft.models.embedded import backbone_name, is_embedded
 from t5peft.models.folders import ADAPTER_FILES, leftovers, replacing
@@ -42,12 +43,13 @@ def save_adapter(
         ValueError: The model has no adapter or several active ones, the adapter contains NaN or infinity, or the folder contains
             anything other than an earlier adapter.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     model, name = _active_adapter(model)
     if broken := non_finite_names(adapter_state(model, name).items()):
         raise ValueError(
             f"Got an adapter that holds NaN or infinity in these tensors: {broken[:5]}; expected finite numbers. It is not saved."
         )
+    _check_tokenizer(tokenizer)
     check_output(folder)
     with replacing(folder) as staging:
         model.save_pretrained(str(staging), save_embedding_layers=False, selected_adapters=[name])
@@ -81,11 +83,13 @@ def save_model(model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrai
     Raises:
         ValueError: The model has an adapter or holds NaN or infinity, or the folder holds an adapter.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if isinstance(model, PeftModel):
         raise ValueError(
             "Got a model with an adapter; expected a whole model. Save it with save_adapter, or merge it first."
         )
+    unwrap_t5(model)
+    _check_tokenizer(tokenizer)
     if broken := non_finite_names(model.named_parameters()):
         raise ValueError(
             f"Got a model that holds NaN or infinity in these weights: {broken[:5]}; expected finite numbers. It is not saved."
@@ -108,7 +112,7 @@ def check_output(folder: str | Path) -> None:
     Raises:
         ValueError: There are other files.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if foreign := _foreign(folder):
         raise ValueError(
             f"Got {folder} to save an adapter to, which contains files that do not belong to an earlier adapter and would be lost: "
@@ -126,7 +130,7 @@ def ensure_no_adapter(folder: str | Path) -> None:
     Raises:
         ValueError: It holds an adapter.
     """
-    if (Path(folder) / CONFIG).is_file():
+    if (as_path(folder) / CONFIG).is_file():
         raise ValueError(
             f"Got {folder}, which contains an adapter that would be loaded instead of a model in the same folder; expected another "
             "folder."
@@ -155,6 +159,14 @@ def write_portable_base(folder: Path, *, revision: str | None = None) -> str:
         lines = card.read_text(encoding="utf-8").splitlines(keepends=True)
         card.write_text("".join(line for line in lines if given not in line), encoding="utf-8")
     return base
+
+
+def _check_tokenizer(tokenizer: object) -> None:
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ValueError(
+            f"Got tokenizer={tokenizer!r:.60} ({type(tokenizer).__name__}); expected a tokenizer of transformers. Give one, "
+            "or None."
+        )
 
 
 def _active_adapter(model: PreTrainedModel | PeftModel) -> tuple[PeftModel, str]:

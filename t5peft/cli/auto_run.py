@@ -29,6 +29,7 @@ from t5peft.data.splits import Splits, fingerprint_of_data, hold_out
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
 from t5peft.methods import METHODS
 from t5peft.models.backbone import load_backbone, load_tokenizer
+from t5peft.models.folders import ensure_output
 from t5peft.planning.job import Job
 from t5peft.planning.plan import largest_micro_batch, step_bytes
 from t5peft.planning.units import bytes_text
@@ -112,6 +113,7 @@ def auto(
     """
     folder = Path(output)
     with hold_folder(folder):
+        ensure_output(folder, "a search of `t5peft auto`")
         given = {"train": train, "validation": validation, "test": test}
         splits: Splits = {split: read_records(rows) for split, rows in given.items() if rows is not None}
         if not splits["train"]:

@@ -246,7 +246,9 @@ def _run_suite(suite: Suite, folder: Path, args: argparse.Namespace) -> list[Run
     from t5peft.benchmark.schedule import run_suite, sweeps
     from t5peft.compat.ray import RayExecutor, has_cluster
     from t5peft.compat.workers import threads_of_each
+    from t5peft.models.folders import ensure_output
 
+    ensure_output(folder)
     device = _device(args.device)
     base = base_configs(suite, device)
     grid = baseline_runs(suite, base) + sweeps(suite, base)

@@ -37,14 +37,15 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        ValueError: The output holds an adapter or, without --overwrite, a model.
+        ValueError: The output holds what another command wrote or, without --overwrite, a model.
     """
-    from t5peft.adapters import ensure_no_adapter, local_adapter, merge, save_model
+    from t5peft.adapters import local_adapter, merge, save_model
+    from t5peft.models.folders import ensure_output
 
     args.model = str(local_adapter(args.model))
     output = Path(args.output)
     with hold_folder(output):
-        ensure_no_adapter(output)
+        ensure_output(output, "a model")
         if (output / "config.json").is_file() and not args.overwrite:
             raise ValueError(
                 f"Got the output {output}, which holds a model; expected a folder without one. Choose another folder, or use "

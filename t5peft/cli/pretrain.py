@@ -139,8 +139,10 @@ def _check_new(args: argparse.Namespace) -> None:
 
 def _check_output(output: Path) -> None:
     """Raise a ``ValueError`` where a model would be replaced by that of a run that does not resume."""
+    from t5peft.models.folders import ensure_output
     from t5peft.pretraining.pretrainer import STATE_FILE
 
+    ensure_output(output, "a pretraining")
     if (output / "model").exists() and not (output / STATE_FILE).is_file():
         raise ValueError(
             f"Got the output {output}, which holds a model but no {STATE_FILE} to resume from; expected the folder of a run, or "

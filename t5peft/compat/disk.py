@@ -18,6 +18,8 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from t5peft.compat.paths import as_path
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -148,7 +150,7 @@ def _reason(folder: str | Path | None) -> int:
 def _existing(folder: str | Path | None) -> Path | None:
     if folder is None:
         return None
-    path = Path(folder).absolute()
+    path = as_path(folder).absolute()
     return next((one for one in (path, *path.parents) if one.is_dir()), None)
 
 

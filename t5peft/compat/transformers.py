@@ -42,6 +42,13 @@ PRIVATE = (
     ),
     PrivateUse(
         Seq2SeqTrainer,
+        "_load_optimizer_and_scheduler",
+        ("self", "checkpoint"),
+        "The Trainer resumes with the rate at which the saved run ended, which is 0 for a run with more steps.",
+        overridden=True,
+    ),
+    PrivateUse(
+        Seq2SeqTrainer,
         "_issue_warnings_after_load",
         ("self", "load_result"),
         "The Trainer reports tied weights as missing, which a checkpoint holds under one of their names.",

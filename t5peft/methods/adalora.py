@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from t5peft.compat.peft import replace_tuner
 from t5peft.methods.base import keep_dtype, no_mixed_batches, raise_if_problems, read_size, wrap
-from t5peft.methods.lora import check_targets, linear_maps
+from t5peft.methods.lora import check_rank, check_targets, linear_maps
 from t5peft.models.families import family_of, untuned_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
@@ -217,6 +217,7 @@ def adalora_wrap(
     raise_if_problems(problems)
     names = linear_maps(model) if target_modules == "all-linear" else target_modules
     check_targets(model, names)
+    check_rank(model, names, initial_rank)
     config = AdaLoraConfig(
         target_r=rank,
         init_r=initial_rank,

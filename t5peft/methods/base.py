@@ -21,6 +21,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from t5peft.compat.memory import free_bytes
 from t5peft.compat.peft import keep_tying
 from t5peft.models.backbone import correct_config, ensure_trainable_dtype, has_untied_head
 from t5peft.models.families import FAMILIES, family_of
@@ -215,6 +216,24 @@ def read_size(name: str, value: object, problems: list[str]) -> int:
     if size < 1:
         problems.append(f"{name}={value!r}; expected an integer of at least 1")
     return size
+
+
+def ensure_fits(model: PreTrainedModel, **sizes: tuple[int, int]) -> None:
+    """Raise ValueError for an adapter that does not fit into the free memory, before it is made.
+
+    Args:
+        model: A T5; on the device "meta" every adapter fits.
+        sizes: Each option that decides the size, with its value and the weights that one more unit takes, at the least.
+    """
+    if model.device.type == "meta":
+        return
+    needed = model.dtype.itemsize * sum(value * weights for value, weights in sizes.values())
+    if needed > (free := free_bytes(model.device)):
+        given = " and ".join(f"{name}={value}" for name, (value, _) in sizes.items())
+        raise ValueError(
+            f"Got {given}, whose adapter takes at least {needed / 1e9:.3g} GB; expected one that fits into the {free / 1e9:.3g} GB "
+            f"of memory that are free on {model.device}. Take a smaller {' and '.join(sizes)}."
+        )
 
 
 def check_flag(name: str, value: object, problems: list[str]) -> None:

@@ -32,10 +32,12 @@ from t5peft.methods.base import (
     AdapterLayer,
     AdapterTuner,
     check_choice,
+    ensure_fits,
     raise_if_problems,
     read_size,
     wrap,
 )
+from t5peft.models.encoders import has_decoder
 from t5peft.models.families import Family, family_of, modules_pattern, names_pattern
 from t5peft.models.unwrap import ensure_unwrapped
 
@@ -132,6 +134,14 @@ def width_of(target: nn.Module, family: Family) -> int:
     return int(cast(nn.Linear, maps[0] if maps else target).out_features)
 
 
+def weights_of_bottlenecks(model: PreTrainedModel) -> int:
+    """Return the weights that one more unit of width takes in one adapter per layer, of which placements have one or two."""
+    return sum(
+        2 * stack.d_model * stack.layers
+        for stack in family_of(model.config).stacks(model.config)[: 1 + has_decoder(model)]
+    )
+
+
 def bottleneck_wrap(
     model: PreTrainedModel,
     *,
@@ -159,6 +169,7 @@ def bottleneck_wrap(
     check_choice("placement", placement, list(_PLACES), problems)
     check_choice("activation", activation, list(ACTIVATIONS), problems)
     raise_if_problems(problems)
+    ensure_fits(model, size=(size, weights_of_bottlenecks(model)))
     return wrap(model, BottleneckConfig(size=size, placement=placement, activation=activation))
 
 

@@ -10,6 +10,7 @@ The LoRA of peft is right on T5 and is used as it is. This file checks the targe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from numbers import Real
@@ -22,11 +23,13 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from t5peft.deprecated import renamed_arguments
-from t5peft.methods.base import check_choice, check_flag, raise_if_problems, read_size, wrap
+from t5peft.methods.base import check_choice, check_flag, ensure_fits, raise_if_problems, read_size, wrap
 from t5peft.methods.starts import STARTS, Start, gradients_of_maps, start_lora
 from t5peft.models.backbone import has_untied_head, quantization_of_model
 from t5peft.models.families import family_of, untuned_pattern
 from t5peft.models.unwrap import ensure_unwrapped
+
+logger = logging.getLogger("t5peft")
 
 
 def linear_maps(model: PreTrainedModel) -> tuple[str, ...]:
@@ -90,6 +93,7 @@ def lora_wrap(
     names = linear_maps(model) if target_modules == "all-linear" else target_modules
     names = family.default_targets if names is None else names
     check_targets(model, names)
+    check_rank(model, names, rank)
     numerator = 2 * rank if alpha is None else alpha if isinstance(alpha, int) else float(alpha)
     if start is not None:
         numerator *= 2**0.5 if rank_stabilized else 2  # for the same scale at twice the rank
@@ -141,6 +145,27 @@ def _check_dora(model: PreTrainedModel) -> None:
         raise ValueError(
             "Got dora=True beside 8-bit weights on a CPU, where peft's DoRA loses their scales at the first pass; expected a "
             "backbone in float32 or quantize='nf4', or a GPU."
+        )
+
+
+def check_rank(model: PreTrainedModel, target_modules: Sequence[str], rank: int) -> None:
+    """Refuse a rank whose adapter does not fit into the memory, and warn of one above the dimensions of a linear map."""
+    family = family_of(model.config)
+    maps = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and family.is_tuned(name)
+        and any(f".{name}".endswith(f".{target}") for target in target_modules)
+    ]
+    ensure_fits(model, rank=(rank, sum(module.in_features + module.out_features for module in maps)))
+    smallest = min(min(module.in_features, module.out_features) for module in maps)
+    if rank > smallest:
+        logger.warning(
+            "The rank %d is above %d, the smaller dimension of a linear map that it changes. %d reaches every change of that map.",
+            rank,
+            smallest,
+            smallest,
         )
 
 

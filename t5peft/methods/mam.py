@@ -18,9 +18,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from t5peft.compat.peft import register
-from t5peft.methods.base import AdapterLayer, raise_if_problems, read_size, wrap
-from t5peft.methods.bottleneck import Activation, Bottleneck, BottleneckConfig, BottleneckLayer, width_of
-from t5peft.methods.prefix import PrefixConfig, PrefixLayer, PrefixTuner, read_ids, start_prefix
+from t5peft.methods.base import AdapterLayer, ensure_fits, raise_if_problems, read_size, wrap
+from t5peft.methods.bottleneck import (
+    Activation,
+    Bottleneck,
+    BottleneckConfig,
+    BottleneckLayer,
+    weights_of_bottlenecks,
+    width_of,
+)
+from t5peft.methods.prefix import PrefixConfig, PrefixLayer, PrefixTuner, read_ids, start_prefix, weights_of_prefix
 from t5peft.models.families import ensure_has, family_of
 from t5peft.models.unwrap import ensure_unwrapped
 
@@ -104,6 +111,8 @@ def mam_wrap(
     if initial_ids is not None:
         initial_ids = read_ids(model, initial_ids, problems)
     raise_if_problems(problems)
+    per_token = weights_of_prefix(model, family_of(model.config).sites)
+    ensure_fits(model, length=(length, per_token), size=(size, weights_of_bottlenecks(model)))
     wrapped = wrap(model, MamConfig(length=length, size=size))
     start_prefix(wrapped, initial_ids)
     return wrapped

@@ -33,7 +33,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
-from t5peft.methods.base import AdapterConfig, AdapterLayer, AdapterTuner, raise_if_problems, read_size, wrap
+from t5peft.methods.base import (
+    AdapterConfig,
+    AdapterLayer,
+    AdapterTuner,
+    ensure_fits,
+    raise_if_problems,
+    read_size,
+    wrap,
+)
 from t5peft.models.encoders import has_decoder
 from t5peft.models.families import Family, ensure_has, family_of, modules_pattern, names_pattern
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
@@ -179,6 +187,13 @@ class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
 
 
 @renamed_arguments(reparametrise="projection_size")
+def weights_of_prefix(model: PreTrainedModel, sites: Sequence[str]) -> int:
+    """Return the keys and values of one token in all attentions of ``sites``."""
+    encoder, decoder = family_of(model.config).stacks(model.config)
+    stacks = [encoder if site == "encoder" else decoder for site in sites if site == "encoder" or has_decoder(model)]
+    return sum(2 * stack.layers * stack.key_heads * stack.d_kv for stack in stacks)
+
+
 def prefix_wrap(
     model: PreTrainedModel,
     *,
@@ -229,6 +244,11 @@ def prefix_wrap(
                 "both projection_size and initial_ids; expected one of them, as the network starts at random"
             )
     raise_if_problems(problems)
+    per_token = weights_of_prefix(model, sites)
+    if projection_size is None:
+        ensure_fits(model, length=(length, per_token))
+    else:
+        ensure_fits(model, projection_size=(projection_size, per_token))
     wrapped = wrap(model, PrefixConfig(length=length, sites=list(sites), projection_size=projection_size))
     if projection_size is None:
         start_prefix(wrapped, initial_ids)

@@ -29,7 +29,7 @@ from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextScaledWor
 
 from t5peft.compat.peft import register
 from t5peft.deprecated import renamed_arguments
-from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, raise_if_problems, read_size, wrap
+from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, ensure_fits, raise_if_problems, read_size, wrap
 from t5peft.models.encoders import has_decoder
 from t5peft.models.families import modules_pattern
 from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
@@ -307,6 +307,7 @@ def prompt_wrap(model: PreTrainedModel, *, length: int = 20, initialize: Initial
     if isinstance(initialize, str):
         initialize = INITIALIZERS[initialize]()
     embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight.detach()
+    ensure_fits(model, length=(length, embeddings.shape[1]))
     first = initialize(embeddings, length)
     expected = (length, embeddings.shape[1])
     if not isinstance(first, Tensor) or first.shape != expected:

@@ -144,9 +144,9 @@ def load_tokenizer(name: str | Path = "mini", revision: str | None = None) -> Pr
         FileNotFoundError: Nothing is found, or a checkpoint without a tokenizer, for which transformers makes up one that knows no
             piece: every text would be unknown.
     """
-    reason = ""
+    reason, path = "", resolve_backbone(name)
     try:
-        tokenizer = _from_pretrained(AutoTokenizer, resolve_backbone(name), **_at(revision))
+        tokenizer = _from_pretrained(AutoTokenizer, path, **_at(revision))
         pieces = tokenizer.get_vocab().keys() - {token.content for token in tokenizer.added_tokens_decoder.values()}
     except ValueError as error:  # of some classes it cannot make one up
         pieces, reason = set(), f" ({' '.join(str(error).split())})"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from t5peft.compat.paths import as_path
+
 _PACKAGE = Path(__file__).parents[1]
 EMBEDDED = {"mini": _PACKAGE / "mini"}
 """Folder of each embedded backbone, by the name that ``load_backbone`` takes."""
@@ -16,6 +18,7 @@ def is_embedded(name: str | Path) -> bool:
 
 def resolve_backbone(name: str | Path) -> str:
     """Return what ``from_pretrained`` takes for ``name``: the folder of an embedded backbone, or ``name`` itself."""
+    as_path(name, "name")  # or an error, as transformers would look for the name "None" on the hub
     return str(EMBEDDED.get(str(name), name))
 
 

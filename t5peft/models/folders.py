@@ -41,6 +41,16 @@ ADAPTER_FILES = (
 )
 # Weights of a whole model, which would be loaded in the place of new ones under another name.
 _MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# What a folder is the output of, and the file that shows it. The first one that is there decides.
+_OUTPUTS: dict[str, tuple[str, ...]] = {
+    "a search of `t5peft auto`": ("trials.jsonl",),
+    "a search of `t5peft search`": ("study.db",),
+    "a pretraining": ("state.pt",),
+    "an export": ("export.json", "pytorch_lora_weights.safetensors"),
+    "an adapter": ("adapter_config.json",),
+    "a training run": ("adapter/adapter_config.json", "checkpoint-*/trainer_state.json"),
+    "a model": (*_MODEL_WEIGHTS, "pytorch_model.bin"),
+}
 
 
 @contextmanager
@@ -190,6 +200,25 @@ def _delete_leftovers(folder: Path) -> None:
         with claim(path) as is_abandoned:
             if is_abandoned:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def ensure_output(folder: Path, *own: str) -> None:
+    """Refuse a folder that holds the output of another command, whose files would be mixed with new ones or replaced.
+
+    Args:
+        folder: Where a command is to write; it need not exist.
+        own: What the command may find there, by the names in ``_OUTPUTS``.
+
+    Raises:
+        ValueError: It holds something else. Files that no command wrote do not count.
+    """
+    found = ((kind, path) for kind, names in _OUTPUTS.items() for name in names for path in sorted(folder.glob(name)))
+    kind, path = next(found, (None, folder))
+    if kind is not None and kind not in own:
+        raise ValueError(
+            f"Got the output {folder}, which holds {kind} ({path.relative_to(folder)}); expected "
+            f"{' or '.join(('a new folder', *own))}. Choose another folder."
+        )
 
 
 def ensure_holds_model(folder: Path) -> None:

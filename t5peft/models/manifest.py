@@ -54,6 +54,8 @@ class Manifest:
     """Fingerprint of the backbone."""
     maps: str | None = None
     """Fingerprint of the backbone's linear maps; None where it was not taken."""
+    parts: Mapping[str, str] | None = None
+    """Fingerprints of the backbone's other parts; None in manifests of 0.1."""
     rows: int = 0
     """Rows of the backbone's embeddings."""
     quantized: Quantization | None = None
@@ -159,7 +161,12 @@ def files_of(folder: Path) -> list[Path]:
 
 def non_finite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Return the names of the tensors that hold NaN or infinity."""
-    return [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    return [name for name, tensor in tensors if tensor.is_floating_point() and not _is_finite(tensor)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # torch cannot tell it of 8 bits.
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
 def _file_problems(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
@@ -250,6 +257,9 @@ _VALID = {
     "files": _is_file_table,
     "backbone": _is_text_or_none,
     "maps": _is_text_or_none,
+    "parts": lambda value: (
+        value is None or (isinstance(value, dict) and all(isinstance(v, str) for v in value.values()))
+    ),
     "rows": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "quantized": lambda value: value in (None, *get_args(Quantization)),
     "quantized_wo": lambda value: isinstance(value, bool),

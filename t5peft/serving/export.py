@@ -27,9 +27,9 @@ from t5peft.adapters import is_adapter, load_adapter, load_saved
 from t5peft.adapters.load import base_of
 from t5peft.adapters.manifest import encoder_of, read_config
 from t5peft.adapters.merge import unmergeable
-from t5peft.adapters.save import ensure_no_adapter
 from t5peft.compat.extras import require
 from t5peft.compat.lock import hold_folder
+from t5peft.compat.paths import as_path
 from t5peft.data import Task
 from t5peft.data.truncation import encode
 from t5peft.methods import method_of
@@ -37,7 +37,7 @@ from t5peft.methods.base import has_peft_prompt
 from t5peft.models.backbone import correct_config, has_untied_head, load_backbone, load_tokenizer
 from t5peft.models.embedded import backbone_name, resolve_backbone
 from t5peft.models.families import ensure_has, family_of
-from t5peft.models.folders import ensure_holds_model, recover, replacing
+from t5peft.models.folders import ensure_holds_model, ensure_output, recover, replacing
 from t5peft.models.manifest import MANIFEST, read_json, verify, write_manifest_file
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.serving.bake import bake, into_one_table, prompt_of
@@ -84,13 +84,13 @@ def export(
         ImportError: The engine is not installed.
         ParityError: The export differs from the adapter by more than the tolerance.
     """
-    folder, output = Path(model), Path(output)
+    folder, output = as_path(model, "model"), as_path(output, "output")
     _check_arguments(to, quantize)
     for package in _PACKAGES[to]:
         require(package, "export")
     with hold_folder(output):
         recover(output)
-        ensure_no_adapter(output)
+        ensure_output(output, "an export")
         _check_output(output, overwrite=overwrite)
         with replacing(output, keep_others=True) as staging:
             parity = _export(folder, staging, to, quantize, records)
@@ -112,7 +112,7 @@ def load_exported(folder: str | Path) -> Exported:
         ValueError: Its files are damaged.
         ImportError: The engine is not installed.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     recover(folder)
     Details.read(folder)
     problems = verify(folder) if (folder / MANIFEST).is_file() else [f"{MANIFEST} is missing"]
@@ -258,10 +258,6 @@ def _check_arguments(to: str, quantize: str | None) -> None:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
-    if (output / "config.json").is_file() and not is_exported(output):
-        raise ValueError(
-            f"Got the output {output}, which holds a model that is not an export; expected another folder. Give a new one."
-        )
     if is_exported(output) and not overwrite:
         raise ValueError(
             f"Got the output {output}, which holds an export; expected a folder without one. Choose another folder, or use "

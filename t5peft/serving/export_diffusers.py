@@ -26,7 +26,9 @@ from torch import Tensor
 from t5peft.adapters.load import ensure_intact
 from t5peft.adapters.manifest import read_config
 from t5peft.compat.filesystem import unfinished
+from t5peft.compat.paths import as_path
 from t5peft.compat.peft import stored_state
+from t5peft.models.folders import ensure_output
 
 TextEncoder = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -51,7 +53,7 @@ def diffusers_state(
         ValueError: The adapter is not plain LoRA of the encoder of a T5, or is damaged.
         FileNotFoundError: ``folder`` holds no adapter.
     """
-    ensure_intact(Path(folder))
+    ensure_intact(as_path(folder))
     config, stored = read_config(Path(folder)), stored_state(Path(folder))
     names = {name: _inner(name) for name in stored}
     foreign = [name for name, inner in names.items() if not inner.startswith("encoder.") or "lora_" not in inner]
@@ -89,11 +91,12 @@ def export_diffusers(folder: str | Path, output: str | Path, *, text_encoder: Te
         The file.
 
     Raises:
-        ValueError: As for ``diffusers_state``.
+        ValueError: As for ``diffusers_state``, or ``output`` holds what another command wrote.
         FileNotFoundError: ``folder`` holds no adapter.
     """
+    path = as_path(output, "output") / WEIGHTS
+    ensure_output(path.parent, "an export")
     state, settings = diffusers_state(folder, text_encoder)
-    path = Path(output) / WEIGHTS
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, unfinished(path), {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True)})
     return unfinished(path).replace(path)

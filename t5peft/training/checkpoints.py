@@ -27,6 +27,7 @@ from t5peft.adapters.checkpoints import folder_of, newest_complete, of_another_m
 from t5peft.adapters.manifest import MANIFEST, WEIGHTS, write_manifest
 from t5peft.adapters.save import write_portable_base
 from t5peft.compat.lock import hold_folder
+from t5peft.compat.torch import set_rates
 from t5peft.data.content import content_of
 from t5peft.methods.activation_cache import Activations
 from t5peft.methods.adalora import Reallocation
@@ -46,7 +47,9 @@ class CheckpointTrainer(Seq2SeqTrainer):
     activations: Activations | None = None  # what is cached of a frozen backbone during the training
     reallocation: Reallocation | None = None  # of the ranks of AdaLoRA during the training
     resumed_from: Path | None = None
-    _content: tuple[Any, str | None] | None = None  # the training data, and a hash over its records
+    _hashed: tuple[Any, Any, dict[str, Any]] | None = (
+        None  # training and validation data, and hashes over their records
+    )
     order: RepeatableOrder | None = None  # of the training examples, where it depends on the state of a generator
 
     @property
@@ -141,6 +144,12 @@ class CheckpointTrainer(Seq2SeqTrainer):
         changed = {name: (old, own[name]) for name, old in read_run_state(folder).items() if old != own.get(name, old)}
         if "examples" in changed:
             changed.pop("content", None)
+        if changed.pop("validation", None) and self.args.metric_for_best_model is not None:
+            logger.warning(
+                "The checkpoint %s is from a run with other validation data: the best checkpoint and early stopping compare scores "
+                "of different records. Resume with the data of that run, or train into another folder.",
+                folder,
+            )
         if changed:
             logger.warning(
                 "The checkpoint %s is from a run with other training data (%s): its steps are skipped in another order, "
@@ -164,17 +173,24 @@ class CheckpointTrainer(Seq2SeqTrainer):
             _check_optimizer(stored, made)
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both, and set the rate of the schedule of this run, which may have more steps than the one that was saved."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and not self._is_sharded:
+            set_rates(getattr(self.lr_scheduler, "scheduler", self.lr_scheduler))
+
     def _data_order(self) -> dict[str, Any]:
-        """Return what decides the order of the training examples; empty for a stream, or for a loader of the user's."""
+        """Return what decides the order of the training examples, and hashes; empty for a stream, or for a loader of the user's."""
         if not hasattr(self.train_dataset, "__len__"):
             return {}
-        if self._content is None or self._content[0] is not self.train_dataset:
-            self._content = (self.train_dataset, content_of(self.train_dataset))
+        training, validation = self.train_dataset, self.eval_dataset
+        if self._hashed is None or self._hashed[0] is not training or self._hashed[1] is not validation:
+            parts = validation.items() if isinstance(validation, dict) else [("", validation)]
+            hashes = {"content": content_of(training), "validation": {name: content_of(part) for name, part in parts}}
+            self._hashed = (training, validation, hashes)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        content = self._content[1]
-        return {"examples": len(cast(Any, self.train_dataset)), "seed": seed} | (
-            {"content": content} if content else {}
-        )
+        known = {name: found for name, found in self._hashed[2].items() if found and found != {"": None}}
+        return {"examples": len(cast(Any, training)), "seed": seed} | known
 
     def check_weights(self) -> None:
         """Check that a step has left numbers in the trained weights.

@@ -68,6 +68,24 @@ def check_parts(args: Any, callbacks: Any, optimizers: Any, functions: Sequence[
         raise ValueError(f"Got {given}; expected {expected}. Give these.")
 
 
+def check_gradients(error: RuntimeError, optimizer: Any) -> None:
+    """Raise a clear error where an optimizer has refused the gradients of a T5, which are dense.
+
+    Args:
+        error: What the training raised.
+        optimizer: The optimizer.
+
+    Raises:
+        ValueError: It has.
+    """
+    if "dense gradients" in str(error):
+        kind = type(getattr(optimizer, "optimizer", optimizer)).__name__  # inside of that of accelerate
+        raise ValueError(
+            f"Got the optimizer {kind}, which does not take dense gradients; expected one that does, as those of a T5 are dense. "
+            "Use AdamW, or another optimizer of the arguments (optim)."
+        ) from error
+
+
 def _is_callback(given: Any) -> bool:
     """Return whether something is a callback, or a class of one."""
     return isinstance(given, TrainerCallback) or (isinstance(given, type) and issubclass(given, TrainerCallback))

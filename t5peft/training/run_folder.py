@@ -17,13 +17,17 @@ def check_run_folder(output: str | Path, *, resume: bool = False, overwrite: boo
         overwrite: Whether the earlier run may be replaced.
 
     Raises:
-        ValueError: The folder holds an adapter, a model, scores or checkpoints; or both options were given.
+        ValueError: The folder holds an adapter, a model, scores or checkpoints, or what another command wrote; or both options were
+            given.
     """
+    from t5peft.models.folders import ensure_output  # which imports torch, and `t5peft --help` imports this file
+
     if resume and overwrite:
         raise ValueError(
             "Got both resume and overwrite; expected one of them: either resume the earlier run, or replace it."
         )
     output = Path(output)
+    ensure_output(output, "a training run", "a model", "an adapter")
     found = [name for name in _RESULTS if (output / name).is_file()]
     found += [path.name for path in checkpoints(output)[-1:]]
     if found and not (resume or overwrite):

@@ -28,6 +28,7 @@ from t5peft.data.splits import fingerprint_of_data
 from t5peft.deprecated import current_options, renamed_arguments
 from t5peft.evaluation import METRICS
 from t5peft.methods import METHODS
+from t5peft.models.folders import ensure_output
 from t5peft.training.train import Splits, TrainConfig, check_splits, train_and_evaluate
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def search(
     folder = Path(output)
     tried = {"train": splits["train"], "validation": splits["validation"]}
     with hold_folder(folder):
+        ensure_output(folder, "a search of `t5peft search`")
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are traces of errors that are raised
         study = _open_study(folder, task, tried, config)
         lead = METRICS[task.metrics[0]].lead

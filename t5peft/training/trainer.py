@@ -40,7 +40,7 @@ from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
-from t5peft.training.given import check_data, check_held, check_parts
+from t5peft.training.given import check_data, check_gradients, check_held, check_parts
 from t5peft.training.head import Batch
 from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
@@ -143,6 +143,9 @@ class T5PeftTrainer(BatchingTrainer):
         """Train, on the kernels of this library; see ``CheckpointTrainer.train``."""
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except RuntimeError as error:
+            check_gradients(error, self.optimizer)
+            raise
         finally:
             self._during_training.close()
             self.activations = None

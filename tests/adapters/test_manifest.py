@@ -216,6 +216,7 @@ def test_a_damaged_configuration_is_one_clear_error(damage: Damage, sealed: bool
         {"target_modules": ["none"]},
         {"lora_alpha": "much"},
         {"lora_alpha": None},
+        {"use_rslora": "no"},
         {"lora_dropout": "x"},
         {"rank_pattern": 3},
         {"bias": 3},

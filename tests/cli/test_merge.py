@@ -72,7 +72,7 @@ def test_a_whole_model_is_not_saved_over_an_adapter_which_would_be_served_in_its
     monkeypatch.setattr("t5peft.adapters.merge", lambda folder: pytest.fail("the adapter was merged"))
     monkeypatch.setattr("t5peft.training.train.train", lambda *args, **kwargs: pytest.fail("the model was trained"))
     assert main(["merge", str(adapter), "--output", str(adapter)]) == 2
-    assert f"Got {adapter}, which contains an adapter that would be loaded instead" in capsys.readouterr().err
+    assert f"Got the output {adapter}, which holds an adapter (adapter_config.json)" in capsys.readouterr().err
     assert train(backbone, table, adapter, "--method", "full", "--overwrite") == 2
     assert f"Got {adapter}, which contains an adapter that would be loaded instead" in capsys.readouterr().err
 

@@ -248,7 +248,7 @@ def test_export_on_the_command_line(lora: Path, tmp_path: Path, capsys: pytest.C
     assert main(["predict", str(output), "--text", "film"]) == 2
     assert "with the target 'ct2' and the fields target; expected one of transformers, ct2" in capsys.readouterr().err
     assert main(["export", str(lora), "--to", "ct2", "--output", str(lora)]) == 2
-    assert "contains an adapter" in capsys.readouterr().err
+    assert "holds an adapter" in capsys.readouterr().err
 
 
 def test_a_classification_head_and_an_encoder_are_exported_too(tmp_path: Path) -> None:

@@ -88,3 +88,25 @@ def test_the_hash_of_the_data_draws_no_random_number() -> None:
         before = generator()
         assert content_of(records) is None
         assert str(generator()) == str(before)
+
+
+@pytest.mark.parametrize(
+    ("second", "metric", "said"),
+    [
+        (tiny_records(4, seed=1), "eval_loss", 1),
+        (tiny_records(4), "eval_loss", 0),
+        (tiny_records(4, seed=1), None, 0),
+        ({"one": tiny_records(4)}, "eval_loss", 1),
+        (None, "eval_loss", 0),
+    ],
+    ids=["others", "the same", "nothing is compared", "several", "none"],
+)
+def test_resuming_with_other_validation_data_says_so(
+    second: Any, metric: str | None, said: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for records, steps in ((tiny_records(4), 1), (second, 2)):
+        args = arguments(tmp_path, save_strategy="steps", max_steps=steps, metric_for_best_model=metric)
+        trainer = T5PeftTrainer(lora_wrap(tiny_t5()), args, train_dataset=tiny_records(8), eval_dataset=records)
+        trainer.train(resume_from_checkpoint=steps == 2)
+    assert caplog.text.count("from a run with other validation data") == said
+    assert "other training data" not in caplog.text

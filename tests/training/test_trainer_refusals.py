@@ -11,7 +11,7 @@ import pytest
 import torch
 from narrow import as_dataset
 from tiny import EOS, tiny_records, tiny_t5
-from torch.optim import LBFGS, AdamW
+from torch.optim import LBFGS, AdamW, SparseAdam
 from torch.optim.lr_scheduler import ConstantLR
 from trainers import arguments
 
@@ -146,3 +146,11 @@ def test_what_transformers_takes_for_another_type_is_taken(tmp_path: Path) -> No
     assert made.output_dir == str(tmp_path)
     trainer = T5PeftTrainer(lora_wrap(tiny_t5()), made, train_dataset=tiny_records(4))
     assert trainer.train().global_step == 3
+
+
+def test_an_optimizer_for_sparse_gradients_is_named(tmp_path: Path) -> None:
+    model = lora_wrap(tiny_t5())
+    optimizer = SparseAdam([p for p in model.parameters() if p.requires_grad])
+    trainer = T5PeftTrainer(model, arguments(tmp_path), train_dataset=tiny_records(4), optimizers=(optimizer, None))
+    with pytest.raises(ValueError, match="Got the optimizer SparseAdam, which does not take dense gradients"):
+        trainer.train()
