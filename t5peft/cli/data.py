@@ -123,7 +123,30 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         task, splits = _defined(args, splits)
     for records in splits.values() if given else ():
         task.check(records)  # before records are held out, so that an error has the rows of the file
-    return with_lengths(task, args), with_validation(task, splits)
+    splits = with_validation(task, splits)
+    if args.references:
+        check_references(args.references, {name: splits[name] for name in ("validation", "test") if name in splits})
+    return with_lengths(task, args), splits
+
+
+def check_references(column: str, scored: Splits) -> None:
+    """Raise an error where no record that is scored has the references that ``--references`` names.
+
+    Args:
+        column: The column of references.
+        scored: The records that are scored, by split.
+
+    Raises:
+        ValueError: No record has the column.
+    """
+    from t5peft.data.template import texts_of
+
+    if not any(texts_of(record.get(column)) for records in scored.values() for record in records):
+        there = ", ".join(map(repr, next((records[0] for records in scored.values() if records), ()))) or "none"
+        raise ValueError(
+            f"Got --references {column}, of which no record of {' and '.join(scored)} has any; expected one of the columns "
+            f"{there}. Correct the name, or leave it out to score with the single target."
+        )
 
 
 def with_lengths(task: Task, args: argparse.Namespace) -> Task:
