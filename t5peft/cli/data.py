@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at
     from t5peft.data.sources import Records
     from t5peft.data.splits import Splits
 
+logger = logging.getLogger(__name__)
 
 SPLITS = {
     "train": "training records: a CSV, TSV, JSONL, JSON or Parquet file, a folder or hub name with such a split, or - for standard "
@@ -103,6 +105,11 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     if list(given.values()).count(STANDARD_INPUT) > 1:
         raise ValueError("Got '-', standard input, for several files; expected it for only one.")
+    files = [Path(path).resolve() for path in given.values() if Path(path).is_file()]
+    if len(set(files)) < len(files):
+        logger.warning(
+            "The splits %s are of the same file, so that scores are those of known records.", ", ".join(given)
+        )
     splits: Splits = {split: read_file(args, path, split) for split, path in given.items()}
     args.task = args.task and current_preset(args.task)
     if args.task in PRESETS and (splits or args.task not in definition_names()):

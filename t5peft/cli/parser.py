@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from t5peft.cli.config_file import read_config_file, words_of
 from t5peft.compat.suggestions import did_you_mean
 
-_PATHS = ("FOLDER", "FILE", "NAME", "REPO")  # metavars of paths, of which an empty one would be the current folder
+_NAMES = ("FOLDER", "FILE", "NAME", "REPO", "COLUMN")  # metavars; an empty path would be the current folder
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -54,9 +54,7 @@ class _Store(argparse._StoreAction):
                     self, f"got {values} after {before}; expected one list. Write all after it"
                 )
             if before != values:
-                print(
-                    f"{parser.prog}: Got {option_string} {before} and {values}; the last one is used.", file=sys.stderr
-                )
+                parser.notices[self.dest] = f"Got {option_string} {before} and {values}; the last one is used."
         super().__call__(parser, namespace, values, option_string)
 
 
@@ -69,7 +67,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
         self.register("action", None, _Store)
-        self.given: dict[str, Any] = {}  # the values of the options of the words that are parsed
+        self.given: dict[str, Any] = {}  # the first value of each option of the words that are parsed
+        self.notices: dict[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2.
@@ -94,11 +93,12 @@ class Parser(argparse.ArgumentParser):
             The values by the names of the options.
         """
         self.given.clear()
+        self.notices.clear()
         if args is not None and (path := self._config_of(args)) is not None:
             args = [*self._read_config(path, args), *args]
         parsed, unknown = self.parse_known_args(args, namespace)
         for action in self._actions:
-            if action.metavar in _PATHS and getattr(parsed, action.dest, None) == "":
+            if action.metavar in _NAMES and getattr(parsed, action.dest, None) == "":
                 name = action.option_strings[-1] if action.option_strings else action.metavar
                 self.error(f"got an empty {name}; expected a name. Is a variable of the shell unset?")
         if unknown:
@@ -106,6 +106,8 @@ class Parser(argparse.ArgumentParser):
             words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
             suggestions = "".join(did_you_mean(word, known) for word in words)
             self.error(f"unrecognized arguments: {' '.join(unknown)}.{suggestions}")
+        for notice in self.notices.values():
+            print(f"{self.prog}: {notice}", file=sys.stderr)
         return parsed
 
     def named(self) -> dict[str, argparse.Action]:

@@ -103,6 +103,12 @@ def advice_on_encoding(data: bytes, place: int, line: int) -> str:
     return f"It seems to be {first}: give encoding='{first}' (--encoding {first}), or save it as UTF-8.{more}"
 
 
+def encoding_of_shifts(text: str) -> str | None:
+    """Return the encoding whose escape sequences a text has, which is ASCII to any other; ``None`` for other text."""
+    found = re.search(r"\x1b\$(?:[@B]|\)C)", text)
+    return None if found is None else "iso2022_kr" if found[0].endswith("C") else "iso2022_jp"
+
+
 def advice_on_zeros(data: bytes) -> str:
     """Return what to do about a file with zero bytes, which no text has but that of UTF-16 and UTF-32.
 

@@ -12,7 +12,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -22,11 +22,11 @@ from typing import IO, Any, TextIO
 import psutil
 import pyarrow
 import pyarrow.parquet
-from datasets import Features
 from datasets.fingerprint import get_temporary_cache_files_directory
 
 from t5peft.compat.json_text import RepeatedKeyError, parse_json
-from t5peft.data.encodings import advice_on_encoding, advice_on_zeros
+from t5peft.data.columns import ColumnsError, features_of, flat
+from t5peft.data.encodings import advice_on_encoding, advice_on_zeros, encoding_of_shifts
 from t5peft.data.json_files import objects_of, objects_of_array
 from t5peft.data.sources import RecordFile, RecordList, Records, label_names_of, labeled_records
 
@@ -114,8 +114,8 @@ def _read_large(path: Path, kind: str, form: TextFormat) -> RecordFile:
     try:
         with _unpacked(path) as data, io.TextIOWrapper(data, form.encoding, newline=newline) as text:
             start = text.read(1000)
-        if start.count("\0") > len(start) // 4:
-            raise UnicodeError("zero characters")
+        if start.count("\0") > len(start) // 4 or encoding_of_shifts(start):
+            raise UnicodeError("another encoding")
         with _unpacked(path) as data, io.TextIOWrapper(data, form.encoding, newline=newline) as text:
             if start.startswith("\ufeff"):
                 text.read(1)
@@ -128,29 +128,6 @@ def _read_large(path: Path, kind: str, form: TextFormat) -> RecordFile:
 def _begins_with_an_array(path: Path) -> bool:
     with _unpacked(path) as data:
         return data.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record whose columns of columns are columns of their own, ``"translation.de"``.
-
-    Raises:
-        ValueError: Such a name is that of another column too.
-    """
-    columns: dict[str, Any] = {}
-    cells = len(record)
-    for column, cell in record.items():
-        if isinstance(cell, dict) and cell:
-            inner = {f"{column}.{name}": value for name, value in flat(cell).items()}
-            cells += len(inner) - 1
-            columns |= inner
-        else:
-            columns[column] = cell
-    if len(columns) < cells:
-        raise ValueError(
-            f"Got a record with nested columns that have the name of another one, of {', '.join(map(repr, columns))}; expected "
-            "each name once. Rename them."
-        )
-    return columns
 
 
 def read_bytes(path: Path) -> bytes:
@@ -222,6 +199,10 @@ def decoded(data: bytes, origin: str, encoding: str) -> str:
         raise ValueError(
             f"Got the encoding {encoding!r}; expected one of Python's, such as 'utf-8' or 'cp1252' (--encoding cp1252)."
         ) from None
+    if shift := encoding_of_shifts(text):
+        raise ValueError(
+            f"Got {origin}, which has escape sequences of {shift}; expected text. Give encoding='{shift}' (--encoding {shift})."
+        )
     if text.count("\0", 0, 1000) > len(text[:1000]) // 4:
         raise ValueError(f"Got {origin}, which contains NUL characters; expected text. {advice_on_zeros(data)}")
     return text
@@ -259,7 +240,7 @@ def _read_arrow(path: Path, kind: str) -> RecordList | RecordFile:
         )
     with _arrow(path, kind) as (schema, batches):
         if not (twice := sorted({name for name in schema.names if schema.names.count(name) > 1})):
-            features = Features.from_arrow_schema(schema).flatten()
+            features = features_of(path, schema)
             parts = (labeled_records([flat(record) for record in batch.to_pylist()], features) for batch in batches)
             records, names = chain.from_iterable(parts), label_names_of(features)
             return (RecordFile.written if large else RecordList)(records, str(path), names)
@@ -283,6 +264,8 @@ def _arrow(path: Path, kind: str) -> Iterator[tuple[pyarrow.Schema, Iterable[pya
                 reader = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
                 whole = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
                 yield reader.schema, chain.from_iterable(map(_parts, whole))
+    except ColumnsError:
+        raise
     except Exception as error:  # a damaged file makes pyarrow raise whatever its bytes lead to
         raise ValueError(
             f"Got {path}, which cannot be read as {kind[1:].capitalize()} ({str(error) or type(error).__name__}); expected a "
@@ -326,6 +309,8 @@ def _table(origin: str, text: TextIO, delimiter: str, form: TextFormat) -> Itera
         for cells in reader:
             if not names:
                 names = cells
+            elif cells == names and len(names) > 1 and form.header is None:
+                problems.append(f"line {reader.line_num} repeats the header")
             elif len(cells) == len(names):
                 yield dict(zip(names, cells, strict=True))
             elif cells:

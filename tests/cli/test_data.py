@@ -149,8 +149,8 @@ def test_references_that_no_scored_record_has_are_refused(
         ValueError, match=f"Got --references {references}, of which no record of .* has any; expected one"
     ):
         read("--task", "correction", *files, "--references", references)
+    Task("own", "{text}", "{corrected}", metrics=("gleu",)).to_yaml(tmp_path / "own.yaml")
     with pytest.raises(ValueError, match=f"Got --references {references}"):
-        Task("own", "{text}", "{corrected}", metrics=("gleu",)).to_yaml(tmp_path / "own.yaml")
         read("--task", str(tmp_path / "own.yaml"), *files, "--references", references)
     assert read("--task", "correction", *files, "--references", "refs")[0].references == "refs"
 
@@ -179,3 +179,27 @@ def test_references_that_are_missing_are_told_before_the_work(
     }[command]
     assert main([*words, "--references", "nope"]) == 2
     assert "Got --references nope, of which no record of " in capsys.readouterr().err
+
+
+def test_an_empty_column_of_references_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["lint", "--task", "correction", "--references", ""])
+    assert "Got an empty --references; expected a name." in capsys.readouterr().err
+
+
+def test_a_file_that_is_given_for_two_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"film {i},{i % 2}\n" for i in range(20)))
+    for test, told in (("test.csv", False), ("train.csv", True)):
+        files = ["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / test)]
+        read("--task", "classification", *files)
+        assert ("train, test are of the same file" in caplog.text) == told
+    read("--task", "classification", "--train", str(tmp_path), "--test", str(tmp_path))
+    assert caplog.text.count("of the same file") == 1
+
+
+def test_the_lint_refuses_a_metric_that_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"film {i},{i % 2}\n" for i in range(20)))
+    Task("own", "{text}", "{label}", metrics=("acuracy",)).to_yaml(tmp_path / "own.yaml")
+    assert main(["lint", "--task", str(tmp_path / "own.yaml"), "--train", str(tmp_path / "train.csv")]) == 2
+    assert "Got metrics ['acuracy'] of the task 'own'" in capsys.readouterr().err

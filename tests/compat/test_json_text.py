@@ -75,7 +75,7 @@ def test_records_with_a_key_twice_are_refused(
 @pytest.mark.parametrize("content", ['{"a": {"b": 1}, "a.b": 2}', '{"a.b": 2, "a": {"b": 1}}'])
 def test_a_nested_column_with_the_name_of_another_one_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(content)
-    with pytest.raises(ValueError, match="have the name of another one, of 'a.b'; expected each name once"):
+    with pytest.raises(ValueError, match=r"have the name of another one, of 'a\.b'; expected each name once"):
         load_records(tmp_path / "a.jsonl")
 
 

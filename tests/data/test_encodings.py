@@ -18,6 +18,7 @@ RUSSIAN = "этот фильм очень хороший\nплохое обсл�
 FRENCH = "c'était très agréable, ça va\nun café à l'été\n"
 GERMAN = "schöne Grüße aus München, größer\nÄpfel\n"
 SPANISH = "el niño comió aquí más piña\nasí está\n"
+WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
 TEXTS = [
     *((JAPANESE, name) for name in ("shift_jis", "euc_jp")),
     ("x\n東京\n", "shift_jis"),
@@ -34,11 +35,7 @@ TEXTS = [
     ("καλημέρα σας τι κάνετε\n", "cp1253"),
     ("הסרט הזה היה טוב מאוד ואני ממליץ עליו\nשירות גרוע\n", "cp1255"),
     ("السلام عليكم كيف الحال\n", "cp1256"),
-    *(
-        (text, name)
-        for text in (JAPANESE, FRENCH, "plain, text\n")
-        for name in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
-    ),
+    *((text, name) for text in (JAPANESE, FRENCH, "plain, text\n") for name in WIDE),
 ]
 
 
