@@ -13,7 +13,7 @@ from t5peft.cli.data import (
     check_references,
     pairs_of,
     read_data,
-    read_file,
+    read_splits,
 )
 from t5peft.cli.options import add_option, memory_size
 from t5peft.cli.output import add_output_options, print_results
@@ -109,7 +109,7 @@ def _read(args: argparse.Namespace) -> tuple[Task | None, Splits]:
     if args.train is None:
         raise ValueError("Got neither a file nor --task; expected one: t5peft auto train.csv --output runs/first.")
     given = {split: path for split in SPLITS if (path := getattr(args, split)) is not None}
-    splits = {split: read_file(args, path, split) for split, path in given.items()}
+    splits = read_splits(args, given)
     if args.references:
         check_references(args.references, splits)
     return None, splits

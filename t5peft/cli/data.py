@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +89,25 @@ def read_file(args: argparse.Namespace, path: str, split: str) -> Records:
     return load_records(path, split, encoding=args.encoding, delimiter=args.delimiter)
 
 
+def read_splits(args: argparse.Namespace, given: Mapping[str, str]) -> Splits:
+    """Read the records of each split, and warn of a file that is given for several.
+
+    Args:
+        args: The values of the command.
+        given: File by split.
+
+    Returns:
+        The records by split.
+
+    Raises:
+        ValueError, FileNotFoundError: See ``load_records``.
+    """
+    files = {split: Path(path).resolve() for split, path in given.items() if Path(path).is_file()}
+    if same := [split for split, path in files.items() if list(files.values()).count(path) > 1]:
+        logger.warning("The splits %s are the same file, so scores are not those of new records.", ", ".join(same))
+    return {split: read_file(args, path, split) for split, path in given.items()}
+
+
 def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     """Return the task and its records by split; validation is held out from train where no file is given for it.
 
@@ -105,12 +124,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     if list(given.values()).count(STANDARD_INPUT) > 1:
         raise ValueError("Got '-', standard input, for several files; expected it for only one.")
-    files = [Path(path).resolve() for path in given.values() if Path(path).is_file()]
-    if len(set(files)) < len(files):
-        logger.warning(
-            "The splits %s are of the same file, so that scores are those of known records.", ", ".join(given)
-        )
-    splits: Splits = {split: read_file(args, path, split) for split, path in given.items()}
+    splits = read_splits(args, given)
     args.task = args.task and current_preset(args.task)
     if args.task in PRESETS and (splits or args.task not in definition_names()):
         if not splits:

@@ -68,7 +68,7 @@ def _place_of_value(text: str, start: int, number: int) -> int:
         return found
 
     decoder = JSONDecoder(object_pairs_hook=_once)
-    decoder.parse_object = parse_object
+    decoder.parse_object = parse_object  # type: ignore[attr-defined]
     try:
         py_make_scanner(decoder)(text, start)
     except _RepeatedError:

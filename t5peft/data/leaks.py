@@ -44,10 +44,12 @@ def leak_of(task: Task, records: Iterable[Record]) -> str | None:
         column, how = named[0], "is that of the target"
     elif len(set(targets)) > 1 and len(rows) >= _LEAST_ROWS:
         labels = [as_text(row[named[0]]) or "" for row in rows] if task.verbalizer is not None else targets
+        words = [" ".join(task.target_row(row).values()) for row in rows]
+        answers = [{*map(_bare, texts)} - {""} for texts in zip(targets, labels, words, strict=True)]
         for other in others:
             texts = [source[other] for source in sources]
             if found := _likeness(
-                texts, targets, labels, has_labels=task.verbalizer is not None, is_only=len(others) == 1
+                texts, answers, labels, has_labels=task.verbalizer is not None, is_only=len(others) == 1
             ):
                 column, how = other, found
                 break
@@ -62,14 +64,13 @@ def leak_of(task: Task, records: Iterable[Record]) -> str | None:
 
 
 def _likeness(
-    texts: Sequence[str], targets: Sequence[str], labels: Sequence[str], *, has_labels: bool, is_only: bool
+    texts: Sequence[str], answers: Sequence[set[str]], labels: Sequence[str], *, has_labels: bool, is_only: bool
 ) -> str | None:
     """Return how the texts of a column hold the answers, or None."""
 
     def nearly_all(found: Iterator[bool]) -> bool:
         return sum(found) >= _NEARLY_ALL * len(texts)
 
-    answers = [{_bare(target), _bare(label)} - {""} for target, label in zip(targets, labels, strict=True)]
     pairs = [(_bare(text), answer) for text, answer in zip(texts, answers, strict=True)]
     if has_labels and nearly_all(text in answer for text, answer in pairs):
         return "equals the target in nearly every record"

@@ -193,9 +193,9 @@ def test_a_file_that_is_given_for_two_splits_is_told(tmp_path: Path, caplog: pyt
     for test, told in (("test.csv", False), ("train.csv", True)):
         files = ["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / test)]
         read("--task", "classification", *files)
-        assert ("train, test are of the same file" in caplog.text) == told
+        assert ("train, test are the same file" in caplog.text) == told
     read("--task", "classification", "--train", str(tmp_path), "--test", str(tmp_path))
-    assert caplog.text.count("of the same file") == 1
+    assert caplog.text.count("the same file") == 1
 
 
 def test_the_lint_refuses_a_metric_that_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,11 @@ FREE = Task("films", "film: {text}", "{answer}")
         (LABELED, "{text} {label}", "column 'label' of the template '{text} {label}' is that of the target"),
         (LABELED, "{label}", "'label' of the template '{label}' is that of the target"),
         (LABELED, "{text} {word}", "'word' of the template '{text} {word}' equals the target"),
+        (
+            replace(LABELED, target="it is {label}"),
+            "{text} {word}",
+            "'word' of the template '{text} {word}' equals the target",
+        ),
         (LABELED, "{marked}", "'marked' of the template '{marked}' ends with the target"),
         (LABELED, "{headed}", "'headed' of the template '{headed}' begins with the target"),
         (
