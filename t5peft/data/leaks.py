@@ -1,7 +1,7 @@
 """Find sources that hold their answer: a model learns to copy it, and has nothing to copy when the answer is not known.
 
 A template that names the column of the target is sure to. Another column is compared with the targets: it is, begins or ends
-with them, or each of its few values stands for one label. A target within its source is no leak: answers of extractive tasks are.
+with them, or each of its few values stands for one label. A target within its source is not a leak: extractive tasks have such answers.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _likeness(
     pairs = [(_bare(text), answer) for text, answer in zip(texts, answers, strict=True)]
     if has_labels and nearly_all(text in answer for text, answer in pairs):
         return "equals the target in nearly every record"
-    if nearly_all(text not in answer and any(text.endswith(f" {one}") for one in answer) for text, answer in pairs):
+    if nearly_all(any(text.endswith(f" {one}") for one in answer) for text, answer in pairs):
         return "ends with the target in nearly every record"
     if has_labels and nearly_all(any(text.startswith(f"{one} ") for one in answer) for text, answer in pairs):
         return "begins with the target in nearly every record"
