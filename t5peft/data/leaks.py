@@ -1,7 +1,7 @@
 """Find sources that hold their answer: a model learns to copy it, and has nothing to copy when the answer is not known.
 
 A template that names the column of the target is sure to. Another column is compared with the targets: it is, begins or ends
-with them, or each of its few values stands for one label. A target within its source is not a leak: extractive tasks have such answers.
+with them, or each of its few values stands for one label. A target within its source is not a leak, as extractive tasks have it.
 """
 
 from __future__ import annotations
