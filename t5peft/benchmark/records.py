@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5peft.benchmark.json_lines import JsonLines
+from t5peft.compat.json_text import parse_json
 from t5peft.deprecated import current_options
 
 Outcome = Literal["finished", "out_of_memory", "diverged", "failed"]
@@ -170,7 +171,7 @@ class RunRecords:
 
 
 def _parse(text: bytes) -> RunRecord:
-    record = json.loads(text)
+    record = parse_json(text)
     _check_outcome(record)
     if record.get("schema") != SCHEMA:
         raise ValueError(f"Got schema {record.get('schema')!r}; expected {SCHEMA}")

@@ -6,7 +6,15 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from t5peft.cli.data import SPLITS, add_column_arguments, add_format_arguments, pairs_of, read_data, read_file
+from t5peft.cli.data import (
+    SPLITS,
+    add_column_arguments,
+    add_format_arguments,
+    check_references,
+    pairs_of,
+    read_data,
+    read_splits,
+)
 from t5peft.cli.options import add_option, memory_size
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.train_config import add_field
@@ -101,7 +109,10 @@ def _read(args: argparse.Namespace) -> tuple[Task | None, Splits]:
     if args.train is None:
         raise ValueError("Got neither a file nor --task; expected one: t5peft auto train.csv --output runs/first.")
     given = {split: path for split in SPLITS if (path := getattr(args, split)) is not None}
-    return None, {split: read_file(args, path, split) for split, path in given.items()}
+    splits = read_splits(args, given)
+    if args.references:
+        check_references(args.references, splits)
+    return None, splits
 
 
 def _search(args: argparse.Namespace, task: Task | None, splits: Splits) -> AutoResult:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # imported where they are used, so that ``--help`` answers at
     from t5peft.data.sources import Records
     from t5peft.data.splits import Splits
 
+logger = logging.getLogger(__name__)
 
 SPLITS = {
     "train": "training records: a CSV, TSV, JSONL, JSON or Parquet file, a folder or hub name with such a split, or - for standard "
@@ -87,6 +89,25 @@ def read_file(args: argparse.Namespace, path: str, split: str) -> Records:
     return load_records(path, split, encoding=args.encoding, delimiter=args.delimiter)
 
 
+def read_splits(args: argparse.Namespace, given: Mapping[str, str]) -> Splits:
+    """Read the records of each split, and warn of a file that is given for several.
+
+    Args:
+        args: The values of the command.
+        given: File by split.
+
+    Returns:
+        The records by split.
+
+    Raises:
+        ValueError, FileNotFoundError: See ``load_records``.
+    """
+    files = {split: Path(path).resolve() for split, path in given.items() if Path(path).is_file()}
+    if same := [split for split, path in files.items() if list(files.values()).count(path) > 1]:
+        logger.warning("The splits %s are the same file, so scores are not those of new records.", ", ".join(same))
+    return {split: read_file(args, path, split) for split, path in given.items()}
+
+
 def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     """Return the task and its records by split; validation is held out from train where no file is given for it.
 
@@ -103,7 +124,7 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
     given = {split: getattr(args, split) for split in ("train", "validation", "test") if getattr(args, split, None)}
     if list(given.values()).count(STANDARD_INPUT) > 1:
         raise ValueError("Got '-', standard input, for several files; expected it for only one.")
-    splits: Splits = {split: read_file(args, path, split) for split, path in given.items()}
+    splits = read_splits(args, given)
     args.task = args.task and current_preset(args.task)
     if args.task in PRESETS and (splits or args.task not in definition_names()):
         if not splits:
@@ -123,7 +144,30 @@ def read_data(args: argparse.Namespace) -> tuple[Task, Splits]:
         task, splits = _defined(args, splits)
     for records in splits.values() if given else ():
         task.check(records)  # before records are held out, so that an error has the rows of the file
-    return with_lengths(task, args), with_validation(task, splits)
+    splits = with_validation(task, splits)
+    if args.references:
+        check_references(args.references, {name: splits[name] for name in ("validation", "test") if name in splits})
+    return with_lengths(task, args), splits
+
+
+def check_references(column: str, scored: Splits) -> None:
+    """Raise an error where no record that is scored has the references that ``--references`` names.
+
+    Args:
+        column: The column of references.
+        scored: The records that are scored, by split.
+
+    Raises:
+        ValueError: No record has the column.
+    """
+    from t5peft.data.template import texts_of
+
+    if not any(texts_of(record.get(column)) for records in scored.values() for record in records):
+        there = ", ".join(map(repr, next((records[0] for records in scored.values() if records), ()))) or "none"
+        raise ValueError(
+            f"Got --references {column}, of which no record of {' and '.join(scored)} has any; expected one of the columns "
+            f"{there}. Correct the name, or leave it out to score with the single target."
+        )
 
 
 def with_lengths(task: Task, args: argparse.Namespace) -> Task:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5peft.cli.data import add_format_arguments, load_saved_task, read_file
+from t5peft.cli.data import add_format_arguments, check_references, load_saved_task, read_file
 from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 
@@ -59,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
     """
     from t5peft.adapters import local_adapter
+    from t5peft.data import checks
     from t5peft.data.presets import has_references
     from t5peft.evaluation import evaluate_task
+    from t5peft.evaluation.scores import check_metrics
 
     args.model = str(local_adapter(args.model))
     task = read_task(args)
@@ -73,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
             "score with the references, use --references references.",
             task.name,
         )
+    check_metrics(task)
+    if args.references:
+        check_references(args.references, {"the data": records})
+    checks.raise_all(task.name, checks.missing_references(records, task.references))
     model, tokenizer = load_tuned(args.model)
     scores = evaluate_task(model, tokenizer, task, records)
     lines = [f"{task.name}, {len(records)} records", *(f"{name:>28}  {value:.4f}" for name, value in scores.items())]

@@ -32,9 +32,11 @@ def run(args: argparse.Namespace) -> int:
         The exit code; 1 where a problem would stop training.
     """
     from t5peft.data.lint import lint
+    from t5peft.evaluation.scores import check_metrics
     from t5peft.models.backbone import load_tokenizer
 
     task, splits = read_data(args)
+    check_metrics(task)
     tokenizer = load_tokenizer(args.backbone)
     reports = {split: lint(task, records, tokenizer) for split, records in splits.items()}
     results = {split: asdict(report) for split, report in reports.items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from t5peft.cli.config_file import read_config_file, words_of
 from t5peft.compat.suggestions import did_you_mean
 
-_PATHS = ("FOLDER", "FILE", "NAME", "REPO")  # metavars of paths, of which an empty one would be the current folder
+_NAMES = ("FOLDER", "FILE", "NAME", "REPO", "COLUMN")  # metavars; an empty path would be the current folder
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -32,6 +33,31 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)" if text else "default: %(default)s"
 
 
+class _Store(argparse._StoreAction):
+    """Stores the value of an option. argparse keeps the last of several, in silence; here that is said.
+
+    It is not refused, because scripts add options after their defaults. Lists are, because both could be meant.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the value."""
+        if isinstance(parser, Parser) and option_string is not None:
+            before = parser.given.setdefault(self.dest, values)
+            if before != values and self.nargs is not None:
+                raise argparse.ArgumentError(
+                    self, f"got {values} after {before}; expected one list. Write all after it"
+                )
+            if before != values:
+                parser.notices[self.dest] = f"Got {option_string} {before} and {values}; the last one is used."
+        super().__call__(parser, namespace, values, option_string)
+
+
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose errors are one line that suggests the nearest name.
 
@@ -40,6 +66,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+        self.register("action", None, _Store)
+        self.given: dict[str, Any] = {}  # the first value of each option of the words that are parsed
+        self.notices: dict[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2.
@@ -63,11 +92,13 @@ class Parser(argparse.ArgumentParser):
         Returns:
             The values by the names of the options.
         """
+        self.given.clear()
+        self.notices.clear()
         if args is not None and (path := self._config_of(args)) is not None:
             args = [*self._read_config(path, args), *args]
         parsed, unknown = self.parse_known_args(args, namespace)
         for action in self._actions:
-            if action.metavar in _PATHS and getattr(parsed, action.dest, None) == "":
+            if action.metavar in _NAMES and getattr(parsed, action.dest, None) == "":
                 name = action.option_strings[-1] if action.option_strings else action.metavar
                 self.error(f"got an empty {name}; expected a name. Is a variable of the shell unset?")
         if unknown:
@@ -75,6 +106,8 @@ class Parser(argparse.ArgumentParser):
             words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
             suggestions = "".join(did_you_mean(word, known) for word in words)
             self.error(f"unrecognized arguments: {' '.join(unknown)}.{suggestions}")
+        for notice in self.notices.values():
+            print(f"{self.prog}: {notice}", file=sys.stderr)
         return parsed
 
     def named(self) -> dict[str, argparse.Action]:
@@ -94,11 +127,16 @@ class Parser(argparse.ArgumentParser):
         if "--config" not in self._option_string_actions:
             return None
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        finder.add_argument("--config")
+        finder.add_argument("--config", action="append", default=[])
         try:
-            return str(found) if (found := finder.parse_known_args(args)[0].config) is not None else None
+            found = list(dict.fromkeys(finder.parse_known_args(args)[0].config))
         except argparse.ArgumentError as error:
             self.error(str(error))
+        if len(found) > 1:
+            self.error(
+                f"got --config {' and --config '.join(found)}; expected one file. Write the options into one of them"
+            )
+        return found[0] if found else None
 
     def _read_config(self, path: str, args: Sequence[str]) -> list[str]:
         """Return the words of a config file for what ``args`` does not give."""

@@ -14,8 +14,10 @@ _MERGE = "tag:yaml.org,2002:merge"
 class _UniqueKeys(yaml.constructor.BaseConstructor):
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise ConstructorError(None, None, f"the key {twice!r} stands more than once", node.start_mark)
+        places = [key.start_mark for key, _ in node.value if key.tag != _MERGE]
+        for number, (key, place) in enumerate(zip(keys, places, strict=True)):
+            if key in keys[:number]:
+                raise ConstructorError(None, None, f"the key {key!r} stands more than once", place)
         return super().construct_mapping(node, deep)
 
 

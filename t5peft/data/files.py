@@ -15,13 +15,13 @@ from typing import Any
 
 from datasets import load_dataset
 
+from t5peft.data.columns import flat
 from t5peft.data.folders import files_of_split, saved_dataset
 from t5peft.data.formats import (
     KINDS,
     OPENERS,
     TextFormat,
     decoded,
-    flat,
     lines_of,
     read_bytes,
     read_file,
@@ -67,6 +67,11 @@ def load_records(
         ValueError: The file is empty, of an unknown type, damaged (all bad lines at once), or lacks a required column, or the
             folder has several files for the split.
     """
+    if not str(path_or_name) or "://" in str(path_or_name):
+        raise FileNotFoundError(
+            f"Got {str(path_or_name)!r} as the name of records; expected a file, a folder or a data set of the hub. Download "
+            "what is elsewhere."
+        )
     form = TextFormat(encoding, delimiter, header, quoted)
     path = Path(path_or_name)
     records: RecordList | RecordFile

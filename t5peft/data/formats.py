@@ -6,15 +6,13 @@ Cells of CSV and TSV stay text: a label 0 is ``"0"``, as a verbalizer has it.
 from __future__ import annotations
 
 import bz2
-import codecs
 import csv
 import gzip
 import io
-import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -24,15 +22,15 @@ from typing import IO, Any, TextIO
 import psutil
 import pyarrow
 import pyarrow.parquet
-from datasets import Features
 from datasets.fingerprint import get_temporary_cache_files_directory
 
+from t5peft.compat.json_text import RepeatedKeyError, parse_json
+from t5peft.data.columns import ColumnsError, features_of, flat
+from t5peft.data.encodings import advice_on_encoding, advice_on_zeros, encoding_of_shifts
 from t5peft.data.json_files import objects_of, objects_of_array
 from t5peft.data.sources import RecordFile, RecordList, Records, label_names_of, labeled_records
 
 OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}  # type: ignore[dict-item]
-_PACKED = {"gzip": b"\x1f\x8b", "xz": b"\xfd7zXZ", "bzip2": b"BZh", "a ZIP or Excel file": b"PK\x03\x04"}
-_MARKS = {32: (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), 16: (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow", ".txt")
 ENDING = re.compile(rf"({'|'.join(map(re.escape, KINDS))})({'|'.join(map(re.escape, OPENERS))})?$", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs.github.com"
@@ -116,8 +114,8 @@ def _read_large(path: Path, kind: str, form: TextFormat) -> RecordFile:
     try:
         with _unpacked(path) as data, io.TextIOWrapper(data, form.encoding, newline=newline) as text:
             start = text.read(1000)
-        if start.count("\0") > len(start) // 4:
-            raise UnicodeError("zero characters")
+        if start.count("\0") > len(start) // 4 or encoding_of_shifts(start):
+            raise UnicodeError("another encoding")
         with _unpacked(path) as data, io.TextIOWrapper(data, form.encoding, newline=newline) as text:
             if start.startswith("\ufeff"):
                 text.read(1)
@@ -130,15 +128,6 @@ def _read_large(path: Path, kind: str, form: TextFormat) -> RecordFile:
 def _begins_with_an_array(path: Path) -> bool:
     with _unpacked(path) as data:
         return data.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record whose columns of columns are columns of their own, ``"translation.de"``."""
-    columns: dict[str, Any] = {}
-    for column, cell in record.items():
-        inner = {f"{column}.{name}": value for name, value in flat(cell).items()} if isinstance(cell, dict) else {}
-        columns |= inner or {column: cell}
-    return columns
 
 
 def read_bytes(path: Path) -> bytes:
@@ -204,40 +193,19 @@ def decoded(data: bytes, origin: str, encoding: str) -> str:
         byte = data[start : start + 1].hex() or "missing"
         raise ValueError(
             f"Got {origin}, which is not {encoding}: byte {start}, in line {line}, is {byte}; expected the encoding of the file. "
-            + _advice_on_encoding(data, line)
+            + advice_on_encoding(data, start, line)
         ) from None
     except LookupError:
         raise ValueError(
             f"Got the encoding {encoding!r}; expected one of Python's, such as 'utf-8' or 'cp1252' (--encoding cp1252)."
         ) from None
-    if text.count("\0", 0, 1000) > len(text[:1000]) // 4:
-        order = "le" if data[1:2] == b"\0" else "be"
+    if shift := encoding_of_shifts(text):
         raise ValueError(
-            f"Got {origin}, which contains NUL characters; expected text. It seems to be UTF-16: give encoding='utf-16-{order}' "
-            f"(--encoding utf-16-{order})."
+            f"Got {origin}, which has escape sequences of {shift}; expected text. Give encoding='{shift}' (--encoding {shift})."
         )
+    if text.count("\0", 0, 1000) > len(text[:1000]) // 4:
+        raise ValueError(f"Got {origin}, which contains NUL characters; expected text. {advice_on_zeros(data)}")
     return text
-
-
-def _advice_on_encoding(data: bytes, line: int) -> str:
-    for packed, start in _PACKED.items():
-        if data.startswith(start):
-            return f"Its first bytes are those of {packed}: unpack it, or give the file the extension that it has."
-    for size, marks in _MARKS.items():  # the longer one first, as it begins with the shorter one
-        if data.startswith(marks):
-            return f"Its first bytes are those of UTF-{size}: give encoding='utf-{size}' (--encoding utf-{size})."
-    replaced = data.decode("utf-8", "replace")
-    if sum(character > "\x7f" for character in replaced) > 2 * replaced.count("\ufffd"):
-        return f"Most of it is UTF-8, so line {line} is damaged or comes from another file: fix that line."
-    old = "cp1252" if re.search(rb"[\x80-\x9f]", data) else "latin-1"
-    try:
-        data.decode(old)
-    except UnicodeDecodeError:
-        return (
-            "It is not a Western European encoding: ask the author of the file, and give encoding=... (--encoding); mac_roman, "
-            "cp437, shift_jis and gb18030 are others."
-        )
-    return f"Old files are often {old}: give encoding='{old}' (--encoding {old}), or save it as UTF-8."
 
 
 def lines_of(text: str) -> list[str]:
@@ -272,7 +240,7 @@ def _read_arrow(path: Path, kind: str) -> RecordList | RecordFile:
         )
     with _arrow(path, kind) as (schema, batches):
         if not (twice := sorted({name for name in schema.names if schema.names.count(name) > 1})):
-            features = Features.from_arrow_schema(schema).flatten()
+            features = features_of(path, schema)
             parts = (labeled_records([flat(record) for record in batch.to_pylist()], features) for batch in batches)
             records, names = chain.from_iterable(parts), label_names_of(features)
             return (RecordFile.written if large else RecordList)(records, str(path), names)
@@ -296,6 +264,8 @@ def _arrow(path: Path, kind: str) -> Iterator[tuple[pyarrow.Schema, Iterable[pya
                 reader = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
                 whole = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
                 yield reader.schema, chain.from_iterable(map(_parts, whole))
+    except ColumnsError:
+        raise
     except Exception as error:  # a damaged file makes pyarrow raise whatever its bytes lead to
         raise ValueError(
             f"Got {path}, which cannot be read as {kind[1:].capitalize()} ({str(error) or type(error).__name__}); expected a "
@@ -339,6 +309,8 @@ def _table(origin: str, text: TextIO, delimiter: str, form: TextFormat) -> Itera
         for cells in reader:
             if not names:
                 names = cells
+            elif cells == names and len(names) > 1 and form.header is None:
+                problems.append(f"line {reader.line_num} repeats the header")
             elif len(cells) == len(names):
                 yield dict(zip(names, cells, strict=True))
             elif cells:
@@ -368,7 +340,10 @@ def _json_lines(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[st
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
+        except RepeatedKeyError as error:
+            problems.append(f"in line {number} {error.msg}")
+            continue
         except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
             problems.append(f"line {number} is not JSON ({getattr(error, 'msg', error)})")
             continue

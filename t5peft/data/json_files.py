@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from t5peft.compat.json_text import RepeatedKeyError, UniqueKeyDecoder, parse_json
 from t5peft.data.sources import Records
 
 CHUNK = 1 << 20  # characters that are read at a time
@@ -25,7 +26,9 @@ def objects_of(origin: str, text: str) -> Records:
         ValueError: It is not JSON, or holds something else.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
+    except RepeatedKeyError as error:
+        raise _repeated(origin, error.msg, error.lineno) from None
     except (ValueError, RecursionError) as error:
         raise _not_json(origin, str(error)) from None
     if isinstance(content, dict) and len(lists := [v for v in content.values() if isinstance(v, list)]) == 1:
@@ -61,8 +64,8 @@ class _Scanner:
     """Reads one value after the other; holds what was read since the last one."""
 
     def __init__(self, origin: str, text: TextIO) -> None:
-        self._origin, self._text, self._decoder = origin, text, json.JSONDecoder()
-        self._read, self._place, self._before = "", 0, 0
+        self._origin, self._text, self._decoder = origin, text, UniqueKeyDecoder()
+        self._read, self._place, self._before, self._lines = "", 0, 0, 1
 
     def next(self) -> str:
         """Return the next character that is not a space, without taking it; empty at the end."""
@@ -90,6 +93,9 @@ class _Scanner:
                 ahead, left = error.pos - self._place, len(self._read) - error.pos
                 if (left <= _CUT or error.msg.startswith("Unterminated string")) and self._read_on():
                     continue
+                if isinstance(error, RepeatedKeyError):
+                    line = self._lines + self._read.count("\n", 0, error.pos)
+                    raise _repeated(self._origin, error.msg, line) from None
                 raise self.error(error.msg, ahead) from None
             if not isinstance(row, dict):
                 raise _not_objects(self._origin, [row])
@@ -101,6 +107,7 @@ class _Scanner:
 
     def _read_on(self) -> bool:
         kept = self._read[self._place :]
+        self._lines += self._read.count("\n", 0, self._place)
         more = self._text.read(max(CHUNK, len(kept)))  # at least doubled, as a value is decoded again from its start
         self._read, self._before, self._place = kept + more, self._before + self._place, 0
         return bool(more)
@@ -109,6 +116,12 @@ class _Scanner:
 def _not_json(origin: str, problem: str) -> ValueError:
     return ValueError(
         f"Got {origin}, which is not JSON ({problem}); expected JSON. For one object per line, use the extension .jsonl."
+    )
+
+
+def _repeated(origin: str, problem: str, line: int) -> ValueError:
+    return ValueError(
+        f"Got {origin}, where in line {line} {problem}; expected each key once. Rename or remove one of them."
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.data import checks
 from t5peft.data.checks import Findings
 from t5peft.data.decoding import decode, letters_of
+from t5peft.data.leaks import SAMPLE, leak_of
 from t5peft.data.sources import batches_of
 from t5peft.data.task import Record, Task
 from t5peft.data.template import Template, as_text
@@ -105,7 +106,10 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
     sources = _Counts("sources", template, task.max_source_length)
     targets = _Counts("targets", target, task.max_target_length)
     missing, unknown, unwritable = (Findings(), Findings()), Findings(), 0
+    read: list[Record] = []  # of an iterator, which is read once
     for batch in batches_of(records):
+        if isinstance(records, Iterator) and len(read) < SAMPLE:
+            read += batch
         named = task.with_names(batch)
         for found, one in zip(missing, (template, target), strict=True):
             found.add(checks.missing_columns(named, one, task.list_separator), sources.rows)
@@ -129,6 +133,8 @@ def lint(task: Task, records: Iterable[Record], tokenizer: PreTrainedTokenizerBa
     advice = [line for side in sides for line in _advice(side)]
     if unwritable:
         advice.insert(0, _advice_on_unwritable(unwritable, sides[1], classes=bool(words)))
+    if leak := leak_of(task, read or records):
+        advice.insert(0, leak)
     return LintReport(task.name, *sides, unwritable, problems, tuple(advice))
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
+from t5peft.compat.json_text import parse_json
+
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 # words whose loss reverses the meaning of a text
 KEPT = frozenset(["not", "no", "never", "none", "nothing", "nobody", "neither", "nor", "without", "hardly", "cannot"])
@@ -89,7 +91,7 @@ class Thesaurus:
     @classmethod
     def _of(cls, content: str, origin: str) -> Thesaurus:
         try:
-            entries = json.loads(content)
+            entries = parse_json(content)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"Got the thesaurus {origin}, which is not JSON: {error}; expected it.") from None
         if not isinstance(entries, Mapping):

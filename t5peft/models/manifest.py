@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from t5peft.compat.filesystem import sync
+from t5peft.compat.json_text import RepeatedKeyError, parse_json
 from t5peft.compat.lock import LOCK
 from t5peft.models.quantized import Quantization
 
@@ -208,11 +209,13 @@ def _parse_object(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a folder, or a device, which may have no end
         raise _DamagedError("it is not a file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+        content = parse_json(path.read_text(encoding="utf-8"), _reject_constant)
     except OSError as error:
         raise _DamagedError(f"it cannot be read ({error.strerror})") from error
     except RecursionError as error:
         raise _DamagedError("it is nested too deeply") from error
+    except RepeatedKeyError as error:
+        raise _DamagedError(f"in line {error.lineno} {error.msg}") from error
     except ValueError as error:  # of JSON, of UTF-8 and of constants
         raise _DamagedError(f"it is not JSON ({error})") from error
     if not isinstance(content, dict):

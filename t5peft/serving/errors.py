@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from t5peft.compat.json_text import REPEATED
 from t5peft.compat.suggestions import did_you_mean
 from t5peft.serving.requests import (
     EngineClosedError,
@@ -146,7 +147,10 @@ _EXPECTED = {
 
 def _of_fields(problems: Sequence[Mapping[str, Any]], request: Request) -> ApiError:
     """Return one refusal for all fields of a body that are wrong, without the values that came."""
-    if any(problem["type"] == "json_invalid" for problem in problems):
+    if invalid := [problem for problem in problems if problem["type"] == "json_invalid"]:
+        reason = str(invalid[0].get("ctx", {}).get("error", ""))
+        if REPEATED in reason:
+            return ApiError(f"Got a body where {reason}; expected each key once. Correct it.", 400, "invalid_fields")
         return ApiError("Got a body that is not JSON; expected a JSON object. Correct it.")
     found: dict[str, str] = {}
     for problem in problems:

@@ -10,12 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from t5peft.serving.answers import Tickets, new_id, usage
+from t5peft.serving.body import UniqueKeysRoute
 from t5peft.serving.completions import Part, Plan, choice, parts, plan_of, whole_parts
 from t5peft.serving.context import REFUSALS, Context, EventStream, context_of, unless_gone
 from t5peft.serving.errors import Json, as_api_error, to_json
 from t5peft.serving.schemas import Completion, CompletionBody, ModelCard, ModelList
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=REFUSALS)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=REFUSALS, route_class=UniqueKeysRoute)
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 

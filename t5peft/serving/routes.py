@@ -14,6 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from t5peft.serving.answers import LOWEST, new_id, softmax, usage
 from t5peft.serving.answers import label_probabilities as probabilities_of
+from t5peft.serving.body import UniqueKeysRoute
 from t5peft.serving.context import REFUSALS, Context, context_of, unless_gone
 from t5peft.serving.errors import ApiError, Json
 from t5peft.serving.requests import RankRequest, UnknownAdapterError, UnusableAdapterError
@@ -31,7 +32,7 @@ from t5peft.serving.schemas import (
 from t5peft.serving.served import Served, without_path
 from t5peft.serving.sources import encode_candidates, sources_of
 
-router = APIRouter(prefix="/v1", responses=REFUSALS)
+router = APIRouter(prefix="/v1", responses=REFUSALS, route_class=UniqueKeysRoute)
 state_router = APIRouter(tags=["state"])
 
 

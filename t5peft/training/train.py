@@ -31,6 +31,7 @@ from transformers.integrations import get_available_reporting_integrations
 from t5peft.compat.lock import hold_folder
 from t5peft.compat.suggestions import did_you_mean
 from t5peft.data import Task, checks
+from t5peft.data.leaks import leak_of
 from t5peft.data.tokenized import tokenize
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation import evaluate_task
@@ -150,6 +151,8 @@ def train(
         test = splits.get("test", ())
         if not _is_empty(test):
             checks.raise_all(task.name, checks.missing_references([*splits["validation"], *test], task.references))
+        if leak := leak_of(task, splits["train"]):
+            logger.warning("Task %s: %s.", task.name, leak)
         set_seed(config.seed)
         given, tokenizer = _load_backbone(config) if model is None else model
         if not _is_empty(test):

@@ -137,10 +137,10 @@ def test_words_of_the_command_line_need_no_task(films: str, tmp_path: Path, monk
 
     monkeypatch.setattr("t5peft.cli.auto_run.auto", search)
     words = ["--template", "mood: {review}", "--target-word", "1=good", "--target-word", "0=bad"]
-    words += ["--references", "all", "--max-source-length", "30", "--max-target-length", "4"]
+    words += ["--references", "stars", "--max-source-length", "30", "--max-target-length", "4"]
     assert main(["auto", films, *words, "--output", str(tmp_path / "out")]) == 2
     assert given["task"] is None
-    assert given["wording"] == Wording("mood: {review}", {"1": "good", "0": "bad"}, "all", 30, 4)
+    assert given["wording"] == Wording("mood: {review}", {"1": "good", "0": "bad"}, "stars", 30, 4)
 
 
 def test_numbers_are_rounded_to_few_steps_of_one_form() -> None:

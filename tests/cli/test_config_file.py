@@ -91,6 +91,54 @@ def test_what_is_wrong_in_a_config_file_is_one_line(
     assert printed.count("\n") == 1
 
 
+GIVEN = ("--task", "a", "--output", "b")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--config", "a.yaml", "--config=b.yaml"), "Got --config a.yaml and --config b.yaml; expected one file."),
+        (("--target-modules", "q", "--target-modules", "v"), "got ['v'] after ['q']; expected one list. Write all"),
+    ],
+)
+def test_two_config_files_and_two_lists_are_refused(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("train", *GIVEN, *words)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (("--rank", "4", "--rank=8"), "--rank 4 and 8"),
+        (("--projection-size", "4", "--reparametrise", "8"), "--reparametrise 4 and 8"),
+        (("--output", "c"), "--output b and c"),
+    ],
+)
+def test_the_last_of_two_values_is_used_and_that_is_told(
+    words: tuple[str, ...], values: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = parse("train", *GIVEN, *words)
+    assert (args.rank or args.projection_size or args.output) in (8, "c")
+    assert capsys.readouterr().err == f"t5peft train: Got {values}; the last one is used.\n"
+
+
+def test_nothing_is_told_of_options_that_say_the_same_twice_or_take_several_values(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--quiet", "--quiet", "--rank", "4", "--rank=4", "--option", "a=1", "--option", "b=2", "--batch-size", "9")
+    args = parse("train", *GIVEN, *words, "--config", str(path), f"--config={path}")
+    assert (args.quiet, args.rank, args.option, args.batch_size) == (True, 4, ["a=1", "b=2"], 9)
+    parser = parser_of("train")
+    assert [parser.parse_args([*GIVEN, "--rank", rank]).rank for rank in ("4", "8")] == [4, 8]
+    assert not capsys.readouterr().err
+
+
 def test_train_writes_the_config_that_repeats_it(
     backbone: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,7 +112,10 @@ def test_predict_and_evaluate_read_standard_input(
     assert "echo, 1 records" in capsys.readouterr().out
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a", "out": "b"}\n')))
     assert main(["evaluate", model, "--data", "-", "--references", "refs"]) == 2
-    assert "in the column 'refs', which is in none of the 1 records" in capsys.readouterr().err
+    assert (
+        "Got --references refs, of which no record of the data has any; expected one of the columns 'text'"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_wrong_delimiter_ends_in_one_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,3 +131,75 @@ def test_an_unknown_task_gets_the_nearest_as_a_suggestion(
 ) -> None:
     assert main(["train", "--task", name, "--train", data_set, *column, "--output", str(tmp_path / "run")]) == 2
     assert f"Did you mean '{meant}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "validation"), ("train", "validation", "test"), ("test",)])
+@pytest.mark.parametrize("references", ["nope", "empty"])
+def test_references_that_no_scored_record_has_are_refused(
+    splits: tuple[str, ...], references: str, tmp_path: Path
+) -> None:
+    rows = [{"text": f"he go {i}", "corrected": f"he goes {i}", "empty": None, "refs": ["a", "b"]} for i in range(9)]
+    plain = [{"text": row["text"], "corrected": row["corrected"]} for row in rows]
+    files = []
+    for split in splits:
+        written = rows if split == splits[-1] else plain
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+        files += [f"--{split}", str(tmp_path / f"{split}.jsonl")]
+    with pytest.raises(
+        ValueError, match=f"Got --references {references}, of which no record of .* has any; expected one"
+    ):
+        read("--task", "correction", *files, "--references", references)
+    Task("own", "{text}", "{corrected}", metrics=("gleu",)).to_yaml(tmp_path / "own.yaml")
+    with pytest.raises(ValueError, match=f"Got --references {references}"):
+        read("--task", str(tmp_path / "own.yaml"), *files, "--references", references)
+    assert read("--task", "correction", *files, "--references", "refs")[0].references == "refs"
+
+
+def test_references_that_only_the_training_records_have_are_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"he go {i}", "corrected": f"he goes {i}", "refs": ["a"]} for i in range(9)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "test.csv").write_text("text,corrected\na,b\n")
+    files = ["--train", str(tmp_path / "train.jsonl"), "--validation", str(tmp_path / "test.csv")]
+    with pytest.raises(
+        ValueError, match="no record of validation has any; expected one of the columns 'text', 'corrected'"
+    ):
+        read("--task", "correction", *files, "--references", "refs")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "auto"])
+def test_references_that_are_missing_are_told_before_the_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.csv").write_text("text,out\na,b\nc,d\n")
+    Task("echo", "say: {text}", "{out}", metrics=("accuracy",)).to_yaml(tmp_path / "task.yaml")
+    monkeypatch.setattr("t5peft.cli.evaluate.load_tuned", lambda folder: pytest.fail("the model was loaded"))
+    words = {
+        "evaluate": ["evaluate", str(tmp_path), "--data", str(tmp_path / "own.csv")],
+        "auto": ["auto", str(tmp_path / "own.csv"), "--output", str(tmp_path / "out")],
+    }[command]
+    assert main([*words, "--references", "nope"]) == 2
+    assert "Got --references nope, of which no record of " in capsys.readouterr().err
+
+
+def test_an_empty_column_of_references_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["lint", "--task", "correction", "--references", ""])
+    assert "Got an empty --references; expected a name." in capsys.readouterr().err
+
+
+def test_a_file_that_is_given_for_two_splits_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"film {i},{i % 2}\n" for i in range(20)))
+    for test, told in (("test.csv", False), ("train.csv", True)):
+        files = ["--train", str(tmp_path / "train.csv"), "--test", str(tmp_path / test)]
+        read("--task", "classification", *files)
+        assert ("train, test are the same file" in caplog.text) == told
+    read("--task", "classification", "--train", str(tmp_path), "--test", str(tmp_path))
+    assert caplog.text.count("the same file") == 1
+
+
+def test_the_lint_refuses_a_metric_that_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"film {i},{i % 2}\n" for i in range(20)))
+    Task("own", "{text}", "{label}", metrics=("acuracy",)).to_yaml(tmp_path / "own.yaml")
+    assert main(["lint", "--task", str(tmp_path / "own.yaml"), "--train", str(tmp_path / "train.csv")]) == 2
+    assert "Got metrics ['acuracy'] of the task 'own'" in capsys.readouterr().err

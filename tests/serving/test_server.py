@@ -174,6 +174,21 @@ def test_log_probabilities_that_json_cannot_write_are_the_lowest_of_openai() -> 
     assert softmax([0.0, -9999.0]) == [1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        ("completions", '{"model": "lora", "prompt": "a", "prompt": "b"}', "prompt"),
+        ("rank", '{"model": "lora", "prompt": "a", "candidates": ["a"], "candidates": ["b"]}', "candidates"),
+        ("classify", '{"model": "labels", "task": {"text": "a", "text": "b"}}', "text"),
+        ("adapters/load", '{"adapter": "lora", "adapter": "labels"}', "adapter"),
+    ],
+)
+def test_a_body_that_names_a_key_twice_is_refused(client: TestClient, path: str, body: str, key: str) -> None:
+    answer = client.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert f"the key '{key}' stands more than once; expected each key once" in answer.json()["error"]["message"]
+
+
 def test_candidates_are_ranked_as_by_the_library(client: TestClient, folder: Path) -> None:
     model, tokenizer = load_saved(folder / "adapters" / "lora")
     candidates = ["yes", "no", "a longer one"]

@@ -85,6 +85,18 @@ def test_an_epoch_of_two_processes_has_half_the_steps(tmp_path: Path, monkeypatc
     assert [*steps, training_arguments(TrainConfig(batch_size=4, epochs=2.0), 20, tmp_path)] == [10, 6]
 
 
+def test_a_source_that_holds_its_answer_is_told_once(
+    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = {"train": records(12), "validation": records(6, 100)}
+    leaky = replace_fields(TASK, template="{text} {label}")
+    for task, count in ((TASK, 0), (leaky, 1)):
+        train(task, splits, config(backbone), tmp_path, overwrite=True)
+        told = [entry.message for entry in caplog.records if "hold their answers" in entry.message]
+        assert len(told) == count
+    assert "the column 'label' of the template '{text} {label}' is that of the target" in told[0]
+
+
 def test_tuning_needs_training_and_validation_records(backbone: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Got no train and no validation records for the task 'film'"):
         train_and_evaluate(TASK, {"test": records(4)}, config(backbone), tmp_path)
