@@ -127,11 +127,13 @@ TABLES: dict[str, Callable[[SpeedRecord], str]] = {
 
 
 def newest() -> list[SpeedRecord]:
-    """Return the records of each kind, method and examples a step, newest first, without those that newer ones replace."""
+    """Return the records of each kind, method, step and machine, newest first, without those that newer ones replace."""
     found: dict[tuple[Any, ...], list[SpeedRecord]] = {}
     records = [json.loads(line) for _, line in JsonLines(RECORDS).new_lines()]
     for record in sorted(records, key=_date, reverse=True):
-        newer = found.setdefault((record["kind"], record["method"], record["examples_per_step"]), [])
+        newer = found.setdefault(
+            (record["kind"], record["method"], record["examples_per_step"], record["machine"]["name"]), []
+        )
         if not any(_systems(record) <= _systems(other) for other in newer):
             newer.append(record)
     return [record for records in found.values() for record in records]

@@ -71,7 +71,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.machine()
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name", platform.machine())
+    if "cpu family" in found:  # clouds often leave the rest out of the name
+        name += f" (family {found['cpu family']}, model {found['model']})"
     limited = "ATEN_CPU_CAPABILITY" in os.environ  # as older processors are stood in for
     return f"{name}, limited to {torch.backends.cpu.get_cpu_capability()}" if limited else name

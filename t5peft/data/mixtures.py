@@ -14,16 +14,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import get_temporary_cache_files_directory
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.data.sources import Records
+from t5peft.data.sources import ROWS_IN_MEMORY, Records
 from t5peft.data.task import Task
 
 BLOCK = 1000
+SORTED_ROWS = 1 << 20  # random keys that are sorted at a time
 
 
 def mixture_rates(sizes: Mapping[str, int], *, cap: int | None = None, temperature: float = 1.0) -> dict[str, float]:
@@ -66,7 +68,7 @@ class Mixture:
     datasets: Mapping[str, Dataset]
     rates: Mapping[str, float]
     seed: int = 0
-    _orders: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _orders: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         problems = [f"task {name!r} has no rate" for name in self.datasets if name not in self.rates]
@@ -136,14 +138,8 @@ class Mixture:
         if index < 0:
             raise IndexError(f"Got draw {index}; expected 0 or more.")
         block, place = divmod(index, BLOCK)
-        order = self._order("", block, BLOCK)
-        ends = dict(zip(self.counts, accumulate(self.counts.values()), strict=True))
-        name = next(name for name, end in ends.items() if order[place] < end)
-        end, count = ends[name], self.counts[name]
-        before = int(np.count_nonzero((order[:place] >= end - count) & (order[:place] < end)))
-        size = len(self.datasets[name])
-        epoch, position = divmod(block * count + before, size)
-        return name, int(self._order(name, epoch, size)[position])
+        tasks, rows = self._block(block)
+        return list(self.datasets)[tasks[place]], int(rows[place])
 
     def dataset(self, length: int, *, start: int = 0) -> Dataset:
         """Return draws ``start`` to ``start + length`` as one data set for a trainer. It shares the memory of the tasks.
@@ -152,33 +148,70 @@ class Mixture:
             length: Number of draws; it should cover the whole run, because a second epoch repeats the same draws.
             start: Index of the first draw.
         """
-        offsets, together = {}, 0
-        for name, dataset in self.datasets.items():
-            offsets[name] = together
-            together += len(dataset)
-        draws = (self.draw(index) for index in range(start, start + length))
-        rows = np.fromiter((offsets[name] + row for name, row in draws), np.int64, length)
-        columns = [dataset.select_columns(["input_ids", "labels"]) for dataset in self.datasets.values()]
-        return concatenate_datasets(columns).select(rows)
+        together = concatenate_datasets(
+            [dataset.select_columns(["input_ids", "labels"]) for dataset in self.datasets.values()]
+        )
+        sizes = [len(dataset) for dataset in self.datasets.values()]
+        offsets = np.cumsum([0, *sizes])[:-1]
+        drawn = np.empty(length, np.min_scalar_type(len(together)))
+        first, end = start // BLOCK, start + length
+        for block in range(first, -(-end // BLOCK)):
+            tasks, rows = self._block(block)
+            begin = block * BLOCK
+            wanted = slice(max(start, begin) - begin, min(end, begin + BLOCK) - begin)
+            drawn[max(start, begin) - start : min(end, begin + BLOCK) - start] = (offsets[tasks] + rows)[wanted]
+        if length < ROWS_IN_MEMORY:
+            return together.select(drawn)
+        self._orders.clear()
+        with NamedTemporaryFile(dir=get_temporary_cache_files_directory(), suffix=".arrow", delete=False) as file:
+            return together.select(drawn, indices_cache_file_name=file.name)
 
-    def _order(self, name: str, epoch: int, size: int) -> np.ndarray:
-        """Return the shuffled numbers 0 to size of one epoch of a task, or of one block for the name ``""``."""
-        key = (name, epoch)
-        if key not in self._orders:
-            # only the newest order of a name is kept, as draws mostly come in sequence
-            for old in [other for other in self._orders if other[0] == name]:
-                del self._orders[old]
-            self._orders[key] = shuffled(size, f"{self.seed}/{name}/{epoch}")
-        return self._orders[key]
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the task of each draw of a block, by its number, and the row of its data set [BLOCK each]."""
+        order = shuffled(BLOCK, f"{self.seed}//{block}")
+        tasks = np.searchsorted(np.cumsum(list(self.counts.values())), order, side="right")
+        rows = np.empty(BLOCK, np.int64)
+        for number, (name, count) in enumerate(self.counts.items()):
+            epochs, positions = np.divmod(block * count + np.arange(count), len(self.datasets[name]))
+            parts = [self._order(name, int(epoch))[positions[epochs == epoch]] for epoch in np.unique(epochs)]
+            rows[tasks == number] = np.concatenate(parts)
+        return tasks, rows
+
+    def _order(self, name: str, epoch: int) -> np.ndarray:
+        """Return the shuffled numbers of the rows of one epoch of a task. Only the newest order of a task is kept."""
+        known, order = self._orders.get(name, (None, None))
+        if order is None or known != epoch:
+            self._orders.pop(name, None)
+            order = shuffled(len(self.datasets[name]), f"{self.seed}/{name}/{epoch}")
+            self._orders[name] = epoch, order
+        return order
 
 
 def shuffled(size: int, key: str) -> np.ndarray:
-    """Return the numbers 0 to size in an order that depends only on the key, not on the version of numpy [size]."""
+    """Return the numbers 0 to size in an order that depends only on the key, not on the version of numpy [size].
+
+    It is the order of random keys, of which a part is sorted at a time, so that the memory is little more than that of the result.
+    """
     start = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
-    # splitmix64 (Steele, Lea and Flood 2014) over a counter
+    order = np.empty(size, np.min_scalar_type(size))
+    parts, done = 1 + size // SORTED_ROWS, 0
+    for part in range(parts):
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for first in range(0, size, SORTED_ROWS):
+            numbers = np.arange(first, min(size, first + SORTED_ROWS), dtype=np.uint64)
+            keys = _random_keys(start, numbers)
+            chosen = (keys >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32) == part  # parts are ranges of keys
+            found.append((keys[chosen], numbers[chosen]))
+        keys, numbers = map(np.concatenate, zip(*found, strict=True))
+        order[done : done + len(keys)] = numbers[np.argsort(keys, kind="stable")]
+        done += len(keys)
+    return order
+
+
+def _random_keys(start: np.uint64, numbers: np.ndarray) -> np.ndarray:
+    """Return splitmix64 (Steele, Lea and Flood 2014) over a counter [numbers]."""
     with np.errstate(over="ignore"):
-        mixed = start + np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = start + (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-        mixed ^= mixed >> np.uint64(31)
-    return np.argsort(mixed, kind="stable")
+        return mixed ^ (mixed >> np.uint64(31))

@@ -84,7 +84,7 @@ class _VarlenAttention(torch.autograd.Function):
             probabilities = torch.softmax(scores, -1)
             dropped = probabilities
             if mask is not None:
-                dropped = mask.factors(start, probabilities).mul_(probabilities)
+                dropped = mask.drop(probabilities, start)
                 start += probabilities.numel()
             block.put_queries(output, torch.matmul(dropped, _after(prefix_value, block.keys_of(value))))
             kept.append(probabilities)
@@ -254,7 +254,7 @@ class _Attention(torch.autograd.Function):
         ctx.mask = DropMask(probabilities.numel(), p)
         ctx.bias_shape = None if bias is None else bias.shape
         ctx.save_for_backward(query, key, value, probabilities)
-        return torch.matmul(ctx.mask.factors(0, probabilities).mul_(probabilities), value)
+        return torch.matmul(ctx.mask.drop(probabilities), value)
 
     @staticmethod
     @once_differentiable
