@@ -10,6 +10,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def training_table(record: SpeedRecord) -> str:
     repeats = min(len(result["runs"]) for result in results.values())
     about = (
         f"{record['method']}, {record['examples_per_step']} examples a step, median of {repeats} repeat"
-        f"{'s' if repeats > 1 else ''}; {record['machine']['name']}, {record['machine']['cores']} cores"
+        f"{'s' if repeats > 1 else ''}; {machine_of(record)}"
     )
     return about + "\n\n" + markdown_table([*head, *(["share of matmul"] if with_share else [])], rows)
 
@@ -139,21 +140,29 @@ def newest() -> list[SpeedRecord]:
     return [record for records in found.values() for record in records]
 
 
-def against_peft() -> tuple[float, SpeedRecord]:
-    """How many times as long a step of peft's LoRA takes, as a geometric mean over the data sets, and the record that says so."""
-    record = next(
+def against_peft() -> list[tuple[float, SpeedRecord]]:
+    """Return how many times as long a step of peft's LoRA takes, and the record that says so, for each machine, the lowest first.
+
+    It is a geometric mean over the data sets.
+    """
+    records = [
         record
         for record in newest()
         if (record["kind"], record["method"], record["examples_per_step"]) == ("training", "lora", 16)
         and {"peft", "peft-grouped"} <= _systems(record)
-    )
-    return statistics.geometric_mean(median_ratio(result, "peft") for result in record["results"].values()), record
+    ]
+    ratios = [
+        statistics.geometric_mean(median_ratio(result, "peft") for result in record["results"].values())
+        for record in records
+    ]
+    return sorted(zip(ratios, records, strict=True), key=itemgetter(0))
 
 
-def against_peft_on_avx2() -> float:
-    """How many times as long a step of peft's LoRA takes where AVX-512 is left out, as a geometric mean."""
-    record = json.loads((RECORDS.parent / "speed_avx2.json").read_text(encoding="utf-8"))
-    return statistics.geometric_mean(median_ratio(result, "peft") for result in record["results"].values())
+def machine_of(record: SpeedRecord) -> str:
+    """Return the processor of a training record, its cores, and the speed of its matrix products."""
+    runs = [run for result in record["results"].values() for run in result["runs"]]
+    speed = statistics.median(run["matmul_flops_per_second"] for run in runs)
+    return f"{record['machine']['name']}, {record['machine']['cores']} cores, {speed / 1e9:.0f} GFLOP/s"
 
 
 def _date(record: SpeedRecord) -> str:

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from t5peft.compat.peft import adapter_state
 from t5peft.data.features import check_dataset
 
 logger = logging.getLogger("t5peft")
@@ -128,4 +130,23 @@ def check_held(model: nn.Module, optimizer: Optimizer) -> None:
             len(missing),
             len(trained),
             missing[0],
+        )
+
+
+def warn_of_unsaved(model: nn.Module) -> None:
+    """Warn of weights that are trained beside an adapter and that its files do not hold, as those that a user has unfrozen.
+
+    Args:
+        model: The model, wrapped or not.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    saved = {tensor.data_ptr() for name in model.active_adapters for tensor in adapter_state(model, name).values()}
+    lost = [name for name, p in model.named_parameters() if p.requires_grad and p.data_ptr() not in saved]
+    if lost:
+        logger.warning(
+            "%d trained weights are not part of the adapter, such as %s: its files and checkpoints do not hold them. Freeze them, "
+            "name their modules in modules_to_save of the adapter's config, or train the whole model with full_wrap.",
+            len(lost),
+            lost[0],
         )

@@ -40,7 +40,7 @@ from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
-from t5peft.training.given import check_data, check_gradients, check_held, check_parts
+from t5peft.training.given import check_data, check_gradients, check_held, check_parts, warn_of_unsaved
 from t5peft.training.head import Batch
 from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
@@ -197,6 +197,8 @@ class T5PeftTrainer(BatchingTrainer):
                 "config, as the wrap of the first adapter does.",
                 head,
             )
+        if not self._is_sharded:
+            warn_of_unsaved(self.wrapped_model)
         made = self.optimizer is None
         if isinstance(self.optimizer, Optimizer) and not self._is_sharded:
             check_held(self.wrapped_model, self.optimizer)

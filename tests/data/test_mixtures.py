@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -12,6 +14,7 @@ from vocabulary import small_tokenizer
 
 from t5peft.data import Task
 from t5peft.data.mixtures import BLOCK, Mixture, mixture_rates, shuffled
+from t5peft.data.sources import ROWS_IN_MEMORY
 
 SIZES = {"large": 5000, "middle": 300, "small": 20}
 
@@ -92,6 +95,26 @@ def test_an_order_follows_from_its_key_by_splitmix64_and_from_nothing_of_numpys(
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
         keys.append(mixed ^ (mixed >> 31))
     assert shuffled(100, "3/large/0").tolist() == sorted(range(100), key=lambda i: keys[i])
+
+
+def test_an_order_that_is_sorted_in_parts_is_that_of_the_whole_and_takes_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = shuffled(200_000, "key")
+    monkeypatch.setattr("t5peft.data.mixtures.SORTED_ROWS", 10_000)
+    shuffled(10, "key")
+    tracemalloc.start()
+    parts = shuffled(200_000, "key")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert parts.tolist() == whole.tolist()
+    assert peak < 10 * len(parts)  # bytes, of which the order takes 4; sorted as a whole it takes 24 and more
+
+
+def test_many_draws_are_those_of_few(mixture: Mixture) -> None:
+    many = mixture.dataset(ROWS_IN_MEMORY, start=10)
+    assert many[5000 - 10 : 5100 - 10] == mixture.dataset(100, start=5000)[:]
+    assert pickle.loads(pickle.dumps(many))[-1] == many[-1]
 
 
 def test_orders_look_shuffled() -> None:
