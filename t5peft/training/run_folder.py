@@ -20,7 +20,7 @@ def check_run_folder(output: str | Path, *, resume: bool = False, overwrite: boo
         ValueError: The folder holds an adapter, a model, scores or checkpoints, or what another command wrote; or both options were
             given.
     """
-    from t5peft.models.folders import ensure_output  # which imports torch, and `t5peft --help` imports this file
+    from t5peft.models.folders import ensure_output  # which imports torch, and ``t5peft --help`` imports this file
 
     if resume and overwrite:
         raise ValueError(

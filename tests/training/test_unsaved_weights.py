@@ -36,9 +36,7 @@ def test_modules_to_save_and_new_tokens_are_saved(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("part", ["final_layer_norm", "q.base_layer", "relative_attention_bias"])
-def test_weights_that_a_user_has_unfrozen_are_told(
-    part: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_weights_that_a_user_has_unfrozen_are_told(part: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model: nn.Module = lora_wrap(tiny_t5())
     unfrozen = {name: p.requires_grad_() for name, p in model.named_parameters() if part in name}
     T5PeftTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=tiny_records(4)).train()
