@@ -186,7 +186,6 @@ class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
         return ReparametrizedPrefix(heads, d_kv, self._trunks[shared], owns_trunk)
 
 
-@renamed_arguments(reparametrise="projection_size")
 def weights_of_prefix(model: PreTrainedModel, sites: Sequence[str]) -> int:
     """Return the keys and values of one token in all attentions of ``sites``."""
     encoder, decoder = family_of(model.config).stacks(model.config)
@@ -194,6 +193,7 @@ def weights_of_prefix(model: PreTrainedModel, sites: Sequence[str]) -> int:
     return sum(2 * stack.layers * stack.key_heads * stack.d_kv for stack in stacks)
 
 
+@renamed_arguments(reparametrise="projection_size")
 def prefix_wrap(
     model: PreTrainedModel,
     *,
