@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cases import ADAPTERS, Case
@@ -48,7 +48,7 @@ def test_weights_that_a_user_has_unfrozen_are_told(part: str, tmp_path: Path, ca
 def test_two_adapters_that_are_trained_together_are_both_saved(caplog: pytest.LogCaptureFixture) -> None:
     model = lora_wrap(tiny_t5())
     model.add_adapter("second", LoraConfig(r=2, target_modules=["o"]))
-    model.base_model.set_adapter(["default", "second"])
+    cast(Any, model.base_model).set_adapter(["default", "second"])
     assert sum(p.requires_grad for p in model.parameters()) > 24
     warn_of_unsaved(model)
     assert WARNING not in caplog.text
