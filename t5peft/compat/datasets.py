@@ -11,7 +11,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 
-def chosen_rows(dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
+def chosen_rows(dataset: Dataset, rows: NDArray[np.integer[Any]]) -> Dataset:
     """Return some rows of a data set, as ``dataset.select(rows)`` does.
 
     ``select`` makes a list of the numbers, which takes forty bytes a row. Here a row takes eight.

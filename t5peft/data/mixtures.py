@@ -14,14 +14,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from datasets.fingerprint import get_temporary_cache_files_directory
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.data.sources import ROWS_IN_MEMORY, Records
+from t5peft.compat.datasets import chosen_rows
+from t5peft.data.sources import Records
 from t5peft.data.task import Task
 
 BLOCK = 1000
@@ -160,11 +159,8 @@ class Mixture:
             begin = block * BLOCK
             wanted = slice(max(start, begin) - begin, min(end, begin + BLOCK) - begin)
             drawn[max(start, begin) - start : min(end, begin + BLOCK) - start] = (offsets[tasks] + rows)[wanted]
-        if length < ROWS_IN_MEMORY:
-            return together.select(drawn)
-        self._orders.clear()
-        with NamedTemporaryFile(dir=get_temporary_cache_files_directory(), suffix=".arrow", delete=False) as file:
-            return together.select(drawn, indices_cache_file_name=file.name)
+        self._orders.clear()  # before the rows are chosen, which takes as much memory
+        return chosen_rows(together, drawn)
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the task of each draw of a block, by its number, and the row of its data set [BLOCK each]."""

@@ -14,7 +14,6 @@ from vocabulary import small_tokenizer
 
 from t5peft.data import Task
 from t5peft.data.mixtures import BLOCK, Mixture, mixture_rates, shuffled
-from t5peft.data.sources import ROWS_IN_MEMORY
 
 SIZES = {"large": 5000, "middle": 300, "small": 20}
 
@@ -112,7 +111,7 @@ def test_an_order_that_is_sorted_in_parts_is_that_of_the_whole_and_takes_little_
 
 
 def test_many_draws_are_those_of_few(mixture: Mixture) -> None:
-    many = mixture.dataset(ROWS_IN_MEMORY, start=10)
+    many = mixture.dataset(10_000, start=10)
     assert many[5000 - 10 : 5100 - 10] == mixture.dataset(100, start=5000)[:]
     assert pickle.loads(pickle.dumps(many))[-1] == many[-1]
 
