@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from t5peft.compat.torch import is_hooked
 from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5
-from t5peft.nn.kernels.linear import FastLinear, product, product_over_rows
+from t5peft.nn.kernels.linear import FastLinear, product, product_over_rows, row_multiple
 from t5peft.nn.kernels.module import runs_on_cpu
 from t5peft.nn.notes import say_once
 
@@ -201,6 +201,7 @@ def linear_cross_entropy(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     if chunk_tokens is None:
         chunk_tokens = max(MIN_CHUNK_TOKENS, CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cuda"]) // len(weight))
+        chunk_tokens -= chunk_tokens % row_multiple(chunk_tokens)  # so that a product need not copy it to fill it up
     counted = (labels != IGNORED_LABEL).flatten().nonzero().squeeze(1)
     hidden = hidden.flatten(0, -2)
     if len(counted) < len(hidden):

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.trainer_pt_utils import LabelSmoother
 
+from t5peft.nn import loss
 from t5peft.nn.loss import linear_cross_entropy, logits_loss, target_lengths, target_loss, with_hidden_states
 
 OPTIONS = [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.1, 1e-2)]
@@ -163,6 +164,25 @@ def test_no_more_logits_than_a_chunk_exist_at_once(trained_head: bool, monkeypat
     with Largest():
         linear_cross_entropy(hidden, weight, labels, chunk_tokens=4).backward()
     assert largest == 8 * 1000 or largest == 4 * 1000  # W.T has H = 8 rows
+
+
+@pytest.mark.parametrize("vocabulary", [1009, 32_128, 250_112])
+def test_a_whole_chunk_is_not_copied_to_fill_it_up(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = []
+
+    def pad(x: Tensor, sides: tuple[int, ...]) -> Tensor:
+        filled.append(len(x))
+        return real(x, sides)
+
+    real, size = torch.nn.functional.pad, 16
+    monkeypatch.setattr("torch.nn.functional.pad", pad)
+    monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", min(2**23, 300 * vocabulary))
+    tokens = 3 * loss.CHUNK_ELEMENTS["cpu"] // vocabulary
+    hidden = torch.randn(tokens, size, requires_grad=True)
+    labels = torch.randint(vocabulary, (tokens,))
+    linear_cross_entropy(hidden, torch.randn(vocabulary, size), labels)
+    assert len(filled) <= 2, "logits and gradient of the last chunk"
+    assert all(rows < tokens // 3 for rows in filled)
 
 
 def test_errors_name_every_problem() -> None:
