@@ -86,7 +86,7 @@ def _quantize(model: PreTrainedModel, quantize: Quantization, keeps_input: bool)
     model.is_quantized = True  # type: ignore[assignment]  # torch types a module's attributes as its parts
 
 
-MARGIN = 1.08
+MARGIN = 1.1
 """The memory that a run is given, beside its planned peak."""
 
 
@@ -113,7 +113,7 @@ class StepBytes:
 
     @property
     def needed_bytes(self) -> int:
-        """The memory to have for the step: measured peaks are up to 7 % above the plan (benchmarks/RESULTS.md)."""
+        """The memory to have for the step: measured peaks are up to 9 % above the plan (benchmarks/RESULTS.md)."""
         return math.ceil(self.peak_bytes * MARGIN)
 
     @property
