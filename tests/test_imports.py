@@ -59,6 +59,7 @@ FOR_ONE_PACKAGE = {
         f"t5peft.serving.{name}"
         for name in (
             "answers",
+            "body",
             "completions",
             "context",
             "errors",

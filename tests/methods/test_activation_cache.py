@@ -306,7 +306,9 @@ def test_padding_that_counts_behind_a_targets_end_has_the_same_loss_in_every_epo
 
 
 @pytest.mark.parametrize(
-    "changes", [pytest.param({}, marks=pytest.mark.slow), {"pack": False}, {"activation_cache_bytes": 6_000}], ids=str
+    "changes",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"pack": False})), {"activation_cache_bytes": 6_000}],
+    ids=str,
 )
 def test_a_run_that_is_resumed_reads_the_activations_of_the_whole_run(changes: dict[str, Any], tmp_path: Path) -> None:
     """Computed in batches of other shapes, as those of a later epoch are, they would differ by rounding."""

@@ -91,7 +91,7 @@ def in_browser(url: str, folder: Path) -> dict[str, Any]:
     return json.loads(unescape(match[1])) | {"console": console}
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_an_adapter_is_tried_in_the_browser(url: str, tmp_path: Path, width: int) -> None:
     found = in_browser(f"{url}/w{width}", tmp_path)
     assert found["errors"] == []

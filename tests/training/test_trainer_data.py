@@ -44,7 +44,7 @@ def test_streams_are_trained_and_evaluated_on(make: Any, tmp_path: Path) -> None
     assert array(trainer.predict(as_dataset(make())).predictions).shape[0] == 6
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stream_is_resumed_in_any_epoch(accumulation: int, tmp_path: Path) -> None:
     losses = []
     for checkpoint in (None, "checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"):
