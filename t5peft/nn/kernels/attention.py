@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from t5peft.nn.kernels.dropout import DropMask
 from t5peft.nn.kernels.module import FastModule
+from t5peft.nn.kernels.native_attention import native_attention
 from t5peft.nn.kernels.varlen import Segment, VarlenLayout
 
 Prefix = tuple[Tensor, Tensor]
@@ -234,8 +235,11 @@ def varlen_attention(
     inside = torch.float32 if dtype is torch.bfloat16 else dtype
     prefix_key, prefix_value = (None, None) if prefix is None else (part[0].to(inside) for part in prefix)
     query, key, value = (part[0].transpose(0, 1).to(inside) for part in (query, key, value))
-    blocks = [_Block(layout, group[sides[0]], group[sides[1]]) for group in layout.groups]
     bias = None if bias is None else bias[0].to(inside)
+    attended = native_attention(query, key, value, bias, (prefix_key, prefix_value), layout, sides, p)
+    if attended is not None:
+        return attended.unsqueeze(0).to(dtype)
+    blocks = [_Block(layout, group[sides[0]], group[sides[1]]) for group in layout.groups]
     with torch.autocast("cpu", enabled=False):
         attended = _VarlenAttention.apply(query, key, value, bias, prefix_key, prefix_value, blocks, p)
     return cast(Tensor, attended).unsqueeze(0).to(dtype)

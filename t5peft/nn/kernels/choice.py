@@ -6,8 +6,8 @@ folder, named by the processor, the number of threads and the version of torch. 
 that resumes it, therefore read the same choice: the first line of the file for a class counts, whoever wrote it. Where the file
 cannot be written, nothing is measured.
 
-``T5PEFT_KERNELS`` pins the way: ``plain`` takes ``torch.nn.functional.linear`` everywhere, ``onednn`` takes oneDNN, and ``measure``
-measures on every processor.
+``T5PEFT_KERNELS`` pins the way: ``plain`` takes ``torch.nn.functional.linear`` everywhere and no compiled kernels, ``onednn`` takes
+oneDNN, and ``measure`` measures on every processor.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _choose(x: Tensor, weight: Tensor) -> str:
     mode = os.environ.get(VARIABLE) or _default()
     if mode not in (ONEDNN, PLAIN, MEASURE):
         raise ValueError(f"Got {VARIABLE}={mode!r}; expected {MEASURE}, {PLAIN} or {ONEDNN}. Set one of these.")
-    return mode if mode != MEASURE else _read_or_measure(choices_file(), shape_class(x, weight), x, weight)
+    return mode if mode != MEASURE else _read_or_measure(shape_class(x, weight), x, weight)
 
 
 def _default() -> str:
@@ -94,17 +94,28 @@ def shape_class(x: Tensor, weight: Tensor) -> ShapeClass:
     )
 
 
+def cache_folder() -> Path:
+    """Return the folder of what is found out about this machine once.
+
+    Raises:
+        OSError: The user has no folder, as in a container whose user is only a number.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "t5peft"
+    except RuntimeError as error:
+        raise OSError(f"Got no home folder ({error}); expected one. Set XDG_CACHE_HOME.") from error
+
+
 def choices_file() -> Path:
     """Return the file of the choices for this processor, number of threads and version of torch."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or ""
-    return _file(root, torch.get_num_threads(), str(torch.__version__))
+    return cache_folder() / _name(torch.get_num_threads(), str(torch.__version__))
 
 
 @lru_cache(maxsize=16)
-def _file(root: str, threads: int, version: str) -> Path:
-    folder = Path(root) if root else Path.home() / ".cache"
+def _name(threads: int, version: str) -> str:
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"kernels-{_processor()}-{threads}-threads-torch-{version}")
-    return folder / "t5peft" / f"{name}.jsonl"
+    return f"{name}.jsonl"
 
 
 def faster(seconds: dict[str, float]) -> str:
@@ -141,8 +152,9 @@ def measure(x: Tensor, weight: Tensor) -> dict[str, float]:
     return seconds
 
 
-def _read_or_measure(file: Path, shape: ShapeClass, x: Tensor, weight: Tensor) -> str:
+def _read_or_measure(shape: ShapeClass, x: Tensor, weight: Tensor) -> str:
     try:
+        file = choices_file()
         known = _read(file)
         if shape not in known:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from t5peft.nn.kernels.module import FastModule, runs_on_cpu
+from t5peft.nn.kernels.native import call, takes_native
 
 _BYTES_PER_WORD = 8
 _LOWEST_WORD = -(2**63)
@@ -42,6 +43,11 @@ class DropMask:
 
     def drop(self, x: Tensor, start: int = 0) -> Tensor:
         """Return x times the factors of the elements from ``start`` on."""
+        if takes_native(x):
+            result = torch.empty_like(x)
+            drawn = self.bytes[start : start + x.numel()]
+            call("dropout", x, drawn, x.numel(), self.threshold, self.scale, result, torch.get_num_threads())
+            return result
         kept = self._kept(start, x)
         return torch.addcmul(x.new_zeros(()), kept, x, value=self.scale, out=kept)  # one pass less than two products
 

@@ -13,12 +13,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from t5peft.nn.kernels.module import FastModule, runs_on_cpu
+from t5peft.nn.kernels.native import call, takes_native
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Map x [.., H], weight [H] -> [.., H]."""
+        if takes_native(x, weight):
+            inverse, result = x.new_empty(*x.shape[:-1], 1), torch.empty_like(x)
+            call("norm_forward", x, weight, inverse.numel(), x.shape[-1], eps, inverse, result, torch.get_num_threads())
+            ctx.save_for_backward(x, weight, inverse)
+            return result
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)
@@ -30,7 +36,10 @@ class _RMSNorm(torch.autograd.Function):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = (grad * x).mul_(inverse).flatten(0, -2).sum(0)
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and takes_native(grad, x, weight, inverse):
+            grad_x, threads = torch.empty_like(x), torch.get_num_threads()
+            call("norm_backward", grad, x, weight, inverse, inverse.numel(), x.shape[-1], grad_x, threads)
+        elif ctx.needs_input_grad[0]:
             grad_x = grad * weight
             pull = torch.linalg.vecdot(grad_x, x).unsqueeze_(-1).mul_(inverse**3).div_(-x.shape[-1])
             grad_x.mul_(inverse).addcmul_(x, pull)

@@ -68,6 +68,35 @@ class Segment:
         return (entries if self.mask is None else entries[self.mask]).flatten()
 
 
+class Examples:
+    """Where the queries, keys and scores of each example lie, without padding.
+
+    Args:
+        queries: The queries of each example.
+        keys: The keys of each example, without a prefix.
+        heads: The heads of the attention.
+        prefix: The length of the prefix.
+
+    Attributes:
+        places: Where the scores [N, Q, P + K] of each example start.
+        scores: The number of all scores.
+    """
+
+    def __init__(self, queries: Sequence[int], keys: Sequence[int], heads: int, prefix: int) -> None:
+        self.heads, self.prefix = heads, prefix
+        self.queries, self.keys = torch.tensor(queries), torch.tensor(keys)
+        self.query_starts, self.key_starts = (lengths.cumsum(0) - lengths for lengths in (self.queries, self.keys))
+        scores = heads * self.queries * (prefix + self.keys)
+        self.places, self.scores = scores.cumsum(0) - scores, int(scores.sum())
+        self._totals, self._longest = (sum(queries), sum(keys)), (max(queries), max(keys))
+
+    def fit(self, query: Tensor, key: Tensor, bias: Tensor | None) -> bool:
+        """Return whether the examples lie within query [Q.., N, D], key [K.., N, D] and bias [N, Q, K]."""
+        enough = zip((len(query), len(key)), self._totals, strict=True)
+        wide = zip(bias.shape[1:], self._longest, strict=True) if bias is not None else ()
+        return all(have >= need for have, need in (*enough, *wide))
+
+
 @dataclass(frozen=True)
 class VarlenLayout:
     """The examples of a row, by source and target length, in groups of neighbors."""
@@ -75,6 +104,7 @@ class VarlenLayout:
     source_lengths: tuple[int, ...]
     target_lengths: tuple[int, ...]
     _indices: dict[tuple[Segment, int], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    _examples: dict[tuple[int, ...], Examples] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def groups(self) -> list[tuple[Segment, Segment]]:
@@ -98,6 +128,20 @@ class VarlenLayout:
         if (segment, heads) not in self._indices:
             self._indices[segment, heads] = (segment.to_block(heads), segment.from_block(heads))
         return self._indices[segment, heads]
+
+    def examples(self, sides: tuple[int, int], heads: int, prefix: int) -> Examples:
+        """Return where the scores of an attention lie, made once per row for all layers.
+
+        Args:
+            sides: Whether queries and keys are sources (0) or targets (1).
+            heads: The heads of the attention.
+            prefix: The length of the prefix.
+        """
+        key = (*sides, heads, prefix)
+        if key not in self._examples:
+            queries, keys = ((self.source_lengths, self.target_lengths)[side] for side in sides)
+            self._examples[key] = Examples(queries, keys, heads, prefix)
+        return self._examples[key]
 
 
 def _group_sizes(source_lengths: Sequence[int], target_lengths: Sequence[int]) -> list[int]:
