@@ -75,5 +75,5 @@ def _processor() -> str:
     name = found.get("model name", platform.machine())
     if "cpu family" in found:  # clouds often leave the rest out of the name
         name += f" (family {found['cpu family']}, model {found['model']})"
-    limited = "ATEN_CPU_CAPABILITY" in os.environ  # as older processors are stood in for
-    return f"{name}, limited to {torch.backends.cpu.get_cpu_capability()}" if limited else name
+    limited = "limited to " if "ATEN_CPU_CAPABILITY" in os.environ else ""  # as older processors are stood in for
+    return f"{name}, {limited}{torch.backends.cpu.get_cpu_capability()}"

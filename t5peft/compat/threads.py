@@ -14,9 +14,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
+
+from t5peft.compat.containers import MEMBERSHIP, ROOT, groups
 
 logger = logging.getLogger("t5peft")
 
@@ -26,7 +27,7 @@ COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 """Environment variables that say how many threads the libraries start."""
 
 
-def available_cores(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+def available_cores(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     """Return the cores that this process may use: those of its affinity, and of the quota of its container.
 
     Args:
@@ -37,21 +38,8 @@ def available_cores(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path
         At least 1. A quota of 1.5 cores counts as 2.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _groups(root, membership) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in groups("cpu", root, membership) if (quota := _quota(folder)) is not None]
     return max(1, min([cores, *(math.ceil(quota) for quota in quotas)]))
-
-
-def _groups(root: Path, membership: Path) -> Iterable[Path]:
-    """Return the folders of the control groups that limit the processor, of version 1 and 2, with those above them."""
-    lines: list[str] = []
-    with suppress(OSError):
-        lines = membership.read_text().splitlines()
-    for base, name in ((root, ""), (root / "cpu", "cpu"), (root / "cpu,cpuacct", "cpu")):
-        paths = [path for _, kinds, path in (line.split(":", 2) for line in lines) if name in kinds.split(",")]
-        for path in ["/", *paths]:
-            folder = base / path.strip("/")
-            yield folder
-            yield from (above for above in folder.parents if above.is_relative_to(base))
 
 
 def _quota(folder: Path) -> float | None:

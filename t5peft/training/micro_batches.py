@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import psutil
 import torch
 from torch import nn
 
+from t5peft.compat.memory import available_bytes
 from t5peft.data.collate import Feature, bucket_by_length, collate, collate_padding_free, split_evenly
 from t5peft.data.collate import pack as pack_rows
 from t5peft.models.families import family_of
@@ -125,4 +125,4 @@ def _tokens_for(model: nn.Module) -> int:
     if torch.cuda.is_available():
         free = torch.cuda.mem_get_info()[0]
         return max(MIN_TOKENS, free // 2 // bytes_per_token)
-    return max(MIN_TOKENS, min(CPU_TOKENS, psutil.virtual_memory().available // 2 // bytes_per_token))
+    return max(MIN_TOKENS, min(CPU_TOKENS, available_bytes() // 2 // bytes_per_token))
