@@ -35,7 +35,7 @@ from t5peft.models.unwrap import ensure_unmerged, unwrap_t5
 from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
-from t5peft.training.callbacks import OnOurKernels
+from t5peft.training.callbacks import DuringTraining
 from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
@@ -45,7 +45,6 @@ from t5peft.training.head import Batch
 from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
-from t5peft.training.reallocation import Reallocating
 from t5peft.training.served import check_served
 
 logger = logging.getLogger("t5peft")
@@ -129,8 +128,7 @@ class T5PeftTrainer(BatchingTrainer):
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
-        self.add_callback(OnOurKernels(self))
-        self.add_callback(Reallocating(self))
+        self.add_callback(DuringTraining(self))
 
     # --- training ---------------------------------------------------------------------------------------------------
 
