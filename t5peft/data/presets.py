@@ -179,9 +179,12 @@ def preset_task(
         _warn_of_left_out(family, preset, records[0], found, columns or {}, template)
     words = dict(verbalizer) if verbalizer else None
     several = preset.has_labels and any(isinstance(record.get(target_column), list) for record in records)
-    if several:
-        _check_lists(target_column, words)
-    elif preset.has_labels:
+    if several and words:
+        raise ValueError(
+            f"Got lists of labels in the column {target_column!r} and a verbalizer; expected one of them. Leave out the verbalizer "
+            "(--target-word): the words of several labels are the labels themselves."
+        )
+    if preset.has_labels and not several:
         words = _words(records, target_column, words)
     if references is None and not words and any(map(has_references, (*records, *scored))):
         references = "references"
@@ -197,14 +200,6 @@ def preset_task(
         references=references,
         list_separator=", " if several else None,
     )
-
-
-def _check_lists(column: str, words: Mapping[str, str] | None) -> None:
-    if words:
-        raise ValueError(
-            f"Got lists of labels in the column {column!r} and a verbalizer; expected one of them. Leave out the verbalizer "
-            "(--target-word): the words of several labels are the labels themselves."
-        )
 
 
 def _words(records: Sequence[Mapping[str, Any]], column: str, words: Mapping[str, str] | None) -> dict[str, str]:

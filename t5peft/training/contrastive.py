@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig
 
-from t5peft.data.collate import collate_pairs
-from t5peft.data.features import target_problems
+from t5peft.data.collate import collate_with_labels
+from t5peft.data.features import token_problems
 from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.training.head import Batch, Feature, Head
 
@@ -68,11 +68,11 @@ class EmbeddingHead(Head):
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are the token ids of the targets, int64 [B, T]."""
-        return collate_pairs(features, pad_token_id=self.config.pad_token_id)
+        return collate_with_labels(features, pad_token_id=self.config.pad_token_id)
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the targets are not lists of token ids of the model."""
-        return target_problems(features, self.config.vocab_size)
+        return token_problems(features, "labels", self.config.vocab_size)
 
     def count(self, batch: Batch) -> float:
         """Count the pairs."""

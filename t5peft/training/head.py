@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from t5peft.compat.peft import adds_to_loss
 from t5peft.data.collate import bucket_by_length
-from t5peft.data.features import LabelLayout, source_problems, unpadded
+from t5peft.data.features import LabelLayout, token_problems, unpadded
 from t5peft.models.families import family_of
 from t5peft.models.unwrap import has_own_forward
 from t5peft.nn.loss import IGNORED_LABEL
@@ -102,7 +102,7 @@ class Head:
                 )
         if any(name not in feature for feature in features for name in needed):
             raise ValueError(self.columns_error({name for feature in features for name in feature}))
-        problems = source_problems(features, self.config.vocab_size)
+        problems = token_problems(features, "input_ids", self.config.vocab_size)
         problems += self.label_problems(features) if labeled else []
         if problems:
             raise ValueError(
@@ -170,5 +170,4 @@ class Head:
 
 def own_loss(outputs: Any) -> Tensor:
     """Return the loss [] that a model returned."""
-    loss: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-    return loss
+    return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]

@@ -20,8 +20,8 @@ from t5peft.data.collate import (
     collate,
     collate_for_head,
     collate_for_spans,
-    collate_for_tokens,
     collate_sources,
+    collate_with_labels,
     with_room,
 )
 from t5peft.data.features import (
@@ -31,7 +31,7 @@ from t5peft.data.features import (
     is_whole_number,
     kind_problems,
     range_problems,
-    target_problems,
+    token_problems,
 )
 from t5peft.nn.loss import IGNORED_LABEL, logits_loss, target_loss
 from t5peft.training.contrastive import EmbeddingHead
@@ -63,7 +63,7 @@ class TextHead(Head):
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the targets are not lists of token ids of the model."""
-        return target_problems(features, self.config.vocab_size)
+        return token_problems(features, "labels", self.config.vocab_size)
 
     def loss(
         self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
@@ -173,7 +173,7 @@ class TokenHead(Head):
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B, S]."""
-        return collate_for_tokens(features, pad_token_id=self.config.pad_token_id)
+        return collate_with_labels(features, pad_token_id=self.config.pad_token_id)
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the labels are not one class a source token."""
