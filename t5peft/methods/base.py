@@ -136,6 +136,8 @@ class AdapterTuner(BaseTuner, Generic[Layer, Config]):
 
     tuner_layer_cls: type[AdapterLayer]
     target_module_mapping: dict[str, list[str]] = {}
+    current_key: str
+    """The name of the module that an adapter is made for."""
     _enable_peft_forward_hooks = staticmethod(no_mixed_batches)
 
     def new_layer(self, target: nn.Module) -> AdapterLayer:
@@ -164,6 +166,7 @@ class AdapterTuner(BaseTuner, Generic[Layer, Config]):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        self.current_key = current_key
         layer = target if isinstance(target, self.tuner_layer_cls) else self.new_layer(target)
         self.add_to_layer(cast(Layer, layer), cast(Config, peft_config), adapter_name)
         if layer is not target:
