@@ -35,6 +35,7 @@ from t5peft.models.folders import replacing
 from t5peft.models.manifest import UNFINISHED, non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training.order import ORDER_FILE, RepeatableOrder
+from t5peft.training.run_folder import checkpoints
 
 logger = logging.getLogger("t5peft")
 
@@ -101,10 +102,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
         if self.resumed_from is not None:
             self._check_checkpoint(self.resumed_from)
         # An evaluation of the checkpoint again would count against early stopping.
-        starts, self.args.eval_on_start = (
-            self.args.eval_on_start,
-            self.args.eval_on_start and not resume_from_checkpoint,
-        )
+        starts = self.args.eval_on_start
+        self.args.eval_on_start = starts and not resume_from_checkpoint
         try:
             output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
         finally:
@@ -357,8 +356,7 @@ def newest_resumable(run_folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, by its manifest or, where there is none at all, of plain Trainer's."""
     if any(run_folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{MANIFEST}")):
         return newest_complete(run_folder)
-    folders = [path for path in run_folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    for folder in reversed(checkpoints(run_folder)):
         if _is_complete_without_manifest(folder):
             return folder
         logger.warning("Skipping %s: its save was not finished.", folder)

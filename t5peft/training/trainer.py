@@ -132,15 +132,10 @@ class T5PeftTrainer(BatchingTrainer):
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train, on the kernels of this library; see ``CheckpointTrainer.train``."""
+    def _train(self, *arguments: Any) -> TrainOutput:
+        """Train, on the kernels of this library."""
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return super()._train(*arguments)
         except RuntimeError as error:
             check_gradients(error, self.optimizer)
             raise
