@@ -172,7 +172,7 @@ def preset_task(
     preset = PRESETS[family]
     records, scored = read_records(records), read_records(scored)
     checks.raise_all(name or family, checks.no_records([*records, *scored]), records)
-    found = _find_columns(family, preset, records, dict(columns or {}), references)
+    found = _find_columns(family, preset, records, dict(columns or {}))
     target_column = list(found.values())[-1]
     if template is None:
         template = _template(family, preset, found)
@@ -216,11 +216,7 @@ def _words(records: Sequence[Mapping[str, Any]], column: str, words: Mapping[str
 
 
 def _find_columns(
-    family: str,
-    preset: TaskPreset,
-    records: Sequence[Mapping[str, Any]],
-    named: dict[str, str],
-    references: str | None,
+    family: str, preset: TaskPreset, records: Sequence[Mapping[str, Any]], named: dict[str, str]
 ) -> dict[str, str]:
     if not records:
         raise ValueError(

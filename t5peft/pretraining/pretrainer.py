@@ -158,7 +158,14 @@ class Pretrainer:
         self.model.train()
         # Seed dropout by the step, so that it does not depend on where a run began.
         torch.manual_seed(int(np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]))
-        factor = self._rate_factor()
+        config = self.config
+        factor = rate_factor(
+            self.step,
+            warmup=config.warmup,
+            decay_start_step=config.decay_start_step,
+            steps=config.steps,
+            cooldown=config.cooldown,
+        )
         for parameters, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             parameters["lr"] = rate * factor
         groups = self.groups(self.step)
@@ -184,16 +191,6 @@ class Pretrainer:
         self.step += 1
         self.tokens_seen += seen
         return means[0], seen
-
-    def _rate_factor(self) -> float:
-        config = self.config
-        return rate_factor(
-            self.step,
-            warmup=config.warmup,
-            decay_start_step=config.decay_start_step,
-            steps=config.steps,
-            cooldown=config.cooldown,
-        )
 
     def groups(self, step: int) -> list[list[Batch]]:
         """Return the micro-batches of ``step``: those of text, then those of tasks. They depend only on the step."""
