@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from peft import PeftModel
 from transformers import TrainingArguments
@@ -20,39 +20,30 @@ from t5peft.training.evaluation_loop import EvaluatingTrainer
 from t5peft.training.head import Head
 from t5peft.training.heads import SequenceHead, SpanHead, TextHead, head_of
 
-
-class Refusal(NamedTuple):
-    """Values of an argument that are refused."""
-
-    is_given: Callable[[Any], bool]
-    reason: str
-
-
-REFUSED_ARGUMENTS: dict[str, Refusal] = {
-    "fp16": Refusal(bool, "T5 overflows in it"),
-    "fp16_full_eval": Refusal(bool, "T5 overflows in it"),
-    "bf16_full_eval": Refusal(bool, "bf16=True evaluates in bfloat16 too"),
-    "batch_eval_metrics": Refusal(bool, "compute_metrics is called once, with all rows"),
-    "neftune_noise_alpha": Refusal(
-        lambda value: value is not None, "transformers adds the noise to a table that T5's stacks do not read"
+REFUSED_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "fp16": (bool, "T5 overflows in it"),
+    "fp16_full_eval": (bool, "T5 overflows in it"),
+    "bf16_full_eval": (bool, "bf16=True evaluates in bfloat16 too"),
+    "batch_eval_metrics": (bool, "compute_metrics is called once, with all rows"),
+    "neftune_noise_alpha": (
+        lambda value: value is not None,
+        "transformers adds the noise to a table that T5's stacks do not read",
     ),
-    "use_liger_kernel": Refusal(bool, "liger has no kernels for T5"),
-    "liger_kernel_config": Refusal(bool, "liger has no kernels for T5"),
-    "optim": Refusal(
-        lambda value: "lomo" in str(value), "it updates weights before the gradient of the step is complete"
-    ),
-    "parallelism_config": Refusal(bool, "T5 has no plan for tensor, context or sequence parallelism"),
-    "sortish_sampler": Refusal(bool, "transformers ignores it; bucket_by_length does the same"),
+    "use_liger_kernel": (bool, "liger has no kernels for T5"),
+    "liger_kernel_config": (bool, "liger has no kernels for T5"),
+    "optim": (lambda value: "lomo" in str(value), "it updates weights before the gradient of the step is complete"),
+    "parallelism_config": (bool, "T5 has no plan for tensor, context or sequence parallelism"),
+    "sortish_sampler": (bool, "transformers ignores it; bucket_by_length does the same"),
 }
-"""Arguments of which some values are refused. The others of their values are served."""
+"""Arguments of which some values are refused, with a function that tells these, and the reason. Other values are served."""
 
 
 def refused_arguments(args: TrainingArguments) -> list[str]:
     """Return each argument with a value that is refused, with the reason."""
     return [
-        f"{name} ({refusal.reason})"
-        for name, refusal in REFUSED_ARGUMENTS.items()
-        if refusal.is_given(getattr(args, name, None))
+        f"{name} ({reason})"
+        for name, (is_given, reason) in REFUSED_ARGUMENTS.items()
+        if is_given(getattr(args, name, None))
     ]
 
 
