@@ -111,13 +111,8 @@ def _alternatives(job: Job) -> list[tuple[str, Job]]:
     return found
 
 
-def plan_table(job: Job, memory_bytes: int | None) -> str:
-    """Return the plan as text: bytes with and without checkpointing, whether they fit, and what to change."""
-    return "\n".join(plan_lines(job, memory_bytes))
-
-
 def plan_lines(job: Job, memory_bytes: int | None) -> Iterator[str]:
-    """Yield the lines of ``plan_table`` as they are found.
+    """Yield the plan line by line: bytes with and without checkpointing, whether they fit, and what to change.
 
     Args:
         job: The run.
