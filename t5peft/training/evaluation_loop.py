@@ -23,7 +23,7 @@ from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.training.arguments import T5PeftTrainingArguments, own_arguments
 from t5peft.training.checkpoints import CheckpointTrainer
 from t5peft.training.contrastive import EmbeddingHead
-from t5peft.training.head import Batch, Head
+from t5peft.training.head import PLAIN, Batch, Head
 from t5peft.training.heads import TextHead, head_of
 
 NEW_TOKENS = 64  # where neither the arguments, the model nor any target says how many
@@ -320,7 +320,7 @@ class EvaluatingTrainer(CheckpointTrainer):
             and labels is not None
         ):
             batch = {"labels": torch.from_numpy(labels)}
-            total = self.head.loss_of(tuple(map(torch.from_numpy, predictions)), batch, 0.0, 0.0)
+            total = self.head.loss_of(tuple(map(torch.from_numpy, predictions)), batch, PLAIN)
             metrics[f"{prefix}_loss"] = float(total) / len(labels)
         if text and isinstance(predictions, np.ndarray) and self._counts_cut_answers:
             ended = np.isin(predictions, self.t5.config.eos_token_id).any(-1)  # a model may have several

@@ -35,7 +35,7 @@ from t5peft.data.features import (
 )
 from t5peft.nn.loss import IGNORED_LABEL, logits_loss, target_loss
 from t5peft.training.contrastive import EmbeddingHead
-from t5peft.training.head import Batch, Feature, Head, own_loss
+from t5peft.training.head import PLAIN, Added, Batch, Feature, Head, own_loss
 
 
 class TextHead(Head):
@@ -65,17 +65,13 @@ class TextHead(Head):
         """Return why the targets are not lists of token ids of the model."""
         return token_problems(features, "labels", self.config.vocab_size)
 
-    def loss(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float]:
+    def loss(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float]:
         """Return the loss [] summed over the target tokens, without making all logits, and their number."""
         if self.asks_model(model):
-            return super().loss(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
-        return target_loss(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+            return super().loss(model, batch, added)
+        return target_loss(model, batch, **added._asdict())
 
-    def loss_and_outputs(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float, Any]:
+    def loss_and_outputs(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float, Any]:
         """Return the summed loss [], the number of target tokens, and the outputs of the model with all logits."""
         if "decoder_input_ids" not in batch and "decoder_inputs_embeds" not in batch:
             labels = batch["labels"]
@@ -85,11 +81,11 @@ class TextHead(Head):
             batch = batch | {
                 "decoder_input_ids": shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
             }
-        return super().loss_and_outputs(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+        return super().loss_and_outputs(model, batch, added)
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the loss [] of logits [B, T, V], summed over the target tokens."""
-        return logits_loss(outputs.logits, batch["labels"], label_smoothing=label_smoothing, z_loss=z_loss)
+        return logits_loss(outputs.logits, batch["labels"], **added._asdict())
 
 
 class SequenceHead(Head):
@@ -147,7 +143,7 @@ class SequenceHead(Head):
             "labels": torch.full_like(labels, float("nan") if labels.is_floating_point() else IGNORED_LABEL)
         }
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the loss [] of logits [B, L], summed over the examples; several numbers of an example are averaged."""
         logits, labels = _exact(outputs.logits), batch["labels"]
         if self.config.problem_type is None:  # as the model does at its first loss
@@ -156,7 +152,7 @@ class SequenceHead(Head):
             else:
                 self.config.problem_type = "multi_label_classification" if logits.shape[-1] > 1 else "regression"
         if not labels.is_floating_point():
-            return cross_entropy(logits, labels.flatten(), label_smoothing=label_smoothing, reduction="sum")
+            return cross_entropy(logits, labels.flatten(), label_smoothing=added.label_smoothing, reduction="sum")
         counted = _counted(labels)
         logits, labels = logits[counted], labels[counted].reshape(-1, logits.shape[-1]).to(logits.dtype)
         if self.config.problem_type == "multi_label_classification":
@@ -185,10 +181,10 @@ class TokenHead(Head):
         labels = set().union(*(labels for labels, _ in pairs))
         return range_problems(labels, "labels", self.classes, "the model's config has num_labels")
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the loss [] of logits [B, S, L], summed over the labeled tokens."""
         logits = _exact(outputs.logits).flatten(0, 1)
-        return cross_entropy(logits, batch["labels"].flatten(), label_smoothing=label_smoothing, reduction="sum")
+        return cross_entropy(logits, batch["labels"].flatten(), label_smoothing=added.label_smoothing, reduction="sum")
 
 
 class SpanHead(Head):
@@ -214,16 +210,14 @@ class SpanHead(Head):
             )
         ]
 
-    def loss_and_outputs(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float, Any]:
+    def loss_and_outputs(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float, Any]:
         """Return the summed loss [], the number of spans, and what the model returned.
 
         A user's own forward may give any loss. It reads positions that do not count as transformers does: S, behind the source.
         """
         items = self.count(batch)
         if not (items and self.asks_model(model)):
-            return super().loss_and_outputs(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+            return super().loss_and_outputs(model, batch, added)
         behind = batch["input_ids"].shape[1]
         spans = {name: batch[name].masked_fill(batch[name] == IGNORED_LABEL, behind) for name in self.labels}
         outputs = model(**batch | spans, **self.options)
@@ -233,7 +227,7 @@ class SpanHead(Head):
         """Count the examples with a span, where half a span is a start or an end."""
         return sum(int((batch[name] != IGNORED_LABEL).sum()) for name in self.labels) / 2
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return half the loss [] of start and end scores [B, S], summed over the examples."""
         outside = batch["attention_mask"] == 0
         losses = [

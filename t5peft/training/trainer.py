@@ -41,7 +41,7 @@ from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
 from t5peft.training.given import check_data, check_gradients, check_held, check_parts, warn_of_unsaved
-from t5peft.training.head import Batch
+from t5peft.training.head import PLAIN, Added, Batch
 from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
@@ -291,7 +291,7 @@ class T5PeftTrainer(BatchingTrainer):
             divisor: Any = 1
         elif return_outputs:
             with self.compute_loss_context_manager():
-                loss, items, outputs = self.head.loss_and_outputs(model, batch, **self._added_losses(model))
+                loss, items, outputs = self.head.loss_and_outputs(model, batch, self._added_losses(model))
                 loss = self._with_orthogonality(model, loss, items)
             divisor = num_items_in_batch
         else:
@@ -308,7 +308,7 @@ class T5PeftTrainer(BatchingTrainer):
 
         Label smoothing and z-loss belong to training: in evaluation mode it is the plain cross-entropy.
         """
-        loss, items = self.head.loss(model, batch, **self._added_losses(model))
+        loss, items = self.head.loss(model, batch, self._added_losses(model))
         return self._with_orthogonality(model, loss, items), items
 
     def _with_orthogonality(self, model: nn.Module, loss: Tensor, items: float) -> Tensor:
@@ -317,10 +317,8 @@ class T5PeftTrainer(BatchingTrainer):
             return loss
         return loss + items * self.reallocation.tuner.orthogonality()
 
-    def _added_losses(self, model: nn.Module) -> dict[str, float]:
-        if not model.training:
-            return {}
-        return {"label_smoothing": self.args.label_smoothing_factor, "z_loss": self.own.z_loss}
+    def _added_losses(self, model: nn.Module) -> Added:
+        return Added(self.args.label_smoothing_factor, self.own.z_loss) if model.training else PLAIN
 
     def micro_batches(self, features: list[dict[str, Any]]) -> list[Batch]:
         """Return the micro-batches of the examples of a step."""
