@@ -47,20 +47,20 @@ class Row:
     test: MeanStd | None
     loss: MeanStd | None
     reason: str | None
-    difference: Difference | None
-    trainable: int | None
-    stored_bytes: int | None
-    peak_bytes: MeanStd | None
-    step_seconds: MeanStd | None
-    tokens_per_second: MeanStd | None
-    train_seconds: MeanStd | None
-    to_best_seconds: MeanStd | None
-    latency_seconds: MeanStd | None
-    merged_latency: MeanStd | str | None
     curves: tuple[tuple[tuple[float, float], ...], ...]
     failed: tuple[str, ...]
     # Test scores [examples] by seed and by the metric of an example, so that scores of two metrics are never compared.
     by_example: Mapping[tuple[int, str], np.ndarray] = field(compare=False)
+    difference: Difference | None = None
+    trainable: int | None = None
+    stored_bytes: int | None = None
+    peak_bytes: MeanStd | None = None
+    step_seconds: MeanStd | None = None
+    tokens_per_second: MeanStd | None = None
+    train_seconds: MeanStd | None = None
+    to_best_seconds: MeanStd | None = None
+    latency_seconds: MeanStd | None = None
+    merged_latency: MeanStd | str | None = None
 
     @property
     def label(self) -> str:
@@ -237,7 +237,6 @@ def _row(records: Sequence[RunRecord], task: str, metric: str, machine: tuple[An
     finished = [record for record in at_rate if record["outcome"] == "finished"]
     failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
     trained = bool(finished) and not is_baseline(first["method"])
-    figures = _figures(finished, machine) if trained else dict.fromkeys(_FIGURES)
     reasons = tuple(f"seed {record['config']['seed']}: {_why(record)}" for record in failed)
     return Row(
         task=task,
@@ -249,25 +248,18 @@ def _row(records: Sequence[RunRecord], task: str, metric: str, machine: tuple[An
         test=mean_std([record["scores"]["test"][metric] for record in finished]) if finished else None,
         loss=mean_std([record["validation_loss"] for record in finished]) if trained else None,
         reason=None if finished else _why(failed[0]),
-        difference=None,
         curves=tuple(tuple((point["step"], point[metric]) for point in record.get("curve", ())) for record in finished),
         failed=reasons if finished else (),
         by_example={
             (record["config"]["seed"], record.get("example_metric", metric)): np.array(record["test_score_by_example"])
             for record in finished
         },
-        **figures,
+        **(_figures(finished, machine) if trained else {}),
     )
 
 
 def _why(record: RunRecord) -> str:
     return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
-
-
-_FIGURES = (
-    "trainable", "stored_bytes", "peak_bytes", "step_seconds", "tokens_per_second", "train_seconds", "to_best_seconds",
-    "latency_seconds", "merged_latency",
-)  # fmt: skip
 
 
 def _measured_on(record: RunRecord) -> tuple[Any, ...]:

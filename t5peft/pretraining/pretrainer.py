@@ -286,8 +286,7 @@ class Pretrainer:
         except RuntimeError as error:
             raise ValueError(
                 f"Got a model that does not fit {path} ({str(error).splitlines()[1].strip():.100}...); expected the backbone or "
-                "the "
-                "shape with which the run began. Use that, or another folder."
+                "the shape with which the run began. Use that, or another folder."
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
@@ -318,8 +317,7 @@ def _plan(config: PretrainConfig, sentinels: int) -> Corruption:
     if config.objective == "spans" and plan.spans > sentinels:
         raise ValueError(
             f"Got source_tokens={config.source_tokens} and a tokenizer with {sentinels} sentinels; expected {plan.spans} "
-            "sentinels. "
-            "Take fewer source tokens."
+            "sentinels. Take fewer source tokens."
         )
     return plan
 

@@ -46,8 +46,7 @@ class TokenStore:
         if per_pass < 1:
             raise ValueError(
                 f"Got {len(self.tokens)} tokens; expected at least {2 * length}, for rows of {length}. Give more text, or "
-                "shorter rows "
-                "(source_tokens)."
+                "shorter rows (source_tokens)."
             )
         found = np.empty((count, length), dtype=self.tokens.dtype)
         for index in range(count):
