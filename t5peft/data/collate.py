@@ -8,19 +8,18 @@ Letters: B rows, S source tokens, T target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from t5peft.data.features import Feature
 from t5peft.models.families import family_of
 from t5peft.nn.kernels.linear import row_multiple
 from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.nn.loss import IGNORED_LABEL
-
-Feature = Mapping[str, Any]
 
 
 def collate(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Tensor]:

@@ -73,9 +73,8 @@ def files_of_split(folder: Path, split: str | None, config: str | None = None) -
                 f"Got {folder} with the configurations {', '.join(configs)}; expected one. Give one of these folders, or config=."
             )
     files = found.get(split or "", [])
-    if (
-        not files and split and (folder / "dataset_info.json").is_file()
-    ):  # the cache of datasets puts its own name before
+    # The cache of datasets puts its own name before that of the split.
+    if not files and split and (folder / "dataset_info.json").is_file():
         files = next((paths for name, paths in found.items() if name.endswith(f"-{split}")), [])
     if not files:
         raise _no_split(folder, split, sorted(found))

@@ -48,9 +48,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
     activations: Activations | None = None  # what is cached of a frozen backbone during the training
     reallocation: Reallocation | None = None  # of the ranks of AdaLoRA during the training
     resumed_from: Path | None = None
-    _hashed: tuple[Any, Any, dict[str, Any]] | None = (
-        None  # training and validation data, and hashes over their records
-    )
+    # training and validation data, and hashes over their records
+    _hashed: tuple[Any, Any, dict[str, Any]] | None = None
     order: RepeatableOrder | None = None  # of the training examples, where it depends on the state of a generator
 
     @property
@@ -342,9 +341,8 @@ def restore_callbacks(callbacks: Iterable[Any], state: TrainerState) -> None:
     transformers forgets it by default. ``restore_callback_states_from_checkpoint`` would also put their arguments back, so that
     a new patience did nothing.
     """
-    exported = cast(
-        "dict[str, Any]", state.stateful_callbacks or {}
-    )  # one state by name of the class, or a list of them
+    # one state by name of the class, or a list of them
+    exported = cast("dict[str, Any]", state.stateful_callbacks or {})
     stored = {name: list(found) if isinstance(found, list) else [found] for name, found in exported.items()}
     for callback in callbacks:
         if isinstance(callback, ExportableState) and stored.get(type(callback).__name__):

@@ -18,12 +18,11 @@ from transformers import PreTrainedConfig
 
 from t5peft.compat.peft import adds_to_loss
 from t5peft.data.collate import bucket_by_length
-from t5peft.data.features import LabelLayout, token_problems, unpadded
+from t5peft.data.features import Feature, LabelLayout, token_problems, unpadded
 from t5peft.models.families import family_of
 from t5peft.models.unwrap import has_own_forward
 from t5peft.nn.loss import IGNORED_LABEL
 
-Feature = Mapping[str, Any]
 Batch = dict[str, Any]
 
 

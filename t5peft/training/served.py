@@ -64,9 +64,8 @@ def check_served(trainer: EvaluatingTrainer) -> None:
     if isinstance(trainer.model, PeftModel) and has_peft_prompt(trainer.model):
         kind = trainer.model.active_peft_config.peft_type.value
         problems.append(f"peft's own {kind} (wrap with prompt_wrap or prefix_wrap)")
-    asked_for_fsdp = (
-        trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    )  # as accelerate launch sets it
+    # accelerate launch sets the variable
+    asked_for_fsdp = trainer.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if asked_for_fsdp and not trainer.is_fsdp_enabled:
         problems.append("fsdp on a CPU (accelerate would train a whole copy in each process)")
     if trainer.accelerator.num_processes > 1 and trainer.accelerator.dispatch_batches:
