@@ -119,7 +119,7 @@ class T5PeftTrainer(BatchingTrainer):
         )
         check_served(self)
         self._check_precision()
-        self._prepare_data(None)
+        self._tell_collator()
         correct_config(self.t5)
         if isinstance(self.head, EmbeddingHead):  # of which the model is given the tokens as sources
             self.label_names = [*self.head.labels]
