@@ -172,10 +172,6 @@ class AdapterTuner(BaseTuner, Generic[Layer, Config]):
         if layer is not target:
             setattr(parent, target_name, layer)
 
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        # Our configs name their targets themselves.
-        return peft_config
-
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # Called to unload. That of peft hands over the weight of one linear map, and our targets need not be linear maps.
         setattr(parent, child_name, new_module)
