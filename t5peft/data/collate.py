@@ -350,19 +350,3 @@ def collate_with_labels(features: Sequence[Feature], *, pad_token_id: int) -> di
     if all("labels" in feature for feature in features):
         batch["labels"] = pad_rows([feature["labels"] for feature in features], IGNORED_LABEL)
     return batch
-
-
-def collate_for_spans(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
-    """Collate features for ``T5ForQuestionAnswering`` into one padded batch; a position outside its source becomes -100.
-
-    Shapes:
-        input_ids [B, S], attention_mask [B, S], start_positions [B] and end_positions [B] where all features have them.
-    """
-    batch = collate_sources(features, pad_token_id=pad_token_id)
-    for name in ("start_positions", "end_positions"):
-        if all(name in feature for feature in features):
-            inside = [0 <= feature[name] < len(feature["input_ids"]) for feature in features]
-            batch[name] = torch.tensor(
-                [feature[name] if there else IGNORED_LABEL for feature, there in zip(features, inside, strict=True)]
-            )
-    return batch

@@ -19,7 +19,6 @@ from t5peft.data.collate import (
     bucket_by_length,
     collate,
     collate_for_head,
-    collate_for_spans,
     collate_sources,
     collate_with_labels,
     with_room,
@@ -197,8 +196,14 @@ class SpanHead(Head):
     name = "qa_outputs"
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Collate features; positions are int64 [B]."""
-        return collate_for_spans(features, pad_token_id=self.config.pad_token_id)
+        """Collate features; positions are int64 [B], -100 for one outside its source."""
+        batch = collate_sources(features, pad_token_id=self.config.pad_token_id)
+        for name in self.labels:
+            if all(name in feature for feature in features):
+                inside = [0 <= feature[name] < len(feature["input_ids"]) for feature in features]
+                positions = [f[name] if there else IGNORED_LABEL for f, there in zip(features, inside, strict=True)]
+                batch[name] = torch.tensor(positions)
+        return batch
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the positions are not whole numbers."""
