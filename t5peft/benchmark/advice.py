@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from t5peft.benchmark.baselines import is_baseline
 from t5peft.benchmark.peers import is_peer
+from t5peft.benchmark.statistics import MeanStd
 from t5peft.benchmark.summary import Row, TaskTable, against_peer, difference
 from t5peft.planning.units import bytes_text, seconds_text
 
@@ -87,9 +88,9 @@ def _compared(adapters: Sequence[Row], full: Row) -> str:
 def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
     """Name the cheapest method by memory, time and disk; one sentence each."""
     saving: list[tuple[str, Callable[[Row], float], Callable[[float], str], str]] = [
-        ("Least memory", peak_bytes, bytes_text, "at the peak"),
-        ("Least time", step_seconds, seconds_text, "a step"),
-        ("Smallest file", file_bytes, bytes_text, "a task"),
+        ("Least memory", lambda row: _mean(row.peak_bytes), bytes_text, "at the peak"),
+        ("Least time", lambda row: _mean(row.step_seconds), seconds_text, "a step"),
+        ("Smallest file", lambda row: row.stored_bytes or 0, bytes_text, "a task"),
     ]
     sentences = []
     for goal, figure, text, unit in saving:
@@ -108,19 +109,9 @@ def _cheapest(adapters: Sequence[Row], full: Row | None) -> list[str]:
     return sentences
 
 
-def peak_bytes(row: Row) -> float:
-    """Return the peak memory of a finished row, or 0 if it was not measured."""
-    return row.peak_bytes.mean if row.peak_bytes else 0.0
-
-
-def step_seconds(row: Row) -> float:
-    """Return the seconds of a step of a finished row, or 0 if they were not measured."""
-    return row.step_seconds.mean if row.step_seconds else 0.0
-
-
-def file_bytes(row: Row) -> float:
-    """Return the bytes that a finished row stores."""
-    return float(row.stored_bytes or 0)
+def _mean(value: MeanStd | None) -> float:
+    """Return the mean, or 0 for a figure that was not measured."""
+    return value.mean if value else 0.0
 
 
 def _score(row: Row) -> str:

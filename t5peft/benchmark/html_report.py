@@ -49,7 +49,8 @@ def html_report(
         title=title,
         about=about,
         command=command,
-        overviews=[_overview(one) for one in found],
+        overviews=found,
+        recommendation=recommendation,
         cited=cited(tables),
         published_header=HEADER,
         published=[[Cell(text) for text in row] for row in published],
@@ -85,19 +86,6 @@ def _versions(tables: Sequence[TaskTable]) -> list[str]:
     return [
         f"{name} {version}" for table in tables for name, version in table.conditions["versions"].items() if version
     ]
-
-
-def _overview(overview: Overview) -> dict[str, Any]:
-    return {
-        "backbone": overview.tables[0].conditions["backbone"],
-        "recommendation": recommendation(overview),
-        "note": overview.note(),
-        "header": overview.header(),
-        "rows": overview.cells(),
-        "methods": [one.method for one in overview.methods.values()],
-        "peers_header": overview.peers_header(),
-        "peers": overview.peers_cells(),
-    }
 
 
 def _section(table: TaskTable) -> dict[str, Any]:

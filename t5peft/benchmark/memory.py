@@ -12,7 +12,6 @@ import threading
 import time
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -102,9 +101,7 @@ class MemoryMeter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.pause()
         self._stop.set()
         self._thread.join()

@@ -143,11 +143,11 @@ class Overview:
         return " ".join(
             [
                 f"Backbone {', '.join(backbones)}. Scores are on the test split, mean ± standard deviation over seeds. The mean "
-                f"is over {_listed(table.task for table in self.telling) or 'no task'}, in points of each task's metric; its ± is "
-                "the standard error. Differences are averages of per-example scores, with 95 % intervals.",
+                f"is over {', '.join(table.task for table in self.telling) or 'no task'}, in points of each task's metric; its "
+                "± is the standard error. Differences are averages of per-example scores, with 95 % intervals.",
                 *shown,
                 "Memory (at the peak of training, above that of libraries and data) and time of a step are relative to full "
-                f"fine-tuning, geometric means over {_listed(self.measured) or 'no task'}, where one machine measured every "
+                f"fine-tuning, geometric means over {', '.join(self.measured) or 'no task'}, where one machine measured every "
                 "method.",
             ]
         )
@@ -205,10 +205,6 @@ def overviews(tables: Sequence[TaskTable]) -> list[Overview]:
     for table in tables:
         by_backbone.setdefault(table.conditions["backbone"], []).append(table)
     return [Overview(tuple(found)) for found in by_backbone.values() if len(found) > 1]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _score(row: Row | None) -> Cell:

@@ -31,8 +31,7 @@ def is_peer(method: str) -> bool:
 
 def peft_lora(model: PreTrainedModel, *, rank: int = 16, **options: Any) -> PeftModel:
     """Wrap with peft's LoRA on query and value."""
-    config = LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=rank, lora_alpha=2 * rank, **options)
-    return _wrap(model, config)
+    return _wrap(model, LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=rank, lora_alpha=2 * rank, **options))
 
 
 def peft_prefix(model: PreTrainedModel, *, length: int = 20, **options: Any) -> PeftModel:

@@ -127,11 +127,7 @@ def _set_threads(threads: int) -> None:
 def _record_of_death(exit_code: int | None, log: Path) -> RunRecord:
     """Make the record of a process that died; signal 9 almost always means that the system ran out of memory."""
     if exit_code == -9:
-        return {
-            "outcome": "out_of_memory",
-            "reason": "the system killed the process (signal 9), as it does when memory runs out",
-        }
-    return {
-        "outcome": "failed",
-        "reason": f"the process ended with exit code {exit_code} and no record, see {log.name}",
-    }
+        reason = "the system killed the process (signal 9), as it does when memory runs out"
+        return {"outcome": "out_of_memory", "reason": reason}
+    reason = f"the process ended with exit code {exit_code} and no record, see {log.name}"
+    return {"outcome": "failed", "reason": reason}

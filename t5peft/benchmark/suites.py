@@ -209,11 +209,8 @@ def load_suite(name_or_path: str) -> Suite:
         )
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"), as_texts=False)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: of UTF-8, or a number of thousands of digits
+    # ValueError: of UTF-8, or a number of thousands of digits
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"Got {path}, which is not YAML in UTF-8 ({error}); expected the YAML of a suite.") from error
     if not isinstance(content, dict):
         raise ValueError(

@@ -47,20 +47,20 @@ class Row:
     test: MeanStd | None
     loss: MeanStd | None
     reason: str | None
-    difference: Difference | None
-    trainable: int | None
-    stored_bytes: int | None
-    peak_bytes: MeanStd | None
-    step_seconds: MeanStd | None
-    tokens_per_second: MeanStd | None
-    train_seconds: MeanStd | None
-    to_best_seconds: MeanStd | None
-    latency_seconds: MeanStd | None
-    merged_latency: MeanStd | str | None
     curves: tuple[tuple[tuple[float, float], ...], ...]
     failed: tuple[str, ...]
     # Test scores [examples] by seed and by the metric of an example, so that scores of two metrics are never compared.
     by_example: Mapping[tuple[int, str], np.ndarray] = field(compare=False)
+    difference: Difference | None = None
+    trainable: int | None = None
+    stored_bytes: int | None = None
+    peak_bytes: MeanStd | None = None
+    step_seconds: MeanStd | None = None
+    tokens_per_second: MeanStd | None = None
+    train_seconds: MeanStd | None = None
+    to_best_seconds: MeanStd | None = None
+    latency_seconds: MeanStd | None = None
+    merged_latency: MeanStd | str | None = None
 
     @property
     def label(self) -> str:
@@ -156,13 +156,12 @@ def _table(task: str, records: Sequence[RunRecord], under: str) -> TaskTable:
         config = record["config"]
         groups[config["method"], json.dumps(config["method_options"], sort_keys=True)].append(record)
     metric = next((record["metric"] for record in used if "metric" in record), "score")
-    chosen = [_Chosen.of(group) for group in groups.values()]
     trained = [record for record in used if not is_baseline(record["config"]["method"])]
     reference = [
         record for record in trained if record["config"]["method"] == "full" and record["outcome"] == "finished"
     ]
     measured = (reference or trained or used)[-1]
-    rows = [group.row(task, metric, _measured_on(measured)) for group in chosen]
+    rows = [_row(group, task, metric, _measured_on(measured)) for group in groups.values()]
     full = next((row for row in rows if row.method == "full"), None)
     if full is not None:
         rows = [row if row is full else replace(row, difference=difference((row, full))) for row in rows]
@@ -225,70 +224,42 @@ def _numbers(options: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     ]
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """The records of one method on one task, and those that the table shows: all seeds at the best rate."""
-
-    everything: Sequence[RunRecord]
-    rate: float | None
-    sweep: tuple[SweepPoint, ...]
-    finished: Sequence[RunRecord]
-    failed: Sequence[RunRecord]
-
-    @classmethod
-    def of(cls, records: Sequence[RunRecord]) -> _Chosen:
-        by_seed: dict[int, dict[float, Any]] = defaultdict(dict)
-        for record in records:
-            by_seed[record["config"]["seed"]][record["config"]["learning_rate"]] = record
-        tuned = max(by_seed.values(), key=len)
-        rate = best_rate(tuned)
-        swept = (
-            [] if is_baseline(records[0]["config"]["method"]) else sorted(tuned.items())
-        )  # it has no validation scores
-        sweep = tuple(SweepPoint(value, validation_score(record), record.get("reason")) for value, record in swept)
-        at_rate = [seeds[rate] for _, seeds in sorted(by_seed.items()) if rate in seeds] if rate is not None else []
-        finished = [record for record in at_rate if record["outcome"] == "finished"]
-        failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
-        return cls(records, rate, sweep, finished, failed)
-
-    def row(self, task: str, metric: str, machine: tuple[Any, ...]) -> Row:
-        first = self.everything[0]["config"]
-        trained = bool(self.finished) and not is_baseline(first["method"])
-        figures = _figures(self.finished, machine) if trained else dict.fromkeys(_FIGURES)
-        reasons = tuple(f"seed {record['config']['seed']}: {_why(record)}" for record in self.failed)
-        return Row(
-            task=task,
-            metric=metric,
-            method=first["method"],
-            options=first["method_options"],
-            learning_rate=self.rate or None,
-            sweep=self.sweep,
-            test=mean_std([record["scores"]["test"][metric] for record in self.finished]) if self.finished else None,
-            loss=mean_std([record["validation_loss"] for record in self.finished]) if trained else None,
-            reason=None if self.finished else _why(self.failed[0]),
-            difference=None,
-            curves=tuple(
-                tuple((point["step"], point[metric]) for point in record.get("curve", ())) for record in self.finished
-            ),
-            failed=reasons if self.finished else (),
-            by_example={
-                (record["config"]["seed"], record.get("example_metric", metric)): np.array(
-                    record["test_score_by_example"]
-                )
-                for record in self.finished
-            },
-            **figures,
-        )
+def _row(records: Sequence[RunRecord], task: str, metric: str, machine: tuple[Any, ...]) -> Row:
+    """Return the row of one method on one task: of its records, all seeds at the best rate."""
+    first = records[0]["config"]
+    by_seed: dict[int, dict[float, Any]] = defaultdict(dict)
+    for record in records:
+        by_seed[record["config"]["seed"]][record["config"]["learning_rate"]] = record
+    tuned = max(by_seed.values(), key=len)
+    rate = best_rate(tuned)
+    swept = [] if is_baseline(first["method"]) else sorted(tuned.items())  # it has no validation scores
+    at_rate = [seeds[rate] for _, seeds in sorted(by_seed.items()) if rate in seeds] if rate is not None else []
+    finished = [record for record in at_rate if record["outcome"] == "finished"]
+    failed = [record for record in (at_rate or records) if record["outcome"] != "finished"]
+    trained = bool(finished) and not is_baseline(first["method"])
+    reasons = tuple(f"seed {record['config']['seed']}: {_why(record)}" for record in failed)
+    return Row(
+        task=task,
+        metric=metric,
+        method=first["method"],
+        options=first["method_options"],
+        learning_rate=rate or None,
+        sweep=tuple(SweepPoint(value, validation_score(record), record.get("reason")) for value, record in swept),
+        test=mean_std([record["scores"]["test"][metric] for record in finished]) if finished else None,
+        loss=mean_std([record["validation_loss"] for record in finished]) if trained else None,
+        reason=None if finished else _why(failed[0]),
+        curves=tuple(tuple((point["step"], point[metric]) for point in record.get("curve", ())) for record in finished),
+        failed=reasons if finished else (),
+        by_example={
+            (record["config"]["seed"], record.get("example_metric", metric)): np.array(record["test_score_by_example"])
+            for record in finished
+        },
+        **(_figures(finished, machine) if trained else {}),
+    )
 
 
 def _why(record: RunRecord) -> str:
     return f"{record['outcome'].replace('_', ' ')}: {record['reason']}"
-
-
-_FIGURES = (
-    "trainable", "stored_bytes", "peak_bytes", "step_seconds", "tokens_per_second", "train_seconds", "to_best_seconds",
-    "latency_seconds", "merged_latency",
-)  # fmt: skip
 
 
 def _measured_on(record: RunRecord) -> tuple[Any, ...]:

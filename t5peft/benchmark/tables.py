@@ -212,8 +212,7 @@ def fill_markers(path: Path, texts: Mapping[str, str]) -> None:
         others = ", ".join(re.findall(r"<!-- table:(\S+) -->", content)) or "none"
         raise ValueError(
             f"Got the tables {', '.join(map(repr, texts))} for {path}, which has places for {others}; expected a place for one. "
-            "Write "
-            f"`<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` on two lines where the table belongs."
+            f"Write `<!-- table:{next(iter(texts))} -->` and `<!-- /table -->` on two lines where the table belongs."
         )
     write_whole(path, content)
 

@@ -8,19 +8,18 @@ Letters: B rows, S source tokens, T target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from t5peft.data.features import Feature
 from t5peft.models.families import family_of
 from t5peft.nn.kernels.linear import row_multiple
 from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.nn.loss import IGNORED_LABEL
-
-Feature = Mapping[str, Any]
 
 
 def collate(features: Sequence[Feature], *, pad_token_id: int, decoder_start_token_id: int) -> dict[str, Tensor]:
@@ -33,7 +32,7 @@ def collate(features: Sequence[Feature], *, pad_token_id: int, decoder_start_tok
         ValueError: There are no features, or one has an empty source or target.
     """
     _check_features(features)
-    labels = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
+    labels = pad_rows([feature["labels"] for feature in features], IGNORED_LABEL)
     return collate_sources(features, pad_token_id=pad_token_id) | {
         "decoder_input_ids": _shift_right(labels, pad_token_id, decoder_start_token_id),
         "labels": labels,
@@ -48,8 +47,8 @@ def collate_sources(features: Sequence[Feature], *, pad_token_id: int) -> dict[s
     """
     sources = [feature["input_ids"] for feature in features]
     return {
-        "input_ids": _pad(sources, pad_token_id),
-        "attention_mask": _pad([[1] * len(source) for source in sources], 0),
+        "input_ids": pad_rows(sources, pad_token_id),
+        "attention_mask": pad_rows([[1] * len(source) for source in sources], 0),
     }
 
 
@@ -64,8 +63,8 @@ def _check_features(features: Sequence[Feature]) -> None:
         )
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Pad lists of ids on the right, to [B, longest]."""
+def pad_rows(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Return rows of ids as one tensor [B, longest], filled up with ``value`` on the right."""
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
 
@@ -247,9 +246,11 @@ def pack(
     max_source_tokens = max_source_tokens or max(len(feature["input_ids"]) for feature in features)
     max_target_tokens = max_target_tokens or max(len(feature["labels"]) for feature in features)
     rows = _fill_rows(features, max_source_tokens, max_target_tokens)
-    labels = _pad([[token for index in row for token in features[index]["labels"]] for row in rows], IGNORED_LABEL)
-    input_ids = _pad([[token for index in row for token in features[index]["input_ids"]] for row in rows], pad_token_id)
-    decoder_input_ids = _pad(
+    labels = pad_rows([[token for index in row for token in features[index]["labels"]] for row in rows], IGNORED_LABEL)
+    input_ids = pad_rows(
+        [[token for index in row for token in features[index]["input_ids"]] for row in rows], pad_token_id
+    )
+    decoder_input_ids = pad_rows(
         [
             [token for index in row for token in (decoder_start_token_id, *features[index]["labels"][:-1])]
             for row in rows
@@ -257,10 +258,10 @@ def pack(
         pad_token_id,
     )
     decoder_input_ids.masked_fill_(decoder_input_ids == IGNORED_LABEL, pad_token_id)
-    source = _pad(
+    source = pad_rows(
         [[number for number, index in enumerate(row, 1) for _ in features[index]["input_ids"]] for row in rows], 0
     )
-    target = _pad(
+    target = pad_rows(
         [[number for number, index in enumerate(row, 1) for _ in features[index]["labels"]] for row in rows], 0
     )
     return {
@@ -339,41 +340,13 @@ def with_room(batch: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, T
     return batch | {name: torch.nn.functional.pad(batch[name], (0, 1), value=value) for name, value in columns.items()}
 
 
-def collate_pairs(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
-    """Collate pairs of texts, sources and targets, into one padded batch.
+def collate_with_labels(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Collate sources with a list of labels each, a class of each token or the tokens of a target, into one padded batch.
 
     Shapes:
         input_ids [B, S], attention_mask [B, S], labels [B, T] (-100 on padding) where all features have some.
     """
     batch = collate_sources(features, pad_token_id=pad_token_id)
     if all("labels" in feature for feature in features):
-        batch["labels"] = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
-    return batch
-
-
-def collate_for_tokens(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
-    """Collate features for ``T5ForTokenClassification`` into one padded batch.
-
-    Shapes:
-        input_ids [B, S], attention_mask [B, S], labels [B, S] (-100 on padding) where all features have some.
-    """
-    batch = collate_sources(features, pad_token_id=pad_token_id)
-    if all("labels" in feature for feature in features):
-        batch["labels"] = _pad([feature["labels"] for feature in features], IGNORED_LABEL)
-    return batch
-
-
-def collate_for_spans(features: Sequence[Feature], *, pad_token_id: int) -> dict[str, Tensor]:
-    """Collate features for ``T5ForQuestionAnswering`` into one padded batch; a position outside its source becomes -100.
-
-    Shapes:
-        input_ids [B, S], attention_mask [B, S], start_positions [B] and end_positions [B] where all features have them.
-    """
-    batch = collate_sources(features, pad_token_id=pad_token_id)
-    for name in ("start_positions", "end_positions"):
-        if all(name in feature for feature in features):
-            inside = [0 <= feature[name] < len(feature["input_ids"]) for feature in features]
-            batch[name] = torch.tensor(
-                [feature[name] if there else IGNORED_LABEL for feature, there in zip(features, inside, strict=True)]
-            )
+        batch["labels"] = pad_rows([feature["labels"] for feature in features], IGNORED_LABEL)
     return batch

@@ -34,7 +34,7 @@ def decode(
     plain = rows.tolist() if isinstance(rows, Tensor) else rows
     bare = [[token for token in row if token not in dropped] for row in plain]
     texts: list[str] = tokenizer.batch_decode(bare, clean_up_tokenization_spaces=False)
-    pattern = _space_after(_added_tokens(tokenizer))
+    pattern = _space_after_added(tokenizer)
     shorter = {i: pattern.sub(r"\1", text) for i, text in enumerate(texts) if pattern and pattern.search(text)}
     for i, text in shorter.items():
         if encode([text], tokenizer) == encode([texts[i]], tokenizer):
@@ -76,9 +76,6 @@ def letters_of(text: str) -> str:
     return "".join(text.split())
 
 
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
-
-
-def _space_after(tokens: Sequence[str]) -> re.Pattern[str] | None:
+def _space_after_added(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
     return re.compile(f"({'|'.join(map(re.escape, tokens))}) ") if tokens else None

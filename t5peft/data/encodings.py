@@ -126,9 +126,7 @@ def advice_on_zeros(data: bytes) -> str:
         name = "utf-32-be"
     else:
         name = "utf-16-le" if start[1::2].count(0) >= start[::2].count(0) else "utf-16-be"
-    try:
-        data.decode(name)
-    except UnicodeDecodeError:
+    if not _is_in(data, name):
         return "It holds zero bytes, as no text does: it is damaged, or not a text file."
     return f"It seems to be {name[:6].upper()}: give encoding='{name}' (--encoding {name})."
 

@@ -129,17 +129,8 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def source_problems(features: Sequence[Feature], vocabulary: int) -> list[str]:
-    """Return why a model with so many token ids cannot take the sources; empty if it can."""
-    return _column_problems(features, "input_ids", vocabulary)
-
-
-def target_problems(features: Sequence[Feature], vocabulary: int) -> list[str]:
-    """Return why a model with so many token ids cannot take the targets; empty if it can."""
-    return _column_problems(features, "labels", vocabulary)
-
-
-def _column_problems(features: Sequence[Feature], name: str, vocabulary: int) -> list[str]:
+def token_problems(features: Sequence[Feature], name: str, vocabulary: int) -> list[str]:
+    """Return why a model with so many token ids cannot take the ``input_ids`` or the ``labels``; empty if it can."""
     rows = [feature[name] for feature in features]
     if wrong := kind_problems(rows, name, _is_token_ids, "a list of token ids"):
         return wrong

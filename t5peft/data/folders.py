@@ -73,9 +73,8 @@ def files_of_split(folder: Path, split: str | None, config: str | None = None) -
                 f"Got {folder} with the configurations {', '.join(configs)}; expected one. Give one of these folders, or config=."
             )
     files = found.get(split or "", [])
-    if (
-        not files and split and (folder / "dataset_info.json").is_file()
-    ):  # the cache of datasets puts its own name before
+    # The cache of datasets puts its own name before that of the split.
+    if not files and split and (folder / "dataset_info.json").is_file():
         files = next((paths for name, paths in found.items() if name.endswith(f"-{split}")), [])
     if not files:
         raise _no_split(folder, split, sorted(found))
@@ -136,18 +135,13 @@ def _one_family(place: Path, split: str, families: dict[str, list[Path]]) -> lis
             f"Got {place} with several files of split {split!r}: {listed}; expected one. Give the path of one of them."
         )
     paths = next(iter(families.values()))
-    shards = [shard for path in paths if (shard := SHARD.match(path.name[: _stem_length(path)]))]
+    shards = [shard for path in paths if (shard := SHARD.match(ENDING.sub("", path.name)))]
     if shards and (lacking := sorted(set(range(int(shards[0]["count"]))) - {int(shard["number"]) for shard in shards})):
         raise ValueError(
             f"Got {place} with {len(paths)} of {int(shards[0]['count'])} shards of split {split!r}; expected all, but number "
             f"{', '.join(map(str, lacking[:5]))} is not there. Download the folder again."
         )
     return paths
-
-
-def _stem_length(path: Path) -> int:
-    ending = ENDING.search(path.name)
-    return ending.start() if ending else len(path.name)
 
 
 def _by_card(folder: Path, config: str | None) -> Found | None:

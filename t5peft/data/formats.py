@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -290,16 +291,10 @@ def _cells(path: Path) -> int:
         return 0
 
 
-def _csv(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[str, Any]]:
-    return _table(origin, text, form.delimiter or ",", form)
-
-
-def _tsv(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[str, Any]]:
-    return _table(origin, text, form.delimiter or "\t", form)
-
-
-def _table(origin: str, text: TextIO, delimiter: str, form: TextFormat) -> Iterator[dict[str, Any]]:
+def _table(origin: str, text: TextIO, form: TextFormat, *, mark: str) -> Iterator[dict[str, Any]]:
+    """Read a table whose cells are separated by ``mark``, if ``form`` names no delimiter."""
     csv.field_size_limit(2**31 - 1)
+    delimiter = form.delimiter or mark
     quoted = delimiter != "\t" if form.quoted is None else form.quoted
     reader = csv.reader(
         text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
@@ -359,8 +354,8 @@ def _plain_lines(origin: str, text: TextIO, form: TextFormat) -> Iterator[dict[s
 
 
 _READERS: dict[str, Callable[[str, TextIO, TextFormat], Iterator[dict[str, Any]]]] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
+    ".csv": partial(_table, mark=","),
+    ".tsv": partial(_table, mark="\t"),
     ".json": lambda origin, text, form: objects_of_array(origin, text),
     ".jsonl": _json_lines,
     ".txt": _plain_lines,

@@ -172,16 +172,19 @@ def preset_task(
     preset = PRESETS[family]
     records, scored = read_records(records), read_records(scored)
     checks.raise_all(name or family, checks.no_records([*records, *scored]), records)
-    found = _find_columns(family, preset, records, dict(columns or {}), references)
+    found = _find_columns(family, preset, records, dict(columns or {}))
     target_column = list(found.values())[-1]
     if template is None:
         template = _template(family, preset, found)
         _warn_of_left_out(family, preset, records[0], found, columns or {}, template)
     words = dict(verbalizer) if verbalizer else None
     several = preset.has_labels and any(isinstance(record.get(target_column), list) for record in records)
-    if several:
-        _check_lists(target_column, words)
-    elif preset.has_labels:
+    if several and words:
+        raise ValueError(
+            f"Got lists of labels in the column {target_column!r} and a verbalizer; expected one of them. Leave out the verbalizer "
+            "(--target-word): the words of several labels are the labels themselves."
+        )
+    if preset.has_labels and not several:
         words = _words(records, target_column, words)
     if references is None and not words and any(map(has_references, (*records, *scored))):
         references = "references"
@@ -199,14 +202,6 @@ def preset_task(
     )
 
 
-def _check_lists(column: str, words: Mapping[str, str] | None) -> None:
-    if words:
-        raise ValueError(
-            f"Got lists of labels in the column {column!r} and a verbalizer; expected one of them. Leave out the verbalizer "
-            "(--target-word): the words of several labels are the labels themselves."
-        )
-
-
 def _words(records: Sequence[Mapping[str, Any]], column: str, words: Mapping[str, str] | None) -> dict[str, str]:
     """Return label to word: as given, by label or by its name, else the names, else the labels themselves."""
     names = records.label_names.get(column) if isinstance(records, RecordList) else None
@@ -221,11 +216,7 @@ def _words(records: Sequence[Mapping[str, Any]], column: str, words: Mapping[str
 
 
 def _find_columns(
-    family: str,
-    preset: TaskPreset,
-    records: Sequence[Mapping[str, Any]],
-    named: dict[str, str],
-    references: str | None,
+    family: str, preset: TaskPreset, records: Sequence[Mapping[str, Any]], named: dict[str, str]
 ) -> dict[str, str]:
     if not records:
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 from t5peft.compat.suggestions import did_you_mean
@@ -150,10 +151,7 @@ def _dev_as_test(train: Records, test: Records, *source: str) -> Splits:
 
 def _with_references(train: Records, test: Records, source: str, target: str) -> Splits:
     """Return train with a record for each reference; validation and test with a record for each source."""
-
-    def key(record: dict[str, str]) -> str:
-        return record[source]
-
+    key = itemgetter(source)
     rest, validation = hold_out(train, key)
     return {
         "train": rest,

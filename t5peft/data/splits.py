@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import compress
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Splits = dict[str, Records]
 """Records by split: "train", "validation", "test"."""
-_LAST = b"\xff" * 33  # after every hash
 _PART = 1_000_000  # rows that are compared at a time
 
 
@@ -71,29 +71,21 @@ def hold_out(
         ValueError: Fewer than two different keys.
     """
     rows = read_records(records)
+    is_held = _held(rows, key, share, at_most)
     if isinstance(rows, RecordFile):
-        return _hold_out_of_file(rows, key, share, at_most)
-    names = [key(record) for record in rows]
-    ranks: dict[str, bytes] = {}
-    for name in set(names):
-        ranks[one_line(name)] = min(_rank(name), ranks.get(one_line(name), _LAST))
-    count = _count(rows, len(ranks), share, at_most)
-    held = set(sorted(ranks, key=ranks.__getitem__)[:count])
-    parted: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
-    for name, record in zip(names, rows, strict=True):
-        parted[one_line(name) in held].append(record)
-    return part_of(rows, parted[0]), part_of(rows, parted[1])
+        return rows.chosen(np.flatnonzero(~is_held)), rows.chosen(np.flatnonzero(is_held))
+    return part_of(rows, compress(rows, ~is_held)), part_of(rows, compress(rows, is_held))
 
 
-def _hold_out_of_file(
-    records: RecordFile, key: Callable[[dict[str, Any]], str], share: float, at_most: int
-) -> tuple[RecordFile, RecordFile]:
-    """Do the same with sixteen bytes of memory a record: the start of the hash of its key, and the number of its row."""
+def _held(
+    records: Sequence[Any], key: Callable[[dict[str, Any]], str], share: float, at_most: int
+) -> NDArray[np.bool_]:
+    """Return whether each record is held out, with eight bytes of memory a record: the start of the hash of its key."""
     groups = np.empty(len(records), np.uint64)
     lowest, bound = dict[int, int](), 1 << 64  # the rank of each group that may be held out, and that of the last one
     for row, record in enumerate(records):
         name = key(record)
-        group, rank = (int.from_bytes(_rank(text)[:8], "big") for text in (one_line(name), name))
+        group, rank = map(_rank, (one_line(name), name))
         groups[row] = group
         if rank < bound:
             lowest[group] = min(rank, lowest.get(group, rank))
@@ -102,9 +94,7 @@ def _hold_out_of_file(
                 bound = max(lowest.values(), default=0)
     count = _count(records, _distinct(groups), share, at_most)
     held = np.array([group for group, _ in _lowest(lowest, count)], np.uint64)
-    is_held = np.concatenate([np.isin(part, held) for part in np.split(groups, range(_PART, len(groups), _PART))])
-    del groups
-    return records.chosen(np.flatnonzero(~is_held)), records.chosen(np.flatnonzero(is_held))
+    return np.concatenate([np.isin(part, held) for part in np.split(groups, range(_PART, len(groups), _PART))])
 
 
 def _lowest(ranks: Mapping[int, int], count: int) -> list[tuple[int, int]]:
@@ -120,16 +110,13 @@ def _distinct(values: NDArray[np.uint64]) -> int:
 def _count(records: Sequence[Any], keys: int, share: float, at_most: int) -> int:
     """Return how many of the keys to hold out."""
     if keys < 2:
+        origin = origin_of(records)
+        where = f" in {origin}" if origin else ""
         raise ValueError(
-            f"Got {len(records)} records with {keys} different keys{_of(records)}; expected at least two, to hold some records "
+            f"Got {len(records)} records with {keys} different keys{where}; expected at least two, to hold some records "
             "out. Give more records, or a file with validation records."
         )
     return min(max(1, round(share * keys)), at_most, keys - 1)
-
-
-def _of(records: Sequence[Any]) -> str:
-    origin = origin_of(records)
-    return f" in {origin}" if origin else ""
 
 
 def group_references(records: Records, key: Callable[[dict[str, Any]], str], column: str) -> Records:
@@ -140,5 +127,5 @@ def group_references(records: Records, key: Callable[[dict[str, Any]], str], col
     return [group[0] | {"references": [record[column] for record in group]} for group in groups.values()]
 
 
-def _rank(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _rank(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")

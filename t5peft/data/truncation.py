@@ -100,47 +100,70 @@ def truncate(
     Raises:
         ValueError: Special tokens appear that neither the template nor a single column has written.
     """
-    rows = list(rows)
-    texts = [template.render(row) for row in rows]
-    ids = encode(texts, tokenizer)
-    bare = encode([template.empty()], tokenizer)[0]
-    escaped = _escape(template, rows, texts, ids, bare, tokenizer, first_row)
+    rendered = _Rendered(template, rows, tokenizer)
+    ids, bare = rendered.ids, rendered.bare
+    escaped = rendered.escape(first_row)
     too_long = [i for i, tokens in enumerate(ids) if len(tokens) > max_tokens]
-    crowded_out = _cut_columns(template, rows, texts, ids, too_long, tokenizer, max_tokens)
-    blank = {i for i, row in enumerate(rows) if not any(value.strip() for value in row.values())}
+    crowded_out = rendered.cut(too_long, max_tokens)
+    blank = {i for i, row in enumerate(rendered.rows) if not any(value.strip() for value in row.values())}
     empty = [i for i, tokens in enumerate(ids) if (i in blank or tokens == bare) and i not in crowded_out]
-    return Truncated(texts, ids, too_long, escaped, empty, sorted(crowded_out))
+    return Truncated(rendered.texts, ids, too_long, escaped, empty, sorted(crowded_out))
 
 
-def _escape(
-    template: Template,
-    rows: list[Row],
-    texts: list[str],
-    ids: list[list[int]],
-    bare: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    first_row: int,
-) -> list[int]:
-    """Break up special tokens that columns spell, in place, and return the rows changed."""
-    special, end = special_ids(tokenizer), tokenizer.eos_token_id
-    others = special - {end}
+class _Rendered:
+    """Rows in a template, as texts and as token ids, which are changed together; ``bare`` is the template without them."""
 
-    def count(tokens: list[int]) -> int:
-        # Of most rows only </s> is special; this tells it without a step of Python for each token.
-        return tokens.count(end) if others.isdisjoint(tokens) else sum(token in special for token in tokens)
+    def __init__(self, template: Template, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.template, self.rows, self.tokenizer = template, list(rows), tokenizer
+        self.texts = [template.render(row) for row in self.rows]
+        self.ids = encode(self.texts, tokenizer)
+        self.bare = encode([template.empty()], tokenizer)[0]
 
-    allowed = count(bare)
-    changed = [i for i, tokens in enumerate(ids) if count(tokens) > allowed]
-    for i in changed:
-        rows[i] = {column: without_special_tokens(value, tokenizer) for column, value in rows[i].items()}
-        texts[i] = template.render(rows[i])
-        ids[i] = encode([texts[i]], tokenizer)[0]
-        if count(ids[i]) > allowed:
-            raise ValueError(
-                f"Got a special token in row {first_row + i} that the template {template.text!r} and its columns form together, "
-                f"in {texts[i][:80]!r}; expected none. Put a space between the template's text and the column."
-            )
-    return changed
+    def escape(self, first_row: int) -> list[int]:
+        """Break up special tokens that columns spell, and return the rows changed."""
+        rows, texts, ids = self.rows, self.texts, self.ids
+        special, end = special_ids(self.tokenizer), self.tokenizer.eos_token_id
+        others = special - {end}
+
+        def count(tokens: list[int]) -> int:
+            # Of most rows only </s> is special; this tells it without a step of Python for each token.
+            return tokens.count(end) if others.isdisjoint(tokens) else sum(token in special for token in tokens)
+
+        allowed = count(self.bare)
+        changed = [i for i, tokens in enumerate(ids) if count(tokens) > allowed]
+        for i in changed:
+            rows[i] = {column: without_special_tokens(value, self.tokenizer) for column, value in rows[i].items()}
+            texts[i] = self.template.render(rows[i])
+            ids[i] = encode([texts[i]], self.tokenizer)[0]
+            if count(ids[i]) > allowed:
+                raise ValueError(
+                    f"Got a special token in row {first_row + i} that the template {self.template.text!r} and its columns form "
+                    f"together, in {texts[i][:80]!r}; expected none. Put a space between the template's text and the column."
+                )
+        return changed
+
+    def cut(self, too_long: list[int], max_tokens: int) -> set[int]:
+        """Truncate each long row's columns to the most characters that fit, and return the rows with no room at all.
+
+        One search runs over all rows at once, so that the tokenizer is called about ten times in all. It guesses from the
+        tokens per character and halves the interval in turn; a row that fills the limit exactly is done.
+        """
+        low = dict.fromkeys(too_long, (0, len(self.bare)))
+        high = {i: (max(map(len, self.rows[i].values())), len(self.ids[i])) for i in too_long}
+        best: dict[int, tuple[str, list[int]]] = {}
+        open_rows, guess = too_long, True
+        while open_rows := [i for i in open_rows if high[i][0] - low[i][0] > 1 and low[i][1] < max_tokens]:
+            trials = {i: _trial(low[i], high[i], max_tokens, guess) for i in open_rows}
+            trial_texts = [self.template.render(self.rows[i], trials[i]) for i in open_rows]
+            for i, text, tokens in zip(open_rows, trial_texts, encode(trial_texts, self.tokenizer), strict=True):
+                if len(tokens) <= max_tokens:
+                    low[i], best[i] = (trials[i], len(tokens)), (text, tokens)
+                else:
+                    high[i] = (trials[i], len(tokens))
+            guess = not guess
+        for i, (text, tokens) in best.items():
+            self.texts[i], self.ids[i] = text, tokens
+        return {i for i in too_long if i not in best}
 
 
 def without_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -151,39 +174,6 @@ def without_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str
     for token in sorted(tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer))), key=len, reverse=True):
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
-
-
-def _cut_columns(
-    template: Template,
-    rows: list[Row],
-    texts: list[str],
-    ids: list[list[int]],
-    too_long: list[int],
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-) -> set[int]:
-    """Truncate each long row's columns, in place, to the most characters that fit, and return the rows with no room at all.
-
-    One search runs over all rows at once, so that the tokenizer is called about ten times in all. It guesses from the
-    tokens per character and halves the interval in turn; a row that fills the limit exactly is done.
-    """
-    bare = len(encode([template.empty()], tokenizer)[0])
-    low = dict.fromkeys(too_long, (0, bare))
-    high = {i: (max(map(len, rows[i].values())), len(ids[i])) for i in too_long}
-    best: dict[int, tuple[str, list[int]]] = {}
-    open_rows, guess = too_long, True
-    while open_rows := [i for i in open_rows if high[i][0] - low[i][0] > 1 and low[i][1] < max_tokens]:
-        trials = {i: _trial(low[i], high[i], max_tokens, guess) for i in open_rows}
-        trial_texts = [template.render(rows[i], trials[i]) for i in open_rows]
-        for i, text, tokens in zip(open_rows, trial_texts, encode(trial_texts, tokenizer), strict=True):
-            if len(tokens) <= max_tokens:
-                low[i], best[i] = (trials[i], len(tokens)), (text, tokens)
-            else:
-                high[i] = (trials[i], len(tokens))
-        guess = not guess
-    for i, (text, tokens) in best.items():
-        texts[i], ids[i] = text, tokens
-    return {i for i in too_long if i not in best}
 
 
 def _trial(low: tuple[int, int], high: tuple[int, int], max_tokens: int, guess: bool) -> int:

@@ -185,9 +185,8 @@ def decoder_mask(tree: CandidateTree, positions: int, t5: PreTrainedModel) -> Te
     attention = _biased_attentions(t5)[0]
     # Of the plain class: while a Trainer runs on our kernels, the module's own compute_bias returns each distance once.
     plain: Any = T5Attention if isinstance(attention, T5Attention) else MT5Attention
-    by_distance = plain.compute_bias(attention, positions, positions, device=t5.device)[
-        0, :, :, 0
-    ]  # [N, T], 0 to T - 1 back
+    bias = plain.compute_bias(attention, positions, positions, device=t5.device)
+    by_distance = bias[0, :, :, 0]  # [N, T], 0 to T - 1 back
     index = torch.arange(positions, device=t5.device)
     in_row = by_distance[:, (index[:, None] - index).clamp(min=0)]
     in_truth = by_distance[:, (depth[:, None] - depth).clamp(min=0)]

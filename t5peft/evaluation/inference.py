@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.compat.torch import is_hooked
-from t5peft.data.collate import OVERHEAD_TOKENS, bucket_by_length
-from t5peft.data.padding import pad_rows
+from t5peft.data.collate import OVERHEAD_TOKENS, bucket_by_length, pad_rows
 from t5peft.data.sources import read_sources, without_padding
 from t5peft.data.truncation import encode
-from t5peft.models.unwrap import unwrap_t5
+from t5peft.models.unwrap import evaluation_mode, unwrap_t5
 from t5peft.nn.fast import fast_kernels
 from t5peft.nn.kernels.linear import FastLinear
 
@@ -39,15 +38,10 @@ def evaluating(model: nn.Module) -> Iterator[PreTrainedModel]:
     Yields:
         The T5 inside ``model``.
     """
-    flags = [(module, module.training) for module in model.modules()]
     t5 = unwrap_t5(model)
-    try:
-        model.eval()
-        with torch.no_grad(), merged(model), fast_kernels(model) if t5.device.type == "cpu" else nullcontext():
-            yield t5
-    finally:
-        for module, training in flags:
-            module.training = training
+    kernels = fast_kernels(model) if t5.device.type == "cpu" else nullcontext()
+    with evaluation_mode(model), torch.no_grad(), merged(model), kernels:
+        yield t5
 
 
 @contextmanager
@@ -64,7 +58,7 @@ def merged(model: nn.Module) -> Iterator[bool]:
         Whether there was anything to merge.
     """
     kept: list[tuple[LoraLayer | IA3Layer, nn.Linear, Tensor]] = []
-    tied = {id(parameter) for parameter in _embedding_tables(model)}
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     try:
         for layer in model.modules():
             if isinstance(layer, LoraLayer | IA3Layer) and _can_merge(layer, tied):
@@ -89,10 +83,6 @@ def _can_merge(layer: BaseTunerLayer, tied: set[int]) -> bool:
     if type(base) not in (nn.Linear, FastLinear) or base.bias is not None or layer.disable_adapters or layer.merged:
         return False
     return base.weight.dtype == torch.float32 and type(base.weight.data) is Tensor and id(base.weight) not in tied
-
-
-def _embedding_tables(model: nn.Module) -> Iterator[Tensor]:
-    return (module.weight for module in model.modules() if isinstance(module, nn.Embedding))
 
 
 def source_ids(
@@ -137,6 +127,12 @@ def check_ids(ids: Sequence[Sequence[int]], t5: PreTrainedModel) -> None:
             f"Got the token id {highest}; expected ids below {t5.config.vocab_size}, the vocabulary of the model. Give "
             "the tokenizer that belongs to the model; load_with_tokens loads an adapter with the tokens that it brings."
         )
+
+
+def ensure_language_model(t5: PreTrainedModel, purpose: str) -> None:
+    """Raise ValueError for a T5 without a language model head, with what it is for and what to do instead."""
+    if not t5.can_generate():
+        raise ValueError(f"Got a {type(t5).__name__}, which has no language model head; expected one, {purpose}")
 
 
 def check_generation(max_new_tokens: int, num_beams: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from t5peft.data.collate import collate
-from t5peft.models.unwrap import unwrap_t5
+from t5peft.models.unwrap import evaluation_mode, unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 
 ROWS = 32
@@ -32,21 +32,15 @@ def target_log_probabilities(model: nn.Module, features: Sequence[Mapping[str, A
     """
     config = unwrap_t5(model).config
     ids = {"pad_token_id": config.pad_token_id, "decoder_start_token_id": config.decoder_start_token_id}
-    flags = [(module, module.training) for module in model.modules()]
     found = []
-    try:
-        model.eval()
+    with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(features), ROWS):
             batch = collate(features[start : start + ROWS], **ids)
             inputs = {
                 name: batch[name].to(unwrap_t5(model).device) for name in ("input_ids", "attention_mask", "labels")
             }
-            with torch.no_grad():
-                logits = model(**inputs).logits
+            logits = model(**inputs).logits
             labels = inputs["labels"]
             scores = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
             found.append(scores.masked_fill(labels == IGNORED_LABEL, 0).sum(dim=1).cpu())
-    finally:
-        for module, training in flags:
-            module.training = training
     return torch.cat(found) if found else torch.empty(0)

@@ -15,6 +15,7 @@ from t5peft.evaluation.inference import (
     Sources,
     check_generation,
     check_ids,
+    ensure_language_model,
     evaluating,
     length_batches,
     padded,
@@ -73,7 +74,7 @@ def predict(
     )
     texts, cut = [""] * len(ids), 0
     with evaluating(model) as t5:
-        _check_generates(t5)
+        ensure_language_model(t5, "to generate. Use classify.")
         check_ids(ids, t5)
         for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
             generated = _generate(model, t5, [ids[i] for i in batch], max_new_tokens, num_beams)
@@ -81,13 +82,6 @@ def predict(
             for i, text in zip(batch, decode(generated, tokenizer, keep=keep), strict=True):
                 texts[i] = text
     return Predictions(texts, cut / len(ids) if ids else 0.0)
-
-
-def _check_generates(t5: PreTrainedModel) -> None:
-    if not t5.can_generate():
-        raise ValueError(
-            f"Got a {type(t5).__name__}, which has no language model head; expected one, to generate. Use classify."
-        )
 
 
 def _generate(

@@ -24,7 +24,15 @@ from t5peft.data.sources import read_candidates
 from t5peft.data.truncation import as_targets, encode
 from t5peft.deprecated import renamed_arguments
 from t5peft.evaluation.candidates import CandidateTree, can_share, decoder_places, trees
-from t5peft.evaluation.inference import Sources, check_ids, evaluating, length_batches, padded, source_ids
+from t5peft.evaluation.inference import (
+    Sources,
+    check_ids,
+    ensure_language_model,
+    evaluating,
+    length_batches,
+    padded,
+    source_ids,
+)
 from t5peft.evaluation.peft_prompts import target_log_probabilities
 from t5peft.methods.base import has_peft_prompt
 from t5peft.models.unwrap import unwrap_t5
@@ -108,7 +116,7 @@ def rank(
     """
     ids = source_ids(sources, tokenizer, max_source_length)
     tokens = candidate_ids(candidates, len(ids), tokenizer)
-    _check_has_vocabulary(unwrap_t5(model))
+    ensure_language_model(unwrap_t5(model), "to score texts. Use classify.")
     if has_peft_prompt(model):
         scores = _rank_by_scores(partial(target_log_probabilities, model), ids, tokens)
     else:
@@ -165,7 +173,9 @@ def _rank(model: nn.Module, ids: list[list[int]], tokens: dict[int, list[list[in
         trees_of = [made[i if i in made else -1] for i in range(len(ids))]
         widest = max((len(tree.tokens) for several in made.values() for tree in several), default=0)
         for batch in length_batches(ids, tokens_per_batch, more_per_row=widest, passes=2):
-            _score_batch(t5, [ids[i] for i in batch], [trees_of[i] for i in batch], scores, batch)
+            input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
+            states = t5.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
+            _score_states(t5, states, attention_mask, [trees_of[i] for i in batch], scores, batch)
     return scores
 
 
@@ -224,13 +234,6 @@ def candidate_ids(
     return encoded
 
 
-def _check_has_vocabulary(t5: PreTrainedModel) -> None:
-    if not t5.can_generate():
-        raise ValueError(
-            f"Got a {type(t5).__name__}, which has no language model head; expected one, to score texts. Use classify."
-        )
-
-
 def _token_counts(tokens: dict[int, list[list[int]]], sources: int, columns: int) -> Tensor:
     """Return the number of tokens of each candidate [N, C], 1 where there is none."""
     counts = torch.ones(sources, columns)
@@ -238,15 +241,6 @@ def _token_counts(tokens: dict[int, list[list[int]]], sources: int, columns: int
         rows = slice(None) if key == -1 else key
         counts[rows, : len(several)] = torch.tensor([float(len(ids)) for ids in several])
     return counts
-
-
-def _score_batch(
-    t5: PreTrainedModel, rows: list[list[int]], trees_of: list[list[CandidateTree]], scores: Tensor, batch: list[int]
-) -> None:
-    """Encode the sources once and write the log-probabilities of their trees into the rows ``batch`` of ``scores`` [N, C]."""
-    input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
-    states = t5.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
-    _score_states(t5, states, attention_mask, trees_of, scores, batch)
 
 
 def score_candidates(

@@ -23,7 +23,7 @@ from t5peft.data.collate import bucket_by_length, collate
 from t5peft.data.sources import ROWS_IN_MEMORY
 from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
-from t5peft.evaluation.inference import Sources, evaluating
+from t5peft.evaluation.inference import Sources, ensure_language_model, evaluating
 from t5peft.evaluation.metrics import METRICS, Metric, compute
 from t5peft.evaluation.prediction import predict
 from t5peft.evaluation.ranking import Ranking, classify, rank
@@ -311,12 +311,8 @@ def loss_and_perplexity(
     Raises:
         ValueError: The model has no language model head.
     """
-    t5 = unwrap_t5(model)
-    if not t5.can_generate():
-        raise ValueError(
-            f"Got a {type(t5).__name__}, which has no language model head; expected one, as perplexity is that of its targets. "
-            "Leave perplexity out of the task's metrics."
-        )
+    purpose = "as perplexity is that of its targets. Leave perplexity out of the task's metrics."
+    ensure_language_model(unwrap_t5(model), purpose)
     total, tokens = 0.0, 0
     with evaluating(model) as t5:
         ids = {"pad_token_id": t5.config.pad_token_id, "decoder_start_token_id": t5.config.decoder_start_token_id}

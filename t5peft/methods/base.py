@@ -136,6 +136,8 @@ class AdapterTuner(BaseTuner, Generic[Layer, Config]):
 
     tuner_layer_cls: type[AdapterLayer]
     target_module_mapping: dict[str, list[str]] = {}
+    current_key: str
+    """The name of the module that an adapter is made for."""
     _enable_peft_forward_hooks = staticmethod(no_mixed_batches)
 
     def new_layer(self, target: nn.Module) -> AdapterLayer:
@@ -164,14 +166,11 @@ class AdapterTuner(BaseTuner, Generic[Layer, Config]):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        self.current_key = current_key
         layer = target if isinstance(target, self.tuner_layer_cls) else self.new_layer(target)
         self.add_to_layer(cast(Layer, layer), cast(Config, peft_config), adapter_name)
         if layer is not target:
             setattr(parent, target_name, layer)
-
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        # Our configs name their targets themselves.
-        return peft_config
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # Called to unload. That of peft hands over the weight of one linear map, and our targets need not be linear maps.

@@ -27,7 +27,7 @@ Letters: B batch, S source tokens, T target tokens, H d_model, W d_model of the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -44,7 +44,7 @@ from t5peft.methods.activation_cache import Activations
 from t5peft.methods.base import AdapterConfig, AdapterTuner, StackLayer, read_size, wrap
 from t5peft.models.encoders import has_decoder
 from t5peft.models.families import ensure_has
-from t5peft.models.unwrap import ensure_unwrapped
+from t5peft.models.unwrap import ensure_unwrapped, evaluation_mode
 
 GATE_TEMPERATURE = 0.1
 
@@ -157,38 +157,19 @@ class LadderStack(StackLayer):
         backbone = self.base_layer
 
         def run() -> Any:
-            with _layer_inputs(backbone) as states:
+            states: list[Tensor] = []
+            # output_hidden_states of transformers would leave hooks behind with which a model cannot be pickled.
+            with ExitStack() as hooks:
+                for layer in cast(nn.ModuleList, backbone.block):
+                    hooks.enter_context(layer.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])))
                 output = backbone(**inputs, **options)
             output.hidden_states = (*states, output.last_hidden_state)
             return output
 
         if self.cache is None or not self.training:
             return run()
-        flags = [(module, module.training) for module in backbone.modules()]
-        backbone.eval()
-        try:
+        with evaluation_mode(backbone):
             return self.cache.states(backbone, inputs, options, run, target_lengths)
-        finally:
-            for module, was_training in flags:
-                module.training = was_training
-
-
-@contextmanager
-def _layer_inputs(stack: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collect the states [B, T, H] that each layer of ``stack`` reads inside the block.
-
-    ``output_hidden_states`` of transformers would leave hooks behind with which a model cannot be pickled.
-    """
-    states: list[Tensor] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
-        for layer in cast(nn.ModuleList, stack.block)
-    ]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class LadderEncoder(LadderStack):

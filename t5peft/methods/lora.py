@@ -25,8 +25,9 @@ from transformers import PreTrainedModel
 from t5peft.deprecated import renamed_arguments
 from t5peft.methods.base import check_choice, check_flag, ensure_fits, raise_if_problems, read_size, wrap
 from t5peft.methods.starts import STARTS, Start, gradients_of_maps, start_lora
-from t5peft.models.backbone import has_untied_head, quantization_of_model
+from t5peft.models.backbone import has_untied_head
 from t5peft.models.families import family_of, untuned_pattern
+from t5peft.models.quantized import quantization_of_model
 from t5peft.models.unwrap import ensure_unwrapped
 
 logger = logging.getLogger("t5peft")

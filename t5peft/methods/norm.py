@@ -71,7 +71,7 @@ class NormLayer(AdapterLayer):
         """Put the trained weight in the place of that of the backbone."""
         names = check_adapters_to_merge(self, adapter_names)
         if names:
-            trained = self._trained_weight(_only([*self.merged_adapters, *names]))
+            trained = cast(T5LayerNorm, self.adapters[_only([*self.merged_adapters, *names])]).weight
             self.unmerged_weight = self.base_layer.weight.detach().clone()
             self.base_layer.weight.data.copy_(trained)
             self.merged_adapters.extend(names)
@@ -82,9 +82,6 @@ class NormLayer(AdapterLayer):
             self.base_layer.weight.data.copy_(self.unmerged_weight)
             self.unmerged_weight = None
             self.merged_adapters.clear()
-
-    def _trained_weight(self, name: str) -> Tensor:
-        return cast(T5LayerNorm, self.adapters[name]).weight
 
 
 def _only(names: list[str]) -> str:

@@ -20,9 +20,10 @@ Letters: B batch, Q queries, P prefix length, N heads, D d_kv, H d_model, M hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
+from itertools import product
 from numbers import Integral
 from typing import Any, Literal, cast
 
@@ -44,7 +45,7 @@ from t5peft.methods.base import (
 )
 from t5peft.models.encoders import has_decoder
 from t5peft.models.families import Family, ensure_has, family_of, modules_pattern, names_pattern
-from t5peft.models.unwrap import ensure_unwrapped, unwrap_t5
+from t5peft.models.unwrap import ensure_unwrapped, evaluation_mode, unwrap_t5
 from t5peft.nn.attention import KNOW_PREFIXES, use_attention
 
 Site = Literal["encoder", "decoder", "cross"]
@@ -157,23 +158,10 @@ class PrefixTuner(AdapterTuner[PrefixLayer, PrefixConfig]):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         use_attention(cast(PreTrainedModel, model))
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        self._site = site_of(current_key, family_of(self.model.config))
-        super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key, parameter_name)
-
     def new_adapter(self, layer: PrefixLayer, config: PrefixConfig, adapter_name: str) -> nn.Module:
         """Return a random prefix, or one that the network of the site makes."""
-        layer.site = self._site
         family = family_of(self.model.config)
+        layer.site = site_of(self.current_key, family)
         encoder, decoder = family.stacks(self.model.config)
         shape = encoder if layer.site == "encoder" else decoder
         heads, d_kv = shape.key_heads, shape.d_kv
@@ -340,18 +328,20 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
     """Set each prefix to the keys and values that the backbone computes for ``ids`` [P], before they get a position."""
     t5 = unwrap_t5(model)
     family = family_of(t5.config)
-    was_training = t5.training
     made: dict[tuple[nn.Module, str], Tensor] = {}
     batch = {"input_ids": ids[None].to(t5.device)}
     if has_decoder(t5):
         batch["decoder_input_ids"] = batch["input_ids"]
-    with (
-        model.disable_adapter(),
-        _recorded(model, family, lambda layer, part, output: made.setdefault((layer, part), output)),
-    ):
+    with model.disable_adapter(), evaluation_mode(t5), ExitStack() as hooks:
+        for layer, part in product(_layers(model), family.attention[1:3]):
+            hooks.enter_context(
+                # In T5Gemma 2 a map is called for the states of the decoder first, and then for those of the encoder.
+                layer.base_layer.get_submodule(part).register_forward_hook(
+                    lambda _module, _inputs, output, key=(layer, part): made.setdefault(key, output)
+                )
+            )
         # The model below a classification head, which wants an end token in every row.
-        t5.eval().base_model(**batch)
-    t5.train(was_training)
+        t5.base_model(**batch)
     for layer in _layers(model):
         if model.active_adapter not in layer.adapters:  # A site of another prefix only.
             continue
@@ -361,26 +351,6 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
             if parameter is prefix.key and "k_norm" in family.norms:
                 states = layer.base_layer.get_submodule("k_norm")(states)
             parameter.copy_(states)
-
-
-@contextmanager
-def _recorded(model: nn.Module, family: Family, record: Callable[[PrefixLayer, str, Tensor], object]) -> Iterator[None]:
-    """Call ``record`` with the outputs of the key and value maps of every wrapped attention, inside the block.
-
-    In T5Gemma 2 a map is called for the states of the decoder first, and then for those of the encoder.
-    """
-    handles = [
-        layer.base_layer.get_submodule(part).register_forward_hook(
-            lambda _module, _inputs, output, layer=layer, part=part: record(layer, part, output)
-        )
-        for layer in _layers(model)
-        for part in family.attention[1:3]
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def site_of(name: str, family: Family) -> Site:

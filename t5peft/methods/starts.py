@@ -28,6 +28,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from t5peft.models.unwrap import evaluation_mode
 from t5peft.nn.half_frozen import HalfFrozenLinear
 
 Start = Literal["pissa", "olora", "lora-ga"]
@@ -58,20 +59,18 @@ def gradients_of_maps(model: PreTrainedModel, targets: Sequence[str], records: S
     maps = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in targets}
     weights = {name: module.get_parameter("weight") for name, module in maps.items() if isinstance(module, nn.Linear)}
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = model.training
     sums: dict[str, Tensor] = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     try:
-        model.requires_grad_(False).eval()
+        model.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_(True)
-        for record in records:
-            batch = {name: torch.tensor([record[name]], device=model.device) for name in ("input_ids", "labels")}
-            with torch.enable_grad():
-                loss = model(**batch).loss
-            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                sums[name] += gradient
+        with evaluation_mode(model), torch.enable_grad():
+            for record in records:
+                batch = {name: torch.tensor([record[name]], device=model.device) for name in ("input_ids", "labels")}
+                gradients = torch.autograd.grad(model(**batch).loss, list(weights.values()))
+                for name, gradient in zip(weights, gradients, strict=True):
+                    sums[name] += gradient
     finally:
-        model.train(training)
         for parameter, requires_grad in required:
             parameter.requires_grad_(requires_grad)
     return sums

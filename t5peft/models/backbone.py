@@ -38,24 +38,12 @@ from t5peft.models.encoders import EncoderHead, encoder_class, head_of_config, t
 from t5peft.models.families import FAMILIES, ensure_has, family_of
 from t5peft.models.folders import ensure_holds_model, recover
 from t5peft.models.manifest import MANIFEST, non_finite_names, read_json, verify
-from t5peft.models.quantized import Quantization, finish_quantization, quantization_config, quantization_of_model
+from t5peft.models.quantized import Quantization, finish_quantization, quantization_config
 from t5peft.models.sentence_transformers import stored_projection
 
 logger = logging.getLogger("t5peft")
 
 MINI = EMBEDDED["mini"]
-
-__all__ = [
-    "MINI",
-    "Quantization",
-    "computes_bfloat16",
-    "correct_config",
-    "ensure_trainable_dtype",
-    "has_untied_head",
-    "load_backbone",
-    "load_tokenizer",
-    "quantization_of_model",
-]
 
 
 def load_backbone(
@@ -123,7 +111,8 @@ def load_backbone(
     if quantize is not None:
         finish_quantization(model, quantize, dtype, quantize_wo=quantize_wo)
     if dtype != torch.float32 and (trained := trained_head(model)):
-        _put_into_float32(model.get_submodule(trained))
+        # Steps of training are smaller than what bfloat16 tells apart.
+        model.get_submodule(trained).float().register_forward_pre_hook(_to_float32)
     _ensure_finite(name, model)
     correct_config(model)
     note_commit(model, path, revision)
@@ -183,7 +172,7 @@ def has_untied_head(model: PreTrainedModel) -> bool:
     if head is None:
         return False
     reads = model.get_decoder() if family_of(model.config).head_reads_decoder_table else model
-    table = _weight(reads.get_input_embeddings()).data_ptr()
+    table = cast(torch.Tensor, reads.get_input_embeddings().weight).data_ptr()
     # A head of the user's may have several weights, or others than a linear layer.
     own = [head.weight] if isinstance(getattr(head, "weight", None), torch.Tensor) else head.parameters()
     return any(weight.data_ptr() != table for weight in own)
@@ -307,18 +296,6 @@ def _ensure_finite(name: str | Path, model: PreTrainedModel) -> None:
             f"Got weights of {name} that hold NaN or infinity: {broken[:5]}; expected finite numbers. Restore the checkpoint, or "
             "take an earlier one."
         )
-
-
-def _weight(table: nn.Module) -> torch.Tensor:
-    """Return the weight of an embedding or a head, which a wrapper of peft makes when it is read."""
-    weight = table.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight
-
-
-def _put_into_float32(head: nn.Module) -> None:
-    """Put a trained head into float32: steps of training are smaller than what bfloat16 tells apart."""
-    head.float().register_forward_pre_hook(_to_float32)
 
 
 def _to_float32(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -43,6 +44,18 @@ def _chain(model: nn.Module) -> Iterator[nn.Module]:
         # Read from what the module itself holds: peft's modules answer for attributes of the model inside of them too.
         parts = {} if isinstance(inner, PreTrainedModel) else inner.__dict__.get("_modules", {})
         inner = next((parts[name] for name in ("module", "_orig_mod", "base_model", "model") if name in parts), None)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode for the block; after it every module has its own training flag again."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
 
 
 def has_own_forward(model: nn.Module) -> bool:

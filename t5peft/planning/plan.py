@@ -12,7 +12,7 @@ from t5peft.methods import METHODS
 from t5peft.planning.geometry import config_of
 from t5peft.planning.job import Job
 from t5peft.planning.settings import command
-from t5peft.planning.simulate import StepBytes, simulate_step
+from t5peft.planning.simulate import StepBytes, StepShape, simulate_step
 from t5peft.planning.units import bytes_text
 
 
@@ -27,9 +27,7 @@ def step_bytes(job: Job) -> StepBytes:
         FileNotFoundError: The backbone's configuration was not found.
         ValueError: The backbone is not a T5, or the method refuses it or its options.
     """
-    return simulate_step(
-        config_of(job.backbone),
-        partial(METHODS[job.method].wrap, **dict(job.method_options)),
+    shape = StepShape(
         batch=job.micro_batch,
         source_tokens=job.source_tokens,
         target_tokens=job.target_tokens,
@@ -39,6 +37,7 @@ def step_bytes(job: Job) -> StepBytes:
         accumulation=job.batch // job.micro_batch,
         device=job.device,
     )
+    return simulate_step(config_of(job.backbone), partial(METHODS[job.method].wrap, **dict(job.method_options)), shape)
 
 
 @dataclass(frozen=True)
@@ -112,13 +111,8 @@ def _alternatives(job: Job) -> list[tuple[str, Job]]:
     return found
 
 
-def plan_table(job: Job, memory_bytes: int | None) -> str:
-    """Return the plan as text: bytes with and without checkpointing, whether they fit, and what to change."""
-    return "\n".join(plan_lines(job, memory_bytes))
-
-
 def plan_lines(job: Job, memory_bytes: int | None) -> Iterator[str]:
-    """Yield the lines of ``plan_table`` as they are found.
+    """Yield the plan line by line: bytes with and without checkpointing, whether they fit, and what to change.
 
     Args:
         job: The run.

@@ -64,8 +64,7 @@ class _QuantizedLinear(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """States [.., in] -> [.., out]."""
-        product: Tensor = _QuantizedProduct.apply(states, self.weight, self.out_features, self.keeps_input)
-        return product
+        return _QuantizedProduct.apply(states, self.weight, self.out_features, self.keeps_input)
 
     @property
     def W_q(self) -> Tensor:
@@ -122,27 +121,11 @@ class StepBytes:
         return max(0, self.peak_bytes - self.held_bytes - self.activations_bytes)
 
 
-def simulate_step(
-    config: PretrainedConfig,
-    wrap: Callable[[PreTrainedModel], nn.Module],
-    *,
-    batch: int,
-    source_tokens: int,
-    target_tokens: int,
-    quantize: Quantization | None = None,
-    dtype: torch.dtype = torch.float32,
-    checkpointing: bool = False,
-    accumulation: int = 1,
-    device: str = "cpu",
-    fast_kernels: bool = True,
-) -> StepBytes:
-    """Count the bytes of one step of ``accumulation`` micro-batches.
-
-    The layers of a stack are alike, so each one adds the same bytes. Only a few layers of a deep model are simulated.
+@dataclass(frozen=True)
+class StepShape:
+    """A training step of ``accumulation`` micro-batches, ``[batch, source_tokens]`` to ``[batch, target_tokens]`` each.
 
     Args:
-        config: The configuration of a T5.
-        wrap: A method's wrap with its options.
         batch: Rows of a micro-batch.
         source_tokens: S, padding included.
         target_tokens: T, padding included.
@@ -152,15 +135,21 @@ def simulate_step(
         accumulation: Micro-batches of a step. From the second on, gradients exist while activations are kept.
         device: "cpu" or "cuda"; kernels differ in what they keep.
         fast_kernels: As in the training arguments; those of this library are for the CPU.
-
-    Shapes:
-        A micro-batch: ``[batch, source_tokens]`` to ``[batch, target_tokens]``.
     """
-    shape = _Shape(
-        batch, source_tokens, target_tokens, quantize, dtype, checkpointing, accumulation, device, fast_kernels
-    )
-    with _without_collector():
-        return _of_all_layers(config, wrap, shape)
+
+    batch: int
+    source_tokens: int
+    target_tokens: int
+    quantize: Quantization | None = None
+    dtype: torch.dtype = torch.float32
+    checkpointing: bool = False
+    accumulation: int = 1
+    device: str = "cpu"
+    fast_kernels: bool = True
+
+
+Wrap = Callable[[PreTrainedModel], nn.Module]
+"""A method's wrap with its options."""
 
 
 @contextmanager
@@ -175,8 +164,13 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _of_all_layers(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Module], shape: _Shape) -> StepBytes:
-    """Simulate a few layers, and one more of each stack, which stands for all the others."""
+@_without_collector()
+def simulate_step(config: PretrainedConfig, wrap: Wrap, shape: StepShape) -> StepBytes:
+    """Count the bytes of one step of a T5 with ``config``.
+
+    The layers of a stack are alike, so each one adds the same bytes. Of a deep model a few layers are simulated, and one more of
+    each stack, which stands for all the others.
+    """
     family = family_of(config)
     encoder, decoder = (stack.layers for stack in family.stacks(config))
     if max(encoder, decoder) <= SIMULATED_LAYERS + 1:
@@ -195,22 +189,7 @@ SIMULATED_LAYERS = 3
 """Layers of a stack that are simulated: the first, the last, and one between them."""
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The arguments of ``simulate_step`` beside the model."""
-
-    batch: int
-    source_tokens: int
-    target_tokens: int
-    quantize: Quantization | None
-    dtype: torch.dtype
-    checkpointing: bool
-    accumulation: int
-    device: str
-    fast_kernels: bool
-
-
-def _wrapped(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Module], shape: _Shape) -> _Model:
+def _wrapped(config: PretrainedConfig, wrap: Wrap, shape: StepShape) -> _Model:
     """Return a model without values, and the bytes of its backbone; the same one for other batches of the same job."""
     key = None
     if isinstance(wrap, partial):
@@ -231,7 +210,7 @@ _MODELS: dict[Any, _Model] = {}
 _MOST_MODELS = 16
 
 
-def _made(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Module], shape: _Shape) -> _Model:
+def _made(config: PretrainedConfig, wrap: Wrap, shape: StepShape) -> _Model:
     ours = shape.fast_kernels and shape.device == "cpu"
     with torch.device("meta"):
         model = _model(config, shape.dtype)
@@ -244,7 +223,7 @@ def _made(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Module]
     return wrapped, weights_bytes
 
 
-def _simulate(config: PretrainedConfig, wrap: Callable[[PreTrainedModel], nn.Module], shape: _Shape) -> StepBytes:
+def _simulate(config: PretrainedConfig, wrap: Wrap, shape: StepShape) -> StepBytes:
     ours = shape.fast_kernels and shape.device == "cpu"
     wrapped, weights_bytes = _wrapped(config, wrap, shape)
     wrapped.zero_grad()
@@ -286,14 +265,12 @@ def _loss_of_pairs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         model(input_ids=inputs[name], attention_mask=torch.ones_like(inputs[name])).pooler_output
         for name in ("input_ids", "labels")
     )
-    scores: Tensor = sources @ targets.T
-    return scores.logsumexp(-1).sum()
+    return (sources @ targets.T).logsumexp(-1).sum()
 
 
 def _model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     if any("EncoderModel" in kind for kind in config.architectures or ()):
-        encoder: PreTrainedModel = encoder_class("embedding", config.model_type)(copy.deepcopy(config)).to(dtype)
-        return encoder
+        return encoder_class("embedding", config.model_type)(copy.deepcopy(config)).to(dtype)
     model = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), dtype=dtype)  # what follows writes into it
     if not family_of(config).has_tied_head(config):
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
@@ -316,30 +293,11 @@ def _bytes_of(parameters: list[nn.Parameter]) -> int:
     return sum({id(parameter): parameter.nbytes for parameter in parameters}.values())
 
 
-def _memory_efficient_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    **_: Any,
-) -> Tensor:
-    """Stand in for the kernel that CUDA takes for attention with a bias and dropout: it keeps no scores [B, N, T, S]."""
-    bias = attn_mask
-    if bias is not None:
-        bias = bias.expand(len(query), query.shape[1], query.shape[2], key.shape[2])
-    output: Tensor = _aten._scaled_dot_product_efficient_attention(
-        query, key, value, bias, True, dropout_p, is_causal, scale=scale
-    )[0]
-    return output
-
-
 _plain_attention = nn.functional.scaled_dot_product_attention
 
 
-def _attention_of_cpu(
+def _attention_on(
+    device: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -349,14 +307,19 @@ def _attention_of_cpu(
     scale: float | None = None,
     **more: Any,
 ) -> Tensor:
-    """Stand in for the choice of the CPU: a kernel that keeps no scores where nothing drops and no bias learns."""
-    if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
-        plain: Tensor = _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
-        return plain
-    output: Tensor = _aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
-    return output
+    """Stand in for the kernel of a device. It keeps no scores [B, N, T, S], but on a CPU with dropout or a bias that learns."""
+    if device != "cpu":  # a bias and dropout may be there too
+        bias = attn_mask if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
+        found = _aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, True, dropout_p, is_causal, scale=scale
+        )
+    elif dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+        return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+    else:
+        found = _aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+        )
+    return found[0]
 
 
 @contextmanager
@@ -366,7 +329,7 @@ def _kernels_of(device: str) -> Iterator[None]:
     holders: list[Any] = [nn.functional, attention, grouped_attention]
     CHUNK_ELEMENTS["cpu"] = CHUNK_ELEMENTS[device]
     for module in holders:
-        module.scaled_dot_product_attention = _attention_of_cpu if device == "cpu" else _memory_efficient_attention
+        module.scaled_dot_product_attention = partial(_attention_on, device)
     try:
         yield
     finally:

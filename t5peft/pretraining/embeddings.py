@@ -48,8 +48,7 @@ def pmi_embeddings(tokens: np.ndarray, vocabulary: int, d_model: int, *, window:
     if vocabulary > MAX_VOCABULARY:
         raise ValueError(
             f"Got a vocabulary of {vocabulary:,} tokens, whose counts take {20e-9 * vocabulary**2:.0f} GB; expected at most "
-            f"{MAX_VOCABULARY:,} "
-            "tokens. Start from random embeddings (--embeddings random)."
+            f"{MAX_VOCABULARY:,} tokens. Start from random embeddings (--embeddings random)."
         )
     pmi = positive_pmi(cooccurrences(tokens, vocabulary, window=window))
     with torch.random.fork_rng():

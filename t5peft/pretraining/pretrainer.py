@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.compat.filesystem import write_whole
-from t5peft.data.padding import pad_rows
+from t5peft.data.collate import pad_rows
 from t5peft.nn.loss import target_loss
 from t5peft.pretraining.corruption import Corruption, corrupt, corruption_for_source, split_prefix
 from t5peft.pretraining.optimizers import OptimizerName, make_optimizer, rate_factor
@@ -158,7 +158,14 @@ class Pretrainer:
         self.model.train()
         # Seed dropout by the step, so that it does not depend on where a run began.
         torch.manual_seed(int(np.random.SeedSequence((self.config.seed, self.step)).generate_state(1)[0]))
-        factor = self._rate_factor()
+        config = self.config
+        factor = rate_factor(
+            self.step,
+            warmup=config.warmup,
+            decay_start_step=config.decay_start_step,
+            steps=config.steps,
+            cooldown=config.cooldown,
+        )
         for parameters, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             parameters["lr"] = rate * factor
         groups = self.groups(self.step)
@@ -184,16 +191,6 @@ class Pretrainer:
         self.step += 1
         self.tokens_seen += seen
         return means[0], seen
-
-    def _rate_factor(self) -> float:
-        config = self.config
-        return rate_factor(
-            self.step,
-            warmup=config.warmup,
-            decay_start_step=config.decay_start_step,
-            steps=config.steps,
-            cooldown=config.cooldown,
-        )
 
     def groups(self, step: int) -> list[list[Batch]]:
         """Return the micro-batches of ``step``: those of text, then those of tasks. They depend only on the step."""
@@ -289,8 +286,7 @@ class Pretrainer:
         except RuntimeError as error:
             raise ValueError(
                 f"Got a model that does not fit {path} ({str(error).splitlines()[1].strip():.100}...); expected the backbone or "
-                "the "
-                "shape with which the run began. Use that, or another folder."
+                "the shape with which the run began. Use that, or another folder."
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens_seen = state["step"], state["tokens_seen"]
@@ -321,8 +317,7 @@ def _plan(config: PretrainConfig, sentinels: int) -> Corruption:
     if config.objective == "spans" and plan.spans > sentinels:
         raise ValueError(
             f"Got source_tokens={config.source_tokens} and a tokenizer with {sentinels} sentinels; expected {plan.spans} "
-            "sentinels. "
-            "Take fewer source tokens."
+            "sentinels. Take fewer source tokens."
         )
     return plan
 

@@ -59,11 +59,8 @@ class SelfSupervised:
         self.sentiment = Sentiment(self.sentences, tokenizer, valences)
         if not self.sentiment:  # for example a text in another language
             weights[list(TASKS).index("sst2 sentence")] = 0
-        for name in (
-            "order",
-            "same",
-            "title",
-        ):  # documents of one sentence, or without a capital at their beginning, say
+        # These need documents of several sentences, or with a capital at their beginning, say.
+        for name in ("order", "same", "title"):
             try:
                 TASKS[name][0](self, np.random.default_rng(0))
             except ValueError:

@@ -34,8 +34,7 @@ class Sentences:
         if not self.begins_word.any():
             raise ValueError(
                 "Got a tokenizer without pieces that begin with '▁'; expected a SentencePiece tokenizer, which the tasks need. "
-                "Leave "
-                "the tasks out (task_rows=0)."
+                "Leave the tasks out (task_rows=0)."
             )
         self.capital = np.array([piece[1:2].isupper() and piece[0] == "▁" for piece in pieces])
         self.digit = np.array([piece.strip("▁").isdigit() for piece in pieces])

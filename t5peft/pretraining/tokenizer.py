@@ -66,8 +66,7 @@ def train_unigram(texts: Iterator[str], *, pieces: int, threads: int) -> list[tu
     except RuntimeError as error:  # the class of all of sentencepiece's errors
         raise ValueError(
             f"Got a text on which no vocabulary of {pieces} pieces can be trained ({error}); expected more text or fewer pieces. "
-            "Bytes, "
-            "printable characters and special tokens are 355 pieces. With little text, take all of it (share=1, "
+            "Bytes, printable characters and special tokens are 355 pieces. With little text, take all of it (share=1, "
             "--vocabulary-share 1)."
         ) from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())

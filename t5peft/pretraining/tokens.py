@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ class TokenStore:
         if per_pass < 1:
             raise ValueError(
                 f"Got {len(self.tokens)} tokens; expected at least {2 * length}, for rows of {length}. Give more text, or "
-                "shorter rows "
-                "(source_tokens)."
+                "shorter rows (source_tokens)."
             )
         found = np.empty((count, length), dtype=self.tokens.dtype)
         for index in range(count):
@@ -106,22 +106,12 @@ def write_store(
     """
     directory.mkdir(parents=True, exist_ok=True)
     dtype, name = _dtype_of(len(tokenizer))
-    offsets = [0]
-    waiting: list[Sequence[str]] = []
+    offsets, left = [0], iter(documents)
     with (directory / name).open("wb") as file:
-
-        def flush() -> None:
-            for ids in encode_documents(waiting, tokenizer):
+        while some := list(islice(left, _DOCUMENTS_AT_ONCE)):
+            for ids in encode_documents(some, tokenizer):
                 np.asarray(ids, dtype=dtype).tofile(file)
                 offsets.append(offsets[-1] + len(ids))
-            waiting.clear()
-
-        for document in documents:
-            waiting.append(document)
-            if len(waiting) == _DOCUMENTS_AT_ONCE:
-                flush()
-        if waiting:
-            flush()
     if offsets[-1] == 0:
         raise ValueError(f"Got no text to write to {directory}; expected documents of one paragraph or more.")
     np.save(directory / "offsets.npy", np.asarray(offsets, dtype=np.int64))

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
-from t5peft.data.padding import pad_rows
+from t5peft.data.collate import pad_rows
 from t5peft.evaluation.ranking import score_candidates
 from t5peft.models.backbone import correct_config
 from t5peft.models.encoders import has_decoder

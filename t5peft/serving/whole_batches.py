@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from t5peft.data.padding import pad_rows
+from t5peft.data.collate import pad_rows
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Scores
 from t5peft.serving.sampling import tokens_of

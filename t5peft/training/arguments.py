@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from dataclasses import MISSING, dataclass, fields
@@ -101,9 +100,7 @@ def as_t5peft_arguments(args: TrainingArguments | None) -> Seq2SeqTrainingArgume
     if args is None:
         args = T5PeftTrainingArguments()
     if not isinstance(args, Seq2SeqTrainingArguments):
-        converted = object.__new__(T5PeftTrainingArguments)
-        converted.__dict__.update(_OWN | copy.copy(args.__dict__))
-        args = converted
+        args = own_arguments(args)
     check_arguments(args)
     # Several devices in one process would be torch's DataParallel; several processes are what ``accelerate launch`` is for.
     args._n_gpu = min(args.n_gpu, 1)

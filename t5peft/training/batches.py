@@ -33,7 +33,7 @@ class BatchingTrainer(EvaluatingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of the training data, whose batches are inputs of the model."""
-        self._prepare_data(self.train_dataset)
+        self._tell_collator()
         if isinstance(self.train_dataset, IterableDataset) and self.accelerator.num_processes > 1:
             self._count_stream()
         loader = super().get_train_dataloader()

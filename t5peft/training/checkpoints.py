@@ -35,6 +35,7 @@ from t5peft.models.folders import replacing
 from t5peft.models.manifest import UNFINISHED, non_finite_names, verify
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.training.order import ORDER_FILE, RepeatableOrder
+from t5peft.training.run_folder import checkpoints
 
 logger = logging.getLogger("t5peft")
 
@@ -47,9 +48,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
     activations: Activations | None = None  # what is cached of a frozen backbone during the training
     reallocation: Reallocation | None = None  # of the ranks of AdaLoRA during the training
     resumed_from: Path | None = None
-    _hashed: tuple[Any, Any, dict[str, Any]] | None = (
-        None  # training and validation data, and hashes over their records
-    )
+    # training and validation data, and hashes over their records
+    _hashed: tuple[Any, Any, dict[str, Any]] | None = None
     order: RepeatableOrder | None = None  # of the training examples, where it depends on the state of a generator
 
     @property
@@ -101,10 +101,8 @@ class CheckpointTrainer(Seq2SeqTrainer):
         if self.resumed_from is not None:
             self._check_checkpoint(self.resumed_from)
         # An evaluation of the checkpoint again would count against early stopping.
-        starts, self.args.eval_on_start = (
-            self.args.eval_on_start,
-            self.args.eval_on_start and not resume_from_checkpoint,
-        )
+        starts = self.args.eval_on_start
+        self.args.eval_on_start = starts and not resume_from_checkpoint
         try:
             output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
         finally:
@@ -343,9 +341,8 @@ def restore_callbacks(callbacks: Iterable[Any], state: TrainerState) -> None:
     transformers forgets it by default. ``restore_callback_states_from_checkpoint`` would also put their arguments back, so that
     a new patience did nothing.
     """
-    exported = cast(
-        "dict[str, Any]", state.stateful_callbacks or {}
-    )  # one state by name of the class, or a list of them
+    # one state by name of the class, or a list of them
+    exported = cast("dict[str, Any]", state.stateful_callbacks or {})
     stored = {name: list(found) if isinstance(found, list) else [found] for name, found in exported.items()}
     for callback in callbacks:
         if isinstance(callback, ExportableState) and stored.get(type(callback).__name__):
@@ -357,8 +354,7 @@ def newest_resumable(run_folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, by its manifest or, where there is none at all, of plain Trainer's."""
     if any(run_folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{MANIFEST}")):
         return newest_complete(run_folder)
-    folders = [path for path in run_folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    for folder in reversed(checkpoints(run_folder)):
         if _is_complete_without_manifest(folder):
             return folder
         logger.warning("Skipping %s: its save was not finished.", folder)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig
 
-from t5peft.data.collate import collate_pairs
-from t5peft.data.features import target_problems
+from t5peft.data.collate import collate_with_labels
+from t5peft.data.features import token_problems
 from t5peft.nn.loss import IGNORED_LABEL
-from t5peft.training.head import Batch, Feature, Head
+from t5peft.training.head import PLAIN, Added, Batch, Feature, Head
 
 ROWS = 1024  # of the table of cosines that are computed at once in an evaluation
 
@@ -68,11 +68,11 @@ class EmbeddingHead(Head):
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are the token ids of the targets, int64 [B, T]."""
-        return collate_pairs(features, pad_token_id=self.config.pad_token_id)
+        return collate_with_labels(features, pad_token_id=self.config.pad_token_id)
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the targets are not lists of token ids of the model."""
-        return target_problems(features, self.config.vocab_size)
+        return token_problems(features, "labels", self.config.vocab_size)
 
     def count(self, batch: Batch) -> float:
         """Count the pairs."""
@@ -87,16 +87,14 @@ class EmbeddingHead(Head):
         ids = batch["labels"].masked_fill(~present, self.config.pad_token_id)
         return sources, model(input_ids=ids, attention_mask=present.long()).pooler_output
 
-    def loss_and_outputs(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float, Any]:
+    def loss_and_outputs(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float, Any]:
         """Return the loss [] summed over the pairs of one batch, their number, and both embeddings."""
         items, outputs = self.count(batch), self.embeddings(model, batch)
         if items == 0:
             return outputs[0].sum() * 0, 0, outputs
-        return self.loss_of(outputs, batch, label_smoothing, z_loss), items, outputs
+        return self.loss_of(outputs, batch, added), items, outputs
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the loss [] of embeddings ([B, E], [B, E]), summed over the pairs, each against all targets given."""
         present = batch["labels"] != IGNORED_LABEL
         rows = present.any(-1).nonzero().flatten()

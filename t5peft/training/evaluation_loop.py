@@ -23,7 +23,7 @@ from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.training.arguments import T5PeftTrainingArguments, own_arguments
 from t5peft.training.checkpoints import CheckpointTrainer
 from t5peft.training.contrastive import EmbeddingHead
-from t5peft.training.head import Batch, Head
+from t5peft.training.head import PLAIN, Batch, Head
 from t5peft.training.heads import TextHead, head_of
 
 NEW_TOKENS = 64  # where neither the arguments, the model nor any target says how many
@@ -65,17 +65,13 @@ class Collator:
 class EvaluatingTrainer(CheckpointTrainer):
     """A Trainer with an exact evaluation loss, and predictions in the order of the data."""
 
+    args: Seq2SeqTrainingArguments  # as ``__init__`` made sure
     control: Any  # transformers does not declare its type
 
     @property
     def own(self) -> T5PeftTrainingArguments:
         """The arguments, with defaults for those that only ``T5PeftTrainingArguments`` has."""
         return own_arguments(self.args)
-
-    @property
-    def seq2seq_args(self) -> Seq2SeqTrainingArguments:
-        """The arguments, which ``__init__`` made sure are these."""
-        return cast(Seq2SeqTrainingArguments, self.args)
 
     @property
     def head(self) -> Head:
@@ -106,17 +102,17 @@ class EvaluatingTrainer(CheckpointTrainer):
         """Return the loader of the evaluation data, after a check of its columns."""
         if not isinstance(eval_dataset, str):
             check_dataset(self.eval_dataset if eval_dataset is None else eval_dataset, "eval_dataset")
-        self._prepare_data(self.eval_dataset if eval_dataset is None else eval_dataset)
+        self._tell_collator()
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Return the loader of the test data, after a check of its columns."""
         check_dataset(test_dataset, "test_dataset")
-        self._prepare_data(test_dataset)
+        self._tell_collator()
         return super().get_test_dataloader(test_dataset)
 
-    def _prepare_data(self, dataset: Any) -> None:
-        """Tell the collator the head of the model, which ``model_init`` may have made anew, and refuse what is not served."""
+    def _tell_collator(self) -> None:
+        """Tell the collator the head of the model, which ``model_init`` may have made anew."""
         if isinstance(self.data_collator, Collator):
             self.data_collator.head = self.head
 
@@ -204,7 +200,7 @@ class EvaluatingTrainer(CheckpointTrainer):
         """
         batch = self._prepare_inputs(inputs)
         head, labeled = self.head, self.head.is_labeled(batch)
-        generates = self.seq2seq_args.predict_with_generate and isinstance(head, TextHead)
+        generates = self.args.predict_with_generate and isinstance(head, TextHead)
         loss, outputs, predictions = None, None, None
         if isinstance(head, EmbeddingHead) and not self.has_own_loss():  # whose loss is of all embeddings
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -266,11 +262,11 @@ class EvaluatingTrainer(CheckpointTrainer):
     def _limit_generation(self, rows: list[Any]) -> None:
         """Set how many tokens are generated where no argument says so: by the generation config, or as the longest target."""
         t5, head = self.t5, self.head
-        if not self.seq2seq_args.predict_with_generate or not isinstance(head, TextHead):
+        if not self.args.predict_with_generate or not isinstance(head, TextHead):
             return
-        if self.seq2seq_args.generation_config is not None:
+        if self.args.generation_config is not None:
             # transformers gives it to the wrapper, which is not what generates
-            t5.generation_config = self.load_generation_config(cast(Any, self.seq2seq_args.generation_config))
+            t5.generation_config = self.load_generation_config(cast(Any, self.args.generation_config))
         for name in ("max_new_tokens", "max_length"):
             if (most := getattr(t5.generation_config, name)) is not None:
                 self._generation_limit = {name: most}
@@ -302,7 +298,7 @@ class EvaluatingTrainer(CheckpointTrainer):
 
     def _summarize(self, parts: list[Part], rows: int, prefix: str) -> EvalLoopOutput:
         """Put the results of all batches together in the order of the data, and compute the metrics."""
-        text = isinstance(self.head, TextHead) and self.seq2seq_args.predict_with_generate
+        text = isinstance(self.head, TextHead) and self.args.predict_with_generate
         pad = self.t5.config.pad_token_id if text else IGNORED_LABEL
         predictions = self._in_order(parts, "predictions", pad)
         labels = self._in_order(parts, "labels", pad)
@@ -320,7 +316,7 @@ class EvaluatingTrainer(CheckpointTrainer):
             and labels is not None
         ):
             batch = {"labels": torch.from_numpy(labels)}
-            total = self.head.loss_of(tuple(map(torch.from_numpy, predictions)), batch, 0.0, 0.0)
+            total = self.head.loss_of(tuple(map(torch.from_numpy, predictions)), batch, PLAIN)
             metrics[f"{prefix}_loss"] = float(total) / len(labels)
         if text and isinstance(predictions, np.ndarray) and self._counts_cut_answers:
             ended = np.isin(predictions, self.t5.config.eos_token_id).any(-1)  # a model may have several

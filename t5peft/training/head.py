@@ -10,7 +10,7 @@ Letters: B batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,23 @@ from transformers import PreTrainedConfig
 
 from t5peft.compat.peft import adds_to_loss
 from t5peft.data.collate import bucket_by_length
-from t5peft.data.features import LabelLayout, source_problems, unpadded
+from t5peft.data.features import Feature, LabelLayout, token_problems, unpadded
 from t5peft.models.families import family_of
 from t5peft.models.unwrap import has_own_forward
 from t5peft.nn.loss import IGNORED_LABEL
 
-Feature = Mapping[str, Any]
 Batch = dict[str, Any]
+
+
+class Added(NamedTuple):
+    """Weights of what a training adds to the loss."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+PLAIN = Added()
+"""Nothing is added, as in an evaluation."""
 
 
 class Head:
@@ -102,7 +112,7 @@ class Head:
                 )
         if any(name not in feature for feature in features for name in needed):
             raise ValueError(self.columns_error({name for feature in features for name in feature}))
-        problems = source_problems(features, self.config.vocab_size)
+        problems = token_problems(features, "input_ids", self.config.vocab_size)
         problems += self.label_problems(features) if labeled else []
         if problems:
             raise ValueError(
@@ -131,16 +141,12 @@ class Head:
 
     # --- loss -------------------------------------------------------------------------------------------------------
 
-    def loss(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float]:
+    def loss(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float]:
         """Return the loss [] summed over the items of a batch, and their number."""
-        loss, items, _ = self.loss_and_outputs(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+        loss, items, _ = self.loss_and_outputs(model, batch, added)
         return loss, items
 
-    def loss_and_outputs(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float, Any]:
+    def loss_and_outputs(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float, Any]:
         """Return the summed loss [], the number of items, and what the model returned.
 
         Some tuners of peft add to the loss of the model, and a user's own forward may give any loss. What is added counts once a
@@ -150,16 +156,16 @@ class Head:
         adds = items > 0 and self.asks_model(model)
         inputs = batch if adds else {name: value for name, value in batch.items() if name not in self.labels}
         outputs = model(**inputs, **self.options)
-        loss = self.loss_of(outputs, batch, label_smoothing, z_loss)
+        loss = self.loss_of(outputs, batch, added)
         if adds:
-            loss = loss + items * (own_loss(outputs) - self.loss_of(outputs, batch, 0.0, 0.0) / items)
+            loss = loss + items * (own_loss(outputs) - self.loss_of(outputs, batch, PLAIN) / items)
         return loss, items, outputs
 
     def asks_model(self, model: nn.Module) -> bool:
         """Return whether the loss is that which the model returns: a tuner or code of the user's may have changed it."""
         return adds_to_loss(model) or has_own_forward(model)
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the summed loss [] of what the model returned for a batch."""
         raise NotImplementedError
 
@@ -170,5 +176,4 @@ class Head:
 
 def own_loss(outputs: Any) -> Tensor:
     """Return the loss [] that a model returned."""
-    loss: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
-    return loss
+    return outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]

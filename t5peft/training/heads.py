@@ -19,9 +19,8 @@ from t5peft.data.collate import (
     bucket_by_length,
     collate,
     collate_for_head,
-    collate_for_spans,
-    collate_for_tokens,
     collate_sources,
+    collate_with_labels,
     with_room,
 )
 from t5peft.data.features import (
@@ -31,11 +30,11 @@ from t5peft.data.features import (
     is_whole_number,
     kind_problems,
     range_problems,
-    target_problems,
+    token_problems,
 )
 from t5peft.nn.loss import IGNORED_LABEL, logits_loss, target_loss
 from t5peft.training.contrastive import EmbeddingHead
-from t5peft.training.head import Batch, Feature, Head, own_loss
+from t5peft.training.head import PLAIN, Added, Batch, Feature, Head, own_loss
 
 
 class TextHead(Head):
@@ -63,19 +62,15 @@ class TextHead(Head):
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the targets are not lists of token ids of the model."""
-        return target_problems(features, self.config.vocab_size)
+        return token_problems(features, "labels", self.config.vocab_size)
 
-    def loss(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float]:
+    def loss(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float]:
         """Return the loss [] summed over the target tokens, without making all logits, and their number."""
         if self.asks_model(model):
-            return super().loss(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
-        return target_loss(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+            return super().loss(model, batch, added)
+        return target_loss(model, batch, **added._asdict())
 
-    def loss_and_outputs(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float, Any]:
+    def loss_and_outputs(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float, Any]:
         """Return the summed loss [], the number of target tokens, and the outputs of the model with all logits."""
         if "decoder_input_ids" not in batch and "decoder_inputs_embeds" not in batch:
             labels = batch["labels"]
@@ -85,11 +80,11 @@ class TextHead(Head):
             batch = batch | {
                 "decoder_input_ids": shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
             }
-        return super().loss_and_outputs(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+        return super().loss_and_outputs(model, batch, added)
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the loss [] of logits [B, T, V], summed over the target tokens."""
-        return logits_loss(outputs.logits, batch["labels"], label_smoothing=label_smoothing, z_loss=z_loss)
+        return logits_loss(outputs.logits, batch["labels"], **added._asdict())
 
 
 class SequenceHead(Head):
@@ -147,7 +142,7 @@ class SequenceHead(Head):
             "labels": torch.full_like(labels, float("nan") if labels.is_floating_point() else IGNORED_LABEL)
         }
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the loss [] of logits [B, L], summed over the examples; several numbers of an example are averaged."""
         logits, labels = _exact(outputs.logits), batch["labels"]
         if self.config.problem_type is None:  # as the model does at its first loss
@@ -156,7 +151,7 @@ class SequenceHead(Head):
             else:
                 self.config.problem_type = "multi_label_classification" if logits.shape[-1] > 1 else "regression"
         if not labels.is_floating_point():
-            return cross_entropy(logits, labels.flatten(), label_smoothing=label_smoothing, reduction="sum")
+            return cross_entropy(logits, labels.flatten(), label_smoothing=added.label_smoothing, reduction="sum")
         counted = _counted(labels)
         logits, labels = logits[counted], labels[counted].reshape(-1, logits.shape[-1]).to(logits.dtype)
         if self.config.problem_type == "multi_label_classification":
@@ -173,7 +168,7 @@ class TokenHead(Head):
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Collate features; labels are int64 [B, S]."""
-        return collate_for_tokens(features, pad_token_id=self.config.pad_token_id)
+        return collate_with_labels(features, pad_token_id=self.config.pad_token_id)
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the labels are not one class a source token."""
@@ -185,10 +180,10 @@ class TokenHead(Head):
         labels = set().union(*(labels for labels, _ in pairs))
         return range_problems(labels, "labels", self.classes, "the model's config has num_labels")
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return the loss [] of logits [B, S, L], summed over the labeled tokens."""
         logits = _exact(outputs.logits).flatten(0, 1)
-        return cross_entropy(logits, batch["labels"].flatten(), label_smoothing=label_smoothing, reduction="sum")
+        return cross_entropy(logits, batch["labels"].flatten(), label_smoothing=added.label_smoothing, reduction="sum")
 
 
 class SpanHead(Head):
@@ -201,8 +196,14 @@ class SpanHead(Head):
     name = "qa_outputs"
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Collate features; positions are int64 [B]."""
-        return collate_for_spans(features, pad_token_id=self.config.pad_token_id)
+        """Collate features; positions are int64 [B], -100 for one outside its source."""
+        batch = collate_sources(features, pad_token_id=self.config.pad_token_id)
+        for name in self.labels:
+            if all(name in feature for feature in features):
+                inside = [0 <= feature[name] < len(feature["input_ids"]) for feature in features]
+                positions = [f[name] if there else IGNORED_LABEL for f, there in zip(features, inside, strict=True)]
+                batch[name] = torch.tensor(positions)
+        return batch
 
     def label_problems(self, features: Sequence[Feature]) -> list[str]:
         """Return why the positions are not whole numbers."""
@@ -214,16 +215,14 @@ class SpanHead(Head):
             )
         ]
 
-    def loss_and_outputs(
-        self, model: nn.Module, batch: Batch, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> tuple[Tensor, float, Any]:
+    def loss_and_outputs(self, model: nn.Module, batch: Batch, added: Added = PLAIN) -> tuple[Tensor, float, Any]:
         """Return the summed loss [], the number of spans, and what the model returned.
 
         A user's own forward may give any loss. It reads positions that do not count as transformers does: S, behind the source.
         """
         items = self.count(batch)
         if not (items and self.asks_model(model)):
-            return super().loss_and_outputs(model, batch, label_smoothing=label_smoothing, z_loss=z_loss)
+            return super().loss_and_outputs(model, batch, added)
         behind = batch["input_ids"].shape[1]
         spans = {name: batch[name].masked_fill(batch[name] == IGNORED_LABEL, behind) for name in self.labels}
         outputs = model(**batch | spans, **self.options)
@@ -233,7 +232,7 @@ class SpanHead(Head):
         """Count the examples with a span, where half a span is a start or an end."""
         return sum(int((batch[name] != IGNORED_LABEL).sum()) for name in self.labels) / 2
 
-    def loss_of(self, outputs: Any, batch: Batch, label_smoothing: float, z_loss: float) -> Tensor:
+    def loss_of(self, outputs: Any, batch: Batch, added: Added) -> Tensor:
         """Return half the loss [] of start and end scores [B, S], summed over the examples."""
         outside = batch["attention_mask"] == 0
         losses = [

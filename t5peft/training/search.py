@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sqlite3
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -140,7 +140,7 @@ def search(
         while (count := len(ended := _ended(study))) < trials:
             known = ended[: count // workers * workers]
             jobs = [(number, known) for number in range(count, min(len(known) + workers, trials))]
-            found = map(run, jobs) if executor is None else _at_once(executor, run, jobs)
+            found = map(run, jobs) if executor is None else executor.map(run, jobs)
             for trial in found:
                 study.add_trial(trial)
         return _best(study, folder, config, lead)
@@ -185,12 +185,6 @@ def run_trial(
 
     study.optimize(objective, n_trials=1)
     return study.trials[-1]
-
-
-def _at_once(executor: Executor, run: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-    """Run the jobs at once and yield their results in order."""
-    futures = [executor.submit(run, job) for job in jobs]
-    return (future.result() for future in futures)
 
 
 def _open_study(folder: Path, task: Task, splits: Splits, config: TrainConfig) -> optuna.Study:

@@ -45,17 +45,6 @@ from t5peft.training.checkpoints import newest_resumable
 from t5peft.training.config import TrainConfig
 from t5peft.training.run_folder import check_run_folder, delete_checkpoints
 
-__all__ = [
-    "Records",
-    "Splits",
-    "TrainConfig",
-    "TrainResult",
-    "check_splits",
-    "score_splits",
-    "train",
-    "train_and_evaluate",
-]
-
 logger = logging.getLogger(__name__)
 
 Records = Sequence[Mapping[str, Any]]

@@ -35,17 +35,16 @@ from t5peft.models.unwrap import ensure_unmerged, unwrap_t5
 from t5peft.nn.fast import fast_kernels, t5peft_attention
 from t5peft.training.arguments import as_t5peft_arguments
 from t5peft.training.batches import BatchingTrainer, uses_items
-from t5peft.training.callbacks import OnOurKernels
+from t5peft.training.callbacks import DuringTraining
 from t5peft.training.contrastive import EmbeddingHead
 from t5peft.training.contrastive_step import contrastive_step
 from t5peft.training.diagnosis import non_finite_gradients, non_finite_loss
 from t5peft.training.evaluation_loop import Collator
 from t5peft.training.given import check_data, check_gradients, check_held, check_parts, warn_of_unsaved
-from t5peft.training.head import Batch
+from t5peft.training.head import PLAIN, Added, Batch
 from t5peft.training.heads import TextHead
 from t5peft.training.micro_batches import TokenBudget, layout_of, micro_batches
 from t5peft.training.progress import LinePrinter, LineProgress, Throughput
-from t5peft.training.reallocation import Reallocating
 from t5peft.training.served import check_served
 
 logger = logging.getLogger("t5peft")
@@ -120,7 +119,7 @@ class T5PeftTrainer(BatchingTrainer):
         )
         check_served(self)
         self._check_precision()
-        self._prepare_data(None)
+        self._tell_collator()
         correct_config(self.t5)
         if isinstance(self.head, EmbeddingHead):  # of which the model is given the tokens as sources
             self.label_names = [*self.head.labels]
@@ -129,20 +128,14 @@ class T5PeftTrainer(BatchingTrainer):
         for plain, lines in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
             if self.pop_callback(plain) is not None:
                 self.add_callback(lines)
-        self.add_callback(OnOurKernels(self))
-        self.add_callback(Reallocating(self))
+        self.add_callback(DuringTraining(self))
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train, on the kernels of this library; see ``CheckpointTrainer.train``."""
+    def _train(self, *arguments: Any) -> TrainOutput:
+        """Train, on the kernels of this library."""
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return super()._train(*arguments)
         except RuntimeError as error:
             check_gradients(error, self.optimizer)
             raise
@@ -298,7 +291,7 @@ class T5PeftTrainer(BatchingTrainer):
             divisor: Any = 1
         elif return_outputs:
             with self.compute_loss_context_manager():
-                loss, items, outputs = self.head.loss_and_outputs(model, batch, **self._added_losses(model))
+                loss, items, outputs = self.head.loss_and_outputs(model, batch, self._added_losses(model))
                 loss = self._with_orthogonality(model, loss, items)
             divisor = num_items_in_batch
         else:
@@ -315,7 +308,7 @@ class T5PeftTrainer(BatchingTrainer):
 
         Label smoothing and z-loss belong to training: in evaluation mode it is the plain cross-entropy.
         """
-        loss, items = self.head.loss(model, batch, **self._added_losses(model))
+        loss, items = self.head.loss(model, batch, self._added_losses(model))
         return self._with_orthogonality(model, loss, items), items
 
     def _with_orthogonality(self, model: nn.Module, loss: Tensor, items: float) -> Tensor:
@@ -324,10 +317,8 @@ class T5PeftTrainer(BatchingTrainer):
             return loss
         return loss + items * self.reallocation.tuner.orthogonality()
 
-    def _added_losses(self, model: nn.Module) -> dict[str, float]:
-        if not model.training:
-            return {}
-        return {"label_smoothing": self.args.label_smoothing_factor, "z_loss": self.own.z_loss}
+    def _added_losses(self, model: nn.Module) -> Added:
+        return Added(self.args.label_smoothing_factor, self.own.z_loss) if model.training else PLAIN
 
     def micro_batches(self, features: list[dict[str, Any]]) -> list[Batch]:
         """Return the micro-batches of the examples of a step."""

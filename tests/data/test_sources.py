@@ -14,7 +14,7 @@ from datasets import Dataset
 from tiny import tiny_classifier, tiny_t5
 from transformers import ByT5Tokenizer
 
-from t5peft.data.padding import pad_rows
+from t5peft.data.collate import pad_rows
 from t5peft.data.sources import read_candidates, read_sources
 from t5peft.evaluation import classify, predict, rank
 

@@ -21,8 +21,8 @@ from transformers import TrainerState
 from t5peft import T5PeftTrainer, adalora_wrap, load_adapter, save_adapter
 from t5peft.methods.adalora import AdaLoraTuner, Reallocation, ranks
 from t5peft.serving.adapter import read_adapter
+from t5peft.training.callbacks import DuringTraining
 from t5peft.training.checkpoints import ALLOCATOR_STATE
-from t5peft.training.reallocation import Reallocating
 
 MAPS = 10  # queries and output maps of the feed-forward of two and two layers
 STEPS = 10
@@ -189,6 +189,7 @@ def test_the_state_is_read_on_a_cpu_with_an_index_as_several_processes_have_it(t
     trainer: Any = SimpleNamespace(
         wrapped_model=adalora_wrap(tiny_t5(), rank=2), resumed_from=tmp_path, reallocation=None
     )
-    args, state = SimpleNamespace(device=torch.device("cpu:0")), cast(TrainerState, SimpleNamespace(max_steps=20))
-    Reallocating(trainer).on_train_begin(args, state, None)
+    trainer.callback_handler, trainer.start_kernels = SimpleNamespace(callbacks=[]), lambda: None
+    args, state = SimpleNamespace(device=torch.device("cpu:0")), TrainerState(max_steps=20)
+    DuringTraining(trainer).on_train_begin(args, state, None)
     assert trainer.reallocation.allocator.ipt["map"].tolist() == [1.0, 1.0]

@@ -29,7 +29,7 @@ from t5peft.benchmark.suites import suite_from
 from t5peft.methods.registry import method_of, register_method
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.planning.job import Job
-from t5peft.planning.plan import plan_table, step_bytes
+from t5peft.planning.plan import plan_lines, step_bytes
 from t5peft.training.train import TrainConfig
 
 CASE = Case(NAME, {"groups": 5})
@@ -169,7 +169,7 @@ def test_it_is_planned(folders: dict[Geometry, Path]) -> None:
     )
     found = step_bytes(job)
     assert found.trainable_parameters == 4 * 3
-    assert NAME in plan_table(job, 10**9)
+    assert NAME in "\n".join(plan_lines(job, 10**9))
 
 
 def test_it_is_searched() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig
 from t5peft.methods import METHODS
 from t5peft.models.families import family_of
 from t5peft.planning.geometry import config_of
-from t5peft.planning.simulate import simulate_step
+from t5peft.planning.simulate import StepShape, simulate_step
 
 # As the papers give them, in millions; those of T5Gemma 2 without its vision tower.
 PUBLISHED_MILLIONS = {
@@ -44,7 +44,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=SLOW), pytest.param("prompt", marks=SLOW)])
 @pytest.mark.parametrize("family", OTHERS)
 def test_weights_and_trained_parameters_are_those_of_the_model(family: Other, method: str) -> None:
-    planned = simulate_step(other_config(family), METHODS[method].wrap, batch=2, source_tokens=16, target_tokens=8)
+    planned = simulate_step(other_config(family), METHODS[method].wrap, StepShape(2, 16, 8))
     model = METHODS[method].wrap(tiny_other(family))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert planned.trainable_parameters == trained
@@ -54,9 +54,7 @@ def test_weights_and_trained_parameters_are_those_of_the_model(family: Other, me
 
 def test_longt5_costs_grow_with_the_length_and_those_of_t5_with_its_square() -> None:
     def kept(config: PreTrainedConfig, tokens: int) -> int:
-        return simulate_step(
-            config, METHODS["lora"].wrap, batch=1, source_tokens=tokens, target_tokens=8
-        ).activations_bytes
+        return simulate_step(config, METHODS["lora"].wrap, StepShape(1, tokens, 8)).activations_bytes
 
     long = other_config("longt5-local", dropout_rate=0.1)
     assert kept(long, 2048) == pytest.approx(2 * kept(long, 1024), rel=0.1)

@@ -25,7 +25,7 @@ from t5peft.planning.geometry import config_of, known_checkpoints
 from t5peft.planning.job import Job
 from t5peft.planning.live_bytes import LiveBytes
 from t5peft.planning.plan import changes, step_bytes
-from t5peft.planning.simulate import StepBytes, simulate_step
+from t5peft.planning.simulate import StepBytes, StepShape, simulate_step
 from t5peft.planning.units import parse_bytes
 
 RECORD = ROOT / "benchmarks" / "records" / "bench" / "planner.json"
@@ -132,7 +132,9 @@ def test_a_simulated_step_lives_as_much_as_a_real_one(geometry: Geometry, method
     options = {"length": 5} if method in ("prefix", "prompt") else {}
     shape: dict[str, Any] = {"batch": 3, "source_tokens": 17, "target_tokens": 9}
     found = simulate_step(
-        tiny_config(geometry), lambda model: METHODS[method].wrap(model, **options), fast_kernels=False, **shape
+        tiny_config(geometry),
+        lambda model: METHODS[method].wrap(model, **options),
+        StepShape(fast_kernels=False, **shape),
     )
     model = METHODS[method].wrap(tiny_t5(geometry), **options).train()
     source = torch.ones(3, 17, dtype=torch.long)
@@ -172,7 +174,7 @@ class _values(LiveBytes):
 
 def simulated(**changes: object) -> StepBytes:
     shape = {"batch": 4, "source_tokens": 32, "target_tokens": 8} | changes
-    return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), **shape)  # type: ignore[arg-type]
+    return simulate_step(tiny_config(), lambda model: lora_wrap(model, rank=4), StepShape(**shape))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -193,9 +195,9 @@ def test_a_deep_model_is_counted_from_a_few_of_its_layers(
 ) -> None:
     config = tiny_config(num_layers=6, num_decoder_layers=5)
     shape = {"batch": 2, "source_tokens": 16, "target_tokens": 8, "checkpointing": checkpointing, "accumulation": 2}
-    found = simulate_step(config, METHODS[method].wrap, **shape)  # type: ignore[arg-type]
+    found = simulate_step(config, METHODS[method].wrap, StepShape(**shape))  # type: ignore[arg-type]
     monkeypatch.setattr("t5peft.planning.simulate.SIMULATED_LAYERS", 6)
-    assert found == simulate_step(config, METHODS[method].wrap, **shape)  # type: ignore[arg-type]
+    assert found == simulate_step(config, METHODS[method].wrap, StepShape(**shape))  # type: ignore[arg-type]
 
 
 def test_checkpointing_takes_less_and_longer_rows_take_more() -> None:
@@ -220,7 +222,10 @@ def test_nothing_of_the_library_is_changed_by_a_simulation_for_cuda() -> None:
     before = (dict(CHUNK_ELEMENTS), torch.nn.functional.scaled_dot_product_attention)
     config = tiny_config(dropout_rate=0.1)
     shape: dict[str, Any] = {"batch": 4, "source_tokens": 64, "target_tokens": 8, "fast_kernels": False}
-    on = {device: simulate_step(config, lora_wrap, device=device, **shape).peak_bytes for device in ("cpu", "cuda")}
+    on = {
+        device: simulate_step(config, lora_wrap, StepShape(device=device, **shape)).peak_bytes
+        for device in ("cpu", "cuda")
+    }
     assert on["cuda"] < on["cpu"], "no scores are kept there"
     assert (dict(CHUNK_ELEMENTS), torch.nn.functional.scaled_dot_product_attention) == before
 
@@ -232,7 +237,7 @@ def test_a_simulation_keeps_nothing_alive() -> None:
         models.append(weakref.ref(model))
         return lora_wrap(model)  # type: ignore[arg-type]
 
-    simulate_step(tiny_config(), wrap, batch=2, source_tokens=8, target_tokens=4)
+    simulate_step(tiny_config(), wrap, StepShape(2, 8, 4))
     gc.collect()
     assert models[0]() is None
 
@@ -240,7 +245,7 @@ def test_a_simulation_keeps_nothing_alive() -> None:
 def test_dora_is_planned_beside_four_bits() -> None:
     """peft takes each weight in full there, to find its norm."""
     shape = {"batch": 2, "source_tokens": 16, "target_tokens": 8, "quantize": "nf4"}
-    lora, dora = (simulate_step(tiny_config(), METHODS[name].wrap, **shape) for name in ("lora", "dora"))  # type: ignore[arg-type]
+    lora, dora = (simulate_step(tiny_config(), METHODS[name].wrap, StepShape(**shape)) for name in ("lora", "dora"))  # type: ignore[arg-type]
     assert dora.trainable_parameters == lora.trainable_parameters + 6 * 2 * 32  # a factor for each output of q and v
     assert dora.peak_bytes > lora.peak_bytes
 
@@ -249,8 +254,7 @@ def test_quantised_weights_take_a_byte_or_half_of_one() -> None:
     config = tiny_config("v1.1", d_model=128, d_ff=256, num_heads=2, d_kv=64)
     of = {
         quantize: simulate_step(
-            config, lambda model: METHODS["qlora"].wrap(model, rank=2), batch=1, source_tokens=4, target_tokens=4,
-            quantize=quantize,
+            config, lambda model: METHODS["qlora"].wrap(model, rank=2), StepShape(1, 4, 4, quantize),
         ).weights_bytes
         for quantize in ("int8", "nf4")
     }  # fmt: skip
@@ -388,8 +392,7 @@ def test_the_planner_is_within_ten_percent_of_measured_peaks(row: dict[str, Any]
 def test_in_eight_bits_our_kernels_keep_no_input() -> None:
     def kept(**changes: Any) -> int:
         return simulate_step(
-            tiny_config(), lambda model: METHODS["qlora"].wrap(model, rank=2), batch=2, source_tokens=16, target_tokens=8,
-            checkpointing=True, **changes,
+            tiny_config(), lambda model: METHODS["qlora"].wrap(model, rank=2), StepShape(2, 16, 8, checkpointing=True, **changes),
         ).activations_bytes  # fmt: skip
 
     assert kept(quantize="int8") == kept(quantize="nf4")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from narrow import as_dataset
+from served_names import CALLED_METHODS, SERVED_ARGUMENTS, UNCHANGED_METHODS
 from tiny import tiny_t5
 from trainers import RECORDS, trainer_of
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -74,14 +75,14 @@ def test_every_private_override_is_called(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_every_argument_of_transformers_is_served_or_refused_by_name() -> None:
     names = {field.name for field in fields(Seq2SeqTrainingArguments)}
-    assert names == served.SERVED_ARGUMENTS | served.REFUSED_ARGUMENTS.keys()
-    assert not served.SERVED_ARGUMENTS & served.REFUSED_ARGUMENTS.keys()
+    assert names == SERVED_ARGUMENTS | served.REFUSED_ARGUMENTS.keys()
+    assert not SERVED_ARGUMENTS & served.REFUSED_ARGUMENTS.keys()
 
 
 def test_every_public_method_of_transformers_is_decided_on() -> None:
     names = {name for name, _ in inspect.getmembers(Seq2SeqTrainer, inspect.isfunction) if not name.startswith("_")}
-    assert names == served.CALLED_METHODS | served.UNCHANGED_METHODS
-    assert not served.CALLED_METHODS & served.UNCHANGED_METHODS
+    assert names == CALLED_METHODS | UNCHANGED_METHODS
+    assert not CALLED_METHODS & UNCHANGED_METHODS
 
 
 REFUSED = {
@@ -103,7 +104,7 @@ def test_a_refused_argument_is_named(name: str, tmp_path: Path) -> None:
 
 
 # Methods that a single process calls in training, evaluation and prediction, without a search
-SEEN = served.CALLED_METHODS - {
+SEEN = CALLED_METHODS - {
     "get_optimizer_cls_and_kwargs",  # static
     "load_generation_config",  # static
 }
