@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import transformers
 from peft import PeftModel
@@ -44,9 +44,8 @@ from t5peft.serving.bake import bake, into_one_table, prompt_of
 from t5peft.serving.export_ct2 import CT2Model, generation_settings, write_ct2
 from t5peft.serving.export_onnx import read_onnx, write_onnx
 from t5peft.serving.export_transformers import WITHOUT_PROMPT, TorchModel, read_transformers, write_transformers
-from t5peft.serving.exported import Details, Exported, Target, is_exported, kind_of_model
-from t5peft.serving.parity import NUM_BEAMS, Parity, ParityError, answers_of, compare
-from t5peft.serving.parity_inputs import TEXTS, parity_inputs
+from t5peft.serving.exported import TARGETS, Details, Exported, Target, is_exported, kind_of_model
+from t5peft.serving.parity import NUM_BEAMS, TEXTS, Parity, ParityError, answers_of, compare, parity_inputs
 
 TASK_FILE = "task.yaml"
 _PACKAGES: dict[Target, tuple[str, ...]] = {
@@ -244,8 +243,8 @@ def _details(
 
 def _check_arguments(to: str, quantize: str | None) -> None:
     problems = []
-    if to not in get_args(Target):
-        problems.append(f"Got to={to!r}; expected one of {', '.join(get_args(Target))}.")
+    if to not in TARGETS:
+        problems.append(f"Got to={to!r}; expected one of {', '.join(TARGETS)}.")
     if quantize not in (None, "int8"):
         problems.append(f"Got quantize={quantize!r}; expected None or 'int8'.")
     elif quantize is not None and to == "transformers":

@@ -8,7 +8,7 @@ that both have.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,6 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data.collate import collate
@@ -53,35 +52,22 @@ class TorchModel(Exported):
     ) -> None:
         self.model, self.tokenizer, self.details, self._prompt_ids = model, tokenizer, details, list(prompt_ids)
 
-    def answer_ids(
-        self,
-        sources: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        num_beams: int = 1,
-        tokens_per_batch: int = 8192,
-        progress: bool = False,
-    ) -> list[list[int]]:
+    def answer_ids(self, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
         """Generate the token ids of an answer for each source; see the base."""
-        ids = self._with_prompt(sources)
-        batches = length_batches(
-            ids, tokens_per_batch, more_per_row=max_new_tokens, passes=1 + max_new_tokens, copies=num_beams
+        with evaluating(self.model):
+            return super().answer_ids(sources, **options)
+
+    def _generate(self, rows: list[list[int]], max_new_tokens: int, num_beams: int) -> Iterator[list[int]]:
+        t5: Any = unwrap_t5(self.model)
+        input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
+        generated = t5.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
         )
-        answers: list[list[int]] = [[] for _ in ids]
-        with evaluating(self.model) as t5:
-            generator: Any = t5
-            for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
-                input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
-                generated = generator.generate(
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    max_new_tokens=max_new_tokens,
-                    num_beams=num_beams,
-                    do_sample=False,
-                )
-                for i, row in zip(batch, generated[:, 1:].tolist(), strict=True):
-                    answers[i] = _until_end(row, self.tokenizer.eos_token_id)
-        return answers
+        return (_until_end(row, self.tokenizer.eos_token_id) for row in generated[:, 1:].tolist())
 
     def rank(
         self,
@@ -153,9 +139,6 @@ class TorchModel(Exported):
             for i, row, one in zip(batch, rows, states, strict=True):
                 found[i] = one[: len(row)]
         return found
-
-    def _with_prompt(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
-        return [[*self._prompt_ids, *source] for source in sources]
 
 
 def write_transformers(t5: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
