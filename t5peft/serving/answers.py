@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
@@ -18,8 +18,8 @@ from t5peft.serving.requests import (
     ClassifyRequest,
     EngineClosedError,
     Generated,
-    GenerateRequest,
     RankRequest,
+    Request,
     Scores,
     Token,
     TooLongError,
@@ -30,7 +30,6 @@ from t5peft.serving.served import Catalog, Served, label_names, without_path
 if TYPE_CHECKING:
     from t5peft.serving.engine import Engine, Ticket
 
-Request = GenerateRequest | RankRequest | ClassifyRequest
 Result = TypeVar("Result")
 
 # No logarithm of a probability that JSON can write is -inf; OpenAI's API has this number in its place.
@@ -38,7 +37,7 @@ LOWEST = -9999.0
 
 
 class Tickets:
-    """The tickets of one request; those that are not done are given up at the end of the block.
+    """The tickets of one request; those that are not done are given up at the end.
 
     Args:
         engine: Where they are taken.
@@ -47,14 +46,6 @@ class Tickets:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tickets: list[Ticket] = []
-
-    def __enter__(self) -> Tickets:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cancel()
 
     def take(self, request: Request, on_token: Callable[[Token], None] | None = None) -> Ticket:
         """Submit a request.
@@ -81,7 +72,7 @@ class Tickets:
         self._tickets.append(ticket)
         return ticket
 
-    def cancel(self) -> None:
+    def close(self) -> None:
         """Cancel every ticket that is not done."""
         for ticket in self._tickets:
             if not ticket.result.done():
@@ -145,7 +136,7 @@ class Asking:
         Returns:
             One list for each source.
         """
-        with Tickets(self.engine) as tickets:
+        with closing(Tickets(self.engine)) as tickets:
             taken = [tickets.take(request) for request in requests]
             found = await asyncio.gather(*(self.result(ticket, served) for ticket in taken))
         return [[as_json_number(value) for value in one.log_probabilities] for one in found if isinstance(one, Scores)]

@@ -1,17 +1,19 @@
-"""The things that every route works with, and how a client that goes away is noticed."""
+"""The things that every route works with, how a client that goes away is noticed, and how bodies are read."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
+from t5peft.compat.json_text import parse_json
 from t5peft.serving.answers import Asking, Tickets
 from t5peft.serving.errors import ClientGoneError
 from t5peft.serving.metrics import Metrics
@@ -113,4 +115,23 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._tickets.cancel()
+            self._tickets.close()
+
+
+class _UniqueKeysRequest(Request):
+    async def json(self) -> Any:
+        """Return what the body holds."""
+        return parse_json(await self.body())
+
+
+class UniqueKeysRoute(APIRoute):
+    """A route that refuses a body with an object that names a key more than once: others keep the last one, in silence."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of requests."""
+        handle = super().get_route_handler()
+
+        async def handle_unique(request: Request) -> Response:
+            return await handle(_UniqueKeysRequest(request.scope, request.receive))
+
+        return handle_unique

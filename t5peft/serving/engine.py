@@ -22,16 +22,18 @@ from t5peft.serving.checks import check_adapter, check_request
 from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import (
     EngineClosedError,
+    EngineStats,
     Generated,
     GenerateRequest,
     QueueFullError,
+    Request,
     Scores,
+    Ticket,
     Token,
 )
 from t5peft.serving.routing import sort_key
 from t5peft.serving.sampling import Sampler, choose
-from t5peft.serving.scheduler import Job, Limits, Request, Scheduler
-from t5peft.serving.ticket import EngineStats, Ticket
+from t5peft.serving.scheduler import Job, Limits, Scheduler
 from t5peft.serving.whole_batches import answer
 
 _LOADERS = 4

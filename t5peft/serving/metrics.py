@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -79,17 +80,7 @@ def labeled(texts: Mapping[str, str]) -> bytes:
             joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
                 joined.add_sample(sample.name, {"replica": replica, **sample.labels}, sample.value)
-    return generate_latest(_Fixed(list(families.values())))
-
-
-class _Fixed(Collector):
-    """Families that are known already."""
-
-    def __init__(self, families: Sequence[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
+    return generate_latest(SimpleNamespace(collect=families.values))
 
 
 class _State(Collector):

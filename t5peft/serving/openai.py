@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from t5peft.serving.answers import Tickets, new_id, usage
-from t5peft.serving.body import UniqueKeysRoute
 from t5peft.serving.completions import Part, Plan, choice, parts, plan_of, whole_parts
-from t5peft.serving.context import REFUSALS, Context, EventStream, context_of, unless_gone
+from t5peft.serving.context import REFUSALS, Context, EventStream, UniqueKeysRoute, context_of, unless_gone
 from t5peft.serving.errors import Json, as_api_error, to_json
 from t5peft.serving.schemas import Completion, CompletionBody, ModelCard, ModelList
 
@@ -38,10 +38,10 @@ async def _complete(body: CompletionBody, context: Context) -> Response:
     head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": served.name}
     if body.stream:
         return await _stream(head, plan, context, bool(body.stream_options and body.stream_options.include_usage))
-    with Tickets(context.engine) as tickets:
+    with closing(Tickets(context.engine)) as tickets:
         found = await whole_parts(plan, asking, tickets)
     choices = [choice(index, part, plan) for index, part in enumerate(found)]
-    counts = _usage(plan, sum(part.count for part in found))
+    counts = usage(plan.prompt_tokens, sum(part.count for part in found))
     context.metrics.count_tokens(plan.served.name, counts)
     return Json({**head, "choices": choices, "usage": counts})
 
@@ -53,7 +53,7 @@ async def _stream(head: dict[str, Any], plan: Plan, context: Context, with_usage
     try:
         first = await anext(coming)
     except BaseException:
-        tickets.cancel()
+        tickets.close()
         raise
     return EventStream(_events(head, plan, context, first, coming, with_usage), tickets)
 
@@ -76,7 +76,7 @@ async def _events(
                 index, part = await anext(coming)
             except StopAsyncIteration:
                 break
-        counts = _usage(plan, counted)
+        counts = usage(plan.prompt_tokens, counted)
         context.metrics.count_tokens(plan.served.name, counts)
         if with_usage:
             yield _event({**head, "choices": [], "usage": counts})
@@ -92,10 +92,6 @@ async def _events(
 
 def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + to_json(content) + b"\n\n"
-
-
-def _usage(plan: Plan, completion_tokens: int) -> dict[str, int]:
-    return usage(plan.prompt_tokens, completion_tokens)
 
 
 @router.get("/models", responses={200: {"model": ModelList}})

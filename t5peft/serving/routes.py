@@ -14,8 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from t5peft.serving.answers import LOWEST, new_id, softmax, usage
 from t5peft.serving.answers import label_probabilities as probabilities_of
-from t5peft.serving.body import UniqueKeysRoute
-from t5peft.serving.context import REFUSALS, Context, context_of, unless_gone
+from t5peft.serving.context import REFUSALS, Context, UniqueKeysRoute, context_of, unless_gone
 from t5peft.serving.errors import ApiError, Json
 from t5peft.serving.requests import RankRequest, UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.schemas import (

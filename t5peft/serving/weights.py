@@ -9,7 +9,7 @@ Letters: H d_model, N heads, D d_kv, P length of a prefix or prompt, I inputs, O
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -110,18 +110,3 @@ def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
         yield adapter.prompt
     if adapter.separate is not None:
         yield from adapter_state(adapter.separate, str(adapter.separate.active_adapter)).values()
-
-
-def parts_of(adapters: Sequence[AdapterWeights | None]) -> list[tuple[PeftModel | None, list[int]]]:
-    """Group the rows of a call: those that share a batch, and those of each separate adapter.
-
-    Args:
-        adapters: One for each row.
-
-    Returns:
-        The model of a separate adapter, or None, with the numbers of its rows.
-    """
-    parts: dict[PeftModel | None, list[int]] = {}
-    for i, adapter in enumerate(adapters):
-        parts.setdefault(adapter.separate if adapter is not None else None, []).append(i)
-    return list(parts.items())
