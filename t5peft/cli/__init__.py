@@ -48,6 +48,8 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted; saved files are intact",
     BROKEN_PIPE: "standard output was closed by its reader",
 }
+# Of errors that a user can cause.
+_CODES = {FolderInUseError: IN_USE, FloatingPointError: FAILED, (ValueError, OSError, ImportError): WRONG_INPUT}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,12 +109,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         if (on_disk := as_disk_error(error)) is not None:
             _discard_output()
             return _fail(name, str(on_disk), DISK)
-        if isinstance(error, FolderInUseError):
-            return _fail(name, str(error), IN_USE)
-        if isinstance(error, FloatingPointError):
-            return _fail(name, str(error), FAILED)
-        if isinstance(error, (ValueError, OSError, ImportError)):
-            return _fail(name, str(error), WRONG_INPUT)
+        for kinds, code in _CODES.items():
+            if isinstance(error, kinds):
+                return _fail(name, str(error), code)
         raise
 
 
@@ -126,7 +125,7 @@ def parser_of(name: str) -> Parser:
         The parser, with the options of all commands.
     """
     module = import_module(COMMANDS[name][0])
-    parser = Parser(prog=f"t5peft {name}", description=module.__doc__)
+    parser = Parser(prog=f"t5peft {name}", description=module.__doc__, epilog=module.EPILOG)
     module.add_arguments(parser)
     parser.add_argument(
         "--config",

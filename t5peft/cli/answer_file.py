@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from t5peft.cli.output import json_line
+
 Record = dict[str, Any]
 Kind = Literal["jsonl", "csv", "parquet"]
 _KINDS: dict[str, Kind] = {
@@ -44,19 +46,6 @@ def kind_of(path: Path) -> Kind:
     if path.suffix.lower() not in _KINDS:
         raise ValueError(f"Got the output {path}; expected a file whose name ends in .jsonl, .csv or .parquet.")
     return _KINDS[path.suffix.lower()]
-
-
-def json_line(record: Record) -> str:
-    """Return a record as one line of JSON: dates are text, and numbers that JSON does not have, such as NaN, are null.
-
-    Args:
-        record: Columns by name.
-
-    Returns:
-        The line, without its end.
-    """
-    plain = json.loads(json.dumps(record, default=str), parse_constant=lambda constant: None)
-    return json.dumps(plain, ensure_ascii=False)
 
 
 def fingerprint(content: object) -> str:
@@ -284,5 +273,5 @@ def _flat(row: Record) -> Record:
 def _cell(value: object) -> object:
     """Return what a cell of a CSV file holds: nothing for None, JSON for lists and dictionaries."""
     if isinstance(value, (Mapping, list, tuple)):
-        return json_line(value)  # type: ignore[arg-type]  # of any value that JSON has
+        return json_line(value)
     return "" if value is None else value

@@ -9,17 +9,17 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from t5peft.adapters import is_adapter
 from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_report
 from t5peft.cli.auto_search import Halving
 from t5peft.cli.auto_task import Wording, guess_task, round_numbers
 from t5peft.cli.auto_trials import Trial, TrialLog, fields_of
+from t5peft.cli.evaluate import load_tuned
 from t5peft.compat.lock import hold_folder
 from t5peft.data import Task
 from t5peft.data.lint import LintReport, lint
@@ -28,7 +28,7 @@ from t5peft.data.sources import Records, part_of, read_records
 from t5peft.data.splits import Splits, fingerprint_of_data, hold_out
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
 from t5peft.methods import METHODS
-from t5peft.models.backbone import load_backbone, load_tokenizer
+from t5peft.models.backbone import load_tokenizer
 from t5peft.models.folders import ensure_output
 from t5peft.planning.job import Job
 from t5peft.planning.plan import largest_micro_batch, step_bytes
@@ -221,7 +221,7 @@ def _auto(
     best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
     saved = _keep(halving.saved(best), folder / ("adapter" if METHODS[best.arm.method].has_adapter else "model"))
     task.to_yaml(saved / TASK_FILE)
-    model, tokenizer = load_tuned_model(saved)
+    model, tokenizer = load_tuned(saved)
     examples = EvaluationSet(task, splits["test"], tokenizer)
     result = examples.score(model)
     result.scores.update(correlation_of_numbers(model, examples))
@@ -332,20 +332,6 @@ def _keep(saved: Path, place: Path) -> Path:
     return staged.rename(place)
 
 
-def load_tuned_model(folder: Path) -> Any:
-    """Load an adapter with its backbone, or a whole model.
-
-    Args:
-        folder: The adapter or the model.
-
-    Returns:
-        The model and its tokenizer.
-    """
-    from t5peft.cli.evaluate import load_tuned
-
-    return load_tuned(folder) if is_adapter(folder) else load_backbone(folder)
-
-
 def _commands(folder: Path, saved: Path, backbone: str, task: Task, splits: Splits) -> list[str]:
     """Return the commands that serve, predict and evaluate; the test records are written for the last."""
     test = folder / "test.jsonl"
@@ -371,9 +357,6 @@ def _results(
     saved: Path,
     commands: Sequence[str],
 ) -> dict[str, Any]:
-    def bounds(value: Any) -> dict[str, float]:
-        return {"mean": value.mean, "low": value.low, "high": value.high}
-
     return {
         "task": task.name,
         "output": str(saved),
@@ -381,11 +364,11 @@ def _results(
         "test": {
             "scores": result.scores,
             "metric": result.example_metric,
-            "interval": bounds(interval_of(result.per_example)),
+            "interval": asdict(interval_of(result.per_example)),
             "records": len(result.per_example),
         },
         "baselines": {
-            one.name: {"score": bounds(one.score), "difference": bounds(one.difference)} for one in baselines
+            one.name: {"score": asdict(one.score), "difference": asdict(one.difference)} for one in baselines
         },
         "trials": [fields_of(trial) for trial in trials],
         "commands": list(commands),

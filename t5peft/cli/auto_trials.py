@@ -87,11 +87,6 @@ class TrialLog:
         if not known:
             self._lines.append(json.dumps({"identity": dict(identity)}))
 
-    @property
-    def seconds(self) -> float:
-        """The time of all finished trials."""
-        return sum(trial.seconds for trial in self.trials.values())
-
     def add(self, trial: Trial) -> None:
         """Record a finished trial.
 

@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.epilog = EPILOG
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell: %(choices)s")
 
 

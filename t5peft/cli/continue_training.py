@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.add_argument("model", metavar="FOLDER", help="an adapter from `t5peft train`")
-    parser.epilog = EPILOG
     group = parser.add_argument_group("data")
     for name in ("train", "test"):
         group.add_argument(f"--{name}", required=True, metavar="FILE", help=SPLITS[name])

@@ -9,6 +9,8 @@ from t5peft.cli.data import add_data_arguments, read_data
 from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 
+EPILOG = "Example: t5peft lint --task classification --train train.csv --backbone google/flan-t5-base"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``t5peft lint``.
@@ -16,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.epilog = "Example: t5peft lint --task classification --train train.csv --backbone google/flan-t5-base"
     add_data_arguments(parser)
     add_option(parser.add_argument_group("model"), "--backbone")
     add_output_options(parser)

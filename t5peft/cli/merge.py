@@ -12,6 +12,8 @@ from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
 from t5peft.training.config import TASK_FILE
 
+EPILOG = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``t5peft merge``.
@@ -20,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of the command.
     """
     parser.add_argument("model", metavar="FOLDER", help="an adapter from `t5peft train`, or its name on the hub")
-    parser.epilog = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
     group = parser.add_argument_group("output")
     add_option(group, "--output")
     add_option(group, "--overwrite")

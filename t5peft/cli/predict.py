@@ -66,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(group, "--overwrite")
     add_option(parser, "--workers")
     add_output_options(parser, results=False)
-    parser.epilog = EPILOG
 
 
 def run(args: argparse.Namespace) -> int:

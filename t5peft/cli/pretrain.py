@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.epilog = EPILOG
     add = parser.add_argument_group("data").add_argument
     add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines separate documents")
     add("--held-out", type=Path, help="a text file for the held-out loss")

@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.epilog = EPILOG
     add_data_arguments(parser)
     add_config_arguments(parser)
     group = parser.add_argument_group("search")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from t5peft.cli.config_file import CONFIG_FILE, write_config_file
 from t5peft.cli.data import add_data_arguments, read_data, save_task
-from t5peft.cli.options import add_option, memory_size
+from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.parser import Parser
 from t5peft.cli.train_config import add_config_arguments, read_config
@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of the command.
     """
-    parser.epilog = EPILOG
     add_data_arguments(parser)
     add_config_arguments(parser)
     group = parser.add_argument_group("output")
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REPO",
         help="push the adapter to user/name on the hub, or write the files for the hub to folder:PATH",
     )
-    add_option(parser.add_argument_group("memory"), "--memory", type=memory_size, help=_MEMORY_HELP)
+    add_option(parser.add_argument_group("memory"), "--memory", help=_MEMORY_HELP)
     add_output_options(parser)
     parser.set_defaults(named=parser.named() if isinstance(parser, Parser) else {})
 

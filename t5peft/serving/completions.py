@@ -8,14 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from t5peft.serving.answers import (
-    Asking,
-    Tickets,
-    TokenQueue,
-    as_json_number,
-    label_probabilities,
-    read_text,
-)
+from t5peft.serving.answers import Asking, Tickets, TokenQueue, as_json_number, label_probabilities, read_text
 from t5peft.serving.errors import ApiError
 from t5peft.serving.requests import FinishReason, Generated, GenerateRequest, Token
 from t5peft.serving.schemas import CompletionBody

@@ -118,11 +118,7 @@ class TorchModel(Exported):
         """Score the classes of a trained head; see the base."""
         self._ensure("classifier", "classify", "Use rank with target words.")
         return classify(
-            self.model,
-            self.tokenizer,
-            sources,
-            tokens_per_batch=tokens_per_batch,
-            max_source_length=max_source_length,
+            self.model, self.tokenizer, sources, tokens_per_batch=tokens_per_batch, max_source_length=max_source_length
         )
 
     @torch.no_grad()
