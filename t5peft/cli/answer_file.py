@@ -61,7 +61,7 @@ def fingerprint(content: object) -> str:
 
 
 class Answers(ABC):
-    """Where answers go, in the order of the records; a context manager that closes it.
+    """Where answers go, in the order of the records.
 
     Attributes:
         done: Answers that an interrupted command has written.
@@ -82,12 +82,6 @@ class Answers(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Close what is open."""
-
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class AnswerStream(Answers):
@@ -145,8 +139,11 @@ class AnswerFile(Answers):
             self._progress.unlink(missing_ok=True)
             self._growing.unlink(missing_ok=True)
         self._hash, self.done = hashlib.sha256(), 0
-        length = self._resume() if self._progress.is_file() else self._check_new(overwrite)
-        if not self._progress.is_file():
+        length = 0
+        if self._progress.is_file():
+            length = self._resume()
+        else:
+            self._check_new(overwrite)
             self._save_progress(0)
         self._file = self._growing.open("r+b" if self._growing.is_file() else "w+b")
         self._file.truncate(length)
@@ -154,13 +151,12 @@ class AnswerFile(Answers):
         if self.kind == "csv" and length == 0:
             self._append(self._csv([self._columns]))
 
-    def _check_new(self, overwrite: bool) -> int:
+    def _check_new(self, overwrite: bool) -> None:
         if self.path.is_file() and self.path.stat().st_size and not overwrite:
             raise ValueError(
                 f"Got the output {self.path}, which exists already; expected a new file. Choose another file, or use --overwrite "
                 "to replace it."
             )
-        return 0
 
     def _resume(self) -> int:
         """Read the progress of an interrupted command; return how many bytes of its file are whole."""

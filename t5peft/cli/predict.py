@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     _check_columns(task, records)
     with (
         hold_file(path) if path is not None else contextlib.nullcontext(),
-        _open_output(args, path, task, records) as output,
+        contextlib.closing(_open_output(args, path, task, records)) as output,
     ):
         if output.done:
             print(f"{path} holds {output.done} answers of {len(records)}; resuming from there", file=sys.stderr)
@@ -154,11 +154,9 @@ def _hash_of(records: Sequence[Record]) -> str:
 def _write_answers(batches: Iterator[list[tuple[Record, Record]]], count: int, output: Answers) -> None:
     from tqdm import tqdm
 
-    seen = (
-        isinstance(output, AnswerStream) and sys.stdout.isatty()
-    )  # answers on the screen show the progress themselves
-    bar = tqdm(total=count, initial=output.done, desc="predict", unit="record", disable=seen or not sys.stderr.isatty())
-    with bar:
+    # Answers on the screen show the progress themselves.
+    hidden = (isinstance(output, AnswerStream) and sys.stdout.isatty()) or not sys.stderr.isatty()
+    with tqdm(total=count, initial=output.done, desc="predict", unit="record", disable=hidden) as bar:
         for answers in batches:
             output.write(answers)
             bar.update(len(answers))

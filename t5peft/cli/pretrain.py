@@ -180,9 +180,7 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
     from t5peft.pretraining.tokens import shuffled_documents
 
     if args.backbone is not None:
-        return cast(
-            "PreTrainedTokenizerFast", load_backbone(args.backbone)[1]
-        )  # the pretrainer needs sentinels of any kind
+        return cast("PreTrainedTokenizerFast", load_backbone(args.backbone)[1])  # or any with sentinels
     folder = args.output / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         documents = shuffled_documents(args.text, seed=args.seed)
@@ -193,9 +191,7 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
         save_tokenizer(tokenizer, unfinished)
         shutil.rmtree(folder, ignore_errors=True)  # what 0.1 left of an interrupted save
         unfinished.replace(folder)
-    return cast(
-        "PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder))
-    )  # as ``train_tokenizer`` makes it
+    return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder)))  # of ``train_tokenizer``
 
 
 def _model(

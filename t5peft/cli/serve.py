@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,8 +273,7 @@ def _bytes(text: str) -> int:
 
 def _ensure_installed() -> None:
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
+        for name in ("fastapi", "prometheus_client", "uvicorn"):
+            import_module(name)
     except ImportError as error:
         raise ImportError(f"Got no package {error.name}; expected the extra serving. Run {_INSTALL}.") from error

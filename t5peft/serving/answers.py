@@ -1,4 +1,4 @@
-"""Ask the engine and read its answers: completions, rankings and classifications, without HTTP."""
+"""Parts of answers: the tickets of a request, tokens on their way, and how texts and scores are written."""
 
 from __future__ import annotations
 
@@ -6,29 +6,18 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import anyio.to_thread
-from anyio import CapacityLimiter
+from typing import Any, TypeVar
 
 from t5peft.data.decoding import decode
+from t5peft.serving.engine import Engine, Ticket
 from t5peft.serving.errors import ApiError
 from t5peft.serving.requests import (
-    ClassifyRequest,
-    EngineClosedError,
-    Generated,
-    RankRequest,
     Request,
-    Scores,
     Token,
     TooLongError,
     UnusableAdapterError,
 )
-from t5peft.serving.served import Catalog, Served, label_names, without_path
-
-if TYPE_CHECKING:
-    from t5peft.serving.engine import Engine, Ticket
+from t5peft.serving.served import Served, label_names
 
 Result = TypeVar("Result")
 
@@ -77,101 +66,6 @@ class Tickets:
         for ticket in self._tickets:
             if not ticket.result.done():
                 ticket.cancel()
-
-
-class Asking:
-    """Ask the engine on behalf of requests.
-
-    Args:
-        engine: The engine.
-        catalog: The models.
-    """
-
-    def __init__(self, engine: Engine, catalog: Catalog) -> None:
-        self.engine, self.catalog = engine, catalog
-        # Texts are tokenized by one thread at a time: tokenizers are not made to be shared.
-        self._one_at_a_time = CapacityLimiter(1)
-
-    async def read(self, work: Callable[[], Result]) -> Result:
-        """Run what reads files or tokenizes in a worker thread.
-
-        Args:
-            work: The function.
-
-        Returns:
-            What it returns.
-        """
-        return await anyio.to_thread.run_sync(work, limiter=self._one_at_a_time)
-
-    async def result(self, ticket: Ticket, served: Served) -> Generated | Scores:
-        """Wait for a ticket.
-
-        Args:
-            ticket: From the engine.
-            served: The model that was asked.
-
-        Returns:
-            The answer.
-
-        Raises:
-            UnusableAdapterError: The adapter cannot be loaded; the text names no path.
-            EngineClosedError: The engine gave the request up.
-        """
-        result = asyncio.wrap_future(ticket.result)
-        await asyncio.wait({result})
-        if result.cancelled():
-            raise EngineClosedError("Got a request that the server dropped; expected time for it. Send it again.")
-        try:
-            return result.result()
-        except UnusableAdapterError as error:
-            raise UnusableAdapterError(self._without_path(str(error), served)) from error
-
-    async def scores(self, requests: Sequence[Request], served: Served) -> list[list[float]]:
-        """Return the log-probabilities that rankings or classifications give.
-
-        Args:
-            requests: One for each source.
-            served: The model that is asked.
-
-        Returns:
-            One list for each source.
-        """
-        with closing(Tickets(self.engine)) as tickets:
-            taken = [tickets.take(request) for request in requests]
-            found = await asyncio.gather(*(self.result(ticket, served) for ticket in taken))
-        return [[as_json_number(value) for value in one.log_probabilities] for one in found if isinstance(one, Scores)]
-
-    async def label_scores(self, sources: Sequence[Sequence[int]], served: Served) -> list[list[float]]:
-        """Return the log-probability of each label of the task, or of each class of the head.
-
-        Args:
-            sources: Token ids.
-            served: The model that is asked.
-
-        Returns:
-            One list for each source.
-
-        Raises:
-            ApiError: The model has neither a head nor a task with labels.
-        """
-        if served.has_head:
-            assert served.adapter is not None
-            return await self.scores([ClassifyRequest(served.adapter, ids) for ids in sources], served)
-        candidates = await self.read(lambda: served.candidate_ids)
-        if not candidates:
-            raise ApiError(
-                f"Got {served.name!r}, which has neither a head nor a task with labels; expected one of them. Use /v1/rank with "
-                "candidates, or /v1/completions.",
-                param="model",
-            )
-        return await self.scores([RankRequest(served.adapter, ids, candidates) for ids in sources], served)
-
-    def _without_path(self, text: str, served: Served) -> str:
-        return (
-            text
-            if served.adapter is None
-            else without_path(text, self.catalog.pool.path(served.adapter), served.adapter)
-        )
 
 
 class TokenQueue:

@@ -102,7 +102,6 @@ class Engine:
             self._number += 1
             job = Job(
                 source_ids=request.source_ids,
-                adapter=None,
                 next_id=self._start_id,
                 number=self._number,
                 request=request,
@@ -112,13 +111,12 @@ class Engine:
             if request.adapter is None:
                 self._scheduler.add(job)
                 self._changed.notify_all()
-                return Ticket(job.result)
-            self._loading_count += 1
-            if request.adapter in self._loading:
-                self._loading[request.adapter].append(job)
             else:
-                self._loading[request.adapter] = [job]
-                self._loaders.submit(self._load, request.adapter)
+                self._loading_count += 1
+                if request.adapter not in self._loading:
+                    self._loading[request.adapter] = []
+                    self._loaders.submit(self._load, request.adapter)
+                self._loading[request.adapter].append(job)
         return Ticket(job.result)
 
     def stats(self) -> EngineStats:

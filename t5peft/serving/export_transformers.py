@@ -8,7 +8,7 @@ that both have.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from t5peft.models.manifest import read_json
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.serving.bake import prompt_token
-from t5peft.serving.exported import Details, Exported
+from t5peft.serving.exported import Candidates, Details, Exported
 
 WITHOUT_PROMPT = "tokenizer_without_prompt"
 """A folder in an export with a baked prompt, for texts that are not sources."""
@@ -69,26 +69,11 @@ class TorchModel(Exported):
         )
         return (_until_end(row, self.tokenizer.eos_token_id) for row in generated[:, 1:].tolist())
 
-    def rank(
-        self,
-        sources: Sources,
-        candidates: Iterable[str] | Iterable[Iterable[str]],
-        *,
-        normalize_by_length: bool = False,
-        tokens_per_batch: int = 8192,
-        max_source_length: int | None = None,
-    ) -> Ranking:
+    def rank(self, sources: Sources, candidates: Candidates, **options: Any) -> Ranking:
         """Score every candidate target for every source; see the base."""
         self._ensure("language model", "rank", "Use classify or encode.")
-        ids = source_ids(sources, self.tokenizer, max_source_length)
-        return rank(
-            self.model,
-            self.tokenizer,
-            self._with_prompt(ids),
-            candidates,
-            normalize_by_length=normalize_by_length,
-            tokens_per_batch=tokens_per_batch,
-        )
+        ids = source_ids(sources, self.tokenizer, options.pop("max_source_length", None))
+        return rank(self.model, self.tokenizer, self._with_prompt(ids), candidates, **options)
 
     @torch.no_grad()
     def log_probabilities(
@@ -112,14 +97,10 @@ class TorchModel(Exported):
                 found[i] = row[label != IGNORED_LABEL]
         return found
 
-    def classify(
-        self, sources: Sources, *, tokens_per_batch: int = 8192, max_source_length: int | None = None
-    ) -> Ranking:
+    def classify(self, sources: Sources, **options: Any) -> Ranking:
         """Score the classes of a trained head; see the base."""
         self._ensure("classifier", "classify", "Use rank with target words.")
-        return classify(
-            self.model, self.tokenizer, sources, tokens_per_batch=tokens_per_batch, max_source_length=max_source_length
-        )
+        return classify(self.model, self.tokenizer, sources, **options)
 
     @torch.no_grad()
     def encode(self, sources: Sources, *, max_source_length: int | None = None) -> list[Tensor]:

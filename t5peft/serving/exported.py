@@ -22,6 +22,8 @@ from t5peft.evaluation.ranking import Feature, Ranking, rank_by_scores
 from t5peft.models.manifest import read_json
 
 Target = Literal["transformers", "ct2", "onnx"]
+Candidates = Iterable[str] | Iterable[Iterable[str]]
+"""One list of texts for all sources, or one list for each source."""
 Kind = Literal["language model", "classifier", "encoder"]
 
 DETAILS = "export.json"
@@ -193,7 +195,7 @@ class Exported(ABC):
     def rank(
         self,
         sources: Sources,
-        candidates: Iterable[str] | Iterable[Iterable[str]],
+        candidates: Candidates,
         *,
         normalize_by_length: bool = False,
         tokens_per_batch: int = 8192,

@@ -32,14 +32,13 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
 
 
 async def _complete(body: CompletionBody, context: Context) -> Response:
-    asking = context.asking
-    served = await asking.read(lambda: context.catalog.find(body.model))
-    plan = await asking.read(lambda: plan_of(body, served, context.settings))
+    served = await context.read(lambda: context.catalog.find(body.model))
+    plan = await context.read(lambda: plan_of(body, served, context.settings))
     head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": served.name}
     if body.stream:
         return await _stream(head, plan, context, bool(body.stream_options and body.stream_options.include_usage))
     with closing(Tickets(context.engine)) as tickets:
-        found = await whole_parts(plan, asking, tickets)
+        found = await whole_parts(plan, context, tickets)
     choices = [choice(index, part, plan) for index, part in enumerate(found)]
     counts = usage(plan.prompt_tokens, sum(part.count for part in found))
     context.metrics.count_tokens(plan.served.name, counts)
@@ -49,7 +48,7 @@ async def _complete(body: CompletionBody, context: Context) -> Response:
 async def _stream(head: dict[str, Any], plan: Plan, context: Context, with_usage: bool) -> EventStream:
     """Wait for the first part, so that a refusal has its status, and send it with all that follow."""
     tickets = Tickets(context.engine)
-    coming = parts(plan, context.asking, tickets)
+    coming = parts(plan, context, tickets)
     try:
         first = await anext(coming)
     except BaseException:
@@ -98,7 +97,7 @@ def _event(content: dict[str, Any]) -> bytes:
 async def list_models(request: Request) -> Response:
     """List the backbone and every adapter of the folder."""
     context = context_of(request)
-    names = await context.asking.read(context.catalog.models)
+    names = await context.read(context.catalog.models)
     return Json({"object": "list", "data": [_card(name, context) for name in names]})
 
 
@@ -106,7 +105,7 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(model: str, request: Request) -> Response:
     """Return one model."""
     context = context_of(request)
-    served = await context.asking.read(lambda: context.catalog.find(model))
+    served = await context.read(lambda: context.catalog.find(model))
     return Json(_card(served.name, context))
 
 

@@ -8,18 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.adapters.manifest import CONFIG, read_config
 from t5peft.data.task import Task
 from t5peft.data.truncation import encode
+from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.text_stream import Pieces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from t5peft.serving.pool import AdapterPool
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 

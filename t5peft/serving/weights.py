@@ -110,3 +110,8 @@ def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
         yield adapter.prompt
     if adapter.separate is not None:
         yield from adapter_state(adapter.separate, str(adapter.separate.active_adapter)).values()
+
+
+def module_key(key: str) -> str:
+    """Return the name of a tensor from the T5 on; a T5 with a classification head holds its stacks one level deeper."""
+    return key.removeprefix("base_model.model.").removeprefix("transformer.")
