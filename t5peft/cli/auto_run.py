@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_report
@@ -87,6 +88,8 @@ def auto(
 
     To resume an interrupted search, call this again with the same data and output.
 
+    Long because it is the whole way in its order, each step of which needs what those before it found.
+
     Args:
         train: The training records. Validation and test records are held out from them unless they are given.
         output: The output folder.
@@ -120,7 +123,61 @@ def auto(
             raise ValueError("Got no training records; expected some, with a column to predict.")
         task, splits, reasons = prepare(task, splits, columns or {}, target, wording or Wording())
         config = replace(config or TrainConfig(), backbone=backbone)
-        return _auto(task, splits, reasons, folder, config, methods, minutes, memory_bytes, overwrite, tell)
+        began = time.monotonic()
+        if overwrite:
+            for name in (REPORT, RESULTS, TRIALS):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / ".trials", ignore_errors=True)
+        tokenizer = load_tokenizer(config.backbone)
+        checked = lint(task, splits["train"], tokenizer)
+        if checked.problems:
+            raise ValueError("Got records that cannot be trained on:\n" + "\n".join(checked.problems))
+        reasons = [*reasons, *(f"Lint: {advice}." for advice in checked.advice)]
+        fitting, dropped = fitting_methods(config, checked, methods, memory_bytes)
+        reasons += dropped
+        identity = {
+            "data": fingerprint_of_data(task, splits),
+            "backbone": config.backbone,
+            "methods": list(fitting),
+            "config": hashlib.sha256(repr(config).encode()).hexdigest()[:16],
+        }
+        for line in reasons:
+            tell(line)
+        log = TrialLog(folder / TRIALS, identity)
+        if log.trials:
+            tell(f"{len(log.trials)} trials of an interrupted search were found; resuming.")
+        searched = {split: splits[split] for split in ("train", "validation")}
+        halving = Halving(task, searched, config, fitting, folder / ".trials", log, tell)
+        best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
+        saved = _keep(halving.saved(best), folder / ("adapter" if METHODS[best.arm.method].has_adapter else "model"))
+        task.to_yaml(saved / TASK_FILE)
+        model, tokenizer = load_tuned(saved)
+        examples = EvaluationSet(task, splits["test"], tokenizer)
+        result = examples.score(model)
+        result.scores.update(correlation_of_numbers(model, examples))
+        baselines = baselines_of(task, splits["train"], examples, result.per_example)
+        commands = _commands(folder, saved, config.backbone, task, splits)
+        trials = list(log.trials.values())
+        write_report(
+            folder / REPORT,
+            task=task,
+            reasons=reasons,
+            trials=trials,
+            best=best,
+            lead=halving.lead,
+            result=result,
+            baselines=baselines,
+            commands=commands,
+        )
+        results = _results(task, best, trials, result, baselines, saved, commands)
+        if METHODS[best.arm.method].has_adapter:
+            tuned = replace(config, learning_rate=best.arm.learning_rate, steps=best.steps)
+            write_run_card(saved, task, splits, tuned, card_scores("test", examples, result, splits["train"]))
+        (folder / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
+        shutil.rmtree(folder / ".trials", ignore_errors=True)
+        return AutoResult(
+            saved, folder / REPORT, best.arm.method, best.arm.learning_rate, result.scores, results, tuple(commands)
+        )
 
 
 def prepare(
@@ -177,79 +234,6 @@ def _sample(rows: Records, count: int) -> Records:
     return part_of(rows, random.Random(0).sample(rows, count))
 
 
-def _auto(
-    task: Task,
-    splits: Splits,
-    reasons: list[str],
-    folder: Path,
-    config: TrainConfig,
-    methods: Sequence[str] | None,
-    minutes: float,
-    memory_bytes: int | None,
-    overwrite: bool,
-    tell: Callable[[str], None],
-) -> AutoResult:
-    """Search, score and write.
-
-    Long because it is the whole way in its order, each step of which needs what those before it found.
-    """
-    began = time.monotonic()
-    if overwrite:
-        for name in (REPORT, RESULTS, TRIALS):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / ".trials", ignore_errors=True)
-    tokenizer = load_tokenizer(config.backbone)
-    checked = lint(task, splits["train"], tokenizer)
-    if checked.problems:
-        raise ValueError("Got records that cannot be trained on:\n" + "\n".join(checked.problems))
-    reasons = [*reasons, *(f"Lint: {advice}." for advice in checked.advice)]
-    fitting, dropped = fitting_methods(config, checked, methods, memory_bytes)
-    reasons += dropped
-    identity = {
-        "data": fingerprint_of_data(task, splits),
-        "backbone": config.backbone,
-        "methods": list(fitting),
-        "config": hashlib.sha256(repr(config).encode()).hexdigest()[:16],
-    }
-    for line in reasons:
-        tell(line)
-    log = TrialLog(folder / TRIALS, identity)
-    if log.trials:
-        tell(f"{len(log.trials)} trials of an interrupted search were found; resuming.")
-    searched = {split: splits[split] for split in ("train", "validation")}
-    halving = Halving(task, searched, config, fitting, folder / ".trials", log, tell)
-    best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
-    saved = _keep(halving.saved(best), folder / ("adapter" if METHODS[best.arm.method].has_adapter else "model"))
-    task.to_yaml(saved / TASK_FILE)
-    model, tokenizer = load_tuned(saved)
-    examples = EvaluationSet(task, splits["test"], tokenizer)
-    result = examples.score(model)
-    result.scores.update(correlation_of_numbers(model, examples))
-    baselines = baselines_of(task, splits["train"], examples, result.per_example)
-    commands = _commands(folder, saved, config.backbone, task, splits)
-    trials = list(log.trials.values())
-    write_report(
-        folder / REPORT,
-        task=task,
-        reasons=reasons,
-        trials=trials,
-        best=best,
-        lead=halving.lead,
-        result=result,
-        baselines=baselines,
-        commands=commands,
-    )
-    results = _results(task, best, trials, result, baselines, saved, commands)
-    if METHODS[best.arm.method].has_adapter:
-        tuned = replace(config, learning_rate=best.arm.learning_rate, steps=best.steps)
-        write_run_card(saved, task, splits, tuned, card_scores("test", examples, result, splits["train"]))
-    (folder / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    shutil.rmtree(folder / ".trials", ignore_errors=True)
-    return AutoResult(
-        saved, folder / REPORT, best.arm.method, best.arm.learning_rate, result.scores, results, tuple(commands)
-    )
-
-
 def fitting_methods(
     config: TrainConfig, checked: LintReport, methods: Sequence[str] | None, memory_bytes: int | None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -269,24 +253,16 @@ def fitting_methods(
     """
     if unknown := [name for name in methods or () if name not in METHODS]:
         raise ValueError(f"Got methods {', '.join(unknown)}; expected some of {', '.join(METHODS)}.")
-    on_cuda = torch.cuda.is_available()
-    memory = memory_bytes or _memory(on_cuda)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory = memory_bytes or _memory(device)
     source, target = (min(side.length_of(1.0), side.limit) for side in (checked.sources, checked.targets))
     fitting: dict[str, dict[str, Any]] = {}
     dropped = []
     for name in methods or (*CANDIDATES, "qlora"):
         if name == "qlora" and methods is None and "lora-all" in fitting:
             continue
-        job = Job(
-            config.backbone,
-            name,
-            source,
-            target,
-            config.batch_size,
-            config.batch_size,
-            device="cuda" if on_cuda else "cpu",
-            quantize=config.quantize,
-        )
+        batch = config.batch_size
+        job = Job(config.backbone, name, source, target, batch, batch, device=device, quantize=config.quantize)
         changes = _changes(job, memory)
         if changes is None:
             least = step_bytes(replace(job, micro_batch=1, checkpointing=True)).needed_bytes
@@ -314,11 +290,9 @@ def _changes(job: Job, memory: int) -> dict[str, Any] | None:
     return None
 
 
-def _memory(on_cuda: bool) -> int:
-    if on_cuda:
+def _memory(device: str) -> int:
+    if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    import psutil
-
     return int(psutil.virtual_memory().available)
 
 
