@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5peft.cli.output import json_line
+from t5peft.compat.filesystem import unfinished, write_whole
 
 Record = dict[str, Any]
 Kind = Literal["jsonl", "csv", "parquet"]
@@ -221,9 +222,7 @@ class AnswerFile(Answers):
 
     def _save_progress(self, length: int) -> None:
         state = {"identity": self._identity, "done": self.done, "bytes": length, "sha256": self._hash.hexdigest()}
-        temporary = self._progress.with_name(f"{self._progress.name}.new")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(self._progress)
+        write_whole(self._progress, json.dumps(state))
 
     def close(self) -> None:
         """Close the file."""
@@ -245,9 +244,8 @@ class AnswerFile(Answers):
 
         answers = map(json.loads, self._growing.read_text(encoding="utf-8").splitlines())
         table = pa.Table.from_pylist([record | answer for record, answer in zip(self.records, answers, strict=True)])
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        parquet.write_table(table, temporary)
-        temporary.replace(self.path)
+        parquet.write_table(table, unfinished(self.path))
+        unfinished(self.path).replace(self.path)
 
     @staticmethod
     def _csv(rows: Sequence[Sequence[object]]) -> str:

@@ -12,14 +12,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from t5peft.adapters.manifest import CONFIG, read_config
+from t5peft.adapters.manifest import read_config
 from t5peft.data.task import Task
 from t5peft.data.truncation import encode
-from t5peft.serving.pool import AdapterPool
+from t5peft.serving.pool import AdapterPool, Stamp, stamp_of
 from t5peft.serving.requests import UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.text_stream import Pieces
-
-Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Catalog:
             )
         self.pool, self.backbone_name = pool, backbone_name
         self._backbone = Served(backbone_name, None, None, False, None, pool.tokenizer)
-        self._described: dict[str, tuple[Signature, Served]] = {}
+        self._described: dict[str, tuple[Stamp, Served]] = {}
         self._lock = threading.Lock()
 
     def find(self, name: str) -> Served:
@@ -95,14 +93,14 @@ class Catalog:
         if name == self.backbone_name:
             return self._backbone
         folder = self.folder(name)
-        signature = _signature(folder)
+        stamp = stamp_of(folder)
         with self._lock:
             known = self._described.get(name)
-        if known is not None and known[0] == signature:
+        if known is not None and known[0] == stamp:
             return known[1]
         served = self._describe(name, folder)
         with self._lock:
-            self._described[name] = signature, served
+            self._described[name] = stamp, served
         return served
 
     def folder(self, name: str) -> Path:
@@ -152,18 +150,6 @@ def is_name(name: str) -> bool:
 def without_path(text: str, folder: Path, name: str) -> str:
     """Return the text of an error with the name of an adapter in the place of its folder's path."""
     return text.replace(str(folder), name).replace(str(folder.resolve()), name)
-
-
-def _signature(folder: Path) -> Signature:
-    found: list[tuple[int, int, int] | None] = []
-    for name in (CONFIG, "task.yaml"):
-        try:
-            state = (folder / name).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((state.st_mtime_ns, state.st_size, state.st_ino))
-    return tuple(found)
 
 
 def _method(config: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
+import t5peft
 from t5peft.serving import openai, routes
 from t5peft.serving.context import Context
 from t5peft.serving.engine import Engine
@@ -53,7 +54,7 @@ def create_app(engine: Engine, pool: AdapterPool, settings: ServerSettings) -> F
     app = FastAPI(
         title="t5peft",
         summary="One T5 and its adapters, by OpenAI's API",
-        version=_version(),
+        version=t5peft.__version__,
         docs_url=None,  # FastAPI's own pages load their scripts from the network
         redoc_url=None,
         default_response_class=Json,
@@ -86,9 +87,3 @@ def _add_pages(app: FastAPI) -> None:
 
 
 _PAGES = {"/": "page.html", "/docs": "docs.html"}
-
-
-def _version() -> str:
-    import t5peft
-
-    return str(getattr(t5peft, "__version__", "0"))
