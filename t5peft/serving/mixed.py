@@ -36,7 +36,7 @@ from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
 from t5peft.serving.routing import Routing, in_parts
-from t5peft.serving.separate import generate_separately, rank_separately
+from t5peft.serving.separate import encode_separately, generate_separately
 from t5peft.serving.weights import AdapterWeights
 
 _KEPT_ROUTINGS = 4  # of the encoder, the decoder and their beams
@@ -106,6 +106,30 @@ class MixedModel:
             output = self.t5.get_encoder()(inputs_embeds=embeddings, attention_mask=mask)
         return output.last_hidden_state, mask
 
+    @contextmanager
+    def encoded(
+        self,
+        separate: PeftModel | None,
+        sources: Sequence[Sequence[int]],
+        adapters: Sequence[AdapterWeights | None],
+    ) -> Iterator[tuple[PreTrainedModel, BaseModelOutput, Tensor]]:
+        """Encode sources, and let the decoder go on with them inside the block.
+
+        Args:
+            separate: The model of all the rows, where they are computed separately.
+            sources: Token ids of each row.
+            adapters: One for each row.
+
+        Yields:
+            The T5, the output of its encoder, and the mask.
+        """
+        if separate is None:
+            t5, (states, mask) = self.t5, self.encode(sources, adapters)
+        else:
+            t5, states, mask = encode_separately(separate, sources)
+        with self.rows(adapters):
+            yield t5, BaseModelOutput(last_hidden_state=cast(Any, states)), mask
+
     def generate(
         self,
         sources: Sequence[Sequence[int]],
@@ -135,18 +159,20 @@ class MixedModel:
                 return generate_separately(
                     separate, rows, max_new_tokens=max_new_tokens, num_beams=num_beams, criteria=criteria
                 )
-            states, mask = self.encode(rows, own)
-            generator: Any = self.t5
-            with self.rows(own):
-                return generator.generate(
-                    encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    num_beams=num_beams,
-                    do_sample=False,
-                    stopping_criteria=criteria,
-                    return_dict_in_generate=False,
-                ).tolist()
+            with self.encoded(None, rows, own) as (t5, states, mask):
+                return (
+                    cast(Any, t5)
+                    .generate(
+                        encoder_outputs=states,
+                        attention_mask=mask,
+                        max_new_tokens=max_new_tokens,
+                        num_beams=num_beams,
+                        do_sample=False,
+                        stopping_criteria=criteria,
+                        return_dict_in_generate=False,
+                    )
+                    .tolist()
+                )
 
         return _padded(in_parts(adapters, run), self.t5)
 
@@ -166,13 +192,9 @@ class MixedModel:
         head = family_of(self.t5.config).head
 
         def score(separate: PeftModel | None, indices: list[int]) -> list[list[float]]:
-            rows, own = [sources[i] for i in indices], [candidates[i] for i in indices]
-            if separate is not None:
-                return rank_separately(separate, rows, own)
-            part = [adapters[i] for i in indices]
-            states, mask = self.encode(rows, part)
-            with self.rows(part):
-                return score_candidates(self.t5, BaseModelOutput(last_hidden_state=states), mask, own)
+            part = [sources[i] for i in indices], [adapters[i] for i in indices]
+            with self.encoded(separate, *part) as (t5, states, mask):
+                return score_candidates(t5, states, mask, [candidates[i] for i in indices])
 
         # The head scores parts of batches, so an adapter on it is alone.
         return in_parts(adapters, score, lambda adapter: adapter.separate is not None or head in adapter.maps)
@@ -195,12 +217,11 @@ class MixedModel:
 
         def score(_: PeftModel | None, indices: list[int]) -> Iterator[list[float]]:
             rows, own = [list(sources[i]) for i in indices], [adapters[i] for i in indices]
-            states, mask = self.encode(rows, own)
             read = [[self.t5.config.decoder_start_token_id, *row][: len(row) + later] for row in rows]
-            with self.rows(own):
-                hidden = self.t5.get_decoder()(
-                    input_ids=_padded(read, self.t5),
-                    encoder_hidden_states=states,
+            with self.encoded(None, rows, own) as (t5, states, mask):
+                hidden = t5.get_decoder()(
+                    input_ids=_padded(read, t5),
+                    encoder_hidden_states=states.last_hidden_state,
                     encoder_attention_mask=mask,
                     use_cache=False,
                 ).last_hidden_state

@@ -19,11 +19,9 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteriaList
-from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.adapters.load import load_adapter
 from t5peft.evaluation.inference import padded
-from t5peft.evaluation.ranking import score_candidates
 from t5peft.methods.ladder import LadderConfig
 from t5peft.models.unwrap import unwrap_t5
 
@@ -102,37 +100,16 @@ def generate_separately(
 
 
 @torch.inference_mode()
-def rank_separately(
-    model: PeftModel, sources: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
-) -> list[list[float]]:
-    """Return the log-probability of each candidate of each row.
+def encode_separately(model: PeftModel, sources: Sequence[Sequence[int]]) -> tuple[PreTrainedModel, Tensor, Tensor]:
+    """Encode sources.
 
     Args:
         model: From ``load_separate``.
         sources: Token ids of each row.
-        candidates: Token ids of the candidates of each row.
+
+    Returns:
+        The T5 of the adapter, the states and their mask.
     """
     t5 = unwrap_t5(model)
     ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
-    states = t5.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    return score_candidates(t5, BaseModelOutput(last_hidden_state=states), mask, candidates)
-
-
-@torch.inference_mode()
-def logits_separately(model: PeftModel, sources: Sequence[Sequence[int]], read: Tensor) -> Tensor:
-    """Return the logits of given answers.
-
-    Args:
-        model: From ``load_separate``.
-        sources: Token ids of each row.
-        read: The tokens that the decoder reads.
-
-    Shapes:
-        read: [B, T].
-        Output: [B, T, V].
-    """
-    t5 = unwrap_t5(model)
-    ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
-    output: Any = t5(input_ids=ids, attention_mask=mask, decoder_input_ids=read.to(t5.device), use_cache=False)
-    logits: Tensor = output.logits
-    return logits
+    return t5, t5.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask

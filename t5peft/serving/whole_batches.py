@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.padding import pad_rows
 from t5peft.serving.mixed import MixedModel
@@ -19,7 +18,6 @@ from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Sco
 from t5peft.serving.routing import in_parts
 from t5peft.serving.sampling import tokens_of
 from t5peft.serving.scheduler import Job
-from t5peft.serving.separate import logits_separately
 from t5peft.serving.weights import AdapterWeights
 
 _MAX_LOGITS = 2**24  # 64 MiB in float32
@@ -78,24 +76,14 @@ def _teacher_forced(model: MixedModel, jobs: Sequence[Job], ids: Sequence[list[i
     read = pad_rows([[job.next_id, *row[:-1]] for job, row in zip(jobs, ids, strict=True)], 0)
 
     def logits(separate: PeftModel | None, rows: list[int]) -> Tensor:
-        sources = [jobs[i].source_ids for i in rows]
-        if separate is not None:
-            return logits_separately(separate, sources, read[rows])
-        return _mixed_logits(model, sources, [jobs[i].adapter for i in rows], read[rows])
+        sources, own = [jobs[i].source_ids for i in rows], [jobs[i].adapter for i in rows]
+        with model.encoded(separate, sources, own) as (t5, states, mask):
+            output: Any = t5(
+                encoder_outputs=states,
+                attention_mask=mask,
+                decoder_input_ids=read[rows].to(mask.device),
+                use_cache=False,
+            )
+        return cast(Tensor, output.logits)
 
     return torch.stack(in_parts([job.adapter for job in jobs], logits))
-
-
-def _mixed_logits(
-    model: MixedModel, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None], read: Tensor
-) -> Tensor:
-    states, mask = model.encode(sources, adapters)
-    with model.rows(adapters):
-        output: Any = model.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=mask,
-            decoder_input_ids=read.to(states.device),
-            use_cache=False,
-        )
-    logits: Tensor = output.logits
-    return logits
