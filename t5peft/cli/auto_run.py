@@ -157,19 +157,8 @@ def auto(
         result.scores.update(correlation_of_numbers(model, examples))
         baselines = baselines_of(task, splits["train"], examples, result.per_example)
         commands = _commands(folder, saved, config.backbone, task, splits)
-        trials = list(log.trials.values())
-        write_report(
-            folder / REPORT,
-            task=task,
-            reasons=reasons,
-            trials=trials,
-            best=best,
-            lead=halving.lead,
-            result=result,
-            baselines=baselines,
-            commands=commands,
-        )
-        results = _results(task, best, trials, result, baselines, saved, commands)
+        write_report(folder / REPORT, halving, best, result, baselines, reasons, commands)
+        results = _results(halving, best, result, baselines, saved, commands)
         if METHODS[best.arm.method].has_adapter:
             tuned = replace(config, learning_rate=best.arm.learning_rate, steps=best.steps)
             write_run_card(saved, task, splits, tuned, card_scores("test", examples, result, splits["train"]))
@@ -323,16 +312,15 @@ def _commands(folder: Path, saved: Path, backbone: str, task: Task, splits: Spli
 
 
 def _results(
-    task: Task,
+    search: Halving,
     best: Trial,
-    trials: Sequence[Trial],
     result: EvaluationResult,
     baselines: Sequence[Baseline],
     saved: Path,
     commands: Sequence[str],
 ) -> dict[str, Any]:
     return {
-        "task": task.name,
+        "task": search.task.name,
         "output": str(saved),
         "best": fields_of(best),
         "test": {
@@ -344,6 +332,6 @@ def _results(
         "baselines": {
             one.name: {"score": asdict(one.score), "difference": asdict(one.difference)} for one in baselines
         },
-        "trials": [fields_of(trial) for trial in trials],
+        "trials": [fields_of(trial) for trial in search.log.trials.values()],
         "commands": list(commands),
     }

@@ -76,15 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from t5peft.adapters import (
-        check_output,
-        check_push,
-        ensure_no_adapter,
-        manifest_sha256,
-        push_adapter,
-        save_adapter,
-        save_model,
-    )
+    from t5peft import adapters
     from t5peft.methods import METHODS
     from t5peft.training.card import score_run, write_run_card
     from t5peft.training.train import train
@@ -92,22 +84,22 @@ def _run(args: argparse.Namespace) -> int:
     folder = Path(args.output)
     # ``train`` tells of a method of an installed package that cannot be imported.
     has_adapter = args.method not in METHODS or METHODS[args.method].has_adapter
-    check_output(folder / "adapter") if has_adapter else ensure_no_adapter(folder)
+    adapters.check_output(folder / "adapter") if has_adapter else adapters.ensure_no_adapter(folder)
     config = read_config(args)
     if args.push_to_hub:
-        check_push(args.push_to_hub, config.backbone, has_adapter=has_adapter)
+        adapters.check_push(args.push_to_hub, config.backbone, has_adapter=has_adapter)
     task, splits = read_data(args)
     if args.memory is not None:
         config = _within_memory(config, task, splits, args.memory)
     started = time.monotonic()
     model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
     if not has_adapter:
-        save_model(cast(PreTrainedModel, model), folder, tokenizer=tokenizer)
+        adapters.save_model(cast(PreTrainedModel, model), folder, tokenizer=tokenizer)
     else:
-        folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
+        folder = adapters.save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
     save_task(task, folder)
     write_config_file(Path(args.output) / CONFIG_FILE, args, args.named)
-    sha256 = manifest_sha256(folder)
+    sha256 = adapters.manifest_sha256(folder)
     print(f"saved to {folder}\nsha256 {sha256}  (of its manifest, for `t5peft serve --pins` and load_adapter(sha256=))")
     scored = score_run(model, tokenizer, task, splits)
     write_whole(folder / "scores.json", json.dumps(scored.scores, indent=1))
@@ -115,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
     if has_adapter:
         write_run_card(folder, task, splits, config, scored.card)
     if args.push_to_hub:
-        results["pushed"] = push_adapter(folder, args.push_to_hub)
+        results["pushed"] = adapters.push_adapter(folder, args.push_to_hub)
         print(f"pushed to {results['pushed']}")
     print_results(args, results | {"seconds": time.monotonic() - started}, scores_text(scored.scores))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -11,12 +10,7 @@ from typing import Any, TypeVar
 from t5peft.data.decoding import decode
 from t5peft.serving.engine import Engine, Ticket
 from t5peft.serving.errors import ApiError
-from t5peft.serving.requests import (
-    Request,
-    Token,
-    TooLongError,
-    UnusableAdapterError,
-)
+from t5peft.serving.requests import Request, Token, TooLongError, UnusableAdapterError
 from t5peft.serving.served import Served, label_names
 
 Result = TypeVar("Result")
@@ -66,41 +60,6 @@ class Tickets:
         for ticket in self._tickets:
             if not ticket.result.done():
                 ticket.cancel()
-
-
-class TokenQueue:
-    """Tokens of several tickets on their way from the engine's thread to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, Token | None]] = asyncio.Queue()
-
-    def put(self, index: int, token: Token | None) -> None:
-        """Take a token in the engine's thread.
-
-        Args:
-            index: Of the ticket.
-            token: Its next token; None at its end.
-        """
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, token))
-
-    def end_with(self, index: int, ticket: Ticket) -> None:
-        """Put None when a ticket is done, whatever its end.
-
-        Args:
-            index: Of the ticket.
-            ticket: The ticket.
-        """
-
-        def end(_: object) -> None:
-            if not self._loop.is_closed():
-                self.put(index, None)
-
-        ticket.result.add_done_callback(end)
-
-    async def get(self) -> tuple[int, Token | None]:
-        """Return the index of a ticket and its next token, or None at its end."""
-        return await self._queue.get()
 
 
 def softmax(log_probabilities: Sequence[float]) -> list[float]:

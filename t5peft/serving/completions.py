@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from t5peft.serving.answers import Tickets, TokenQueue, as_json_number, label_probabilities, read_text
+from t5peft.serving.answers import Tickets, as_json_number, label_probabilities, read_text
 from t5peft.serving.context import Context
 from t5peft.serving.engine import Ticket
 from t5peft.serving.errors import ApiError
@@ -177,11 +178,19 @@ async def parts(plan: Plan, context: Context, tickets: Tickets) -> AsyncIterator
         for index, ranked in enumerate(await _ranked(plan, context)):
             yield index, ranked
         return
-    queue = TokenQueue()
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Token | None]]()
+
+    def put(number: int, token: Token | None) -> None:  # in the engine's thread
+        loop.call_soon_threadsafe(queue.put_nowait, (number, token))
+
+    def end(number: int, _: object) -> None:  # whatever the end of the ticket is
+        if not loop.is_closed():
+            put(number, None)
+
     streams: list[_Stream] = []
     for number, request in enumerate(plan.requests()):
-        ticket = tickets.take(request, partial(queue.put, number))
-        queue.end_with(number, ticket)
+        ticket = tickets.take(request, partial(put, number))
+        ticket.result.add_done_callback(partial(end, number))
         streams.append(_Stream(plan, ticket))
     while not all(stream.finished for stream in streams):
         number, token = await queue.get()
