@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from t5peft.cli.output import console
 from t5peft.cli.parser import Parser
@@ -49,7 +50,11 @@ EXIT_CODES = {
     BROKEN_PIPE: "standard output was closed by its reader",
 }
 # Of errors that a user can cause.
-_CODES = {FolderInUseError: IN_USE, FloatingPointError: FAILED, (ValueError, OSError, ImportError): WRONG_INPUT}
+_CODES: dict[Any, int] = {
+    FolderInUseError: IN_USE,
+    FloatingPointError: FAILED,
+    (ValueError, OSError, ImportError): WRONG_INPUT,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

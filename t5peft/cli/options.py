@@ -6,16 +6,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Protocol
+from typing import Any
 
 from t5peft.cli import names
 
-
-class Group(Protocol):
-    """A parser, or a group of one."""
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        """Add an argument."""
+Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def memory_size(text: str) -> int:
@@ -90,6 +85,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "input; default: the task's own test records",
     },
 }
+
+
+def option_of(name: str) -> str:
+    """Return the option whose value argparse keeps under a name."""
+    return f"--{name.replace('_', '-')}"
 
 
 def add_option(group: Group, name: str, **changes: Any) -> None:

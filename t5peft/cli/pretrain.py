@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from t5peft.cli import names
-from t5peft.cli.options import OPTIONS, add_hidden, add_option
+from t5peft.cli.options import OPTIONS, add_hidden, add_option, option_of
 from t5peft.cli.train_config import add_field
 from t5peft.compat.lock import hold_folder
 
@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--embeddings", choices=["pmi", "random"], default="pmi", help="initialization of a new model's embeddings")
     add("--matching-head", action="store_true", help="initialize one head to attend to the same piece elsewhere")
     for name, size in names.PRETRAIN_SHAPE.items():
-        add(f"--{name.replace('_', '-')}", type=int, default=size, help=f"{name} of a new model")
+        add(option_of(name), type=int, default=size, help=f"{name} of a new model")
     group = parser.add_argument_group("training")
     add = group.add_argument
     for name, (number, text) in names.PRETRAIN_CONFIG.items():
-        add(f"--{name.replace('_', '-')}", type=int, default=number, help=text)
+        add(option_of(name), type=int, default=number, help=text)
     rates = names.PRETRAIN_LEARNING_RATES
     add("--optimizer", choices=list(rates), default="adafactor", help="the optimizer of the weights")
     add(
@@ -129,7 +129,7 @@ def _check_new(args: argparse.Namespace) -> None:
     """Raise a ``ValueError`` for options of a new model beside a backbone, which has its own."""
     changed = {name: value for name, value in _NEW.items() if getattr(args, name) != value}
     if args.backbone is not None and changed:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        options = ", ".join(option_of(name) for name in changed)
         raise ValueError(
             f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of them, because a backbone "
             "has its own."

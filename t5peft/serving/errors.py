@@ -136,7 +136,8 @@ def add_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(ClientGoneError, gone)
-    for kind in (ApiError, *_REFUSALS):
+    kinds: list[type[Exception]] = [ApiError, *_REFUSALS]
+    for kind in kinds:
         app.add_exception_handler(kind, other)
 
 

@@ -170,8 +170,7 @@ def _export(
 @contextmanager
 def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
     """Let a search of ``t5`` end as that of the target does, for the block."""
-    settings = t5.generation_config if to == "ct2" else None
-    if settings is None:
+    if to != "ct2" or (settings := t5.generation_config) is None:
         yield
         return
     early, beams = settings.early_stopping, settings.num_beams

@@ -37,10 +37,12 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Sequ
 
 from t5peft.compat.extras import require
 from t5peft.compat.onnx import export_graph
+from t5peft.evaluation.inference import Sources
+from t5peft.evaluation.ranking import Ranking
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import use_attention
 from t5peft.serving.export_transformers import TorchModel, save_tokenizer
-from t5peft.serving.exported import Details, Exported
+from t5peft.serving.exported import Candidates, Details, Exported
 from t5peft.serving.traced import traceable
 
 _SOURCE_AXES = {"input_ids": {0: "batch", 1: "source"}, "attention_mask": {0: "batch", 1: "source"}}
@@ -347,7 +349,9 @@ class OnnxOneGraph(_OnnxModel):
 class OnnxModel(TorchModel):
     """Graphs that answer by the library's own functions; ranking scores each candidate by itself."""
 
-    rank = Exported.rank
+    def rank(self, sources: Sources, candidates: Candidates, **options: Any) -> Ranking:
+        """Score every candidate target for every source; see the base."""
+        return Exported.rank(self, sources, candidates, **options)
 
 
 def read_onnx(folder: Path, details: Details) -> OnnxModel:

@@ -59,7 +59,7 @@ def in_parts(
         parts.setdefault(adapter if adapter is not None and is_alone(adapter) else None, []).append(row)
     found: dict[int, Found] = {}
     for adapter, rows in parts.items():
-        found.update(zip(rows, compute(adapter and adapter.separate, rows), strict=True))
+        found.update(zip(rows, compute(None if adapter is None else adapter.separate, rows), strict=True))
     return [found[row] for row in range(len(adapters))]
 
 
