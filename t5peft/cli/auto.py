@@ -28,11 +28,7 @@ and test.jsonl. Run the same command again to resume an interrupted search.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft auto``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft auto``."""
     parser.add_argument("train", nargs="?", metavar="FILE", help=f"{SPLITS['train']}; default: the records of --task")
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -58,17 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, report, and print what to do next.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError: The data do not tell the task, or an option is wrong.
-    """
+    """Search, report, and print what to do next."""
     if args.minutes <= 0:
         raise ValueError(f"Got --minutes {args.minutes:g}; expected more than 0.")
     result = _search(args, *_read(args))

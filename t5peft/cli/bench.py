@@ -37,11 +37,7 @@ records.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft bench``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft bench``."""
     add = parser.add_argument
     add("--suite", help=f"{', '.join(names.suite_names())}, or a YAML file (default: quick)")
     backbone = f"{OPTIONS['--backbone']['help']}; default: the suite's"
@@ -89,14 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is not recorded yet, print the table and write the report.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Run what is not recorded yet, print the table and write the report."""
     from t5peft.benchmark.suites import suite_parts
 
     if args.data_folder:

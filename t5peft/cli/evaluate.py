@@ -25,11 +25,7 @@ EPILOG = "Example: t5peft evaluate runs/reviews/adapter --data test.csv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft evaluate``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft evaluate``."""
     add_model_arguments(parser)
     group = parser.add_argument_group("data")
     add_option(group, "--data")
@@ -49,14 +45,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every score of the task.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Print every score of the task."""
     from t5peft.adapters import local_adapter
     from t5peft.data import checks
     from t5peft.data.presets import has_references

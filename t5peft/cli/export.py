@@ -24,11 +24,7 @@ If the export differs from the adapter by more than the tolerance, nothing is wr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft export``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft export``."""
     add = parser.add_argument
     add_option(parser, "model")
     add("--to", required=True, choices=("transformers", "ct2", "onnx", "diffusers"), help="the engine to export to")
@@ -52,17 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, and print the comparison.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError: There is --data, but no task beside the model.
-    """
+    """Export, and print the comparison."""
     from t5peft.adapters import local_adapter
     from t5peft.data import Task
     from t5peft.serving.export import export

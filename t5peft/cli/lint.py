@@ -13,25 +13,14 @@ EPILOG = "Example: t5peft lint --task classification --train train.csv --backbon
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft lint``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft lint``."""
     add_data_arguments(parser)
     add_option(parser.add_argument_group("model"), "--backbone")
     add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a report for each split.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code; 1 where a problem would stop training.
-    """
+    """Print a report for each split."""
     from t5peft.data.lint import lint
     from t5peft.evaluation.scores import check_metrics
     from t5peft.models.backbone import load_tokenizer

@@ -16,11 +16,7 @@ above the plan. On CUDA, the context of the driver takes a few hundred MB more.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft plan``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft plan``."""
     model = parser.add_argument_group("model and method")
     add_option(model, "--backbone")
     add_field(model, "dtype")
@@ -41,14 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code; 1 where neither the run nor any change of it fits.
-    """
+    """Print the plan."""
     import torch
 
     from t5peft.planning.job import Job

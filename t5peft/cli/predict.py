@@ -39,11 +39,7 @@ Run the same command again to complete a file of answers after an interruption.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft predict``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft predict``."""
     add_model_arguments(parser)
     group = parser.add_argument_group("data")
     without_default = OPTIONS["--data"]["help"].partition("; default")[0]
@@ -69,17 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer every record, and write the answers in the order of the records as they come.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError: There are both --data and --text or none of them, or the output cannot be written to.
-    """
+    """Answer every record, and write the answers in the order of the records as they come."""
     if args.data and args.text:
         raise ValueError("Got both --data and --text; expected one of them.")
     path = None if args.output in (None, "-") else Path(args.output)

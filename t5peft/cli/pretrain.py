@@ -31,11 +31,7 @@ _NEW = {"vocabulary": 8192, "vocabulary_share": 0.08, "embeddings": "pmi", **nam
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft pretrain``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft pretrain``."""
     add = parser.add_argument_group("data").add_argument
     add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines separate documents")
     add("--held-out", type=Path, help="a text file for the held-out loss")
@@ -76,14 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and write OUTPUT/model.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Train, and write OUTPUT/model."""
     _check_new(args)
     with hold_folder(args.output):
         _check_output(args.output)

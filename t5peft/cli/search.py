@@ -19,11 +19,7 @@ The search varies the learning rate, from a tenth to ten times --learning-rate. 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft search``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft search``."""
     add_data_arguments(parser)
     add_config_arguments(parser)
     group = parser.add_argument_group("search")
@@ -34,14 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, and print the best run's command.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Search, and print the best run's command."""
     from t5peft.compat.ray import open_workers
     from t5peft.training.search import search
 

@@ -31,11 +31,7 @@ SIGTERM and Ctrl+C stop the server: new requests are refused, and running reques
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft serve``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft serve``."""
     add = parser.add_argument
     add("--backbone", required=True, metavar="NAME", help="mini, a hub name or a folder")
     add("--adapters", required=True, metavar="DIR", help="a folder with one folder per adapter")
@@ -68,18 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until the process is told to stop.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ImportError: The packages of the extra are not installed.
-        ValueError: The address needs a key, or an option is wrong.
-    """
+    """Serve until the process is told to stop."""
     keys = read_keys(args.api_key_file)
     if not keys and not is_loopback(args.host):
         raise ValueError(

@@ -38,11 +38,7 @@ _MEMORY_HELP = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft train``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft train``."""
     add_data_arguments(parser)
     add_config_arguments(parser)
     group = parser.add_argument_group("output")
@@ -59,14 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, save, score.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Train, save, score."""
     with hold_folder(args.output):
         check_run_folder(args.output, resume=args.resume, overwrite=args.overwrite)
         return _run(args)
