@@ -26,6 +26,7 @@ from t5peft.serving.requests import (
     ClassifyRequest,
     EngineClosedError,
     Generated,
+    Ids,
     RankRequest,
     Scores,
     Ticket,
@@ -123,7 +124,7 @@ class Context:
             found = await asyncio.gather(*(self.result(ticket, served) for ticket in taken))
         return [[as_json_number(value) for value in one.log_probabilities] for one in found if isinstance(one, Scores)]
 
-    async def label_scores(self, sources: Sequence[Sequence[int]], served: Served) -> list[list[float]]:
+    async def label_scores(self, sources: Ids, served: Served) -> list[list[float]]:
         """Return the log-probability of each label of the task, or of each class of the head.
 
         Args:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
 import transformers
 from peft import PeftModel
@@ -44,7 +43,17 @@ from t5peft.serving.bake import bake, into_one_table, prompt_of
 from t5peft.serving.export_ct2 import CT2Model, generation_settings, write_ct2
 from t5peft.serving.export_onnx import read_onnx, write_onnx
 from t5peft.serving.export_transformers import WITHOUT_PROMPT, TorchModel, read_transformers, write_transformers
-from t5peft.serving.exported import TARGETS, Details, Exported, Target, is_exported, kind_of_model
+from t5peft.serving.exported import (
+    TARGETS,
+    Details,
+    Exported,
+    Model,
+    Quantize,
+    Records,
+    Target,
+    is_exported,
+    kind_of_model,
+)
 from t5peft.serving.parity import NUM_BEAMS, TEXTS, Parity, ParityError, answers_of, compare, parity_inputs
 
 TASK_FILE = "task.yaml"
@@ -60,9 +69,9 @@ def export(
     output: str | Path,
     *,
     to: Target,
-    quantize: Literal["int8"] | None = None,
+    quantize: Quantize | None = None,
     overwrite: bool = False,
-    records: Sequence[Mapping[str, Any]] | None = None,
+    records: Records | None = None,
 ) -> Parity:
     """Export an adapter or a whole model. The export is written completely or not at all.
 
@@ -130,13 +139,7 @@ def _read(folder: Path) -> Exported:
     return read_onnx(folder, details) if details.target == "onnx" else read_transformers(folder, details)
 
 
-def _export(
-    folder: Path,
-    staging: Path,
-    to: Target,
-    quantize: Literal["int8"] | None,
-    records: Sequence[Mapping[str, Any]] | None,
-) -> Parity:
+def _export(folder: Path, staging: Path, to: Target, quantize: Quantize | None, records: Records | None) -> Parity:
     loaded, tokenizer = _load(folder)
     _check_model(loaded, to)
     details = _details(folder, loaded, to, quantize)
@@ -181,9 +184,7 @@ def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
         settings.early_stopping, settings.num_beams = early, beams
 
 
-def _write(
-    loaded: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, staging: Path, details: Details
-) -> None:
+def _write(loaded: Model, tokenizer: PreTrainedTokenizerBase, staging: Path, details: Details) -> None:
     """Merge or bake the adapter, and hand the model to its writer."""
     written = tokenizer
     if isinstance(loaded, PeftModel) and not unmergeable(loaded):
@@ -204,7 +205,7 @@ def _write(
         tokenizer.save_pretrained(str(staging / WITHOUT_PROMPT))
 
 
-def _load(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+def _load(folder: Path) -> tuple[Model, PreTrainedTokenizerBase]:
     """Load an adapter beside its unquantized backbone, or a whole model; encoders too."""
     if not is_adapter(folder):
         ensure_holds_model(folder)
@@ -223,9 +224,7 @@ def _load_encoder(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     return encoder, load_tokenizer(name)
 
 
-def _details(
-    folder: Path, loaded: PreTrainedModel | PeftModel, to: Target, quantize: Literal["int8"] | None
-) -> Details:
+def _details(folder: Path, loaded: Model, to: Target, quantize: Quantize | None) -> Details:
     t5 = unwrap_t5(loaded)
     prompt = prompt_of(loaded) if isinstance(loaded, PeftModel) and to != "onnx" else None
     return Details(
@@ -263,7 +262,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
+def _check_model(loaded: Model, to: Target) -> None:
     """Refuse what the target cannot run, by name, with what to do instead."""
     t5 = unwrap_t5(loaded)
     kind = kind_of_model(t5)

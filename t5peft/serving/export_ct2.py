@@ -10,9 +10,9 @@ complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from t5peft.compat.ctranslate2 import convert
 from t5peft.compat.extras import require
 from t5peft.models.backbone import has_untied_head
 from t5peft.serving.export_transformers import read_tokenizer, save_tokenizer
-from t5peft.serving.exported import Details, Exported
+from t5peft.serving.exported import Details, Exported, Quantize
+from t5peft.serving.requests import Ids
 
 SETTINGS = ("length_penalty", "repetition_penalty", "no_repeat_ngram_size")
 """Settings of a search in a generation config that CTranslate2 has under the same name."""
@@ -34,9 +35,7 @@ def generation_settings(t5: PreTrainedModel) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def write_ct2(
-    t5: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, quantize: Literal["int8"] | None
-) -> None:
+def write_ct2(t5: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, quantize: Quantize | None) -> None:
     """Convert a model.
 
     Args:
@@ -103,9 +102,7 @@ class CT2Model(Exported):
         )
         return ([self._target_ids[token] for token in result.hypotheses[0]] for result in results)
 
-    def log_probabilities(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def log_probabilities(self, sources: Ids, targets: Ids, *, tokens_per_batch: int = 8192) -> list[Tensor]:
         """Score the tokens of given targets by teacher forcing; see the base."""
         results = self._translator.score_batch(
             self._tokens(self._with_prompt(sources)),
@@ -116,7 +113,7 @@ class CT2Model(Exported):
         )
         return [torch.tensor(result.log_probs) for result in results]
 
-    def _tokens(self, sources: Sequence[Sequence[int]]) -> list[list[str]]:
+    def _tokens(self, sources: Ids) -> list[list[str]]:
         return [[self._source_tokens[token] for token in source] for source in sources]
 
 

@@ -16,10 +16,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -42,18 +41,13 @@ from t5peft.evaluation.ranking import Ranking
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import use_attention
 from t5peft.serving.export_transformers import TorchModel, save_tokenizer
-from t5peft.serving.exported import Candidates, Details, Exported
+from t5peft.serving.exported import Candidates, Details, Exported, Model, Quantize
 from t5peft.serving.traced import traceable
 
 _SOURCE_AXES = {"input_ids": {0: "batch", 1: "source"}, "attention_mask": {0: "batch", 1: "source"}}
 
 
-def write_onnx(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    quantize: Literal["int8"] | None,
-) -> None:
+def write_onnx(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, quantize: Quantize | None) -> None:
     """Write the graphs of a model.
 
     Args:

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 import transformers
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,7 +26,8 @@ from t5peft.models.manifest import read_json
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.serving.bake import prompt_token
-from t5peft.serving.exported import Candidates, Details, Exported
+from t5peft.serving.exported import Candidates, Details, Exported, Model
+from t5peft.serving.requests import Ids
 
 WITHOUT_PROMPT = "tokenizer_without_prompt"
 """A folder in an export with a baked prompt, for texts that are not sources."""
@@ -44,15 +44,11 @@ class TorchModel(Exported):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        details: Details,
-        prompt_ids: Sequence[int] = (),
+        self, model: Model, tokenizer: PreTrainedTokenizerBase, details: Details, prompt_ids: Sequence[int] = ()
     ) -> None:
         self.model, self.tokenizer, self.details, self._prompt_ids = model, tokenizer, details, list(prompt_ids)
 
-    def answer_ids(self, sources: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+    def answer_ids(self, sources: Ids, **options: Any) -> list[list[int]]:
         """Generate the token ids of an answer for each source; see the base."""
         with evaluating(self.model):
             return super().answer_ids(sources, **options)
@@ -76,9 +72,7 @@ class TorchModel(Exported):
         return rank(self.model, self.tokenizer, self._with_prompt(ids), candidates, **options)
 
     @torch.no_grad()
-    def log_probabilities(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def log_probabilities(self, sources: Ids, targets: Ids, *, tokens_per_batch: int = 8192) -> list[Tensor]:
         """Score the tokens of given targets by teacher forcing; see the base."""
         ids = self._with_prompt(sources)
         longest = max(map(len, targets), default=0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,8 +21,12 @@ from t5peft.evaluation.inference import Sources, check_generation, length_batche
 from t5peft.evaluation.prediction import Predictions
 from t5peft.evaluation.ranking import Feature, Ranking, rank_by_scores
 from t5peft.models.manifest import read_json
+from t5peft.serving.requests import Ids
 
 Target = Literal["transformers", "ct2", "onnx"]
+Quantize = Literal["int8"]
+Model = PreTrainedModel | PeftModel
+Records = Sequence[Mapping[str, Any]]
 Candidates = Iterable[str] | Iterable[Iterable[str]]
 """One list of texts for all sources, or one list for each source."""
 Kind = Literal["language model", "classifier", "encoder"]
@@ -39,7 +44,7 @@ class Details:
     kind: Kind
     method: str
     backbone: str
-    quantize: Literal["int8"] | None = None
+    quantize: Quantize | None = None
     prompt_length: int = 0
     """Tokens of a baked prompt, which the saved tokenizer writes before every text."""
     generation: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +163,7 @@ class Exported(ABC):
 
     def answer_ids(
         self,
-        sources: Sequence[Sequence[int]],
+        sources: Ids,
         *,
         max_new_tokens: int,
         num_beams: int = 1,
@@ -227,9 +232,7 @@ class Exported(ABC):
         )
 
     @abstractmethod
-    def log_probabilities(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def log_probabilities(self, sources: Ids, targets: Ids, *, tokens_per_batch: int = 8192) -> list[Tensor]:
         """Score the tokens of given targets by teacher forcing.
 
         Args:
@@ -305,7 +308,7 @@ class Exported(ABC):
         self._ensure("encoder", "encode", "Use predict, rank or classify.")
         raise NotImplementedError
 
-    def _with_prompt(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
+    def _with_prompt(self, sources: Ids) -> list[list[int]]:
         return [[*self._prompt_ids, *source] for source in sources]
 
     def _ensure(self, kind: Kind, verb: str, remedy: str) -> None:

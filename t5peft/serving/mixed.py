@@ -35,9 +35,10 @@ from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
+from t5peft.serving.requests import Ids
 from t5peft.serving.routing import Routing, in_parts
 from t5peft.serving.separate import encode_separately, generate_separately
-from t5peft.serving.weights import AdapterWeights
+from t5peft.serving.weights import Adapters, AdapterWeights
 
 _KEPT_ROUTINGS = 4  # of the encoder, the decoder and their beams
 
@@ -73,7 +74,7 @@ class MixedModel:
         self._kept.clear()
 
     @contextmanager
-    def rows(self, adapters: Sequence[AdapterWeights | None]) -> Iterator[None]:
+    def rows(self, adapters: Adapters) -> Iterator[None]:
         """Give row i of every batch to ``adapters[i]`` inside the block.
 
         A batch of k times as many rows has k beams of each row next to each other. Rows of one adapter are fastest where they stand
@@ -89,9 +90,7 @@ class MixedModel:
         finally:
             self._routing = outer
 
-    def encode(
-        self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, Tensor]:
         """Encode sources, each with its adapter.
 
         Args:
@@ -108,10 +107,7 @@ class MixedModel:
 
     @contextmanager
     def encoded(
-        self,
-        separate: PeftModel | None,
-        sources: Sequence[Sequence[int]],
-        adapters: Sequence[AdapterWeights | None],
+        self, separate: PeftModel | None, sources: Ids, adapters: Adapters
     ) -> Iterator[tuple[PreTrainedModel, BaseModelOutput, Tensor]]:
         """Encode sources, and let the decoder go on with them inside the block.
 
@@ -132,8 +128,8 @@ class MixedModel:
 
     def generate(
         self,
-        sources: Sequence[Sequence[int]],
-        adapters: Sequence[AdapterWeights | None],
+        sources: Ids,
+        adapters: Adapters,
         *,
         max_new_tokens: int,
         num_beams: int = 1,
@@ -176,12 +172,7 @@ class MixedModel:
 
         return _padded(in_parts(adapters, run), self.t5)
 
-    def rank(
-        self,
-        sources: Sequence[Sequence[int]],
-        candidates: Sequence[Sequence[Sequence[int]]],
-        adapters: Sequence[AdapterWeights | None],
-    ) -> list[list[float]]:
+    def rank(self, sources: Ids, candidates: Sequence[Ids], adapters: Adapters) -> list[list[float]]:
         """Return the log-probability of each candidate of each row, as ``t5peft.rank`` does.
 
         Args:
@@ -199,7 +190,7 @@ class MixedModel:
         # The head scores parts of batches, so an adapter on it is alone.
         return in_parts(adapters, score, lambda adapter: adapter.separate is not None or head in adapter.maps)
 
-    def classify(self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights]) -> list[list[float]]:
+    def classify(self, sources: Ids, adapters: Sequence[AdapterWeights]) -> list[list[float]]:
         """Return the log-probability of each class of each row, by the head of its adapter.
 
         Args:
@@ -231,9 +222,7 @@ class MixedModel:
 
         return in_parts(adapters, score)
 
-    def _embed(
-        self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
-    ) -> tuple[Tensor, Tensor]:
+    def _embed(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, Tensor]:
         """Return embeddings [B, S', H] with the prompt of each row before its source, and their mask [B, S']."""
         table = cast(nn.Embedding, self.t5.get_input_embeddings())
         with torch.inference_mode():
@@ -252,7 +241,7 @@ class MixedModel:
             columns = torch.arange(max(lengths), device=embeddings.device)
             return embeddings, (columns < torch.tensor(lengths, device=embeddings.device)[:, None]).long()
 
-    def _routing_for(self, adapters: Sequence[AdapterWeights | None]) -> Routing:
+    def _routing_for(self, adapters: Adapters) -> Routing:
         """Return the routing of the rows, with what it has computed before where the rows are the same."""
         key = tuple(map(id, adapters))
         routing = self._kept.pop(key, None) or Routing(adapters)
@@ -344,5 +333,5 @@ def calling(call: Callable[[], None]) -> StoppingCriteriaList:
     return StoppingCriteriaList([go_on])
 
 
-def _padded(rows: Sequence[Sequence[int]], t5: PreTrainedModel) -> Tensor:
+def _padded(rows: Ids, t5: PreTrainedModel) -> Tensor:
     return pad_rows(rows, t5.config.pad_token_id).to(t5.device)

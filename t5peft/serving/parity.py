@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import Task
 from t5peft.data.truncation import encode
-from t5peft.serving.exported import PARITY, Details, Exported
+from t5peft.serving.exported import PARITY, Details, Exported, Records
+from t5peft.serving.requests import Ids
 
 NUM_BEAMS = 4
 TOLERANCES: dict[str | None, float] = {None: 1e-3, "int8": 0.25}
@@ -61,9 +62,7 @@ class ParityInputs:
     """Where they come from."""
 
 
-def parity_inputs(
-    tokenizer: PreTrainedTokenizerBase, task: Task | None, records: Sequence[Mapping[str, Any]] | None
-) -> ParityInputs:
+def parity_inputs(tokenizer: PreTrainedTokenizerBase, task: Task | None, records: Records | None) -> ParityInputs:
     """Return the inputs for a task's records; without them built-in texts, in the task's template where there is one.
 
     Args:
@@ -165,7 +164,7 @@ class Parity:
         (folder / PARITY).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def answers_of(model: Exported, inputs: ParityInputs, spoken: Sequence[Sequence[int]] | None = None) -> Answers:
+def answers_of(model: Exported, inputs: ParityInputs, spoken: Ids | None = None) -> Answers:
     """Answer the inputs.
 
     Args:
@@ -227,9 +226,7 @@ def _difference(found: Tensor, own: Tensor) -> float:
     return float(((found - own).abs() / own.abs().clamp(min=1)).max())
 
 
-def _compare_beams(
-    own: Sequence[Sequence[int]], found: Sequence[Sequence[int]], export: Exported, sources: Sequence[Sequence[int]]
-) -> Check:
+def _compare_beams(own: Ids, found: Ids, export: Exported, sources: Ids) -> Check:
     """Compare answers; where they differ, by the log-probability per token that the export gives to both."""
     different = [i for i, pair in enumerate(zip(own, found, strict=True)) if list(pair[0]) != list(pair[1])]
     loss = 0.0

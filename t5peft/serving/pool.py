@@ -30,7 +30,7 @@ from t5peft.models.manifest import MANIFEST
 from t5peft.models.quantized import Quantization
 from t5peft.serving.adapter import read_adapter
 from t5peft.serving.mixed import MixedModel
-from t5peft.serving.requests import QueueFullError, UnknownAdapterError, UnusableAdapterError
+from t5peft.serving.requests import Ids, QueueFullError, UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.weights import AdapterWeights
 from t5peft.training.config import TASK_FILE
 
@@ -283,7 +283,7 @@ class AdapterPool:
         return Ranking.of(scores)
 
     def _batches(
-        self, ids: Sequence[Sequence[int]], names: Sequence[str | None], tokens_per_batch: int, more: int, copies: int
+        self, ids: Ids, names: Sequence[str | None], tokens_per_batch: int, more: int, copies: int
     ) -> Iterator[tuple[list[int], list[AdapterWeights | None]]]:
         """Yield batches of sources of like lengths, with their adapters, which are held meanwhile."""
         if len(ids) != len(names):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+Ids = Sequence[Sequence[int]]
+"""Token ids of each of several texts."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from t5peft.methods.bottleneck import ACTIVATIONS, Activation
 from t5peft.nn.row_prefixes import RowPrefixes
-from t5peft.serving.weights import AdapterWeights, BottleneckChange
+from t5peft.serving.weights import Adapters, AdapterWeights, BottleneckChange
 
 Found = TypeVar("Found")
 
@@ -33,13 +33,13 @@ def sort_key(adapter: AdapterWeights | None) -> tuple[bool, bool, str, str, int]
     return (False, not adapter.prefixes, adapter.kind, adapter.name, id(adapter))
 
 
-def order(adapters: Sequence[AdapterWeights | None]) -> list[int]:
+def order(adapters: Adapters) -> list[int]:
     """Return the order of rows that puts those of one adapter, and of one method, next to each other."""
     return sorted(range(len(adapters)), key=lambda row: sort_key(adapters[row]))
 
 
 def in_parts(
-    adapters: Sequence[AdapterWeights | None],
+    adapters: Adapters,
     compute: Callable[[PeftModel | None, list[int]], Iterable[Found]],
     is_alone: Callable[[AdapterWeights], bool] = lambda adapter: adapter.separate is not None,
 ) -> list[Found]:
@@ -181,7 +181,7 @@ class Routing:
         adapters: One for each row; None for the backbone as it is.
     """
 
-    def __init__(self, adapters: Sequence[AdapterWeights | None]) -> None:
+    def __init__(self, adapters: Adapters) -> None:
         self.adapters = list(adapters)
         self._rows: dict[AdapterWeights, list[int]] = {}
         for row, adapter in enumerate(self.adapters):

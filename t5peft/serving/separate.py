@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from t5peft.adapters.load import load_adapter
 from t5peft.evaluation.inference import padded
 from t5peft.methods.ladder import LadderConfig
 from t5peft.models.unwrap import unwrap_t5
+from t5peft.serving.requests import Ids
 
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
@@ -66,12 +66,7 @@ def load_separate(folder: Path, t5: PreTrainedModel) -> PeftModel:
 
 @torch.inference_mode()
 def generate_separately(
-    model: PeftModel,
-    sources: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    num_beams: int,
-    criteria: StoppingCriteriaList | None,
+    model: PeftModel, sources: Ids, *, max_new_tokens: int, num_beams: int, criteria: StoppingCriteriaList | None
 ) -> list[list[int]]:
     """Generate an answer for each source, as ``MixedModel.generate`` does.
 
@@ -100,7 +95,7 @@ def generate_separately(
 
 
 @torch.inference_mode()
-def encode_separately(model: PeftModel, sources: Sequence[Sequence[int]]) -> tuple[PreTrainedModel, Tensor, Tensor]:
+def encode_separately(model: PeftModel, sources: Ids) -> tuple[PreTrainedModel, Tensor, Tensor]:
     """Encode sources.
 
     Args:

@@ -9,7 +9,7 @@ Letters: H d_model, N heads, D d_kv, P length of a prefix or prompt, I inputs, O
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -97,6 +97,10 @@ class AdapterWeights:
     def num_bytes(self) -> int:
         """Return the memory of its tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self))
+
+
+Adapters = Sequence[AdapterWeights | None]
+"""The adapter of each row; None for the backbone as it is."""
 
 
 def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
