@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from t5peft.benchmark.statistics import Difference, paired_bootstrap
 from t5peft.cli.auto_search import Halving
+from t5peft.cli.auto_task import Rows
 from t5peft.cli.auto_trials import Trial
 from t5peft.data import Task
 from t5peft.evaluation.baselines import constant_answer, copied_answers
@@ -48,9 +48,7 @@ def interval_of(scores: Sequence[float]) -> Difference:
     return paired_bootstrap((np.array([scores]), np.zeros((1, len(scores)))))
 
 
-def baselines_of(
-    task: Task, train: Sequence[Mapping[str, Any]], test: EvaluationSet, ours: Sequence[float]
-) -> list[Baseline]:
+def baselines_of(task: Task, train: Rows, test: EvaluationSet, ours: Sequence[float]) -> list[Baseline]:
     """Return simple answers to the test records, scored as the model's are.
 
     Args:

@@ -18,7 +18,7 @@ import torch
 
 from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_report
 from t5peft.cli.auto_search import Halving
-from t5peft.cli.auto_task import Wording, guess_task, round_numbers
+from t5peft.cli.auto_task import Rows, Wording, guess_task, round_numbers
 from t5peft.cli.auto_trials import Trial, TrialLog, fields_of
 from t5peft.cli.evaluate import load_tuned
 from t5peft.compat.lock import hold_folder
@@ -67,11 +67,11 @@ class AutoResult:
 
 
 def auto(
-    train: Sequence[Mapping[str, Any]],
+    train: Rows,
     output: str | Path,
     *,
-    test: Sequence[Mapping[str, Any]] | None = None,
-    validation: Sequence[Mapping[str, Any]] | None = None,
+    test: Rows | None = None,
+    validation: Rows | None = None,
     task: Task | str | None = None,
     columns: Mapping[str, str] | None = None,
     target: str | None = None,

@@ -11,6 +11,8 @@ from t5peft.data.presets import DOCUMENT, LABEL, MOST_LABELS, PRESETS, preset_ta
 from t5peft.data.task import Task
 from t5peft.data.template import Template
 
+Rows = Sequence[Mapping[str, Any]]
+
 _ROWS = 5000  # that kinds are told from
 _GRID = 20  # the most steps that numbers are rounded to, as T5 was pretrained on STS-B in steps of 0.2
 _IDS = ("id", "idx", "index", "guid", "uid", "uuid", "key")
@@ -66,12 +68,7 @@ class Wording:
     max_target_length: int | None = None
 
     def task(
-        self,
-        family: str,
-        records: Sequence[Mapping[str, Any]],
-        columns: Mapping[str, str],
-        template: str | None = None,
-        scored: Sequence[Mapping[str, Any]] = (),
+        self, family: str, records: Rows, columns: Mapping[str, str], template: str | None = None, scored: Rows = ()
     ) -> Task:
         """Return the task of a family in these words.
 
@@ -114,7 +111,7 @@ class Column:
         return f"{self.name} ({self.kind}, {self.distinct} different values)"
 
 
-def describe_columns(records: Sequence[Mapping[str, Any]]) -> list[Column]:
+def describe_columns(records: Rows) -> list[Column]:
     """Return the kind of each column.
 
     Args:
@@ -157,11 +154,7 @@ def _number(value: Any) -> float | None:
 
 
 def guess_task(
-    records: Sequence[Mapping[str, Any]],
-    *,
-    columns: Mapping[str, str] | None = None,
-    target: str | None = None,
-    template: str | None = None,
+    records: Rows, *, columns: Mapping[str, str] | None = None, target: str | None = None, template: str | None = None
 ) -> TaskGuess:
     """Tell the task of records from their columns.
 
@@ -303,7 +296,7 @@ def _step(cells: Sequence[Any]) -> float:
     return next((power * factor for factor in (1, 2, 5, 10) if power * factor >= width * (1 - 1e-9)), power * 10)
 
 
-def round_numbers(records: Sequence[Mapping[str, Any]], column: str, step: float) -> list[dict[str, Any]]:
+def round_numbers(records: Rows, column: str, step: float) -> list[dict[str, Any]]:
     """Return records whose numbers in a column are rounded to steps, as text of one form.
 
     Args:
