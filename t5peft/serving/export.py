@@ -99,7 +99,11 @@ def export(
     with hold_folder(output):
         recover(output)
         ensure_output(output, "an export")
-        _check_output(output, overwrite=overwrite)
+        if is_exported(output) and not overwrite:
+            raise ValueError(
+                f"Got the output {output}, which holds an export; expected a folder without one. Choose another folder, or use "
+                "--overwrite to replace it."
+            )
         with replacing(output, keep_others=True) as staging:
             parity = _export(folder, staging, to, quantize, records)
     return parity
@@ -122,18 +126,17 @@ def load_exported(folder: str | Path) -> Exported:
     """
     folder = as_path(folder)
     recover(folder)
-    Details.read(folder)
+    details = Details.read(folder)
     problems = verify(folder) if (folder / MANIFEST).is_file() else [f"{MANIFEST} is missing"]
     if problems:
         raise ValueError(
             f"Got a damaged export in {folder}: {'; '.join(problems)}; expected the files as they were written. Restore them, or "
             "export again."
         )
-    return _read(folder)
+    return _read(folder, details)
 
 
-def _read(folder: Path) -> Exported:
-    details = Details.read(folder)
+def _read(folder: Path, details: Details) -> Exported:
     if details.target == "ct2":
         return CT2Model(folder, details)
     return read_onnx(folder, details) if details.target == "onnx" else read_transformers(folder, details)
@@ -151,7 +154,7 @@ def _export(folder: Path, staging: Path, to: Target, quantize: Quantize | None, 
     details.write(staging)
     del loaded  # so that one model is in memory
     gc.collect()
-    found = _read(staging)
+    found = _read(staging, details)
     if encode(TEXTS, found.tokenizer) != encode(TEXTS, tokenizer):
         raise ParityError(
             f"Got a tokenizer in {folder} that gives other tokens after it is saved; expected the same tokens. Nothing was "
@@ -252,14 +255,6 @@ def _check_arguments(to: str, quantize: str | None) -> None:
         )
     if problems:
         raise ValueError(" ".join(problems))
-
-
-def _check_output(output: Path, *, overwrite: bool) -> None:
-    if is_exported(output) and not overwrite:
-        raise ValueError(
-            f"Got the output {output}, which holds an export; expected a folder without one. Choose another folder, or use "
-            "--overwrite to replace it."
-        )
 
 
 def _check_model(loaded: Model, to: Target) -> None:

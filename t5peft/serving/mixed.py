@@ -147,28 +147,20 @@ class MixedModel:
         Returns:
             Token ids [B, up to 1 + max_new_tokens], the start token first, padded on the right.
         """
-        criteria = None if between is None else calling(between)
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False}
+        options |= {
+            "stopping_criteria": None if between is None else calling(between),
+            "return_dict_in_generate": False,
+        }
 
         def run(separate: PeftModel | None, indices: list[int]) -> list[list[int]]:
             rows, own = [sources[i] for i in indices], [adapters[i] for i in indices]
             if separate is not None:
-                return generate_separately(
-                    separate, rows, max_new_tokens=max_new_tokens, num_beams=num_beams, criteria=criteria
-                )
+                return generate_separately(separate, rows, options)
             with self.encoded(None, rows, own) as (t5, states, mask):
-                return (
-                    cast(Any, t5)
-                    .generate(
-                        encoder_outputs=states,
-                        attention_mask=mask,
-                        max_new_tokens=max_new_tokens,
-                        num_beams=num_beams,
-                        do_sample=False,
-                        stopping_criteria=criteria,
-                        return_dict_in_generate=False,
-                    )
-                    .tolist()
-                )
+                generator: Any = t5
+                found: Tensor = generator.generate(encoder_outputs=states, attention_mask=mask, **options)
+            return found.tolist()
 
         return _padded(in_parts(adapters, run), self.t5)
 

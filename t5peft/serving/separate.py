@@ -3,8 +3,6 @@
 A ladder is a network with caches of its own, and trained tokens change both ends of the model. Such an adapter sits on a copy of
 the backbone's modules, which shares the backbone's weights. So it costs its own weights and nothing more, and answers as
 ``load_adapter`` does.
-
-Letters: B rows, T target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteriaList
+from transformers import PreTrainedModel
 
 from t5peft.adapters.load import load_adapter
 from t5peft.evaluation.inference import padded
@@ -65,32 +63,20 @@ def load_separate(folder: Path, t5: PreTrainedModel) -> PeftModel:
 
 
 @torch.inference_mode()
-def generate_separately(
-    model: PeftModel, sources: Ids, *, max_new_tokens: int, num_beams: int, criteria: StoppingCriteriaList | None
-) -> list[list[int]]:
+def generate_separately(model: PeftModel, sources: Ids, options: dict[str, Any]) -> list[list[int]]:
     """Generate an answer for each source, as ``MixedModel.generate`` does.
 
     Args:
         model: From ``load_separate``.
         sources: Token ids of each row.
-        max_new_tokens: Tokens of the longest answer.
-        num_beams: 1 is greedy search.
-        criteria: For ``generate`` of transformers.
+        options: For ``generate`` of transformers.
 
     Returns:
         Token ids of each row, the start token first.
     """
     t5: Any = unwrap_t5(model)
     ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
-    found: Tensor = t5.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        do_sample=False,
-        stopping_criteria=criteria,
-        return_dict_in_generate=False,
-    )
+    found: Tensor = t5.generate(input_ids=ids, attention_mask=mask, **options)
     return found.tolist()
 
 
