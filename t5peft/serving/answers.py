@@ -11,7 +11,7 @@ from t5peft.data.decoding import decode
 from t5peft.serving.engine import Engine, Ticket
 from t5peft.serving.errors import ApiError
 from t5peft.serving.requests import Request, Token, TooLongError, UnusableAdapterError
-from t5peft.serving.served import Served, label_names
+from t5peft.serving.served import Served
 
 Result = TypeVar("Result")
 
@@ -95,5 +95,8 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 
 def label_probabilities(log_probabilities: Sequence[float], served: Served) -> dict[str, float]:
-    """Return the probability of each label of a task or class of a head."""
-    return dict(zip(label_names(served, len(log_probabilities)), softmax(log_probabilities), strict=True))
+    """Return the probability of each class by its name: of the labels of the task where there are as many, else by numbers."""
+    labels: Sequence[str] = () if served.task is None else served.task.labels
+    if len(labels) != len(log_probabilities):
+        labels = [str(number) for number in range(len(log_probabilities))]
+    return dict(zip(labels, softmax(log_probabilities), strict=True))

@@ -206,19 +206,20 @@ class Routing:
         Raises:
             ValueError: The batch is not a multiple of the rows.
         """
-        beams, rest = divmod(len(x), len(self.adapters))
-        if rest:
-            if len(self._rows) == 1 and None not in self.adapters:
-                beams, rest = len(x), 0  # whatever the rows are, they have the same adapter
-                return self._repeated.setdefault(-beams, Routing(self.adapters[:1] * beams))
-            raise ValueError(
-                f"Got a batch of {len(x)} rows; expected a multiple of the {len(self.adapters)} rows given."
-            )
-        if beams == 1:
+        count = len(x)
+        if count == len(self.adapters):
             return self
-        if beams not in self._repeated:
-            self._repeated[beams] = Routing([adapter for adapter in self.adapters for _ in range(beams)])
-        return self._repeated[beams]
+        if count not in self._repeated:
+            beams, rest = divmod(count, len(self.adapters))
+            adapters = [adapter for adapter in self.adapters for _ in range(beams)]
+            if rest and len(self._rows) == 1 and None not in self.adapters:
+                adapters = self.adapters[:1] * count  # whatever the rows are, they have the same adapter
+            elif rest:
+                raise ValueError(
+                    f"Got a batch of {count} rows; expected a multiple of the {len(self.adapters)} rows given."
+                )
+            self._repeated[count] = Routing(adapters)
+        return self._repeated[count]
 
     @_once
     def input_scales(self, name: str) -> RowScale | None:

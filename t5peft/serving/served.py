@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,9 +155,3 @@ def without_path(text: str, folder: Path, name: str) -> str:
 def _method(config: Mapping[str, Any]) -> str | None:
     kind = config.get("peft_type")
     return kind.lower().removeprefix("t5_") if isinstance(kind, str) else None
-
-
-def label_names(served: Served, classes: int) -> Sequence[str]:
-    """Return the names of the classes of a head: the labels of the task where there are as many, else their numbers."""
-    labels = () if served.task is None else served.task.labels
-    return labels if len(labels) == classes else [str(number) for number in range(classes)]
