@@ -1,19 +1,17 @@
-"""Parts of answers: the tickets of a request, tokens on their way, and how texts and scores are written."""
+"""Parts of answers: the tickets of a request, and how texts and scores are written."""
 
 from __future__ import annotations
 
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from t5peft.data.decoding import decode
 from t5peft.serving.engine import Engine, Ticket
 from t5peft.serving.errors import ApiError
 from t5peft.serving.requests import Request, Token, TooLongError, UnusableAdapterError
 from t5peft.serving.served import Served
-
-Result = TypeVar("Result")
 
 # No logarithm of a probability that JSON can write is -inf; OpenAI's API has this number in its place.
 LOWEST = -9999.0
