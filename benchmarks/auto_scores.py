@@ -31,7 +31,7 @@ from t5peft.benchmark.statistics import paired_bootstrap
 from t5peft.benchmark.suites import SuiteTask
 from t5peft.benchmark.summary import Row, TaskTable, summarize
 from t5peft.benchmark.tables import fill_markers, markdown_table
-from t5peft.cli.auto_run import load_tuned_model
+from t5peft.cli.evaluate import load_tuned
 from t5peft.evaluation import METRICS
 from t5peft.evaluation.scores import EvaluationSet
 
@@ -69,7 +69,7 @@ def measure(task_name: str, limits: dict[str, int], minutes: float) -> dict[str,
             tell=lambda line: None,
         )
         seconds = time.monotonic() - began
-        model, tokenizer = load_tuned_model(result.folder)
+        model, tokenizer = load_tuned(result.folder)
         scored = EvaluationSet(task, splits["test"], tokenizer).score(model)
     lead = METRICS[task.metrics[0]].lead
     return {

@@ -59,7 +59,6 @@ FOR_ONE_PACKAGE = {
         f"t5peft.serving.{name}"
         for name in (
             "answers",
-            "body",
             "completions",
             "context",
             "errors",

@@ -19,16 +19,9 @@ logger = logging.getLogger("t5peft")
 
 # Settings of an adapter that may change when its training goes on: its weights stay what they are.
 _FREE_SETTINGS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "init_ia3_weights",
-    "init_lora_weights",
-    "lora_dropout",
-    "peft_version",
-    "rank_pattern",
-    "revision",
-}
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_ia3_weights", "init_lora_weights", "lora_dropout",
+    "peft_version", "rank_pattern", "revision",
+}  # fmt: skip
 
 
 def newest_complete(run_folder: str | Path) -> Path | None:

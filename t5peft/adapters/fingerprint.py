@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from t5peft.compat.peft import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, adapter_modules
+from t5peft.compat.peft import adapter_modules
 from t5peft.methods.base import AdapterLayer
 from t5peft.models.families import family_of
 from t5peft.models.unwrap import unwrap_t5

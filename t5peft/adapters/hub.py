@@ -107,22 +107,15 @@ def check_push(repo_id: str, backbone: str, *, has_adapter: bool) -> None:
 
 
 def _check_repo(repo_id: str) -> Path | None:
-    """Return the folder of ``folder:PATH``, or None for the name of a repository."""
-    is_text = isinstance(repo_id, str)
-    target = _target_folder(repo_id) if is_text else None
-    if target is None and not (is_text and REPO_ID.fullmatch(repo_id)):
-        raise ValueError(f"Got repo_id={repo_id!r}; expected a name such as 'user/reviews', or 'folder:PATH'.")
-    return target
-
-
-def _target_folder(repo_id: str) -> Path | None:
     """Return the new folder of ``folder:PATH``, or None for the name of a repository."""
-    if not repo_id.startswith(FOLDER_PREFIX):
-        return None
-    target = Path(repo_id.removeprefix(FOLDER_PREFIX))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"Got {target} to write an adapter to, which exists; expected a new or empty folder.")
-    return target
+    if isinstance(repo_id, str) and repo_id.startswith(FOLDER_PREFIX):
+        target = Path(repo_id.removeprefix(FOLDER_PREFIX))
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise FileExistsError(f"Got {target} to write an adapter to, which exists; expected a new or empty folder.")
+        return target
+    if not (isinstance(repo_id, str) and REPO_ID.fullmatch(repo_id)):
+        raise ValueError(f"Got repo_id={repo_id!r}; expected a name such as 'user/reviews', or 'folder:PATH'.")
+    return None
 
 
 def _check_base(adapter: str, base: str) -> None:
@@ -137,8 +130,7 @@ def _check_base(adapter: str, base: str) -> None:
 def _stage(folder: Path, staging: Path, base_model: str | None, name: str) -> None:
     """Copy what belongs to the adapter, and write the names of the repository and of the backbone into it."""
     manifest = read_manifest(folder)
-    listed = [*ADAPTER_FILES, OLD_WEIGHTS, *(manifest.files if manifest else ())]
-    for file in dict.fromkeys(listed):
+    for file in dict.fromkeys([*ADAPTER_FILES, OLD_WEIGHTS, *(manifest.files if manifest else ())]):
         if (folder / file).is_file():
             (staging / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / file, staging / file)
@@ -146,8 +138,7 @@ def _stage(folder: Path, staging: Path, base_model: str | None, name: str) -> No
         _rename_base(staging, base_model)
     if not (staging / CARD).is_file():
         write_card(staging)
-    card = (staging / CARD).read_text(encoding="utf-8")
-    (staging / CARD).write_text(card.replace(PLACE, name), encoding="utf-8")
+    _replace(staging / CARD, PLACE, name)
 
 
 def _rename_base(staging: Path, base_model: str) -> None:
@@ -156,9 +147,12 @@ def _rename_base(staging: Path, base_model: str) -> None:
     old, config["base_model_name_or_path"] = config.get("base_model_name_or_path"), base_model
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     if (staging / CARD).is_file() and old:
-        card = (staging / CARD).read_text(encoding="utf-8")
-        (staging / CARD).write_text(card.replace(old, base_model), encoding="utf-8")
+        _replace(staging / CARD, old, base_model)
     if (staging / MANIFEST).is_file():
         content = json.loads((staging / MANIFEST).read_text(encoding="utf-8"))
         kept = {key: value for key, value in content.items() if key not in ("files", "saved", "checksum")}
         write_manifest_file(staging, kept, names=content["files"])
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")

@@ -115,11 +115,7 @@ def load_adapter(
 
 
 def load_with_tokens(
-    folder: str | Path,
-    *,
-    trainable: bool = False,
-    quantize: Quantization | None = None,
-    revision: str | None = None,
+    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None, revision: str | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Load an adapter that was saved with its tokenizer, and add its new tokens to the backbone.
 
@@ -154,11 +150,7 @@ def load_with_tokens(
 
 
 def load_saved(
-    folder: str | Path,
-    *,
-    trainable: bool = False,
-    quantize: Quantization | None = None,
-    revision: str | None = None,
+    folder: str | Path, *, trainable: bool = False, quantize: Quantization | None = None, revision: str | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Load an adapter and its backbone, including new tokens that the adapter adds.
 

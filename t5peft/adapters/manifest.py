@@ -163,18 +163,3 @@ def backbone_problems(folder: Path, base_name: str | None, model: PreTrainedMode
             "first, or use load_with_tokens if add_tokens added them"
         )
     return problems
-
-
-__all__ = [
-    "CONFIG",
-    "MANIFEST",
-    "OLD_WEIGHTS",
-    "WEIGHTS",
-    "backbone_problems",
-    "describe",
-    "ensure_sha256",
-    "manifest_sha256",
-    "quantization_of",
-    "read_config",
-    "write_manifest",
-]

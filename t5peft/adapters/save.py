@@ -137,15 +137,12 @@ def ensure_no_adapter(folder: str | Path) -> None:
         )
 
 
-def write_portable_base(folder: Path, *, revision: str | None = None) -> str:
+def write_portable_base(folder: Path, *, revision: str | None = None) -> None:
     """Write the name of the embedded backbone where peft wrote its path on this machine.
 
     Args:
         folder: What peft has just saved of an adapter.
         revision: The commit of the hub that the backbone was loaded from, which peft's configuration then names.
-
-    Returns:
-        The name of the backbone, whichever it is; empty where it has none.
     """
     path, card = folder / CONFIG, folder / CARD
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -158,7 +155,6 @@ def write_portable_base(folder: Path, *, revision: str | None = None) -> str:
     if base != given and card.is_file():  # its metadata are for models of the hub
         lines = card.read_text(encoding="utf-8").splitlines(keepends=True)
         card.write_text("".join(line for line in lines if given not in line), encoding="utf-8")
-    return base
 
 
 def _check_tokenizer(tokenizer: object) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from t5peft.cli.output import console
 from t5peft.cli.parser import Parser
@@ -47,6 +48,12 @@ EXIT_CODES = {
     IN_USE: "another run is using the output folder",
     INTERRUPTED: "interrupted; saved files are intact",
     BROKEN_PIPE: "standard output was closed by its reader",
+}
+# Of errors that a user can cause.
+_CODES: dict[Any, int] = {
+    FolderInUseError: IN_USE,
+    FloatingPointError: FAILED,
+    (ValueError, OSError, ImportError): WRONG_INPUT,
 }
 
 
@@ -107,12 +114,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         if (on_disk := as_disk_error(error)) is not None:
             _discard_output()
             return _fail(name, str(on_disk), DISK)
-        if isinstance(error, FolderInUseError):
-            return _fail(name, str(error), IN_USE)
-        if isinstance(error, FloatingPointError):
-            return _fail(name, str(error), FAILED)
-        if isinstance(error, (ValueError, OSError, ImportError)):
-            return _fail(name, str(error), WRONG_INPUT)
+        for kinds, code in _CODES.items():
+            if isinstance(error, kinds):
+                return _fail(name, str(error), code)
         raise
 
 
@@ -126,7 +130,7 @@ def parser_of(name: str) -> Parser:
         The parser, with the options of all commands.
     """
     module = import_module(COMMANDS[name][0])
-    parser = Parser(prog=f"t5peft {name}", description=module.__doc__)
+    parser = Parser(prog=f"t5peft {name}", description=module.__doc__, epilog=module.EPILOG)
     module.add_arguments(parser)
     parser.add_argument(
         "--config",

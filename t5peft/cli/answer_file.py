@@ -17,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from t5peft.cli.output import json_line
+from t5peft.compat.filesystem import unfinished, write_whole
+
 Record = dict[str, Any]
 Kind = Literal["jsonl", "csv", "parquet"]
 _KINDS: dict[str, Kind] = {
@@ -46,19 +49,6 @@ def kind_of(path: Path) -> Kind:
     return _KINDS[path.suffix.lower()]
 
 
-def json_line(record: Record) -> str:
-    """Return a record as one line of JSON: dates are text, and numbers that JSON does not have, such as NaN, are null.
-
-    Args:
-        record: Columns by name.
-
-    Returns:
-        The line, without its end.
-    """
-    plain = json.loads(json.dumps(record, default=str), parse_constant=lambda constant: None)
-    return json.dumps(plain, ensure_ascii=False)
-
-
 def fingerprint(content: object) -> str:
     """Return a hash of what JSON can hold; anything else is hashed as its text.
 
@@ -72,7 +62,7 @@ def fingerprint(content: object) -> str:
 
 
 class Answers(ABC):
-    """Where answers go, in the order of the records; a context manager that closes it.
+    """Where answers go, in the order of the records.
 
     Attributes:
         done: Answers that an interrupted command has written.
@@ -93,12 +83,6 @@ class Answers(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Close what is open."""
-
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 class AnswerStream(Answers):
@@ -156,8 +140,11 @@ class AnswerFile(Answers):
             self._progress.unlink(missing_ok=True)
             self._growing.unlink(missing_ok=True)
         self._hash, self.done = hashlib.sha256(), 0
-        length = self._resume() if self._progress.is_file() else self._check_new(overwrite)
-        if not self._progress.is_file():
+        length = 0
+        if self._progress.is_file():
+            length = self._resume()
+        else:
+            self._check_new(overwrite)
             self._save_progress(0)
         self._file = self._growing.open("r+b" if self._growing.is_file() else "w+b")
         self._file.truncate(length)
@@ -165,13 +152,12 @@ class AnswerFile(Answers):
         if self.kind == "csv" and length == 0:
             self._append(self._csv([self._columns]))
 
-    def _check_new(self, overwrite: bool) -> int:
+    def _check_new(self, overwrite: bool) -> None:
         if self.path.is_file() and self.path.stat().st_size and not overwrite:
             raise ValueError(
                 f"Got the output {self.path}, which exists already; expected a new file. Choose another file, or use --overwrite "
                 "to replace it."
             )
-        return 0
 
     def _resume(self) -> int:
         """Read the progress of an interrupted command; return how many bytes of its file are whole."""
@@ -236,9 +222,7 @@ class AnswerFile(Answers):
 
     def _save_progress(self, length: int) -> None:
         state = {"identity": self._identity, "done": self.done, "bytes": length, "sha256": self._hash.hexdigest()}
-        temporary = self._progress.with_name(f"{self._progress.name}.new")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(self._progress)
+        write_whole(self._progress, json.dumps(state))
 
     def close(self) -> None:
         """Close the file."""
@@ -260,9 +244,8 @@ class AnswerFile(Answers):
 
         answers = map(json.loads, self._growing.read_text(encoding="utf-8").splitlines())
         table = pa.Table.from_pylist([record | answer for record, answer in zip(self.records, answers, strict=True)])
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        parquet.write_table(table, temporary)
-        temporary.replace(self.path)
+        parquet.write_table(table, unfinished(self.path))
+        unfinished(self.path).replace(self.path)
 
     @staticmethod
     def _csv(rows: Sequence[Sequence[object]]) -> str:
@@ -284,5 +267,5 @@ def _flat(row: Record) -> Record:
 def _cell(value: object) -> object:
     """Return what a cell of a CSV file holds: nothing for None, JSON for lists and dictionaries."""
     if isinstance(value, (Mapping, list, tuple)):
-        return json_line(value)  # type: ignore[arg-type]  # of any value that JSON has
+        return json_line(value)
     return "" if value is None else value

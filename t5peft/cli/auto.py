@@ -6,16 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from t5peft.cli.data import (
-    SPLITS,
-    add_column_arguments,
-    add_format_arguments,
-    check_references,
-    pairs_of,
-    read_data,
-    read_splits,
-)
-from t5peft.cli.options import add_option, memory_size
+from t5peft.cli.data import SPLITS, add_column_arguments, check_references, pairs_of, read_data, read_splits
+from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.train_config import add_field
 from t5peft.training.config import TrainConfig
@@ -36,24 +28,15 @@ and test.jsonl. Run the same command again to resume an interrupted search.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft auto``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
+    """Add the arguments of ``t5peft auto``."""
     parser.add_argument("train", nargs="?", metavar="FILE", help=f"{SPLITS['train']}; default: the records of --task")
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--task",
-        help="a preset for your own files, a built-in task, or a YAML file; default: inferred from the data",
+        "--task", help="a preset for your own files, a built-in task, or a YAML file; default: inferred from the data"
     )
     for split in ("validation", "test"):
         data.add_argument(f"--{split}", metavar="FILE", help=SPLITS[split])
     add_column_arguments(data)
-    for name in ("--references", "--max-source-length", "--max-target-length"):
-        add_option(data, name)
-    add_format_arguments(data)
     model = parser.add_argument_group("model and method")
     add_option(model, "--backbone")
     model.add_argument(
@@ -61,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     search = parser.add_argument_group("search")
     search.add_argument("--minutes", type=float, default=30.0, help="time limit for all trials, in minutes")
-    add_option(
-        search, "--memory", type=memory_size, help="the memory of the device, such as 8GB; default: the free memory"
-    )
+    add_option(search, "--memory", help="the memory of the device, such as 8GB; default: the free memory")
     for name in ("batch_size", "bf16", "seed"):
         add_field(search, name)
     output = parser.add_argument_group("output")
@@ -73,17 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, report, and print what to do next.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError: The data do not tell the task, or an option is wrong.
-    """
+    """Search, report, and print what to do next."""
     if args.minutes <= 0:
         raise ValueError(f"Got --minutes {args.minutes:g}; expected more than 0.")
     result = _search(args, *_read(args))

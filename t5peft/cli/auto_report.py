@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from t5peft.benchmark.statistics import Difference, paired_bootstrap
+from t5peft.cli.auto_search import Halving
+from t5peft.cli.auto_task import Rows
 from t5peft.cli.auto_trials import Trial
 from t5peft.data import Task
 from t5peft.evaluation.baselines import constant_answer, copied_answers
@@ -47,9 +48,7 @@ def interval_of(scores: Sequence[float]) -> Difference:
     return paired_bootstrap((np.array([scores]), np.zeros((1, len(scores)))))
 
 
-def baselines_of(
-    task: Task, train: Sequence[Mapping[str, Any]], test: EvaluationSet, ours: Sequence[float]
-) -> list[Baseline]:
+def baselines_of(task: Task, train: Rows, test: EvaluationSet, ours: Sequence[float]) -> list[Baseline]:
     """Return simple answers to the test records, scored as the model's are.
 
     Args:
@@ -138,32 +137,27 @@ def advice_of(baselines: Sequence[Baseline]) -> list[str]:
 
 def write_report(
     path: Path,
-    *,
-    task: Task,
-    reasons: Sequence[str],
-    trials: Sequence[Trial],
+    search: Halving,
     best: Trial,
-    lead: str,
     result: EvaluationResult,
     baselines: Sequence[Baseline],
+    reasons: Sequence[str],
     commands: Sequence[str],
 ) -> None:
     """Write the report.
 
     Args:
         path: The Markdown file.
-        task: The task.
-        reasons: Sentences on the data, the task and the methods.
-        trials: All trials.
-        best: The one whose model was kept.
-        lead: The name of the leading score.
+        search: The search, with all trials.
+        best: The trial whose model was kept.
         result: The scores on the test records.
         baselines: Simple answers to them.
+        reasons: Sentences on the data, the task and the methods.
         commands: What to do next.
     """
-    ours = interval_of(result.per_example)
+    ours, lead = interval_of(result.per_example), search.lead
     lines = [
-        f"# {task.name}: {best.arm}",
+        f"# {search.task.name}: {best.arm}",
         "",
         *(f"- {reason}" for reason in reasons),
         f"- Chosen: {best.arm}, with loss {best.loss:.4f} and {lead} {best.score:.4f} on validation. Of several finalists "
@@ -187,7 +181,7 @@ def write_report(
         "",
         f"| rung | method | learning rate | trained weights | steps | time | validation loss | {lead} |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *map(_row, sorted(trials, key=lambda one: (-one.rung, one.loss is None, one.loss or 0.0))),
+        *map(_row, sorted(search.log.trials.values(), key=lambda one: (-one.rung, one.loss is None, one.loss or 0.0))),
         "",
         "Rung 0 measures the time of a step. In rung 1, the better half of the methods tries more learning rates. Rung 2 trains "
         "the best third for more steps, if there is time. Rung 3 trains the best one for the rest of the time.",

@@ -9,17 +9,18 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from t5peft.adapters import is_adapter
 from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_report
 from t5peft.cli.auto_search import Halving
-from t5peft.cli.auto_task import Wording, guess_task, round_numbers
+from t5peft.cli.auto_task import Rows, Wording, guess_task, round_numbers
 from t5peft.cli.auto_trials import Trial, TrialLog, fields_of
+from t5peft.cli.evaluate import load_tuned
 from t5peft.compat.lock import hold_folder
 from t5peft.data import Task
 from t5peft.data.lint import LintReport, lint
@@ -28,7 +29,7 @@ from t5peft.data.sources import Records, part_of, read_records
 from t5peft.data.splits import Splits, fingerprint_of_data, hold_out
 from t5peft.evaluation.scores import EvaluationResult, EvaluationSet
 from t5peft.methods import METHODS
-from t5peft.models.backbone import load_backbone, load_tokenizer
+from t5peft.models.backbone import load_tokenizer
 from t5peft.models.folders import ensure_output
 from t5peft.planning.job import Job
 from t5peft.planning.plan import largest_micro_batch, step_bytes
@@ -66,11 +67,11 @@ class AutoResult:
 
 
 def auto(
-    train: Sequence[Mapping[str, Any]],
+    train: Rows,
     output: str | Path,
     *,
-    test: Sequence[Mapping[str, Any]] | None = None,
-    validation: Sequence[Mapping[str, Any]] | None = None,
+    test: Rows | None = None,
+    validation: Rows | None = None,
     task: Task | str | None = None,
     columns: Mapping[str, str] | None = None,
     target: str | None = None,
@@ -86,6 +87,8 @@ def auto(
     """Choose a method and its learning rate for the records, tune a model, and write it with a model card and a report.
 
     To resume an interrupted search, call this again with the same data and output.
+
+    Long because it is the whole way in its order, each step of which needs what those before it found.
 
     Args:
         train: The training records. Validation and test records are held out from them unless they are given.
@@ -120,7 +123,50 @@ def auto(
             raise ValueError("Got no training records; expected some, with a column to predict.")
         task, splits, reasons = prepare(task, splits, columns or {}, target, wording or Wording())
         config = replace(config or TrainConfig(), backbone=backbone)
-        return _auto(task, splits, reasons, folder, config, methods, minutes, memory_bytes, overwrite, tell)
+        began = time.monotonic()
+        if overwrite:
+            for name in (REPORT, RESULTS, TRIALS):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / ".trials", ignore_errors=True)
+        tokenizer = load_tokenizer(config.backbone)
+        checked = lint(task, splits["train"], tokenizer)
+        if checked.problems:
+            raise ValueError("Got records that cannot be trained on:\n" + "\n".join(checked.problems))
+        reasons = [*reasons, *(f"Lint: {advice}." for advice in checked.advice)]
+        fitting, dropped = fitting_methods(config, checked, methods, memory_bytes)
+        reasons += dropped
+        identity = {
+            "data": fingerprint_of_data(task, splits),
+            "backbone": config.backbone,
+            "methods": list(fitting),
+            "config": hashlib.sha256(repr(config).encode()).hexdigest()[:16],
+        }
+        for line in reasons:
+            tell(line)
+        log = TrialLog(folder / TRIALS, identity)
+        if log.trials:
+            tell(f"{len(log.trials)} trials of an interrupted search were found; resuming.")
+        searched = {split: splits[split] for split in ("train", "validation")}
+        halving = Halving(task, searched, config, fitting, folder / ".trials", log, tell)
+        best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
+        saved = _keep(halving.saved(best), folder / ("adapter" if METHODS[best.arm.method].has_adapter else "model"))
+        task.to_yaml(saved / TASK_FILE)
+        model, tokenizer = load_tuned(saved)
+        examples = EvaluationSet(task, splits["test"], tokenizer)
+        result = examples.score(model)
+        result.scores.update(correlation_of_numbers(model, examples))
+        baselines = baselines_of(task, splits["train"], examples, result.per_example)
+        commands = _commands(folder, saved, config.backbone, task, splits)
+        write_report(folder / REPORT, halving, best, result, baselines, reasons, commands)
+        results = _results(halving, best, result, baselines, saved, commands)
+        if METHODS[best.arm.method].has_adapter:
+            tuned = replace(config, learning_rate=best.arm.learning_rate, steps=best.steps)
+            write_run_card(saved, task, splits, tuned, card_scores("test", examples, result, splits["train"]))
+        (folder / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
+        shutil.rmtree(folder / ".trials", ignore_errors=True)
+        return AutoResult(
+            saved, folder / REPORT, best.arm.method, best.arm.learning_rate, result.scores, results, tuple(commands)
+        )
 
 
 def prepare(
@@ -177,79 +223,6 @@ def _sample(rows: Records, count: int) -> Records:
     return part_of(rows, random.Random(0).sample(rows, count))
 
 
-def _auto(
-    task: Task,
-    splits: Splits,
-    reasons: list[str],
-    folder: Path,
-    config: TrainConfig,
-    methods: Sequence[str] | None,
-    minutes: float,
-    memory_bytes: int | None,
-    overwrite: bool,
-    tell: Callable[[str], None],
-) -> AutoResult:
-    """Search, score and write.
-
-    Long because it is the whole way in its order, each step of which needs what those before it found.
-    """
-    began = time.monotonic()
-    if overwrite:
-        for name in (REPORT, RESULTS, TRIALS):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / ".trials", ignore_errors=True)
-    tokenizer = load_tokenizer(config.backbone)
-    checked = lint(task, splits["train"], tokenizer)
-    if checked.problems:
-        raise ValueError("Got records that cannot be trained on:\n" + "\n".join(checked.problems))
-    reasons = [*reasons, *(f"Lint: {advice}." for advice in checked.advice)]
-    fitting, dropped = fitting_methods(config, checked, methods, memory_bytes)
-    reasons += dropped
-    identity = {
-        "data": fingerprint_of_data(task, splits),
-        "backbone": config.backbone,
-        "methods": list(fitting),
-        "config": hashlib.sha256(repr(config).encode()).hexdigest()[:16],
-    }
-    for line in reasons:
-        tell(line)
-    log = TrialLog(folder / TRIALS, identity)
-    if log.trials:
-        tell(f"{len(log.trials)} trials of an interrupted search were found; resuming.")
-    searched = {split: splits[split] for split in ("train", "validation")}
-    halving = Halving(task, searched, config, fitting, folder / ".trials", log, tell)
-    best = halving.run(60 * minutes - (time.monotonic() - began if not log.trials else 0.0))
-    saved = _keep(halving.saved(best), folder / ("adapter" if METHODS[best.arm.method].has_adapter else "model"))
-    task.to_yaml(saved / TASK_FILE)
-    model, tokenizer = load_tuned_model(saved)
-    examples = EvaluationSet(task, splits["test"], tokenizer)
-    result = examples.score(model)
-    result.scores.update(correlation_of_numbers(model, examples))
-    baselines = baselines_of(task, splits["train"], examples, result.per_example)
-    commands = _commands(folder, saved, config.backbone, task, splits)
-    trials = list(log.trials.values())
-    write_report(
-        folder / REPORT,
-        task=task,
-        reasons=reasons,
-        trials=trials,
-        best=best,
-        lead=halving.lead,
-        result=result,
-        baselines=baselines,
-        commands=commands,
-    )
-    results = _results(task, best, trials, result, baselines, saved, commands)
-    if METHODS[best.arm.method].has_adapter:
-        tuned = replace(config, learning_rate=best.arm.learning_rate, steps=best.steps)
-        write_run_card(saved, task, splits, tuned, card_scores("test", examples, result, splits["train"]))
-    (folder / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    shutil.rmtree(folder / ".trials", ignore_errors=True)
-    return AutoResult(
-        saved, folder / REPORT, best.arm.method, best.arm.learning_rate, result.scores, results, tuple(commands)
-    )
-
-
 def fitting_methods(
     config: TrainConfig, checked: LintReport, methods: Sequence[str] | None, memory_bytes: int | None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -269,24 +242,16 @@ def fitting_methods(
     """
     if unknown := [name for name in methods or () if name not in METHODS]:
         raise ValueError(f"Got methods {', '.join(unknown)}; expected some of {', '.join(METHODS)}.")
-    on_cuda = torch.cuda.is_available()
-    memory = memory_bytes or _memory(on_cuda)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory = memory_bytes or _memory(device)
     source, target = (min(side.length_of(1.0), side.limit) for side in (checked.sources, checked.targets))
     fitting: dict[str, dict[str, Any]] = {}
     dropped = []
     for name in methods or (*CANDIDATES, "qlora"):
         if name == "qlora" and methods is None and "lora-all" in fitting:
             continue
-        job = Job(
-            config.backbone,
-            name,
-            source,
-            target,
-            config.batch_size,
-            config.batch_size,
-            device="cuda" if on_cuda else "cpu",
-            quantize=config.quantize,
-        )
+        batch = config.batch_size
+        job = Job(config.backbone, name, source, target, batch, batch, device=device, quantize=config.quantize)
         changes = _changes(job, memory)
         if changes is None:
             least = step_bytes(replace(job, micro_batch=1, checkpointing=True)).needed_bytes
@@ -314,11 +279,9 @@ def _changes(job: Job, memory: int) -> dict[str, Any] | None:
     return None
 
 
-def _memory(on_cuda: bool) -> int:
-    if on_cuda:
+def _memory(device: str) -> int:
+    if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    import psutil
-
     return int(psutil.virtual_memory().available)
 
 
@@ -330,20 +293,6 @@ def _keep(saved: Path, place: Path) -> Path:
     for old in (place.with_name("adapter"), place.with_name("model")):
         shutil.rmtree(old, ignore_errors=True)
     return staged.rename(place)
-
-
-def load_tuned_model(folder: Path) -> Any:
-    """Load an adapter with its backbone, or a whole model.
-
-    Args:
-        folder: The adapter or the model.
-
-    Returns:
-        The model and its tokenizer.
-    """
-    from t5peft.cli.evaluate import load_tuned
-
-    return load_tuned(folder) if is_adapter(folder) else load_backbone(folder)
 
 
 def _commands(folder: Path, saved: Path, backbone: str, task: Task, splits: Splits) -> list[str]:
@@ -363,30 +312,26 @@ def _commands(folder: Path, saved: Path, backbone: str, task: Task, splits: Spli
 
 
 def _results(
-    task: Task,
+    search: Halving,
     best: Trial,
-    trials: Sequence[Trial],
     result: EvaluationResult,
     baselines: Sequence[Baseline],
     saved: Path,
     commands: Sequence[str],
 ) -> dict[str, Any]:
-    def bounds(value: Any) -> dict[str, float]:
-        return {"mean": value.mean, "low": value.low, "high": value.high}
-
     return {
-        "task": task.name,
+        "task": search.task.name,
         "output": str(saved),
         "best": fields_of(best),
         "test": {
             "scores": result.scores,
             "metric": result.example_metric,
-            "interval": bounds(interval_of(result.per_example)),
+            "interval": asdict(interval_of(result.per_example)),
             "records": len(result.per_example),
         },
         "baselines": {
-            one.name: {"score": bounds(one.score), "difference": bounds(one.difference)} for one in baselines
+            one.name: {"score": asdict(one.score), "difference": asdict(one.difference)} for one in baselines
         },
-        "trials": [fields_of(trial) for trial in trials],
+        "trials": [fields_of(trial) for trial in search.log.trials.values()],
         "commands": list(commands),
     }

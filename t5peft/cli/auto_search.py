@@ -48,12 +48,8 @@ HIGHER_RATES = 4  # times the steps of a trial: as many may follow where a highe
 RUNG_RECORDS = 100  # of validation, for the losses of all trials but the finalists
 LEAST_STEPS = 20  # of a first trial; with fewer, the losses tell nothing
 MOST_EPOCHS = 15
-FACTORS = (
-    1.0,
-    3.0,
-    10.0,
-    30.0,
-)  # of the rate of a method, which is where published ones start; small backbones take more
+# Of the rate of a method, which is where published ones start; small backbones take more.
+FACTORS = (1.0, 3.0, 10.0, 30.0)
 FIRST_FACTORS = {"full": 10.0, "houlsby": 10.0, "ia3": 10.0, "prefix": 10.0}
 """The factor that is tried first, which is nearest to the best rates in benchmarks/RESULTS.md; for other methods 3."""
 
@@ -311,7 +307,9 @@ class Halving:
                 )
             trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
             if rung == 0:
-                score_seconds = _seconds_of(EvaluationSet(self.task, few[:PROBE_SCORED], tokenizer).score, model)
+                scored, before = EvaluationSet(self.task, few[:PROBE_SCORED], tokenizer), time.monotonic()
+                scored.score(model)
+                score_seconds = time.monotonic() - before
             if final:
                 result = EvaluationSet(self.task, few, tokenizer).score(model)
                 if METHODS[arm.method].has_adapter:
@@ -377,12 +375,6 @@ class _Watch(TrainerCallback):
 
 def _first_place(method: str) -> int:
     return FACTORS.index(FIRST_FACTORS.get(method, 3.0))
-
-
-def _seconds_of(call: Callable[[Any], Any], argument: Any) -> float:
-    began = time.monotonic()
-    call(argument)
-    return time.monotonic() - began
 
 
 def _loss(trial: Trial) -> float:

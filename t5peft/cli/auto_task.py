@@ -11,6 +11,8 @@ from t5peft.data.presets import DOCUMENT, LABEL, MOST_LABELS, PRESETS, preset_ta
 from t5peft.data.task import Task
 from t5peft.data.template import Template
 
+Rows = Sequence[Mapping[str, Any]]
+
 _ROWS = 5000  # that kinds are told from
 _GRID = 20  # the most steps that numbers are rounded to, as T5 was pretrained on STS-B in steps of 0.2
 _IDS = ("id", "idx", "index", "guid", "uid", "uuid", "key")
@@ -42,9 +44,9 @@ class TaskGuess:
 
     family: str
     columns: Mapping[str, str]
-    template: str | None
-    step: float | None
     reasons: tuple[str, ...]
+    template: str | None = None
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,7 @@ class Wording:
     max_target_length: int | None = None
 
     def task(
-        self,
-        family: str,
-        records: Sequence[Mapping[str, Any]],
-        columns: Mapping[str, str],
-        template: str | None = None,
-        scored: Sequence[Mapping[str, Any]] = (),
+        self, family: str, records: Rows, columns: Mapping[str, str], template: str | None = None, scored: Rows = ()
     ) -> Task:
         """Return the task of a family in these words.
 
@@ -114,7 +111,7 @@ class Column:
         return f"{self.name} ({self.kind}, {self.distinct} different values)"
 
 
-def describe_columns(records: Sequence[Mapping[str, Any]]) -> list[Column]:
+def describe_columns(records: Rows) -> list[Column]:
     """Return the kind of each column.
 
     Args:
@@ -157,11 +154,7 @@ def _number(value: Any) -> float | None:
 
 
 def guess_task(
-    records: Sequence[Mapping[str, Any]],
-    *,
-    columns: Mapping[str, str] | None = None,
-    target: str | None = None,
-    template: str | None = None,
+    records: Rows, *, columns: Mapping[str, str] | None = None, target: str | None = None, template: str | None = None
 ) -> TaskGuess:
     """Tell the task of records from their columns.
 
@@ -196,9 +189,9 @@ def guess_task(
         step = _step([row[goal.name] for row in records]) if goal.kind == "number" else None
         return _labels(goal.name, [one.name for one in texts], (why,), step)
     if len(texts) == 1:
-        return TaskGuess("generation", {"prompt": texts[0].name, "completion": goal.name}, None, None, (why,))
+        return TaskGuess("generation", {"prompt": texts[0].name, "completion": goal.name}, (why,))
     joined = " ".join(f"{one.name}: {{{one.name}}}" for one in texts)
-    return TaskGuess("generation", {"prompt": texts[0].name, "completion": goal.name}, joined, None, (why,))
+    return TaskGuess("generation", {"prompt": texts[0].name, "completion": goal.name}, (why,), joined)
 
 
 def _of_roles(columns: Mapping[str, str], found: Sequence[Column]) -> TaskGuess:
@@ -224,9 +217,7 @@ def _of_roles(columns: Mapping[str, str], found: Sequence[Column]) -> TaskGuess:
             return _labels(goal, texts, (f"The column {goal!r} is the label, as set by --column.",), None)
     if PRESETS[family].has_labels and goal is not None and kinds.get(goal) == "text":
         family = "generation" if "text" not in columns else family
-    return TaskGuess(
-        family, dict(columns), None, None, (f"The roles {', '.join(columns)} belong to the preset {family}.",)
-    )
+    return TaskGuess(family, dict(columns), (f"The roles {', '.join(columns)} belong to the preset {family}.",))
 
 
 def _of_template(
@@ -263,7 +254,7 @@ def _by_names(found: Sequence[Column]) -> TaskGuess | None:
             continue
         if best is None or len(columns) > len(best.columns):
             names = ", ".join(columns.values())
-            best = TaskGuess(family, columns, None, None, (f"The columns {names} have the names of {family}.",))
+            best = TaskGuess(family, columns, (f"The columns {names} have the names of {family}.",))
     return best
 
 
@@ -288,13 +279,13 @@ def _labels(goal: str, texts: Sequence[str], reasons: tuple[str, ...], step: flo
     if step is not None:
         reasons += (f"Its numbers are rounded to steps of {step:g}, each of which is a word for T5.",)
     if len(texts) == 1:
-        return TaskGuess("classification", {"text": texts[0], "label": goal}, None, step, reasons)
+        return TaskGuess("classification", {"text": texts[0], "label": goal}, reasons, step=step)
     if len(texts) == 2:
         roles = {"first": texts[0], "second": texts[1], "label": goal}
-        return TaskGuess("sentence_pairs", roles, None, step, (*reasons, f"The source is the pair {', '.join(texts)}."))
+        return TaskGuess("sentence_pairs", roles, (*reasons, f"The source is the pair {', '.join(texts)}."), step=step)
     template = "classify: " + " ".join(f"{name}: {{{name}}}" for name in texts)
     reasons += (f"The source has the texts {', '.join(texts)}.",)
-    return TaskGuess("classification", {"text": texts[0], "label": goal}, template, step, reasons)
+    return TaskGuess("classification", {"text": texts[0], "label": goal}, reasons, template, step)
 
 
 def _step(cells: Sequence[Any]) -> float:
@@ -305,7 +296,7 @@ def _step(cells: Sequence[Any]) -> float:
     return next((power * factor for factor in (1, 2, 5, 10) if power * factor >= width * (1 - 1e-9)), power * 10)
 
 
-def round_numbers(records: Sequence[Mapping[str, Any]], column: str, step: float) -> list[dict[str, Any]]:
+def round_numbers(records: Rows, column: str, step: float) -> list[dict[str, Any]]:
     """Return records whose numbers in a column are rounded to steps, as text of one form.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -81,16 +80,12 @@ class TrialLog:
                 )
             if "trial" in entry:
                 fields = entry["trial"]
-                self._add(Trial(**{**fields, "arm": Arm(**fields["arm"])}))
+                trial = Trial(**{**fields, "arm": Arm(**fields["arm"])})
+                self.trials[trial.rung, trial.arm] = trial
             if "rung" in entry:
                 self.rungs[entry["rung"]] = (entry["steps"], [Arm(**arm) for arm in entry["arms"]])
         if not known:
             self._lines.append(json.dumps({"identity": dict(identity)}))
-
-    @property
-    def seconds(self) -> float:
-        """The time of all finished trials."""
-        return sum(trial.seconds for trial in self.trials.values())
 
     def add(self, trial: Trial) -> None:
         """Record a finished trial.
@@ -99,7 +94,7 @@ class TrialLog:
             trial: The trial.
         """
         self._lines.append(json.dumps({"trial": asdict(trial)}))
-        self._add(trial)
+        self.trials[trial.rung, trial.arm] = trial
 
     def plan(self, rung: int, steps: int, arms: Sequence[Arm]) -> None:
         """Record what a rung trains.
@@ -112,9 +107,6 @@ class TrialLog:
         self._lines.append(json.dumps({"rung": rung, "steps": steps, "arms": [asdict(arm) for arm in arms]}))
         self.rungs[rung] = (steps, list(arms))
 
-    def _add(self, trial: Trial) -> None:
-        self.trials[trial.rung, trial.arm] = trial
-
 
 def fields_of(trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON holds it.
@@ -125,5 +117,5 @@ def fields_of(trial: Trial) -> dict[str, Any]:
     Returns:
         Its fields, with those of the arm among them.
     """
-    plain = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial) if field.name != "arm"}
-    return {**asdict(trial.arm), **plain}
+    plain = asdict(trial)
+    return {**plain.pop("arm"), **plain}

@@ -37,36 +37,32 @@ records.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft bench``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
-    parser.add_argument("--suite", help=f"{', '.join(names.suite_names())}, or a YAML file (default: quick)")
+    """Add the arguments of ``t5peft bench``."""
+    add = parser.add_argument
+    add("--suite", help=f"{', '.join(names.suite_names())}, or a YAML file (default: quick)")
     backbone = f"{OPTIONS['--backbone']['help']}; default: the suite's"
     add_option(parser, "--backbone", default=None, help=backbone)
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these methods of the suite")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks of the suite")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="seeds of the runs; default: the suite's")
-    parser.add_argument("--steps", type=int, help="optimizer steps of a run; default: the suite's")
+    add("--methods", nargs="+", metavar="METHOD", help="only these methods of the suite")
+    add("--tasks", nargs="+", metavar="TASK", help="only these tasks of the suite")
+    add("--seeds", nargs="+", type=int, metavar="SEED", help="seeds of the runs; default: the suite's")
+    add("--steps", type=int, help="optimizer steps of a run; default: the suite's")
     add_hidden(parser, "--data", "data_folder")
-    parser.add_argument(
+    add(
         "--data-folder",
         metavar="FOLDER",
         help="folder of the public data sets; default: the environment variable T5PEFT_DATA",
     )
     output = "the folder to write results to; default: t5peft-bench/SUITE, or the name of the folder of train.*"
     add_option(parser, "--output", type=Path, required=False, help=output)
-    parser.add_argument("--threads", type=int, help="CPU threads per run; default: all, split evenly among the workers")
+    add("--threads", type=int, help="CPU threads per run; default: all, split evenly among the workers")
     add_option(parser, "--workers")
     add_option(parser, "--device")
-    parser.add_argument(
+    add(
         "--report-only",
         action="store_true",
         help="run nothing, and write the report of the existing records; --tasks and --methods limit them",
     )
-    parser.add_argument(
+    add(
         "--readme",
         type=Path,
         metavar="FILE",
@@ -89,14 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is not recorded yet, print the table and write the report.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Run what is not recorded yet, print the table and write the report."""
     from t5peft.benchmark.suites import suite_parts
 
     if args.data_folder:

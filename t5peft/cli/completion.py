@@ -20,24 +20,12 @@ _VALUES = {"--task": names.PRESETS, "--methods": names.METHODS, "--backbone": ("
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft completion``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
+    """Add the arguments of ``t5peft completion``."""
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell: %(choices)s")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Print the script."""
     print("\n".join(_fish() if args.shell == "fish" else _bash(zsh=args.shell == "zsh")))
     return 0
 

@@ -18,13 +18,8 @@ Example: t5peft continue runs/reviews/adapter --train new.csv --test new_test.cs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft continue``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft continue``."""
     parser.add_argument("model", metavar="FOLDER", help="an adapter from `t5peft train`")
-    parser.epilog = EPILOG
     group = parser.add_argument_group("data")
     for name in ("train", "test"):
         group.add_argument(f"--{name}", required=True, metavar="FILE", help=SPLITS[name])
@@ -49,14 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train again, report, and replace if asked.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code; 1 where the old version was to be replaced and the new one is worse.
-    """
+    """Train again, report, and replace if asked."""
     from t5peft.training.continue_training import continue_training, replace
 
     config = read_training(args)

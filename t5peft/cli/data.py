@@ -30,7 +30,7 @@ SPLITS = {
 }
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, task_required: bool = True) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--task``, a file for each split, and the options that map columns to a template.
 
     Args:
@@ -40,27 +40,25 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, task_required: bool =
     group = parser.add_argument_group("data")
     group.add_argument(
         "--task",
-        required=task_required,
+        required=True,
         help=f"a preset for your own files ({', '.join(names.PRESETS)}), a built-in task (support_intent, finance, ...), or a "
-        "YAML file" + ("" if task_required else "; default: inferred from the data"),
+        "YAML file",
     )
     for split, text in SPLITS.items():
         group.add_argument(f"--{split}", metavar="FILE", help=text)
     add_column_arguments(group)
-    add_option(group, "--references")
-    add_option(group, "--max-source-length")
-    add_option(group, "--max-target-length")
-    add_format_arguments(group)
 
 
 def add_column_arguments(group: Group) -> None:
-    """Add the options that map columns to a template.
+    """Add the options that map columns to a template, and say how text files are written.
 
     Args:
         group: A parser, or a group of its help.
     """
-    for name in ("--column", "--template", "--target-word"):
+    lengths = ("--max-source-length", "--max-target-length")
+    for name in ("--column", "--template", "--target-word", "--references", *lengths):
         add_option(group, name)
+    add_format_arguments(group)
 
 
 def add_format_arguments(group: Group) -> None:

@@ -21,14 +21,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EPILOG = "Example: t5peft evaluate runs/reviews/adapter --data test.csv"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft evaluate``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = "Example: t5peft evaluate runs/reviews/adapter --data test.csv"
+    """Add the arguments of ``t5peft evaluate``."""
     add_model_arguments(parser)
     group = parser.add_argument_group("data")
     add_option(group, "--data")
@@ -43,21 +40,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser of a command.
     """
-    parser.add_argument(
-        "model", metavar="FOLDER", help="an adapter from `t5peft train`, a whole model, or a name on the hub"
-    )
+    add_option(parser, "model")
     parser.add_argument("--task", help="a YAML file or a built-in task; default: the task saved with the model")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every score of the task.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Print every score of the task."""
     from t5peft.adapters import local_adapter
     from t5peft.data import checks
     from t5peft.data.presets import has_references

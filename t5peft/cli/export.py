@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5peft.cli.data import TASK_FILE, add_format_arguments, read_file
 from t5peft.cli.evaluate import own_test_records
+from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 
 if TYPE_CHECKING:
@@ -23,49 +24,31 @@ If the export differs from the adapter by more than the tolerance, nothing is wr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft export``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.add_argument(
-        "model", metavar="FOLDER", help="an adapter from `t5peft train`, a whole model, or a name on the hub"
-    )
-    parser.add_argument(
-        "--to", required=True, choices=("transformers", "ct2", "onnx", "diffusers"), help="the engine to export to"
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write the export to")
-    parser.add_argument("--quantize", choices=("int8",), help="store linear layers in 8 bits (ct2, onnx)")
-    parser.add_argument(
+    """Add the arguments of ``t5peft export``."""
+    add = parser.add_argument
+    add_option(parser, "model")
+    add("--to", required=True, choices=("transformers", "ct2", "onnx", "diffusers"), help="the engine to export to")
+    add("--output", required=True, metavar="DIR", help="the folder to write the export to")
+    add("--quantize", choices=("int8",), help="store linear layers in 8 bits (ct2, onnx)")
+    add(
         "--data",
         metavar="FILE",
         help="records to compare the export with the adapter on; default: the test records of a built-in task, else built-in texts",
     )
     add_format_arguments(parser)
-    parser.add_argument(
+    add(
         "--text-encoder",
         default="text_encoder_2",
         choices=("text_encoder", "text_encoder_2", "text_encoder_3"),
         help="the component of the pipeline to which the adapter belongs (diffusers): text_encoder_2 in FLUX, text_encoder_3 in "
         "Stable Diffusion 3",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --output")
+    add("--overwrite", action="store_true", help="replace an earlier export in --output")
     add_output_options(parser)
-    parser.epilog = EPILOG
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, and print the comparison.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError: There is --data, but no task beside the model.
-    """
+    """Export, and print the comparison."""
     from t5peft.adapters import local_adapter
     from t5peft.data import Task
     from t5peft.serving.export import export

@@ -9,28 +9,18 @@ from t5peft.cli.data import add_data_arguments, read_data
 from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 
+EPILOG = "Example: t5peft lint --task classification --train train.csv --backbone google/flan-t5-base"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft lint``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = "Example: t5peft lint --task classification --train train.csv --backbone google/flan-t5-base"
+    """Add the arguments of ``t5peft lint``."""
     add_data_arguments(parser)
     add_option(parser.add_argument_group("model"), "--backbone")
     add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a report for each split.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code; 1 where a problem would stop training.
-    """
+    """Print a report for each split."""
     from t5peft.data.lint import lint
     from t5peft.evaluation.scores import check_metrics
     from t5peft.models.backbone import load_tokenizer

@@ -12,15 +12,12 @@ from t5peft.compat.filesystem import write_whole
 from t5peft.compat.lock import hold_folder
 from t5peft.training.config import TASK_FILE
 
+EPILOG = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft merge``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft merge``."""
     parser.add_argument("model", metavar="FOLDER", help="an adapter from `t5peft train`, or its name on the hub")
-    parser.epilog = "Example: t5peft merge runs/reviews/adapter --output models/reviews"
     group = parser.add_argument_group("output")
     add_option(group, "--output")
     add_option(group, "--overwrite")
@@ -28,17 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge and save.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError: The output holds what another command wrote or, without --overwrite, a model.
-    """
+    """Merge and save."""
     from t5peft.adapters import local_adapter, merge, save_model
     from t5peft.models.folders import ensure_output
 

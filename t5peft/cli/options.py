@@ -6,24 +6,44 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Protocol
+from typing import Any
 
 from t5peft.cli import names
 
+Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
-class Group(Protocol):
-    """A parser, or a group of one."""
 
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        """Add an argument."""
+def memory_size(text: str) -> int:
+    """Return the bytes of a size such as 24GB.
+
+    Args:
+        text: The value of ``--memory``.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ArgumentTypeError: It is not a size.
+    """
+    from t5peft.planning.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 _BACKBONE = "mini, a hub name such as google/flan-t5-base, or a folder"
 OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"metavar": "FOLDER", "help": "an adapter from `t5peft train`, a whole model, or a name on the hub"},
     "--backbone": {"default": "mini", "metavar": "NAME", "help": _BACKBONE},
     "--device": {"choices": ("cpu", "cuda"), "help": "the device to run on; default: cuda if available"},
     "--encoding": {"default": "utf-8", "help": "the encoding of text files, e.g. cp1252"},
-    "--memory": {"metavar": "SIZE", "help": "the memory of the device, such as 8GB; default: no limit"},
+    "--memory": {
+        "metavar": "SIZE",
+        "type": memory_size,
+        "help": "the memory of the device, such as 8GB; default: no limit",
+    },
     "--output": {"required": True, "metavar": "FOLDER", "help": "the folder to write results to"},
     "--overwrite": {"action": "store_true", "help": "replace an earlier result in --output"},
     "--resume": {"action": "store_true", "help": "resume from the newest complete checkpoint in --output"},
@@ -67,6 +87,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def option_of(name: str) -> str:
+    """Return the option whose value argparse keeps under a name."""
+    return f"--{name.replace('_', '-')}"
+
+
 def add_option(group: Group, name: str, **changes: Any) -> None:
     """Add an option of the vocabulary.
 
@@ -99,23 +124,3 @@ def add_hidden(parser: argparse.ArgumentParser, name: str, dest: str, **settings
         settings: Those of ``add_argument``.
     """
     parser.add_argument(name, dest=dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **settings)
-
-
-def memory_size(text: str) -> int:
-    """Return the bytes of a size such as 24GB.
-
-    Args:
-        text: The value of ``--memory``.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ArgumentTypeError: It is not a size.
-    """
-    from t5peft.planning.units import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -37,8 +37,20 @@ def print_results(args: argparse.Namespace, results: Mapping[str, Any], text: st
         text: What is printed otherwise.
     """
     stream = getattr(args, "results", None) or sys.stdout
-    plain = json.loads(json.dumps(results, default=str), parse_constant=lambda constant: None)  # JSON has no NaN
-    print(json.dumps(plain, ensure_ascii=False) if getattr(args, "json", False) else text, file=stream, flush=True)
+    print(json_line(results) if getattr(args, "json", False) else text, file=stream, flush=True)
+
+
+def json_line(value: object) -> str:
+    """Return a value as one line of JSON: dates are text, and numbers that JSON does not have, such as NaN, are null.
+
+    Args:
+        value: Columns by name.
+
+    Returns:
+        The line, without its end.
+    """
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda constant: None)
+    return json.dumps(plain, ensure_ascii=False)
 
 
 @contextlib.contextmanager

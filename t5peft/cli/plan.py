@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from t5peft.cli.options import add_hidden, add_method, add_option, memory_size
+from t5peft.cli.options import add_hidden, add_method, add_option
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.train_config import add_field
 
@@ -16,12 +16,7 @@ above the plan. On CUDA, the context of the driver takes a few hundred MB more.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft plan``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
+    """Add the arguments of ``t5peft plan``."""
     model = parser.add_argument_group("model and method")
     add_option(model, "--backbone")
     add_field(model, "dtype")
@@ -34,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--micro-batch", type=int, help="examples per micro-batch; default: the whole batch")
     device = parser.add_argument_group("device")
     add_option(device, "--device", default="cuda", help="the device to plan for")
-    add_option(device, "--memory", type=memory_size)
+    add_option(device, "--memory")
     add_output_options(parser)
     add_hidden(parser, "--source", "max_source_length", type=int)
     add_hidden(parser, "--target", "max_target_length", type=int)
@@ -42,14 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code; 1 where neither the run nor any change of it fits.
-    """
+    """Print the plan."""
     import torch
 
     from t5peft.planning.job import Job

@@ -39,11 +39,7 @@ Run the same command again to complete a file of answers after an interruption.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft predict``.
-
-    Args:
-        parser: The parser of the command.
-    """
+    """Add the arguments of ``t5peft predict``."""
     add_model_arguments(parser)
     group = parser.add_argument_group("data")
     without_default = OPTIONS["--data"]["help"].partition("; default")[0]
@@ -66,21 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(group, "--overwrite")
     add_option(parser, "--workers")
     add_output_options(parser, results=False)
-    parser.epilog = EPILOG
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer every record, and write the answers in the order of the records as they come.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError: There are both --data and --text or none of them, or the output cannot be written to.
-    """
+    """Answer every record, and write the answers in the order of the records as they come."""
     if args.data and args.text:
         raise ValueError("Got both --data and --text; expected one of them.")
     path = None if args.output in (None, "-") else Path(args.output)
@@ -95,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     _check_columns(task, records)
     with (
         hold_file(path) if path is not None else contextlib.nullcontext(),
-        _open_output(args, path, task, records) as output,
+        contextlib.closing(_open_output(args, path, task, records)) as output,
     ):
         if output.done:
             print(f"{path} holds {output.done} answers of {len(records)}; resuming from there", file=sys.stderr)
@@ -155,11 +140,9 @@ def _hash_of(records: Sequence[Record]) -> str:
 def _write_answers(batches: Iterator[list[tuple[Record, Record]]], count: int, output: Answers) -> None:
     from tqdm import tqdm
 
-    seen = (
-        isinstance(output, AnswerStream) and sys.stdout.isatty()
-    )  # answers on the screen show the progress themselves
-    bar = tqdm(total=count, initial=output.done, desc="predict", unit="record", disable=seen or not sys.stderr.isatty())
-    with bar:
+    # Answers on the screen show the progress themselves.
+    hidden = (isinstance(output, AnswerStream) and sys.stdout.isatty()) or not sys.stderr.isatty()
+    with tqdm(total=count, initial=output.done, desc="predict", unit="record", disable=hidden) as bar:
         for answers in batches:
             output.write(answers)
             bar.update(len(answers))

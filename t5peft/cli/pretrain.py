@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from t5peft.cli import names
-from t5peft.cli.options import OPTIONS, add_hidden, add_option
+from t5peft.cli.options import OPTIONS, add_hidden, add_option, option_of
 from t5peft.cli.train_config import add_field
 from t5peft.compat.lock import hold_folder
 
@@ -31,12 +31,7 @@ _NEW = {"vocabulary": 8192, "vocabulary_share": 0.08, "embeddings": "pmi", **nam
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft pretrain``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
+    """Add the arguments of ``t5peft pretrain``."""
     add = parser.add_argument_group("data").add_argument
     add("--text", nargs="+", required=True, help="UTF-8 files, plain, .xz, .gz or .bz2; blank lines separate documents")
     add("--held-out", type=Path, help="a text file for the held-out loss")
@@ -53,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--embeddings", choices=["pmi", "random"], default="pmi", help="initialization of a new model's embeddings")
     add("--matching-head", action="store_true", help="initialize one head to attend to the same piece elsewhere")
     for name, size in names.PRETRAIN_SHAPE.items():
-        add(f"--{name.replace('_', '-')}", type=int, default=size, help=f"{name} of a new model")
+        add(option_of(name), type=int, default=size, help=f"{name} of a new model")
     group = parser.add_argument_group("training")
     add = group.add_argument
     for name, (number, text) in names.PRETRAIN_CONFIG.items():
-        add(f"--{name.replace('_', '-')}", type=int, default=number, help=text)
+        add(option_of(name), type=int, default=number, help=text)
     rates = names.PRETRAIN_LEARNING_RATES
     add("--optimizer", choices=list(rates), default="adafactor", help="the optimizer of the weights")
     add(
@@ -77,14 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and write OUTPUT/model.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Train, and write OUTPUT/model."""
     _check_new(args)
     with hold_folder(args.output):
         _check_output(args.output)
@@ -130,7 +118,7 @@ def _check_new(args: argparse.Namespace) -> None:
     """Raise a ``ValueError`` for options of a new model beside a backbone, which has its own."""
     changed = {name: value for name, value in _NEW.items() if getattr(args, name) != value}
     if args.backbone is not None and changed:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        options = ", ".join(option_of(name) for name in changed)
         raise ValueError(
             f"Got {options}, of a new model, with --backbone {args.backbone}; expected only one of them, because a backbone "
             "has its own."
@@ -181,9 +169,7 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
     from t5peft.pretraining.tokens import shuffled_documents
 
     if args.backbone is not None:
-        return cast(
-            "PreTrainedTokenizerFast", load_backbone(args.backbone)[1]
-        )  # the pretrainer needs sentinels of any kind
+        return cast("PreTrainedTokenizerFast", load_backbone(args.backbone)[1])  # or any with sentinels
     folder = args.output / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
         documents = shuffled_documents(args.text, seed=args.seed)
@@ -194,9 +180,7 @@ def _tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
         save_tokenizer(tokenizer, unfinished)
         shutil.rmtree(folder, ignore_errors=True)  # what 0.1 left of an interrupted save
         unfinished.replace(folder)
-    return cast(
-        "PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder))
-    )  # as ``train_tokenizer`` makes it
+    return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(str(folder)))  # of ``train_tokenizer``
 
 
 def _model(

@@ -6,8 +6,8 @@ import argparse
 import contextlib
 from dataclasses import asdict
 
-from t5peft.cli.data import add_data_arguments, read_data
-from t5peft.cli.options import add_option
+from t5peft.cli.data import SPLITS, add_data_arguments, read_data
+from t5peft.cli.options import add_option, option_of
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.train_config import add_config_arguments, read_config
 
@@ -19,12 +19,7 @@ The search varies the learning rate, from a tenth to ten times --learning-rate. 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft search``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
+    """Add the arguments of ``t5peft search``."""
     add_data_arguments(parser)
     add_config_arguments(parser)
     group = parser.add_argument_group("search")
@@ -35,14 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, and print the best run's command.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Search, and print the best run's command."""
     from t5peft.compat.ray import open_workers
     from t5peft.training.search import search
 
@@ -73,22 +61,11 @@ def data_words(args: argparse.Namespace) -> list[str]:
     Returns:
         Options and values, without ``--task``.
     """
-    single = (
-        "train",
-        "validation",
-        "test",
-        "encoding",
-        "delimiter",
-        "template",
-        "references",
-        "max_source_length",
-        "max_target_length",
-    )
-    files = [(name, [str(value)]) for name in single if (value := getattr(args, name))]
-    columns = [("column", args.column), ("target_word", args.target_word)]
-    return [
-        word
-        for name, values in (*files, *columns)
-        for value in values
-        for word in (f"--{name.replace('_', '-')}", value)
-    ]
+    options = ("encoding", "delimiter", "template", "references", "max_source_length", "max_target_length")
+    given = {name: [str(value)] for name in (*SPLITS, *options) if (value := getattr(args, name))}
+    given |= {"column": args.column, "target_word": args.target_word}
+    words: list[str] = []
+    for name, values in given.items():
+        for value in values:
+            words += [option_of(name), value]
+    return words

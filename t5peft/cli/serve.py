@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,69 +31,40 @@ SIGTERM and Ctrl+C stop the server: new requests are refused, and running reques
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft serve``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
-    parser.add_argument("--backbone", required=True, metavar="NAME", help="mini, a hub name or a folder")
-    parser.add_argument("--adapters", required=True, metavar="DIR", help="a folder with one folder per adapter")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on; any other than the loopback requires an API key"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="the port to listen on; 0 chooses a free port")
-    parser.add_argument(
+    """Add the arguments of ``t5peft serve``."""
+    add = parser.add_argument
+    add("--backbone", required=True, metavar="NAME", help="mini, a hub name or a folder")
+    add("--adapters", required=True, metavar="DIR", help="a folder with one folder per adapter")
+    add("--host", default="127.0.0.1", help="the address to listen on; any other than the loopback requires an API key")
+    add("--port", type=int, default=8000, help="the port to listen on; 0 chooses a free port")
+    add(
         "--api-key-file",
         metavar="FILE",
         help=f"accepted API keys, one per line; default: the key in {KEY_VARIABLE}, if it is set",
     )
-    parser.add_argument("--quantize", choices=("int8", "nf4"), help="how to load the backbone")
-    parser.add_argument(
-        "--memory", metavar="SIZE", type=_bytes, help="memory for loaded adapters, such as 2GB; default: no limit"
-    )
-    parser.add_argument(
-        "--pin", metavar="NAME", action="append", default=[], help="an adapter to load at startup and keep loaded"
-    )
-    parser.add_argument(
-        "--pins", metavar="FILE", help="lines of `SHA256  NAME`: refuse an adapter whose manifest has another hash"
-    )
-    parser.add_argument("--max-rows", type=int, default=64, help="how many answers are generated at once")
-    parser.add_argument(
-        "--max-waiting", type=int, default=256, help="how many requests may wait; more are refused with 503"
-    )
-    parser.add_argument("--max-source-tokens", type=int, default=1024, help="maximum tokens of a source")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="maximum tokens of an answer")
-    parser.add_argument(
-        "--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="maximum size of a request body"
-    )
-    parser.add_argument(
+    add("--quantize", choices=("int8", "nf4"), help="how to load the backbone")
+    add("--memory", metavar="SIZE", type=_bytes, help="memory for loaded adapters, such as 2GB; default: no limit")
+    add("--pin", metavar="NAME", action="append", default=[], help="an adapter to load at startup and keep loaded")
+    add("--pins", metavar="FILE", help="lines of `SHA256  NAME`: refuse an adapter whose manifest has another hash")
+    add("--max-rows", type=int, default=64, help="how many answers are generated at once")
+    add("--max-waiting", type=int, default=256, help="how many requests may wait; more are refused with 503")
+    add("--max-source-tokens", type=int, default=1024, help="maximum tokens of a source")
+    add("--max-new-tokens", type=int, default=512, help="maximum tokens of an answer")
+    add("--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="maximum size of a request body")
+    add(
         "--stop-seconds",
         type=int,
         default=30,
         help="how long running requests may take to finish when the server stops",
     )
-    parser.add_argument("--ray", action="store_true", help="serve replicas with Ray, on a cluster or on this machine")
-    parser.add_argument("--replicas", type=int, default=1, help="with --ray: the number of replicas, or the minimum")
-    parser.add_argument(
-        "--max-replicas", type=int, help="with --ray: the maximum number of replicas; their number follows the load"
-    )
-    parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs per replica")
+    add("--ray", action="store_true", help="serve replicas with Ray, on a cluster or on this machine")
+    add("--replicas", type=int, default=1, help="with --ray: the number of replicas, or the minimum")
+    add("--max-replicas", type=int, help="with --ray: the maximum number of replicas; their number follows the load")
+    add("--gpus", type=float, default=0, help="with --ray: GPUs per replica")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until the process is told to stop.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ImportError: The packages of the extra are not installed.
-        ValueError: The address needs a key, or an option is wrong.
-    """
+    """Serve until the process is told to stop."""
     keys = read_keys(args.api_key_file)
     if not keys and not is_loopback(args.host):
         raise ValueError(
@@ -148,11 +120,7 @@ def _serve_by_ray(options: ServeOptions, args: argparse.Namespace) -> None:
         ) from error
 
     application = build(
-        options,
-        replicas=args.replicas,
-        max_replicas=args.max_replicas,
-        gpus=args.gpus,
-        stop_seconds=args.stop_seconds,
+        options, replicas=args.replicas, max_replicas=args.max_replicas, gpus=args.gpus, stop_seconds=args.stop_seconds
     )
     told = threading.Event()
     try:
@@ -290,8 +258,7 @@ def _bytes(text: str) -> int:
 
 def _ensure_installed() -> None:
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
+        for name in ("fastapi", "prometheus_client", "uvicorn"):
+            import_module(name)
     except ImportError as error:
         raise ImportError(f"Got no package {error.name}; expected the extra serving. Run {_INSTALL}.") from error

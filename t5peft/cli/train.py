@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from t5peft.cli.config_file import CONFIG_FILE, write_config_file
 from t5peft.cli.data import add_data_arguments, read_data, save_task
-from t5peft.cli.options import add_option, memory_size
+from t5peft.cli.options import add_option
 from t5peft.cli.output import add_output_options, print_results
 from t5peft.cli.parser import Parser
 from t5peft.cli.train_config import add_config_arguments, read_config
@@ -38,12 +38,7 @@ _MEMORY_HELP = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``t5peft train``.
-
-    Args:
-        parser: The parser of the command.
-    """
-    parser.epilog = EPILOG
+    """Add the arguments of ``t5peft train``."""
     add_data_arguments(parser)
     add_config_arguments(parser)
     group = parser.add_argument_group("output")
@@ -54,20 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REPO",
         help="push the adapter to user/name on the hub, or write the files for the hub to folder:PATH",
     )
-    add_option(parser.add_argument_group("memory"), "--memory", type=memory_size, help=_MEMORY_HELP)
+    add_option(parser.add_argument_group("memory"), "--memory", help=_MEMORY_HELP)
     add_output_options(parser)
     parser.set_defaults(named=parser.named() if isinstance(parser, Parser) else {})
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, save, score.
-
-    Args:
-        args: The values of the command.
-
-    Returns:
-        The exit code.
-    """
+    """Train, save, score."""
     with hold_folder(args.output):
         check_run_folder(args.output, resume=args.resume, overwrite=args.overwrite)
         return _run(args)
@@ -77,15 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from t5peft.adapters import (
-        check_output,
-        check_push,
-        ensure_no_adapter,
-        manifest_sha256,
-        push_adapter,
-        save_adapter,
-        save_model,
-    )
+    from t5peft import adapters
     from t5peft.methods import METHODS
     from t5peft.training.card import score_run, write_run_card
     from t5peft.training.train import train
@@ -93,22 +73,22 @@ def _run(args: argparse.Namespace) -> int:
     folder = Path(args.output)
     # ``train`` tells of a method of an installed package that cannot be imported.
     has_adapter = args.method not in METHODS or METHODS[args.method].has_adapter
-    check_output(folder / "adapter") if has_adapter else ensure_no_adapter(folder)
+    adapters.check_output(folder / "adapter") if has_adapter else adapters.ensure_no_adapter(folder)
     config = read_config(args)
     if args.push_to_hub:
-        check_push(args.push_to_hub, config.backbone, has_adapter=has_adapter)
+        adapters.check_push(args.push_to_hub, config.backbone, has_adapter=has_adapter)
     task, splits = read_data(args)
     if args.memory is not None:
         config = _within_memory(config, task, splits, args.memory)
     started = time.monotonic()
     model, tokenizer = train(task, splits, config, folder, resume=args.resume, overwrite=args.overwrite)
     if not has_adapter:
-        save_model(cast(PreTrainedModel, model), folder, tokenizer=tokenizer)
+        adapters.save_model(cast(PreTrainedModel, model), folder, tokenizer=tokenizer)
     else:
-        folder = save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
+        folder = adapters.save_adapter(cast(PeftModel, model), folder / "adapter")  # as its method has an adapter
     save_task(task, folder)
     write_config_file(Path(args.output) / CONFIG_FILE, args, args.named)
-    sha256 = manifest_sha256(folder)
+    sha256 = adapters.manifest_sha256(folder)
     print(f"saved to {folder}\nsha256 {sha256}  (of its manifest, for `t5peft serve --pins` and load_adapter(sha256=))")
     scored = score_run(model, tokenizer, task, splits)
     write_whole(folder / "scores.json", json.dumps(scored.scores, indent=1))
@@ -116,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
     if has_adapter:
         write_run_card(folder, task, splits, config, scored.card)
     if args.push_to_hub:
-        results["pushed"] = push_adapter(folder, args.push_to_hub)
+        results["pushed"] = adapters.push_adapter(folder, args.push_to_hub)
         print(f"pushed to {results['pushed']}")
     print_results(args, results | {"seconds": time.monotonic() - started}, scores_text(scored.scores))
     return 0

@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from t5peft.cli import names
-from t5peft.cli.options import Group, add_hidden, add_method, add_option
+from t5peft.cli.options import Group, add_hidden, add_method, add_option, option_of
 from t5peft.training.config import TrainConfig
 
 _MODEL = ("dtype", "quantize")
@@ -31,8 +31,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         add_field(group, name)
     add_method(group)
     for option, number in names.NUMERIC_OPTIONS.items():
-        flag = f"--{option.replace('_', '-')}"
-        group.add_argument(flag, type=number, help=f"{option} of the method, if it has one; default: the method's")
+        group.add_argument(
+            option_of(option), type=number, help=f"{option} of the method, if it has one; default: the method's"
+        )
     group.add_argument(
         "--target-modules",
         nargs="+",
@@ -76,7 +77,7 @@ def add_field(group: Group, name: str) -> None:
         group: A parser, or a group of its help.
         name: The field.
     """
-    flag, text = f"--{name.replace('_', '-')}", _texts()[name]
+    flag, text = option_of(name), _texts()[name]
     kind, default = _kind(get_type_hints(TrainConfig)[name]), getattr(TrainConfig(), name)
     if kind is bool:
         group.add_argument(flag, action="store_true", help=text)

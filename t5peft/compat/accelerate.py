@@ -10,26 +10,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader, IterableDataset
 
-from t5peft.compat.private import PrivateUse
-
-__all__ = ["PRIVATE", "CountedStream", "clear_device_cache", "examples_of_last_batch", "gather_object"]
-
-PRIVATE = (
-    PrivateUse(
-        BatchSamplerShard,
-        "__init__",
-        ("self", "batch_sampler", "num_processes", "process_index", "split_batches", "even_batches"),
-        "It repeats examples so that all processes get as many. Only it knows how it deals them out: the remainder that "
-        "accelerate keeps for this is lost when a run is resumed, and wrong for a sampler of another length than the data.",
-    ),
-    PrivateUse(
-        IterableDatasetShard,
-        "__init__",
-        ("self", "dataset", "batch_size", "drop_last", "num_processes", "process_index", "split_batches"),
-        "The same for a stream, whose length is known at its end only.",
-    ),
-)
-"""Each private touch of accelerate, with the reason."""
+__all__ = ["CountedStream", "clear_device_cache", "examples_of_last_batch", "gather_object"]
 
 
 class CountedStream(IterableDataset[Any]):

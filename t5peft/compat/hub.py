@@ -18,14 +18,7 @@ def note_commit(model: PreTrainedModel, path: str, revision: str | None) -> None
     """
     if Path(path).exists():
         return
-    file = cached_file(
-        path,
-        "config.json",
-        revision=revision,
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    file = _cached(path, "config.json", revision, local_files_only=True)
     model.config._commit_hash = extract_commit_hash(file, None)  # transformers does not save this attribute
 
 
@@ -46,11 +39,17 @@ def optional_file(path: str, name: str, revision: str | None) -> Path | None:
     if Path(path).is_dir():
         found = Path(path) / name
         return found if found.is_file() else None
-    cached = cached_file(
+    cached = _cached(path, name, revision)
+    return None if cached is None else Path(cached)
+
+
+def _cached(path: str, name: str, revision: str | None, **options: bool) -> str | None:
+    """Return a file of the hub; None where there is none, or none in the cache and no network."""
+    return cached_file(
         path,
         name,
         revision=revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
+        **options,
     )
-    return None if cached is None else Path(cached)

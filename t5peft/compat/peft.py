@@ -15,7 +15,6 @@ from peft.config import PeftConfigMixin
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
-    AuxiliaryTrainingWrapper,
     ModulesToSaveWrapper,
     PeftType,
     get_peft_model_state_dict,
@@ -25,20 +24,6 @@ from peft.utils import (
 )
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-__all__ = [
-    "AuxiliaryTrainingWrapper",
-    "adapter_modules",
-    "adapter_state",
-    "adds_to_loss",
-    "keep_tying",
-    "register",
-    "replace_tuner",
-    "resolve_base_names",
-    "share_rows",
-    "stored_state",
-    "train_rows",
-]
 
 
 def register(name: str, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:

@@ -5,7 +5,7 @@ Letters: see ``weights.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from t5peft.adapters.load import brings_tokens, ensure_intact, head_options, rai
 from t5peft.adapters.manifest import backbone_problems, read_config
 from t5peft.compat.bitsandbytes import plain_weight
 from t5peft.compat.peft import stored_state
-from t5peft.methods.bottleneck import BottleneckConfig
+from t5peft.methods.bottleneck import PARALLEL_SCALE, BottleneckConfig
 from t5peft.methods.mam import MamConfig
 from t5peft.methods.norm import NormConfig
 from t5peft.methods.prefix import PrefixConfig, site_of
@@ -30,7 +30,7 @@ from t5peft.models.families import Family, family_of
 from t5peft.models.manifest import non_finite_names
 from t5peft.serving.requests import UnusableAdapterError
 from t5peft.serving.separate import is_separate, load_separate
-from t5peft.serving.weights import AdapterWeights, BottleneckChange, Head, MapChange
+from t5peft.serving.weights import AdapterWeights, BottleneckChange, Head, MapChange, module_key
 
 # Fields of peft's configs that change what an adapter computes, and that are served. Others must have their defaults.
 _SERVED_LORA = {"r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
@@ -84,13 +84,13 @@ def read_adapter(name: str, folder: Path, t5: PreTrainedModel) -> AdapterWeights
             raise UnusableAdapterError(str(error)) from error
     # In the dtype that it was saved in, or that of the backbone where this has more digits.
     tensors = {
-        _module_key(key): tensor.to(t5.device, torch.promote_types(tensor.dtype, t5.dtype))
+        module_key(key): tensor.to(t5.device, torch.promote_types(tensor.dtype, t5.dtype))
         for key, tensor in state.items()
     }
     adapter = AdapterWeights(name, config.peft_type.value.lower(), head=_read_head(tensors, family_of(t5.config)))
     try:
         reader(adapter, cast(Any, config), tensors, t5)
-        problems = _problems(adapter, t5)
+        problems = [*_problems(adapter, t5)]
     except (KeyError, ValueError, RuntimeError, _NotServedError) as error:
         problems = [str(error)]
     problems += [f"the tensor {key} does not belong to the model" for key in tensors][:3]
@@ -121,11 +121,6 @@ def _opened(name: str, folder: Path, t5: PreTrainedModel) -> tuple[Any, dict[str
     return config, state
 
 
-def _module_key(key: str) -> str:
-    """Return the name of a tensor from the T5 on; a T5 with a classification head holds its stacks one level deeper."""
-    return key.removeprefix("base_model.model.").removeprefix("transformer.")
-
-
 def _read_head(tensors: dict[str, Tensor], family: Family) -> Head | None:
     head = family.class_heads.get("classification_head", "classification_head")
     parts = [f"{head}.{part}" for part in ("out_proj.weight", "out_proj.bias", "dense.weight", "dense.bias")]
@@ -143,7 +138,8 @@ def _read_lora(adapter: AdapterWeights, config: LoraConfig, tensors: dict[str, T
     _ensure_served(config, LoraConfig, _SERVED_LORA)
     for name, a in _take(tensors, ".lora_A.weight"):
         rank, b = len(a), tensors.pop(f"{name}.lora_B.weight")
-        alpha = _by_pattern(config.alpha_pattern or {}, name, config.lora_alpha)
+        pattern = config.alpha_pattern or {}  # the first key that the end of the name matches, as peft looks it up
+        alpha = pattern.get(get_pattern_key(list(pattern), name), config.lora_alpha)
         scaled = b * (alpha / rank**0.5 if config.use_rslora else alpha / rank)
         change = MapChange(a=a.contiguous(), b=scaled)
         if (magnitude := tensors.pop(f"{name}.lora_magnitude_vector", None)) is not None:
@@ -159,11 +155,6 @@ def _read_adalora(
         b, sizes = (tensors.pop(f"{name}.lora_{part}") for part in ("B", "E"))
         # peft divides by the rank at the start, also where fewer entries are left
         adapter.maps[name] = MapChange(a=(sizes * a).contiguous(), b=b * (config.lora_alpha / (config.init_r + 1e-5)))
-
-
-def _by_pattern(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return the value of the first key that the end of ``name`` matches, as peft looks it up."""
-    return pattern.get(get_pattern_key(list(pattern), name), default)
 
 
 def _read_ia3(adapter: AdapterWeights, config: IA3Config, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:
@@ -186,8 +177,6 @@ def _read_bottleneck(
     t5: PreTrainedModel,
     part: str = "t5bottleneck",
 ) -> None:
-    from t5peft.methods.bottleneck import PARALLEL_SCALE
-
     is_parallel = isinstance(config, MamConfig) or config.placement == "parallel"
     scale = PARALLEL_SCALE if is_parallel else 1.0
     for name, down in _take(tensors, f".{part}.down.weight"):
@@ -265,37 +254,36 @@ def _ensure_served(config: PeftConfig, kind: type[PeftConfig], served: set[str])
         raise _NotServedError(f"its config sets {', '.join(wrong)}, which mixed batches do not support")
 
 
-def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> list[str]:
-    """Return what in an adapter does not fit the shapes of a backbone."""
-    config, family, problems = t5.config, family_of(t5.config), list[str]()
+def _problems(adapter: AdapterWeights, t5: PreTrainedModel) -> Iterator[str]:
+    """Yield what in an adapter does not fit the shapes of a backbone."""
+    config, family = t5.config, family_of(t5.config)
     modules = dict(t5.named_modules())
     for name, change in adapter.maps.items():
         module = modules.get(name)
         if not isinstance(module, nn.Linear):
-            problems.append(f"{name} is not a linear layer of the model")
+            yield f"{name} is not a linear layer of the model"
             continue
         inputs, outputs = module.in_features, module.out_features
         for vector, size in ((change.input_scale, inputs), (change.output_scale, outputs)):
             if vector is not None and vector.shape != (size,):
-                problems.append(f"{name} has a scale of shape {tuple(vector.shape)}")
+                yield f"{name} has a scale of shape {tuple(vector.shape)}"
         if change.a is not None and change.b is not None:
             rank = len(change.a)
             if change.a.shape != (rank, inputs) or change.b.shape != (outputs, rank):
-                problems.append(f"{name} has LoRA of shapes {tuple(change.a.shape)} and {tuple(change.b.shape)}")
+                yield f"{name} has LoRA of shapes {tuple(change.a.shape)} and {tuple(change.b.shape)}"
     for name, weight in adapter.norms.items():
         if name not in modules or weight.shape != modules[name].weight.shape:
-            problems.append(f"{name} has a norm of shape {tuple(weight.shape)}")
+            yield f"{name} has a norm of shape {tuple(weight.shape)}"
     for name, one in adapter.bottlenecks.items():
         size = len(one.down)
         shapes = [tuple(t.shape) for t in (one.down, one.down_bias, one.up, one.up_bias)]
         width = family.stack_of(config, name).d_model
         if name not in modules or shapes != [(size, width), (size,), (width, size), (width,)]:
-            problems.append(f"{name} has a bottleneck of shapes {shapes}")
+            yield f"{name} has a bottleneck of shapes {shapes}"
     for name, (key, value) in adapter.prefixes.items():
         stack = family.stack_of(config, name)
         expected = (stack.key_heads, key.shape[1] if key.dim() == 3 else 0, stack.d_kv)
         if name not in modules or key.shape != expected or value.shape != expected:
-            problems.append(f"{name} has a prefix of shapes {tuple(key.shape)} and {tuple(value.shape)}")
+            yield f"{name} has a prefix of shapes {tuple(key.shape)} and {tuple(value.shape)}"
     if adapter.prompt is not None and adapter.prompt.shape[1:] != (family.stacks(config)[0].d_model,):
-        problems.append(f"its prompt has the shape {tuple(adapter.prompt.shape)}")
-    return problems
+        yield f"its prompt has the shape {tuple(adapter.prompt.shape)}"

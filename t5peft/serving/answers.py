@@ -1,44 +1,24 @@
-"""Ask the engine and read its answers: completions, rankings and classifications, without HTTP."""
+"""Parts of answers: the tickets of a request, and how texts and scores are written."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import anyio.to_thread
-from anyio import CapacityLimiter
+from typing import Any
 
 from t5peft.data.decoding import decode
+from t5peft.serving.engine import Engine, Ticket
 from t5peft.serving.errors import ApiError
-from t5peft.serving.requests import (
-    ClassifyRequest,
-    EngineClosedError,
-    Generated,
-    GenerateRequest,
-    RankRequest,
-    Scores,
-    Token,
-    TooLongError,
-    UnusableAdapterError,
-)
-from t5peft.serving.served import Catalog, Served, label_names, without_path
-
-if TYPE_CHECKING:
-    from t5peft.serving.engine import Engine, Ticket
-
-Request = GenerateRequest | RankRequest | ClassifyRequest
-Result = TypeVar("Result")
+from t5peft.serving.requests import Request, Token, TooLongError, UnusableAdapterError
+from t5peft.serving.served import Served
 
 # No logarithm of a probability that JSON can write is -inf; OpenAI's API has this number in its place.
 LOWEST = -9999.0
 
 
 class Tickets:
-    """The tickets of one request; those that are not done are given up at the end of the block.
+    """The tickets of one request; those that are not done are given up at the end.
 
     Args:
         engine: Where they are taken.
@@ -47,14 +27,6 @@ class Tickets:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tickets: list[Ticket] = []
-
-    def __enter__(self) -> Tickets:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.cancel()
 
     def take(self, request: Request, on_token: Callable[[Token], None] | None = None) -> Ticket:
         """Submit a request.
@@ -81,141 +53,11 @@ class Tickets:
         self._tickets.append(ticket)
         return ticket
 
-    def cancel(self) -> None:
+    def close(self) -> None:
         """Cancel every ticket that is not done."""
         for ticket in self._tickets:
             if not ticket.result.done():
                 ticket.cancel()
-
-
-class Asking:
-    """Ask the engine on behalf of requests.
-
-    Args:
-        engine: The engine.
-        catalog: The models.
-    """
-
-    def __init__(self, engine: Engine, catalog: Catalog) -> None:
-        self.engine, self.catalog = engine, catalog
-        # Texts are tokenized by one thread at a time: tokenizers are not made to be shared.
-        self._one_at_a_time = CapacityLimiter(1)
-
-    async def read(self, work: Callable[[], Result]) -> Result:
-        """Run what reads files or tokenizes in a worker thread.
-
-        Args:
-            work: The function.
-
-        Returns:
-            What it returns.
-        """
-        return await anyio.to_thread.run_sync(work, limiter=self._one_at_a_time)
-
-    async def result(self, ticket: Ticket, served: Served) -> Generated | Scores:
-        """Wait for a ticket.
-
-        Args:
-            ticket: From the engine.
-            served: The model that was asked.
-
-        Returns:
-            The answer.
-
-        Raises:
-            UnusableAdapterError: The adapter cannot be loaded; the text names no path.
-            EngineClosedError: The engine gave the request up.
-        """
-        result = asyncio.wrap_future(ticket.result)
-        await asyncio.wait({result})
-        if result.cancelled():
-            raise EngineClosedError("Got a request that the server dropped; expected time for it. Send it again.")
-        try:
-            return result.result()
-        except UnusableAdapterError as error:
-            raise UnusableAdapterError(self._without_path(str(error), served)) from error
-
-    async def scores(self, requests: Sequence[Request], served: Served) -> list[list[float]]:
-        """Return the log-probabilities that rankings or classifications give.
-
-        Args:
-            requests: One for each source.
-            served: The model that is asked.
-
-        Returns:
-            One list for each source.
-        """
-        with Tickets(self.engine) as tickets:
-            taken = [tickets.take(request) for request in requests]
-            found = await asyncio.gather(*(self.result(ticket, served) for ticket in taken))
-        return [[as_json_number(value) for value in one.log_probabilities] for one in found if isinstance(one, Scores)]
-
-    async def label_scores(self, sources: Sequence[Sequence[int]], served: Served) -> list[list[float]]:
-        """Return the log-probability of each label of the task, or of each class of the head.
-
-        Args:
-            sources: Token ids.
-            served: The model that is asked.
-
-        Returns:
-            One list for each source.
-
-        Raises:
-            ApiError: The model has neither a head nor a task with labels.
-        """
-        if served.has_head:
-            assert served.adapter is not None
-            return await self.scores([ClassifyRequest(served.adapter, ids) for ids in sources], served)
-        candidates = await self.read(lambda: served.candidate_ids)
-        if not candidates:
-            raise ApiError(
-                f"Got {served.name!r}, which has neither a head nor a task with labels; expected one of them. Use /v1/rank with "
-                "candidates, or /v1/completions.",
-                param="model",
-            )
-        return await self.scores([RankRequest(served.adapter, ids, candidates) for ids in sources], served)
-
-    def _without_path(self, text: str, served: Served) -> str:
-        return (
-            text
-            if served.adapter is None
-            else without_path(text, self.catalog.pool.path(served.adapter), served.adapter)
-        )
-
-
-class TokenQueue:
-    """Tokens of several tickets on their way from the engine's thread to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, Token | None]] = asyncio.Queue()
-
-    def put(self, index: int, token: Token | None) -> None:
-        """Take a token in the engine's thread.
-
-        Args:
-            index: Of the ticket.
-            token: Its next token; None at its end.
-        """
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, token))
-
-    def end_with(self, index: int, ticket: Ticket) -> None:
-        """Put None when a ticket is done, whatever its end.
-
-        Args:
-            index: Of the ticket.
-            ticket: The ticket.
-        """
-
-        def end(_: object) -> None:
-            if not self._loop.is_closed():
-                self.put(index, None)
-
-        ticket.result.add_done_callback(end)
-
-    async def get(self) -> tuple[int, Token | None]:
-        """Return the index of a ticket and its next token, or None at its end."""
-        return await self._queue.get()
 
 
 def softmax(log_probabilities: Sequence[float]) -> list[float]:
@@ -251,5 +93,8 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 
 def label_probabilities(log_probabilities: Sequence[float], served: Served) -> dict[str, float]:
-    """Return the probability of each label of a task or class of a head."""
-    return dict(zip(label_names(served, len(log_probabilities)), softmax(log_probabilities), strict=True))
+    """Return the probability of each class by its name: of the labels of the task where there are as many, else by numbers."""
+    labels: Sequence[str] = () if served.task is None else served.task.labels
+    if len(labels) != len(log_probabilities):
+        labels = [str(number) for number in range(len(log_probabilities))]
+    return dict(zip(labels, softmax(log_probabilities), strict=True))

@@ -34,9 +34,9 @@ class Row:
     """One answer that is being generated."""
 
     source_ids: Sequence[int]
-    adapter: AdapterWeights | None
     next_id: int
     """The next token that the decoder reads; at first the start token."""
+    adapter: AdapterWeights | None = None
     source_columns: int = 0
     """Columns of its source in the caches, with those of a prompt."""
     target_columns: int = 0
@@ -80,7 +80,7 @@ class Batch:
         Returns:
             Their batch, and the logits [B, V] of their first tokens.
         """
-        rows = sorted(rows, key=_by_adapter)
+        rows = sorted(rows, key=lambda row: sort_key(row.adapter))
         states, mask = _encode(model, rows)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         logits = _decode(model, rows, states, mask, None, cache)
@@ -311,16 +311,12 @@ def _places(model: MixedModel, rows: Sequence[Row], mask: Tensor | None) -> dict
     return {"decoder_attention_mask": masks, "decoder_position_ids": positions}
 
 
-def _by_adapter(row: Row) -> Any:
-    return sort_key(row.adapter)
-
-
 def _arranged(before: Mapping[Row, int], new: Sequence[Row]) -> list[Row]:
     """Return rows that have not ended, sorted by adapter. Those of one adapter keep their places where they can."""
     groups: dict[Any, list[Row]] = {}
     for row in (*before, *new):
         if not row.ended:
-            groups.setdefault(_by_adapter(row), []).append(row)
+            groups.setdefault(sort_key(row.adapter), []).append(row)
     rows: list[Row] = []
     for key in sorted(groups):
         places = range(len(rows), len(rows) + len(groups[key]))

@@ -9,10 +9,11 @@ from t5peft.serving.requests import (
     ClassifyRequest,
     GenerateRequest,
     RankRequest,
+    Request,
     TooLongError,
     UnusableAdapterError,
 )
-from t5peft.serving.scheduler import Limits, Request
+from t5peft.serving.scheduler import Limits
 from t5peft.serving.weights import AdapterWeights
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from t5peft.serving.answers import (
-    Asking,
-    Tickets,
-    TokenQueue,
-    as_json_number,
-    label_probabilities,
-    read_text,
-)
+from t5peft.serving.answers import Tickets, as_json_number, label_probabilities, read_text
+from t5peft.serving.context import Context
+from t5peft.serving.engine import Ticket
 from t5peft.serving.errors import ApiError
 from t5peft.serving.requests import FinishReason, Generated, GenerateRequest, Token
 from t5peft.serving.schemas import CompletionBody
@@ -23,9 +19,6 @@ from t5peft.serving.served import Served
 from t5peft.serving.settings import ServerSettings
 from t5peft.serving.sources import sources_of
 from t5peft.serving.text_stream import TextStream
-
-if TYPE_CHECKING:
-    from t5peft.serving.engine import Ticket
 
 # As OpenAI's API has it; an adapter's task knows better.
 DEFAULT_MAX_TOKENS = 16
@@ -139,57 +132,65 @@ def plan_of(body: CompletionBody, served: Served, settings: ServerSettings) -> P
     return Plan(served, sources, count, as_records, ranks_labels, request, tuple(filter(None, stop)), body.logprobs)
 
 
-async def whole_parts(plan: Plan, asking: Asking, tickets: Tickets) -> list[Part]:
+async def whole_parts(plan: Plan, context: Context, tickets: Tickets) -> list[Part]:
     """Return every answer as one part.
 
     Args:
         plan: The completion.
-        asking: The engine.
+        context: Of the application.
         tickets: Where to take tickets.
 
     Returns:
         The parts in the order of choices.
     """
     if plan.ranks_labels:
-        return await _ranked(plan, asking)
+        return await _ranked(plan, context)
     requests = plan.requests()
     if plan.stop or plan.logprobs is not None:
         merged = [Part("") for _ in range(len(plan.sources) * plan.answers_per_source)]
-        async for index, part in parts(plan, asking, tickets):
+        async for index, part in parts(plan, context, tickets):
             old = merged[index]
             merged[index] = replace(part, text=old.text + part.text, tokens=old.tokens + part.tokens)
         return merged
     taken = [tickets.take(request) for request in requests]
     found: list[Part] = []
     for number, ticket in enumerate(taken):
-        generated = await asking.result(ticket, plan.served)
+        generated = await context.result(ticket, plan.served)
         assert isinstance(generated, Generated)
-        text = await asking.read(partial(read_text, generated.ids, plan.served, as_record=plan.as_records))
+        text = await context.read(partial(read_text, generated.ids, plan.served, as_record=plan.as_records))
         part = Part(text, finish_reason=generated.finish_reason, count=len(generated.tokens))
         found += [part] * len(plan.indices(number))
     return found
 
 
-async def parts(plan: Plan, asking: Asking, tickets: Tickets) -> AsyncIterator[tuple[int, Part]]:
+async def parts(plan: Plan, context: Context, tickets: Tickets) -> AsyncIterator[tuple[int, Part]]:
     """Yield the index of a choice and its next part, as they come.
 
     Args:
         plan: The completion.
-        asking: The engine.
+        context: Of the application.
         tickets: Where to take tickets.
 
     Yields:
         Index and part; the last part of each choice has a finish reason.
     """
     if plan.ranks_labels:
-        for index, ranked in enumerate(await _ranked(plan, asking)):
+        for index, ranked in enumerate(await _ranked(plan, context)):
             yield index, ranked
         return
-    queue = TokenQueue()
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Token | None]]()
+
+    def put(number: int, token: Token | None) -> None:  # in the engine's thread
+        loop.call_soon_threadsafe(queue.put_nowait, (number, token))
+
+    def end(number: int, _: object) -> None:  # whatever the end of the ticket is
+        if not loop.is_closed():
+            put(number, None)
+
     streams: list[_Stream] = []
     for number, request in enumerate(plan.requests()):
-        ticket = tickets.take(request, partial(queue.put, number))
-        queue.end_with(number, ticket)
+        ticket = tickets.take(request, partial(put, number))
+        ticket.result.add_done_callback(partial(end, number))
         streams.append(_Stream(plan, ticket))
     while not all(stream.finished for stream in streams):
         number, token = await queue.get()
@@ -198,7 +199,7 @@ async def parts(plan: Plan, asking: Asking, tickets: Tickets) -> AsyncIterator[t
             continue
         part: Part | None
         if token is None:
-            generated = await asking.result(stream.ticket, plan.served)
+            generated = await context.result(stream.ticket, plan.served)
             assert isinstance(generated, Generated)
             part = stream.end(generated)
         else:
@@ -287,10 +288,10 @@ def _log_probabilities(tokens: Sequence[tuple[Token, int]], plan: Plan) -> dict[
     }
 
 
-async def _ranked(plan: Plan, asking: Asking) -> list[Part]:
+async def _ranked(plan: Plan, context: Context) -> list[Part]:
     """Return the most probable label of each source, as ``t5peft predict`` does."""
     found: list[Part] = []
-    for scores in await asking.label_scores(plan.sources, plan.served):
+    for scores in await context.label_scores(plan.sources, plan.served):
         probabilities = label_probabilities(scores, plan.served)
         best = max(probabilities, key=lambda label: probabilities[label])
         found += [Part(best, finish_reason="stop", probabilities=probabilities)] * plan.answers_per_source

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import TracebackType
 from typing import cast
 
 import torch
@@ -22,16 +21,18 @@ from t5peft.serving.checks import check_adapter, check_request
 from t5peft.serving.pool import AdapterPool
 from t5peft.serving.requests import (
     EngineClosedError,
+    EngineStats,
     Generated,
     GenerateRequest,
     QueueFullError,
+    Request,
     Scores,
+    Ticket,
     Token,
 )
 from t5peft.serving.routing import sort_key
 from t5peft.serving.sampling import Sampler, choose
-from t5peft.serving.scheduler import Job, Limits, Request, Scheduler
-from t5peft.serving.ticket import EngineStats, Ticket
+from t5peft.serving.scheduler import Job, Limits, Scheduler
 from t5peft.serving.whole_batches import answer
 
 _LOADERS = 4
@@ -100,7 +101,6 @@ class Engine:
             self._number += 1
             job = Job(
                 source_ids=request.source_ids,
-                adapter=None,
                 next_id=self._start_id,
                 number=self._number,
                 request=request,
@@ -110,13 +110,12 @@ class Engine:
             if request.adapter is None:
                 self._scheduler.add(job)
                 self._changed.notify_all()
-                return Ticket(job.result)
-            self._loading_count += 1
-            if request.adapter in self._loading:
-                self._loading[request.adapter].append(job)
             else:
-                self._loading[request.adapter] = [job]
-                self._loaders.submit(self._load, request.adapter)
+                self._loading_count += 1
+                if request.adapter not in self._loading:
+                    self._loading[request.adapter] = []
+                    self._loaders.submit(self._load, request.adapter)
+                self._loading[request.adapter].append(job)
         return Ticket(job.result)
 
     def stats(self) -> EngineStats:
@@ -161,9 +160,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close(finish=error is None)
 
     def _sampler(self, request: GenerateRequest) -> Sampler:

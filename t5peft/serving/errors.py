@@ -72,6 +72,16 @@ def to_json(content: Any) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+# Status, code and field for each error of the engine or the pool.
+_REFUSALS: dict[type[Exception], tuple[int, str, str | None]] = {
+    UnknownAdapterError: (404, "model_not_found", "model"),
+    UnusableAdapterError: (422, "unusable_adapter", "model"),
+    TooLongError: (400, "context_length_exceeded", "prompt"),
+    QueueFullError: (503, "queue_full", None),
+    EngineClosedError: (503, "shutting_down", None),
+}
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Return the refusal for an error of the engine or the pool, and one of status 500 for any other.
 
@@ -84,16 +94,9 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     text = str(error.args[0]) if error.args else ""
-    if isinstance(error, UnknownAdapterError):
-        return ApiError(text, 404, "model_not_found", "model")
-    if isinstance(error, UnusableAdapterError):
-        return ApiError(text, 422, "unusable_adapter", "model")
-    if isinstance(error, TooLongError):
-        return ApiError(text, 400, "context_length_exceeded", "prompt")
-    if isinstance(error, QueueFullError):
-        return ApiError(text, 503, "queue_full")
-    if isinstance(error, EngineClosedError):
-        return ApiError(text, 503, "shutting_down")
+    for kind, (status, code, param) in _REFUSALS.items():
+        if isinstance(error, kind):
+            return ApiError(text, status, code, param)
     logger.error("A request failed.", exc_info=error)
     return ApiError("Got an unexpected error; expected an answer. See the log of the server.", 500, "internal_error")
 
@@ -133,7 +136,8 @@ def add_error_handlers(app: FastAPI, retry_after_seconds: int) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(ClientGoneError, gone)
-    for kind in (ApiError, UnknownAdapterError, UnusableAdapterError, TooLongError, QueueFullError, EngineClosedError):
+    kinds: list[type[Exception]] = [ApiError, *_REFUSALS]
+    for kind in kinds:
         app.add_exception_handler(kind, other)
 
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import transformers
 from peft import PeftModel
@@ -44,9 +43,18 @@ from t5peft.serving.bake import bake, into_one_table, prompt_of
 from t5peft.serving.export_ct2 import CT2Model, generation_settings, write_ct2
 from t5peft.serving.export_onnx import read_onnx, write_onnx
 from t5peft.serving.export_transformers import WITHOUT_PROMPT, TorchModel, read_transformers, write_transformers
-from t5peft.serving.exported import Details, Exported, Target, is_exported, kind_of_model
-from t5peft.serving.parity import NUM_BEAMS, Parity, ParityError, answers_of, compare
-from t5peft.serving.parity_inputs import TEXTS, parity_inputs
+from t5peft.serving.exported import (
+    TARGETS,
+    Details,
+    Exported,
+    Model,
+    Quantize,
+    Records,
+    Target,
+    is_exported,
+    kind_of_model,
+)
+from t5peft.serving.parity import NUM_BEAMS, TEXTS, Parity, ParityError, answers_of, compare, parity_inputs
 
 TASK_FILE = "task.yaml"
 _PACKAGES: dict[Target, tuple[str, ...]] = {
@@ -61,9 +69,9 @@ def export(
     output: str | Path,
     *,
     to: Target,
-    quantize: Literal["int8"] | None = None,
+    quantize: Quantize | None = None,
     overwrite: bool = False,
-    records: Sequence[Mapping[str, Any]] | None = None,
+    records: Records | None = None,
 ) -> Parity:
     """Export an adapter or a whole model. The export is written completely or not at all.
 
@@ -91,7 +99,11 @@ def export(
     with hold_folder(output):
         recover(output)
         ensure_output(output, "an export")
-        _check_output(output, overwrite=overwrite)
+        if is_exported(output) and not overwrite:
+            raise ValueError(
+                f"Got the output {output}, which holds an export; expected a folder without one. Choose another folder, or use "
+                "--overwrite to replace it."
+            )
         with replacing(output, keep_others=True) as staging:
             parity = _export(folder, staging, to, quantize, records)
     return parity
@@ -114,30 +126,23 @@ def load_exported(folder: str | Path) -> Exported:
     """
     folder = as_path(folder)
     recover(folder)
-    Details.read(folder)
+    details = Details.read(folder)
     problems = verify(folder) if (folder / MANIFEST).is_file() else [f"{MANIFEST} is missing"]
     if problems:
         raise ValueError(
             f"Got a damaged export in {folder}: {'; '.join(problems)}; expected the files as they were written. Restore them, or "
             "export again."
         )
-    return _read(folder)
+    return _read(folder, details)
 
 
-def _read(folder: Path) -> Exported:
-    details = Details.read(folder)
+def _read(folder: Path, details: Details) -> Exported:
     if details.target == "ct2":
         return CT2Model(folder, details)
     return read_onnx(folder, details) if details.target == "onnx" else read_transformers(folder, details)
 
 
-def _export(
-    folder: Path,
-    staging: Path,
-    to: Target,
-    quantize: Literal["int8"] | None,
-    records: Sequence[Mapping[str, Any]] | None,
-) -> Parity:
+def _export(folder: Path, staging: Path, to: Target, quantize: Quantize | None, records: Records | None) -> Parity:
     loaded, tokenizer = _load(folder)
     _check_model(loaded, to)
     details = _details(folder, loaded, to, quantize)
@@ -149,7 +154,7 @@ def _export(
     details.write(staging)
     del loaded  # so that one model is in memory
     gc.collect()
-    found = _read(staging)
+    found = _read(staging, details)
     if encode(TEXTS, found.tokenizer) != encode(TEXTS, tokenizer):
         raise ParityError(
             f"Got a tokenizer in {folder} that gives other tokens after it is saved; expected the same tokens. Nothing was "
@@ -171,8 +176,7 @@ def _export(
 @contextmanager
 def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
     """Let a search of ``t5`` end as that of the target does, for the block."""
-    settings = t5.generation_config if to == "ct2" else None
-    if settings is None:
+    if to != "ct2" or (settings := t5.generation_config) is None:
         yield
         return
     early, beams = settings.early_stopping, settings.num_beams
@@ -183,9 +187,7 @@ def _search_of(to: Target, t5: PreTrainedModel) -> Iterator[None]:
         settings.early_stopping, settings.num_beams = early, beams
 
 
-def _write(
-    loaded: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, staging: Path, details: Details
-) -> None:
+def _write(loaded: Model, tokenizer: PreTrainedTokenizerBase, staging: Path, details: Details) -> None:
     """Merge or bake the adapter, and hand the model to its writer."""
     written = tokenizer
     if isinstance(loaded, PeftModel) and not unmergeable(loaded):
@@ -206,7 +208,7 @@ def _write(
         tokenizer.save_pretrained(str(staging / WITHOUT_PROMPT))
 
 
-def _load(folder: Path) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+def _load(folder: Path) -> tuple[Model, PreTrainedTokenizerBase]:
     """Load an adapter beside its unquantized backbone, or a whole model; encoders too."""
     if not is_adapter(folder):
         ensure_holds_model(folder)
@@ -225,9 +227,7 @@ def _load_encoder(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     return encoder, load_tokenizer(name)
 
 
-def _details(
-    folder: Path, loaded: PreTrainedModel | PeftModel, to: Target, quantize: Literal["int8"] | None
-) -> Details:
+def _details(folder: Path, loaded: Model, to: Target, quantize: Quantize | None) -> Details:
     t5 = unwrap_t5(loaded)
     prompt = prompt_of(loaded) if isinstance(loaded, PeftModel) and to != "onnx" else None
     return Details(
@@ -244,8 +244,8 @@ def _details(
 
 def _check_arguments(to: str, quantize: str | None) -> None:
     problems = []
-    if to not in get_args(Target):
-        problems.append(f"Got to={to!r}; expected one of {', '.join(get_args(Target))}.")
+    if to not in TARGETS:
+        problems.append(f"Got to={to!r}; expected one of {', '.join(TARGETS)}.")
     if quantize not in (None, "int8"):
         problems.append(f"Got quantize={quantize!r}; expected None or 'int8'.")
     elif quantize is not None and to == "transformers":
@@ -257,15 +257,7 @@ def _check_arguments(to: str, quantize: str | None) -> None:
         raise ValueError(" ".join(problems))
 
 
-def _check_output(output: Path, *, overwrite: bool) -> None:
-    if is_exported(output) and not overwrite:
-        raise ValueError(
-            f"Got the output {output}, which holds an export; expected a folder without one. Choose another folder, or use "
-            "--overwrite to replace it."
-        )
-
-
-def _check_model(loaded: PreTrainedModel | PeftModel, to: Target) -> None:
+def _check_model(loaded: Model, to: Target) -> None:
     """Refuse what the target cannot run, by name, with what to do instead."""
     t5 = unwrap_t5(loaded)
     kind = kind_of_model(t5)

@@ -10,22 +10,20 @@ complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.compat.ctranslate2 import convert
 from t5peft.compat.extras import require
-from t5peft.evaluation.inference import Sources, length_batches
-from t5peft.evaluation.ranking import Ranking, rank_by_scores
 from t5peft.models.backbone import has_untied_head
 from t5peft.serving.export_transformers import read_tokenizer, save_tokenizer
-from t5peft.serving.exported import Details, Exported
+from t5peft.serving.exported import Details, Exported, Quantize
+from t5peft.serving.requests import Ids
 
 SETTINGS = ("length_penalty", "repetition_penalty", "no_repeat_ngram_size")
 """Settings of a search in a generation config that CTranslate2 has under the same name."""
@@ -37,9 +35,7 @@ def generation_settings(t5: PreTrainedModel) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def write_ct2(
-    t5: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, quantize: Literal["int8"] | None
-) -> None:
+def write_ct2(t5: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, quantize: Quantize | None) -> None:
     """Convert a model.
 
     Args:
@@ -94,60 +90,22 @@ class CT2Model(Exported):
         self._target_tokens = _read_vocabulary(folder, "target")
         self._target_ids = {token: index for index, token in enumerate(self._target_tokens)}
 
-    def answer_ids(
-        self,
-        sources: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        num_beams: int = 1,
-        tokens_per_batch: int = 8192,
-        progress: bool = False,
-    ) -> list[list[int]]:
-        """Generate the token ids of an answer for each source; see the base."""
-        rows = self._tokens(sources)
-        answers: list[list[int]] = [[] for _ in rows]
-        batches = length_batches(
-            sources, tokens_per_batch, more_per_row=max_new_tokens, passes=1 + max_new_tokens, copies=num_beams
+    def _generate(self, rows: list[list[int]], max_new_tokens: int, num_beams: int) -> Iterator[list[int]]:
+        results = self._translator.translate_batch(
+            self._tokens(rows),
+            beam_size=num_beams,
+            max_decoding_length=max_new_tokens,
+            min_decoding_length=0,
+            max_input_length=0,
+            return_end_token=True,
+            **self.details.generation,
         )
-        for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
-            results = self._translator.translate_batch(
-                [rows[i] for i in batch],
-                beam_size=num_beams,
-                max_decoding_length=max_new_tokens,
-                min_decoding_length=0,
-                max_input_length=0,
-                return_end_token=True,
-                **self.details.generation,
-            )
-            for i, result in zip(batch, results, strict=True):
-                answers[i] = [self._target_ids[token] for token in result.hypotheses[0]]
-        return answers
+        return ([self._target_ids[token] for token in result.hypotheses[0]] for result in results)
 
-    def rank(
-        self,
-        sources: Sources,
-        candidates: Iterable[str] | Iterable[Iterable[str]],
-        *,
-        normalize_by_length: bool = False,
-        tokens_per_batch: int = 8192,
-        max_source_length: int | None = None,
-    ) -> Ranking:
-        """Score every candidate target for every source; see the base."""
-        return rank_by_scores(
-            lambda features: self.target_scores(features, tokens_per_batch=tokens_per_batch),
-            self.tokenizer,
-            sources,
-            candidates,
-            normalize_by_length=normalize_by_length,
-            max_source_length=max_source_length,
-        )
-
-    def log_probabilities(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def log_probabilities(self, sources: Ids, targets: Ids, *, tokens_per_batch: int = 8192) -> list[Tensor]:
         """Score the tokens of given targets by teacher forcing; see the base."""
         results = self._translator.score_batch(
-            self._tokens(sources),
+            self._tokens(self._with_prompt(sources)),
             [[self._target_tokens[token] for token in target[:-1]] for target in targets],  # it adds </s> itself
             max_batch_size=tokens_per_batch,
             batch_type="tokens",
@@ -155,8 +113,8 @@ class CT2Model(Exported):
         )
         return [torch.tensor(result.log_probs) for result in results]
 
-    def _tokens(self, sources: Sequence[Sequence[int]]) -> list[list[str]]:
-        return [[self._source_tokens[token] for token in (*self._prompt_ids, *source)] for source in sources]
+    def _tokens(self, sources: Ids) -> list[list[str]]:
+        return [[self._source_tokens[token] for token in source] for source in sources]
 
 
 def _read_vocabulary(folder: Path, side: str) -> list[str]:

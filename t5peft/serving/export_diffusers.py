@@ -29,6 +29,7 @@ from t5peft.compat.filesystem import unfinished
 from t5peft.compat.paths import as_path
 from t5peft.compat.peft import stored_state
 from t5peft.models.folders import ensure_output
+from t5peft.serving.weights import module_key
 
 TextEncoder = Literal["text_encoder", "text_encoder_2", "text_encoder_3"]
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -55,7 +56,7 @@ def diffusers_state(
     """
     ensure_intact(as_path(folder))
     config, stored = read_config(Path(folder)), stored_state(Path(folder))
-    names = {name: _inner(name) for name in stored}
+    names = {name: module_key(name) for name in stored}
     foreign = [name for name, inner in names.items() if not inner.startswith("encoder.") or "lora_" not in inner]
     problems = []
     if text_encoder not in get_args(TextEncoder):
@@ -74,7 +75,7 @@ def diffusers_state(
     for name, inner in names.items():
         end = next(end for end in _PARTS if inner.endswith(end))
         state[f"{text_encoder}.{inner.removesuffix(end)}{_PARTS[end]}"] = stored[name].contiguous()
-    modules = sorted({_inner(name).rpartition(".lora_")[0] for name in stored})
+    modules = sorted({module_key(name).rpartition(".lora_")[0] for name in stored})
     settings = {name: config[name] for name in _OPTIONS if config.get(name)} | {"target_modules": modules}
     return state, {f"{text_encoder}.{name}": value for name, value in settings.items()}
 
@@ -100,8 +101,3 @@ def export_diffusers(folder: str | Path, output: str | Path, *, text_encoder: Te
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, unfinished(path), {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True)})
     return unfinished(path).replace(path)
-
-
-def _inner(name: str) -> str:
-    """Return the name that peft gave a tensor, as a name in ``T5EncoderModel``."""
-    return name.removeprefix("base_model.model.").removeprefix("transformer.")

@@ -16,10 +16,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -38,22 +37,17 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Sequ
 from t5peft.compat.extras import require
 from t5peft.compat.onnx import export_graph
 from t5peft.evaluation.inference import Sources
-from t5peft.evaluation.ranking import Ranking, rank_by_scores
+from t5peft.evaluation.ranking import Ranking
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.attention import use_attention
 from t5peft.serving.export_transformers import TorchModel, save_tokenizer
-from t5peft.serving.exported import Details
+from t5peft.serving.exported import Candidates, Details, Exported, Model, Quantize
 from t5peft.serving.traced import traceable
 
 _SOURCE_AXES = {"input_ids": {0: "batch", 1: "source"}, "attention_mask": {0: "batch", 1: "source"}}
 
 
-def write_onnx(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    quantize: Literal["int8"] | None,
-) -> None:
+def write_onnx(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path, quantize: Quantize | None) -> None:
     """Write the graphs of a model.
 
     Args:
@@ -106,8 +100,8 @@ def _write_language_model(t5: PreTrainedModel, folder: Path) -> None:
         start = torch.zeros(len(cross), 2, dtype=torch.long)
         states = t5.get_encoder()(**example).last_hidden_state
         _decode(t5, start, example["attention_mask"], states, first)
-    sizes = [part.shape[-1] for layer in first.cross_attention_cache.layers for part in _pair(layer)]
-    past = [part for layer in first.self_attention_cache.layers for part in _pair(layer)]
+    sizes = [part.shape[-1] for part in _parts(first.cross_attention_cache.layers)]
+    past = _parts(first.self_attention_cache.layers)
     before = dict(zip(_names("past", len(past)), past, strict=True))
     after = _names("present", len(past))
     cross_axes = {"cross": {0: "batch", 2: "encoded"}}
@@ -132,8 +126,9 @@ def _names(when: str, count: int) -> list[str]:
     return [f"{when}_{i // 2}_{('key', 'value')[i % 2]}" for i in range(count)]
 
 
-def _pair(layer: Any) -> tuple[Tensor, Tensor]:
-    return layer.keys, layer.values
+def _parts(layers: Iterable[Any]) -> list[Tensor]:
+    """Return keys and values of layers, which follow on each other."""
+    return [part for layer in layers for part in (layer.keys, layer.values)]
 
 
 def _empty_cache() -> EncoderDecoderCache:
@@ -185,7 +180,7 @@ class _EncoderGraph(nn.Module):
         states = self.t5.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         cache = _empty_cache()
         _decode(self.t5, input_ids[:, :1], attention_mask, states, cache)
-        return torch.cat([part for layer in cache.cross_attention_cache.layers for part in _pair(layer)], dim=-1)
+        return torch.cat(_parts(cache.cross_attention_cache.layers), dim=-1)
 
 
 class _DecoderGraph(nn.Module):
@@ -200,7 +195,7 @@ class _DecoderGraph(nn.Module):
         states = cross[:, 0, :, :1].expand(-1, -1, self.width)
         cache = EncoderDecoderCache(_filled(past), _filled(cross.split(self.sizes, dim=-1)))
         logits = _decode(self.t5, ids, attention_mask, states, cache)
-        return (logits, *(part for layer in cache.self_attention_cache.layers for part in _pair(layer)))
+        return (logits, *_parts(cache.self_attention_cache.layers))
 
 
 def _quantize(path: Path) -> None:
@@ -322,19 +317,12 @@ class OnnxT5(_OnnxModel, GenerationMixin):
         return torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
 
     def _past(self, cache: EncoderDecoderCache | None, rows: int) -> dict[str, Tensor]:
-        layers = (
-            []
-            if cache is None
-            else [
-                layer
-                for layer in cache.self_attention_cache.layers
-                if isinstance(layer, DynamicLayer) and layer.is_initialized
-            ]
-        )
-        if not layers:
+        layers = [] if cache is None else cache.self_attention_cache.layers
+        parts = _parts([layer for layer in layers if isinstance(layer, DynamicLayer) and layer.is_initialized])
+        if not parts:
             shapes = (self.session.inputs[name] for name in self.past)
-            return dict(zip(self.past, (torch.zeros(rows, shape[1], 0, shape[3]) for shape in shapes), strict=True))
-        return dict(zip(self.past, (part for layer in layers for part in _pair(layer)), strict=True))
+            parts = [torch.zeros(rows, shape[1], 0, shape[3]) for shape in shapes]
+        return dict(zip(self.past, parts, strict=True))
 
 
 class OnnxOneGraph(_OnnxModel):
@@ -355,25 +343,9 @@ class OnnxOneGraph(_OnnxModel):
 class OnnxModel(TorchModel):
     """Graphs that answer by the library's own functions; ranking scores each candidate by itself."""
 
-    def rank(
-        self,
-        sources: Sources,
-        candidates: Iterable[str] | Iterable[Iterable[str]],
-        *,
-        normalize_by_length: bool = False,
-        tokens_per_batch: int = 8192,
-        max_source_length: int | None = None,
-    ) -> Ranking:
+    def rank(self, sources: Sources, candidates: Candidates, **options: Any) -> Ranking:
         """Score every candidate target for every source; see the base."""
-        self._ensure("language model", "rank", "Use classify or encode.")
-        return rank_by_scores(
-            lambda features: self.target_scores(features, tokens_per_batch=tokens_per_batch),
-            self.tokenizer,
-            sources,
-            candidates,
-            normalize_by_length=normalize_by_length,
-            max_source_length=max_source_length,
-        )
+        return Exported.rank(self, sources, candidates, **options)
 
 
 def read_onnx(folder: Path, details: Details) -> OnnxModel:

@@ -8,15 +8,13 @@ that both have.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from peft import PeftModel
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data.collate import collate
@@ -28,7 +26,8 @@ from t5peft.models.manifest import read_json
 from t5peft.models.unwrap import unwrap_t5
 from t5peft.nn.loss import IGNORED_LABEL
 from t5peft.serving.bake import prompt_token
-from t5peft.serving.exported import Details, Exported
+from t5peft.serving.exported import Candidates, Details, Exported, Model
+from t5peft.serving.requests import Ids
 
 WITHOUT_PROMPT = "tokenizer_without_prompt"
 """A folder in an export with a baked prompt, for texts that are not sources."""
@@ -45,69 +44,35 @@ class TorchModel(Exported):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        details: Details,
-        prompt_ids: Sequence[int] = (),
+        self, model: Model, tokenizer: PreTrainedTokenizerBase, details: Details, prompt_ids: Sequence[int] = ()
     ) -> None:
         self.model, self.tokenizer, self.details, self._prompt_ids = model, tokenizer, details, list(prompt_ids)
 
-    def answer_ids(
-        self,
-        sources: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        num_beams: int = 1,
-        tokens_per_batch: int = 8192,
-        progress: bool = False,
-    ) -> list[list[int]]:
+    def answer_ids(self, sources: Ids, **options: Any) -> list[list[int]]:
         """Generate the token ids of an answer for each source; see the base."""
-        ids = self._with_prompt(sources)
-        batches = length_batches(
-            ids, tokens_per_batch, more_per_row=max_new_tokens, passes=1 + max_new_tokens, copies=num_beams
-        )
-        answers: list[list[int]] = [[] for _ in ids]
-        with evaluating(self.model) as t5:
-            generator: Any = t5
-            for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
-                input_ids, attention_mask = padded([ids[i] for i in batch], t5.config.pad_token_id, t5.device)
-                generated = generator.generate(
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    max_new_tokens=max_new_tokens,
-                    num_beams=num_beams,
-                    do_sample=False,
-                )
-                for i, row in zip(batch, generated[:, 1:].tolist(), strict=True):
-                    answers[i] = _until_end(row, self.tokenizer.eos_token_id)
-        return answers
+        with evaluating(self.model):
+            return super().answer_ids(sources, **options)
 
-    def rank(
-        self,
-        sources: Sources,
-        candidates: Iterable[str] | Iterable[Iterable[str]],
-        *,
-        normalize_by_length: bool = False,
-        tokens_per_batch: int = 8192,
-        max_source_length: int | None = None,
-    ) -> Ranking:
+    def _generate(self, rows: list[list[int]], max_new_tokens: int, num_beams: int) -> Iterator[list[int]]:
+        t5: Any = unwrap_t5(self.model)
+        input_ids, attention_mask = padded(rows, t5.config.pad_token_id, t5.device)
+        generated = t5.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+        )
+        return (_until_end(row, self.tokenizer.eos_token_id) for row in generated[:, 1:].tolist())
+
+    def rank(self, sources: Sources, candidates: Candidates, **options: Any) -> Ranking:
         """Score every candidate target for every source; see the base."""
         self._ensure("language model", "rank", "Use classify or encode.")
-        ids = source_ids(sources, self.tokenizer, max_source_length)
-        return rank(
-            self.model,
-            self.tokenizer,
-            self._with_prompt(ids),
-            candidates,
-            normalize_by_length=normalize_by_length,
-            tokens_per_batch=tokens_per_batch,
-        )
+        ids = source_ids(sources, self.tokenizer, options.pop("max_source_length", None))
+        return rank(self.model, self.tokenizer, self._with_prompt(ids), candidates, **options)
 
     @torch.no_grad()
-    def log_probabilities(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def log_probabilities(self, sources: Ids, targets: Ids, *, tokens_per_batch: int = 8192) -> list[Tensor]:
         """Score the tokens of given targets by teacher forcing; see the base."""
         ids = self._with_prompt(sources)
         longest = max(map(len, targets), default=0)
@@ -126,18 +91,10 @@ class TorchModel(Exported):
                 found[i] = row[label != IGNORED_LABEL]
         return found
 
-    def classify(
-        self, sources: Sources, *, tokens_per_batch: int = 8192, max_source_length: int | None = None
-    ) -> Ranking:
+    def classify(self, sources: Sources, **options: Any) -> Ranking:
         """Score the classes of a trained head; see the base."""
         self._ensure("classifier", "classify", "Use rank with target words.")
-        return classify(
-            self.model,
-            self.tokenizer,
-            sources,
-            tokens_per_batch=tokens_per_batch,
-            max_source_length=max_source_length,
-        )
+        return classify(self.model, self.tokenizer, sources, **options)
 
     @torch.no_grad()
     def encode(self, sources: Sources, *, max_source_length: int | None = None) -> list[Tensor]:
@@ -153,9 +110,6 @@ class TorchModel(Exported):
             for i, row, one in zip(batch, rows, states, strict=True):
                 found[i] = one[: len(row)]
         return found
-
-    def _with_prompt(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
-        return [[*self._prompt_ids, *source] for source in sources]
 
 
 def write_transformers(t5: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

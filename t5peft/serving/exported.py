@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from t5peft.data import Task
 from t5peft.data.decoding import decode
-from t5peft.evaluation.inference import Sources, check_generation, source_ids
+from t5peft.evaluation.inference import Sources, check_generation, length_batches, source_ids
 from t5peft.evaluation.prediction import Predictions
-from t5peft.evaluation.ranking import Feature, Ranking
+from t5peft.evaluation.ranking import Feature, Ranking, rank_by_scores
 from t5peft.models.manifest import read_json
+from t5peft.serving.requests import Ids
 
 Target = Literal["transformers", "ct2", "onnx"]
+Quantize = Literal["int8"]
+Model = PreTrainedModel | PeftModel
+Records = Sequence[Mapping[str, Any]]
+Candidates = Iterable[str] | Iterable[Iterable[str]]
+"""One list of texts for all sources, or one list for each source."""
 Kind = Literal["language model", "classifier", "encoder"]
 
 DETAILS = "export.json"
@@ -36,7 +44,7 @@ class Details:
     kind: Kind
     method: str
     backbone: str
-    quantize: Literal["int8"] | None = None
+    quantize: Quantize | None = None
     prompt_length: int = 0
     """Tokens of a baked prompt, which the saved tokenizer writes before every text."""
     generation: dict[str, Any] = field(default_factory=dict)
@@ -109,6 +117,7 @@ class Exported(ABC):
 
     tokenizer: PreTrainedTokenizerBase
     details: Details
+    _prompt_ids: Sequence[int] = ()
 
     def predict(
         self,
@@ -152,10 +161,9 @@ class Exported(ABC):
         texts = decode(answers, self.tokenizer, keep=keep)
         return Predictions(texts, cut / len(ids) if ids else 0.0)
 
-    @abstractmethod
     def answer_ids(
         self,
-        sources: Sequence[Sequence[int]],
+        sources: Ids,
         *,
         max_new_tokens: int,
         num_beams: int = 1,
@@ -174,12 +182,25 @@ class Exported(ABC):
         Returns:
             The ids of each answer, up to ``</s>``, without the start token.
         """
+        ids = self._with_prompt(sources)
+        batches = length_batches(
+            ids, tokens_per_batch, more_per_row=max_new_tokens, passes=1 + max_new_tokens, copies=num_beams
+        )
+        answers: list[list[int]] = [[] for _ in ids]
+        for batch in tqdm(batches, desc="predict", unit="batch", disable=not progress):
+            found = self._generate([ids[i] for i in batch], max_new_tokens, num_beams)
+            for i, answer in zip(batch, found, strict=True):
+                answers[i] = answer
+        return answers
 
     @abstractmethod
+    def _generate(self, rows: list[list[int]], max_new_tokens: int, num_beams: int) -> Iterable[list[int]]:
+        """Return the ids of an answer for each row of ids, which has the prompt in it."""
+
     def rank(
         self,
         sources: Sources,
-        candidates: Iterable[str] | Iterable[Iterable[str]],
+        candidates: Candidates,
         *,
         normalize_by_length: bool = False,
         tokens_per_batch: int = 8192,
@@ -200,11 +221,18 @@ class Exported(ABC):
         Raises:
             ValueError: The model has no language model head, or the candidates are wrong.
         """
+        self._ensure("language model", "rank", "Use classify or encode.")
+        return rank_by_scores(
+            lambda features: self.target_scores(features, tokens_per_batch=tokens_per_batch),
+            self.tokenizer,
+            sources,
+            candidates,
+            normalize_by_length=normalize_by_length,
+            max_source_length=max_source_length,
+        )
 
     @abstractmethod
-    def log_probabilities(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192
-    ) -> list[Tensor]:
+    def log_probabilities(self, sources: Ids, targets: Ids, *, tokens_per_batch: int = 8192) -> list[Tensor]:
         """Score the tokens of given targets by teacher forcing.
 
         Args:
@@ -279,6 +307,9 @@ class Exported(ABC):
         """
         self._ensure("encoder", "encode", "Use predict, rank or classify.")
         raise NotImplementedError
+
+    def _with_prompt(self, sources: Ids) -> list[list[int]]:
+        return [[*self._prompt_ids, *source] for source in sources]
 
     def _ensure(self, kind: Kind, verb: str, remedy: str) -> None:
         if self.details.kind != kind:

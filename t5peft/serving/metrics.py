@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,9 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from t5peft.serving.engine import Engine
-    from t5peft.serving.pool import AdapterPool
+from t5peft.serving.engine import Engine
+from t5peft.serving.pool import AdapterPool
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # Figures of the engine that only grow.
@@ -79,17 +78,7 @@ def labeled(texts: Mapping[str, str]) -> bytes:
             joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
                 joined.add_sample(sample.name, {"replica": replica, **sample.labels}, sample.value)
-    return generate_latest(_Fixed(list(families.values())))
-
-
-class _Fixed(Collector):
-    """Families that are known already."""
-
-    def __init__(self, families: Sequence[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
+    return generate_latest(SimpleNamespace(collect=families.values))
 
 
 class _State(Collector):

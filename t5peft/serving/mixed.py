@@ -16,14 +16,15 @@ Letters: B rows, S source tokens, S' those with prompts, T tokens, H d_model, I 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.collate import pad_rows
@@ -34,9 +35,10 @@ from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
-from t5peft.serving.routing import Routing, sort_key
-from t5peft.serving.separate import generate_separately, rank_separately
-from t5peft.serving.weights import AdapterWeights, parts_of
+from t5peft.serving.requests import Ids
+from t5peft.serving.routing import Routing, in_parts
+from t5peft.serving.separate import encode_separately, generate_separately
+from t5peft.serving.weights import Adapters, AdapterWeights
 
 _KEPT_ROUTINGS = 4  # of the encoder, the decoder and their beams
 
@@ -60,27 +62,23 @@ class MixedModel:
         use_attention(t5)
         self._routing: Routing | None = None
         self._kept: dict[tuple[int, ...], Routing] = {}
-        self._handles = list(self._add_hooks())
-        self._kernels = fast_kernels(t5) if t5.device.type == "cpu" else None
-        if self._kernels is not None:
-            self._kernels.__enter__()
+        self._added = ExitStack()
+        for handle in self._add_hooks():
+            self._added.callback(handle.remove)
+        if t5.device.type == "cpu":
+            self._added.enter_context(fast_kernels(t5))
 
     def close(self) -> None:
         """Take all hooks and kernels off the backbone."""
-        for handle in self._handles:
-            handle.remove()
-        if self._kernels is not None:
-            self._kernels.__exit__(None, None, None)
-            self._kernels = None
-        self._handles.clear()
+        self._added.close()
         self._kept.clear()
 
     @contextmanager
-    def rows(self, adapters: Sequence[AdapterWeights | None]) -> Iterator[None]:
+    def rows(self, adapters: Adapters) -> Iterator[None]:
         """Give row i of every batch to ``adapters[i]`` inside the block.
 
         A batch of k times as many rows has k beams of each row next to each other. Rows of one adapter are fastest where they stand
-        next to each other; ``order`` puts them there.
+        next to each other; ``order`` of the routing puts them there.
 
         Args:
             adapters: One for each row; None for the backbone as it is.
@@ -92,14 +90,7 @@ class MixedModel:
         finally:
             self._routing = outer
 
-    @staticmethod
-    def order(adapters: Sequence[AdapterWeights | None]) -> list[int]:
-        """Return the order of rows that puts those of one adapter, and of one method, next to each other."""
-        return sorted(range(len(adapters)), key=lambda i: sort_key(adapters[i]))
-
-    def encode(
-        self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, Tensor]:
         """Encode sources, each with its adapter.
 
         Args:
@@ -114,10 +105,31 @@ class MixedModel:
             output = self.t5.get_encoder()(inputs_embeds=embeddings, attention_mask=mask)
         return output.last_hidden_state, mask
 
+    @contextmanager
+    def encoded(
+        self, separate: PeftModel | None, sources: Ids, adapters: Adapters
+    ) -> Iterator[tuple[PreTrainedModel, BaseModelOutput, Tensor]]:
+        """Encode sources, and let the decoder go on with them inside the block.
+
+        Args:
+            separate: The model of all the rows, where they are computed separately.
+            sources: Token ids of each row.
+            adapters: One for each row.
+
+        Yields:
+            The T5, the output of its encoder, and the mask.
+        """
+        if separate is None:
+            t5, (states, mask) = self.t5, self.encode(sources, adapters)
+        else:
+            t5, states, mask = encode_separately(separate, sources)
+        with self.rows(adapters):
+            yield t5, BaseModelOutput(last_hidden_state=cast(Any, states)), mask
+
     def generate(
         self,
-        sources: Sequence[Sequence[int]],
-        adapters: Sequence[AdapterWeights | None],
+        sources: Ids,
+        adapters: Adapters,
         *,
         max_new_tokens: int,
         num_beams: int = 1,
@@ -135,44 +147,24 @@ class MixedModel:
         Returns:
             Token ids [B, up to 1 + max_new_tokens], the start token first, padded on the right.
         """
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False}
+        options |= {
+            "stopping_criteria": None if between is None else calling(between),
+            "return_dict_in_generate": False,
+        }
 
-        def run(rows: Sequence[Sequence[int]], own: Sequence[AdapterWeights | None]) -> Tensor:
-            states, mask = self.encode(rows, own)
-            generator: Any = self.t5
-            with self.rows(own):
-                return generator.generate(
-                    encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    num_beams=num_beams,
-                    do_sample=False,
-                    stopping_criteria=criteria,
-                    return_dict_in_generate=False,
-                )
-
-        criteria = None if between is None else calling(between)
-        parts = parts_of(adapters)
-        if len(parts) == 1 and parts[0][0] is None:
-            return self._in_order(run, sources, adapters)
-        answers: list[list[int]] = [[]] * len(sources)
-        for separate, indices in parts:
+        def run(separate: PeftModel | None, indices: list[int]) -> list[list[int]]:
             rows, own = [sources[i] for i in indices], [adapters[i] for i in indices]
-            if separate is None:
-                found = self._in_order(run, rows, own).tolist()
-            else:
-                found = generate_separately(
-                    separate, rows, max_new_tokens=max_new_tokens, num_beams=num_beams, criteria=criteria
-                )
-            for i, answer in zip(indices, found, strict=True):
-                answers[i] = answer
-        return _padded(answers, self.t5)
+            if separate is not None:
+                return generate_separately(separate, rows, options)
+            with self.encoded(None, rows, own) as (t5, states, mask):
+                generator: Any = t5
+                found: Tensor = generator.generate(encoder_outputs=states, attention_mask=mask, **options)
+            return found.tolist()
 
-    def rank(
-        self,
-        sources: Sequence[Sequence[int]],
-        candidates: Sequence[Sequence[Sequence[int]]],
-        adapters: Sequence[AdapterWeights | None],
-    ) -> list[list[float]]:
+        return _padded(in_parts(adapters, run), self.t5)
+
+    def rank(self, sources: Ids, candidates: Sequence[Ids], adapters: Adapters) -> list[list[float]]:
         """Return the log-probability of each candidate of each row, as ``t5peft.rank`` does.
 
         Args:
@@ -180,23 +172,17 @@ class MixedModel:
             candidates: Token ids of the candidates of each row.
             adapters: One for each row.
         """
-        scores: list[list[float]] = [[]] * len(sources)
-        for separate, indices in parts_of(adapters):
-            if separate is not None:
-                found = rank_separately(separate, [sources[i] for i in indices], [candidates[i] for i in indices])
-                for i, row in zip(indices, found, strict=True):
-                    scores[i] = row
-        for order in self._batches_to_rank(adapters):
-            own = [adapters[i] for i in order]
-            states, mask = self.encode([sources[i] for i in order], own)
-            with self.rows(own):
-                output = BaseModelOutput(last_hidden_state=states)
-                found = score_candidates(self.t5, output, mask, [candidates[i] for i in order])
-            for i, row in zip(order, found, strict=True):
-                scores[i] = row
-        return scores
+        head = family_of(self.t5.config).head
 
-    def classify(self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights]) -> list[list[float]]:
+        def score(separate: PeftModel | None, indices: list[int]) -> list[list[float]]:
+            part = [sources[i] for i in indices], [adapters[i] for i in indices]
+            with self.encoded(separate, *part) as (t5, states, mask):
+                return score_candidates(t5, states, mask, [candidates[i] for i in indices])
+
+        # The head scores parts of batches, so an adapter on it is alone.
+        return in_parts(adapters, score, lambda adapter: adapter.separate is not None or head in adapter.maps)
+
+    def classify(self, sources: Ids, adapters: Sequence[AdapterWeights]) -> list[list[float]]:
         """Return the log-probability of each class of each row, by the head of its adapter.
 
         Args:
@@ -208,53 +194,27 @@ class MixedModel:
         """
         if without := sorted({adapter.name for adapter in adapters if adapter.head is None}):
             raise ValueError(f"Got the adapters {without}, which have no classification head; expected one. Use rank.")
-        order = self.order(adapters)
-        own = [adapters[i] for i in order]
-        rows = [list(sources[i]) for i in order]
-        states, mask = self.encode(rows, own)
-        with self.rows(own):
-            # As T5ForSequenceClassification: the decoder reads the source, and the head the state that predicts the end token,
-            # or that of this token.
-            later = family_of(self.t5.config).class_reads_last_token
-            inputs = _padded(
-                [[self.t5.config.decoder_start_token_id, *row][: len(row) + later] for row in rows], self.t5
-            )
-            hidden = self.t5.get_decoder()(
-                input_ids=inputs, encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
-            ).last_hidden_state
-        scores: list[list[float]] = [[]] * len(rows)
-        for i, place, adapter in zip(order, range(len(rows)), own, strict=True):
-            logits = cast(Any, adapter).head(hidden[place, len(rows[place]) - 1 + later][None])
-            scores[i] = logits.log_softmax(-1)[0].tolist()
-        return scores
+        # As T5ForSequenceClassification: the decoder reads the source, and the head the state that predicts the end token, or that
+        # of this token.
+        later = family_of(self.t5.config).class_reads_last_token
 
-    def _batches_to_rank(self, adapters: Sequence[AdapterWeights | None]) -> list[list[int]]:
-        """Return rows to score together: one batch of all, and one for each adapter on the head, which scores parts of batches.
+        def score(_: PeftModel | None, indices: list[int]) -> Iterator[list[float]]:
+            rows, own = [list(sources[i]) for i in indices], [adapters[i] for i in indices]
+            read = [[self.t5.config.decoder_start_token_id, *row][: len(row) + later] for row in rows]
+            with self.encoded(None, rows, own) as (t5, states, mask):
+                hidden = t5.get_decoder()(
+                    input_ids=_padded(read, t5),
+                    encoder_hidden_states=states.last_hidden_state,
+                    encoder_attention_mask=mask,
+                    use_cache=False,
+                ).last_hidden_state
+            for row, state, adapter in zip(rows, hidden, own, strict=True):
+                logits = cast(Any, adapter).head(state[len(row) - 1 + later][None])
+                yield logits.log_softmax(-1)[0].tolist()
 
-        Separate adapters are left out.
-        """
-        head = family_of(self.t5.config).head
-        batches: dict[AdapterWeights | None, list[int]] = {}
-        for i in self.order(adapters):
-            adapter = adapters[i]
-            if adapter is not None and adapter.separate is not None:
-                continue
-            batches.setdefault(adapter if adapter is not None and head in adapter.maps else None, []).append(i)
-        return list(batches.values())
+        return in_parts(adapters, score)
 
-    def _in_order(
-        self,
-        run: Callable[[Sequence[Sequence[int]], Sequence[AdapterWeights | None]], Tensor],
-        sources: Sequence[Sequence[int]],
-        adapters: Sequence[AdapterWeights | None],
-    ) -> Tensor:
-        order = self.order(adapters)
-        output = run([sources[i] for i in order], [adapters[i] for i in order])
-        return output[torch.tensor(order).argsort().to(output.device)]
-
-    def _embed(
-        self, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
-    ) -> tuple[Tensor, Tensor]:
+    def _embed(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, Tensor]:
         """Return embeddings [B, S', H] with the prompt of each row before its source, and their mask [B, S']."""
         table = cast(nn.Embedding, self.t5.get_input_embeddings())
         with torch.inference_mode():
@@ -273,7 +233,7 @@ class MixedModel:
             columns = torch.arange(max(lengths), device=embeddings.device)
             return embeddings, (columns < torch.tensor(lengths, device=embeddings.device)[:, None]).long()
 
-    def _routing_for(self, adapters: Sequence[AdapterWeights | None]) -> Routing:
+    def _routing_for(self, adapters: Adapters) -> Routing:
         """Return the routing of the rows, with what it has computed before where the rows are the same."""
         key = tuple(map(id, adapters))
         routing = self._kept.pop(key, None) or Routing(adapters)
@@ -357,19 +317,13 @@ def calling(call: Callable[[], None]) -> StoppingCriteriaList:
     Returns:
         The criteria.
     """
-    return StoppingCriteriaList([_Calling(call)])
 
-
-class _Calling(StoppingCriteria):
-    """Calls a function after each step of ``generate``."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        self._call()
+    def go_on(input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        call()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
+    return StoppingCriteriaList([go_on])
 
-def _padded(rows: Sequence[Sequence[int]], t5: PreTrainedModel) -> Tensor:
+
+def _padded(rows: Ids, t5: PreTrainedModel) -> Tensor:
     return pad_rows(rows, t5.config.pad_token_id).to(t5.device)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from t5peft.serving.answers import Tickets, new_id, usage
-from t5peft.serving.body import UniqueKeysRoute
 from t5peft.serving.completions import Part, Plan, choice, parts, plan_of, whole_parts
-from t5peft.serving.context import REFUSALS, Context, EventStream, context_of, unless_gone
+from t5peft.serving.context import REFUSALS, Context, EventStream, UniqueKeysRoute, context_of, unless_gone
 from t5peft.serving.errors import Json, as_api_error, to_json
 from t5peft.serving.schemas import Completion, CompletionBody, ModelCard, ModelList
 
@@ -32,16 +32,15 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
 
 
 async def _complete(body: CompletionBody, context: Context) -> Response:
-    asking = context.asking
-    served = await asking.read(lambda: context.catalog.find(body.model))
-    plan = await asking.read(lambda: plan_of(body, served, context.settings))
+    served = await context.read(lambda: context.catalog.find(body.model))
+    plan = await context.read(lambda: plan_of(body, served, context.settings))
     head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": served.name}
     if body.stream:
         return await _stream(head, plan, context, bool(body.stream_options and body.stream_options.include_usage))
-    with Tickets(context.engine) as tickets:
-        found = await whole_parts(plan, asking, tickets)
+    with closing(Tickets(context.engine)) as tickets:
+        found = await whole_parts(plan, context, tickets)
     choices = [choice(index, part, plan) for index, part in enumerate(found)]
-    counts = _usage(plan, sum(part.count for part in found))
+    counts = usage(plan.prompt_tokens, sum(part.count for part in found))
     context.metrics.count_tokens(plan.served.name, counts)
     return Json({**head, "choices": choices, "usage": counts})
 
@@ -49,11 +48,11 @@ async def _complete(body: CompletionBody, context: Context) -> Response:
 async def _stream(head: dict[str, Any], plan: Plan, context: Context, with_usage: bool) -> EventStream:
     """Wait for the first part, so that a refusal has its status, and send it with all that follow."""
     tickets = Tickets(context.engine)
-    coming = parts(plan, context.asking, tickets)
+    coming = parts(plan, context, tickets)
     try:
         first = await anext(coming)
     except BaseException:
-        tickets.cancel()
+        tickets.close()
         raise
     return EventStream(_events(head, plan, context, first, coming, with_usage), tickets)
 
@@ -76,7 +75,7 @@ async def _events(
                 index, part = await anext(coming)
             except StopAsyncIteration:
                 break
-        counts = _usage(plan, counted)
+        counts = usage(plan.prompt_tokens, counted)
         context.metrics.count_tokens(plan.served.name, counts)
         if with_usage:
             yield _event({**head, "choices": [], "usage": counts})
@@ -94,15 +93,11 @@ def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + to_json(content) + b"\n\n"
 
 
-def _usage(plan: Plan, completion_tokens: int) -> dict[str, int]:
-    return usage(plan.prompt_tokens, completion_tokens)
-
-
 @router.get("/models", responses={200: {"model": ModelList}})
 async def list_models(request: Request) -> Response:
     """List the backbone and every adapter of the folder."""
     context = context_of(request)
-    names = await context.asking.read(context.catalog.models)
+    names = await context.read(context.catalog.models)
     return Json({"object": "list", "data": [_card(name, context) for name in names]})
 
 
@@ -110,7 +105,7 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(model: str, request: Request) -> Response:
     """Return one model."""
     context = context_of(request)
-    served = await context.asking.read(lambda: context.catalog.find(model))
+    served = await context.read(lambda: context.catalog.find(model))
     return Json(_card(served.name, context))
 
 

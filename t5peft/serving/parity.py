@@ -20,12 +20,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from t5peft.serving.exported import PARITY, Details, Exported
+from t5peft.data import Task
+from t5peft.data.truncation import encode
+from t5peft.serving.exported import PARITY, Details, Exported, Records
+from t5peft.serving.requests import Ids
 
 NUM_BEAMS = 4
 TOLERANCES: dict[str | None, float] = {None: 1e-3, "int8": 0.25}
 """The largest difference, by how weights are stored. In 8 bits single tokens of low probability move far; see docs/export.md."""
+
+RECORDS = 16
+_TOKENS = 32  # of an answer
+TEXTS = (
+    "The film is a slow start with a wonderful end.",
+    "question: Who wrote the letter? context: Anna wrote a letter to her brother, who never answered it.",
+    "Tom: Are you coming tonight?\nMia: I have to work until nine, but I can come later.",
+    "translate English to German: The house at the corner is for sale.",
+    "Prices rose by 3.5 % in 2019, more than in any year before!",
+    "She go to school every days and like it.",
+    "name: Blue Spice, food: Italian, area: riverside",
+    "ok",
+)
+_WORDS = ("yes", "no", "a good one", "it is not clear")
 
 
 class ParityError(FloatingPointError):
@@ -42,6 +60,49 @@ class ParityInputs:
     max_new_tokens: int
     origin: str
     """Where they come from."""
+
+
+def parity_inputs(tokenizer: PreTrainedTokenizerBase, task: Task | None, records: Records | None) -> ParityInputs:
+    """Return the inputs for a task's records; without them built-in texts, in the task's template where there is one.
+
+    Args:
+        tokenizer: The tokenizer of the model, which writes no baked prompt.
+        task: The task of the model, where it is known.
+        records: Its records, with the columns of source and target.
+
+    Returns:
+        The inputs; the targets are of the built-in words where the task has no verbalizer and there are no records.
+
+    Raises:
+        ValueError: The records lack columns of the task, or there are none.
+    """
+    if task is None:
+        return _of_texts(encode(TEXTS, tokenizer), tokenizer, _WORDS, _TOKENS, "built-in texts")
+    limit = min(task.max_target_length, _TOKENS)
+    if records is None:
+        texts = task.sources([dict.fromkeys(task.columns, text) for text in TEXTS], tokenizer)
+        words = task.candidates or _WORDS
+        return _of_texts(
+            encode(texts, tokenizer), tokenizer, words, limit, f"built-in texts in the template of {task.name}"
+        )
+    some = list(records)[:RECORDS]
+    rows = task.tokenize(some, tokenizer)
+    sources, targets = (rows[name] for name in ("input_ids", "labels"))
+    candidates = task.candidates or tuple(dict.fromkeys(tokenizer.batch_decode(targets, skip_special_tokens=True)))[:4]
+    return ParityInputs(
+        [list(ids) for ids in sources],
+        [list(ids) for ids in targets],
+        list(candidates),
+        limit,
+        f"{len(some)} records of {task.name}",
+    )
+
+
+def _of_texts(
+    sources: list[list[int]], tokenizer: PreTrainedTokenizerBase, words: Sequence[str], limit: int, origin: str
+) -> ParityInputs:
+    targets = encode([words[i % len(words)] for i in range(len(sources))], tokenizer)
+    return ParityInputs(sources, targets, list(words), limit, origin)
 
 
 @dataclass(frozen=True)
@@ -103,7 +164,7 @@ class Parity:
         (folder / PARITY).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def answers_of(model: Exported, inputs: ParityInputs, spoken: Sequence[Sequence[int]] | None = None) -> Answers:
+def answers_of(model: Exported, inputs: ParityInputs, spoken: Ids | None = None) -> Answers:
     """Answer the inputs.
 
     Args:
@@ -165,9 +226,7 @@ def _difference(found: Tensor, own: Tensor) -> float:
     return float(((found - own).abs() / own.abs().clamp(min=1)).max())
 
 
-def _compare_beams(
-    own: Sequence[Sequence[int]], found: Sequence[Sequence[int]], export: Exported, sources: Sequence[Sequence[int]]
-) -> Check:
+def _compare_beams(own: Ids, found: Ids, export: Exported, sources: Ids) -> Check:
     """Compare answers; where they differ, by the log-probability per token that the export gives to both."""
     different = [i for i, pair in enumerate(zip(own, found, strict=True)) if list(pair[0]) != list(pair[1])]
     loss = 0.0

@@ -30,12 +30,12 @@ from t5peft.models.manifest import MANIFEST
 from t5peft.models.quantized import Quantization
 from t5peft.serving.adapter import read_adapter
 from t5peft.serving.mixed import MixedModel
-from t5peft.serving.requests import QueueFullError, UnknownAdapterError, UnusableAdapterError
+from t5peft.serving.requests import Ids, QueueFullError, UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.weights import AdapterWeights
 from t5peft.training.config import TASK_FILE
 
 Stamp = tuple[tuple[str, int, int, int], ...]
-"""Name, inode, size and time of each file that decides what an adapter is."""
+"""Name, inode, size and time of files."""
 
 _STAMPED = (MANIFEST, CONFIG, WEIGHTS, OLD_WEIGHTS, TASK_FILE)
 _WAIT_SECONDS = 30.0  # for memory that other requests hold
@@ -138,7 +138,7 @@ class AdapterPool:
         path = self.path(name)
         with self._changed:
             entry = self._entries.get(name)
-            if entry is not None and entry.weights is not None and entry.stamp == _stamp(path):
+            if entry is not None and entry.weights is not None and entry.stamp == stamp_of(path):
                 return entry.task
         return _read_task(path)
 
@@ -157,7 +157,7 @@ class AdapterPool:
             return None
         for attempt in range(_TRIES):
             path = self.path(name)
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             with self._changed:
                 entry = self._claim(name, stamp)
                 if entry.weights is not None:
@@ -170,12 +170,12 @@ class AdapterPool:
                 weights = read_adapter(name, path, self.model.t5)
             except BaseException as error:
                 self._abandon(name, entry)
-                if attempt + 1 < _TRIES and isinstance(error, Exception) and _stamp(path) != stamp:
+                if attempt + 1 < _TRIES and isinstance(error, Exception) and stamp_of(path) != stamp:
                     continue  # it was replaced while it was read
                 if isinstance(error, (ValueError, OSError)) and not isinstance(error, UnusableAdapterError):
                     raise UnusableAdapterError(_reason(error, path)) from error
                 raise
-            if _stamp(path) == stamp:
+            if stamp_of(path) == stamp:
                 return self._keep(entry, weights, task)
             self._abandon(name, entry)
         raise UnusableAdapterError(
@@ -283,7 +283,7 @@ class AdapterPool:
         return Ranking.of(scores)
 
     def _batches(
-        self, ids: Sequence[Sequence[int]], names: Sequence[str | None], tokens_per_batch: int, more: int, copies: int
+        self, ids: Ids, names: Sequence[str | None], tokens_per_batch: int, more: int, copies: int
     ) -> Iterator[tuple[list[int], list[AdapterWeights | None]]]:
         """Yield batches of sources of like lengths, with their adapters, which are held meanwhile."""
         if len(ids) != len(names):
@@ -370,7 +370,8 @@ def _is_name(name: str) -> bool:
     return bool(name) and not name.startswith(".") and not any(mark in name for mark in "/\\\0:")
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
+    """Return what changes with each file that decides what an adapter is."""
     found = []
     for name in _STAMPED:
         try:

@@ -199,17 +199,8 @@ def _is_stream(begin: Message) -> bool:
 def _plain_scope(request: Request) -> Message:
     """Return what an application must know of a request, without what cannot travel."""
     names = (
-        "type",
-        "http_version",
-        "method",
-        "scheme",
-        "path",
-        "raw_path",
-        "query_string",
-        "root_path",
-        "client",
-        "server",
-    )
+        "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "client", "server",
+    )  # fmt: skip
     scope = {name: request.scope[name] for name in names if name in request.scope}
     return {**scope, "asgi": {"version": "3.0", "spec_version": "2.3"}, "headers": list(request.scope["headers"])}
 
@@ -310,14 +301,11 @@ def app(arguments: dict[str, str]) -> Application:
     limits = Limits(**{f.name: _whole_number(given, f.name) for f in fields(Limits) if f.name in given})
     keys = tuple(filter(None, os.environ.get(f"{_PREFIX}API_KEY", "").split(",")))
     settings = ServerSettings(public_name(given["backbone"]), api_keys=keys)
-    memory = _whole_number(given, "memory") if "memory" in given else None
-    options = ServeOptions(given["backbone"], given["adapters"], settings, limits, max_bytes=memory)
-    return build(
-        options,
-        replicas=_whole_number(given, "replicas") if "replicas" in given else 1,
-        max_replicas=_whole_number(given, "max_replicas") if "max_replicas" in given else None,
-        gpus=_whole_number(given, "gpus") if "gpus" in given else 0,
+    memory, replicas, most, gpus = (
+        _whole_number(given, name) if name in given else None for name in ("memory", "replicas", "max_replicas", "gpus")
     )
+    options = ServeOptions(given["backbone"], given["adapters"], settings, limits, max_bytes=memory)
+    return build(options, replicas=1 if replicas is None else replicas, max_replicas=most, gpus=gpus or 0)
 
 
 def _whole_number(given: Mapping[str, str], name: str) -> int:

@@ -1,12 +1,15 @@
-"""Requests to the engine, its answers, and its refusals."""
+"""Requests to the engine, and what it gives out: tickets, answers, counts and refusals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+Ids = Sequence[Sequence[int]]
+"""Token ids of each of several texts."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class ClassifyRequest:
     source_ids: Sequence[int]
 
 
+Request = GenerateRequest | RankRequest | ClassifyRequest
+
+
 @dataclass(frozen=True)
 class Token:
     """A generated token."""
@@ -80,6 +86,40 @@ class Scores:
 
     log_probabilities: Sequence[float]
     """One for each candidate or class."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request that was accepted."""
+
+    result: Future[Generated | Scores]
+    """The answer, or the error."""
+
+    def cancel(self) -> None:
+        """Give the request up. Its row is free at the next step."""
+        self.result.cancel()
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Requests and steps of the engine, now and since it started."""
+
+    running: int
+    """Rows of the running batch."""
+    waiting: int
+    """Requests whose adapters are loaded and that wait for the batch."""
+    loading: int
+    """Requests whose adapters are being loaded."""
+    active_adapters: int
+    """Adapters of the running rows."""
+    finished: int
+    cancelled: int
+    failed: int
+    generated_tokens: int
+    steps: int
+    """Of the running batch, without the first step of each row."""
+    rows_per_step: float
+    """Their mean."""
 
 
 class UnknownAdapterError(KeyError):

@@ -14,8 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from t5peft.serving.answers import LOWEST, new_id, softmax, usage
 from t5peft.serving.answers import label_probabilities as probabilities_of
-from t5peft.serving.body import UniqueKeysRoute
-from t5peft.serving.context import REFUSALS, Context, context_of, unless_gone
+from t5peft.serving.context import REFUSALS, Context, UniqueKeysRoute, context_of, unless_gone
 from t5peft.serving.errors import ApiError, Json
 from t5peft.serving.requests import RankRequest, UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.schemas import (
@@ -43,17 +42,17 @@ async def rank(body: RankBody, request: Request) -> Response:
 
 
 async def _rank(body: RankBody, context: Context) -> Response:
-    asking, settings = context.asking, context.settings
-    served = await asking.read(lambda: context.catalog.find(body.model))
+    settings = context.settings
+    served = await context.read(lambda: context.catalog.find(body.model))
     if served.has_head:
         raise ApiError(
             f"Got a ranking by {served.name!r}, which has a classification head; expected a model that generates. Use "
             "/v1/classify.",
             param="model",
         )
-    sources = await asking.read(lambda: sources_of(body, served, settings.max_answers))
-    texts, candidates = await asking.read(lambda: _candidates(body, served, settings.max_candidates))
-    scores = await asking.scores([RankRequest(served.adapter, ids, candidates) for ids in sources], served)
+    sources = await context.read(lambda: sources_of(body, served, settings.max_answers))
+    texts, candidates = await context.read(lambda: _candidates(body, served, settings.max_candidates))
+    scores = await context.scores([RankRequest(served.adapter, ids, candidates) for ids in sources], served)
     if body.normalize_by_length:
         scores = [[max(LOWEST, s / len(c)) for s, c in zip(row, candidates, strict=True)] for row in scores]
     labels = list(served.task.labels) if body.candidates is None and served.task is not None else None
@@ -70,11 +69,10 @@ async def classify(body: ClassifyBody, request: Request) -> Response:
 
 
 async def _classify(body: ClassifyBody, context: Context) -> Response:
-    asking = context.asking
-    served = await asking.read(lambda: context.catalog.find(body.model))
-    sources = await asking.read(lambda: sources_of(body, served, context.settings.max_answers))
+    served = await context.read(lambda: context.catalog.find(body.model))
+    sources = await context.read(lambda: sources_of(body, served, context.settings.max_answers))
     results = []
-    for index, row in enumerate(await asking.label_scores(sources, served)):
+    for index, row in enumerate(await context.label_scores(sources, served)):
         probabilities = probabilities_of(row, served)
         best = max(probabilities, key=lambda label: probabilities[label])
         results.append({"index": index, "label": best, "probabilities": probabilities})
@@ -114,7 +112,7 @@ def _ranking(index: int, scores: list[float], texts: list[str], labels: list[str
 async def list_adapters(request: Request) -> Response:
     """List every adapter of the folder with its state."""
     context = context_of(request)
-    return Json(await context.asking.read(partial(_adapters, context)))
+    return Json(await context.read(partial(_adapters, context)))
 
 
 def _adapters(context: Context) -> dict[str, Any]:
@@ -163,7 +161,7 @@ async def unload_adapter(body: AdapterBody, request: Request) -> Response:
 
 async def _known(name: str, context: Context) -> str:
     """Return the name of an adapter that is there."""
-    await context.asking.read(lambda: context.catalog.folder(name))
+    await context.read(lambda: context.catalog.folder(name))
     return name
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import pad
 
 from t5peft.methods.bottleneck import ACTIVATIONS, Activation
 from t5peft.nn.row_prefixes import RowPrefixes
-from t5peft.serving.weights import AdapterWeights, BottleneckChange
+from t5peft.serving.weights import Adapters, AdapterWeights, BottleneckChange
 
 Found = TypeVar("Found")
 
@@ -31,11 +33,40 @@ def sort_key(adapter: AdapterWeights | None) -> tuple[bool, bool, str, str, int]
     return (False, not adapter.prefixes, adapter.kind, adapter.name, id(adapter))
 
 
+def order(adapters: Adapters) -> list[int]:
+    """Return the order of rows that puts those of one adapter, and of one method, next to each other."""
+    return sorted(range(len(adapters)), key=lambda row: sort_key(adapters[row]))
+
+
+def in_parts(
+    adapters: Adapters,
+    compute: Callable[[PeftModel | None, list[int]], Iterable[Found]],
+    is_alone: Callable[[AdapterWeights], bool] = lambda adapter: adapter.separate is not None,
+) -> list[Found]:
+    """Compute something for each row: those that share a batch together, and those of each adapter that is alone.
+
+    Args:
+        adapters: One for each row.
+        compute: A function of the model of a separate adapter, or None, and of the numbers of its rows in their best order.
+        is_alone: Whether an adapter shares no batch with others.
+
+    Returns:
+        What was computed, in the order of the rows.
+    """
+    parts: dict[AdapterWeights | None, list[int]] = {}
+    for row in order(adapters):
+        adapter = adapters[row]
+        parts.setdefault(adapter if adapter is not None and is_alone(adapter) else None, []).append(row)
+    found: dict[int, Found] = {}
+    for adapter, rows in parts.items():
+        found.update(zip(rows, compute(None if adapter is None else adapter.separate, rows), strict=True))
+    return [found[row] for row in range(len(adapters))]
+
+
 class Rows:
     """Some rows of a batch: a slice where they are next to each other, which costs no copy."""
 
     def __init__(self, indices: Sequence[int], device: torch.device) -> None:
-        self.count = len(indices)
         self.index: slice | Tensor
         if list(indices) == list(range(indices[0], indices[0] + len(indices))):
             self.index = slice(indices[0], indices[0] + len(indices))
@@ -131,6 +162,18 @@ class BottleneckGroup:
         self.rows.put(y, before + change.view(before.shape).to(before.dtype))
 
 
+def _once(make: Callable[[Routing, str], Found]) -> Callable[[Routing, str], Found]:
+    """Let a method of ``Routing`` compute what it returns for a module once."""
+
+    def found(self: Routing, name: str) -> Found:
+        key = (make.__name__, name)
+        if key not in self._made:
+            self._made[key] = make(self, name)
+        return cast(Found, self._made[key])
+
+    return wraps(make)(found)
+
+
 class Routing:
     """The adapters of the rows of a batch.
 
@@ -138,7 +181,7 @@ class Routing:
         adapters: One for each row; None for the backbone as it is.
     """
 
-    def __init__(self, adapters: Sequence[AdapterWeights | None]) -> None:
+    def __init__(self, adapters: Adapters) -> None:
         self.adapters = list(adapters)
         self._rows: dict[AdapterWeights, list[int]] = {}
         for row, adapter in enumerate(self.adapters):
@@ -163,50 +206,30 @@ class Routing:
         Raises:
             ValueError: The batch is not a multiple of the rows.
         """
-        beams, rest = divmod(len(x), len(self.adapters))
-        if rest:
-            if len(self._rows) == 1 and None not in self.adapters:
-                beams, rest = len(x), 0  # whatever the rows are, they have the same adapter
-                return self._repeated.setdefault(-beams, Routing(self.adapters[:1] * beams))
-            raise ValueError(
-                f"Got a batch of {len(x)} rows; expected a multiple of the {len(self.adapters)} rows given."
-            )
-        if beams == 1:
+        count = len(x)
+        if count == len(self.adapters):
             return self
-        if beams not in self._repeated:
-            self._repeated[beams] = Routing([adapter for adapter in self.adapters for _ in range(beams)])
-        return self._repeated[beams]
+        if count not in self._repeated:
+            beams, rest = divmod(count, len(self.adapters))
+            adapters = [adapter for adapter in self.adapters for _ in range(beams)]
+            if rest and len(self._rows) == 1 and None not in self.adapters:
+                adapters = self.adapters[:1] * count  # whatever the rows are, they have the same adapter
+            elif rest:
+                raise ValueError(
+                    f"Got a batch of {count} rows; expected a multiple of the {len(self.adapters)} rows given."
+                )
+            self._repeated[count] = Routing(adapters)
+        return self._repeated[count]
 
+    @_once
     def input_scales(self, name: str) -> RowScale | None:
         """Return the factors of the inputs of a linear map."""
-        return self._once("input", name, lambda: self._scales(name, "input_scale"))
+        return self._scales(name, "input_scale")
 
+    @_once
     def output_scales(self, name: str) -> RowScale | None:
         """Return the factors of the outputs of a linear map."""
-        return self._once("output", name, lambda: self._scales(name, "output_scale"))
-
-    def low_rank(self, name: str) -> list[LowRankGroup]:
-        """Return the LoRA matrices of a linear map."""
-        return self._once("low rank", name, lambda: list(self._low_rank(name)))
-
-    def bottlenecks(self, name: str) -> list[BottleneckGroup]:
-        """Return the bottlenecks of a module."""
-        return self._once("bottleneck", name, lambda: list(self._bottlenecks(name)))
-
-    def norms(self, name: str) -> RowNorm | None:
-        """Return the weights of a norm."""
-        return self._once("norm", name, lambda: self._norms(name))
-
-    def prefixes(self, name: str) -> RowPrefixes | None:
-        """Return the prefixes of an attention."""
-        return self._once("prefix", name, lambda: self._prefixes(name))
-
-    def _once(self, kind: str, name: str, make: Callable[[], Found]) -> Found:
-        key = (kind, name)
-        if key not in self._made:
-            self._made[key] = make()
-        found: Found = self._made[key]
-        return found
+        return self._scales(name, "output_scale")
 
     def _per_row(self, tensors: dict[AdapterWeights, Tensor]) -> tuple[Rows, Tensor] | None:
         """Return the rows of some adapters, and the tensor of its adapter for each row."""
@@ -226,7 +249,9 @@ class Routing:
         )
         return None if found is None else RowScale(*found)
 
-    def _norms(self, name: str) -> RowNorm | None:
+    @_once
+    def norms(self, name: str) -> RowNorm | None:
+        """Return the weights of a norm."""
         found = self._per_row({adapter: adapter.norms[name] for adapter in self._rows if name in adapter.norms})
         return None if found is None else RowNorm(*found)
 
@@ -238,7 +263,10 @@ class Routing:
         for members in groups.values():
             yield members, [row for adapter in members for row in self._rows[adapter]]
 
-    def _low_rank(self, name: str) -> Iterable[LowRankGroup]:
+    @_once
+    def low_rank(self, name: str) -> list[LowRankGroup]:
+        """Return the LoRA matrices of a linear map."""
+        groups = []
         matrices: dict[AdapterWeights, tuple[Tensor, Tensor]] = {
             adapter: (change.a, change.b)
             for adapter in self._rows
@@ -246,9 +274,13 @@ class Routing:
         }
         for members, rows in self._groups({adapter: len(a) for adapter, (a, _) in matrices.items()}):
             a, b = (_stack(matrices[adapter][i] for adapter in members).transpose(1, 2) for i in range(2))
-            yield LowRankGroup(Rows(rows, a.device), a, b)
+            groups.append(LowRankGroup(Rows(rows, a.device), a, b))
+        return groups
 
-    def _bottlenecks(self, name: str) -> Iterable[BottleneckGroup]:
+    @_once
+    def bottlenecks(self, name: str) -> list[BottleneckGroup]:
+        """Return the bottlenecks of a module."""
+        groups = []
         changes: dict[AdapterWeights, BottleneckChange] = {
             adapter: adapter.bottlenecks[name] for adapter in self._rows if name in adapter.bottlenecks
         }
@@ -261,17 +293,15 @@ class Routing:
                 _stack(getattr(changes[adapter], part) for adapter in members)
                 for part in ("down", "down_bias", "up", "up_bias")
             )
-            yield BottleneckGroup(
-                Rows(rows, down.device),
-                down.transpose(1, 2),
-                down_bias[:, None],
-                up.transpose(1, 2),
-                up_bias[:, None],
-                ACTIVATIONS[activation],
-                is_parallel,
+            apply, place = ACTIVATIONS[activation], Rows(rows, down.device)
+            groups.append(
+                BottleneckGroup(place, down.mT, down_bias[:, None], up.mT, up_bias[:, None], apply, is_parallel)
             )
+        return groups
 
-    def _prefixes(self, name: str) -> RowPrefixes | None:
+    @_once
+    def prefixes(self, name: str) -> RowPrefixes | None:
+        """Return the prefixes of an attention."""
         own = {adapter: adapter.prefixes[name] for adapter in self._rows if name in adapter.prefixes}
         if not own:
             return None

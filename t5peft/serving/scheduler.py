@@ -8,16 +8,15 @@ the decoder without one of theirs, so neither waits for long.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from t5peft.serving.batch import Row
-from t5peft.serving.requests import ClassifyRequest, Generated, GenerateRequest, RankRequest, Scores, Token
+from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Request, Scores, Token
 from t5peft.serving.sampling import Sampler
 
-Request = GenerateRequest | RankRequest | ClassifyRequest
 Kind = Literal["row", "beams", "rank", "classify"]
 
 
@@ -183,8 +182,9 @@ class Scheduler:
 
     def _fitting(self, waiting: Sequence[Job], running: Sequence[Job], max_rows: int) -> int:
         """Return how many of the first waiting requests fit; at least one where nothing runs."""
-        rows, sources, targets = len(running), _largest(_sources(running)), _largest(_targets(running))
-        encoded = 0
+        rows, encoded = len(running), 0
+        sources = max((job.source_size for job in running), default=0)
+        targets = max((job.target_size for job in running), default=0)
         for count, job in enumerate(waiting):
             rows += 1
             sources, targets = max(sources, job.source_size), max(targets, job.target_size)
@@ -196,15 +196,3 @@ class Scheduler:
             if count and (count + 1) * encoded > self._limits.max_encoded_tokens:
                 return count
         return len(waiting)
-
-
-def _sources(jobs: Iterable[Job]) -> Iterable[int]:
-    return (job.source_size for job in jobs)
-
-
-def _targets(jobs: Iterable[Job]) -> Iterable[int]:
-    return (job.target_size for job in jobs)
-
-
-def _largest(sizes: Iterable[int]) -> int:
-    return max(sizes, default=0)

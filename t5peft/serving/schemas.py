@@ -113,13 +113,18 @@ class Choice(BaseModel):
     probabilities: dict[str, float] | None = Field(None, description="of the labels, where the task has some")
 
 
-class Completion(BaseModel):
-    """Answers to a request; a stream sends several, each with the text that came."""
+class Answer(BaseModel):
+    """What every answer says of itself."""
 
     id: str
-    object: Literal["text_completion"]
     created: int
     model: str
+
+
+class Completion(Answer):
+    """Answers to a request; a stream sends several, each with the text that came."""
+
+    object: Literal["text_completion"]
     choices: list[Choice]
     usage: Usage | None = None
 
@@ -141,13 +146,10 @@ class RankResult(BaseModel):
     candidates: list[Candidate]
 
 
-class RankAnswer(BaseModel):
+class RankAnswer(Answer):
     """Scores of candidates."""
 
-    id: str
     object: Literal["ranking"]
-    created: int
-    model: str
     results: list[RankResult]
     usage: Usage
 
@@ -160,13 +162,10 @@ class ClassifyResult(BaseModel):
     probabilities: dict[str, float]
 
 
-class ClassifyAnswer(BaseModel):
+class ClassifyAnswer(Answer):
     """Probabilities of labels."""
 
-    id: str
     object: Literal["classification"]
-    created: int
-    model: str
     results: list[ClassifyResult]
     usage: Usage
 
@@ -187,11 +186,16 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class AdapterCard(BaseModel):
-    """An adapter of the folder."""
+class AdapterState(BaseModel):
+    """The state of an adapter, also after a request to load or unload it."""
 
     name: str
     loaded: bool
+
+
+class AdapterCard(AdapterState):
+    """An adapter of the folder."""
+
     method: str | None
     task: dict[str, Any] | None
     num_bytes: int | None = Field(description="in memory; null where it is not loaded")
@@ -205,13 +209,6 @@ class AdapterList(BaseModel):
     data: list[AdapterCard]
     num_bytes: int
     max_bytes: int | None
-
-
-class AdapterState(BaseModel):
-    """The state of an adapter after a request to load or unload it."""
-
-    name: str
-    loaded: bool
 
 
 class Health(BaseModel):

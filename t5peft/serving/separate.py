@@ -3,29 +3,25 @@
 A ladder is a network with caches of its own, and trained tokens change both ends of the model. Such an adapter sits on a copy of
 the backbone's modules, which shares the backbone's weights. So it costs its own weights and nothing more, and answers as
 ``load_adapter`` does.
-
-Letters: B rows, T target tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteriaList
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import PreTrainedModel
 
 from t5peft.adapters.load import load_adapter
 from t5peft.evaluation.inference import padded
-from t5peft.evaluation.ranking import score_candidates
 from t5peft.methods.ladder import LadderConfig
 from t5peft.models.unwrap import unwrap_t5
+from t5peft.serving.requests import Ids
 
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
@@ -67,72 +63,34 @@ def load_separate(folder: Path, t5: PreTrainedModel) -> PeftModel:
 
 
 @torch.inference_mode()
-def generate_separately(
-    model: PeftModel,
-    sources: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    num_beams: int,
-    criteria: StoppingCriteriaList | None,
-) -> list[list[int]]:
+def generate_separately(model: PeftModel, sources: Ids, options: dict[str, Any]) -> list[list[int]]:
     """Generate an answer for each source, as ``MixedModel.generate`` does.
 
     Args:
         model: From ``load_separate``.
         sources: Token ids of each row.
-        max_new_tokens: Tokens of the longest answer.
-        num_beams: 1 is greedy search.
-        criteria: For ``generate`` of transformers.
+        options: For ``generate`` of transformers.
 
     Returns:
         Token ids of each row, the start token first.
     """
     t5: Any = unwrap_t5(model)
     ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
-    found: Tensor = t5.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        do_sample=False,
-        stopping_criteria=criteria,
-        return_dict_in_generate=False,
-    )
+    found: Tensor = t5.generate(input_ids=ids, attention_mask=mask, **options)
     return found.tolist()
 
 
 @torch.inference_mode()
-def rank_separately(
-    model: PeftModel, sources: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
-) -> list[list[float]]:
-    """Return the log-probability of each candidate of each row.
+def encode_separately(model: PeftModel, sources: Ids) -> tuple[PreTrainedModel, Tensor, Tensor]:
+    """Encode sources.
 
     Args:
         model: From ``load_separate``.
         sources: Token ids of each row.
-        candidates: Token ids of the candidates of each row.
+
+    Returns:
+        The T5 of the adapter, the states and their mask.
     """
     t5 = unwrap_t5(model)
     ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
-    states = t5.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    return score_candidates(t5, BaseModelOutput(last_hidden_state=states), mask, candidates)
-
-
-@torch.inference_mode()
-def logits_separately(model: PeftModel, sources: Sequence[Sequence[int]], read: Tensor) -> Tensor:
-    """Return the logits of given answers.
-
-    Args:
-        model: From ``load_separate``.
-        sources: Token ids of each row.
-        read: The tokens that the decoder reads.
-
-    Shapes:
-        read: [B, T].
-        Output: [B, T, V].
-    """
-    t5 = unwrap_t5(model)
-    ids, mask = padded(sources, t5.config.pad_token_id, t5.device)
-    output: Any = t5(input_ids=ids, attention_mask=mask, decoder_input_ids=read.to(t5.device), use_cache=False)
-    logits: Tensor = output.logits
-    return logits
+    return t5, t5.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask

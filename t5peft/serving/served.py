@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from t5peft.adapters.manifest import CONFIG, read_config
+from transformers import PreTrainedTokenizerBase
+
+from t5peft.adapters.manifest import read_config
 from t5peft.data.task import Task
 from t5peft.data.truncation import encode
+from t5peft.serving.pool import AdapterPool, Stamp, stamp_of
 from t5peft.serving.requests import UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.text_stream import Pieces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from t5peft.serving.pool import AdapterPool
-
-Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Catalog:
             )
         self.pool, self.backbone_name = pool, backbone_name
         self._backbone = Served(backbone_name, None, None, False, None, pool.tokenizer)
-        self._described: dict[str, tuple[Signature, Served]] = {}
+        self._described: dict[str, tuple[Stamp, Served]] = {}
         self._lock = threading.Lock()
 
     def find(self, name: str) -> Served:
@@ -97,14 +93,14 @@ class Catalog:
         if name == self.backbone_name:
             return self._backbone
         folder = self.folder(name)
-        signature = _signature(folder)
+        stamp = stamp_of(folder)
         with self._lock:
             known = self._described.get(name)
-        if known is not None and known[0] == signature:
+        if known is not None and known[0] == stamp:
             return known[1]
         served = self._describe(name, folder)
         with self._lock:
-            self._described[name] = signature, served
+            self._described[name] = stamp, served
         return served
 
     def folder(self, name: str) -> Path:
@@ -156,24 +152,6 @@ def without_path(text: str, folder: Path, name: str) -> str:
     return text.replace(str(folder), name).replace(str(folder.resolve()), name)
 
 
-def _signature(folder: Path) -> Signature:
-    found: list[tuple[int, int, int] | None] = []
-    for name in (CONFIG, "task.yaml"):
-        try:
-            state = (folder / name).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((state.st_mtime_ns, state.st_size, state.st_ino))
-    return tuple(found)
-
-
 def _method(config: Mapping[str, Any]) -> str | None:
     kind = config.get("peft_type")
     return kind.lower().removeprefix("t5_") if isinstance(kind, str) else None
-
-
-def label_names(served: Served, classes: int) -> Sequence[str]:
-    """Return the names of the classes of a head: the labels of the task where there are as many, else their numbers."""
-    labels = () if served.task is None else served.task.labels
-    return labels if len(labels) == classes else [str(number) for number in range(classes)]

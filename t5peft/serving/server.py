@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
+import t5peft
 from t5peft.serving import openai, routes
-from t5peft.serving.answers import Asking
 from t5peft.serving.context import Context
+from t5peft.serving.engine import Engine
 from t5peft.serving.errors import Json, add_error_handlers
 from t5peft.serving.metrics import Metrics
 from t5peft.serving.middleware import BodyLimit, Count, Guard
+from t5peft.serving.pool import AdapterPool
 from t5peft.serving.served import Catalog
 from t5peft.serving.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from t5peft.serving.engine import Engine
-    from t5peft.serving.pool import AdapterPool
 
 HERE = Path(__file__).parent
 # The pages load nothing from elsewhere, and ask only the server that they came from.
@@ -47,7 +44,7 @@ def create_app(engine: Engine, pool: AdapterPool, settings: ServerSettings) -> F
         ValueError: An adapter has the name of the backbone.
     """
     catalog, metrics = Catalog(pool, settings.backbone_name), Metrics(engine, pool)
-    context = Context(engine, pool, settings, catalog, Asking(engine, catalog), metrics)
+    context = Context(engine, pool, settings, catalog, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +54,7 @@ def create_app(engine: Engine, pool: AdapterPool, settings: ServerSettings) -> F
     app = FastAPI(
         title="t5peft",
         summary="One T5 and its adapters, by OpenAI's API",
-        version=_version(),
+        version=t5peft.__version__,
         docs_url=None,  # FastAPI's own pages load their scripts from the network
         redoc_url=None,
         default_response_class=Json,
@@ -90,9 +87,3 @@ def _add_pages(app: FastAPI) -> None:
 
 
 _PAGES = {"/": "page.html", "/docs": "docs.html"}
-
-
-def _version() -> str:
-    import t5peft
-
-    return str(getattr(t5peft, "__version__", "0"))

@@ -29,9 +29,6 @@ class ServerSettings:
     retry_after_seconds: int = 1
 
     def __post_init__(self) -> None:
-        numbers = {
-            name: getattr(self, name)
-            for name in ("max_body_bytes", "max_answers", "max_candidates", "retry_after_seconds")
-        }
-        if small := [f"{name}={value}" for name, value in numbers.items() if value < 1]:
+        names = ("max_body_bytes", "max_answers", "max_candidates", "retry_after_seconds")
+        if small := [f"{name}={value}" for name in names if (value := getattr(self, name)) < 1]:
             raise ValueError(f"Got {', '.join(small)}; expected at least 1 of each.")

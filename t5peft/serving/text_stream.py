@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from t5peft.data.decoding import decode
 from t5peft.data.truncation import special_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _HALF_CHARACTER = "\ufffd"
 

@@ -99,6 +99,10 @@ class AdapterWeights:
         return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self))
 
 
+Adapters = Sequence[AdapterWeights | None]
+"""The adapter of each row; None for the backbone as it is."""
+
+
 def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
     changes = (*adapter.maps.values(), *adapter.bottlenecks.values(), *([adapter.head] if adapter.head else []))
     for change in changes:
@@ -112,16 +116,6 @@ def _tensors(adapter: AdapterWeights) -> Iterator[Tensor]:
         yield from adapter_state(adapter.separate, str(adapter.separate.active_adapter)).values()
 
 
-def parts_of(adapters: Sequence[AdapterWeights | None]) -> list[tuple[PeftModel | None, list[int]]]:
-    """Group the rows of a call: those that share a batch, and those of each separate adapter.
-
-    Args:
-        adapters: One for each row.
-
-    Returns:
-        The model of a separate adapter, or None, with the numbers of its rows.
-    """
-    parts: dict[PeftModel | None, list[int]] = {}
-    for i, adapter in enumerate(adapters):
-        parts.setdefault(adapter.separate if adapter is not None else None, []).append(i)
-    return list(parts.items())
+def module_key(key: str) -> str:
+    """Return the name of a tensor from the T5 on; a T5 with a classification head holds its stacks one level deeper."""
+    return key.removeprefix("base_model.model.").removeprefix("transformer.")

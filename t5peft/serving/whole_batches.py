@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.data.collate import pad_rows
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import Generated, GenerateRequest, RankRequest, Scores
+from t5peft.serving.routing import in_parts
 from t5peft.serving.sampling import tokens_of
 from t5peft.serving.scheduler import Job
-from t5peft.serving.separate import logits_separately
-from t5peft.serving.weights import AdapterWeights, parts_of
+from t5peft.serving.weights import AdapterWeights
 
 _MAX_LOGITS = 2**24  # 64 MiB in float32
 
@@ -74,28 +74,16 @@ def _with_log_probabilities(
 def _teacher_forced(model: MixedModel, jobs: Sequence[Job], ids: Sequence[list[int]]) -> Tensor:
     """Return the logits [B, T, V] of given answers."""
     read = pad_rows([[job.next_id, *row[:-1]] for job, row in zip(jobs, ids, strict=True)], 0)
-    logits: list[Tensor] = [read] * len(jobs)
-    for separate, indices in parts_of([job.adapter for job in jobs]):
-        sources, own = [jobs[i].source_ids for i in indices], [jobs[i].adapter for i in indices]
-        if separate is None:
-            found = _mixed_logits(model, sources, own, read[indices])
-        else:
-            found = logits_separately(separate, sources, read[indices])
-        for i, row in zip(indices, found, strict=True):
-            logits[i] = row
-    return torch.stack(logits)
 
+    def logits(separate: PeftModel | None, rows: list[int]) -> Tensor:
+        sources, own = [jobs[i].source_ids for i in rows], [jobs[i].adapter for i in rows]
+        with model.encoded(separate, sources, own) as (t5, states, mask):
+            output: Any = t5(
+                encoder_outputs=states,
+                attention_mask=mask,
+                decoder_input_ids=read[rows].to(mask.device),
+                use_cache=False,
+            )
+        return cast(Tensor, output.logits)
 
-def _mixed_logits(
-    model: MixedModel, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None], read: Tensor
-) -> Tensor:
-    states, mask = model.encode(sources, adapters)
-    with model.rows(adapters):
-        output: Any = model.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=mask,
-            decoder_input_ids=read.to(states.device),
-            use_cache=False,
-        )
-    logits: Tensor = output.logits
-    return logits
+    return torch.stack(in_parts([job.adapter for job in jobs], logits))

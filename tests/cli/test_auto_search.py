@@ -115,7 +115,7 @@ def test_the_best_one_takes_most_of_the_time(
     best = halving.run(240.0)
     assert [arm for rung, arm, _ in done if rung == 3] == [best.arm] == [Arm("lora", 0.003)]
     assert best.seconds > 0.55 * 240
-    assert 0.9 * 240 < halving.log.seconds < 1.1 * 240
+    assert 0.9 * 240 < sum(trial.seconds for trial in halving.log.trials.values()) < 1.1 * 240
 
 
 def test_short_time_gives_up_arms_and_not_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest.mock import ANY
 
 import torch
 from tiny import EOS, PAD, Geometry, tiny_t5
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from t5peft.evaluation.inference import padded
 from t5peft.models.backbone import correct_config
@@ -50,6 +51,14 @@ class FakeModel:
     def rows(self, adapters: Sequence[AdapterWeights | None]) -> Iterator[None]:
         self.on_call("rows", adapters)
         yield
+
+    @contextmanager
+    def encoded(
+        self, separate: None, sources: Sequence[Sequence[int]], adapters: Sequence[AdapterWeights | None]
+    ) -> Iterator[tuple[PreTrainedModel, BaseModelOutput, Tensor]]:
+        states, mask = self.encode(sources, adapters)
+        with self.rows(adapters):
+            yield self.t5, BaseModelOutput(last_hidden_state=cast(Any, states)), mask
 
     def rank(self, sources: Any, candidate_ids_by_row: Any, adapters: Any) -> list[list[float]]:
         self.on_call("rank", adapters)

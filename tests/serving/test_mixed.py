@@ -21,6 +21,7 @@ from t5peft.models.backbone import correct_config, load_backbone
 from t5peft.models.encoders import EncoderHead
 from t5peft.models.tokens import train_tokens
 from t5peft.models.unwrap import unwrap_t5
+from t5peft.serving import routing
 from t5peft.serving.adapter import read_adapter
 from t5peft.serving.mixed import MixedModel
 from t5peft.serving.requests import UnusableAdapterError
@@ -154,7 +155,7 @@ def test_every_row_ranks_as_its_adapter_ranks(served: Served) -> None:
 
 
 def test_an_order_that_changes_changes_no_row(served: Served) -> None:
-    order = served.mixed.order(served.adapters)
+    order = routing.order(served.adapters)
     assert sorted(order) == list(range(ROWS))
     logits = logits_of(served.mixed, served.adapters)
     shuffled = list(reversed(served.adapters))

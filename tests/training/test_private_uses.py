@@ -10,18 +10,15 @@ from typing import Any
 
 import pytest
 from narrow import as_dataset
+from private_uses import PRIVATE_USES, PrivateUse
 from served_names import CALLED_METHODS, SERVED_ARGUMENTS, UNCHANGED_METHODS
 from tiny import tiny_t5
 from trainers import RECORDS, trainer_of
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from t5peft import T5PeftTrainer, full_wrap, lora_wrap
-from t5peft.compat import accelerate as accelerate_uses
-from t5peft.compat import transformers as transformers_uses
-from t5peft.compat.private import PrivateUse
 from t5peft.training import batches, checkpoints, evaluation_loop, served, trainer
 
-USES = (*transformers_uses.PRIVATE, *accelerate_uses.PRIVATE)
 LIBRARY = (
     trainer.T5PeftTrainer,
     batches.BatchingTrainer,
@@ -30,13 +27,13 @@ LIBRARY = (
 )
 
 
-@pytest.mark.parametrize("use", [use for use in USES if use.parameters is not None], ids=lambda use: use.name)
+@pytest.mark.parametrize("use", [use for use in PRIVATE_USES if use.parameters is not None], ids=lambda use: use.name)
 def test_a_private_function_is_there_with_the_signature_relied_on(use: PrivateUse) -> None:
     assert tuple(inspect.signature(getattr(use.owner, use.name)).parameters) == use.parameters
     assert use.reason.endswith(".")
 
 
-@pytest.mark.parametrize("use", [use for use in USES if use.parameters is None], ids=lambda use: use.name)
+@pytest.mark.parametrize("use", [use for use in PRIVATE_USES if use.parameters is None], ids=lambda use: use.name)
 def test_a_private_attribute_is_set_by_its_owner(use: PrivateUse) -> None:
     assert f".{use.name} = " in "".join(inspect.getsource(kind) for kind in use.owner.__mro__[:-1])
 
@@ -44,7 +41,7 @@ def test_a_private_attribute_is_set_by_its_owner(use: PrivateUse) -> None:
 def test_every_private_override_stands_in_the_table() -> None:
     upstream = {name for name in dir(Seq2SeqTrainer) if name.startswith("_") and not name.startswith("__")}
     overridden = {name for kind in LIBRARY for name in vars(kind) if name in upstream}
-    assert overridden == {use.name for use in USES if use.overridden}
+    assert overridden == {use.name for use in PRIVATE_USES if use.overridden}
 
 
 def test_every_private_override_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +54,7 @@ def test_every_private_override_is_called(tmp_path: Path, monkeypatch: pytest.Mo
 
         return call
 
-    for use in USES:
+    for use in PRIVATE_USES:
         if use.overridden:
             own = vars(checkpoints.CheckpointTrainer)[use.name]
             monkeypatch.setattr(checkpoints.CheckpointTrainer, use.name, counting(use.name, own))
@@ -67,7 +64,7 @@ def test_every_private_override_is_called(tmp_path: Path, monkeypatch: pytest.Mo
         folder = tmp_path / wrap.__name__
         trainer_of(T5PeftTrainer, wrap(tiny_t5()), folder, max_steps=1, **saving).train()
         trainer_of(T5PeftTrainer, wrap(tiny_t5()), folder, max_steps=2, **saving).train(resume_from_checkpoint=True)
-    assert set(calls) == {use.name for use in USES if use.overridden}
+    assert set(calls) == {use.name for use in PRIVATE_USES if use.overridden}
 
 
 # Arguments and methods of transformers
