@@ -25,7 +25,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -166,7 +166,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if name != "engine"
     }
     return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": vars(args),
         "active_per_batch": len(set(chosen[:ROWS])),
         "requests_per_second": {name: median(values) for name, values in speeds.items()},

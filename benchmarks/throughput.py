@@ -22,7 +22,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def write(kind: str, args: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
     """Append the record of a run, and return it."""
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     record = {
         "kind": kind,
         "date": now.isoformat(timespec="seconds"),

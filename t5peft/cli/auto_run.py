@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from t5peft.cli.auto_report import Baseline, baselines_of, correlation_of_numbers, interval_of, write_report
@@ -22,6 +21,7 @@ from t5peft.cli.auto_task import Rows, Wording, guess_task, round_numbers
 from t5peft.cli.auto_trials import Trial, TrialLog, fields_of
 from t5peft.cli.evaluate import load_tuned
 from t5peft.compat.lock import hold_folder
+from t5peft.compat.memory import available_bytes
 from t5peft.data import Task
 from t5peft.data.lint import LintReport, lint
 from t5peft.data.registry import with_validation
@@ -243,7 +243,7 @@ def fitting_methods(
     if unknown := [name for name in methods or () if name not in METHODS]:
         raise ValueError(f"Got methods {', '.join(unknown)}; expected some of {', '.join(METHODS)}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory = memory_bytes or _memory(device)
+    memory = memory_bytes or available_bytes(torch.device(device))
     source, target = (min(side.length_of(1.0), side.limit) for side in (checked.sources, checked.targets))
     fitting: dict[str, dict[str, Any]] = {}
     dropped = []
@@ -277,12 +277,6 @@ def _changes(job: Job, memory: int) -> dict[str, Any] | None:
             tokens = smaller.job.micro_batch * (job.source_tokens + job.target_tokens)
             return {**changed, "training_options": {"tokens_per_micro_batch": tokens}}
     return None
-
-
-def _memory(device: str) -> int:
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _keep(saved: Path, place: Path) -> Path:

@@ -42,6 +42,26 @@ def keep_4_bits(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def maps_with_wrong_scales(model: nn.Module) -> list[str]:
+    """Return the names of 4-bit maps whose weights this processor reads with the scales of others.
+
+    With AVX-512, bitsandbytes 0.50 takes ``inputs // blocksize`` scales for each row of a weight. A block of 64 weights goes on in
+    the next row where 64 does not divide the inputs, as in tiny models.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return []
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit)
+        and module.weight.device.type == "cpu"
+        and module.in_features % module.weight.blocksize
+        and module.in_features % 16 == 0  # others take a slower way, which is right
+    ]
+
+
 def silence_casts() -> None:
     """Drop the note on casting that bitsandbytes writes at every matrix product in 8 bits."""
     warnings.filterwarnings("ignore", message=CAST_NOTE)

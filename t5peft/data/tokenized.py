@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import pyarrow as pa
@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.data import checks
 from t5peft.data.checks import Findings
 from t5peft.data.sources import ROWS_IN_MEMORY, batches_of
+from t5peft.data.template import Template
 from t5peft.data.truncation import Row, Truncated, as_targets, encode, truncate
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,29 @@ _SCHEMA = FEATURES.arrow_schema
 _FORMAT = "1"  # of the shards; another one makes the old ones unused
 
 
-_Task = Any  # a ``Task``, whose module imports this one
+class _Texts(Protocol):
+    """The part of a ``Task`` that tokenizing needs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def verbalizer(self) -> Any: ...
+    @property
+    def max_source_length(self) -> int: ...
+    @property
+    def max_target_length(self) -> int: ...
+    @property
+    def candidates(self) -> Sequence[str]: ...
+    def with_names(self, records: Iterable[Any]) -> Sequence[Any]: ...
+    def problems_of(self, records: Sequence[Any]) -> list[checks.Problems]: ...
+    def collisions(self, tokenizer: PreTrainedTokenizerBase) -> list[str]: ...
+    def side(self, name: str) -> tuple[Template, int]: ...
+    def source_row(self, record: Any) -> Row: ...
+    def target_row(self, record: Any) -> Row: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,7 @@ class Changes:
                 mine[side] += count
 
 
-def tokenize(task: _Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Changes]:
+def tokenize(task: _Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Changes]:
     """Return ``input_ids`` [S] and ``labels`` [T] of all records, and how many rows were changed.
 
     Args:
@@ -138,7 +161,7 @@ class _Shard:
 class _Reading:
     """One pass over the records: checks them all, and tokenizes them as long as none has a problem."""
 
-    def __init__(self, task: _Task, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, task: _Texts, records: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> None:
         self.task, self.records, self.tokenizer = task, records, tokenizer
         self.collisions = task.collisions(tokenizer)
         self.found = [Findings() for _ in task.problems_of([])]
@@ -227,7 +250,7 @@ class _Reading:
         return digest.hexdigest()
 
 
-def unusable(task: _Task, side: str, truncated: Truncated) -> list[checks.RowProblem]:
+def unusable(task: _Texts, side: str, truncated: Truncated) -> list[checks.RowProblem]:
     """Return the problems with sources or targets that cannot be used.
 
     Args:
@@ -239,13 +262,17 @@ def unusable(task: _Task, side: str, truncated: Truncated) -> list[checks.RowPro
     return checks.unusable(truncated, template, side, limit)
 
 
-def truncate_sources(task: _Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
+def truncate_sources(
+    task: _Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0
+) -> Truncated:
     """Return the tokens of sources, from the texts of their columns."""
     template, limit = task.side("source")
     return truncate(template, rows, tokenizer, limit, first_row=first_row)
 
 
-def truncate_targets(task: _Task, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0) -> Truncated:
+def truncate_targets(
+    task: _Texts, rows: list[Row], tokenizer: PreTrainedTokenizerBase, first_row: int = 0
+) -> Truncated:
     """Return the tokens of targets, from the texts of their columns.
 
     The words of a verbalizer are the task's own, not a user's text. They are ranked as they are, special tokens among them too.

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from itertools import product
 from numbers import Integral
 from typing import Any, Literal, cast
@@ -332,14 +333,15 @@ def _start_from_activations(model: PeftModel, ids: Tensor) -> None:
     batch = {"input_ids": ids[None].to(t5.device)}
     if has_decoder(t5):
         batch["decoder_input_ids"] = batch["input_ids"]
+
+    def keep(key: tuple[nn.Module, str], _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        # In T5Gemma 2 a map is called for the states of the decoder first, and then for those of the encoder.
+        made.setdefault(key, output)  # not returned: what a hook returns takes the place of the output
+
     with model.disable_adapter(), evaluation_mode(t5), ExitStack() as hooks:
         for layer, part in product(_layers(model), family.attention[1:3]):
-            hooks.enter_context(
-                # In T5Gemma 2 a map is called for the states of the decoder first, and then for those of the encoder.
-                layer.base_layer.get_submodule(part).register_forward_hook(
-                    lambda _module, _inputs, output, key=(layer, part): made.setdefault(key, output)
-                )
-            )
+            hook = partial(keep, (layer, part))
+            hooks.enter_context(layer.base_layer.get_submodule(part).register_forward_hook(hook))
         # The model below a classification head, which wants an end token in every row.
         t5.base_model(**batch)
     for layer in _layers(model):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from t5peft.compat.bitsandbytes import keep_4_bits, linear_nf4, silence_casts
+from t5peft.compat.bitsandbytes import keep_4_bits, linear_nf4, maps_with_wrong_scales, silence_casts
 from t5peft.models.families import Family
 from t5peft.models.unwrap import unwrap_t5
+
+logger = logging.getLogger("t5peft")
 
 Quantization = Literal["int8", "nf4"]
 
@@ -63,6 +66,13 @@ def finish_quantization(
         _quantize_wo(model, dtype)
     if quantize == "nf4":
         keep_4_bits(model)
+        if wrong := maps_with_wrong_scales(model):
+            logger.warning(
+                "Got %s maps in nf4 whose inputs 64 does not divide, such as %s: bitsandbytes computes them with wrong scales on this "
+                "processor. Use quantize='int8', a larger backbone, or another processor.",
+                len(wrong),
+                wrong[0],
+            )
 
 
 def quantization_of_model(model: nn.Module) -> Quantization | None:

@@ -187,7 +187,7 @@ def rte(tasks: SelfSupervised, generator: np.random.Generator) -> Pair:
     first = sentences.draw(generator, shortest=16, longest=70)
     last = first
     while (
-        last < min(first + generator.integers(4), len(sentences) - 1)  # one sentence stays after the passage
+        last < min(first + int(generator.integers(4)), len(sentences) - 1)  # one sentence stays after the passage
         and sentences.documents[last + 1] == sentences.documents[first]
         and sentences.ends[last + 1] - sentences.ends[first - 1] <= 110
     ):

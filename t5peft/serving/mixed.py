@@ -179,7 +179,7 @@ class MixedModel:
             with self.encoded(separate, *part) as (t5, states, mask):
                 return score_candidates(t5, states, mask, [candidates[i] for i in indices])
 
-        # The head scores parts of batches, so an adapter on it is alone.
+        # The head scores parts of batches, so each adapter on it has a batch of its own.
         return in_parts(adapters, score, lambda adapter: adapter.separate is not None or head in adapter.maps)
 
     def classify(self, sources: Ids, adapters: Sequence[AdapterWeights]) -> list[list[float]]:

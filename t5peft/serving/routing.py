@@ -41,14 +41,14 @@ def order(adapters: Adapters) -> list[int]:
 def in_parts(
     adapters: Adapters,
     compute: Callable[[PeftModel | None, list[int]], Iterable[Found]],
-    is_alone: Callable[[AdapterWeights], bool] = lambda adapter: adapter.separate is not None,
+    is_apart: Callable[[AdapterWeights], bool] = lambda adapter: adapter.separate is not None,
 ) -> list[Found]:
-    """Compute something for each row: those that share a batch together, and those of each adapter that is alone.
+    """Compute something for each row: those that share a batch together, and those of each adapter that stands apart.
 
     Args:
         adapters: One for each row.
         compute: A function of the model of a separate adapter, or None, and of the numbers of its rows in their best order.
-        is_alone: Whether an adapter shares no batch with others.
+        is_apart: Whether an adapter shares no batch with others.
 
     Returns:
         What was computed, in the order of the rows.
@@ -56,7 +56,7 @@ def in_parts(
     parts: dict[AdapterWeights | None, list[int]] = {}
     for row in order(adapters):
         adapter = adapters[row]
-        parts.setdefault(adapter if adapter is not None and is_alone(adapter) else None, []).append(row)
+        parts.setdefault(adapter if adapter is not None and is_apart(adapter) else None, []).append(row)
     found: dict[int, Found] = {}
     for adapter, rows in parts.items():
         found.update(zip(rows, compute(None if adapter is None else adapter.separate, rows), strict=True))

@@ -114,7 +114,7 @@ class Choice(BaseModel):
 
 
 class Answer(BaseModel):
-    """What every answer says of itself."""
+    """The fields that every answer has."""
 
     id: str
     created: int

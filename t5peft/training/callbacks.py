@@ -1,4 +1,4 @@
-"""What belongs to a training: it starts once the model is there, and follows its steps."""
+"""Start the parts of a training once its model is there, and follow its steps."""
 
 from __future__ import annotations
 

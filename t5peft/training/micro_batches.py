@@ -122,7 +122,6 @@ def _tokens_for(model: nn.Module) -> int:
         stack.layers * (_KEPT_PER_LAYER * stack.d_model + 5 * stack.d_ff) for stack in family_of(config).stacks(config)
     )
     bytes_per_token = elements * torch.finfo(unwrap_t5(model).dtype).bits // 8
-    if torch.cuda.is_available():
-        free = torch.cuda.mem_get_info()[0]
-        return max(MIN_TOKENS, free // 2 // bytes_per_token)
-    return max(MIN_TOKENS, min(CPU_TOKENS, available_bytes() // 2 // bytes_per_token))
+    on_cuda = torch.cuda.is_available()
+    fitting = available_bytes(torch.device("cuda" if on_cuda else "cpu")) // 2 // bytes_per_token
+    return max(MIN_TOKENS, fitting if on_cuda else min(CPU_TOKENS, fitting))

@@ -68,8 +68,9 @@ def test_more_than_the_limit_in_use_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_container_leaves_less_than_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
     monkeypatch.setattr(containers, "free_memory_bytes", lambda: 123)
-    assert available_bytes() == free_bytes(torch.device("cpu")) == 123
+    assert available_bytes(cpu) == free_bytes(cpu) == 123
     monkeypatch.setattr(containers, "free_memory_bytes", lambda: None)
-    assert available_bytes() == pytest.approx(psutil.virtual_memory().available, rel=0.3)
-    assert available_bytes(with_swap=True) >= 0.7 * available_bytes()
+    assert available_bytes(cpu) == pytest.approx(psutil.virtual_memory().available, rel=0.3)
+    assert free_bytes(cpu) >= 0.7 * available_bytes(cpu)

@@ -87,6 +87,18 @@ def test_classes_of_bitsandbytes_take_what_they_are_given() -> None:
 
 
 @needs_bitsandbytes
+@pytest.mark.parametrize(
+    ("capability", "inputs", "wrong"), [("AVX512", 16, ["0"]), ("AVX512", 64, []), ("AVX2", 16, [])]
+)
+def test_maps_that_avx_512_reads_with_wrong_scales_are_named(
+    capability: str, inputs: int, wrong: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = quantization.linear_nf4(nn.Linear(inputs, 64, bias=False), torch.float32)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert quantization.maps_with_wrong_scales(nn.Sequential(layer)) == wrong
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])
 def test_the_scales_of_quantized_weights_are_where_they_are_read(quantize: str) -> None:
     model, _ = load_backbone("mini", quantize=quantize)  # type: ignore[arg-type]

@@ -66,13 +66,16 @@ def test_a_column_that_holds_no_text_is_named_with_its_kind(mini: PreTrainedToke
 
 
 def test_a_missing_cell_is_named_and_never_the_word_nan(mini: PreTrainedTokenizerBase) -> None:
-    records = [{"sentence": "a", "label": "0"}, {"sentence": float("nan"), "label": np.float32("nan")}]
+    records: list[dict[str, object]] = [
+        {"sentence": "a", "label": "0"},
+        {"sentence": float("nan"), "label": np.float32("nan")},
+    ]
     with pytest.raises(
         ValueError, match="The column 'sentence' holds NaN, a missing cell, in row 1; text or a"
     ) as error:
         SENTIMENT.tokenize(records, mini)
     assert "The column 'label' holds NaN, a missing cell, in row 1" in text_of(error)
-    twice = [records[0], {"text": "b", "label": "1"}]
+    twice: list[dict[str, object]] = [records[0], {"text": "b", "label": "1"}]
     assert preset_task("classification", [*twice, records[1]], columns={"text": "sentence"}).labels == ("0", "1")
 
 

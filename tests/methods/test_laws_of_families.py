@@ -6,6 +6,7 @@ the plain model of transformers, and prefixes with a reference by hand.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -254,3 +255,24 @@ def test_a_prefix_starts_from_the_keys_and_values_of_a_text(family: Other) -> No
     found = model.get_submodule(f"base_model.model.{path}.layers.0.self_attn.t5prefix.default")
     assert_same(found.get_parameter("key").detach(), key[0].detach(), 1e-5)
     assert_same(found.get_parameter("value").detach(), value[0].detach(), 1e-5)
+
+
+@pytest.mark.parametrize("family", [family for family in OTHERS if is_served(row_of(family).model_type, "prefix")])
+def test_a_prefix_starts_at_the_values_of_the_plain_model(family: Other) -> None:
+    ids, plain = torch.tensor([[5, 9, 7]]), tiny_other(family).eval()
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, _module: object, _inputs: object, output: torch.Tensor) -> None:
+        found.setdefault(name, output)
+
+    for name, module in plain.named_modules():
+        module.register_forward_hook(partial(keep, name))
+    with torch.no_grad():
+        plain.base_model(input_ids=ids, decoder_input_ids=ids)
+    wrapped = prefix_wrap(tiny_other(family), length=3, initial_ids=ids[0].tolist())
+    layers = {name: part for name, part in wrapped.named_modules() if isinstance(part, PrefixLayer)}
+    assert layers
+    for name, layer in layers.items():
+        own, value = name.removeprefix("base_model.model."), cast(Any, layer.adapters["default"]).value
+        expected = found[f"{own}.{row_of(family).attention[2]}"][0].unflatten(-1, (len(value), -1)).transpose(0, 1)
+        torch.testing.assert_close(value, expected)
