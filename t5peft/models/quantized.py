@@ -68,8 +68,8 @@ def finish_quantization(
         keep_4_bits(model)
         if wrong := maps_with_wrong_scales(model):
             logger.warning(
-                "Got %s maps in nf4 whose inputs 64 does not divide, such as %s: bitsandbytes computes them with wrong scales on this "
-                "processor. Use quantize='int8', a larger backbone, or another processor.",
+                "Got %s maps in nf4 whose inputs 64 does not divide, such as %s: bitsandbytes computes them with wrong scales on "
+                "this processor. Use quantize='int8', a larger backbone, or another processor.",
                 len(wrong),
                 wrong[0],
             )

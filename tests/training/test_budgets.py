@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,8 +61,8 @@ def test_a_budget_of_its_own_fits_into_half_of_the_memory_and_into_the_cache(mon
     model = tiny(dropout_rate=0.1)
     tokens = {}
     for megabytes in (0, 4, 8, 10**6):
-        free = SimpleNamespace(available=megabytes * 10**6)
-        monkeypatch.setattr("t5peft.training.micro_batches.psutil.virtual_memory", lambda free=free: free)
+        free = megabytes * 10**6
+        monkeypatch.setattr("t5peft.training.micro_batches.available_bytes", lambda device, free=free: free)
         tokens[megabytes] = TokenBudget(model).tokens
     assert tokens[8] == pytest.approx(2 * tokens[4], abs=1)
     assert (tokens[0], tokens[10**6]) == (64, 2048)
