@@ -13,12 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t5peft.cli.options import memory_size
+
 if TYPE_CHECKING:
     from t5peft.serving.launch import ServeOptions
 
 KEY_VARIABLE = "T5PEFT_API_KEY"
 _INSTALL = 'pip install "t5peft[serving]"'
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 EPILOG = """
 Examples:
@@ -43,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"accepted API keys, one per line; default: the key in {KEY_VARIABLE}, if it is set",
     )
     add("--quantize", choices=("int8", "nf4"), help="how to load the backbone")
-    add("--memory", metavar="SIZE", type=_bytes, help="memory for loaded adapters, such as 2GB; default: no limit")
+    add("--memory", metavar="SIZE", type=memory_size, help="memory for loaded adapters, such as 2GB; default: no limit")
     add("--pin", metavar="NAME", action="append", default=[], help="an adapter to load at startup and keep loaded")
     add("--pins", metavar="FILE", help="lines of `SHA256  NAME`: refuse an adapter whose manifest has another hash")
     add("--max-rows", type=int, default=64, help="how many answers are generated at once")
     add("--max-waiting", type=int, default=256, help="how many requests may wait; more are refused with 503")
     add("--max-source-tokens", type=int, default=1024, help="maximum tokens of a source")
     add("--max-new-tokens", type=int, default=512, help="maximum tokens of an answer")
-    add("--max-body", metavar="SIZE", type=_bytes, default=1 << 20, help="maximum size of a request body")
+    add("--max-body", metavar="SIZE", type=memory_size, default=1 << 20, help="maximum size of a request body")
     add(
         "--stop-seconds",
         type=int,
@@ -245,15 +246,6 @@ def _bind(host: str, port: int) -> socket.socket:
             f"Got the address {host} port {port}, on which the server cannot listen ({error}); expected a free one. Choose "
             "another --port, or 0 for any."
         ) from error
-
-
-def _bytes(text: str) -> int:
-    """Return the number of bytes that a text such as 2GB names."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
-    unit = (found[2] if found[2] in _UNITS else f"{found[2]}B") if found else ""
-    if not found or (unit and unit not in _UNITS) or (size := int(float(found[1]) * _UNITS[unit])) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a size such as 500MB, 2GB or 2GiB")
-    return size
 
 
 def _ensure_installed() -> None:

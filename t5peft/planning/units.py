@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS |= {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def parse_bytes(text: str) -> int:
@@ -14,12 +15,13 @@ def parse_bytes(text: str) -> int:
         text: A number with its unit.
 
     Raises:
-        ValueError: The text is not an amount of memory.
+        ValueError: The text is not an amount of memory, or less than a byte.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in _UNITS:
+    amount = round(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
+    if not amount:
         raise ValueError(f"Got {text!r}; expected a number with MB, GB, MiB or GiB, such as 24GB.")
-    return round(float(match[1]) * _UNITS[match[2].upper()])
+    return amount
 
 
 def bytes_text(amount: float) -> str:

@@ -110,7 +110,7 @@ class AdapterPool:
 
     def names(self) -> list[str]:
         """Return the names of all adapters in the folder now."""
-        return sorted(path.name for path in self.folder.iterdir() if _is_name(path.name) and self._find(path.name))
+        return sorted(path.name for path in self.folder.iterdir() if is_name(path.name) and self._find(path.name))
 
     def loaded(self) -> dict[str, int]:
         """Return the names of the adapters in memory, and their bytes."""
@@ -123,7 +123,7 @@ class AdapterPool:
         Raises:
             UnknownAdapterError: No adapter has this name.
         """
-        found = self._find(name) if _is_name(name) else None
+        found = self._find(name) if is_name(name) else None
         if found is None:
             raise UnknownAdapterError(f"Got the adapter {name!r}; expected one of the adapters of the server.")
         return found
@@ -365,9 +365,10 @@ class AdapterPool:
         return sum(entry.num_bytes for entry in (*self._entries.values(), *self._replaced.values()))
 
 
-def _is_name(name: str) -> bool:
-    """Return whether ``name`` can only be the name of a folder, and not a way to another one."""
-    return bool(name) and not name.startswith(".") and not any(mark in name for mark in "/\\\0:")
+def is_name(name: str) -> bool:
+    """Return whether a text can only be the name of a folder, and neither a way to another one nor something hidden."""
+    is_plain = name.isprintable() and not name.startswith(".") and not set(name) & set("/\\:")
+    return is_plain and 0 < len(name.encode()) <= 255
 
 
 def stamp_of(path: Path) -> Stamp:

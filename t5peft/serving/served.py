@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from t5peft.adapters.manifest import read_config
 from t5peft.data.task import Task
 from t5peft.data.truncation import encode
-from t5peft.serving.pool import AdapterPool, Stamp, stamp_of
+from t5peft.serving.pool import AdapterPool, Stamp, is_name, stamp_of
 from t5peft.serving.requests import UnknownAdapterError, UnusableAdapterError
 from t5peft.serving.text_stream import Pieces
 
@@ -134,17 +134,6 @@ class Catalog:
             raise UnusableAdapterError(without_path(str(error), folder, name)) from error
         has_head = config.get("task_type") == "SEQ_CLS"
         return Served(name, name, task, has_head, _method(config), self.pool.tokenizer)
-
-
-def is_name(name: str) -> bool:
-    """Return whether a text can only be a name below the folder, neither a path nor something hidden."""
-    return (
-        0 < len(name) <= 255
-        and not name.startswith(".")
-        and name.isprintable()
-        and not set(name) & set('/\\:*?"<>|')
-        and len(name.encode("utf-8")) <= 255
-    )
 
 
 def without_path(text: str, folder: Path, name: str) -> str:

@@ -266,13 +266,14 @@ def test_quantised_weights_take_a_byte_or_half_of_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "amount"), [("24GB", 24 * 10**9), ("16 GiB", 2**34), ("1.5gb", 15 * 10**8), ("8g", 8 * 10**9)]
+    ("text", "amount"),
+    [("24GB", 24 * 10**9), ("16 GiB", 2**34), ("1.5gb", 15 * 10**8), ("8g", 8 * 10**9), ("3m", 3 * 10**6), ("9B", 9)],
 )
 def test_memory_is_read_with_its_unit(text: str, amount: int) -> None:
     assert parse_bytes(text) == amount
 
 
-@pytest.mark.parametrize("text", ["24 apples", "24"])
+@pytest.mark.parametrize("text", ["24 apples", "24", "0GB", "2 TB", "GB", ""])
 def test_what_is_no_amount_of_memory_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = f"Got '{text}'; expected a number with MB, GB"
     with pytest.raises(ValueError, match=message):

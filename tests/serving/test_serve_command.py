@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import socket
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from t5peft.cli import main
-from t5peft.cli.serve import _bytes, is_loopback, read_keys, read_pins
+from t5peft.cli.serve import is_loopback, read_keys, read_pins
 from t5peft.serving.launch import public_name
 
 
@@ -40,13 +39,6 @@ def test_pins_are_hashes_and_names(tmp_path: Path) -> None:
         path.write_text(line)
         with pytest.raises(ValueError, match="expected a SHA-256 of 64 hexadecimal digits and the name"):
             read_pins(path)
-
-
-def test_sizes_have_units() -> None:
-    assert [_bytes(text) for text in ("5", "2GB", "1.5 kb", "2GiB", "3m")] == [5, 2 * 10**9, 1500, 2 << 30, 3 * 10**6]
-    for text in ("", "GB", "-1", "0", "2 TB", "two"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected a size"):
-            _bytes(text)
 
 
 def test_hosts_of_the_loopback_are_known() -> None:
