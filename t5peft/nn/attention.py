@@ -31,6 +31,7 @@ from t5peft.models.families import family_of
 from t5peft.nn.grouped_attention import GROUPED
 from t5peft.nn.kernels.attention import BiasByDistance, attend_with_dropout, toeplitz, varlen_attention
 from t5peft.nn.kernels.module import runs_on_cpu
+from t5peft.nn.kernels.native_rows import attend_rows
 from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.nn.row_prefixes import RowPrefixes
 
@@ -85,11 +86,14 @@ def attend(
         Output: [B, Q, N, D].
     """
     if layout is not None:
-        assert not isinstance(prefix, RowPrefixes)  # which are of serving only
         return _attend_varlen(module, query, key, value, dropout, position_bias, prefix, layout), None
     block_mask = (
         cross_block_mask if _is_cross(module) else decoder_block_mask if module.is_causal else encoder_block_mask
     )
+    if query.shape[2] == 1 and block_mask is None and not dropout:
+        output = attend_rows(query, key, value, position_bias, attention_mask, _of_rows(prefix), scaling)
+        if output is not None:
+            return output, None
     bias = _bias_of_scores(query, key, attention_mask, position_bias, block_mask)
     if isinstance(prefix, RowPrefixes):
         bias = None if bias is None else bias.to(query.dtype)
@@ -107,6 +111,11 @@ def attend(
     else:
         output = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _of_rows(prefix: tuple[Tensor, Tensor] | RowPrefixes | None) -> RowPrefixes | None:
+    """Return a prefix of all rows as one of each."""
+    return RowPrefixes(slice(None), None, *prefix, None) if isinstance(prefix, tuple) else prefix
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
@@ -144,7 +153,7 @@ def _attend_varlen(
     value: Tensor,
     dropout: float,
     position_bias: Tensor | None,
-    prefix: tuple[Tensor, Tensor] | None,
+    prefix: tuple[Tensor, Tensor] | RowPrefixes | None,
     layout: VarlenLayout,
 ) -> Tensor:
     """Attend within each example of a row: query [1, N, Q, D], key and value [1, N, K, D] -> [1, Q, N, D]."""

@@ -6,7 +6,7 @@ Letters: B batch, Q queries, K keys, N heads, G heads of keys and values, D d_kv
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ class RowPrefixes:
     """[rows, G, P, D]."""
     hidden: Tensor | None
     """[rows, 1, 1, P], true where a prefix is filled up; None where all have the same length."""
+    _addresses: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def addresses(self, count: int) -> Tensor:
+        """Return for each of ``count`` rows the length of its prefix, and where its keys and values start in memory [count, 3]."""
+        if count not in self._addresses:
+            index = torch.arange(count)[self.rows]
+            missing = 0 if self.hidden is None else self.hidden.flatten(1).sum(1)
+            table = torch.zeros(count, 3, dtype=torch.int64)
+            table[index, 0] = torch.full((len(index),), self.key.shape[2]) - missing
+            for column, part in enumerate((self.key, self.value), 1):
+                offsets = torch.arange(len(part)) * part.stride(0) + missing * part.stride(2)
+                table[index, column] = part.data_ptr() + offsets * part.element_size()
+            self._addresses[count] = table
+        return self._addresses[count]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scores: Scores) -> Tensor:
         """Attend with the prefixes. Rows without one get exactly what they would get by themselves.

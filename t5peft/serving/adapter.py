@@ -141,7 +141,7 @@ def _read_lora(adapter: AdapterWeights, config: LoraConfig, tensors: dict[str, T
         pattern = config.alpha_pattern or {}  # the first key that the end of the name matches, as peft looks it up
         alpha = pattern.get(get_pattern_key(list(pattern), name), config.lora_alpha)
         scaled = b * (alpha / rank**0.5 if config.use_rslora else alpha / rank)
-        change = MapChange(a=a.contiguous(), b=scaled)
+        change = MapChange(a=a.contiguous(), b=_by_columns(scaled))
         if (magnitude := tensors.pop(f"{name}.lora_magnitude_vector", None)) is not None:
             weight = plain_weight(t5.get_submodule(name)).to(a.dtype)
             change.output_scale = magnitude.flatten() / (weight + scaled @ a).norm(dim=1)
@@ -154,7 +154,13 @@ def _read_adalora(
     for name, a in _take(tensors, ".lora_A"):
         b, sizes = (tensors.pop(f"{name}.lora_{part}") for part in ("B", "E"))
         # peft divides by the rank at the start, also where fewer entries are left
-        adapter.maps[name] = MapChange(a=(sizes * a).contiguous(), b=b * (config.lora_alpha / (config.init_r + 1e-5)))
+        scaled = b * (config.lora_alpha / (config.init_r + 1e-5))
+        adapter.maps[name] = MapChange(a=(sizes * a).contiguous(), b=_by_columns(scaled))
+
+
+def _by_columns(b: Tensor) -> Tensor:
+    """Lay out b [O, R] as the transposed of a contiguous tensor, as the compiled kernel reads it."""
+    return b.t().contiguous().t()
 
 
 def _read_ia3(adapter: AdapterWeights, config: IA3Config, tensors: dict[str, Tensor], t5: PreTrainedModel) -> None:

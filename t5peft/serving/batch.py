@@ -81,10 +81,27 @@ class Batch:
             Their batch, and the logits [B, V] of their first tokens.
         """
         rows = sorted(rows, key=lambda row: sort_key(row.adapter))
+        for row in rows:
+            row.source_columns = len(row.source_ids) + (0 if row.adapter is None else row.adapter.prompt_length)
+        if model.packs:
+            return cls._start_packed(model, rows)
         states, mask = _encode(model, rows)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         logits = _decode(model, rows, states, mask, None, cache)
         return cls(rows, _stacked(cache.self_attention_cache), _stacked(cache.cross_attention_cache)), logits
+
+    @classmethod
+    def _start_packed(cls, model: MixedModel, rows: Sequence[Row]) -> tuple[Batch, Tensor]:
+        """Do the same with sources that lie end to end, so that nothing is computed for padding."""
+        states, lengths = model.encode_packed([row.source_ids for row in rows], [row.adapter for row in rows])
+        config, columns = model.t5.config, torch.arange(max(lengths))
+        is_used = columns < torch.tensor(lengths)[:, None]
+        shape = (len(rows), config.num_heads, len(columns), config.d_kv)
+        sources = states.new_zeros(2 * config.num_decoder_layers, *shape)
+        layers = [_PackedLayer(keys, values, is_used) for keys, values in sources.unflatten(0, (-1, 2))]
+        cache = EncoderDecoderCache(DynamicCache(), Cache(layers=layers))
+        logits = _decode(model, rows, states, _additive(~is_used, states.dtype), None, cache, lengths)
+        return cls(rows, _stacked(cache.self_attention_cache), sources), logits
 
     @property
     def columns(self) -> int:
@@ -224,6 +241,26 @@ class _FilledLayer(DynamicLayer):
         return keys, values
 
 
+class _PackedLayer(DynamicLayer):
+    """A layer of a cache of sources that takes all of them end to end, and gives each its row.
+
+    Shapes:
+        keys, values: [B, N, S, D].
+        is_used: [B, S].
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, is_used: Tensor) -> None:
+        super().__init__()
+        self._places, self._is_used = (keys, values), is_used
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        for place, states in zip(self._places, (key_states, value_states), strict=True):
+            place.transpose(1, 2)[self._is_used] = states[0].transpose(0, 1)
+        self.lazy_initialization(*self._places)
+        self.keys, self.values = self._places
+        return self._places
+
+
 _TOKENS_OF_A_PASS = 64
 """So many tokens take about the time that a pass of the encoder takes whatever it reads."""
 
@@ -234,8 +271,6 @@ def _encode(model: MixedModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     Returns:
         States [B, S, H], and their mask [B, S].
     """
-    for row in rows:
-        row.source_columns = len(row.source_ids) + (0 if row.adapter is None else row.adapter.prompt_length)
     groups = similar_lengths([row.source_columns for row in rows], _TOKENS_OF_A_PASS)
     passes = [model.encode([rows[i].source_ids for i in group], [rows[i].adapter for i in group]) for group in groups]
     if len(groups) == 1:
@@ -281,9 +316,10 @@ def _decode(
     source_mask: Tensor,
     target_mask: Tensor | None,
     cache: EncoderDecoderCache,
+    lengths: Sequence[int] = (),
 ) -> Tensor:
-    """Let the decoder read the next token of every row, and return logits [B, V]."""
-    with model.rows([row.adapter for row in rows]):
+    """Let the decoder read the next token of every row, and return logits [B, V]. ``lengths`` are those of packed states."""
+    with model.rows([row.adapter for row in rows], lengths):
         logits: Tensor = model.t5(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=source_mask,

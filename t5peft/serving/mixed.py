@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
@@ -35,6 +36,9 @@ from t5peft.models.families import family_of
 from t5peft.models.unwrap import ensure_unwrapped
 from t5peft.nn.attention import use_attention
 from t5peft.nn.fast import fast_kernels
+from t5peft.nn.kernels.linear import row_multiple
+from t5peft.nn.kernels.native import takes_native
+from t5peft.nn.kernels.varlen import VarlenLayout
 from t5peft.serving.requests import Ids
 from t5peft.serving.routing import Routing, in_parts
 from t5peft.serving.separate import encode_separately, generate_separately
@@ -61,6 +65,7 @@ class MixedModel:
         correct_config(t5)
         use_attention(t5)
         self._routing: Routing | None = None
+        self._tokens: Routing | None = None
         self._kept: dict[tuple[int, ...], Routing] = {}
         self._added = ExitStack()
         for handle in self._add_hooks():
@@ -73,8 +78,14 @@ class MixedModel:
         self._added.close()
         self._kept.clear()
 
+    @property
+    def packs(self) -> bool:
+        """Whether sources can lie end to end in one row, without padding: where the compiled kernels run."""
+        table = self.t5.get_input_embeddings().weight
+        return "kernels" not in family_of(self.t5.config).lacks and takes_native(cast(Tensor, table))
+
     @contextmanager
-    def rows(self, adapters: Adapters) -> Iterator[None]:
+    def rows(self, adapters: Adapters, lengths: Sequence[int] = ()) -> Iterator[None]:
         """Give row i of every batch to ``adapters[i]`` inside the block.
 
         A batch of k times as many rows has k beams of each row next to each other. Rows of one adapter are fastest where they stand
@@ -82,13 +93,16 @@ class MixedModel:
 
         Args:
             adapters: One for each row; None for the backbone as it is.
+            lengths: Tokens of each row, where some modules get all of them end to end in one row.
         """
-        outer, self._routing = self._routing, self._routing_for(adapters)
+        outer = self._routing, self._tokens
+        of_tokens = [adapter for adapter, length in zip(adapters, lengths, strict=False) for _ in range(length)]
+        self._routing, self._tokens = self._routing_for(adapters), Routing(of_tokens) if lengths else None
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self._routing = outer
+            self._routing, self._tokens = outer
 
     def encode(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, Tensor]:
         """Encode sources, each with its adapter.
@@ -100,10 +114,37 @@ class MixedModel:
         Returns:
             States [B, S', H], padded on the right, and their mask [B, S'].
         """
-        embeddings, mask = self._embed(sources, adapters)
+        if self.packs:
+            packed, lengths = self.encode_packed(sources, adapters)
+            states = pad_sequence(list(packed[0].split(lengths)), batch_first=True)
+            return states, _mask_of(lengths, states)
+        embeddings = self._embed(sources, adapters)
+        padded = pad_sequence(embeddings, batch_first=True)
+        mask = _mask_of([len(row) for row in embeddings], padded)
         with self.rows(adapters):
-            output = self.t5.get_encoder()(inputs_embeds=embeddings, attention_mask=mask)
+            output = self.t5.get_encoder()(inputs_embeds=padded, attention_mask=mask)
         return output.last_hidden_state, mask
+
+    def encode_packed(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, list[int]]:
+        """Encode sources end to end in one row, where ``packs``.
+
+        Args:
+            sources: As for ``encode``.
+            adapters: One for each row.
+
+        Returns:
+            States [1, T, H] of all tokens, and the tokens of each row.
+        """
+        embeddings = self._embed(sources, adapters)
+        lengths = [len(row) for row in embeddings]
+        missing = -sum(lengths) % row_multiple(sum(lengths))  # that linear maps would fill up, each of them
+        filled, own = ([*lengths, missing], [*adapters, None]) if missing else (lengths, adapters)
+        row = torch.cat([*embeddings, embeddings[0].new_zeros(missing, embeddings[0].shape[-1])])[None]
+        with self.rows(own, filled):
+            output = self.t5.get_encoder()(
+                inputs_embeds=row, attention_mask=row.new_zeros(1, 1, 1, 1), layout=VarlenLayout(tuple(filled), tuple(filled))
+            )
+        return output.last_hidden_state[:, : sum(lengths)], lengths
 
     @contextmanager
     def encoded(
@@ -214,24 +255,16 @@ class MixedModel:
 
         return in_parts(adapters, score)
 
-    def _embed(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, Tensor]:
-        """Return embeddings [B, S', H] with the prompt of each row before its source, and their mask [B, S']."""
+    def _embed(self, sources: Ids, adapters: Adapters) -> list[Tensor]:
+        """Return the embeddings [S', H] of each row, its prompt before its source."""
         table = cast(nn.Embedding, self.t5.get_input_embeddings())
         with torch.inference_mode():
-            embeddings = table(_padded(sources, self.t5))
-            lengths = [len(source) for source in sources]
-            prompts = [adapter.prompt if adapter is not None else None for adapter in adapters]
-            if any(prompt is not None for prompt in prompts):
-                rows = [
-                    row[:length] if prompt is None else torch.cat([prompt.to(row.dtype), row[:length]])
-                    for row, length, prompt in zip(embeddings, lengths, prompts, strict=True)
-                ]
-                lengths = [len(row) for row in rows]
-                pad = embeddings.new_zeros(max(lengths), embeddings.shape[-1])
-                rows = [torch.cat([row, pad[len(row) :]]) for row in rows]
-                embeddings = torch.stack(rows)
-            columns = torch.arange(max(lengths), device=embeddings.device)
-            return embeddings, (columns < torch.tensor(lengths, device=embeddings.device)[:, None]).long()
+            ids = torch.tensor([token for source in sources for token in source], device=self.t5.device)
+            rows = table(ids).split([len(source) for source in sources])
+            return [
+                row if adapter is None or adapter.prompt is None else torch.cat([adapter.prompt.to(row.dtype), row])
+                for row, adapter in zip(rows, adapters, strict=True)
+            ]
 
     def _routing_for(self, adapters: Adapters) -> Routing:
         """Return the routing of the rows, with what it has computed before where the rows are the same."""
@@ -262,13 +295,18 @@ class MixedModel:
         return self._routing is not None and self._routing.changes(name)
 
     def _at(self, x: Tensor) -> Routing:
+        """Return the routing of x: of tokens where they are end to end in one row, or of the rows of a batch."""
         assert self._routing is not None  # by ``_changes``
+        if self._tokens is not None and x.shape[:2] == (1, len(self._tokens.adapters)):
+            return self._tokens
         return self._routing.at(x)
 
     def _scale_inputs(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if not self._changes(name) or (scales := self._at(inputs[0]).input_scales(name)) is None:
             return None
-        return (scales.multiply(inputs[0].clone()), *inputs[1:])
+        scaled = inputs[0].clone()
+        scales.multiply(self._at(scaled).rows_of(scaled))
+        return (scaled, *inputs[1:])
 
     def _change_outputs(
         self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
@@ -276,34 +314,41 @@ class MixedModel:
         if not self._changes(name):
             return None
         routing = self._at(output)
-        for group in routing.low_rank(name):
-            group.add(inputs[0], output)
+        x, y = routing.rows_of(inputs[0]), routing.rows_of(output)
+        for group in routing.low_rank(name, takes_native(x, y)):
+            group.add(x, y)
         if (scales := routing.output_scales(name)) is not None:
-            scales.multiply(output)
+            scales.multiply(y)
         for bottleneck in routing.bottlenecks(name):
-            bottleneck.add(inputs[0], output)
+            bottleneck.add(x, y)
         return output
 
     def _renormalize(
         self, name: str, epsilon: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> Tensor | None:
         if self._changes(name) and (norms := self._at(output).norms(name)) is not None:
-            norms.replace(inputs[0], output, getattr(module, epsilon))
+            routing = self._at(output)
+            norms.replace(routing.rows_of(inputs[0]), routing.rows_of(output), getattr(module, epsilon))
         return output
 
     def _add_bottlenecks(
         self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> Tensor | None:
         if self._changes(name):
-            for bottleneck in self._at(output).bottlenecks(name):
-                bottleneck.add(inputs[0], output)
+            routing = self._at(output)
+            for bottleneck in routing.bottlenecks(name):
+                bottleneck.add(routing.rows_of(inputs[0]), routing.rows_of(output))
         return output
 
     def _add_prefixes(
         self, name: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         states = inputs[0] if inputs else options["hidden_states"]
-        if not self._changes(name) or (prefixes := self._at(states).prefixes(name)) is None:
+        if not self._changes(name):
+            return None
+        routing = self._at(states)
+        prefixes = cast(Routing, self._routing if routing is self._tokens else routing).prefixes(name)
+        if prefixes is None:
             return None
         return inputs, {**options, "prefix": prefixes}
 
@@ -323,6 +368,12 @@ def calling(call: Callable[[], None]) -> StoppingCriteriaList:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     return StoppingCriteriaList([go_on])
+
+
+def _mask_of(lengths: Sequence[int], states: Tensor) -> Tensor:
+    """Return the mask [B, S] of padded states [B, S, H]."""
+    columns = torch.arange(states.shape[1], device=states.device)
+    return (columns < torch.tensor(lengths, device=states.device)[:, None]).long()
 
 
 def _padded(rows: Ids, t5: PreTrainedModel) -> Tensor:

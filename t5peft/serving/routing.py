@@ -9,10 +9,10 @@ G adapters of a group, m rows of each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from peft import PeftModel
@@ -20,10 +20,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from t5peft.methods.bottleneck import ACTIVATIONS, Activation
+from t5peft.nn.kernels.native import takes_native
+from t5peft.nn.kernels.native_rows import LowRankRows
 from t5peft.nn.row_prefixes import RowPrefixes
 from t5peft.serving.weights import Adapters, AdapterWeights, BottleneckChange
 
 Found = TypeVar("Found")
+Options = ParamSpec("Options")
 
 
 def sort_key(adapter: AdapterWeights | None) -> tuple[bool, bool, str, str, int]:
@@ -162,13 +165,13 @@ class BottleneckGroup:
         self.rows.put(y, before + change.view(before.shape).to(before.dtype))
 
 
-def _once(make: Callable[[Routing, str], Found]) -> Callable[[Routing, str], Found]:
+def _once(make: Callable[Concatenate[Routing, Options], Found]) -> Callable[Concatenate[Routing, Options], Found]:
     """Let a method of ``Routing`` compute what it returns for a module once."""
 
-    def found(self: Routing, name: str) -> Found:
-        key = (make.__name__, name)
+    def found(self: Routing, *args: Options.args, **kwargs: Options.kwargs) -> Found:
+        key = (make.__name__, *args)
         if key not in self._made:
-            self._made[key] = make(self, name)
+            self._made[key] = make(self, *args, **kwargs)
         return cast(Found, self._made[key])
 
     return wraps(make)(found)
@@ -179,6 +182,9 @@ class Routing:
 
     Args:
         adapters: One for each row; None for the backbone as it is.
+
+    Attributes:
+        adapters: One for each row.
     """
 
     def __init__(self, adapters: Adapters) -> None:
@@ -193,8 +199,13 @@ class Routing:
             for part in (adapter.maps, adapter.norms, adapter.bottlenecks, adapter.prefixes)
             for name in part
         }
-        self._made: dict[tuple[str, str], Any] = {}
+        self._runs = {adapter: list(_runs(rows)) for adapter, rows in self._rows.items()}
+        self._made: dict[tuple[Any, ...], Any] = {}
         self._repeated: dict[int, Routing] = {}
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """Return x [B, ..], or a view [T, 1, ..] of one row x [1, T, ..] whose tokens this routes."""
+        return x if len(x) == len(self.adapters) else x.transpose(0, 1)
 
     def changes(self, name: str) -> bool:
         """Return whether an adapter of the batch changes the module ``name``."""
@@ -233,11 +244,12 @@ class Routing:
 
     def _per_row(self, tensors: dict[AdapterWeights, Tensor]) -> tuple[Rows, Tensor] | None:
         """Return the rows of some adapters, and the tensor of its adapter for each row."""
-        pairs = sorted((row, tensor) for adapter, tensor in tensors.items() for row in self._rows[adapter])
-        if not pairs:
+        if not tensors:
             return None
-        rows, stacked = [row for row, _ in pairs], torch.stack([tensor for _, tensor in pairs])
-        return Rows(rows, stacked.device), stacked
+        pairs = sorted((row, i) for i, adapter in enumerate(tensors) for row in self._rows[adapter])
+        stacked = torch.stack(list(tensors.values()))
+        index = torch.tensor([i for _, i in pairs], device=stacked.device)
+        return Rows([row for row, _ in pairs], stacked.device), stacked[index]
 
     def _scales(self, name: str, part: str) -> RowScale | None:
         found = self._per_row(
@@ -264,14 +276,19 @@ class Routing:
             yield members, [row for adapter in members for row in self._rows[adapter]]
 
     @_once
-    def low_rank(self, name: str) -> list[LowRankGroup]:
-        """Return the LoRA matrices of a linear map."""
-        groups = []
+    def low_rank(self, name: str, is_native: bool) -> Sequence[LowRankRows | LowRankGroup]:
+        """Return the LoRA matrices of a linear map, for the compiled function or for that of torch."""
         matrices: dict[AdapterWeights, tuple[Tensor, Tensor]] = {
             adapter: (change.a, change.b)
             for adapter in self._rows
             if (change := adapter.maps.get(name)) is not None and change.a is not None and change.b is not None
         }
+        if not matrices:
+            return []
+        if is_native and all(takes_native(a, b.t()) for a, b in matrices.values()):
+            parts = [(*run, *matrices[adapter]) for adapter in matrices for run in self._runs[adapter]]
+            return [LowRankRows(parts)]
+        groups = []
         for members, rows in self._groups({adapter: len(a) for adapter, (a, _) in matrices.items()}):
             a, b = (_stack(matrices[adapter][i] for adapter in members).transpose(1, 2) for i in range(2))
             groups.append(LowRankGroup(Rows(rows, a.device), a, b))
@@ -325,6 +342,15 @@ class Routing:
             mask = masks[1][:, None, None]
         others = sorted({*range(len(self.adapters))} - {row for adapter in own for row in self._rows[adapter]})
         return RowPrefixes(rows.index, Rows(others, key.device).index if others else None, key, value, mask)
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the number of ascending rows that are next to each other."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end] != rows[end - 1] + 1:
+            yield rows[start], end - start
+            start = end
 
 
 def _stack(tensors: Iterable[Tensor]) -> Tensor:

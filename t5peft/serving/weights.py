@@ -27,7 +27,7 @@ class MapChange:
     a: Tensor | None = None
     """[R, I]."""
     b: Tensor | None = None
-    """[O, R], with the scale of LoRA in it."""
+    """[O, R], with the scale of LoRA in it, the transposed of a contiguous tensor."""
     input_scale: Tensor | None = None
     """[I]."""
     output_scale: Tensor | None = None

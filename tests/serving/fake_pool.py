@@ -35,6 +35,8 @@ def engine_t5(geometry: Geometry = "v1.1", *, ends: bool = True) -> PreTrainedMo
 class FakeModel:
     """Rows of any adapter get the plain model. ``on_call`` may raise, wait or count."""
 
+    packs = False
+
     def __init__(self, t5: PreTrainedModel) -> None:
         self.t5 = t5
         use_attention(t5)
@@ -48,7 +50,7 @@ class FakeModel:
         return self.t5.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
     @contextmanager
-    def rows(self, adapters: Sequence[AdapterWeights | None]) -> Iterator[None]:
+    def rows(self, adapters: Sequence[AdapterWeights | None], lengths: Sequence[int] = ()) -> Iterator[None]:
         self.on_call("rows", adapters)
         yield
 

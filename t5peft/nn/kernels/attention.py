@@ -26,6 +26,7 @@ from t5peft.nn.kernels.dropout import DropMask
 from t5peft.nn.kernels.module import FastModule
 from t5peft.nn.kernels.native_attention import native_attention
 from t5peft.nn.kernels.varlen import Segment, VarlenLayout
+from t5peft.nn.row_prefixes import RowPrefixes
 
 Prefix = tuple[Tensor, Tensor]
 
@@ -205,7 +206,7 @@ def varlen_attention(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
-    prefix: Prefix | None,
+    prefix: Prefix | RowPrefixes | None,
     layout: VarlenLayout,
     sides: tuple[int, int],
     p: float,
@@ -217,7 +218,7 @@ def varlen_attention(
         key: Of all examples, end to end.
         value: Of all examples, end to end.
         bias: For the longest example; None for no bias.
-        prefix: Keys and values that stand before those of every example.
+        prefix: Keys and values that stand before those of every example. Prefixes of each example need the compiled functions.
         layout: The examples of the row.
         sides: Whether queries and keys are sources (0) or targets (1).
         p: Probability of dropping a weight; 0 outside of training.
@@ -233,12 +234,14 @@ def varlen_attention(
     # Every group has another shape, and oneDNN would prepare and keep bfloat16 products for each of them. Products in float32
     # are those of MKL, and the arithmetic of attention is little. Autocast would turn them into bfloat16 again.
     inside = torch.float32 if dtype is torch.bfloat16 else dtype
-    prefix_key, prefix_value = (None, None) if prefix is None else (part[0].to(inside) for part in prefix)
+    own = prefix if isinstance(prefix, RowPrefixes) else None
+    prefix_key, prefix_value = (part[0].to(inside) for part in prefix) if isinstance(prefix, tuple) else (None, None)
     query, key, value = (part[0].transpose(0, 1).to(inside) for part in (query, key, value))
     bias = None if bias is None else bias[0].to(inside)
-    attended = native_attention(query, key, value, bias, (prefix_key, prefix_value), layout, sides, p)
+    attended = native_attention(query, key, value, bias, own or (prefix_key, prefix_value), layout, sides, p)
     if attended is not None:
         return attended.unsqueeze(0).to(dtype)
+    assert own is None  # as sources are packed only where the compiled functions take them
     blocks = [_Block(layout, group[sides[0]], group[sides[1]]) for group in layout.groups]
     with torch.autocast("cpu", enabled=False):
         attended = _VarlenAttention.apply(query, key, value, bias, prefix_key, prefix_value, blocks, p)

@@ -142,6 +142,8 @@ typedef struct {
   int threshold;
   float scale;
   int threads;
+  const int64_t *prefixes; /* of each example: P, no more than `prefix`, and the addresses of keys and values; or NULL */
+  long prefix_head;
 } Layout;
 
 static long largest(const int64_t *sizes, long count) {
@@ -150,24 +152,30 @@ static long largest(const int64_t *sizes, long count) {
   return most;
 }
 
-/* Pack the keys, or values, of a head as they are multiplied: [W, D], or as [D, W] where `turned`. */
-static void pack_keys(const Layout *at, const float *prefix, const float *row, long example, long head, int turned, float *panels) {
-  long size = at->size, stride = at->heads * size, keys = at->keys[example], width = at->prefix + keys;
+/* Return where the prefix [P, D] of a head starts, of its keys (1) or values (2): of `shared` [N, P, D], or of that of an example. */
+static const float *prefix_of(const Layout *at, const float *shared, long example, long head, int part) {
+  if (at->prefixes && at->prefixes[3 * example]) return (const float *)at->prefixes[3 * example + part] + head * at->prefix_head;
+  return shared ? shared + head * at->prefix * at->size : NULL;
+}
+
+/* Pack the keys, or values, of a head behind its prefix `before` [P, D] as they are multiplied: [W, D], or as [D, W] where `turned`. */
+static void pack_keys(const Layout *at, const float *before, long prefix, const float *row, long example, long head, int turned,
+                      float *panels) {
+  long size = at->size, stride = at->heads * size, keys = at->keys[example], width = prefix + keys;
   const float *own = row + at->key_starts[example] * stride + head * size;
-  const float *before = prefix ? prefix + head * at->prefix * size : NULL;
   if (!turned) {
     for (long first = 0; first < size; first += PANEL) {
       long part = size - first < PANEL ? size - first : PANEL;
       float *panel = panels + first * width;
-      if (before) pack(before + first, at->prefix, part, size, 1, panel, 0);
-      pack(own + first, keys, part, stride, 1, panel + at->prefix * PANEL, 0);
+      if (before) pack(before + first, prefix, part, size, 1, panel, 0);
+      pack(own + first, keys, part, stride, 1, panel + prefix * PANEL, 0);
     }
     return;
   }
   for (long first = 0; first < width; first += PANEL, panels += size * PANEL) {
     for (long j = 0; j < PANEL; j++) {
       long key = first + j;
-      const float *from = key < at->prefix ? before + key * size : own + (key - at->prefix) * stride;
+      const float *from = key < prefix ? before + key * size : own + (key - prefix) * stride;
       if (key < width)
         for (long d = 0; d < size; d++) panels[d * PANEL + j] = from[d];
       else
@@ -192,11 +200,13 @@ int attention_forward(const Layout *at, const float *query, const float *key, co
 #pragma omp for schedule(dynamic, 1)
     for (long task = 0; task < at->examples * at->heads; task++) {
       long example = task / at->heads, head = task % at->heads;
-      long queries = at->queries[example], width = at->prefix + at->keys[example], padded = rounded(width);
+      long prefix = at->prefixes ? at->prefixes[3 * example] : at->prefix, queries = at->queries[example];
+      long width = prefix + at->keys[example], padded = rounded(width);
       long place = at->places[example] + head * queries * width;
+      const float *before_keys = prefix_of(at, prefix_key, example, head, 1), *before_values = prefix_of(at, prefix_value, example, head, 2);
       if (!keys) continue;
-      pack_keys(at, prefix_key, key, example, head, 1, keys);
-      pack_keys(at, prefix_value, value, example, head, 0, values);
+      pack_keys(at, before_keys, prefix, key, example, head, 1, keys);
+      pack_keys(at, before_values, prefix, value, example, head, 0, values);
       for (long first = 0; first < queries; first += BLOCK) {
         long count = queries - first < BLOCK ? queries - first : BLOCK;
         long start = (at->query_starts[example] + first) * stride + head * size;
@@ -206,7 +216,7 @@ int attention_forward(const Layout *at, const float *query, const float *key, co
           long from = place + (first + i) * width;
           if (at->bias) {
             const float *bias = at->bias + head * at->bias_head + (first + i) * at->bias_row;
-            for (long j = at->prefix; j < width; j++) row[j] += bias[j - at->prefix];
+            for (long j = prefix; j < width; j++) row[j] += bias[j - prefix];
           }
           softmax(row, width, padded);
           if (probabilities) memcpy(probabilities + from, row, sizeof(float) * width);
@@ -244,8 +254,8 @@ int attention_backward(const Layout *at, const float *query, const float *key, c
       long queries = at->queries[example], width = prefix + at->keys[example], padded = rounded(width);
       long place = at->places[example] + head * queries * width;
       if (!keys) continue;
-      pack_keys(at, prefix_key, key, example, head, 0, keys);
-      pack_keys(at, prefix_value, value, example, head, 1, values);
+      pack_keys(at, prefix_of(at, prefix_key, example, head, 1), prefix, key, example, head, 0, keys);
+      pack_keys(at, prefix_of(at, prefix_value, example, head, 2), prefix, value, example, head, 1, values);
       for (long first = 0; first < queries; first += BLOCK) {
         long count = queries - first < BLOCK ? queries - first : BLOCK;
         long start = (at->query_starts[example] + first) * stride + head * size;

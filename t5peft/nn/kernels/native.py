@@ -1,4 +1,4 @@
-"""Compile ``native.c`` once for this processor, and call its functions.
+"""Compile ``native.c`` and ``rows.c`` once for this processor, and call their functions.
 
 A step of short examples spends a third of its time outside of matrix products. Attention, dropouts and norms go through memory
 several times there. The compiled functions do so once. gcc takes about a second, and the library goes to the user's cache folder,
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from t5peft.nn.kernels.choice import PLAIN, VARIABLE, cache_folder
 from t5peft.nn.notes import say_once
 
+_SOURCES = ("native.c", "rows.c")
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 _SECONDS = 60
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
@@ -40,10 +41,25 @@ class Layout(ctypes.Structure):
         *((name, _POINTER) for name in ("query_starts", "queries", "key_starts", "keys", "places", "bias")),
         *((name, _LONG) for name in ("bias_head", "bias_row")),
         *(("mask", _POINTER), ("threshold", _INT), ("scale", _FLOAT), ("threads", _INT)),
+        *(("prefixes", _POINTER), ("prefix_head", _LONG)),
+    )
+
+
+class Queries(ctypes.Structure):
+    """The structure of the same name in ``rows.c``."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("rows", "heads", "size", "keys", "query_row", "query_head")),
+        *((f"{name}_{stride}", _LONG) for name in ("key", "value") for stride in ("row", "head", "step")),
+        *(("bias", _POINTER), ("bias_row", _LONG), ("bias_head", _LONG), ("mask", _POINTER), ("mask_row", _LONG)),
+        *(("prefixes", _POINTER), ("longest_prefix", _LONG), ("prefix_head", _LONG)),
+        *(("scale", _FLOAT), ("threads", _INT)),
     )
 
 
 _ARGUMENTS = {
+    "add_low_rank": (_POINTER, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT),
+    "attend_rows": (ctypes.POINTER(Queries), *[_POINTER] * 4),
     "attention_forward": (ctypes.POINTER(Layout), *[_POINTER] * 7),
     "attention_backward": (ctypes.POINTER(Layout), *[_POINTER] * 13),
     "bias_backward": (ctypes.POINTER(Layout), *[_POINTER] * 2),
@@ -55,6 +71,11 @@ _ARGUMENTS = {
 
 def takes_native(*tensors: Tensor | None) -> bool:
     """Return whether the compiled functions take these tensors: contiguous ones in float32 in the memory of the CPU."""
+    return takes_strided(*tensors) and all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+
+
+def takes_strided(*tensors: Tensor | None) -> bool:
+    """Return the same of tensors of which only the elements of the last dimension must be next to each other."""
     if torch.compiler.is_compiling() or _library() is None:
         return False
     return all(
@@ -63,7 +84,7 @@ def takes_native(*tensors: Tensor | None) -> bool:
             type(tensor) in (Tensor, nn.Parameter)
             and tensor.dtype is torch.float32
             and tensor.device.type == "cpu"
-            and tensor.is_contiguous()
+            and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1)
         )
         for tensor in tensors
     )
@@ -81,7 +102,7 @@ def _compiled() -> ctypes.CDLL | None:
     try:
         if not _threads_are_of_gcc():
             raise OSError("torch runs on other threads than those of gcc")
-        source = files("t5peft.nn.kernels").joinpath("native.c").read_bytes()
+        source = b"".join(files("t5peft.nn.kernels").joinpath(name).read_bytes() for name in _SOURCES)
         key = hashlib.sha256(b"\0".join([source, " ".join(_FLAGS).encode(), _processor()])).hexdigest()[:16]
         library = _load(source, cache_folder() / f"native-{key}.so")
         for name, arguments in _ARGUMENTS.items():
@@ -140,7 +161,7 @@ def call(name: str, *arguments: Any) -> int:
     Returns:
         What the function returns.
     """
-    found: int = getattr(_library(), name)(
+    found: int = getattr(_compiled(), name)(
         *(argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments)
     )
     return found

@@ -16,18 +16,23 @@ from t5peft.nn.kernels.module import FastModule, runs_on_cpu
 from t5peft.nn.kernels.native import call, takes_native
 
 
+def _normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the output [.., H] of x [.., H], and 1 / sqrt(mean(x^2) + eps) [.., 1]."""
+    if takes_native(x, weight):
+        inverse, result = x.new_empty(*x.shape[:-1], 1), torch.empty_like(x)
+        call("norm_forward", x, weight, inverse.numel(), x.shape[-1], eps, inverse, result, torch.get_num_threads())
+        return result, inverse
+    inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * inverse).mul_(weight), inverse
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Map x [.., H], weight [H] -> [.., H]."""
-        if takes_native(x, weight):
-            inverse, result = x.new_empty(*x.shape[:-1], 1), torch.empty_like(x)
-            call("norm_forward", x, weight, inverse.numel(), x.shape[-1], eps, inverse, result, torch.get_num_threads())
-            ctx.save_for_backward(x, weight, inverse)
-            return result
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        result, inverse = _normalize(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return result
 
     @staticmethod
     @once_differentiable
@@ -62,4 +67,6 @@ class FastNorm(FastModule):
         is_float32 = hidden_states.dtype == self.weight.dtype == torch.float32
         if not is_float32 or not runs_on_cpu(hidden_states):
             return super().forward(hidden_states)
+        if not torch.is_grad_enabled():
+            return _normalize(hidden_states, self.weight, self.variance_epsilon)[0]
         return cast(Tensor, _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon))
