@@ -50,14 +50,14 @@ class Batch:
 
     Args:
         rows: The rows, in the order of the caches.
-        targets: Keys and values of their answers in all layers, one column for each row.
+        targets: Keys and values of their answers in all layers.
         sources: Keys and values of their sources in all layers.
 
     Attributes:
         rows: The rows, in the order of the caches.
 
     Shapes:
-        targets: [2 L, B, N, 1, D].
+        targets: [2 L, B, N, 0 or 1, D].
         sources: [2 L, B, N, S, D].
     """
 
@@ -65,43 +65,42 @@ class Batch:
         self.rows = list(rows)
         # More rows and columns than are used. Those of answers are used from the first to the last one.
         self._targets, self._sources = targets, sources
-        self._first, self._last = 0, 1
+        self._first, self._last = 0, targets.shape[-2]
         self._cache: EncoderDecoderCache | None = None
         self._masks: tuple[Tensor, Tensor]
 
     @classmethod
-    def start(cls, model: MixedModel, rows: Sequence[Row]) -> tuple[Batch, Tensor]:
-        """Encode the sources of new rows and take their first step.
+    def start(cls, model: MixedModel, rows: Sequence[Row]) -> tuple[Batch, Tensor | None]:
+        """Encode the sources of new rows, and take their first step where their caches come from it.
 
         Args:
             model: The model.
             rows: The new rows.
 
         Returns:
-            Their batch, and the logits [B, V] of their first tokens.
+            Their batch, and the logits [B, V] of their first tokens, or None before the first step.
         """
         rows = sorted(rows, key=lambda row: sort_key(row.adapter))
         for row in rows:
             row.source_columns = len(row.source_ids) + (0 if row.adapter is None else row.adapter.prompt_length)
         if model.packs:
-            return cls._start_packed(model, rows)
+            return cls._start_packed(model, rows), None
         states, mask = _encode(model, rows)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         logits = _decode(model, rows, states, mask, None, cache)
         return cls(rows, _stacked(cache.self_attention_cache), _stacked(cache.cross_attention_cache)), logits
 
     @classmethod
-    def _start_packed(cls, model: MixedModel, rows: Sequence[Row]) -> tuple[Batch, Tensor]:
-        """Do the same with sources that lie end to end, so that nothing is computed for padding."""
-        states, lengths = model.encode_packed([row.source_ids for row in rows], [row.adapter for row in rows])
+    def _start_packed(cls, model: MixedModel, rows: Sequence[Row]) -> Batch:
+        """Encode sources that lie end to end, so that nothing is computed for padding, and let the first step come with others."""
+        keys_and_values, lengths = model.read_packed([row.source_ids for row in rows], [row.adapter for row in rows])
         config, columns = model.t5.config, torch.arange(max(lengths))
         is_used = columns < torch.tensor(lengths)[:, None]
         shape = (len(rows), config.num_heads, len(columns), config.d_kv)
-        sources = states.new_zeros(2 * config.num_decoder_layers, *shape)
-        layers = [_PackedLayer(keys, values, is_used) for keys, values in sources.unflatten(0, (-1, 2))]
-        cache = EncoderDecoderCache(DynamicCache(), Cache(layers=layers))
-        logits = _decode(model, rows, states, _additive(~is_used, states.dtype), None, cache, lengths)
-        return cls(rows, _stacked(cache.self_attention_cache), sources), logits
+        sources = keys_and_values[0].new_zeros(len(keys_and_values), *shape)
+        for place, states in zip(sources, keys_and_values, strict=True):
+            place.transpose(1, 2)[is_used] = states.view(-1, config.num_heads, config.d_kv)
+        return cls(rows, sources[..., :0, :], sources)
 
     @property
     def columns(self) -> int:
@@ -145,7 +144,7 @@ class Batch:
         Rows move only where others must make room for them.
 
         Args:
-            joining: Rows that have taken only their first step. Their batch must not be used any more.
+            joining: Rows that have taken no other step than the first. Their batch must not be used any more.
         """
         before = {row: i for i, row in enumerate(self.rows)}
         rows = _arranged(before, joining.rows if joining else [])
@@ -165,14 +164,13 @@ class Batch:
 
     def _write(self, joining: Batch, moves: Sequence[tuple[int, int]]) -> None:
         """Write rows of another batch. Zeros stand where they have no column, as what was there may not be finite."""
-        if not moves:
-            return
-        origin, place = self._indices(moves)
-        self._targets[:, place, :, self._first : self._last - 1] = 0
-        self._targets[:, place, :, self._last - 1 : self._last] = joining._targets[:, origin]
-        width = min(joining._sources.shape[-2], self._sources.shape[-2])
-        self._sources[:, place, :, :width] = joining._sources[:, origin, :, :width]
-        self._sources[:, place, :, width:] = 0
+        start = self._last - joining.columns
+        for origin, place in moves:
+            width = joining.rows[origin].source_columns
+            self._targets[:, place, :, self._first : start] = 0
+            self._targets[:, place, :, start : self._last] = joining._targets[:, origin, :, : joining.columns]
+            self._sources[:, place, :, :width] = joining._sources[:, origin, :, :width]
+            self._sources[:, place, :, width:] = 0
 
     def _make_room(self, rows: int, source_columns: int) -> None:
         """Move the caches to larger tensors where they are too small, and to smaller ones where they are far too large."""
@@ -241,26 +239,6 @@ class _FilledLayer(DynamicLayer):
         return keys, values
 
 
-class _PackedLayer(DynamicLayer):
-    """A layer of a cache of sources that takes all of them end to end, and gives each its row.
-
-    Shapes:
-        keys, values: [B, N, S, D].
-        is_used: [B, S].
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, is_used: Tensor) -> None:
-        super().__init__()
-        self._places, self._is_used = (keys, values), is_used
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        for place, states in zip(self._places, (key_states, value_states), strict=True):
-            place.transpose(1, 2)[self._is_used] = states[0].transpose(0, 1)
-        self.lazy_initialization(*self._places)
-        self.keys, self.values = self._places
-        return self._places
-
-
 _TOKENS_OF_A_PASS = 64
 """So many tokens take about the time that a pass of the encoder takes whatever it reads."""
 
@@ -316,10 +294,9 @@ def _decode(
     source_mask: Tensor,
     target_mask: Tensor | None,
     cache: EncoderDecoderCache,
-    lengths: Sequence[int] = (),
 ) -> Tensor:
-    """Let the decoder read the next token of every row, and return logits [B, V]. ``lengths`` are those of packed states."""
-    with model.rows([row.adapter for row in rows], lengths):
+    """Let the decoder read the next token of every row, and return logits [B, V]."""
+    with model.rows([row.adapter for row in rows]):
         logits: Tensor = model.t5(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=source_mask,

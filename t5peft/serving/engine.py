@@ -288,11 +288,12 @@ class Engine:
             self._end(job, found)
 
     def _start(self, jobs: Sequence[Job]) -> Batch | None:
-        """Encode the sources of new rows and take their first step. Return their batch."""
+        """Encode the sources of new rows, and return their batch."""
         with self._failing_together(jobs):
             if jobs:
                 batch, logits = Batch.start(self._model, jobs)
-                self._take(batch, logits)
+                if logits is not None:
+                    self._take(batch, logits)
                 return batch
         return None
 

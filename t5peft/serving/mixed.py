@@ -115,7 +115,7 @@ class MixedModel:
             States [B, S', H], padded on the right, and their mask [B, S'].
         """
         if self.packs:
-            packed, lengths = self.encode_packed(sources, adapters)
+            packed, lengths = self._encode_packed(sources, adapters)
             states = pad_sequence(list(packed[0].split(lengths)), batch_first=True)
             return states, _mask_of(lengths, states)
         embeddings = self._embed(sources, adapters)
@@ -125,16 +125,24 @@ class MixedModel:
             output = self.t5.get_encoder()(inputs_embeds=padded, attention_mask=mask)
         return output.last_hidden_state, mask
 
-    def encode_packed(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, list[int]]:
-        """Encode sources end to end in one row, where ``packs``.
+    def read_packed(self, sources: Ids, adapters: Adapters) -> tuple[list[Tensor], list[int]]:
+        """Encode sources end to end in one row, and let the decoder read them, where ``packs``.
 
         Args:
             sources: As for ``encode``.
             adapters: One for each row.
 
         Returns:
-            States [1, T, H] of all tokens, and the tokens of each row.
+            Keys and values [1, T, N D] of all tokens in each layer of the decoder in turn, and the tokens of each row.
         """
+        states, lengths = self._encode_packed(sources, adapters)
+        endings = family_of(self.t5.config).cross_attention
+        attentions: list[Any] = [module for name, module in self.t5.named_modules() if name.endswith(endings)]
+        with self.rows(adapters, lengths):
+            return [read(states) for attention in attentions for read in (attention.k, attention.v)], lengths
+
+    def _encode_packed(self, sources: Ids, adapters: Adapters) -> tuple[Tensor, list[int]]:
+        """Return the states [1, T, H] of the tokens of all sources, and the tokens of each row."""
         embeddings = self._embed(sources, adapters)
         lengths = [len(row) for row in embeddings]
         missing = -sum(lengths) % row_multiple(sum(lengths))  # that linear maps would fill up, each of them

@@ -1,4 +1,4 @@
-"""Under continuous batching, requests of adapters of all methods get what each adapter answers by itself."""
+"""Under continuous batching, requests of adapters of all methods get what each adapter answers by itself in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from fake_pool import alone, engine_t5, target_log_probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mixed import SERVED, SOURCES, saved
+from test_mixed import SERVED, SOURCES, in_dtype, saved
 from tiny import EOS, tiny_classifier, tiny_tokenizer
 from transformers import PreTrainedModel
 
@@ -55,6 +55,8 @@ class Served:
             self.classifiers[name] = load_adapter(path, model=classifier())[0].eval()
         for model in self.alone.values():
             correct_config(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        for model in (*self.alone.values(), *self.classifiers.values()):  # so that only our own rounding counts
+            in_dtype(model, torch.float64)
         self.pool = AdapterPool(backbone(), folder, tokenizer=tiny_tokenizer())
         self.generated = cache(self._generated)
 
@@ -120,7 +122,10 @@ def test_answers_are_those_of_each_adapter_by_itself(served: Served, drawn: Any,
     assert not any(entry.holders for entry in served.pool._entries.values())
 
 
-def test_a_batch_of_every_method(served: Served) -> None:
+@pytest.mark.parametrize("kernels", ["compiled", "plain"])
+def test_a_batch_of_every_method(served: Served, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels == "plain":
+        monkeypatch.setenv("T5PEFT_KERNELS", kernels)
     requests = [(GenerateRequest(name, SOURCES[i], 11), i) for i in range(4) for name in NAMES]
     with Engine(served.pool) as engine:
         tickets = [engine.submit(request) for request, _ in requests]

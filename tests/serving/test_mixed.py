@@ -112,6 +112,18 @@ def logits_of(mixed: MixedModel, adapters: list[AdapterWeights | None]) -> Tenso
         return mixed.t5(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=inputs).logits
 
 
+def test_sources_without_padding_are_read_as_padded_ones(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not served.mixed.packs:
+        pytest.skip("sources are packed by compiled kernels, which need gcc on Linux")
+    states, mask = served.mixed.encode(SOURCES, served.adapters)
+    logits = logits_of(served.mixed, served.adapters)
+    monkeypatch.setattr(MixedModel, "packs", False)
+    expected, same_mask = served.mixed.encode(SOURCES, served.adapters)
+    assert torch.equal(mask, same_mask)
+    torch.testing.assert_close(states[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, logits_of(served.mixed, served.adapters), rtol=1e-4, atol=1e-4)
+
+
 def difference(served: Served) -> float:
     """The largest difference of a logit, as a part of the largest logit of its row."""
     logits, worst = logits_of(served.mixed, served.adapters), 0.0

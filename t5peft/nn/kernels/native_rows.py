@@ -53,14 +53,16 @@ def attend_rows(
         mask: [B, 1, 1, K], additive.
         Output: [B, 1, N, D].
     """
-    if query.shape[2] != 1 or torch.is_grad_enabled() or scale is None:
+    rows, heads, queries, size = query.shape
+    keys = key.shape[2]
+    if queries != 1 or torch.is_grad_enabled() or scale is None or key.shape[:2] != query.shape[:2]:
+        return None
+    if bias is not None and bias.shape not in ((1, heads, 1, keys), (rows, heads, 1, keys)):
+        return None
+    if mask is not None and mask.shape not in ((1, 1, 1, keys), (rows, 1, 1, keys)):
         return None
     prefixes = () if prefix is None else (prefix.key[0], prefix.value[0])  # of one row, as others may be the same memory
     if not takes_strided(query, key, value, bias, mask) or not takes_native(*prefixes):
-        return None
-    rows, heads, _, size = query.shape
-    keys = key.shape[2]
-    if any(tensor is not None and tensor.shape[-1] != keys for tensor in (bias, mask)):
         return None
     output = query.new_empty(rows, 1, heads, size)
     table, length = (None, 0) if prefix is None else (prefix.addresses(rows), prefix.key.shape[2])

@@ -28,18 +28,19 @@ static inline __attribute__((always_inline)) void add_weighted(int count, const 
                                                                long columns, float *to, long stride) {
   long first = 0;
   for (; first + PANEL <= columns; first += PANEL) {
-    vec sums[TOKENS][2];
-    for (int i = 0; i < count; i++)
-      for (int half = 0; half < 2; half++) sums[i][half] = *(vec *)(to + i * stride + first + half * LANES);
+    vec sums[TOKENS][2] = {0}; /* added to what is there at the end, as each addition to a large number rounds */
     for (long k = 0; k < depth; k++)
       for (int i = 0; i < count; i++)
         for (int half = 0; half < 2; half++) sums[i][half] += factors[i * depth + k] * *(const vec *)(from + k * step + first + half * LANES);
     for (int i = 0; i < count; i++)
-      for (int half = 0; half < 2; half++) *(vec *)(to + i * stride + first + half * LANES) = sums[i][half];
+      for (int half = 0; half < 2; half++) *(vec *)(to + i * stride + first + half * LANES) += sums[i][half];
   }
   for (long j = first; j < columns; j++)
-    for (int i = 0; i < count; i++)
-      for (long k = 0; k < depth; k++) to[i * stride + j] += factors[i * depth + k] * from[k * step + j];
+    for (int i = 0; i < count; i++) {
+      float sum = 0;
+      for (long k = 0; k < depth; k++) sum += factors[i * depth + k] * from[k * step + j];
+      to[i * stride + j] += sum;
+    }
 }
 
 /* The rows of an adapter, and its matrices a [R, I] and b [R, O]. */
