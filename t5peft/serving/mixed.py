@@ -150,7 +150,9 @@ class MixedModel:
         row = torch.cat([*embeddings, embeddings[0].new_zeros(missing, embeddings[0].shape[-1])])[None]
         with self.rows(own, filled):
             output = self.t5.get_encoder()(
-                inputs_embeds=row, attention_mask=row.new_zeros(1, 1, 1, 1), layout=VarlenLayout(tuple(filled), tuple(filled))
+                inputs_embeds=row,
+                attention_mask=row.new_zeros(1, 1, 1, 1),
+                layout=VarlenLayout(tuple(filled), tuple(filled)),
             )
         return output.last_hidden_state[:, : sum(lengths)], lengths
 

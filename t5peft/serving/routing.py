@@ -169,7 +169,7 @@ def _once(make: Callable[Concatenate[Routing, Options], Found]) -> Callable[Conc
     """Let a method of ``Routing`` compute what it returns for a module once."""
 
     def found(self: Routing, *args: Options.args, **kwargs: Options.kwargs) -> Found:
-        key = (make.__name__, *args)
+        key = (make.__name__, *args, *kwargs.items())
         if key not in self._made:
             self._made[key] = make(self, *args, **kwargs)
         return cast(Found, self._made[key])

@@ -66,7 +66,9 @@ def by_hand(
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize(("rows", "heads", "keys", "size"), [(1, 1, 1, 4), (3, 2, 5, 12), (5, 3, 40, 64), (40, 8, 70, 33)])
+@pytest.mark.parametrize(
+    ("rows", "heads", "keys", "size"), [(1, 1, 1, 4), (3, 2, 5, 12), (5, 3, 40, 64), (40, 8, 70, 33)]
+)
 @pytest.mark.parametrize("masked", [None, "left", "right", "both"])
 @pytest.mark.parametrize("lengths", [None, [3], [2, 7, 5]], ids=str)
 @torch.inference_mode()
@@ -85,11 +87,12 @@ def test_attention_of_one_query_equals_that_by_hand(
                 mask[row, ..., keys - (row % keys) // 2 :] = HIDDEN
     prefix = None if lengths is None else prefixes_of(rows, heads, size, lengths[:rows])
     output = attend_rows(query, key, value, bias, mask, prefix, 1.0)
-    assert output is not None and output.is_contiguous()
+    assert output is not None
+    assert output.is_contiguous()
     expected = by_hand(query, key, value, bias, mask, prefix)
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     halved = attend_rows(2 * query, key, value, bias, mask, prefix, 0.5)
-    assert halved is not None and torch.allclose(halved, output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(halved, output, rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -109,16 +112,21 @@ def test_bias_of_each_row_and_prefixes_of_all_rows() -> None:
 def test_hidden_columns_are_not_read_and_do_not_change_a_bit() -> None:
     query, key, value = torch.randn(3, 2, 1, 16), cache(3, 2, 50, 16), cache(3, 2, 50, 16)
     mask = torch.zeros(3, 1, 1, 50)
-    mask[..., 30:] = HIDDEN
+    hidden = torch.ones(50, dtype=torch.bool)
+    hidden[4:30] = False
+    mask[..., hidden] = HIDDEN
     output = attend_rows(query, key, value, None, mask, None, 1.0)
-    key[:, :, 30:] = torch.nan
-    value[:, :, 30:] = torch.inf
+    key[:, :, hidden] = torch.nan
+    value[:, :, hidden] = torch.inf
     alone = attend_rows(query[1:2], key[1:2], value[1:2], None, mask[1:2], None, 1.0)
-    assert output is not None and alone is not None
+    assert output is not None
+    assert alone is not None
     assert torch.equal(alone[0], output[1])
     value[1, :, 29] = torch.nan  # in sight
     seen = attend_rows(query, key, value, None, mask, None, 1.0)
-    assert seen is not None and seen[1].isnan().all() and torch.equal(seen[0], output[0])
+    assert seen is not None
+    assert seen[1].isnan().all()
+    assert torch.equal(seen[0], output[0])
 
 
 @torch.inference_mode()
@@ -132,23 +140,40 @@ def test_a_row_that_sees_nothing_weighs_all_columns_as_torch_does() -> None:
 
 
 def test_what_the_function_does_not_take_is_left_to_torch() -> None:
-    tensors = [torch.randn(2, 2, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)]
-
-    def takes(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, scale: float | None = 1.0) -> bool:
-        return attend_rows(query, key, value, bias, None, None, scale) is not None
-
-    assert not takes(*tensors)  # gradients may be wanted
+    query, key, value = torch.randn(2, 2, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    bias, mask = torch.randn(1, 2, 1, 5), torch.zeros(2, 1, 1, 5)
+    usual: tuple[Any, ...] = (query, key, value, bias, mask, None, 1.0)
+    others: list[tuple[Any, ...]] = [
+        (torch.randn(2, 2, 3, 8), *usual[1:]),  # several queries
+        (query, key[:1], value[:1], *usual[3:]),
+        (query, key.mT.contiguous().mT, *usual[2:]),  # features that are not next to each other
+        tuple(part.bfloat16() if isinstance(part, Tensor) else part for part in usual),
+        (*usual[:-1], None),
+        *(
+            (*usual[:3], torch.randn(shape), *usual[4:])
+            for shape in ((1, 2, 1, 4), (1, 1, 1, 5), (1, 2, 3, 5), (3, 2, 1, 5))
+        ),
+        *((*usual[:4], torch.zeros(shape), *usual[5:]) for shape in ((1, 1, 1, 4), (2, 2, 1, 5), (2, 1, 2, 5))),
+    ]
+    assert attend_rows(*usual) is None  # gradients may be wanted
     with torch.inference_mode():
-        assert takes(*tensors)
-        assert not takes(*tensors, scale=None)
-        assert not takes(torch.randn(2, 2, 3, 8), *tensors[1:])  # several queries
-        for shape in ((1, 2, 1, 4), (1, 1, 1, 5), (1, 2, 3, 5), (3, 2, 1, 5)):
-            assert not takes(*tensors, bias=torch.randn(shape))
-        for mask in ((1, 1, 1, 4), (2, 2, 1, 5), (2, 1, 2, 5)):
-            assert attend_rows(tensors[0], tensors[1], tensors[2], None, torch.zeros(mask), None, 1.0) is None
-        assert not takes(tensors[0], *[tensor[:1] for tensor in tensors[1:]])
-        assert not takes(*[tensor.bfloat16() for tensor in tensors])
-        assert not takes(tensors[0], tensors[1].mT.contiguous().mT, tensors[2])  # features that are not next to each other
+        assert attend_rows(*usual) is not None
+        for other in others:
+            assert attend_rows(*other) is None
+
+
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_holds_operations_of_torch() -> None:
+    key = torch.randn(2, 2, 5, 8)
+
+    def follow(query: Tensor) -> Tensor:
+        output = attend_rows(query, key, key, None, None, None, 1.0)
+        return query + 1 if output is None else output
+
+    query = torch.randn(2, 2, 1, 8)
+    assert not torch.equal(follow(query), query + 1)
+    assert torch.equal(torch.jit.trace(follow, query)(2 * query), 2 * query + 1)
 
 
 @pytest.mark.usefixtures("threads")

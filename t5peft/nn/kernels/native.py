@@ -76,7 +76,7 @@ def takes_native(*tensors: Tensor | None) -> bool:
 
 def takes_strided(*tensors: Tensor | None) -> bool:
     """Return the same of tensors of which only the elements of the last dimension must be next to each other."""
-    if torch.compiler.is_compiling() or _library() is None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _library() is None:
         return False
     return all(
         tensor is None

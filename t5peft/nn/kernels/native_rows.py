@@ -19,7 +19,10 @@ class LowRankRows:
     """LoRA matrices of rows of a batch, where every adapter has rows next to each other.
 
     Args:
-        parts: The first row, the number of rows, and their matrices a [R, I] and b [O, R], the latter the transposed of a contiguous one.
+        parts: The first row, the number of rows, and their matrices.
+
+    Shapes:
+        parts: a [R, I], contiguous, and b [O, R], the transposed of a contiguous tensor.
     """
 
     def __init__(self, parts: Sequence[tuple[int, int, Tensor, Tensor]]) -> None:
@@ -61,7 +64,8 @@ def attend_rows(
         return None
     if mask is not None and mask.shape not in ((1, 1, 1, keys), (rows, 1, 1, keys)):
         return None
-    prefixes = () if prefix is None else (prefix.key[0], prefix.value[0])  # of one row, as others may be the same memory
+    # The prefix of one row counts, as those of others may be the same memory.
+    prefixes = () if prefix is None else (prefix.key[0], prefix.value[0])
     if not takes_strided(query, key, value, bias, mask) or not takes_native(*prefixes):
         return None
     output = query.new_empty(rows, 1, heads, size)
