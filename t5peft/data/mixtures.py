@@ -197,14 +197,14 @@ def shuffled(size: int, key: str) -> np.ndarray:
 
 def _sorted_parts(size: int, key: str) -> Iterator[np.ndarray]:
     start = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
-    parts = 1 + size // SORTED_ROWS
+    parts, step = 1 + size // SORTED_ROWS, SORTED_ROWS // 16
     for part in range(parts):
         found: list[tuple[np.ndarray, np.ndarray]] = []
-        for first in range(0, size, SORTED_ROWS):
-            numbers = np.arange(first, min(size, first + SORTED_ROWS), dtype=np.uint64)
+        for first in range(0, size, step):
+            numbers = np.arange(first, min(size, first + step), dtype=np.uint64)
             keys = _random_keys(start, numbers)
             chosen = (keys >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32) == part  # parts are ranges of keys
-            found.append((keys[chosen], numbers[chosen]))
+            found.append((keys[chosen], numbers[chosen].astype(np.min_scalar_type(size))))
         keys, numbers = map(np.concatenate, zip(*found, strict=True))
         yield numbers[np.argsort(keys, kind="stable")]
 
