@@ -6,47 +6,64 @@ import mmap
 import operator
 import pickle
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain, islice
-from typing import Any, TypeVar, overload
+from typing import IO, Any, TypeVar, overload
 
 import numpy as np
 from datasets.fingerprint import get_temporary_cache_files_directory
 from numpy.typing import DTypeLike, NDArray
 
-from t5peft.data.sources import ROWS_IN_MEMORY
-
 T = TypeVar("T")
+VALUES_IN_MEMORY = 100_000
+"""Fewer values than these are a list, which is some ten megabytes."""
 _VALUES_AT_ONCE = 1000
 
 
 def gathered_values(values: Iterable[T]) -> Sequence[T]:
-    """Return a few values as a list, and ``ROWS_IN_MEMORY`` or more as a file.
+    """Return values as a list, or as a file where they are ``VALUES_IN_MEMORY`` or more and the disk has room for them.
 
     Args:
         values: The values, read once.
     """
     left = iter(values)
-    first = list(islice(left, ROWS_IN_MEMORY))
-    return first if len(first) < ROWS_IN_MEMORY else ValueFile(chain(first, left))
+    first = list(islice(left, VALUES_IN_MEMORY))
+    if len(first) < VALUES_IN_MEMORY:
+        return first
+    left, file, block = chain(first, left), ValueFile[T](), []
+    del first
+    try:
+        while block := list(islice(left, _VALUES_AT_ONCE)):
+            file.append(block)
+    except OSError:
+        return [*file, *block, *left]
+    return file
 
 
 class ValueFile(Sequence[T]):
-    """Values as Python wrote them, in a file that is deleted when nobody reads it any more.
+    """Values as Python wrote them, in a file that is deleted when nobody reads it any more."""
 
-    Args:
-        values: At least one, read once.
-    """
-
-    def __init__(self, values: Iterable[T]) -> None:
-        left = iter(values)
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
         self._count, self._starts = 0, [0]
-        with tempfile.TemporaryFile(dir=get_temporary_cache_files_directory()) as file:
-            while block := list(islice(left, _VALUES_AT_ONCE)):
-                self._count += len(block)
-                self._starts.append(self._starts[-1] + file.write(pickle.dumps(block)))
-            file.flush()
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def append(self, block: Sequence[T]) -> None:
+        """Write values behind those that are there. All blocks but the last have ``_VALUES_AT_ONCE``, and nothing was read yet.
+
+        Raises:
+            OSError: The disk has no room. What was there is there.
+        """
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=get_temporary_cache_files_directory(), buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+        left = memoryview(pickle.dumps(block))
+        end = self._starts[-1] + len(left)
+        while left:
+            left = left[self._file.write(left) :]
+        self._count += len(block)
+        self._starts.append(end)
 
     def __len__(self) -> int:
         return self._count
@@ -71,6 +88,11 @@ class ValueFile(Sequence[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
+
+    @cached_property
+    def _bytes(self) -> mmap.mmap:
+        assert self._file is not None  # as there is a block
+        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _block(self, number: int) -> list[T]:
         return pickle.loads(self._bytes[self._starts[number] : self._starts[number + 1]])

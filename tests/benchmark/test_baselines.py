@@ -45,7 +45,7 @@ def test_a_classification_has_no_copy() -> None:
 
 @pytest.mark.parametrize("method", ["constant", "untuned"])
 def test_a_baseline_has_a_run_of_its_own_without_training(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t5peft.data.on_disk.ROWS_IN_MEMORY", 2)  # many records, whose scores come in a file
+    monkeypatch.setattr("t5peft.data.on_disk.VALUES_IN_MEMORY", 2)  # many records, whose scores come in a file
     suite = load_suite("quick")
     suite = replace(suite, limits={"test": 4})
     sweeps = baseline_runs(suite, base_configs(suite, "cpu"))

@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from t5peft import Task
-from t5peft.data.on_disk import ValueFile
+from t5peft.data.on_disk import ValueFile, gathered_values
 from t5peft.evaluation import EvaluationSet, compute
 
 
@@ -28,7 +28,9 @@ def test_a_metric_of_values_in_files_holds_none_of_them(name: str, monkeypatch: 
     monkeypatch.setattr("t5peft.data.on_disk._VALUES_AT_ONCE", 100)
     count = 20_000
     predictions, references = ["0", "1"] * (count // 2), [["0"]] * count
-    files = ValueFile(predictions), ValueFile(references)
+    monkeypatch.setattr("t5peft.data.on_disk.VALUES_IN_MEMORY", 1)
+    files = gathered_values(predictions), gathered_values(references)
+    assert [type(values) for values in files] == [ValueFile, ValueFile]
     wanted = compute(name, predictions, references)
     tracemalloc.start()
     found = compute(name, *files)
@@ -39,7 +41,7 @@ def test_a_metric_of_values_in_files_holds_none_of_them(name: str, monkeypatch: 
 
 
 def test_an_evaluation_set_keeps_references_answers_and_scores_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t5peft.data.on_disk.ROWS_IN_MEMORY", 500)
+    monkeypatch.setattr("t5peft.data.on_disk.VALUES_IN_MEMORY", 500)
     monkeypatch.setattr("t5peft.data.on_disk._VALUES_AT_ONCE", 100)
     count = 4_000
     task = Task("echo", "echo: {text}", "{target}", metrics=("accuracy",))

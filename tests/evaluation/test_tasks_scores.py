@@ -128,7 +128,7 @@ def test_scores_of_values_in_files_are_those_of_lists(
     words = SENTIMENT.verbalizer if "accuracy" in metrics else None
     task = Task("either", "echo: {text}", "{label}", words, metrics=metrics, max_target_length=7)
     wanted = EvaluationSet(task, LABELLED, TOKENIZER).score(v1_0())
-    monkeypatch.setattr("t5peft.data.on_disk.ROWS_IN_MEMORY", 2)
+    monkeypatch.setattr("t5peft.data.on_disk.VALUES_IN_MEMORY", 2)
     held = EvaluationSet(task, LABELLED, TOKENIZER)
     found = held.score(v1_0())
     assert (type(held.references), type(found.per_example)) == (ValueFile, ValueFile)
