@@ -15,7 +15,7 @@ Each figure is a process of its own, of two sentences of SST-2 in each row, draw
 * lint: the report of a JSON Lines file;
 * augment: one copy of each record of a JSON Lines file, with words left out;
 * mixture: the first rows of a mixture of two tasks of the Arrow file;
-* evaluation: a JSON Lines file as an ``EvaluationSet``, with made-up answers scored.
+* evaluation: a JSON Lines file as an ``EvaluationSet``, with made-up answers of an iterator scored.
 
 Memory is the highest resident set above that after the imports, without pages of files, which the system takes back when others
 need them. Time is that of the processor, as the machine may have other work.
@@ -34,6 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def _whole_file(system: str, folder: Path, task: Any, tokenizer: Any) -> None:
     elif system == "augment":
         augment(loaded, task, WordDropout())
     elif system == "evaluation":
-        EvaluationSet(task, loaded, tokenizer).score_answers(["0"] * len(loaded))
+        EvaluationSet(task, loaded, tokenizer).score_answers(repeat("0", len(loaded)))
 
 
 def worker(system: str, folder: Path, rows: int) -> dict[str, float]:

@@ -91,7 +91,7 @@ def _baseline(config: RunConfig) -> RunRecord:
     return {
         "metric": test.lead,
         "scores": {"test": scored.scores},
-        "test_score_by_example": scored.per_example,
+        "test_score_by_example": list(scored.per_example),
         "example_metric": scored.example_metric,
     }
 
@@ -215,7 +215,7 @@ class _Run:
             "metric": validation.lead,
             "scores": {"validation": _without_position(watch.curve[-1]), "test": scored.scores},
             "validation_loss": watch.curve[-1]["loss"],
-            "test_score_by_example": scored.per_example,
+            "test_score_by_example": list(scored.per_example),
             "example_metric": scored.example_metric,
             "curve": watch.curve,
             "train_losses": watch.losses,

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 def chosen_rows(dataset: Dataset, rows: NDArray[np.integer[Any]]) -> Dataset:
     """Return some rows of a data set, as ``dataset.select(rows)`` does.
 
-    ``select`` makes a list of the numbers, which takes forty bytes a row. Here a row takes eight.
+    ``select`` makes a list of the numbers, which takes forty bytes a row. Here a row takes eight. Numbers of 64 bits without a
+    sign are not copied, so those in a file stay there.
 
     Args:
         dataset: The data set, or rows that were chosen from one.

@@ -11,7 +11,7 @@ often as its rate says, in an order of its own. A task's examples all come once,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from t5peft.compat.datasets import chosen_rows
+from t5peft.data.on_disk import joined
 from t5peft.data.sources import Records
 from t5peft.data.task import Task
 
@@ -152,15 +153,18 @@ class Mixture:
         )
         sizes = [len(dataset) for dataset in self.datasets.values()]
         offsets = np.cumsum([0, *sizes])[:-1]
-        drawn = np.empty(length, np.min_scalar_type(len(together)))
-        first, end = start // BLOCK, start + length
-        for block in range(first, -(-end // BLOCK)):
-            tasks, rows = self._block(block)
-            begin = block * BLOCK
-            wanted = slice(max(start, begin) - begin, min(end, begin + BLOCK) - begin)
-            drawn[max(start, begin) - start : min(end, begin + BLOCK) - start] = (offsets[tasks] + rows)[wanted]
-        self._orders.clear()  # before the rows are chosen, which takes as much memory
+        parts = (offsets[tasks] + rows for tasks, rows in self._blocks(start, start + length))
+        drawn = joined(parts, length, np.uint64, in_memory=SORTED_ROWS)
+        self._orders.clear()
         return chosen_rows(together, drawn)
+
+    def _blocks(self, start: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the task and the row of each draw from ``start`` to ``end``, block by block."""
+        for block in range(start // BLOCK, -(-end // BLOCK)):
+            begin = block * BLOCK
+            wanted = slice(max(start - begin, 0), end - begin)
+            tasks, rows = self._block(block)
+            yield tasks[wanted], rows[wanted]
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the task of each draw of a block, by its number, and the row of its data set [BLOCK each]."""
@@ -186,22 +190,23 @@ class Mixture:
 def shuffled(size: int, key: str) -> np.ndarray:
     """Return the numbers 0 to size in an order that depends only on the key, not on the version of numpy [size].
 
-    It is the order of random keys, of which a part is sorted at a time, so that the memory is little more than that of the result.
+    It is the order of random keys, of which a part is sorted at a time. A long one is read from a file.
     """
+    return joined(_sorted_parts(size, key), size, np.min_scalar_type(size), in_memory=SORTED_ROWS)
+
+
+def _sorted_parts(size: int, key: str) -> Iterator[np.ndarray]:
     start = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
-    order = np.empty(size, np.min_scalar_type(size))
-    parts, done = 1 + size // SORTED_ROWS, 0
+    parts, step = 1 + size // SORTED_ROWS, SORTED_ROWS // 16
     for part in range(parts):
         found: list[tuple[np.ndarray, np.ndarray]] = []
-        for first in range(0, size, SORTED_ROWS):
-            numbers = np.arange(first, min(size, first + SORTED_ROWS), dtype=np.uint64)
+        for first in range(0, size, step):
+            numbers = np.arange(first, min(size, first + step), dtype=np.uint64)
             keys = _random_keys(start, numbers)
             chosen = (keys >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32) == part  # parts are ranges of keys
-            found.append((keys[chosen], numbers[chosen]))
+            found.append((keys[chosen], numbers[chosen].astype(np.min_scalar_type(size))))
         keys, numbers = map(np.concatenate, zip(*found, strict=True))
-        order[done : done + len(keys)] = numbers[np.argsort(keys, kind="stable")]
-        done += len(keys)
-    return order
+        yield numbers[np.argsort(keys, kind="stable")]
 
 
 def _random_keys(start: np.uint64, numbers: np.ndarray) -> np.ndarray:

@@ -17,12 +17,14 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from t5peft.data.on_disk import ValueFile
+
 Answer = str | int | None
 Labels = Sequence[Answer] | NDArray[Any]
 References = Labels | Sequence[Sequence[Answer] | NDArray[Any]]
 
 
-def accepted_answers(references: References) -> list[list[str]]:
+def accepted_answers(references: References) -> Sequence[Sequence[str]]:
     """Return one list of accepted answers per example.
 
     Args:
@@ -39,14 +41,14 @@ def accepted_answers(references: References) -> list[list[str]]:
     ]
 
 
-def are_texts(values: Any) -> TypeGuard[list[str]]:
-    """Return whether the values are a list of texts, which needs no copy: ten million of them are 80 MB."""
-    return type(values) is list and all(type(value) is str for value in values)
+def are_texts(values: Any) -> TypeGuard[Sequence[str]]:
+    """Return whether the values are texts in a list or a file, which need no copy: ten million of them are 80 MB and more."""
+    return type(values) in (list, ValueFile) and all(type(value) is str for value in values)
 
 
-def are_answers(references: Any) -> TypeGuard[list[list[str]]]:
-    """Return whether references are a list of lists of texts, which need no copy either."""
-    return type(references) is list and all(map(are_texts, references))
+def are_answers(references: Any) -> TypeGuard[Sequence[list[str]]]:
+    """Return whether references are lists of texts in a list or a file, which need no copy either."""
+    return type(references) in (list, ValueFile) and all(map(are_texts, references))
 
 
 def answers_of(reference: Any) -> list[Any]:
@@ -65,14 +67,14 @@ def answers_of(reference: Any) -> list[Any]:
     return [answer.item() if getattr(answer, "ndim", None) == 0 else answer for answer in answers if answer is not None]
 
 
-def single_labels(references: References) -> list[str]:
+def single_labels(references: References) -> Iterable[str]:
     """Return the one label of each example.
 
     Args:
         references: One label per example.
 
     Returns:
-        The labels as text.
+        The labels as text, to be read once.
 
     Raises:
         ValueError: An example has several labels or none.
@@ -86,7 +88,7 @@ def single_labels(references: References) -> list[str]:
             f"Got {len(wrong)} of {len(answers)} examples without exactly one label, the first of them example {wrong[0]}: "
             f"{answers[wrong[0]]!r}; expected one label per example. Take accuracy, which accepts several."
         )
-    return [labels[0] for labels in answers]
+    return (labels[0] for labels in answers)
 
 
 def accuracy(predictions: Sequence[str], references: References) -> dict[str, float]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import repeat
+from operator import add
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -20,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t5peft.data import checks
 from t5peft.data.collate import bucket_by_length, collate
+from t5peft.data.on_disk import gathered_values
 from t5peft.data.sources import ROWS_IN_MEMORY
 from t5peft.data.task import Task
 from t5peft.evaluation.calibration import expected_calibration_error
@@ -40,13 +43,13 @@ class EvaluationResult:
     Attributes:
         scores: Every score of the task's metrics by name, with ``loss`` beside perplexity.
         diagnostics: ``expected_calibration_error`` for target words, ``truncated_fraction`` for generated answers.
-        per_example: The leading score of each example.
+        per_example: The leading score of each example; of many examples in a file.
         example_metric: The metric of ``per_example``: ``sentence_bleu``, say, where the leading score is one of a corpus.
     """
 
     scores: dict[str, float]
     diagnostics: dict[str, float]
-    per_example: list[float]
+    per_example: Sequence[float]
     example_metric: str
 
 
@@ -61,7 +64,7 @@ class EvaluationSet:
 
     Attributes:
         features: Token ids of sources and targets.
-        references: Accepted answers of each record.
+        references: Accepted answers of each record; of many records in a file.
 
     Raises:
         ValueError: Records are missing, a metric is unknown, no record has the column of references, or a record cannot be
@@ -82,8 +85,7 @@ class EvaluationSet:
         checks.raise_all(task.name, checks.missing_references(self._records, task.references))
         tokens = task.tokenize(self._records, tokenizer)
         self.features: Sequence[dict[str, Any]] = tokens if len(tokens) >= ROWS_IN_MEMORY else tokens.to_list()
-        known: dict[str, list[str]] = {}  # a million answers of two labels are two lists
-        self.references = [_shared(known, task.answers(record, tokenizer)) for record in self._records]
+        self.references = gathered_values(task.answers(record, tokenizer) for record in self._records)
 
     @property
     def texts(self) -> list[str]:
@@ -114,49 +116,58 @@ class EvaluationSet:
         found = self.score_answers(predictions)
         return replace(found, scores=found.scores | more, diagnostics=diagnostics)
 
-    def score_answers(self, predictions: Sequence[str]) -> EvaluationResult:
+    def score_answers(self, predictions: Sequence[str] | Iterator[str]) -> EvaluationResult:
         """Score answers that are given, by all metrics but perplexity.
 
         Args:
-            predictions: One answer per record, as ``Task.read`` returns it.
+            predictions: One answer per record, as ``Task.read`` returns it. Many answers of a generator take no memory.
 
         Returns:
             The scores.
         """
+        answers = gathered_values(predictions) if isinstance(predictions, Iterator) else predictions
         scores: dict[str, float] = {}
         for name in self.task.metrics:
             if name != "perplexity":
-                sources = self.texts if METRICS[name].needs_sources else ()
-                scores |= _score(self.task, name, predictions, self.references, sources)
+                sources = gathered_values(self._texts()) if METRICS[name].needs_sources else ()
+                scores |= _score(self.task, name, answers, self.references, sources)
         sentence = METRICS[self.task.metrics[0]].sentence
         example_metric = self.lead if sentence is None else f"sentence_{self.lead}"
-        return EvaluationResult(scores, {}, self.score_examples(predictions), example_metric)
+        return EvaluationResult(scores, {}, self.score_examples(answers), example_metric)
 
-    def _predict(self, model: nn.Module, tokens_per_batch: int) -> tuple[list[str], dict[str, float]]:
+    def _predict(self, model: nn.Module, tokens_per_batch: int) -> tuple[Sequence[str], dict[str, float]]:
         task = self.task
         if task.verbalizer is not None:
-            rankings = [
-                rank_targets(model, self.tokenizer, task, sources, tokens_per_batch=tokens_per_batch)
-                for sources in self._sources()
-            ]
-            labels = [task.labels.index(task.read(task.target_text(record))) for record in self._records]
-            probabilities = torch.cat([ranking.probabilities for ranking in rankings])
-            best = [task.labels[i] for ranking in rankings for i in ranking.best]
-            return best, {"expected_calibration_error": expected_calibration_error(probabilities, labels)}
-        texts, truncated = [], 0.0
+            found: list[torch.Tensor] = []
+            best = gathered_values(self._ranked(model, tokens_per_batch, found))
+            columns = (task.labels.index(task.read(task.target_text(record))) for record in self._records)
+            labels = torch.from_numpy(np.fromiter(columns, np.int32, len(best)))
+            return best, {"expected_calibration_error": expected_calibration_error(torch.cat(found), labels)}
+        cut: list[float] = []
+        texts = gathered_values(self._generated(model, tokens_per_batch, cut))
+        return texts, {"truncated_fraction": reduce(add, cut) / len(texts)}
+
+    def _ranked(self, model: nn.Module, tokens_per_batch: int, found: list[torch.Tensor]) -> Iterator[str]:
+        """Yield the most probable label of each record, and add the probabilities to ``found``."""
+        for sources in self._sources():
+            ranking = rank_targets(model, self.tokenizer, self.task, sources, tokens_per_batch=tokens_per_batch)
+            found.append(ranking.probabilities)
+            yield from map(self.task.labels.__getitem__, ranking.best)
+
+    def _generated(self, model: nn.Module, tokens_per_batch: int, cut: list[float]) -> Iterator[str]:
+        """Yield the answer to each record, and add the numbers of those that were truncated to ``cut``."""
         for sources in self._sources():
             answers = predict(
                 model,
                 self.tokenizer,
                 sources,
                 max_new_tokens=self._max_new_tokens,
-                num_beams=task.num_beams,
+                num_beams=self.task.num_beams,
                 tokens_per_batch=tokens_per_batch,
-                keep=task.special_tokens(self.tokenizer),
+                keep=self.task.special_tokens(self.tokenizer),
             )
-            texts += [task.read(text, self.tokenizer) for text in answers]
-            truncated += answers.truncated_fraction * len(answers)
-        return texts, {"truncated_fraction": truncated / len(texts)}
+            cut.append(answers.truncated_fraction * len(answers))
+            yield from (self.task.read(text, self.tokenizer) for text in answers)
 
     def _sources(self) -> Iterator[list[list[int]]]:
         """Yield the sources, so many that they take little memory and that batches can be of like lengths."""
@@ -164,7 +175,7 @@ class EvaluationSet:
             rows: Any = self.features[start : start + ROWS_IN_MEMORY]
             yield rows["input_ids"] if isinstance(self.features, Dataset) else [row["input_ids"] for row in rows]
 
-    def score_examples(self, predictions: Sequence[str]) -> list[float]:
+    def score_examples(self, predictions: Iterable[str]) -> Sequence[float]:
         """Score each example by the leading metric, which paired comparisons need.
 
         Of BLEU and GLEU it is the form for a sentence, whose average is not the score of the corpus.
@@ -178,12 +189,12 @@ class EvaluationSet:
         metric = METRICS[self.task.metrics[0]]
         pairs = zip(predictions, self.references, strict=True)
         if self.task.verbalizer is not None or metric.name == "matthews":  # the correlation of one example is 0
-            return [1.0 if prediction in answers else 0.0 for prediction, answers in pairs]
+            return gathered_values(1.0 if prediction in answers else 0.0 for prediction, answers in pairs)
         texts = self._texts() if metric.needs_sources else repeat("")
         sentence = metric.sentence or partial(_score_of_one, metric)
         rows = zip(pairs, texts, strict=False)
         scores = (sentence(p, r, text) if metric.needs_sources else sentence(p, r) for (p, r), text in rows)
-        return [round(score, 4) for score in scores]
+        return gathered_values(round(score, 4) for score in scores)
 
     def loss(self, model: nn.Module) -> float:
         """Return the mean loss over all target tokens [nats].
@@ -227,11 +238,6 @@ def evaluate_task(
     """
     found = EvaluationSet(task, records, tokenizer).score(model, tokens_per_batch=tokens_per_batch)
     return found.diagnostics | found.scores
-
-
-def _shared(known: dict[str, list[str]], answers: list[str]) -> list[str]:
-    """Return answers, the same list for the same answer."""
-    return known.setdefault(answers[0], answers) if len(answers) == 1 and len(known) < 1000 else answers
 
 
 def _score_of_one(metric: Metric, prediction: str, answers: list[str], text: str | None = None) -> float:

@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from vocabulary import small_tokenizer
@@ -107,7 +108,26 @@ def test_an_order_that_is_sorted_in_parts_is_that_of_the_whole_and_takes_little_
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert parts.tolist() == whole.tolist()
-    assert peak < 10 * len(parts)  # bytes, of which the order takes 4; sorted as a whole it takes 24 and more
+    assert peak < 4 * len(parts)  # bytes; in memory the order by itself takes 4
+
+
+def test_many_draws_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Dataset.from_dict({"input_ids": [[1]] * 100_000, "labels": [[1]] * 100_000})
+    mixture = Mixture({"one": rows, "two": rows}, {"one": 1, "two": 2}, seed=1)
+    wanted = chosen_by(mixture.dataset(200_000, start=500))
+    monkeypatch.setattr("t5peft.data.mixtures.SORTED_ROWS", 10_000)
+    of_arrow = pa.total_allocated_bytes()
+    tracemalloc.start()
+    drawn = mixture.dataset(200_000, start=500)
+    peak = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - of_arrow
+    tracemalloc.stop()
+    assert chosen_by(drawn) == wanted
+    assert peak < 6 * len(drawn)  # bytes; in memory the numbers of the rows take 8, and an order 4
+
+
+def chosen_by(dataset: Any) -> list[int]:
+    """Return the numbers of the rows that a data set has of its table."""
+    return dataset._indices.column(0).to_pylist()
 
 
 def test_many_draws_are_those_of_few(mixture: Mixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scored import (
@@ -23,6 +24,7 @@ from scored import (
 )
 from torch import nn
 
+from t5peft.data.on_disk import ValueFile
 from t5peft.data.task import Task
 from t5peft.evaluation import (
     METRICS,
@@ -117,6 +119,21 @@ def test_one_set_scores_several_models_and_each_example() -> None:
         assert sum(found.per_example) == pytest.approx(len(LABELLED) * found.scores["accuracy"])
         features = task.tokenize(LABELLED, TOKENIZER).to_list()
         assert held.loss(model) == loss_and_perplexity(model, features)["loss"]
+
+
+@pytest.mark.parametrize("metrics", [("accuracy", "f1", "perplexity"), ("rouge", "gleu", "bleu", "chrf")])
+def test_scores_of_values_in_files_are_those_of_lists(
+    metrics: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = SENTIMENT.verbalizer if "accuracy" in metrics else None
+    task = Task("either", "echo: {text}", "{label}", words, metrics=metrics, max_target_length=7)
+    wanted = EvaluationSet(task, LABELLED, TOKENIZER).score(v1_0())
+    monkeypatch.setattr("t5peft.data.on_disk.VALUES_IN_MEMORY", 2)
+    held = EvaluationSet(task, LABELLED, TOKENIZER)
+    found = held.score(v1_0())
+    assert (type(held.references), type(found.per_example)) == (ValueFile, ValueFile)
+    assert found == wanted
+    assert np.array([found.per_example]).tolist() == [wanted.per_example]
 
 
 def test_the_matthews_correlation_of_one_example_is_whether_it_is_right() -> None:
