@@ -164,7 +164,8 @@ def _export(folder: Path, staging: Path, to: Target, quantize: Quantize | None, 
     if not parity.passes:
         raise ParityError(
             f"Got an export to {to} that differs from {folder}; expected differences within {parity.tolerance:g}. "
-            f"Nothing was written.\n{parity}"
+            f"Nothing was written.\n{parity}",
+            parity,
         )
     parity.write(staging, details)
     if task is not None:
