@@ -182,7 +182,9 @@ def table(record: dict[str, Any]) -> str:
         speed, size = ours / row["median_seconds"], row["bytes"] / 1e6
         figures = [f"{row['median_seconds']:.1f}", f"{speed:.2f}", f"{size:.1f}", f"{row['scores']['rougeL']:.4f}"]
         lines.append([name, *figures, f"{row['same_answers']:.2f}", difference])
-    return markdown_table(["engine", "seconds", "speed", "MB", "ROUGE-L", "same answers", "difference"], lines)
+    head = ["engine", "seconds", "speed", "MB", "ROUGE-L", "same answers", "difference"]
+    summary = f"{record['records']} records, {record['machine']['name']}"
+    return f"{markdown_table(head, lines)}\n\n{summary}"
 
 
 if __name__ == "__main__":

@@ -35,9 +35,11 @@ def test_a_refused_export_is_a_row_and_the_others_are_timed(tmp_path: Path, monk
     assert max(rows[refused]["parity"].values()) > 0
     assert len(rows[written]["seconds"]) == 2
     assert not (tmp_path / refused).exists()
-    head, _, ours, first, second = (line.split(" | ") for line in exports.table({"rows": rows}).splitlines())
+    record = {"rows": rows, "records": 1, "machine": {"name": "a processor"}}
+    head, _, ours, first, second, _, summary = (line.split(" | ") for line in exports.table(record).splitlines())
     assert first[0] == f"| {refused}"
     assert first[1] == "refused"
     assert float(first[-1].rstrip(" |")) == pytest.approx(max(rows[refused]["parity"].values()), rel=0.06)
     assert float(second[1]) >= 0
+    assert summary == ["1 records, a processor"]
     assert len({len(line) for line in (head, ours, first, second)}) == 1
