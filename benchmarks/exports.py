@@ -3,7 +3,8 @@
     T5PEFT_DATA=... python benchmarks/exports.py      # about ten minutes; writes benchmarks/records/exports.json
 
 A LoRA adapter on ``mini`` is tuned briefly and exported. Every engine answers the same test records by greedy search, in turn,
-several times, with one thread. Seconds are medians; only their ratios within one run mean something.
+several times, with one thread. Seconds are medians; only their ratios within one run mean something. An export that is refused
+stays in the table, with its difference from the adapter.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from t5peft.benchmark.tables import markdown_table
 from t5peft.data import Task, load_task
 from t5peft.evaluation import compute
 from t5peft.serving.exported import Target
+from t5peft.serving.parity import Parity, ParityError
 
 RECORD = Path(__file__).parent / "records" / "exports.json"
 EXPORTS: tuple[tuple[str, Target, Literal["int8"] | None], ...] = (
@@ -87,6 +89,10 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def differences(parity: Parity) -> dict[str, float]:
+    return {check.name: check.difference for check in parity.checks}
+
+
 def run(task: Task, test: Any, folder: Path, repeats: int) -> dict[str, dict[str, Any]]:
     """Time every engine, in turn."""
     limit = task.max_target_length
@@ -100,8 +106,14 @@ def run(task: Task, test: Any, folder: Path, repeats: int) -> dict[str, dict[str
     rows["t5peft predict"] = {"bytes": size_of(folder / "adapter"), "parity": None}
     for name, to, quantize in EXPORTS:
         place = folder / name
-        parity = export(folder / "adapter", place, to=to, quantize=quantize)
-        rows[name] = {"bytes": size_of(place), "parity": {check.name: check.difference for check in parity.checks}}
+        try:
+            parity = export(folder / "adapter", place, to=to, quantize=quantize)
+        except ParityError as error:
+            if error.parity is None:
+                raise
+            rows[name] = {"parity": differences(error.parity), "refused": True}
+            continue
+        rows[name] = {"bytes": size_of(place), "parity": differences(parity)}
         if to == "transformers":
             plain = AutoModelForSeq2SeqLM.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
             engines[name] = partial(plainly, *plain, sources, limit)
@@ -118,7 +130,8 @@ def run(task: Task, test: Any, folder: Path, repeats: int) -> dict[str, dict[str
             print(f"{name}: {seconds[name][-1]:.1f} s", flush=True)
     references = [task.answers(record, tokenizer) for record in test]
     ours = answers["t5peft predict"]
-    for name, row in rows.items():
+    for name in engines:
+        row = rows[name]
         row["seconds"], row["median_seconds"] = seconds[name], statistics.median(seconds[name])
         row["scores"] = compute("rouge", [task.read(text, tokenizer) for text in answers[name]], references)
         row["same_answers"] = sum(a == b for a, b in zip(answers[name], ours, strict=True)) / len(ours)
@@ -160,18 +173,18 @@ def main() -> int:
 def table(record: dict[str, Any]) -> str:
     """Return the table of a record."""
     ours = record["rows"]["t5peft predict"]["median_seconds"]
-    lines = [
-        [
-            name,
-            f"{row['median_seconds']:.1f}",
-            f"{ours / row['median_seconds']:.2f}",
-            f"{row['bytes'] / 1e6:.1f}",
-            f"{row['scores']['rougeL']:.4f}",
-            f"{row['same_answers']:.2f}",
-        ]
-        for name, row in record["rows"].items()
-    ]
-    return markdown_table(["engine", "seconds", "speed", "MB", "ROUGE-L", "same answers"], lines)
+    lines = []
+    for name, row in record["rows"].items():
+        difference = "" if row["parity"] is None else f"{max(row['parity'].values()):.1e}"
+        if row.get("refused"):
+            lines.append([name, "refused", "", "", "", "", difference])
+            continue
+        speed, size = ours / row["median_seconds"], row["bytes"] / 1e6
+        figures = [f"{row['median_seconds']:.1f}", f"{speed:.2f}", f"{size:.1f}", f"{row['scores']['rougeL']:.4f}"]
+        lines.append([name, *figures, f"{row['same_answers']:.2f}", difference])
+    head = ["engine", "seconds", "speed", "MB", "ROUGE-L", "same answers", "difference"]
+    summary = f"{record['records']} records, {record['machine']['name']}"
+    return f"{markdown_table(head, lines)}\n\n{summary}"
 
 
 if __name__ == "__main__":

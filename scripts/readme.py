@@ -298,6 +298,13 @@ def _shares(cells: list[dict[str, Any]]) -> str:
     return f"{text}{', '.join(shares)}."
 
 
+def engines() -> str:
+    """Return the table of the engines that run exports."""
+    import exports
+
+    return exports.table(json.loads(exports.RECORD.read_text(encoding="utf-8")))
+
+
 @cache
 def _evidence() -> dict[str, Any]:
     return evidence(overview())
@@ -320,4 +327,5 @@ if __name__ == "__main__":
     PICTURE.write_text(draw(), encoding="utf-8")
     fill_markers(ROOT / "README.md", {"headlines": headlines(), "reliability": reliability()})
     fill_markers(ROOT / "docs" / "serving.md", {"load": load()})
+    fill_markers(ROOT / "docs" / "export.md", {"engines": engines()})
     print(headlines())

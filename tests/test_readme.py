@@ -41,6 +41,12 @@ def test_the_table_of_the_load_is_that_of_the_records(script: object) -> None:
     assert shown == script.load()  # type: ignore[attr-defined]
 
 
+def test_the_table_of_the_engines_is_that_of_the_record(script: object) -> None:
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- table:engines -->\n")[1].split("\n<!-- /table -->")[0]
+    assert shown == script.engines()  # type: ignore[attr-defined]
+
+
 def test_the_picture_shows_the_points_of_the_records(script: object) -> None:
     drawn = (ROOT / "docs" / "methods.svg").read_text(encoding="utf-8")
     for point in script.points():  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Errors of a full, read-only, broken or missing disk, told as such whatever library met them.
+"""Errors of a full, read-only, broken or missing disk, and of a limit on the size of files, told as such whatever library met them.
 
 safetensors, torch, pyarrow and SQLite each raise an exception of their own where a disk is full, most of which do not mention
 the disk. ``disk_errors`` makes them one ``DiskError`` that names the folder and what to do.
@@ -26,6 +26,7 @@ R = TypeVar("R")
 _PROBLEMS = {
     errno.ENOSPC: ("no space left on the disk", "Free space there, or give a folder on another disk"),
     errno.EDQUOT: ("no quota left on the disk", "Free space there, or give a folder on another disk"),
+    errno.EFBIG: ("a limit on the size of files", "Raise it (ulimit -f), or give a folder on another disk"),
     errno.EROFS: ("a read-only disk", "Mount it for writing, or give a folder on another disk"),
     errno.EIO: ("an input/output error on the disk", "Check the disk (dmesg), or give a folder on another disk"),
 }
@@ -33,6 +34,7 @@ _PROBLEMS = {
 _TEXTS = {
     errno.ENOSPC: r"no space left|os error 28\b|errno 28\b|database or disk is full|storage_?full",
     errno.EDQUOT: r"quota exceeded|os error 122\b|errno 122\b",
+    errno.EFBIG: r"os error 27\b|errno 27\b",
     errno.EROFS: r"read-only file system|readonly database|os error 30\b|errno 30\b",
     errno.EIO: r"input/output error|os error 5\b|errno 5\b|disk i/o error",
 }
@@ -44,7 +46,7 @@ _FULL_BYTES = 1 << 20
 
 
 class DiskError(OSError):
-    """A disk is full, read-only, broken or gone; ``errno`` says which and ``filename`` where."""
+    """A disk is full, read-only, broken or gone, or a file too large for it; ``errno`` says which and ``filename`` where."""
 
     def __str__(self) -> str:
         return str(self.strerror)

@@ -3,9 +3,9 @@
     export("outputs/run/adapter", "outputs/served", to="ct2")
     load_exported("outputs/served").predict(["..."], max_new_tokens=32)
 
-LoRA, DoRA, IA3 and norm tuning are merged into the weights, always into the unquantized backbone. A prompt becomes a part of the
-vocabulary (``bake.py``), and for ONNX a part of the graph, as prefixes, bottleneck adapters and ladders do. Every export is read
-back and compared with the adapter (``parity.py``); one that differs is not written.
+LoRA, DoRA, AdaLoRA, IA3 and norm tuning are merged into the weights, always into the unquantized backbone. A prompt becomes a part
+of the vocabulary (``bake.py``), and for ONNX a part of the graph, as prefixes, bottleneck adapters and ladders do. Every export is
+read back and compared with the adapter (``parity.py``); one that differs is not written.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def _export(folder: Path, staging: Path, to: Target, quantize: Quantize | None, 
     if not parity.passes:
         raise ParityError(
             f"Got an export to {to} that differs from {folder}; expected differences within {parity.tolerance:g}. "
-            f"Nothing was written.\n{parity}"
+            f"Nothing was written.\n{parity}",
+            parity,
         )
     parity.write(staging, details)
     if task is not None:
@@ -288,15 +289,15 @@ def _check_model(loaded: Model, to: Target) -> None:
             f"Got a prompt beside a {kind}, whose decoder reads the source too, and would read the prompt; expected a language "
             "model. Export to onnx, whose graph has it."
         )
-    if to == "transformers" and type(t5).__module__.startswith("t5peft."):
+    if (is_own := type(t5).__module__.startswith("t5peft.")) and to == "transformers":
         raise ValueError(
             f"Got a {type(t5).__name__}, which plain transformers does not have; expected a head of transformers. Export to "
             "onnx, or run `t5peft merge` and load the folder with load_backbone."
         )
     if to == "ct2" and kind != "language model":
         raise ValueError(
-            f"Got a {type(t5).__name__}, which CTranslate2 does not support; expected a language model. Export to onnx or "
-            "transformers."
+            f"Got a {type(t5).__name__}, which CTranslate2 does not support; expected a language model. Export to onnx"
+            f"{'' if is_own else ' or transformers'}."
         )
     if (
         to == "transformers"

@@ -47,7 +47,15 @@ _WORDS = ("yes", "no", "a good one", "it is not clear")
 
 
 class ParityError(FloatingPointError):
-    """An export does not answer as the adapter does."""
+    """An export does not answer as the adapter does.
+
+    Attributes:
+        parity: The comparison; None where the tokenizer differs.
+    """
+
+    def __init__(self, message: str, parity: Parity | None = None) -> None:
+        super().__init__(message)
+        self.parity = parity
 
 
 @dataclass(frozen=True)

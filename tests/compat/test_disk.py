@@ -110,6 +110,8 @@ def test_an_adapter_that_does_not_fit_is_not_saved_and_the_disk_is_told(small_di
         (OSError(errno.EIO, "Input/output error", b"/a/b"), errno.EIO),
         (OSError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
         (RuntimeError("attempt to write a readonly database"), errno.EROFS),
+        (OSError(errno.EFBIG, "File too large"), errno.EFBIG),
+        (RuntimeError("Error while serializing: I/O error: File too large (os error 27)"), errno.EFBIG),
         (OSError(errno.ENOENT, "No such file or directory", "/a/b"), None),
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), None),
         (ValueError("the column 'disk is full' is missing"), None),

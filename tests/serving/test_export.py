@@ -42,7 +42,7 @@ pytest.importorskip("onnxruntime")
 
 TEXTS = ["a film", "Tom: Are you coming?\nMia: yes ü", "x" * 40]
 WORDS = ["yes", "no", "it is not"]
-MERGED = ("lora", "lora-all", "dora", "qlora", "ia3", "norm")
+MERGED = ("lora", "lora-all", "dora", "adalora", "qlora", "ia3", "norm")
 
 
 def adapter(folder: Path, geometry: Any, make: Callable[[PreTrainedModel], Any], **changes: Any) -> Path:
@@ -314,7 +314,9 @@ FAMILIES = ("T5", "Flan-T5", "ByT5", "mT5", "umT5")
 def reason(family: str, method: str, to: Target) -> str | None:
     """The error of a combination that is refused; None for one that is exported."""
     if to != "onnx" and method not in (*MERGED, "prompt", "full"):
-        return rf"Got a (prefix|bottleneck adapter|ladder), which {to} does not support; .* Export to onnx"
+        return (
+            rf"Got a (prefix|bottleneck adapter|ladder|prefix with .*), which {to} does not support; .* Export to onnx"
+        )
     if to == "transformers" and family == "umT5":
         return r"Got a umT5, whose head transformers 5 scales as if it were tied, .* Export to onnx or ct2, or run `t5peft merge`"
     return None
@@ -386,6 +388,8 @@ def test_a_head_over_an_encoder_is_exported_to_onnx_and_others_are_refused(tmp_p
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="T5EncoderForSequenceClassification, which plain transformers does not have"):
         export(tmp_path / "adapter", tmp_path / "plain", to="transformers")
+    with pytest.raises(ValueError, match=r"CTranslate2 does not support; expected a language model. Export to onnx\.$"):
+        export(tmp_path / "adapter", tmp_path / "ct2", to="ct2")
     save_adapter(lora_wrap(load_backbone("mini", head="tokens", num_labels=3)[0]), tmp_path / "tokens")
     with pytest.raises(ValueError, match="T5ForTokenClassification, which is not exported"):
         export(tmp_path / "tokens", tmp_path / "out", to="onnx")
