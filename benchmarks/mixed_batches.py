@@ -24,7 +24,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import logging
 
 from t5peft import METHODS, load_backbone, save_adapter
@@ -98,11 +98,14 @@ def by_batches(pool: AdapterPool, sources: Answers, chosen: Sequence[str], token
     return [until_end(row[1:]) for row in answers]
 
 
-def by_peft(model: PeftModel, sources: Answers, chosen: Sequence[str], tokens: int, rows: int) -> Answers:
+def by_peft(
+    models: Mapping[str, PeftModel], sources: Answers, chosen: Sequence[str], tokens: int, rows: int
+) -> Answers:
     """Answer all requests by peft: each with its active adapter, or batches with the names of their rows' adapters."""
     answers: Answers = []
     for start in range(0, len(sources), rows):
         part = slice(start, start + rows)
+        model = models[chosen[start]]
         input_ids, attention_mask = padded(sources[part], 0, model.device)
         options: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False}
         if rows == 1:
@@ -119,12 +122,18 @@ def until_end(ids: list[int]) -> list[int]:
     return ids[: ids.index(1) + 1] if 1 in ids else ids
 
 
-def in_one_model(folder: Path, names: Sequence[str]) -> PeftModel:
-    """Load the adapters as peft does, into one model."""
-    model = PeftModel.from_pretrained(load_backbone("mini")[0], folder / names[0], adapter_name=names[0])
-    for name in names[1:]:
-        model.load_adapter(folder / name, adapter_name=name)
-    return model.eval()
+def in_models(folder: Path, names: Sequence[str]) -> dict[str, PeftModel]:
+    """Load the adapters as peft does, all of one kind into one model; return the model of each."""
+    models: dict[str, PeftModel] = {}
+    kinds: dict[Any, PeftModel] = {}
+    for name in names:
+        kind = PeftConfig.from_pretrained(folder / name).peft_type
+        if kind in kinds:
+            kinds[kind].load_adapter(folder / name, adapter_name=name)
+        else:
+            kinds[kind] = PeftModel.from_pretrained(load_backbone("mini")[0], folder / name, adapter_name=name).eval()
+        models[name] = kinds[kind]
+    return models
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -136,18 +145,18 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ids = [list(row) for row in task.tokenize(records, pool.tokenizer)["input_ids"]]
     sources = [ids[i % len(ids)] for i in range(args.requests)]
     chosen = draw(names, args.spread, args.requests)
-    peft_model = in_one_model(folder, names)
+    models = in_models(folder, names)
     few = min(len(sources), args.one_by_one)
     systems: dict[str, tuple[int, Callable[[], Answers]]] = {
-        "set_adapter": (few, lambda: by_peft(peft_model, sources[:few], chosen[:few], args.tokens, 1)),
+        "set_adapter": (few, lambda: by_peft(models, sources[:few], chosen[:few], args.tokens, 1)),
         "batches": (len(sources), lambda: by_batches(pool, sources, chosen, args.tokens)),
         "engine": (len(sources), lambda: by_engine(pool, sources, chosen, args.tokens)),
         "one_adapter": (len(sources), lambda: by_engine(pool, sources, [names[0]] * len(sources), args.tokens)),
         "no_adapter": (len(sources), lambda: by_engine(pool, sources, [None] * len(sources), args.tokens)),
     }
     if set(args.methods) <= {"lora", "lora-all", "dora"}:
-        systems["peft"] = (len(sources), lambda: by_peft(peft_model, sources, chosen, args.tokens, ROWS))
-    own = by_peft(peft_model, sources, chosen, args.tokens, 1)
+        systems["peft"] = (len(sources), lambda: by_peft(models, sources, chosen, args.tokens, ROWS))
+    own = by_peft(models, sources, chosen, args.tokens, 1)
     speeds: dict[str, list[float]] = {name: [] for name in systems}
     wrong = dict.fromkeys(("peft", "batches", "engine", "set_adapter"), 0)
     for repeat in range(args.repeats + 1):

@@ -77,7 +77,7 @@ def test_attention_of_one_query_equals_that_by_hand(
 ) -> None:
     query = torch.randn(rows, 1, heads, size).transpose(1, 2)
     key, value = cache(rows, heads, keys, size), cache(rows, heads, keys, size)
-    bias = torch.randn(1, heads, 1, keys) if masked != "left" else None
+    bias = torch.randn(1, keys, heads).permute(2, 0, 1)[None] if masked != "left" else None  # as T5 lays it out
     mask = torch.zeros(rows, 1, 1, keys) if masked else None
     if mask is not None:
         for row in range(rows):

@@ -308,3 +308,11 @@ def test_short_and_long_sources_are_encoded_apart_and_answered_alike(
     simulation.join(3, 90, 4, 85, 3, 5)
     assert sorted(passes) == [2, 4]
     simulation.step(3)
+
+
+def test_steps_of_packed_rows_attend_by_compiled_kernels(packing: MixedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row(source_ids=[5] * length + [EOS], next_id=PAD) for length in (3, 9, 4)]
+    batch, _ = Batch.start(packing, rows)
+    monkeypatch.setattr("t5peft.nn.attention.scaled_dot_product_attention", None)  # as of a call that must not come
+    for _ in range(3):
+        assert batch.step(packing).isfinite().all()

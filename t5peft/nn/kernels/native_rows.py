@@ -64,6 +64,7 @@ def attend_rows(
         return None
     if mask is not None and mask.shape not in ((1, 1, 1, keys), (rows, 1, 1, keys)):
         return None
+    bias = None if bias is None else bias.contiguous()  # T5 looks it up by keys and heads
     # The prefix of one row counts, as those of others may be the same memory.
     prefixes = () if prefix is None else (prefix.key[0], prefix.value[0])
     if not takes_strided(query, key, value, bias, mask) or not takes_native(*prefixes):
