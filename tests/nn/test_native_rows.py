@@ -1,4 +1,4 @@
-"""What rows do in a step of generation by compiled kernels is what the same by hand in float64 does."""
+"""Attention and LoRA of rows by compiled kernels are those by hand in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rows of a batch do in a step of generation, each for its own adapter, by the compiled functions of ``rows.c``.
+"""Attention and LoRA of the rows of a batch in a step of generation, by the compiled functions of ``rows.c``.
 
 Letters: B rows, T tokens, N heads, D d_kv, K keys, I inputs, O outputs, R rank.
 """
@@ -35,7 +35,8 @@ class LowRankRows:
         table, tokens = self._table, x.shape[1:-1].numel()
         if tokens > 1:
             table = table * torch.tensor([tokens, tokens, 1, 1, 1])
-        call("add_low_rank", table, len(table), x, x.shape[-1], y, y.shape[-1], torch.get_num_threads())
+        if call("add_low_rank", table, len(table), x, x.shape[-1], y, y.shape[-1], torch.get_num_threads()):
+            raise MemoryError("Got no memory for LoRA; expected some. Take fewer rows at once.")
 
 
 def attend_rows(

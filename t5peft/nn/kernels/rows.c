@@ -49,31 +49,40 @@ typedef struct {
   const float *a, *b;
 } Branch;
 
-/* Add the branches of some rows of x [rows, I] to those of y [rows, O]. */
-void add_low_rank(const Branch *branches, long count, const float *x, long inputs, float *y, long outputs, int threads) {
-  long work = 0;
-  for (long i = 0; i < count; i++) work += branches[i].count * branches[i].rank * (inputs + outputs);
+/* Add the branches of some rows of x [rows, I] to those of y [rows, O]. Return 0, or 1 where memory is missing. */
+int add_low_rank(const Branch *branches, long count, const float *x, long inputs, float *y, long outputs, int threads) {
+  long work = 0, largest = 0;
+  int failed = 0;
+  for (long i = 0; i < count; i++) {
+    work += branches[i].count * branches[i].rank * (inputs + outputs);
+    largest = branches[i].rank > largest ? branches[i].rank : largest;
+  }
 #pragma omp parallel num_threads(work < SMALL ? 1 : threads)
   {
+    float *inner = malloc(sizeof(float) * TOKENS * largest);
+    if (!inner)
+#pragma omp atomic write
+      failed = 1;
     long task = 0;
-    for (const Branch *branch = branches; branch < branches + count; branch++) {
-      float inner[TOKENS * branch->rank];
+    for (const Branch *branch = branches; inner && branch < branches + count; branch++) {
       for (long done = 0; done < branch->count; done += TOKENS) {
         if (task++ % omp_get_num_threads() != omp_get_thread_num()) continue;
         const float *from = x + (branch->first + done) * inputs;
         float *to = y + (branch->first + done) * outputs;
         long rank = branch->rank, left = branch->count - done;
-#define CASE(n)                                                                                                        \
+#define BRANCH(n)                                                                                                      \
   for (long r = 0; r < rank; r++) dots(n, from, inputs, branch->a + r * inputs, inputs, inner + r, rank);              \
   add_weighted(n, inner, rank, branch->b, outputs, outputs, to, outputs);
-        if (left >= 4) { CASE(4) }
-        else if (left == 3) { CASE(3) }
-        else if (left == 2) { CASE(2) }
-        else { CASE(1) }
-#undef CASE
+        if (left >= 4) { BRANCH(4) }
+        else if (left == 3) { BRANCH(3) }
+        else if (left == 2) { BRANCH(2) }
+        else { BRANCH(1) }
+#undef BRANCH
       }
     }
+    free(inner);
   }
+  return failed;
 }
 
 /* One query of each row and head. Strides are in elements. */
