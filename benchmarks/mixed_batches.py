@@ -127,7 +127,7 @@ def in_models(folder: Path, names: Sequence[str]) -> dict[str, PeftModel]:
     models: dict[str, PeftModel] = {}
     kinds: dict[Any, PeftModel] = {}
     for name in names:
-        kind = PeftConfig.from_pretrained(folder / name).peft_type
+        kind = PeftConfig.from_pretrained(str(folder / name)).peft_type
         if kind in kinds:
             kinds[kind].load_adapter(folder / name, adapter_name=name)
         else:
